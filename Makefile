@@ -1,0 +1,100 @@
+# Needs only make and Python >= 3.10; everything else goes into .venv. `make help` lists the targets.
+#
+#   make test PYTHON=python3.12      another Python: .venv is made anew for it
+#   make test ARGS="-k masks -x"     arguments for pytest (also: bench, demo)
+#   make test JOBS=4                 test processes, one thread each
+
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/made-flows.stamp
+STEP = $(PY) tools/step.py
+
+# Both, because pip before 25.3 reads the first for what a build needs and pip after it the second.
+# The path is relative: pip splits these variables at blanks, and a folder's name may have some.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# The stamp names the Python and the place that .venv was made for. Where it says something else,
+# or where .venv's Python does not run, .venv is broken (interrupted, copied, moved, Python gone).
+IDENTITY := $(shell $(PYTHON) -c 'import os, sys; print(sys.version.split()[0], os.getcwd())')
+HEALTHY := $(shell $(PY) -m pip --version >/dev/null 2>&1 && cat $(STAMP) 2>/dev/null)
+
+.PHONY: all demo test lint format types doctest docs bench clean help venv broken
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo      fit density models to real data; about a minute'
+	@echo 'make test      all tests'
+	@echo 'make lint      ruff: rules and format;   make format repairs what can be repaired'
+	@echo 'make types     mypy, strict'
+	@echo 'make doctest   the examples in docstrings, README and docs'
+	@echo 'make docs      the documentation, into site/'
+	@echo 'make bench     the benchmarks, into docs/benchmarks/ (long)'
+	@echo 'make all       lint, types, doctest, docs, test, demo'
+	@echo 'make clean     remove .venv and everything else that was made'
+
+all: lint types doctest docs test demo
+	@echo 'make all: done'
+
+# --- Environment ---------------------------------------------------------------------------------
+
+venv: $(STAMP)
+
+ifneq ($(HEALTHY),$(IDENTITY))
+$(STAMP): broken
+endif
+$(STAMP): pyproject.toml constraints.txt
+	@echo 'make venv: installing into $(VENV) (some minutes the first time) ...'
+	@rm -f $(STAMP)
+ifneq ($(HEALTHY),$(IDENTITY))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Expected Python 3.10 or newer as PYTHON; got " + sys.version)'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --upgrade pip
+endif
+	$(PY) -m pip install --editable '.[dev]'
+	@echo '$(IDENTITY)' > $(STAMP)
+	@echo 'make venv: ready'
+
+# --- Targets -------------------------------------------------------------------------------------
+
+demo: $(STAMP)
+	@$(STEP) --note 'tables above, pictures where the demo says' 'make demo' \
+	  $(PY) examples/demo.py $(ARGS)
+
+# One thread for each process: more than one slows small tensors down and fights over the cores.
+test: $(STAMP)
+	@OMP_NUM_THREADS=1 $(STEP) --junit $(VENV)/test-report.xml 'make test' \
+	  $(PY) -m pytest -n $(JOBS) --junitxml=$(VENV)/test-report.xml $(ARGS)
+
+lint: $(STAMP)
+	@$(STEP) 'make lint (rules)' $(PY) -m ruff check .
+	@$(STEP) 'make lint' $(PY) -m ruff format --check .
+
+format: $(STAMP)
+	@$(PY) -m ruff check --fix-only .
+	@$(STEP) 'make format' $(PY) -m ruff format .
+
+types: $(STAMP)
+	@$(STEP) 'make types' $(PY) -m mypy
+
+doctest: $(STAMP)
+	@OMP_NUM_THREADS=1 $(STEP) 'make doctest (documents)' \
+	  $(PY) tools/run_documents.py README.md docs
+	@OMP_NUM_THREADS=1 $(STEP) --junit $(VENV)/doctest-report.xml 'make doctest' \
+	  $(PY) -m pytest --doctest-modules --junitxml=$(VENV)/doctest-report.xml made_flows
+
+docs: $(STAMP)
+	@$(STEP) --note 'open site/index.html' 'make docs' $(PY) -m mkdocs build --strict --clean
+
+bench: $(STAMP)
+	@$(STEP) --note 'tables are in docs/benchmarks/' 'make bench' $(PY) -m benchmarks $(ARGS)
+
+clean:
+	@rm -rf $(VENV) site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo 'make clean: removed .venv and everything else that was made'
