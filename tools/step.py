@@ -23,7 +23,11 @@ def test_counts(report: Path) -> str:
         for name in totals:
             totals[name] += int(suite.get(name, "0"))
     passed = totals["tests"] - totals["failures"] - totals["errors"] - totals["skipped"]
-    counts = {"failed": totals["failures"], "errors": totals["errors"], "skipped": totals["skipped"]}
+    counts = {
+        "failed": totals["failures"],
+        "errors": totals["errors"],
+        "skipped": totals["skipped"],
+    }
     return ", ".join([f"{passed} passed"] + [f"{n} {word}" for word, n in counts.items() if n])
 
 
