@@ -1,0 +1,64 @@
+"""Griffe extension: reads the docstrings' reStructuredText as the Markdown of the documentation.
+
+Formulas become MathML (which browsers draw by themselves: no script, no font, no network), roles
+become links to what they name, and an Example is the section Griffe knows as Examples.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import textwrap
+from collections.abc import Iterator
+
+import griffe
+from latex2mathml.converter import convert
+
+MATH_BLOCK = re.compile(r"^( *)\.\. math::(.*(?:\n(?:\1 +\S.*| *(?=\n\1 )))*)$", re.MULTILINE)
+MATH = re.compile(r":math:`([^`]+)`")
+ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):`(~?)([\w.]+)`")
+EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
+FUNCTION = re.compile(r"<mi>(arg|cos|det|exp|lim|log|max|min|sin|tanh)</mi>(?!<mo)")
+
+
+def mathml(latex: str, display: str) -> str:
+    """Converts a formula, with the thin space that belongs between log and its argument."""
+    element = convert(" ".join(latex.split()), display=display)
+    return FUNCTION.sub(r'<mi>\1</mi><mspace width="0.17em"/>', element)
+
+
+def markdown(text: str, scope: griffe.Object) -> str:
+    """Converts one docstring; scope is the object in which short names are looked up."""
+
+    def math_block(match: re.Match[str]) -> str:
+        return f"{match[1]}<div>{mathml(textwrap.dedent(match[2]), 'block')}</div>"
+
+    def role(match: re.Match[str]) -> str:
+        name = match[2]
+        try:
+            identifier = scope.resolve(name)
+        except griffe.NameResolutionError:
+            identifier = name
+        label = name.rpartition(".")[2] if match[1] else name
+        return f'<autoref optional identifier="{identifier}"><code>{html.escape(label)}</code></autoref>'
+
+    text = MATH_BLOCK.sub(math_block, text)
+    text = MATH.sub(lambda match: mathml(match[1], "inline"), text)
+    return EXAMPLE.sub("Examples:", ROLE.sub(role, text))
+
+
+def objects(parent: griffe.Object) -> Iterator[griffe.Object]:
+    """Goes through an object and everything defined in it."""
+    yield parent
+    for member in parent.members.values():
+        if isinstance(member, griffe.Object):
+            yield from objects(member)
+
+
+class ReadDocstrings(griffe.Extension):
+    """Converts every docstring of the package once it is loaded, when its names are known."""
+
+    def on_package(self, *, pkg: griffe.Module, **_: object) -> None:
+        for item in objects(pkg):
+            if item.docstring is not None:
+                item.docstring.value = markdown(item.docstring.value, item)

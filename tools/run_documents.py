@@ -1,0 +1,83 @@
+"""Runs the Python code blocks of Markdown documents, so that no page shows code that does not work.
+
+    python tools/run_documents.py FILE_OR_FOLDER ...
+
+All ```python blocks of one document run in one namespace, from top to bottom, in a temporary
+folder, with warnings as errors. An error names the document and the line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```\s*$", re.DOTALL | re.MULTILINE)
+
+
+def documents(paths: list[Path]) -> Iterator[Path]:
+    for path in paths:
+        yield from sorted(path.rglob("*.md")) if path.is_dir() else [path]
+
+
+def code_of(document: Path) -> tuple[str, int]:
+    """Returns a document's Python code with every line at its place, and the number of blocks."""
+    text = document.read_text(encoding="utf-8")
+    lines = [""] * (text.count("\n") + 1)
+    blocks = list(BLOCK.finditer(text))
+    for block in blocks:
+        first = text.count("\n", 0, block.start(1))
+        code = block.group(1).splitlines()
+        lines[first : first + len(code)] = code
+    return "\n".join(lines), len(blocks)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("paths", nargs="+", type=Path)
+    total = failed = 0
+    for document in documents(parser.parse_args().paths):
+        code, blocks = code_of(document)
+        if not blocks:
+            continue
+        total += 1
+        start = time.monotonic()
+        try:
+            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+                compiled = compile(code, str(document), "exec")
+                warnings.simplefilter("error")
+                with working_directory(folder):
+                    exec(compiled, {"__name__": "__main__"})
+        except Exception:
+            failed += 1
+            traceback.print_exc()
+            outcome = "FAILED"
+        else:
+            outcome = "ok"
+        print(
+            f"{document}: {blocks} blocks, {outcome}, {time.monotonic() - start:.1f} s", flush=True
+        )
+    print(f"documents: {total - failed} passed, {failed} failed")
+    return int(failed > 0)
+
+
+@contextlib.contextmanager
+def working_directory(folder: str) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
