@@ -45,7 +45,9 @@ all: lint types doctest docs test demo
 
 venv: $(STAMP)
 
-ifneq ($(HEALTHY),$(IDENTITY))
+ifeq ($(HEALTHY),$(IDENTITY))
+QUIET := --quiet # hardly anything changes: do not list what is there already
+else
 $(STAMP): broken
 endif
 $(STAMP): pyproject.toml constraints.txt
@@ -56,7 +58,7 @@ ifneq ($(HEALTHY),$(IDENTITY))
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --upgrade pip
 endif
-	$(PY) -m pip install --editable '.[dev]'
+	$(PY) -m pip install $(QUIET) --editable '.[dev]'
 	@echo '$(IDENTITY)' > $(STAMP)
 	@echo 'make venv: ready'
 
@@ -89,7 +91,8 @@ doctest: $(STAMP)
 	  $(PY) -m pytest --doctest-modules --junitxml=$(VENV)/doctest-report.xml made_flows
 
 docs: $(STAMP)
-	@$(STEP) --note 'open site/index.html' 'make docs' $(PY) -m mkdocs build --strict --clean
+	@NO_MKDOCS_2_WARNING=true $(STEP) --note 'open site/index.html' 'make docs' \
+	  $(PY) -m mkdocs build --strict --clean
 
 bench: $(STAMP)
 	@$(STEP) --note 'tables are in docs/benchmarks/' 'make bench' $(PY) -m benchmarks $(ARGS)

@@ -1,7 +1,8 @@
 """Griffe extension: reads the docstrings' reStructuredText as the Markdown of the documentation.
 
 Formulas become MathML (which browsers draw by themselves: no script, no font, no network), roles
-become links to what they name, and an Example is the section Griffe knows as Examples.
+become links to what they name, arguments described together become one entry each, and an Example is the
+section Griffe knows as Examples.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from latex2mathml.converter import convert
 MATH_BLOCK = re.compile(r"^( *)\.\. math::(.*(?:\n(?:\1 +\S.*| *(?=\n\1 )))*)$", re.MULTILINE)
 MATH = re.compile(r":math:`([^`]+)`")
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):`(~?)([\w.]+)`")
+SHARED = re.compile(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)+):((?: .*)?(?:\n {5,}\S.*)*)$", re.MULTILINE)
 EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
 FUNCTION = re.compile(r"<mi>(arg|cos|det|exp|lim|log|max|min|sin|tanh)</mi>(?!<mo)")
 
@@ -40,8 +42,13 @@ def markdown(text: str, scope: griffe.Object) -> str:
         except griffe.NameResolutionError:
             identifier = name
         label = name.rpartition(".")[2] if match[1] else name
-        return f'<autoref optional identifier="{identifier}"><code>{html.escape(label)}</code></autoref>'
+        link = f'<autoref optional identifier="{identifier}">'
+        return f"{link}<code>{html.escape(label)}</code></autoref>"
 
+    def each_argument(match: re.Match[str]) -> str:
+        return "\n".join(f"    {name}:{match[2]}" for name in match[1].split(", "))
+
+    text = SHARED.sub(each_argument, text)
     text = MATH_BLOCK.sub(math_block, text)
     text = MATH.sub(lambda match: mathml(match[1], "inline"), text)
     return EXAMPLE.sub("Examples:", ROLE.sub(role, text))

@@ -40,7 +40,7 @@ def reference_pages() -> dict[str, str]:
     }
     rows = "\n".join(f"- [`made_flows.{name}`]({name}.md)" for name in names)
     pages[f"{REFERENCE}index.md"] = (
-        f"# Reference\n\nThe public names are at the top of the package: `import made_flows as mf`.\n"
+        "# Reference\n\nThe public names are those of `import made_flows as mf`.\n"
         f"They are defined in these modules.\n\n{rows}\n"
     )
     return pages
