@@ -1,8 +1,8 @@
 """Griffe extension: reads the docstrings' reStructuredText as the Markdown of the documentation.
 
 Formulas become MathML (which browsers draw by themselves: no script, no font, no network), roles
-become links to what they name, arguments described together become one entry each, and an Example is the
-section Griffe knows as Examples.
+become links to what they name, arguments described together become one entry each, and an Example
+is the section that Griffe knows as Examples.
 """
 
 from __future__ import annotations
