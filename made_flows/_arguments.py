@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,8 @@ class _Encoder:
         if isinstance(value, type) and issubclass(value, nn.Module):
             # A class is what it makes without arguments.
             value = next((kind() for kind in ACTIVATIONS.values() if kind is value), value)
-        code = None if isinstance(value, type) else activation_code(value)
+        known = callable(value) and isinstance(value, Hashable) and not isinstance(value, type)
+        code = activation_code(value) if known else None
         if code is None:
             raise TypeError(
                 f"Expected argument {name} to be one that can be saved: numbers, text, sequences, "

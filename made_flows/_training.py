@@ -31,7 +31,8 @@ class Weights:
     def restore(self, model: nn.Module) -> None:
         """Write the copy back in place, so that ties and optimisers keep their tensors."""
         for name, tensor in _named_tensors(model):
-            tensor.copy_(self.values[name])
+            if not torch.equal(tensor, self.values[name]):  # an expanded constant has no room
+                tensor.copy_(self.values[name])
 
 
 def _named_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:

@@ -131,10 +131,10 @@ def load(
         aliases = dict(header.get("aliases", {}))
         state = {k: v for k, v in tensors.items() if not k.startswith(ARGUMENTS)}
         state |= {name: tensors[source] for name, source in aliases.items()}
-        _match_dtypes(model, state)
+        _make_room(model, state)
         model.load_state_dict(state)
         model.train(bool(header.get("training", True)))
-    except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         written = header.get("library_version", "unknown")
         raise ValueError(
             f"Expected {path} to hold a model that this version of made_flows "
@@ -200,8 +200,8 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, aliases
 
 
-def _match_dtypes(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Cast a model's tensors to the dtypes of a state dict, which loading would else round to."""
+def _make_room(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give a model's tensors the dtypes of a state dict: loading would round to their own."""
     floats = Counter(
         state[name].dtype
         for name, _ in model.named_parameters()
@@ -212,8 +212,12 @@ def _match_dtypes(model: nn.Module, state: dict[str, Tensor]) -> None:
     for prefix, module in model.named_modules():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             saved = state.get(f"{prefix}.{name}" if prefix else name)
-            if tensor is not None and saved is not None and saved.dtype != tensor.dtype:
+            if tensor is None or saved is None:
+                continue
+            if saved.dtype != tensor.dtype:
                 tensor.data = tensor.data.to(saved.dtype)
+            if 0 in tensor.stride():  # an expanded tensor cannot be written to
+                tensor.data = tensor.data.contiguous()
 
 
 def _library_version() -> str:

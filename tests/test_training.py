@@ -30,6 +30,7 @@ class Line(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(features))
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("expanded", torch.ones(1).expand(3))
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         if self.training:

@@ -1,0 +1,309 @@
+"""The sequential inverse in torch operations: any device and dtype, any head or bijection.
+
+Ranks are taken in panels, as in a blocked triangular solve: before a panel, one matrix product
+per layer brings in everything that earlier panels computed; inside it, small products do the
+rest. Every unit is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from made_flows.activations import activation_of_name
+from made_flows.inverse.plan import Plan
+from made_flows.inverse.steps import Step
+from made_flows.network import unpack
+
+__all__ = ["adjoint", "solve"]
+
+_PANEL_UNITS = 64
+"""Units of the widest layer in a panel, about. Larger panels mean fewer large products, smaller
+ones less work inside: 32 to 128 measured alike, within noise, on the sizes of the benchmark."""
+
+
+def panels(plan: Plan, first: int = 0) -> list[tuple[int, int]]:
+    """Ranges of ranks [start, stop) from a rank on, each with about the same number of units."""
+    widest = max(len(layer.units) for layer in plan.layers)
+    size = max(1, round(_PANEL_UNITS * plan.levels / max(widest, 1)))
+    return [(r, min(r + size, plan.levels)) for r in range(first, plan.levels, size)]
+
+
+class _Activations:
+    """z and a of every layer for N rows, in sorted order, filled in degree by degree."""
+
+    def __init__(
+        self, plan: Plan, tensors: Sequence[Tensor], bases: Sequence[Tensor], rows: int
+    ) -> None:
+        self.plan = plan
+        self.functions = [activation_of_name(word) for word in plan.structure.activations]
+        like = plan.output.weight
+        self.inputs = like.new_zeros(rows, len(plan.columns))
+        self.z: list[Tensor] = []
+        self.a: list[Tensor] = []
+        self.gates: list[Tensor | None] = []
+        _, described, _ = unpack(plan.structure, tensors, bases)
+        for layer, origin in zip(plan.layers, described, strict=True):
+            z = like.new_zeros(rows, len(layer.units))
+            if layer.bias is not None:
+                z += layer.bias
+            if origin.base is not None and rows:
+                # Row n belongs to row n modulo (number of rows) of the context.
+                z.view(-1, len(origin.base), z.shape[1]).add_(origin.base[:, layer.units])
+            gate = origin.gate
+            if gate is not None and rows:
+                gate = gate[:, layer.units].repeat(rows // len(gate), 1)
+            self.gates.append(gate)
+            self.z.append(z)
+            self.a.append(torch.empty_like(z))
+
+    def source(self, layer: int) -> Tensor:
+        """What a layer reads."""
+        return self.a[layer - 1] if layer else self.inputs
+
+    def known(self, layer: int, rank: int) -> int:
+        """How many of the layer's inputs are known before anything of this rank is."""
+        starts = self.plan.layers[layer - 1].starts if layer else self.plan.column_starts
+        return int(starts[rank])
+
+    def readable(self, layer: int, degree: int) -> int:
+        """How many of the layer's inputs a unit of this degree (an output: of this rank) reads."""
+        if layer:
+            return int(self.plan.layers[layer - 1].starts[degree + 1])
+        return int(self.plan.column_starts[degree])
+
+    def units(self, layer: int, start: int, stop: int) -> slice:
+        """The units of a layer with degrees (outputs: ranks) in [start, stop)."""
+        starts = self.plan.layers[layer].starts
+        return slice(int(starts[start]), int(starts[stop]))
+
+    def add(self, layer: int, units: slice, start: int, stop: int) -> None:
+        """Add to z of some units what the layer's inputs in [start, stop) contribute."""
+        if units.start < units.stop and start < stop:
+            weight = self.plan.layers[layer].weight[units, start:stop]
+            self.z[layer][:, units].addmm_(self.source(layer)[:, start:stop], weight.T)
+
+    def add_direct(self, units: slice, start: int, stop: int) -> None:
+        """Add to outputs what the inputs in [start, stop) contribute directly."""
+        if self.plan.direct is not None and units.start < units.stop and start < stop:
+            weight = self.plan.direct[units, start:stop]
+            self.z[-1][:, units].addmm_(self.inputs[:, start:stop], weight.T)
+
+    def finish(self, layer: int, units: slice) -> None:
+        """Gate, residual and activation of hidden units whose products are all in."""
+        if units.start == units.stop:
+            return
+        z = self.z[layer][:, units]
+        gate = self.gates[layer]
+        if gate is not None:
+            z *= gate[:, units]
+        stream = self.plan.structure.adds_to[layer]
+        if stream >= 0:
+            z += self.z[stream][:, units]
+        self.a[layer][:, units] = self.functions[layer](self.normed(layer, units))
+
+    def normed(self, layer: int, units: slice) -> Tensor:
+        """What the activation of some units is applied to."""
+        planned, z = self.plan.layers[layer], self.z[layer][:, units]
+        if planned.norm_scale is None or planned.norm_shift is None:
+            return z
+        return z * planned.norm_scale[units] + planned.norm_shift[units]
+
+    def fill(self, ranks: int) -> None:
+        """All hidden units that the ranks below this number determine, at once."""
+        if ranks == 0:
+            return
+        for layer in range(self.plan.structure.depth):
+            units = self.units(layer, 0, ranks)
+            self.add(layer, units, 0, self.readable(layer, ranks - 1))
+            self.finish(layer, units)
+
+
+def solve(
+    plan: Plan,
+    step: Step,
+    noise: Tensor,
+    tensors: Sequence[Tensor],
+    bases: Sequence[Tensor],
+    known: Tensor | None = None,
+    prefix: int = 0,
+) -> Tensor:
+    """The values x with x_r = step(noise_r, parameters_r(x_<r)) for every rank r.
+
+    Args:
+        plan: the network's plan.
+        step: how noise becomes a value.
+        noise: (N, D, P).
+        tensors, bases: the network's, see :class:`~made_flows.network.Network`.
+        known: (N, D) values, of which the first ``prefix`` ranks are kept as they are.
+        prefix: how many ranks are known.
+
+    Returns:
+        Values (N, D), of the dtype that the step gives.
+    """
+    rows = len(noise)
+    state = _Activations(plan, tensors, bases, rows)
+    dtype = plan.output.weight.dtype
+    encoded_columns = plan.columns
+    values: Tensor | None = None if known is None else known.clone()
+    if prefix and values is not None:
+        stop = int(plan.column_starts[prefix])
+        encoded = step.encode(values, dtype)
+        state.inputs[:, :stop] = encoded[:, encoded_columns[:stop]]
+        state.fill(prefix)
+    depth = plan.structure.depth
+    counts = [plan.structure.parameters[i] for i in plan.features.tolist()]
+    for start, stop in panels(plan, prefix):
+        for layer in range(depth + 1):
+            state.add(layer, state.units(layer, start, stop), 0, state.known(layer, start))
+        outputs = state.units(depth, start, stop)
+        state.add_direct(outputs, 0, int(plan.column_starts[start]))
+        for rank in range(start, stop):
+            for layer in range(depth + 1):
+                units = state.units(layer, rank, rank + 1)
+                begin, end = state.known(layer, start), state.readable(layer, rank)
+                state.add(layer, units, begin, end)
+                if layer < depth:
+                    state.finish(layer, units)
+                else:
+                    columns = plan.column_starts
+                    state.add_direct(units, int(columns[start]), int(columns[rank]))
+            at = slice(int(plan.feature_starts[rank]), int(plan.feature_starts[rank + 1]))
+            features = plan.features[at]
+            parameters = _unpack(state.z[-1][:, state.units(depth, rank, rank + 1)], counts[at])
+            fresh = step(noise[:, features], parameters)
+            if values is None:
+                values = fresh.new_zeros(rows, plan.structure.features)
+            values[:, features] = fresh.to(values.dtype)
+            inputs = slice(int(plan.column_starts[rank]), int(plan.column_starts[rank + 1]))
+            if step.identity_encoding:
+                state.inputs[:, inputs] = fresh
+            else:
+                state.inputs[:, inputs] = step.encode(values, dtype)[:, encoded_columns[inputs]]
+    if values is None:  # no rank: impossible, as there is at least one feature
+        raise ValueError("Expected a plan with at least one rank; got none")
+    return values
+
+
+def _unpack(outputs: Tensor, counts: Sequence[int]) -> Tensor:
+    """Outputs (N, sum of counts) as (N, features, K), padded with -inf where counts differ."""
+    largest = max(counts)
+    if min(counts) == largest:
+        return outputs.reshape(len(outputs), len(counts), largest)
+    padded = outputs.new_full((len(outputs), len(counts), largest), -torch.inf)
+    start = 0
+    for i, count in enumerate(counts):
+        padded[:, i, :count] = outputs[:, start : start + count]
+        start += count
+    return padded
+
+
+def adjoint(
+    plan: Plan,
+    gradient: Tensor,
+    slopes: Tensor,
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    bases: Sequence[Tensor],
+) -> Tensor:
+    r"""Solve the transposed linearised system: the sweep run backwards.
+
+    With x_r = g(noise_r, p_r(x_<r)), the total derivative of a loss with respect to x_r is
+
+    .. math:: \lambda_r = \bar x_r + \sum_{s > r} (\partial p_s / \partial x_r)^\top
+        (\partial g / \partial p_s)\, \lambda_s
+
+    The delta of a hidden unit of degree m is complete once all ranks from m on are done.
+
+    Args:
+        plan: the network's plan.
+        gradient: (N, D), the loss's gradient with respect to every value alone.
+        slopes: (N, D, K), derivative of every value with respect to its own parameters.
+        x: (N, D), the solution.
+        tensors, bases: the network's.
+
+    Returns:
+        lambda, (N, D).
+    """
+    rows = len(x)
+    state = _Activations(plan, tensors, bases, rows)
+    state.inputs.copy_(x[:, plan.columns])
+    state.fill(plan.levels)
+    depth = plan.structure.depth
+    derivatives = [
+        _derivative(state.functions[layer], state.normed(layer, slice(None)))
+        for layer in range(depth)
+    ]
+    for layer, planned in enumerate(plan.hidden):
+        if planned.norm_scale is not None:
+            derivatives[layer] *= planned.norm_scale
+    solution = gradient[:, plan.features].clone()
+    slopes = slopes[:, plan.features]
+    # Deltas with respect to W a of every layer; of the outputs they are slope * lambda.
+    deltas = [torch.zeros_like(z) for z in state.z]
+    streams = [torch.zeros_like(z) for z in state.z[:-1]]  # deltas with respect to z
+
+    def pull(layer: int, units: slice, above: slice) -> Tensor | None:
+        """What the given units of the next layer send back to some units of this one."""
+        if above.start >= above.stop or units.start >= units.stop:
+            return None
+        return deltas[layer + 1][:, above] @ plan.layers[layer + 1].weight[above, units]
+
+    def pull_inputs(at: slice, layer: int, above: slice) -> None:
+        """Add to lambda what the given units (of the first layer, or outputs) send back."""
+        weight = plan.layers[0].weight if layer == 0 else plan.direct
+        if weight is not None and above.start < above.stop and at.start < at.stop:
+            solution[:, at].addmm_(deltas[layer][:, above], weight[above, at])
+
+    for start, stop in reversed(panels(plan)):
+        done = [slice(int(layer.starts[stop]), len(layer.units)) for layer in plan.layers]
+        panel = [state.units(layer, start, stop) for layer in range(depth + 1)]
+        at = slice(int(plan.feature_starts[start]), int(plan.feature_starts[stop]))
+        pull_inputs(at, 0, done[0])
+        if plan.direct is not None:
+            pull_inputs(at, depth, done[depth])
+        partial = [pull(layer, panel[layer], done[layer + 1]) for layer in range(depth)]
+        for rank in range(stop - 1, start - 1, -1):
+            at = slice(int(plan.feature_starts[rank]), int(plan.feature_starts[rank + 1]))
+            fresh = [
+                slice(int(layer.starts[rank + 1]), int(layer.starts[stop])) for layer in plan.layers
+            ]
+            pull_inputs(at, 0, fresh[0])
+            if plan.direct is not None:
+                pull_inputs(at, depth, fresh[depth])
+            outputs = state.units(depth, rank, rank + 1)
+            delta = slopes[:, at] * solution[:, at].unsqueeze(-1)
+            deltas[depth][:, outputs] = delta.reshape(rows, outputs.stop - outputs.start)
+            for layer in reversed(range(depth)):
+                units = state.units(layer, rank, rank + 1)
+                if units.start == units.stop:
+                    continue
+                reading = plan.layers[layer + 1].starts
+                above = slice(int(reading[rank]), int(reading[stop]))
+                total = pull(layer, units, above)
+                earlier = partial[layer]
+                if earlier is not None:
+                    offset = panel[layer].start
+                    before = earlier[:, units.start - offset : units.stop - offset]
+                    total = before if total is None else total + before
+                delta = streams[layer][:, units]
+                if total is not None:
+                    delta += total * derivatives[layer][:, units]
+                stream = plan.structure.adds_to[layer]
+                if stream >= 0:
+                    streams[stream][:, units] += delta
+                gate = state.gates[layer]
+                deltas[layer][:, units] = delta if gate is None else delta * gate[:, units]
+    result = torch.empty_like(solution)
+    result[:, plan.features] = solution
+    return result
+
+
+def _derivative(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    def total(values: Tensor) -> Tensor:
+        return function(values).sum()
+
+    derivative: Tensor = torch.func.grad(total)(z)
+    return derivative

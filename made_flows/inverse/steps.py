@@ -1,0 +1,77 @@
+"""Steps: how one rank's noise becomes its values, given the rank's parameters.
+
+Sampling a head, and inverting a bijection in either direction, differ in their step alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from made_flows._registry import KeyedModule
+from made_flows.heads import Head
+from made_flows.scales import ScaleRule
+
+__all__ = ["HeadStep", "Step", "step_of_name"]
+
+
+class Step(Protocol):
+    """What the sequential inverse does at every rank."""
+
+    name: str
+    """A word that :func:`step_of_name` understands."""
+
+    identity_encoding: bool
+    """Whether the network reads values as they are."""
+
+    differentiable: bool
+    """Whether values are differentiable in noise and parameters."""
+
+    def __call__(self, noise: Tensor, parameters: Tensor) -> Tensor:
+        """Values from noise (..., P) and parameters (..., K): (...)."""
+
+    def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the network reads for all features' values (N, D): (N, inputs)."""
+
+    def value_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of values, for a network of the given dtype."""
+
+    def kernel(self) -> tuple[str, ScaleRule | None] | None:
+        """What the compiled kernel should do, None if it cannot."""
+
+
+class HeadStep:
+    """The step of a head: sampling.
+
+    Args:
+        head: the head.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.name = f"head:{head.key}"
+        self.identity_encoding = type(head).encode is Head.encode
+        self.differentiable = head.has_rsample
+
+    def __call__(self, noise: Tensor, parameters: Tensor) -> Tensor:
+        return self.head.step(noise, parameters)
+
+    def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.head.encode(x, dtype)
+
+    def value_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.head.value_dtype or dtype
+
+    def kernel(self) -> tuple[str, ScaleRule | None] | None:
+        return self.head.kernel()
+
+
+def step_of_name(name: str) -> Step:
+    """The step that a name stands for."""
+    kind, key = name.split(":")
+    owner: Any = KeyedModule.of_key(int(key))
+    if kind == "head":
+        return HeadStep(owner)
+    raise ValueError(f"Expected the name of a step; got {name!r}")

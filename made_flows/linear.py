@@ -1,0 +1,61 @@
+"""A linear layer whose weights live where a mask says so."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["MaskedLinear"]
+
+
+class MaskedLinear(nn.Module):
+    r"""A masked affine map :math:`y = (M \odot W)\, x + b`.
+
+    Args:
+        mask: boolean (outputs, inputs); True where a weight lives.
+        bias: whether there is a bias.
+
+    The mask is a buffer: it moves and is saved with the weights. A call may bring a mask of its
+    own. Rows of ``weight`` start uniform with variance 1 / (number of inputs the row may read),
+    so that units with few inputs start at the same scale as those with many.
+
+    Example:
+        >>> layer = MaskedLinear(torch.tensor([[True, False], [True, True]]))
+        >>> layer(torch.ones(5, 2)).shape
+        torch.Size([5, 2])
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, bias: bool = True) -> None:
+        super().__init__()
+        self.out_features, self.in_features = mask.shape
+        self.register_buffer("mask", mask.bool())
+        self.weight = nn.Parameter(torch.empty(mask.shape))
+        self.bias = nn.Parameter(torch.empty(self.out_features)) if bias else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, gain: float = 1.0, extra_inputs: int | Tensor = 0) -> None:
+        """Draw weights anew.
+
+        Args:
+            gain: factor on the weights' standard deviation; below one the bias starts at zero.
+            extra_inputs: how many inputs the same units read through another layer, a number or
+                one for each row, (outputs, 1).
+        """
+        visible = (self.mask.sum(dim=1, keepdim=True) + extra_inputs).clamp(min=1)
+        bound = (3.0 / visible.to(self.weight)).sqrt()
+        self.weight.uniform_(-1, 1).mul_(bound * gain)
+        if self.bias is not None:
+            # Spread the kinks of the units over the data, as torch.nn.Linear does.
+            self.bias.uniform_(-1, 1).mul_((bound / 3**0.5).squeeze(1) if gain == 1 else 0.0)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The map of x, (..., inputs) -> (..., outputs)."""
+        return F.linear(x, self.weight * (self.mask if mask is None else mask), self.bias)
+
+    def extra_repr(self) -> str:
+        bias = "" if self.bias is not None else ", bias=False"
+        return f"{self.in_features}, {self.out_features}{bias}"

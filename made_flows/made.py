@@ -1,0 +1,438 @@
+"""MADE: a masked network whose output for a feature reads only the features before it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from made_flows import masks as mk
+from made_flows._registry import saveable
+from made_flows.activations import activation_name, make_activation
+from made_flows.checks import (
+    can_inspect,
+    check_broadcast,
+    check_event,
+    expect,
+    expect_type,
+    non_negative_integer,
+    positive_integer,
+    real_number,
+    widths,
+)
+from made_flows.linear import MaskedLinear
+from made_flows.network import Layer, Network
+from made_flows.wiring import Shape, Wiring, feature_reach, wire_graph, wire_order
+
+__all__ = ["MADE", "DependencyWarning"]
+
+_NEAR_ZERO = 0.01
+"""Gain of the layers that should hardly count at the start: outputs and ends of residual blocks."""
+
+
+class DependencyWarning(UserWarning):
+    """Hidden layers are too narrow for the network to connect all the features it could."""
+
+
+@saveable
+class MADE(nn.Module):
+    r"""Masked autoencoder: parameters of every feature from the features before it.
+
+    .. math:: \theta_i = f_i(x_{<i}, c) \in \mathbb{R}^K, \qquad i = 1, \dots, D
+
+    where :math:`x_{<i}` are the features of lower rank in the order. One pass gives all of them.
+    The context reaches every feature, the first one too: through hidden units of degree 0 and
+    through a linear map of its own to the outputs. Outputs start near zero.
+
+    Args:
+        features: number of features D.
+        context: number of context variables C; 0 for none.
+        hidden_features: widths of the hidden layers; ``()`` for a linear network. With
+            ``residual=True`` the first is the width of the residual stream, and each further one
+            the inner width of a residual block.
+        parameters: parameters per feature K, the same for all features or one number each.
+        inputs: input columns per feature, likewise (a one-hot category takes several).
+        order: ``"natural"``, ``"reversed"``, ``"random"`` or a permutation: ``order[k]`` is the
+            feature generated k-th.
+        degrees: ``"even"`` or ``"random"`` degrees of the hidden units.
+        activation: a name (``"relu"``, ``"elu"``, ``"tanh"``, ``"silu"``, ``"gelu"``,
+            ``"leaky_relu"``, ``"softplus"``, ``"sigmoid"``, ``"identity"``), a module or a function.
+        residual: whether hidden layers after the first are residual blocks
+            :math:`h + W_2\, a(W_1\, a(h))`.
+        direct: whether inputs are also connected to outputs directly (linearly).
+        dropout: probability of dropping a hidden unit while training. Sampling and inversion
+            never drop.
+        adjacency: instead of an order, a directed acyclic graph: a boolean matrix of shape
+            (features, features), ``[i, j]`` meaning that feature i may depend on feature j, or
+            (features, features + context) to say the same of the context's columns.
+        generator: source of randomness for random orders and degrees.
+
+    Shapes:
+        x: (..., inputs), context: (..., C), broadcast together; output: (..., features, K), with
+        -inf behind a feature's own parameters where they differ in number (as a logit: never).
+
+    Raises:
+        ValueError: for sizes, names or permutations out of range, for a cycle in ``adjacency``,
+            for a context passed but not configured, and the reverse.
+        TypeError: for arguments of a wrong type, and data of another dtype than the weights.
+
+    References:
+        Germain et al. 2015, *MADE: Masked Autoencoder for Distribution Estimation*, equations
+        12-13 and sections 4.2-4.3.
+
+    Example:
+        >>> made = MADE(features=3, context=2, hidden_features=(16, 16), parameters=2)
+        >>> made(torch.zeros(10, 3), torch.zeros(10, 2)).shape
+        torch.Size([10, 3, 2])
+    """
+
+    ranks: Tensor
+    input_features: Tensor
+    output_features: Tensor
+    output_places: Tensor | None
+    graph: Tensor | None
+    input_context: MaskedLinear | None
+    output_context: MaskedLinear | None
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        hidden_features: Sequence[int] = (64, 64),
+        parameters: int | Sequence[int] = 2,
+        *,
+        inputs: int | Sequence[int] = 1,
+        order: Any = "natural",
+        degrees: str = "even",
+        activation: Any = "relu",
+        residual: bool = False,
+        direct: bool = False,
+        dropout: float = 0.0,
+        adjacency: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = positive_integer(features, "features")
+        self.context = non_negative_integer(context, "context")
+        self.hidden_features = widths(hidden_features, "hidden_features")
+        self.outputs = _per_feature(parameters, self.features, "parameters")
+        self.inputs = _per_feature(inputs, self.features, "inputs")
+        dropout = real_number(dropout, "dropout")
+        expect(0 <= dropout < 1, "dropout", "to be in [0, 1)", dropout)
+        self.residual = bool(residual) and len(self.hidden_features) > 1
+
+        each = torch.arange(self.features)
+        hidden = self.hidden_features
+        if self.residual:
+            stream, *inner = hidden
+            hidden = (stream, *(width for h in inner for width in (h, stream)))
+        self._shape = Shape(
+            features=self.features,
+            context=self.context,
+            input_features=each.repeat_interleave(torch.tensor(self.inputs)),
+            output_features=each.repeat_interleave(torch.tensor(self.outputs)),
+            hidden=hidden,
+            residual=self.residual,
+        )
+        if adjacency is None:
+            ranks = mk.ranks_from_order(mk.make_order(self.features, order, generator))
+            wiring = wire_order(self._shape, ranks, degrees, generator)
+        else:
+            given = not isinstance(order, str) or order != "natural"
+            expect(not given, "order", "to be left out when adjacency is given", order)
+            graph = mk.check_adjacency(adjacency, self.features, self.context)
+            wiring = wire_graph(self._shape, graph)
+
+        self.activation = make_activation(activation)
+        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.layers = nn.ModuleList(MaskedLinear(mask) for mask in wiring.masks)
+        # Without hidden layers the one layer is the direct connection.
+        self.direct = MaskedLinear(wiring.direct, bias=False) if direct and hidden else None
+        self.input_context = self.output_context = None
+        if self.context:
+            self.output_context = MaskedLinear(wiring.output_context, bias=False)
+            if wiring.input_context is not None:
+                self.input_context = MaskedLinear(wiring.input_context, bias=False)
+        self.register_buffer("ranks", wiring.ranks)
+        self.register_buffer("graph", wiring.allowed if adjacency is not None else None)
+        for layer, layer_degrees in enumerate(wiring.degrees):
+            self.register_buffer(f"degrees_{layer}", layer_degrees)
+        self._register_places()
+        self.reset_parameters()
+        self._warn_of_lost_dependencies(wiring)
+
+    # ------------------------------------------------------------------ structure
+
+    @property
+    def order(self) -> Tensor:
+        """``order[k]`` is the feature generated k-th (for a graph: a topological order)."""
+        return mk.order_from_ranks(self.ranks)
+
+    @property
+    def allowed(self) -> Tensor:
+        """Which feature may depend on which, by the order or the graph: (features, features)."""
+        return self.ranks[:, None] > self.ranks if self.graph is None else self.graph
+
+    @property
+    def degrees(self) -> tuple[Tensor, ...]:
+        """Degrees of the units of every hidden layer: how many ranks they may read."""
+        return tuple(self.get_buffer(f"degrees_{i}") for i in range(len(self._shape.hidden)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self._layer(-1).weight.dtype
+
+    def _layer(self, index: int) -> MaskedLinear:
+        return cast(MaskedLinear, self.layers[index])
+
+    def _register_places(self) -> None:
+        """Buffers that say where inputs and outputs belong; derived, so not saved."""
+        self.register_buffer("input_features", self._shape.input_features, persistent=False)
+        self.register_buffer("output_features", self._shape.output_features, persistent=False)
+        largest = max(self.outputs)
+        places = torch.cat([i * largest + torch.arange(k) for i, k in enumerate(self.outputs)])
+        filled = len(set(self.outputs)) == 1
+        self.register_buffer("output_places", None if filled else places, persistent=False)
+
+    @torch.no_grad()
+    def resample_masks(
+        self, generator: torch.Generator | None = None, *, order: bool = True, degrees: bool = True
+    ) -> None:
+        """Draw a new order and new degrees, in place: order- and connectivity-agnostic training.
+
+        Degrees are drawn for every unit by itself, so that afterwards units are not sorted by
+        degree: a weight keeps its two units, whatever they may read now.
+
+        Args:
+            generator: source of randomness (on the CPU).
+            order: whether to draw a new order.
+            degrees: whether to draw new degrees.
+
+        Raises:
+            ValueError: for a network made from ``adjacency``, which has no order to draw.
+
+        References:
+            Germain et al. 2015, sections 4.2-4.3.
+        """
+        expect(self.graph is None, "the network", "to have an order to draw anew", "a graph")
+        if order:
+            drawn = mk.make_order(self.features, "random", generator)
+            self.ranks.copy_(mk.ranks_from_order(drawn))
+        if degrees:
+            wiring = wire_order(self._shape, self.ranks.cpu(), "random", generator, shuffle=True)
+            for old, new in zip(self.degrees, wiring.degrees, strict=True):
+                old.copy_(new)
+        inputs, outputs = self.ranks[self.input_features], self.ranks[self.output_features]
+        masks = mk.degree_masks(inputs, self.degrees, outputs)
+        for layer, mask in zip(self.layers, masks, strict=True):
+            cast(MaskedLinear, layer).mask.copy_(mask)
+        if self.direct is not None:
+            self.direct.mask.copy_(outputs[:, None] > inputs)
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew; outputs and residual blocks start near zero."""
+        last = len(self.layers) - 1
+        for index in range(len(self.layers)):
+            near_zero = index == last or self._shape.adds_to_stream(index)
+            self._layer(index).reset_parameters(gain=_NEAR_ZERO if near_zero else 1.0)
+        if self.input_context is not None:
+            # The first layer's units read features and context: one variance for both.
+            first = self._layer(0)
+            first.reset_parameters(extra_inputs=self.input_context.mask.sum(1, keepdim=True))
+            self.input_context.reset_parameters(extra_inputs=first.mask.sum(1, keepdim=True))
+        for layer in (self.direct, self.output_context):
+            if layer is not None:
+                layer.reset_parameters(gain=_NEAR_ZERO)
+
+    def reach(self) -> Tensor:
+        """Which feature's parameters can depend on which feature: boolean (features, features)."""
+        masks = [cast(MaskedLinear, layer).mask for layer in self.layers]
+        paths = [masks]
+        if self.residual:
+            # A block adds to the stream: what the stream could read before, it still can.
+            # Past the first layer every block end has the stream's own wiring.
+            paths.append([masks[0], masks[-1]])
+        if self.direct is not None:
+            paths.append([self.direct.mask])
+        return feature_reach(self._shape, paths)
+
+    def _warn_of_lost_dependencies(self, wiring: Wiring) -> None:
+        if self.direct is not None or not self.hidden_features:
+            return
+        lost = mk.lost_dependencies(self.reach(), wiring.ranks, wiring.allowed)
+        if lost:
+            shown = ", ".join(f"{i} on {j}" for i, j in lost[:3]) + (", ..." if lost[3:] else "")
+            enough = (
+                "wider layers"
+                if self.graph is not None
+                else (f"layers of at least {self.features - (not self.context)} units")
+            )
+            warnings.warn(
+                f"hidden_features={self.hidden_features} are too narrow for {self.features} "
+                f"features: {len(lost)} of {int(wiring.allowed.sum())} dependencies are lost "
+                f"(feature {shown}). Use {enough}, or direct=True, which restores them linearly",
+                DependencyWarning,
+                stacklevel=4,
+            )
+
+    # ------------------------------------------------------------------ computing
+
+    def check_context(self, context: Tensor | None) -> Tensor | None:
+        """The context, checked against what the network was made for."""
+        if self.context == 0:
+            if context is not None:
+                raise ValueError(
+                    "Expected no context, since the model was made with context=0; got one of "
+                    f"shape {tuple(context.shape)}"
+                )
+            return None
+        if context is None:
+            raise ValueError(
+                f"Expected context of shape (..., {self.context}), since the model was made with "
+                f"context={self.context}; got none"
+            )
+        return check_event(context, "context", self.context, self.dtype)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, order: Tensor | Sequence[int] | None = None
+    ) -> Tensor:
+        """Parameters of every feature.
+
+        Args:
+            x: (..., inputs).
+            context: (..., C), broadcast against x; required if and only if the network has one.
+            order: another order of the features for this call, (features,).
+
+        Returns:
+            (..., features, K).
+        """
+        check_event(x, "x", len(self.input_features), self.dtype)
+        context = self.check_context(context)
+        if context is not None:
+            check_broadcast(x=x.shape[:-1], context=context.shape[:-1])
+        return self._compute(x, context, order, self.dropout)
+
+    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Parameters of every feature without dropout, whatever the mode: what samples follow."""
+        return self._compute(x, context, None, None)
+
+    def _compute(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        order: Tensor | Sequence[int] | None,
+        dropout: nn.Module | None,
+    ) -> Tensor:
+        first = last = direct = None
+        if order is not None:
+            first, last, direct = self._masks_of_call(order)
+        output: Tensor = self._layer(-1)(self._hidden(x, context, first, dropout), last)
+        if self.direct is not None:
+            output = output + self.direct(x, direct)
+        if self.output_context is not None:
+            output = output + self.output_context(context)
+        return self.unpack(output)
+
+    def _masks_of_call(self, order: Tensor | Sequence[int]) -> tuple[Tensor | None, Tensor, Tensor]:
+        expect(self.graph is None, "order", "to be left out for a network of a graph", order)
+        if not isinstance(order, Tensor) or can_inspect(order):
+            order = mk.make_order(self.features, order)
+        ranks = mk.ranks_from_order(order.to(self.ranks.device))
+        direct = ranks[self.output_features][:, None] > ranks[self.input_features]
+        if not self.degrees:
+            return None, direct, direct
+        first = self.degrees[0][:, None] > ranks[self.input_features]
+        last = ranks[self.output_features][:, None] >= self.degrees[-1]
+        return first, last, direct
+
+    def _hidden(
+        self, x: Tensor, context: Tensor | None, mask: Tensor | None, dropout: nn.Module | None
+    ) -> Tensor:
+        if not self.hidden_features:
+            return x
+
+        def activate(z: Tensor) -> Tensor:
+            a: Tensor = self.activation(z)
+            return a if dropout is None else cast(Tensor, dropout(a))
+
+        z: Tensor = self._layer(0)(x, mask)
+        if self.input_context is not None:
+            z = z + self.input_context(context)
+        inner = [self._layer(index) for index in range(1, len(self.layers) - 1)]
+        if self.residual:
+            for start, end in zip(inner[::2], inner[1::2], strict=True):
+                z = z + end(activate(start(self.activation(z))))
+            return activate(z)
+        for layer in inner:
+            z = layer(activate(z))
+        return activate(z)
+
+    def unpack(self, output: Tensor) -> Tensor:
+        """Outputs (..., outputs) as (..., features, K), padded with -inf where K differs."""
+        shape = (*output.shape[:-1], self.features, max(self.outputs))
+        if self.output_places is None:
+            return output.reshape(shape)
+        padded = output.new_full((*output.shape[:-1], shape[-2] * shape[-1]), -torch.inf)
+        return padded.index_copy(-1, self.output_places, output).reshape(shape)
+
+    def network(self, context: Tensor | None = None) -> Network:
+        """The network as the sequential inverse sees it, with what a context (rows, C) adds."""
+        activation = activation_name(self.activation)
+        layers = []
+        last = len(self.layers) - 1
+        for index in range(last + 1):
+            linear, base = self._layer(index), None
+            if context is not None and index == last and self.output_context is not None:
+                base = self.output_context(context)
+            elif context is not None and index == 0 and self.input_context is not None:
+                base = self.input_context(context)
+            stream = index - 2 if self._shape.adds_to_stream(index) and index < last else -1
+            layers.append(
+                Layer(
+                    linear.weight,
+                    linear.mask,
+                    linear.bias,
+                    base=base,
+                    activation=activation,
+                    adds_to=stream,
+                )
+            )
+        direct = None if self.direct is None else Layer(self.direct.weight, self.direct.mask)
+        return Network.of_layers(self.ranks, layers, direct, self.inputs, self.outputs)
+
+    def extra_repr(self) -> str:
+        parts = [f"features={self.features}"]
+        if self.context:
+            parts.append(f"context={self.context}")
+        parts.append(f"hidden_features={self.hidden_features}")
+        same = len(set(self.outputs)) == 1
+        parts.append(f"parameters={self.outputs[0] if same else self.outputs}")
+        if set(self.inputs) != {1}:
+            parts.append(f"inputs={self.inputs[0] if len(set(self.inputs)) == 1 else self.inputs}")
+        if self.graph is not None:
+            parts.append(f"levels={int(self.ranks.max()) + 1}")
+        else:
+            order = self.order.tolist()
+            if order == sorted(order):
+                shown = "natural"
+            elif order == sorted(order, reverse=True):
+                shown = "reversed"
+            else:
+                shown = str(order) if self.features <= 12 else f"{str(order[:6])[:-1]}, ...]"
+            parts.append(f"order={shown}")
+        if self.residual:
+            parts.append("residual=True")
+        return ", ".join(parts)
+
+
+def _per_feature(value: Any, features: int, argument: str) -> tuple[int, ...]:
+    """One positive number for all features, or one for each, as a tuple with one for each."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        expect(len(value) == features, argument, f"to have {features} entries", len(value))
+        return tuple(positive_integer(v, f"{argument}[{i}]") for i, v in enumerate(value))
+    expect_type(not isinstance(value, str), argument, "to be an integer or a sequence", value)
+    return (positive_integer(value, argument),) * features
