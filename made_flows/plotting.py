@@ -364,7 +364,7 @@ def image_grid(
     ax.imshow(np.ma.masked_invalid(canvas), cmap="Greys", vmin=low, vmax=high)
     for number, title in enumerate(titles[:rows]):
         middle = number * (height + 1) + 1 + (height - 1) / 2
-        ax.text(-0.6 - 0.15 * width, middle, title, ha="right", va="center", fontsize=9)
+        ax.text(-0.5 - 0.1 * width, middle, title, ha="right", va="center", fontsize=9)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     return figure
