@@ -1,8 +1,8 @@
 """Griffe extension: reads the docstrings' reStructuredText as the Markdown of the documentation.
 
 Formulas become MathML (which browsers draw by themselves: no script, no font, no network), roles
-become links to what they name, arguments described together become one entry each, and an Example
-is the section that Griffe knows as Examples.
+become links to what they name, simple tables and arguments described together take the form that
+Markdown and Griffe know, and an Example is the section that Griffe knows as Examples.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from latex2mathml.converter import convert
 MATH_BLOCK = re.compile(r"^( *)\.\. math::(.*(?:\n(?:\1 +\S.*| *(?=\n\1 )))*)$", re.MULTILINE)
 MATH = re.compile(r":math:`([^`]+)`")
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):`(~?)([\w.]+)`")
+TABLE = re.compile(r"^(=+(?: +=+)+)\n(.+)\n\1\n((?:.+\n)+?)\1$", re.MULTILINE)
 SHARED = re.compile(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)+):((?: .*)?(?:\n {5,}\S.*)*)$", re.MULTILINE)
 EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
 FUNCTION = re.compile(r"<mi>(arg|cos|det|exp|lim|log|max|min|sin|tanh)</mi>(?!<mo)")
@@ -27,6 +28,16 @@ def mathml(latex: str, display: str) -> str:
     """Converts a formula, with the thin space that belongs between log and its argument."""
     element = convert(" ".join(latex.split()), display=display)
     return FUNCTION.sub(r'<mi>\1</mi><mspace width="0.17em"/>', element)
+
+
+def table(match: re.Match[str]) -> str:
+    """Converts a simple table, whose columns are as wide as its rules of equal signs."""
+    columns = [column.span() for column in re.finditer("=+", match[1])]
+    columns[-1] = (columns[-1][0], None)  # the last column may run past its rule
+    rows = [[line[start:end].strip() for start, end in columns] for line in match[3].splitlines()]
+    header = [match[2][start:end].strip() for start, end in columns]
+    lines = [header, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def markdown(text: str, scope: griffe.Object) -> str:
@@ -48,9 +59,10 @@ def markdown(text: str, scope: griffe.Object) -> str:
     def each_argument(match: re.Match[str]) -> str:
         return "\n".join(f"    {name}:{match[2]}" for name in match[1].split(", "))
 
-    text = SHARED.sub(each_argument, text)
+    text = SHARED.sub(each_argument, TABLE.sub(table, text))
     text = MATH_BLOCK.sub(math_block, text)
-    text = MATH.sub(lambda match: mathml(match[1], "inline"), text)
+    # In a span, because Markdown would take a line that begins with <math> for a block.
+    text = MATH.sub(lambda match: f"<span>{mathml(match[1], 'inline')}</span>", text)
     return EXAMPLE.sub("Examples:", ROLE.sub(role, text))
 
 
