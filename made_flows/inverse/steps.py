@@ -5,16 +5,18 @@ Sampling a head, and inverting a bijection in either direction, differ in their 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from made_flows._registry import KeyedModule
+from made_flows.bijections import Bijection
+from made_flows.checks import expect
 from made_flows.heads import Head
 from made_flows.scales import ScaleRule
 
-__all__ = ["HeadStep", "Step", "step_of_name"]
+__all__ = ["BijectionStep", "HeadStep", "Step", "step_of_name"]
 
 
 class Step(Protocol):
@@ -68,10 +70,52 @@ class HeadStep:
         return self.head.kernel()
 
 
+class BijectionStep:
+    """The step of a bijection: a known value of one side becomes that of the other.
+
+    Args:
+        bijection: the bijection.
+        direction: ``"forward"`` from noise to data, ``"inverse"`` from data to noise.
+    """
+
+    identity_encoding = True
+    differentiable = True
+
+    def __init__(self, bijection: Bijection, direction: Literal["forward", "inverse"]) -> None:
+        expect(
+            direction in ("forward", "inverse"),
+            "direction",
+            "to be 'forward' or 'inverse'",
+            repr(direction),
+        )
+        self.bijection = bijection
+        self.direction = direction
+        self.name = f"{direction}:{bijection.key}"
+
+    def __call__(self, noise: Tensor, parameters: Tensor) -> Tensor:
+        if self.direction == "forward":
+            return self.bijection.forward(noise[..., 0], parameters)[0]
+        return self.bijection.inverse(noise[..., 0], parameters)[0]
+
+    def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x
+
+    def value_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
+    def kernel(self) -> tuple[str, ScaleRule | None] | None:
+        kernel = self.bijection.kernel()
+        if kernel is None or self.direction == "forward":
+            return kernel
+        return f"{kernel[0]}_inverse", kernel[1]
+
+
 def step_of_name(name: str) -> Step:
     """The step that a name stands for."""
     kind, key = name.split(":")
     owner: Any = KeyedModule.of_key(int(key))
     if kind == "head":
         return HeadStep(owner)
+    if kind in ("forward", "inverse"):
+        return BijectionStep(owner, kind)  # type: ignore[arg-type]
     raise ValueError(f"Expected the name of a step; got {name!r}")
