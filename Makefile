@@ -3,10 +3,12 @@
 #   make test PYTHON=python3.12      another Python: .venv is made anew for it
 #   make test ARGS="-k masks -x"     arguments for pytest (also: bench, demo)
 #   make test JOBS=4                 test processes, one thread each
+#   make bench BENCH=inverse         one benchmark: a module of benchmarks/
 
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
+BENCH ?= $(filter-out harness,$(basename $(notdir $(wildcard benchmarks/[!_]*.py))))
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -22,7 +24,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The stamp names the Python and the place that .venv was made for. Where it says something else,
 # or where .venv's Python does not run, .venv is broken (interrupted, copied, moved, Python gone).
 IDENTITY := $(shell $(PYTHON) -c 'import os, sys; print(sys.version.split()[0], os.getcwd())')
-HEALTHY := $(shell $(PY) -m pip --version >/dev/null 2>&1 && cat $(STAMP) 2>/dev/null)
+HEALTHY := $(shell $(PY) -c 'import pip' >/dev/null 2>&1 && cat $(STAMP) 2>/dev/null)
+ifeq ($(IDENTITY),)
+$(error Expected PYTHON to name a Python 3.10 or newer; '$(PYTHON)' does not run)
+endif
 
 .PHONY: all demo test lint format types doctest docs bench clean help venv broken
 .DEFAULT_GOAL := help
@@ -34,7 +39,7 @@ help:
 	@echo 'make types     mypy, strict'
 	@echo 'make doctest   the examples in docstrings, README and docs'
 	@echo 'make docs      the documentation, into site/'
-	@echo 'make bench     the benchmarks, into docs/benchmarks/ (long)'
+	@echo 'make bench     the benchmarks, into docs/benchmarks/ (long); one: make bench BENCH=inverse'
 	@echo 'make all       lint, types, doctest, docs, test, demo'
 	@echo 'make clean     remove .venv and everything else that was made'
 
@@ -51,10 +56,11 @@ else
 $(STAMP): broken
 endif
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	  sys.exit(v < (3, 10) and "Expected PYTHON to be 3.10 or newer; got %d.%d" % v[:2])'
 	@echo 'make venv: installing into $(VENV) (some minutes the first time) ...'
 	@rm -f $(STAMP)
 ifneq ($(HEALTHY),$(IDENTITY))
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Expected Python 3.10 or newer as PYTHON; got " + sys.version)'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --upgrade pip
 endif
@@ -95,7 +101,11 @@ docs: $(STAMP)
 	  $(PY) -m mkdocs build --strict --clean
 
 bench: $(STAMP)
-	@$(STEP) --note 'tables are in docs/benchmarks/' 'make bench' $(PY) -m benchmarks $(ARGS)
+	@set -e; for name in $(BENCH); do \
+	  $(STEP) --note 'tables are in docs/benchmarks/' "make bench ($$name)" \
+	    $(PY) -m benchmarks.$$name $(ARGS); \
+	done
+	@echo 'make bench: done: $(BENCH)'
 
 clean:
 	@rm -rf $(VENV) site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
