@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    TensorDataset,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from made_flows._convert import as_batch, as_tensor, dimensions, is_batches
+from made_flows._loaders import split_indices, split_loader
 from made_flows.checks import check_finite, expect, expect_type
 
 __all__ = ["Batch", "Rows", "Source", "Stream", "Target", "open_data", "split"]
@@ -32,12 +24,13 @@ Batch: TypeAlias = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Target:
-    """What a model takes: sizes (None where it does not say), device, dtype."""
+    """What a model takes: sizes and a check of values (where it has them), device, dtype."""
 
     features: int | None
     context: int | None
     device: torch.device
     dtype: torch.dtype
+    check_values: Callable[[Tensor], None] | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Target:
@@ -50,11 +43,17 @@ class Target:
                 break
         sizes = (getattr(model, name, None) for name in ("features", "context"))
         features, context = (size if isinstance(size, int) else None for size in sizes)
-        return cls(features, context, device, dtype)
+        check_values = getattr(getattr(model, "head", None), "check_values", None)
+        return cls(features, context, device, dtype, check_values)
 
     def check(self, x: Tensor, context: Tensor | None, name: str) -> Batch:
         """Check the shapes and values of some rows; floats come back in the model's dtype."""
         x = self._check(x, name, "features", self.features)
+        if self.check_values is not None:
+            try:
+                self.check_values(x.to(self.device))
+            except ValueError as error:  # the model would name a row of a shuffled batch
+                raise ValueError(f"{error} of {name}") from None
         if context is None:
             if self.context:
                 raise ValueError(
@@ -113,15 +112,15 @@ class Rows:
         else:
             # Equal sizes rather than a small last batch: a row counts the same whichever batch it
             # falls in, and no batch of one row meets a batch normalisation.
-            shuffled = torch.randperm(len(self), generator=generator).to(self.x.device)
-            chunks = shuffled.tensor_split(steps)
+            shuffled = torch.randperm(len(self), generator=generator, device="cpu")
+            chunks = shuffled.to(self.x.device).tensor_split(steps)
         for rows in chunks:
             context = None if self.context is None else self.target.move(self.context[rows])
             yield self.target.move(self.x[rows]), context
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[Rows, Rows]:
         """Two random parts, the second of the given fraction."""
-        kept, held_out = _split_indices(len(self), fraction, generator)
+        kept, held_out = split_indices(len(self), fraction, generator)
         return self._take(kept), self._take(held_out)
 
     def _take(self, rows: Tensor) -> Rows:
@@ -150,7 +149,7 @@ class Stream:
         empty = True
         for number, batch in enumerate(self.source, 1):
             name = f"batch {number} of {self.name}"
-            x, context = self.target.check(*_as_batch(batch, name), name)
+            x, context = self.target.check(*as_batch(batch, name), name)
             if len(x):
                 empty = False
                 yield x, context
@@ -179,12 +178,12 @@ class Stream:
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[Source, Source]:
         """Two random parts: of a loader's dataset, else of the rows of one pass."""
-        loader = self.source
-        if isinstance(loader, DataLoader) and _is_plain(loader):
-            kept, held_out = _split_indices(len(loader.dataset), fraction, generator)  # type: ignore[arg-type]
-            shuffled = isinstance(loader.sampler, RandomSampler)
-            parts = _over(loader, kept, shuffled), _over(loader, held_out, False)
-            return tuple(Stream(part, self.target, self.name) for part in parts)  # type: ignore[return-value]
+        parts = None
+        if isinstance(self.source, DataLoader):
+            parts = split_loader(self.source, fraction, generator)
+        if parts is not None:
+            kept, held_out = parts
+            return Stream(kept, self.target, self.name), Stream(held_out, self.target, self.name)
         warnings.warn(
             f"One pass over {self.name} is kept in memory, to hold out a fraction of its rows for "
             f"validation. Give validation=... as data (or None) to read {self.name} as a stream",
@@ -230,12 +229,12 @@ def open_data(
     )
     if isinstance(data, TensorDataset) and len(data.tensors) <= 2:
         data = data.tensors if len(data.tensors) == 2 else data.tensors[0]
-    if isinstance(data, tuple) and len(data) == 2 and all(_dim(part) == 2 for part in data):
+    if isinstance(data, tuple) and len(data) == 2 and all(dimensions(part) == 2 for part in data):
         _no_context(context, name, "a pair (x, context)")
-        return Rows(_tensor(data[0], name), _tensor(data[1], f"{name}[1]"), target, name)
-    if _dim(data) is not None or (isinstance(data, Sequence) and not _is_batches(data)):
-        context = None if context is None else _tensor(context, "context")
-        return Rows(_tensor(data, name), context, target, name)
+        return Rows(as_tensor(data[0], name), as_tensor(data[1], f"{name}[1]"), target, name)
+    if dimensions(data) is not None or (isinstance(data, Sequence) and not is_batches(data)):
+        context = None if context is None else as_tensor(context, "context")
+        return Rows(as_tensor(data, name), context, target, name)
     _no_context(context, name, "an iterable of batches, each of them x or (x, context)")
     if isinstance(data, Dataset) and not isinstance(data, DataLoader):
         shuffle = generator is not None and not isinstance(data, IterableDataset)
@@ -253,82 +252,3 @@ def split(source: Source, fraction: float, generator: torch.Generator) -> tuple[
 
 def _no_context(context: Any, name: str, kind: str) -> None:
     expect(context is None, "context", f"to be None when {name} is {kind}", type(context).__name__)
-
-
-def _dim(x: Any) -> int | None:
-    """The number of dimensions of a tensor or of anything that converts to an array."""
-    if isinstance(x, Tensor):
-        return x.dim()
-    return int(np.ndim(x)) if hasattr(x, "__array__") else None
-
-
-def _is_batches(data: Sequence[Any]) -> bool:
-    """Whether a sequence holds batches, matrices or pairs of them, rather than rows."""
-    first = data[0] if len(data) else None
-    return _dim(first[0] if isinstance(first, (list, tuple)) and first else first) == 2
-
-
-def _as_batch(batch: Any, name: str) -> Batch:
-    if isinstance(batch, (list, tuple)) and any(_dim(part) is not None for part in batch):
-        expect(len(batch) <= 2, name, "to be x or (x, context)", f"{len(batch)} parts")
-        context = _tensor(batch[1], f"the context of {name}") if len(batch) == 2 else None
-        return _tensor(batch[0], name), context
-    return _tensor(batch, name), None
-
-
-def _tensor(x: Any, name: str) -> Tensor:
-    """A tensor of x, without a copy where it can be."""
-    if isinstance(x, Tensor):
-        return x
-    if isinstance(x, Sequence) and len(x) and all(isinstance(row, Tensor) for row in x):
-        shapes = {tuple(row.shape) for row in x}
-        expect(len(shapes) == 1, f"the rows of {name}", "to be of one shape", sorted(shapes))
-        return torch.stack(list(x))
-    try:
-        array = np.asarray(x)
-    except ValueError as error:
-        raise ValueError(f"Expected the rows of {name} to be of one length; {error}") from None
-    expect_type(array.dtype.kind in "biuf", name, "to hold numbers", array.dtype)
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        array = array.astype(np.int64)  # torch can hold the other unsigned types, not index them
-    elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        array = array.astype(np.float64)
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def _split_indices(rows: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    held_out = max(1, round(fraction * rows))
-    expect(held_out < rows, "validation", "to leave rows to train on", f"{fraction} of {rows} rows")
-    order = torch.randperm(rows, generator=generator)
-    return order[held_out:], order[:held_out]
-
-
-def _is_plain(loader: DataLoader[Any]) -> bool:
-    """Whether a loader reads every item of a sized dataset once, so that items can be held out."""
-    sampler = loader.sampler
-    whole = type(sampler) is SequentialSampler or (
-        type(sampler) is RandomSampler
-        and not sampler.replacement
-        and sampler.num_samples == len(sampler.data_source)
-    )
-    return whole and type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
-
-
-def _over(loader: DataLoader[Any], rows: Tensor, shuffle: bool) -> DataLoader[Any]:
-    """The same loader over some of its items."""
-    return DataLoader(
-        Subset(loader.dataset, rows.tolist()),
-        batch_size=loader.batch_size,
-        shuffle=shuffle,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        drop_last=loader.drop_last and shuffle,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-    )

@@ -126,7 +126,7 @@ def load(
     header, tensors = _read(path)
     try:
         # Constructors draw initial weights: not from the caller's generator.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             model = decode(header, tensors)
         aliases = dict(header.get("aliases", {}))
         state = {k: v for k, v in tensors.items() if not k.startswith(ARGUMENTS)}

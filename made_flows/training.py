@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from made_flows._data import Batch, Source, Target, open_data, split
-from made_flows._training import (
+from made_flows._optimization import (
     Average,
     Optimizer,
     Rates,
@@ -74,8 +74,8 @@ def fit(
             tuple (x, context) with contexts), or None. To hold out a fraction of an iterable that
             is neither in memory nor a plain ``DataLoader``, one pass is kept in memory, with a
             warning.
-        batch_size: rows per step, at most: an epoch is cut into batches of equal size. Iterables
-            of batches have their own.
+        batch_size: rows per step, at most: an epoch is cut into batches of equal size. A
+            stream of batches has its own.
         learning_rate: of Adam; an ``optimizer`` has its own.
         max_epochs: the largest number of passes over the data. 0 trains nothing.
         patience: stop after this many epochs without a lower NLL; None never does.
@@ -127,7 +127,7 @@ def fit(
         real_number(weight_decay, "weight_decay") >= 0, "weight_decay", "to be >= 0", weight_decay
     )
     if seed is None:
-        seed = int(torch.randint(2**62, ()))
+        seed = int(torch.randint(2**62, (), device="cpu"))
     else:
         seed = non_negative_integer(seed, "seed")
 
@@ -234,7 +234,7 @@ class _Run:
             try:
                 loss = negative_log_likelihood(self.model, batch).mean()
                 self.optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             except Exception:
                 losses.read()  # an earlier loss that was not finite is the cause: name that
                 raise

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import made_flows as mf
 from made_flows import training
 from made_flows.history import History, TrainingError
 from made_flows.training import fit
@@ -286,10 +287,123 @@ def test_a_loader_is_split_by_its_items(shuffle: bool):
     assert not seen[True] & seen[False]
 
 
+@pytest.mark.parametrize("name", ["tensor", "array", "list of rows"])
+def test_the_default_device_does_not_matter(name: str):
+    """The rows and the random numbers stay where they are, the model decides where they go."""
+    reference, model = Line(), Line()
+    fit(reference, DATA[name](), max_epochs=2, average=0.9, **QUIET)
+    with torch.device("meta"):
+        fit(model, DATA[name](), max_epochs=2, average=0.9, **QUIET)
+    assert_same(model, state(reference))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("data_device", ["cpu", "cuda"])
+def test_cuda(data_device: str):
+    x = rows(500).to(data_device)
+    before = torch.cuda.get_rng_state()
+    runs = []
+    for _ in range(2):
+        model = Line(dropout=0.2).cuda()
+        history = fit(model, x, max_epochs=5, learning_rate=0.05, average=0.9, **QUIET)
+        runs.append(state(model))
+    assert history.train[-1] < history.train[0]
+    assert all(torch.equal(runs[0][k], runs[1][k]) for k in runs[0])
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
 def test_float64_model():
     model = Line().double()
     fit(model, rows(), max_epochs=2, **QUIET)
     assert model.mean.dtype == torch.float64
+
+
+# ------------------------------------------------------------------ the library's models
+
+
+def chain(n: int, flip: float, seed: int) -> Tensor:
+    """Bits of a Markov chain: each differs from the one before with a probability."""
+    generator = torch.Generator().manual_seed(seed)
+    flips = torch.rand(n, 6, generator=generator) < flip
+    flips[:, 0] = torch.rand(n, generator=generator) < 0.5
+    return (flips.long().cumsum(1) % 2).float()
+
+
+def test_gaussian_made_reaches_the_entropy_of_a_gaussian():
+    factor = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.5, 0.0], [-1.0, 1.0, 0.2]])
+    x, test = (torch.randn(n, 3) @ factor.T + 3 for n in (4000, 4000))
+    model = mf.GaussianMADE(3, hidden_features=(16,), direct=True)
+    fit(model, x, learning_rate=0.02, batch_size=50, max_epochs=15, schedule="cosine", **QUIET)
+    entropy = 1.5 * math.log(2 * math.pi * math.e) + float(factor.diagonal().log().sum())
+    # The NLL of 4000 rows has a standard error of sqrt(3 / 2 / 4000) = 0.02.
+    assert -model().log_prob(test).mean().item() == pytest.approx(entropy, abs=0.1)
+
+
+def test_bernoulli_made_reaches_the_entropy_of_a_chain():
+    model = mf.BernoulliMADE(6, hidden_features=(32,))
+    fit(model, chain(4000, 0.1, 1), learning_rate=0.02, max_epochs=20, **QUIET)
+    entropy = math.log(2) - 5 * (0.1 * math.log(0.1) + 0.9 * math.log(0.9))
+    nll = -model().log_prob(chain(4000, 0.1, 2)).mean().item()
+    assert nll == pytest.approx(entropy, abs=0.1)
+    assert nll < 0.6 * 6 * math.log(2), "what independent bits would give"
+
+
+MODELS = {
+    "gaussian": lambda c: mf.GaussianMADE(6, c, hidden_features=(16,)),
+    "mixture": lambda c: mf.GaussianMixtureMADE(6, c, hidden_features=(16,), components=3),
+    "bernoulli": lambda c: mf.BernoulliMADE(6, c, hidden_features=(16,)),
+    "categorical": lambda c: mf.CategoricalMADE(6, c, hidden_features=(16,), categories=(2, 3) * 3),
+    "dropout": lambda c: mf.GaussianMADE(6, c, hidden_features=(16, 16), dropout=0.2),
+    "residual": lambda c: mf.GaussianMADE(6, c, hidden_features=(16, 16), residual=True),
+}
+
+
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_the_library(name: str, context: int):
+    contexts = torch.randn(400, context) if context else None
+    x = chain(400, 0.2, 3).double().numpy()
+
+    def run() -> tuple[dict[str, Tensor], History]:
+        torch.manual_seed(4)
+        model = MODELS[name](context)
+        options = {"max_epochs": 8, "batch_size": 32, "learning_rate": 0.01, **QUIET}
+        history = fit(model, x, contexts, **options)
+        with torch.no_grad():
+            rows = torch.as_tensor(x).float()
+            nll = -model.eval()(contexts).log_prob(rows).mean().item()
+        assert nll == pytest.approx(history.train[history.best_epoch - 1], abs=1.0)
+        return state(model), history
+
+    first, history = run()
+    second, _ = run()
+    assert history.validation[-1] < history.validation[0]
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_values_outside_the_support_are_named_by_their_row_in_the_data():
+    x = chain(300, 0.2, 3)
+    x[217, 4] = 2
+    for model in (mf.BernoulliMADE(6), mf.CategoricalMADE(6, categories=2)):
+        with pytest.raises(ValueError, match="got 2 in row 217, column 4 of data"):
+            fit(model, x, **QUIET)
+
+
+def test_masks_may_be_drawn_anew_while_training():
+    """Order-agnostic training: whatever draws masks between batches, fit does not mind."""
+    model = mf.BernoulliMADE(6, hidden_features=(32,))
+    generator = torch.Generator().manual_seed(0)
+
+    class Resampling:
+        def __iter__(self):
+            for batch in chain(400, 0.2, 3).split(50):
+                model.made.resample_masks(generator)
+                yield batch
+
+    history = fit(model, Resampling(), validation=None, max_epochs=6, learning_rate=0.02, **QUIET)
+    assert history.train[-1] < history.train[0]
+    mf.check_autoregressive(model.made)
 
 
 # ------------------------------------------------------------------ reproducibility

@@ -50,7 +50,7 @@ class Average:
         # A short memory at first, or the start would weigh for 1 / (1 - decay) steps.
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        get_ema_multi_avg_fn(decay)(self.values, [p.detach() for p in self.parameters], None)  # type: ignore[no-untyped-call]
+        get_ema_multi_avg_fn(decay)(self.values, [p.detach() for p in self.parameters], None)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -73,16 +73,18 @@ class Rates:
     """The learning rates of an optimiser, along a schedule."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: str | None) -> None:
-        self.groups, self.schedule = optimizer.param_groups, schedule
+        self.groups = optimizer.param_groups if schedule == "cosine" else []
         self.start = [group["lr"] for group in self.groups]
 
     def set(self, progress: float) -> None:
         """Set the rates for a place in training, from 0 at its start to 1 at its end."""
-        if self.schedule == "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-            self.restore(factor)
+        self._scale(0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
-    def restore(self, factor: float = 1.0) -> None:
+    def restore(self) -> None:
+        """Set the rates they started from."""
+        self._scale(1.0)
+
+    def _scale(self, factor: float) -> None:
         for group, rate in zip(self.groups, self.start, strict=True):
             group["lr"] = rate * factor
 
