@@ -88,6 +88,8 @@ def sequential_inverse(
             step.name,
             prefix,
         ).reshape(*batch, features)
+    if step.differentiable and torch.is_grad_enabled():
+        operators.refuse_forward_mode()
     if not (step.differentiable and _asks_for_gradient(conditioner, noise, context, known)):
         return x
 

@@ -1,13 +1,14 @@
 """The sequential inverse as operators of torch, so that compilers and transforms see through it.
 
 * ``made_flows::sequential_inverse``: the values; no gradient of its own.
-* ``made_flows::implicit_solution``: the identity on values that were computed again by a
-  differentiable step; its gradient solves the transposed system.
+* ``implicit_solution``: the identity on values that were computed again by a differentiable step;
+  its gradient solves the transposed system.
 * ``made_flows::adjoint_sweep``: that solve.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from made_flows.inverse import eager
 from made_flows.inverse.plan import plan_for
 from made_flows.inverse.steps import step_of_name
 
-__all__ = ["adjoint_sweep", "implicit_solution", "sequential_inverse"]
+__all__ = ["adjoint_sweep", "implicit_solution", "refuse_forward_mode", "sequential_inverse"]
 
 
 @torch.library.custom_op("made_flows::sequential_inverse", mutates_args=())
@@ -73,7 +74,65 @@ def _(
     return torch.empty_like(gradient, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("made_flows::implicit_solution", mutates_args=())
+class _ImplicitSolution(torch.autograd.Function):
+    """The solution x; gradients go, through the transposed system, to ``again``.
+
+    A function and not an operator: torch's function transforms (``torch.func``) see the gradient
+    of the one, not of the other.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        again: Tensor, x: Tensor, slopes: Tensor, structure: str, count: int, *network: Tensor
+    ) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, x, slopes, ctx.structure, ctx.count, *network = inputs
+        ctx.save_for_backward(x, slopes, *network)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_forward_mode()
+        x, slopes, *network = ctx.saved_tensors
+        if torch.compiler.is_compiling():  # it does not trace one function inside another
+            tensors, bases = network[: ctx.count], network[ctx.count :]
+            sweep = adjoint_sweep(gradient.contiguous(), slopes, x, tensors, bases, ctx.structure)
+        else:
+            sweep = _apply(_AdjointSweep, gradient, slopes, x, ctx.structure, ctx.count, *network)
+        return sweep, None, None, None, None, *(None for _ in network)
+
+
+class _AdjointSweep(torch.autograd.Function):
+    """The transposed solve, which refuses to be differentiated again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        gradient: Tensor, slopes: Tensor, x: Tensor, structure: str, count: int, *network: Tensor
+    ) -> Tensor:
+        tensors, bases = list(network[:count]), list(network[count:])
+        solution: Tensor = adjoint_sweep(
+            gradient.contiguous(), slopes, x, tensors, bases, structure
+        )
+        return solution
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError(
+            "Expected first derivatives of a sequential inverse; got second ones, which are not "
+            "available. Differentiate the parallel pass instead"
+        )
+
+
 def implicit_solution(
     again: Tensor,
     x: Tensor,
@@ -82,33 +141,113 @@ def implicit_solution(
     bases: list[Tensor],
     structure: str,
 ) -> Tensor:
-    """The solution x; gradients go, through the transposed system, to ``again``."""
-    return x.clone()
+    """The solution x (N, D), whose gradient goes, through the transposed system, to ``again``."""
+    arguments = (again, x, slopes, structure, len(tensors), *tensors, *bases)
+    return _apply(_ImplicitSolution, *arguments)
 
 
-@implicit_solution.register_fake
-def _(
-    again: Tensor,
-    x: Tensor,
-    slopes: Tensor,
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)
+    return result
+
+
+def refuse_forward_mode() -> None:
+    """Raise where forward-mode derivatives are being taken: operators drop them silently."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            "Expected reverse-mode derivatives of a sequential inverse; got forward mode (jvp, "
+            "jacfwd, hessian). Use torch.func.vjp or jacrev"
+        )
+
+
+# ---------------------------------------------------------------------- vmap
+
+
+def _folded(
+    operator: Callable[..., Tensor],
+    size: int,
+    places: Sequence[Any],
+    rows: Sequence[Tensor | None],
     tensors: list[Tensor],
     bases: list[Tensor],
-    structure: str,
-) -> Tensor:
-    return torch.empty_like(x)
+    static: tuple[Any, ...],
+) -> tuple[Tensor, int]:
+    """An operator over a mapped dimension: folded into the rows, or in a loop over networks.
+
+    Args:
+        operator: takes rows, tensors, bases and static arguments, gives (N, ...).
+        size: size of the mapped dimension.
+        places: for each of the operator's arguments, where its mapped dimension is, or None.
+        rows: arguments with one row for each row of the result.
+        tensors: of the network.
+        bases: of the network: row n belongs to row n modulo (number of rows).
+        static: the other arguments.
+    """
+    of_rows, of_tensors, of_bases = places[: len(rows)], places[len(rows)], places[len(rows) + 1]
+
+    def unmapped(value: Tensor | None, place: int | None, index: int) -> Tensor | None:
+        return value if value is None or place is None else value.select(place, index)
+
+    if any(place is not None for place in of_tensors):
+        results = [
+            operator(
+                *(unmapped(v, p, i) for v, p in zip(rows, of_rows, strict=True)),
+                [unmapped(v, p, i) for v, p in zip(tensors, of_tensors, strict=True)],
+                [unmapped(v, p, i) for v, p in zip(bases, of_bases, strict=True)],
+                *static,
+            )
+            for i in range(size)
+        ]
+        return torch.stack(results), 0
+
+    def each(value: Tensor, place: int | None) -> Tensor:
+        return value.expand(size, *value.shape) if place is None else value.movedim(place, 0)
+
+    def fold(value: Tensor | None, place: int | None) -> Tensor | None:
+        return None if value is None else each(value, place).flatten(0, 1)
+
+    count = each(rows[0], of_rows[0]).shape[1] if rows[0] is not None else 0
+
+    def fold_base(base: Tensor, place: int | None) -> Tensor:
+        if place is None:
+            return base  # its number of rows divides that of every part
+        base = base.movedim(place, 0)
+        return base.repeat(1, count // max(base.shape[1], 1), 1).flatten(0, 1)
+
+    result = operator(
+        *(fold(v, p) for v, p in zip(rows, of_rows, strict=True)),
+        tensors,
+        [fold_base(v, p) for v, p in zip(bases, of_bases, strict=True)],
+        *static,
+    )
+    return result.unflatten(0, (size, count)), 0
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, x, slopes, tensors, bases, structure = inputs
-    ctx.save_for_backward(x, slopes, *tensors, *bases)
-    ctx.count, ctx.structure = len(tensors), structure
+@sequential_inverse.register_vmap
+def _(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    noise: Tensor,
+    known: Tensor | None,
+    tensors: list[Tensor],
+    bases: list[Tensor],
+    *static: Any,
+) -> tuple[Tensor, int]:
+    return _folded(
+        sequential_inverse, info.batch_size, in_dims, (noise, known), tensors, bases, static
+    )
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    x, slopes, *rest = ctx.saved_tensors
-    tensors, bases = rest[: ctx.count], rest[ctx.count :]
-    solution = adjoint_sweep(gradient.contiguous(), slopes, x, tensors, bases, ctx.structure)
-    return solution, None, None, [None] * len(tensors), [None] * len(bases), None
-
-
-implicit_solution.register_autograd(_backward, setup_context=_save)
+@adjoint_sweep.register_vmap
+def _(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    gradient: Tensor,
+    slopes: Tensor,
+    x: Tensor,
+    tensors: list[Tensor],
+    bases: list[Tensor],
+    *static: Any,
+) -> tuple[Tensor, int]:
+    rows = (gradient, slopes, x)
+    return _folded(adjoint_sweep, info.batch_size, in_dims, rows, tensors, bases, static)
