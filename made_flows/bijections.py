@@ -9,6 +9,7 @@ from torch import Tensor
 
 from made_flows._registry import KeyedModule, saveable
 from made_flows.checks import expect
+from made_flows.compiled import StepKernel
 from made_flows.scales import ScaleRule, make_scale_rule
 
 __all__ = ["Affine", "Bijection", "GatedAffine"]
@@ -49,7 +50,7 @@ class Bijection(KeyedModule, ABC):
         """Parameters that an untrained network should give, (K,); None for zeros."""
         return None
 
-    def kernel(self) -> tuple[str, ScaleRule | None] | None:
+    def kernel(self) -> StepKernel | None:
         """What the compiled inverse should do for a step, None if it does not know this map."""
         return None
 
@@ -96,8 +97,8 @@ class Affine(Bijection):
         x = (y - shift) * torch.exp(-log_scale)
         return x, -log_scale.expand_as(x)
 
-    def kernel(self) -> tuple[str, ScaleRule]:
-        return "affine", self.scale
+    def kernel(self) -> StepKernel:
+        return StepKernel("affine", self.scale)
 
 
 @saveable
@@ -144,5 +145,5 @@ class GatedAffine(Bijection):
         x = (y + torch.expm1(log_scale) * target) * torch.exp(-log_scale)
         return x, -log_scale.expand_as(x)
 
-    def kernel(self) -> tuple[str, ScaleRule]:
-        return "gated", self.scale
+    def kernel(self) -> StepKernel:
+        return StepKernel("gated", self.scale)

@@ -25,7 +25,7 @@ __all__ = [
 
 
 def expect(condition: bool, argument: str, expected: str, got: object) -> None:
-    """Raise a ValueError, "Expected {argument} {expected}; got {got}", unless the condition holds."""
+    """Raise a ValueError, "Expected {argument} {expected}; got {got}", unless it holds."""
     if not condition:
         raise ValueError(f"Expected {argument} {expected}; got {got}")
 

@@ -35,7 +35,8 @@ class DensityModel(nn.Module):
     Calling the model with its context gives a :class:`torch.distributions.Distribution`.
 
     Args:
-        made: the conditioner; made with the head's ``parameters`` (``head.outputs``) and ``inputs``.
+        made: the conditioner; made with ``parameters`` and ``inputs`` of the head (its
+            ``outputs`` and ``inputs``).
         head: the distribution of one feature.
 
     Raises:

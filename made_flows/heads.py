@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from made_flows._registry import KeyedModule, saveable
 from made_flows.checks import check_values, expect, positive_integer
+from made_flows.compiled import StepKernel
 from made_flows.scales import ScaleRule, make_scale_rule
 
 __all__ = ["Bernoulli", "Categorical", "Gaussian", "GaussianMixture", "Head"]
@@ -22,10 +23,10 @@ __all__ = ["Bernoulli", "Categorical", "Gaussian", "GaussianMixture", "Head"]
 class Head(KeyedModule, ABC):
     """A one-dimensional distribution for every feature, from its parameters.
 
-    A head is a page of code: say how many parameters a feature has (its ``outputs``), the logarithm of its
-    probability, and how noise becomes a value. Everything is elementwise over leading
-    dimensions, among them the features. Only a head whose values are not fed to the network as
-    they are also defines :meth:`encode`.
+    A head is a page of code: say how many parameters a feature has (its ``outputs``), the
+    logarithm of its probability, and how noise becomes a value. Everything is elementwise over
+    leading dimensions, among them the features. Only a head whose values are not fed to the
+    network as they are also defines :meth:`encode`.
 
     Attributes:
         outputs: parameters per feature K (or one number for each feature).
@@ -80,7 +81,7 @@ class Head(KeyedModule, ABC):
         """Parameters that an untrained network should give, (K,); None for zeros."""
         return None
 
-    def kernel(self) -> tuple[str, ScaleRule | None] | None:
+    def kernel(self) -> StepKernel | None:
         """What the compiled inverse should do for a step, None if it does not know this head."""
         return None
 
@@ -126,8 +127,8 @@ class Gaussian(Head):
         scale: Tensor = torch.exp(self.scale(raw))
         return mean + scale * noise[..., 0]
 
-    def kernel(self) -> tuple[str, ScaleRule | None]:
-        return "affine", self.scale
+    def kernel(self) -> StepKernel:
+        return StepKernel("affine", self.scale)
 
 
 @saveable
@@ -186,8 +187,8 @@ class GaussianMixture(Head):
         start[1] = torch.special.ndtri(places)
         return start.flatten()
 
-    def kernel(self) -> tuple[str, ScaleRule | None]:
-        return "mixture", self.scale
+    def kernel(self) -> StepKernel:
+        return StepKernel("mixture", self.scale)
 
     def extra_repr(self) -> str:
         return f"components={self.components}"
@@ -221,8 +222,8 @@ class Bernoulli(Head):
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.to(dtype)
 
-    def kernel(self) -> tuple[str, ScaleRule | None]:
-        return "bernoulli", None
+    def kernel(self) -> StepKernel:
+        return StepKernel("bernoulli")
 
     def check_values(self, x: Tensor) -> None:
         check_values(x, (x == 0) | (x == 1), "value", "to be 0 or 1")
@@ -286,8 +287,8 @@ class Categorical(Head):
         one_hot = (x.unsqueeze(-1) == torch.arange(largest, device=x.device)).to(dtype).flatten(-2)
         return one_hot if self.columns is None else one_hot.index_select(-1, self.columns)
 
-    def kernel(self) -> tuple[str, ScaleRule | None]:
-        return "categorical", None
+    def kernel(self) -> StepKernel:
+        return StepKernel("categorical")
 
     def check_values(self, x: Tensor) -> None:
         valid = (x >= 0) & (x < self.sizes) & (x == x.long())

@@ -59,7 +59,8 @@ class MADE(nn.Module):
             feature generated k-th.
         degrees: ``"even"`` or ``"random"`` degrees of the hidden units.
         activation: a name (``"relu"``, ``"elu"``, ``"tanh"``, ``"silu"``, ``"gelu"``,
-            ``"leaky_relu"``, ``"softplus"``, ``"sigmoid"``, ``"identity"``), a module or a function.
+            ``"leaky_relu"``, ``"softplus"``, ``"sigmoid"``, ``"identity"``), a module or a
+            function.
         residual: whether hidden layers after the first are residual blocks
             :math:`h + W_2\, a(W_1\, a(h))`.
         direct: whether inputs are also connected to outputs directly (linearly).

@@ -33,6 +33,8 @@ class Structure:
         flags: for every layer (the output last), a subset of the letters "b" (has a bias),
             "c" (has a base: the context's contribution), "g" (has a gate), "n" (has a norm).
         direct: whether inputs are connected to outputs directly.
+        parameter_major: whether output rows are sorted by parameter and then feature (as Pyro
+            has them), not by feature and then parameter.
     """
 
     features: int
@@ -42,6 +44,7 @@ class Structure:
     adds_to: tuple[int, ...]
     flags: tuple[str, ...]
     direct: bool
+    parameter_major: bool = False
 
     @property
     def depth(self) -> int:
@@ -86,6 +89,7 @@ class Network:
         direct: Layer | None = None,
         inputs: Sequence[int] = (1,),
         parameters: Sequence[int] = (1,),
+        parameter_major: bool = False,
     ) -> Network:
         """The network of these layers (hidden ones, then the output)."""
         tensors, bases, flags = [ranks], [], []
@@ -114,7 +118,7 @@ class Network:
             ",".join(layer.activation for layer in layers[:-1]),
             ",".join(str(layer.adds_to) for layer in layers[:-1]),
             ",".join(flags),
-            "d" if direct is not None else "",
+            ("d" if direct is not None else "") + ("p" if parameter_major else ""),
         ]
         return Network("|".join(words), tensors, bases)
 
@@ -128,7 +132,7 @@ def _run_lengths(counts: Sequence[int]) -> str:
 @lru_cache(maxsize=1024)
 def parse(text: str) -> Structure:
     """The structure that a text stands for."""
-    features, inputs, parameters, activations, adds_to, flags, direct = text.split("|")
+    features, inputs, parameters, activations, adds_to, flags, layout = text.split("|")
     count = int(features)
 
     def each(word: str) -> tuple[int, ...]:
@@ -142,7 +146,8 @@ def parse(text: str) -> Structure:
         activations=_words(activations),
         adds_to=tuple(int(n) for n in _words(adds_to)),
         flags=tuple(flags.split(",")),
-        direct=bool(direct),
+        direct="d" in layout,
+        parameter_major="p" in layout,
     )
 
 

@@ -99,9 +99,9 @@ class _Activations:
         gate = self.gates[layer]
         if gate is not None:
             z *= gate[:, units]
-        stream = self.plan.structure.adds_to[layer]
-        if stream >= 0:
-            z += self.z[stream][:, units]
+        stream = self.plan.layers[layer].stream
+        if stream is not None:
+            z += self.z[self.plan.structure.adds_to[layer]][:, stream[units]]
         self.a[layer][:, units] = self.functions[layer](self.normed(layer, units))
 
     def normed(self, layer: int, units: slice) -> Tensor:
@@ -291,9 +291,9 @@ def adjoint(
                 delta = streams[layer][:, units]
                 if total is not None:
                     delta += total * derivatives[layer][:, units]
-                stream = plan.structure.adds_to[layer]
-                if stream >= 0:
-                    streams[stream][:, units] += delta
+                stream = plan.layers[layer].stream
+                if stream is not None:
+                    streams[plan.structure.adds_to[layer]][:, stream[units]] += delta
                 gate = state.gates[layer]
                 deltas[layer][:, units] = delta if gate is None else delta * gate[:, units]
     result = torch.empty_like(solution)

@@ -36,6 +36,7 @@ class PlanLayer:
         weight: masked weights in sorted order, (units, inputs).
         bias: biases in sorted order, or None.
         norm_scale, norm_shift: in sorted order, or None.
+        stream: for every unit, the place in an earlier layer of the unit that it adds to, or None.
     """
 
     units: Tensor
@@ -44,6 +45,7 @@ class PlanLayer:
     bias: Tensor | None
     norm_scale: Tensor | None
     norm_shift: Tensor | None
+    stream: Tensor | None = None
 
 
 @dataclass
@@ -106,10 +108,13 @@ def make_plan(structure: Structure, tensors: Sequence[Tensor]) -> Plan:
     ranks = ranks_tensor.cpu().numpy().astype(np.int64)
     levels = int(ranks.max()) + 1
     of_column = np.repeat(ranks, structure.inputs)
-    of_row = np.repeat(ranks, structure.parameters)
+    row_features = np.repeat(np.arange(structure.features), structure.parameters)
+    if structure.parameter_major:
+        row_features = np.arange(len(row_features)) % structure.features
+    of_row = ranks[row_features]
 
-    def sort(values: Integers) -> tuple[Tensor, Integers]:
-        order = np.argsort(values, kind="stable")
+    def sort(values: Integers, then: Integers | None = None) -> tuple[Tensor, Integers]:
+        order = np.lexsort((np.zeros_like(values) if then is None else then, values))
         order = order[values[order] < levels]  # units that read everything: nothing reads them
         return torch.from_numpy(order).to(device), _starts(values[order], levels)
 
@@ -122,12 +127,19 @@ def make_plan(structure: Structure, tensors: Sequence[Tensor]) -> Plan:
         mask = layer.mask.cpu().numpy().astype(bool)
         degree = _highest(mask, before)
         if index == structure.depth:
-            _check_output(degree, of_row, structure)
+            _check_output(degree, of_row, row_features)
             degree = of_row
         elif layer.adds_to >= 0:
             degree = np.maximum(degree, degrees[layer.adds_to])
-        units, starts = sort(degree)
-        planned.append(_sorted_layer(layer, units, before_units, starts))
+        units, starts = sort(degree, row_features if index == structure.depth else None)
+        stream = None
+        if layer.adds_to >= 0:
+            # Of lower or equal degree, so never dropped where this unit is kept.
+            places = torch.empty(len(layer.mask), dtype=torch.long, device=device)
+            earlier = planned[layer.adds_to].units
+            places[earlier] = torch.arange(len(earlier), device=device)
+            stream = places[units]
+        planned.append(_sorted_layer(layer, units, before_units, starts, stream))
         degrees.append(degree)
         before, before_units = degree, units
     direct_weight = None
@@ -143,17 +155,19 @@ def make_plan(structure: Structure, tensors: Sequence[Tensor]) -> Plan:
     )
 
 
-def _check_output(reads: Integers, ranks: Integers, structure: Structure) -> None:
+def _check_output(reads: Integers, ranks: Integers, features: Integers) -> None:
     wrong = np.flatnonzero(reads > ranks)
     if len(wrong):
-        feature = int(np.repeat(np.arange(structure.features), structure.parameters)[wrong[0]])
+        feature = int(features[wrong[0]])
         raise ValueError(
             f"Expected masks that let feature {feature} (rank {ranks[wrong[0]]}) read features of "
             f"lower rank only; got one that reads rank {reads[wrong[0]] - 1}"
         )
 
 
-def _sorted_layer(layer: Layer, units: Tensor, inputs: Tensor, starts: Integers) -> PlanLayer:
+def _sorted_layer(
+    layer: Layer, units: Tensor, inputs: Tensor, starts: Integers, stream: Tensor | None
+) -> PlanLayer:
     masked = layer.weight.detach() * layer.mask
 
     def pick(values: Tensor | None) -> Tensor | None:
@@ -166,6 +180,7 @@ def _sorted_layer(layer: Layer, units: Tensor, inputs: Tensor, starts: Integers)
         pick(layer.bias),
         pick(layer.norm_scale),
         pick(layer.norm_shift),
+        stream,
     )
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from made_flows._registry import KeyedModule
 from made_flows.bijections import Bijection
 from made_flows.checks import expect
+from made_flows.compiled import StepKernel
 from made_flows.heads import Head
-from made_flows.scales import ScaleRule
 
 __all__ = ["BijectionStep", "HeadStep", "Step", "step_of_name"]
 
@@ -40,7 +40,7 @@ class Step(Protocol):
     def value_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype of values, for a network of the given dtype."""
 
-    def kernel(self) -> tuple[str, ScaleRule | None] | None:
+    def kernel(self) -> StepKernel | None:
         """What the compiled kernel should do, None if it cannot."""
 
 
@@ -66,7 +66,7 @@ class HeadStep:
     def value_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return self.head.value_dtype or dtype
 
-    def kernel(self) -> tuple[str, ScaleRule | None] | None:
+    def kernel(self) -> StepKernel | None:
         return self.head.kernel()
 
 
@@ -103,11 +103,11 @@ class BijectionStep:
     def value_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return dtype
 
-    def kernel(self) -> tuple[str, ScaleRule | None] | None:
+    def kernel(self) -> StepKernel | None:
         kernel = self.bijection.kernel()
         if kernel is None or self.direction == "forward":
             return kernel
-        return f"{kernel[0]}_inverse", kernel[1]
+        return kernel._replace(kind=f"{kernel.kind}_inverse")
 
 
 def step_of_name(name: str) -> Step:
