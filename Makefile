@@ -71,7 +71,7 @@ endif
 # --- Targets -------------------------------------------------------------------------------------
 
 demo: $(STAMP)
-	@$(STEP) --note 'tables above, pictures where the demo says' 'make demo' \
+	@$(STEP) --note 'pictures are in demo_output/' 'make demo' \
 	  $(PY) examples/demo.py $(ARGS)
 
 # One thread for each process: more than one slows small tensors down and fights over the cores.
@@ -108,6 +108,6 @@ bench: $(STAMP)
 	@echo 'make bench: done: $(BENCH)'
 
 clean:
-	@rm -rf $(VENV) site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) site dist build demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo 'make clean: removed .venv and everything else that was made'
