@@ -1,5 +1,9 @@
 """Masked autoregressive networks, density models and flows whose slow direction is not slow."""
 
+from made_flows._registry import saveable
+from made_flows.autoregressive_flows import IAF, MAF
+from made_flows.bijections import Affine, Bijection, GatedAffine
+from made_flows.data_transforms import Dequantize, Log, Logit, Standardize
 from made_flows.density import (
     AutoregressiveDistribution,
     BernoulliMADE,
@@ -13,27 +17,58 @@ from made_flows.diagnostics import (
     AutoregressiveReport,
     check_autoregressive,
 )
+from made_flows.flows import Flow, FlowDistribution
 from made_flows.heads import Head
+from made_flows.history import History, TrainingError
 from made_flows.made import MADE, DependencyWarning
+from made_flows.normalization import ActNorm, BatchNorm
 from made_flows.scales import ScaleRule
 from made_flows.serialization import load, save
+from made_flows.splines import RationalQuadraticSpline
 from made_flows.training import fit
+from made_flows.transforms import (
+    AutoregressiveTransform,
+    InvertibleLinear,
+    Permutation,
+    Transform,
+)
 
 __all__ = [
+    "IAF",
     "MADE",
+    "MAF",
+    "ActNorm",
+    "Affine",
     "AutoregressiveDistribution",
     "AutoregressiveError",
     "AutoregressiveReport",
+    "AutoregressiveTransform",
+    "BatchNorm",
     "BernoulliMADE",
+    "Bijection",
     "CategoricalMADE",
     "DensityModel",
     "DependencyWarning",
+    "Dequantize",
+    "Flow",
+    "FlowDistribution",
+    "GatedAffine",
     "GaussianMADE",
     "GaussianMixtureMADE",
     "Head",
+    "History",
+    "InvertibleLinear",
+    "Log",
+    "Logit",
+    "Permutation",
+    "RationalQuadraticSpline",
     "ScaleRule",
+    "Standardize",
+    "TrainingError",
+    "Transform",
     "check_autoregressive",
     "fit",
     "load",
     "save",
+    "saveable",
 ]
