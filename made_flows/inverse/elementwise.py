@@ -160,115 +160,115 @@ def softplus(x: Any) -> Any:
 
 
 @njit(nogil=True, error_model="numpy")
-def activate(code: int, constant: float, z: Any, a: Any) -> None:
-    """Set a to activation(z), over whole arrays (which may be the same one)."""
+def activate(code: int, constant: float, z: Any) -> None:
+    """Apply an activation in place.
+
+    In place, since LLVM would have to check that two arrays do not overlap.
+    """
     c = like(z[0], constant)
     zero, one = like(z[0], 0.0), like(z[0], 1.0)
-    if code == 0:
-        for i in range(len(z)):
-            a[i] = z[i]
-    elif code == 1:
+    if code == 1:
         for i in range(len(z)):
             v = z[i]
-            a[i] = zero if v < zero else v
+            z[i] = zero if v < zero else v
     elif code == 2:
         for i in range(len(z)):
             v = z[i]
-            a[i] = c * v if v < zero else v
+            z[i] = c * v if v < zero else v
     elif code == 3:
         for i in range(len(z)):
             v = z[i]
-            a[i] = v if v > zero else c * expm1(v)
+            z[i] = v if v > zero else c * expm1(v)
     elif code == 4:
         for i in range(len(z)):
-            a[i] = tanh(z[i])
+            z[i] = tanh(z[i])
     elif code == 5:
         for i in range(len(z)):
-            a[i] = sigmoid(z[i])
+            z[i] = sigmoid(z[i])
     elif code == 6:
         for i in range(len(z)):
             v = z[i]
-            a[i] = v * sigmoid(v)
+            z[i] = v * sigmoid(v)
     elif code == 7:
         limit = like(z[0], 20.0)  # as torch does: above it, the identity
         for i in range(len(z)):
             v = z[i] * c
-            a[i] = z[i] if v > limit else softplus(v) / c
-    else:
+            z[i] = z[i] if v > limit else softplus(v) / c
+    elif code == 8:
         half, root = like(z[0], 0.5), like(z[0], math.sqrt(0.5))
         for i in range(len(z)):
             v = z[i]
-            a[i] = half * v * (one + like(v, math.erf(v * root)))
+            z[i] = half * v * (one + like(v, math.erf(v * root)))
 
 
 @njit(nogil=True, error_model="numpy")
-def slope(code: int, constant: float, z: Any, d: Any) -> None:
-    """Set d to the derivative of the activation at z, over whole arrays."""
+def slope(code: int, constant: float, z: Any) -> None:
+    """Replace values by the derivative of an activation at them, in place."""
     c = like(z[0], constant)
     zero, one = like(z[0], 0.0), like(z[0], 1.0)
     if code == 0:
         for i in range(len(z)):
-            d[i] = one
+            z[i] = one
     elif code == 1:
         for i in range(len(z)):
-            d[i] = one if z[i] > zero else zero
+            z[i] = one if z[i] > zero else zero
     elif code == 2:
         for i in range(len(z)):
-            d[i] = one if z[i] > zero else c
+            z[i] = one if z[i] > zero else c
     elif code == 3:
         for i in range(len(z)):
             v = z[i]
-            d[i] = one if v > zero else c * exp(v)
+            z[i] = one if v > zero else c * exp(v)
     elif code == 4:
         for i in range(len(z)):
             t = tanh(z[i])
-            d[i] = one - t * t
+            z[i] = one - t * t
     elif code == 5:
         for i in range(len(z)):
             s = sigmoid(z[i])
-            d[i] = s * (one - s)
+            z[i] = s * (one - s)
     elif code == 6:
         for i in range(len(z)):
             s = sigmoid(z[i])
-            d[i] = s * (one + z[i] * (one - s))
+            z[i] = s * (one + z[i] * (one - s))
     elif code == 7:
         limit = like(z[0], 20.0)
         for i in range(len(z)):
             v = z[i] * c
-            d[i] = one if v > limit else sigmoid(v)
+            z[i] = one if v > limit else sigmoid(v)
     else:
         half, root = like(z[0], 0.5), like(z[0], math.sqrt(0.5))
         density = like(z[0], 1 / math.sqrt(2 * math.pi))
         for i in range(len(z)):
             v = z[i]
             below = half * (one + like(v, math.erf(v * root)))
-            d[i] = below + v * density * exp(-half * v * v)
+            z[i] = below + v * density * exp(-half * v * v)
 
 
 @njit(nogil=True, error_model="numpy")
-def scale(rule: int, c0: float, c1: float, raw: Any, s: Any) -> None:
-    """Set s to the scale of raw values by a rule, over whole arrays."""
-    a0, a1 = like(raw[0], c0), like(raw[0], c1)
-    one = like(raw[0], 1.0)
+def scale(rule: int, c0: float, c1: float, s: Any) -> None:
+    """Replace raw values by their scales under a rule, in place."""
+    a0, a1 = like(s[0], c0), like(s[0], c1)
+    one = like(s[0], 1.0)
     if rule == 0:
-        for i in range(len(raw)):
-            s[i] = exp(raw[i])
+        for i in range(len(s)):
+            s[i] = exp(s[i])
     elif rule == 1:
-        for i in range(len(raw)):
-            s[i] = exp(a0 * tanh(raw[i] / a0))
+        for i in range(len(s)):
+            s[i] = exp(a0 * tanh(s[i] / a0))
     elif rule == 2:
-        for i in range(len(raw)):
-            s[i] = exp(raw[i] / (one + abs(raw[i]) / a0))
+        for i in range(len(s)):
+            s[i] = exp(s[i] / (one + abs(s[i]) / a0))
     elif rule == 3:
-        for i in range(len(raw)):
-            v = raw[i]
+        for i in range(len(s)):
+            v = s[i]
             v = a0 if v < a0 else v
             s[i] = exp(a1 if v > a1 else v)
     elif rule == 4:
-        limit = like(raw[0], 20.0)
-        for i in range(len(raw)):
-            v = raw[i] + a0
+        limit = like(s[0], 20.0)
+        for i in range(len(s)):
+            v = s[i] + a0
             s[i] = (v if v > limit else softplus(v)) + a1
     else:
-        for i in range(len(raw)):
-            s[i] = sigmoid(raw[i] + a0) + a1
+        for i in range(len(s)):
+            s[i] = sigmoid(s[i] + a0) + a1

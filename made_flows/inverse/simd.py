@@ -126,7 +126,7 @@ def block_product(units: int, vectors: int) -> Any:
             builder.cbranch(builder.icmp_signed("<", following, count_), loop, after)
 
             builder.position_at_end(after)
-            for place, start, value in zip(places, starts, new, strict=True):
+            for start, value in zip(starts, new, strict=True):
                 result = builder.phi(vector)
                 result.add_incoming(start, before)
                 result.add_incoming(value, loop)

@@ -1,0 +1,299 @@
+"""The compiled inverse on the CPU: packs plans, and runs the sweeps over threads.
+
+Rows are shared out over a plain pool of Python threads whose kernels hold no interpreter lock.
+Numba's own parallel backends are not safe in forked processes, nor when several threads call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor
+
+from made_flows.inverse import elementwise, packing, simd, sweeps
+from made_flows.network import unpack
+from made_flows.inverse.packing import Packed, covers_activations
+from made_flows.inverse.plan import Plan
+from made_flows.inverse.steps import Step
+
+__all__ = ["adjoint", "covers", "covers_adjoint", "solve"]
+
+_KINDS = {
+    "affine": 0,
+    "affine_inverse": 1,
+    "gated": 2,
+    "gated_inverse": 3,
+    "bernoulli": 4,
+    "categorical": 5,
+    "mixture": 6,
+}
+_DTYPES = (torch.float32, torch.float64)
+
+_ROWS_ALONE = 2_000_000
+"""Multiplications below which one thread does everything: waking another takes about 40 us,
+the time of some 2 million multiplications."""
+
+
+# ---------------------------------------------------------------------- compilation
+
+
+def _sources() -> str:
+    """A digest of everything the kernels are made of: Numba itself looks at one file only."""
+    digest = hashlib.sha256()
+    for module in (simd, elementwise, sweeps):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()
+
+
+class _Compiled:
+    """A kernel, compiled at its first call and kept on disk where a folder can be written."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
+        self.call: Callable[..., None] = self._with_cache()
+
+    def _with_cache(self) -> Callable[..., None]:
+        try:
+            compiled = njit(nogil=True, error_model="numpy", cache=True)(self.function)
+            compiled._cache._cache_file._source_stamp = _sources()
+        except (RuntimeError, OSError, AttributeError):
+            return self._without_cache()
+        return compiled  # type: ignore[no-any-return]
+
+    def _without_cache(self) -> Callable[..., None]:
+        compiled: Callable[..., None] = njit(nogil=True, error_model="numpy")(self.function)
+        return compiled
+
+    def __call__(self, *arguments: Any) -> None:
+        try:
+            self.call(*arguments)
+        except OSError:  # the cache could not be written after all
+            self.call = self._without_cache()
+            self.call(*arguments)
+
+
+_SOLVE = _Compiled(sweeps.solve_tiles.py_func)
+_ADJOINT = _Compiled(sweeps.adjoint_tiles.py_func)
+
+
+# ---------------------------------------------------------------------- threads
+
+_POOL: ThreadPoolExecutor | None = None
+_POOL_LOCK = threading.Lock()
+_LOCAL = threading.local()
+
+
+def _forget_pool() -> None:
+    """Threads do not survive a fork: the child makes its own when it needs them."""
+    global _POOL, _POOL_LOCK  # noqa: PLW0603
+    _POOL, _POOL_LOCK = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _pool() -> ThreadPoolExecutor:
+    global _POOL  # noqa: PLW0603
+    with _POOL_LOCK:
+        if _POOL is None:
+            # As many as the machine has; how many are used is decided call by call.
+            _POOL = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="made_flows")
+        return _POOL
+
+
+def _workspace(size: int, dtype: torch.dtype) -> NDArray[Any]:
+    """This thread's workspace: aligned to cache lines, kept from call to call, never shrunk."""
+    spaces: dict[torch.dtype, NDArray[Any]] = _LOCAL.__dict__.setdefault("spaces", {})
+    space = spaces.get(dtype)
+    if space is None or len(space) < size:
+        space = spaces[dtype] = torch.empty(size, dtype=dtype).numpy()
+    return space
+
+
+def _over_rows(rows: int, work: float, itemsize: int, run: Callable[[int, int, int], None]) -> None:
+    """Call run(first row, last row, lanes) for shares of the rows, on as many threads as torch."""
+    vector = simd.VECTOR_BYTES // itemsize
+    threads = max(1, min(torch.get_num_threads(), -(-rows // vector)))
+    if rows * work < _ROWS_ALONE:
+        threads = 1
+    share = -(-rows // threads)
+    lanes = next((vector * n for n in (1, 2) if vector * n >= share), vector * 4)
+    share = -(-share // lanes) * lanes
+    shares = [(first, min(first + share, rows)) for first in range(0, rows, share)]
+    others = [_pool().submit(run, first, last, lanes) for first, last in shares[1:]]
+    run(*shares[0], lanes)
+    for other in others:
+        other.result()
+
+
+# ---------------------------------------------------------------------- entries
+
+
+def covers(plan: Plan, step: Step) -> bool:
+    """Whether the compiled kernel can solve with this plan and step."""
+    kernel = step.kernel()
+    return (
+        kernel is not None
+        and kernel.kind in _KINDS
+        and (step.identity_encoding or kernel.kind in ("bernoulli", "categorical"))
+        and covers_adjoint(plan)
+    )
+
+
+def covers_adjoint(plan: Plan) -> bool:
+    """Whether the compiled kernel can run the adjoint of this plan."""
+    weight = plan.output.weight
+    return weight.device.type == "cpu" and weight.dtype in _DTYPES and covers_activations(plan)
+
+
+def _packed(plan: Plan) -> Packed:
+    packed = plan.packed.get("cpu")
+    if packed is None:
+        packed = plan.packed["cpu"] = packing.pack(plan)
+    return packed  # type: ignore[no-any-return]
+
+
+def _bases(
+    plan: Plan, tensors: Sequence[Tensor], bases: Sequence[Tensor], dtype: Any
+) -> tuple[NDArray[Any], int]:
+    """The context's contributions, unit by unit, and how many rows there are of them."""
+    if not bases:
+        return np.zeros(0, dtype), 1
+    _, layers, _ = unpack(plan.structure, tensors, bases)
+    parts = [
+        values.detach().index_select(1, planned.units).t().reshape(-1)
+        for planned, layer in zip(plan.layers, layers, strict=True)
+        for values in (layer.base, layer.gate)
+        if values is not None
+    ]
+    return torch.cat(parts).numpy(), len(bases[0])
+
+
+def solve(
+    plan: Plan,
+    step: Step,
+    noise: Tensor,
+    tensors: Sequence[Tensor],
+    bases: Sequence[Tensor],
+    known: Tensor | None = None,
+    prefix: int = 0,
+) -> Tensor:
+    """The values, as :func:`made_flows.inverse.eager.solve` gives them."""
+    kernel = step.kernel()
+    if kernel is None:
+        raise TypeError(f"Expected a step with a kernel; got {step!r}")
+    packed = _packed(plan)
+    dtype = plan.output.weight.dtype
+    rows, dimension, parts = noise.shape
+    values = torch.empty(rows, dimension, dtype=dtype)
+    if rows:
+        rule = kernel.rule
+        code = 0 if rule is None else elementwise.RULE_CODES[rule.rule]
+        constants = np.array((0.0, 0.0) if rule is None else rule.constants)
+        one_hot = int(kernel.kind == "categorical")
+        kind = _KINDS[kernel.kind]
+        instructions = np.array([kind, code, kernel.swapped, parts, packed.scratch, one_hot])
+        of_context, base_rows = _bases(plan, tensors, bases, packed.weights.dtype)
+        flat = noise.detach().reshape(rows, dimension * parts).contiguous().numpy()
+        given = (values[:0] if known is None else known.detach().to(dtype).contiguous()).numpy()
+        filled = values.numpy()
+
+        def run(first: int, last: int, lanes: int) -> None:
+            _SOLVE(
+                first,
+                last,
+                lanes,
+                flat,
+                given,
+                prefix,
+                filled,
+                _workspace(packed.rows * lanes, dtype),
+                packed.weights,
+                packed.vectors,
+                packed.constants,
+                of_context,
+                base_rows,
+                packed.table,
+                packed.starts,
+                packed.streams,
+                packed.features,
+                packed.feature_starts,
+                packed.column_starts,
+                packed.output_starts,
+                packed.input_starts,
+                packed.panels,
+                packed.blocks,
+                packed.direct_blocks,
+                instructions,
+                constants,
+            )
+
+        _over_rows(rows, packed.work, values.element_size(), run)
+    return values.to(step.value_dtype(dtype))
+
+
+def adjoint(
+    plan: Plan,
+    gradient: Tensor,
+    slopes: Tensor,
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    bases: Sequence[Tensor],
+) -> Tensor:
+    """The solution of the transposed system, as :func:`made_flows.inverse.eager.adjoint` gives it."""
+    packed = _packed(plan)
+    packing.pack_transposed(plan, packed)
+    rows, dimension = gradient.shape
+    dtype = plan.output.weight.dtype
+    solution = torch.empty(rows, dimension, dtype=dtype)
+    if rows:
+        of_context, base_rows = _bases(plan, tensors, bases, packed.weights.dtype)
+        widest = slopes.shape[-1]
+        at = x.detach().contiguous().numpy()
+        own = gradient.detach().contiguous().numpy()
+        derivatives = slopes.detach().reshape(rows, dimension * widest).contiguous().numpy()
+        filled = solution.numpy()
+
+        def run(first: int, last: int, lanes: int) -> None:
+            _ADJOINT(
+                first,
+                last,
+                lanes,
+                at,
+                own,
+                derivatives,
+                filled,
+                _workspace(packed.adjoint_rows * lanes, dtype),
+                packed.weights,
+                packed.vectors,
+                packed.constants,
+                of_context,
+                base_rows,
+                packed.adjoint_table,
+                packed.starts,
+                packed.streams,
+                packed.features,
+                packed.feature_starts,
+                packed.output_starts,
+                packed.panels,
+                packed.blocks,
+                packed.transposed,
+                packed.back_blocks,
+                packed.direct_back,
+                packed.lambda_place,
+                widest,
+            )
+
+        _over_rows(rows, 2 * packed.work, solution.element_size(), run)
+    return solution
