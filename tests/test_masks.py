@@ -256,7 +256,7 @@ def test_a_thousand_features_and_two_thousand_units() -> None:
 # Constructors to their arguments and the number of dependencies that are lost (by hand).
 CHAIN = [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
 NARROW = {
-    # Degrees 1 and 3 of 1..3: feature 1 reads {0}, feature 2 reads {0} only, feature 3 all.
+    # Degrees 2 and 3: feature 1 finds no unit that it may read.
     "two units": ({"features": 4, "hidden_features": (2,)}, 1),
     # One unit of degree 4: only the last feature reads anything.
     "one unit": ({"features": 5, "hidden_features": (1,)}, 6),
