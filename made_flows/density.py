@@ -124,7 +124,7 @@ class AutoregressiveDistribution(Distribution):
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether samples carry gradients."""
-        return self.model.head.has_rsample
+        return HeadStep(self.model.head).differentiable
 
     def expand(
         self, batch_shape: Sequence[int], _instance: Distribution | None = None

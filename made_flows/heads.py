@@ -32,7 +32,8 @@ class Head(KeyedModule, ABC):
         outputs: parameters per feature K (or one number for each feature).
         inputs: columns that a value takes at the input of the network, likewise.
         noise_parts: numbers of noise per feature P.
-        has_rsample: whether :meth:`step` is differentiable in noise and parameters.
+        has_rsample: whether :meth:`step` is differentiable in noise and parameters. Samples then
+            carry gradients, unless :meth:`encode` is the head's own.
         support: where a single value lives.
         value_dtype: dtype of values, None for that of the network.
 
@@ -210,7 +211,9 @@ class Bernoulli(Head):
     has_rsample = False
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        return F.logsigmoid((2 * x - 1) * parameters.squeeze(-1))
+        logit = parameters.squeeze(-1)
+        # Not 2 * x - 1: unsigned bytes would wrap round.
+        return F.logsigmoid(torch.where(x > 0, logit, -logit))
 
     def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
         return torch.rand(*shape, 1, dtype=like.dtype, device=like.device)
@@ -304,7 +307,7 @@ def _choose(uniform: Tensor, logits: Tensor) -> Tensor:
     """The category in whose part of the cumulative distribution a uniform number falls."""
     weights = torch.exp(logits - logits.amax(dim=-1, keepdim=True))
     cumulative = weights.cumsum(dim=-1)
-    passed = uniform.unsqueeze(-1) * cumulative[..., -1:] >= cumulative
-    # Rounding may carry a uniform number just below one past the last category that exists.
-    last = (logits > -torch.inf).sum(dim=-1) - 1
-    return torch.minimum(passed.sum(dim=-1), last)
+    total = cumulative[..., -1:]
+    # Rounding may carry a uniform number just below one to the end, past the last category.
+    place = torch.minimum(uniform.unsqueeze(-1) * total, torch.nextafter(total, total - total))
+    return (place >= cumulative).sum(dim=-1)

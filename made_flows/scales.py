@@ -88,12 +88,16 @@ class ScaleRule(nn.Module):
         if self.rule == "exp":
             return a
         if self.rule == "softplus":
-            return torch.log(F.softplus(a + self.offset) + self.floor)
+            a = a + self.offset
+            if self.floor == 0:
+                # Below -40 softplus is exp, to the last digit; its logarithm must not underflow.
+                return torch.where(a < -40, a, torch.log(F.softplus(a.clamp(min=-40))))
+            return torch.log(F.softplus(a) + self.floor)
         if self.rule == "sigmoid":
             if self.floor == 0:
                 return F.logsigmoid(a + self.offset)
             return torch.log(torch.sigmoid(a + self.offset) + self.floor)
-        return a + (a.clamp(self.low, self.high) - a).detach()
+        return a.clamp(self.low, self.high).detach() + (a - a.detach())
 
     @property
     def constants(self) -> tuple[float, float]:

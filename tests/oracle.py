@@ -25,7 +25,8 @@ def d_pass_inverse(
         batch = torch.broadcast_shapes(batch, context.shape[:-1])
     noise = noise.expand(*batch, *noise.shape[-2:])
     dtype = step.value_dtype(conditioner.dtype)
-    x = torch.zeros(*batch, conditioner.features, dtype=dtype)
+    # What is not known yet may be anything, as long as the step can encode it.
+    x = torch.full((*batch, conditioner.features), 0.5).to(dtype)
     if known is not None:
         x = torch.where(conditioner.ranks < prefix, known, x)
     for rank in range(prefix, int(conditioner.ranks.max()) + 1):

@@ -55,7 +55,8 @@ class HeadStep:
         self.head = head
         self.name = f"head:{head.key}"
         self.identity_encoding = type(head).encode is Head.encode
-        self.differentiable = head.has_rsample
+        # Gradients take values for what the network reads.
+        self.differentiable = head.has_rsample and self.identity_encoding
 
     def __call__(self, noise: Tensor, parameters: Tensor) -> Tensor:
         return self.head.step(noise, parameters)
