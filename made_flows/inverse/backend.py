@@ -14,7 +14,7 @@ from torch import Tensor
 
 from made_flows.checks import expect
 from made_flows.inverse import eager
-from made_flows.inverse.plan import Plan
+from made_flows.inverse.plan import fill_plan, skeleton_for
 from made_flows.inverse.steps import Step
 
 __all__ = ["adjoint", "backend", "solve"]
@@ -60,7 +60,7 @@ def _compiled() -> ModuleType | None:
 
 
 def solve(
-    plan: Plan,
+    text: str,
     step: Step,
     noise: Tensor,
     tensors: Sequence[Tensor],
@@ -69,16 +69,17 @@ def solve(
     prefix: int,
 ) -> Tensor:
     """The values of a sequential inverse; see :func:`made_flows.inverse.eager.solve`."""
-    if noise.device.type == "cpu" and _chosen == "auto":
-        cpu = _compiled()
-        if cpu is not None and cpu.covers(plan, step):
-            values: Tensor = cpu.solve(plan, step, noise, tensors, bases, known, prefix)
-            return values
+    skeleton = skeleton_for(text, tensors)
+    cpu = _compiled() if noise.device.type == "cpu" and _chosen == "auto" else None
+    if cpu is not None and cpu.covers(skeleton, noise.dtype) and cpu.covers_step(step):
+        values: Tensor = cpu.solve(skeleton, step, noise, tensors, bases, known, prefix)
+        return values
+    plan = fill_plan(skeleton, tensors)
     return eager.solve(plan, step, noise, tensors, bases, known, prefix)
 
 
 def adjoint(
-    plan: Plan,
+    text: str,
     gradient: Tensor,
     slopes: Tensor,
     x: Tensor,
@@ -86,9 +87,10 @@ def adjoint(
     bases: Sequence[Tensor],
 ) -> Tensor:
     """The solution of the transposed system; see :func:`made_flows.inverse.eager.adjoint`."""
-    if gradient.device.type == "cpu" and _chosen == "auto":
-        cpu = _compiled()
-        if cpu is not None and cpu.covers_adjoint(plan):
-            solution: Tensor = cpu.adjoint(plan, gradient, slopes, x, tensors, bases)
-            return solution
+    skeleton = skeleton_for(text, tensors)
+    cpu = _compiled() if gradient.device.type == "cpu" and _chosen == "auto" else None
+    if cpu is not None and cpu.covers(skeleton, gradient.dtype):
+        solution: Tensor = cpu.adjoint(skeleton, gradient, slopes, x, tensors, bases)
+        return solution
+    plan = fill_plan(skeleton, tensors)
     return eager.adjoint(plan, gradient, slopes, x, tensors, bases)

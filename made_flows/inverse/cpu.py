@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from made_flows.compiled import StepKernel
 from made_flows.inverse import elementwise, packing, simd, sweeps
-from made_flows.network import unpack
-from made_flows.inverse.packing import Packed, covers_activations
-from made_flows.inverse.plan import Plan
+from made_flows.inverse.cache import SPARSE, TensorCache
+from made_flows.inverse.packing import Layout, Weights
+from made_flows.inverse.skeleton import Skeleton
 from made_flows.inverse.steps import Step
+from made_flows.network import unpack
 
-__all__ = ["adjoint", "covers", "covers_adjoint", "solve"]
+__all__ = ["adjoint", "covers", "covers_step", "solve"]
 
 _KINDS = {
     "affine": 0,
@@ -95,7 +98,7 @@ _LOCAL = threading.local()
 
 def _forget_pool() -> None:
     """Threads do not survive a fork: the child makes its own when it needs them."""
-    global _POOL, _POOL_LOCK  # noqa: PLW0603
+    global _POOL, _POOL_LOCK
     _POOL, _POOL_LOCK = None, threading.Lock()
 
 
@@ -139,41 +142,56 @@ def _over_rows(rows: int, work: float, itemsize: int, run: Callable[[int, int, i
 
 # ---------------------------------------------------------------------- entries
 
+_WEIGHTS: TensorCache[Any] = TensorCache(digest=True)
+_FEW_ROWS = 16
+"""Rows below which large weights are compared sparsely: reading all of them would take as long
+as the sweep."""
 
-def covers(plan: Plan, step: Step) -> bool:
-    """Whether the compiled kernel can solve with this plan and step."""
+
+def covers(skeleton: Skeleton, dtype: torch.dtype) -> bool:
+    """Whether the compiled sweeps know all activations of a network, and its dtype."""
+    names = (word.split(":")[0] for word in skeleton.structure.activations)
+    return dtype in _DTYPES and all(name in elementwise.ACTIVATION_CODES for name in names)
+
+
+def covers_step(step: Step) -> bool:
+    """Whether the compiled sweep knows a step."""
     kernel = step.kernel()
-    return (
-        kernel is not None
-        and kernel.kind in _KINDS
-        and (step.identity_encoding or kernel.kind in ("bernoulli", "categorical"))
-        and covers_adjoint(plan)
-    )
+    return kernel is not None and kernel.kind in _KINDS
 
 
-def covers_adjoint(plan: Plan) -> bool:
-    """Whether the compiled kernel can run the adjoint of this plan."""
-    weight = plan.output.weight
-    return weight.device.type == "cpu" and weight.dtype in _DTYPES and covers_activations(plan)
+@lru_cache(maxsize=256)
+def _instructions(kernel: StepKernel, parts: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """A step in numbers: kind, rule, whether swapped, parts of noise, one-hot; its constants."""
+    rule = kernel.rule
+    code = 0 if rule is None else elementwise.RULE_CODES[rule.rule]
+    one_hot = kernel.kind == "categorical"
+    numbers = np.array([_KINDS[kernel.kind], code, kernel.swapped, parts, one_hot], dtype=np.int64)
+    return numbers, np.array((0.0, 0.0) if rule is None else rule.constants)
 
 
-def _packed(plan: Plan) -> Packed:
-    packed = plan.packed.get("cpu")
-    if packed is None:
-        packed = plan.packed["cpu"] = packing.pack(plan)
-    return packed  # type: ignore[no-any-return]
+def _layout(skeleton: Skeleton) -> Layout:
+    layout = skeleton.prepared.get("cpu")
+    if layout is None:
+        layout = skeleton.prepared["cpu"] = packing.layout_of(skeleton)
+    return layout  # type: ignore[no-any-return]
+
+
+def _floats(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The weights: for ranks and masks, the skeleton's serial number stands."""
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 def _bases(
-    plan: Plan, tensors: Sequence[Tensor], bases: Sequence[Tensor], dtype: Any
+    skeleton: Skeleton, tensors: Sequence[Tensor], bases: Sequence[Tensor], dtype: Any
 ) -> tuple[NDArray[Any], int]:
     """The context's contributions, unit by unit, and how many rows there are of them."""
     if not bases:
         return np.zeros(0, dtype), 1
-    _, layers, _ = unpack(plan.structure, tensors, bases)
+    _, layers, _ = unpack(skeleton.structure, tensors, bases)
     parts = [
-        values.detach().index_select(1, planned.units).t().reshape(-1)
-        for planned, layer in zip(plan.layers, layers, strict=True)
+        values.detach().index_select(1, place.units).t().reshape(-1)
+        for place, layer in zip(skeleton.layers, layers, strict=True)
         for values in (layer.base, layer.gate)
         if values is not None
     ]
@@ -181,7 +199,7 @@ def _bases(
 
 
 def solve(
-    plan: Plan,
+    skeleton: Skeleton,
     step: Step,
     noise: Tensor,
     tensors: Sequence[Tensor],
@@ -193,18 +211,19 @@ def solve(
     kernel = step.kernel()
     if kernel is None:
         raise TypeError(f"Expected a step with a kernel; got {step!r}")
-    packed = _packed(plan)
-    dtype = plan.output.weight.dtype
     rows, dimension, parts = noise.shape
+    dtype = noise.dtype
+    layout = _layout(skeleton)
+    packed: Weights = _WEIGHTS.get(
+        ("forward", skeleton.serial),
+        _floats(tensors),
+        lambda: packing.pack(skeleton, layout, tensors),
+        SPARSE if rows < _FEW_ROWS else 1,
+    )
     values = torch.empty(rows, dimension, dtype=dtype)
     if rows:
-        rule = kernel.rule
-        code = 0 if rule is None else elementwise.RULE_CODES[rule.rule]
-        constants = np.array((0.0, 0.0) if rule is None else rule.constants)
-        one_hot = int(kernel.kind == "categorical")
-        kind = _KINDS[kernel.kind]
-        instructions = np.array([kind, code, kernel.swapped, parts, packed.scratch, one_hot])
-        of_context, base_rows = _bases(plan, tensors, bases, packed.weights.dtype)
+        instructions, constants = _instructions(kernel, parts)
+        of_context, base_rows = _bases(skeleton, tensors, bases, packed.weights.dtype)
         flat = noise.detach().reshape(rows, dimension * parts).contiguous().numpy()
         given = (values[:0] if known is None else known.detach().to(dtype).contiguous()).numpy()
         filled = values.numpy()
@@ -218,47 +237,61 @@ def solve(
                 given,
                 prefix,
                 filled,
-                _workspace(packed.rows * lanes, dtype),
+                _workspace(layout.rows * lanes, dtype),
                 packed.weights,
                 packed.vectors,
                 packed.constants,
                 of_context,
                 base_rows,
-                packed.table,
-                packed.starts,
-                packed.streams,
-                packed.features,
-                packed.feature_starts,
-                packed.column_starts,
-                packed.output_starts,
-                packed.input_starts,
-                packed.panels,
-                packed.blocks,
-                packed.direct_blocks,
+                layout.table,
+                layout.starts,
+                layout.streams,
+                layout.features,
+                layout.feature_starts,
+                layout.column_starts,
+                layout.output_starts,
+                layout.input_starts,
+                layout.panels,
+                layout.blocks,
+                layout.direct_blocks,
                 instructions,
                 constants,
+                layout.scratch,
             )
 
-        _over_rows(rows, packed.work, values.element_size(), run)
+        _over_rows(rows, layout.size, values.element_size(), run)
     return values.to(step.value_dtype(dtype))
 
 
 def adjoint(
-    plan: Plan,
+    skeleton: Skeleton,
     gradient: Tensor,
     slopes: Tensor,
     x: Tensor,
     tensors: Sequence[Tensor],
     bases: Sequence[Tensor],
 ) -> Tensor:
-    """The solution of the transposed system, as :func:`made_flows.inverse.eager.adjoint` gives it."""
-    packed = _packed(plan)
-    packing.pack_transposed(plan, packed)
+    """The solution of the transposed system, as ``made_flows.inverse.eager.adjoint`` gives it."""
     rows, dimension = gradient.shape
-    dtype = plan.output.weight.dtype
+    dtype = gradient.dtype
+    layout = _layout(skeleton)
+    floats = _floats(tensors)
+    spacing = SPARSE if rows < _FEW_ROWS else 1
+    packed: Weights = _WEIGHTS.get(
+        ("forward", skeleton.serial),
+        floats,
+        lambda: packing.pack(skeleton, layout, tensors),
+        spacing,
+    )
+    transposed: NDArray[Any] = _WEIGHTS.get(
+        ("back", skeleton.serial),
+        floats,
+        lambda: packing.pack_transposed(skeleton, layout, tensors),
+        spacing,
+    )
     solution = torch.empty(rows, dimension, dtype=dtype)
     if rows:
-        of_context, base_rows = _bases(plan, tensors, bases, packed.weights.dtype)
+        of_context, base_rows = _bases(skeleton, tensors, bases, packed.weights.dtype)
         widest = slopes.shape[-1]
         at = x.detach().contiguous().numpy()
         own = gradient.detach().contiguous().numpy()
@@ -274,26 +307,26 @@ def adjoint(
                 own,
                 derivatives,
                 filled,
-                _workspace(packed.adjoint_rows * lanes, dtype),
+                _workspace(layout.adjoint_rows * lanes, dtype),
                 packed.weights,
                 packed.vectors,
                 packed.constants,
                 of_context,
                 base_rows,
-                packed.adjoint_table,
-                packed.starts,
-                packed.streams,
-                packed.features,
-                packed.feature_starts,
-                packed.output_starts,
-                packed.panels,
-                packed.blocks,
-                packed.transposed,
-                packed.back_blocks,
-                packed.direct_back,
-                packed.lambda_place,
+                layout.adjoint_table,
+                layout.starts,
+                layout.streams,
+                layout.features,
+                layout.feature_starts,
+                layout.output_starts,
+                layout.panels,
+                layout.blocks,
+                transposed,
+                layout.back_blocks,
+                layout.direct_back,
+                layout.lambda_place,
                 widest,
             )
 
-        _over_rows(rows, 2 * packed.work, solution.element_size(), run)
+        _over_rows(rows, 2 * layout.size, solution.element_size(), run)
     return solution

@@ -27,8 +27,10 @@ ones less work inside: 32 to 128 measured alike, within noise, on the sizes of t
 def panels(plan: Plan, first: int = 0) -> list[tuple[int, int]]:
     """Ranges of ranks [start, stop) from a rank on, each with about the same number of units."""
     widest = max(len(layer.units) for layer in plan.layers)
-    size = max(1, round(_PANEL_UNITS * plan.levels / max(widest, 1)))
-    return [(r, min(r + size, plan.levels)) for r in range(first, plan.levels, size)]
+    size = max(1, round(_PANEL_UNITS * plan.skeleton.levels / max(widest, 1)))
+    return [
+        (r, min(r + size, plan.skeleton.levels)) for r in range(first, plan.skeleton.levels, size)
+    ]
 
 
 class _Activations:
@@ -40,7 +42,7 @@ class _Activations:
         self.plan = plan
         self.functions = [activation_of_name(word) for word in plan.structure.activations]
         like = plan.output.weight
-        self.inputs = like.new_zeros(rows, len(plan.columns))
+        self.inputs = like.new_zeros(rows, len(plan.skeleton.columns))
         self.z: list[Tensor] = []
         self.a: list[Tensor] = []
         self.gates: list[Tensor | None] = []
@@ -65,14 +67,14 @@ class _Activations:
 
     def known(self, layer: int, rank: int) -> int:
         """How many of the layer's inputs are known before anything of this rank is."""
-        starts = self.plan.layers[layer - 1].starts if layer else self.plan.column_starts
+        starts = self.plan.layers[layer - 1].starts if layer else self.plan.skeleton.column_starts
         return int(starts[rank])
 
     def readable(self, layer: int, degree: int) -> int:
         """How many of the layer's inputs a unit of this degree (an output: of this rank) reads."""
         if layer:
             return int(self.plan.layers[layer - 1].starts[degree + 1])
-        return int(self.plan.column_starts[degree])
+        return int(self.plan.skeleton.column_starts[degree])
 
     def units(self, layer: int, start: int, stop: int) -> slice:
         """The units of a layer with degrees (outputs: ranks) in [start, stop)."""
@@ -146,20 +148,20 @@ def solve(
     rows = len(noise)
     state = _Activations(plan, tensors, bases, rows)
     dtype = plan.output.weight.dtype
-    encoded_columns = plan.columns
+    encoded_columns = plan.skeleton.columns
     values: Tensor | None = None if known is None else known.clone()
     if prefix and values is not None:
-        stop = int(plan.column_starts[prefix])
+        stop = int(plan.skeleton.column_starts[prefix])
         encoded = step.encode(values, dtype)
         state.inputs[:, :stop] = encoded[:, encoded_columns[:stop]]
         state.fill(prefix)
     depth = plan.structure.depth
-    counts = [plan.structure.parameters[i] for i in plan.features.tolist()]
+    counts = [plan.structure.parameters[i] for i in plan.skeleton.features.tolist()]
     for start, stop in panels(plan, prefix):
         for layer in range(depth + 1):
             state.add(layer, state.units(layer, start, stop), 0, state.known(layer, start))
         outputs = state.units(depth, start, stop)
-        state.add_direct(outputs, 0, int(plan.column_starts[start]))
+        state.add_direct(outputs, 0, int(plan.skeleton.column_starts[start]))
         for rank in range(start, stop):
             for layer in range(depth + 1):
                 units = state.units(layer, rank, rank + 1)
@@ -168,16 +170,20 @@ def solve(
                 if layer < depth:
                     state.finish(layer, units)
                 else:
-                    columns = plan.column_starts
+                    columns = plan.skeleton.column_starts
                     state.add_direct(units, int(columns[start]), int(columns[rank]))
-            at = slice(int(plan.feature_starts[rank]), int(plan.feature_starts[rank + 1]))
-            features = plan.features[at]
+            at = slice(
+                int(plan.skeleton.feature_starts[rank]), int(plan.skeleton.feature_starts[rank + 1])
+            )
+            features = plan.skeleton.features[at]
             parameters = _unpack(state.z[-1][:, state.units(depth, rank, rank + 1)], counts[at])
             fresh = step(noise[:, features], parameters)
             if values is None:
                 values = fresh.new_zeros(rows, plan.structure.features)
             values[:, features] = fresh.to(values.dtype)
-            inputs = slice(int(plan.column_starts[rank]), int(plan.column_starts[rank + 1]))
+            inputs = slice(
+                int(plan.skeleton.column_starts[rank]), int(plan.skeleton.column_starts[rank + 1])
+            )
             if step.identity_encoding:
                 state.inputs[:, inputs] = fresh
             else:
@@ -229,8 +235,8 @@ def adjoint(
     """
     rows = len(x)
     state = _Activations(plan, tensors, bases, rows)
-    state.inputs.copy_(x[:, plan.columns])
-    state.fill(plan.levels)
+    state.inputs.copy_(x[:, plan.skeleton.columns])
+    state.fill(plan.skeleton.levels)
     depth = plan.structure.depth
     derivatives = [
         _derivative(state.functions[layer], state.normed(layer, slice(None)))
@@ -239,8 +245,8 @@ def adjoint(
     for layer, planned in enumerate(plan.hidden):
         if planned.norm_scale is not None:
             derivatives[layer] *= planned.norm_scale
-    solution = gradient[:, plan.features].clone()
-    slopes = slopes[:, plan.features]
+    solution = gradient[:, plan.skeleton.features].clone()
+    slopes = slopes[:, plan.skeleton.features]
     # Deltas with respect to W a of every layer; of the outputs they are slope * lambda.
     deltas = [torch.zeros_like(z) for z in state.z]
     streams = [torch.zeros_like(z) for z in state.z[:-1]]  # deltas with respect to z
@@ -260,13 +266,17 @@ def adjoint(
     for start, stop in reversed(panels(plan)):
         done = [slice(int(layer.starts[stop]), len(layer.units)) for layer in plan.layers]
         panel = [state.units(layer, start, stop) for layer in range(depth + 1)]
-        at = slice(int(plan.feature_starts[start]), int(plan.feature_starts[stop]))
+        at = slice(
+            int(plan.skeleton.feature_starts[start]), int(plan.skeleton.feature_starts[stop])
+        )
         pull_inputs(at, 0, done[0])
         if plan.direct is not None:
             pull_inputs(at, depth, done[depth])
         partial = [pull(layer, panel[layer], done[layer + 1]) for layer in range(depth)]
         for rank in range(stop - 1, start - 1, -1):
-            at = slice(int(plan.feature_starts[rank]), int(plan.feature_starts[rank + 1]))
+            at = slice(
+                int(plan.skeleton.feature_starts[rank]), int(plan.skeleton.feature_starts[rank + 1])
+            )
             fresh = [
                 slice(int(layer.starts[rank + 1]), int(layer.starts[stop])) for layer in plan.layers
             ]
@@ -297,7 +307,7 @@ def adjoint(
                 gate = state.gates[layer]
                 deltas[layer][:, units] = delta if gate is None else delta * gate[:, units]
     result = torch.empty_like(solution)
-    result[:, plan.features] = solution
+    result[:, plan.skeleton.features] = solution
     return result
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from made_flows.inverse import backend
-from made_flows.inverse.plan import plan_for
 from made_flows.inverse.steps import step_of_name
 
 __all__ = ["adjoint_sweep", "implicit_solution", "refuse_forward_mode", "sequential_inverse"]
@@ -32,8 +31,7 @@ def sequential_inverse(
     prefix: int,
 ) -> Tensor:
     """Values (N, D) from noise (N, D, P); see :func:`made_flows.inverse.sequential_inverse`."""
-    plan = plan_for(structure, tensors)
-    return backend.solve(plan, step_of_name(step), noise, tensors, bases, known, prefix)
+    return backend.solve(structure, step_of_name(step), noise, tensors, bases, known, prefix)
 
 
 @sequential_inverse.register_fake
@@ -59,7 +57,7 @@ def adjoint_sweep(
     structure: str,
 ) -> Tensor:
     """The solution (N, D) of the transposed linearised system, see ``eager.adjoint``."""
-    return backend.adjoint(plan_for(structure, tensors), gradient, slopes, x, tensors, bases)
+    return backend.adjoint(structure, gradient, slopes, x, tensors, bases)
 
 
 @adjoint_sweep.register_fake

@@ -1,18 +1,20 @@
-"""How a plan lies in memory for the compiled sweeps."""
+"""How a network lies in memory for the compiled sweeps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from made_flows.inverse.elementwise import ACTIVATION_CODES
-from made_flows.inverse.plan import Integers, Plan
+from made_flows.inverse.skeleton import Integers, Skeleton
 from made_flows.inverse.sweeps import (
-    A,
     ACTIVATION,
     BASE,
     BIAS,
@@ -26,53 +28,50 @@ from made_flows.inverse.sweeps import (
     STREAM_SUM,
     SUM,
     UNITS,
+    A,
     Z,
 )
+from made_flows.network import Layer, unpack
 
-__all__ = ["Packed", "covers_activations", "pack"]
+__all__ = ["Layout", "Weights", "layout_of", "pack", "pack_transposed"]
 
 _PANEL_UNITS = 24
-"""Units of the widest layer in a panel, at least, where ranks are single: two blocks of registers."""
+"""Units of the widest layer in a panel, about: two blocks of registers."""
 
 _SCRATCH_ROWS = 6
 """Rows of the workspace that a step may use: three of its own, the value, two parts of noise."""
 
 
-def covers_activations(plan: Plan) -> bool:
-    """Whether the compiled sweeps know all activations of a plan."""
-    return all(word.split(":")[0] in ACTIVATION_CODES for word in plan.structure.activations)
+@dataclass(frozen=True)
+class Layout:
+    """What does not depend on the weights.
 
-
-@dataclass
-class Packed:
-    """The arrays of one plan. Weights lie in blocks, one for each layer and panel of ranks.
-
-    A block is input-major: the weights of all units of the panel for one input, then for the
-    next, so that the inner loop reads it in one stream.
+    Weights lie in blocks, one for each layer and panel of ranks. A block is input-major: the
+    weights of all units of the panel for one input, then for the next, so that the inner loop
+    reads it in one stream.
 
     Args:
         panels: ranks at which panels start, and the number of ranks.
-        weights: all blocks, one after the other; then those of direct connections.
         blocks: place of the block of each layer and panel, (layers, panels).
         direct_blocks: place of direct connections' blocks, (panels,), or empty.
-        transposed: blocks of the transposed weights, for the adjoint; None until needed.
-        back_blocks, direct_back: their places.
-        vectors: biases and norms.
-        constants: constants of the activations.
+        size: numbers in all blocks.
+        back_blocks, direct_back, back_size: the same for the transposed weights.
         starts: (layers, ranks + 1), units of lower degree.
-        feature_starts, column_starts: likewise of features and input columns.
+        features, feature_starts, column_starts: of the skeleton.
         output_starts, input_starts: places of a feature's outputs and columns, by sorted feature.
         streams: places of the units that units add to.
-        layout: table of layers for solving, and rows that the workspace needs.
-        adjoint_layout: likewise for the adjoint, with the place of lambda.
+        table: layers' places in the workspace and elsewhere, see ``sweeps``, for solving.
+        rows, scratch: rows that the workspace needs, and where a step's own begin.
+        adjoint_table, adjoint_rows, lambda_place: the same for the adjoint.
     """
 
     panels: Integers
-    weights: NDArray[Any]
     blocks: Integers
     direct_blocks: Integers
-    vectors: NDArray[Any]
-    constants: NDArray[np.float64]
+    size: int
+    back_blocks: Integers
+    direct_back: Integers
+    back_size: int
     starts: Integers
     features: Integers
     feature_starts: Integers
@@ -86,10 +85,21 @@ class Packed:
     adjoint_table: Integers
     adjoint_rows: int
     lambda_place: int
-    work: float
-    transposed: NDArray[Any] | None = None
-    back_blocks: Integers | None = None
-    direct_back: Integers | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What depends on the weights.
+
+    Args:
+        weights: all blocks, one after the other.
+        vectors: biases and norms.
+        constants: constants of the activations.
+    """
+
+    weights: NDArray[Any]
+    vectors: NDArray[Any]
+    constants: NDArray[np.float64]
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
@@ -97,89 +107,81 @@ def _numpy(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def _panels(plan: Plan) -> Integers:
-    widest = max(len(layer.units) for layer in plan.layers)
-    size = max(1, round(_PANEL_UNITS * plan.levels / max(widest, 1)))
-    return np.append(np.arange(0, plan.levels, size), plan.levels).astype(np.int64)
+def _panels(skeleton: Skeleton) -> Integers:
+    levels = skeleton.levels
+    widest = max(len(layer.units) for layer in skeleton.layers)
+    size = max(1, round(_PANEL_UNITS * levels / max(widest, 1)))
+    return np.append(np.arange(0, levels, size), levels).astype(np.int64)
 
 
-def pack(plan: Plan) -> Packed:
-    """The arrays of a plan for the sweeps."""
-    depth, levels = plan.structure.depth, plan.levels
-    panels = _panels(plan)
-    starts = np.stack([layer.starts for layer in plan.layers])
-    dtype = _numpy(plan.output.weight).dtype
+def layout_of(skeleton: Skeleton) -> Layout:
+    """The layout of a network."""
+    depth, levels = skeleton.structure.depth, skeleton.levels
+    panels = _panels(skeleton)
+    starts = np.stack([layer.starts for layer in skeleton.layers])
+    count = len(panels) - 1
+    blocks, back_blocks = np.zeros((2, depth + 1, count), dtype=np.int64)
+    direct_blocks, direct_back = np.zeros((2, count * skeleton.structure.direct), dtype=np.int64)
+    size = back_size = 0
+    for p, (r0, r1) in enumerate(pairwise(panels)):
+        features = skeleton.feature_starts[r1] - skeleton.feature_starts[r0]
+        units = starts[:, r1] - starts[:, r0]
+        for layer in range(depth + 1):
+            blocks[layer, p] = size
+            size += units[layer] * _read(skeleton, layer, r1)
+            back_blocks[layer, p] = back_size
+            above = starts[layer, levels] - starts[layer, r0 if layer else r0 + 1]
+            back_size += above * (units[layer - 1] if layer else features)
+        if skeleton.structure.direct:
+            direct_blocks[p] = size
+            size += units[depth] * _read(skeleton, 0, r1)
+            direct_back[p] = back_size
+            back_size += (starts[depth, levels] - starts[depth, r0 + 1]) * features
 
-    parts: list[NDArray[Any]] = []
-    place = 0
-
-    def store(block: NDArray[Any]) -> int:
-        nonlocal place
-        start = place
-        parts.append(block.ravel())
-        place += block.size
-        return start
-
-    blocks = np.zeros((depth + 1, len(panels) - 1), dtype=np.int64)
-    direct_blocks = np.zeros(0 if plan.direct is None else len(panels) - 1, dtype=np.int64)
-    for p, (r0, r1) in enumerate(zip(panels, panels[1:], strict=False)):
-        for index, layer in enumerate(plan.layers):
-            u0, u1 = starts[index, r0], starts[index, r1]
-            read = starts[index - 1, r1] if index else plan.column_starts[r1 - 1]
-            blocks[index, p] = store(_numpy(layer.weight)[u0:u1, :read].T)
-        if plan.direct is not None:
-            o0, o1 = starts[depth, r0], starts[depth, r1]
-            block = _numpy(plan.direct)[o0:o1, : plan.column_starts[r1 - 1]].T
-            direct_blocks[p] = store(block)
-    weights = np.concatenate([*parts, np.zeros(1, dtype)])
-
-    vectors, vector_places, norm_places = _vectors(plan, dtype)
     streams = [np.zeros(0, np.int64)]
     table = np.full((depth + 1, 15), -1, dtype=np.int64)
-    targets = set(plan.structure.adds_to)
-    for index, layer in enumerate(plan.layers):
-        table[index, BIAS] = vector_places[index]
-        table[index, NORM] = norm_places[index]
+    targets = set(skeleton.structure.adds_to)
+    for index, layer in enumerate(skeleton.layers):
         table[index, UNITS] = len(layer.units)
         if index < depth:
-            word = plan.structure.activations[index].split(":")[0]
-            table[index, ACTIVATION] = ACTIVATION_CODES.get(word, -1)
+            word = skeleton.structure.activations[index].split(":")[0]
+            table[index, ACTIVATION] = ACTIVATION_CODES[word]
         if layer.stream is not None:
             table[index, STREAM_INDEX] = sum(map(len, streams))
             streams.append(_numpy(layer.stream))
-    _place_contexts(plan, table)
-    features = _numpy(plan.features)
-    counts = np.array(plan.structure.parameters)[features]
-    inputs = np.array(plan.structure.inputs)[features]
+    _place_vectors(skeleton, table)
+    _place_contexts(skeleton, table)
 
     adjoint = table.copy()
     outputs_at_once = int(np.diff(starts[depth][panels]).max())
-    rows = _place(plan, table, targets, len(plan.columns))
+    rows = _place(skeleton, table, targets, len(skeleton.columns))
     table[depth, Z] = rows
     scratch = rows + outputs_at_once
-    adjoint_rows = _place(plan, adjoint, targets, len(plan.columns))
-    for index, layer in enumerate(plan.layers):
-        units = len(layer.units)
+    adjoint_rows = _place(skeleton, adjoint, targets, len(skeleton.columns))
+    for index, layer in enumerate(skeleton.layers):
         for column in (SLOPE, DELTA, SUM):
             if column == DELTA or (index < depth and (column == SLOPE or index in targets)):
                 adjoint[index, column] = adjoint_rows
-                adjoint_rows += units
-    for index, earlier in enumerate(plan.structure.adds_to):
+                adjoint_rows += len(layer.units)
+    for index, earlier in enumerate(skeleton.structure.adds_to):
         if earlier >= 0:
             adjoint[index, STREAM_SUM] = adjoint[earlier, SUM]
     lambda_place = adjoint_rows
-    adjoint_rows += len(features)
-    return Packed(
+    features = _numpy(skeleton.features)
+    counts = np.array(skeleton.structure.parameters)[features]
+    inputs = np.array(skeleton.structure.inputs)[features]
+    return Layout(
         panels=panels,
-        weights=weights,
         blocks=blocks,
         direct_blocks=direct_blocks,
-        vectors=vectors,
-        constants=np.array([float(w.split(":")[1]) for w in plan.structure.activations] + [0.0]),
+        size=int(size),
+        back_blocks=back_blocks,
+        direct_back=direct_back,
+        back_size=int(back_size),
         starts=starts,
         features=features,
-        feature_starts=plan.feature_starts,
-        column_starts=plan.column_starts,
+        feature_starts=skeleton.feature_starts,
+        column_starts=skeleton.column_starts,
         output_starts=np.append(0, np.cumsum(counts)).astype(np.int64),
         input_starts=np.append(0, np.cumsum(inputs)).astype(np.int64),
         streams=np.concatenate(streams),
@@ -187,91 +189,134 @@ def pack(plan: Plan) -> Packed:
         rows=scratch + _SCRATCH_ROWS,
         scratch=scratch,
         adjoint_table=adjoint,
-        adjoint_rows=adjoint_rows,
+        adjoint_rows=lambda_place + len(features),
         lambda_place=lambda_place,
-        work=float(weights.size),
     )
 
 
-def _place(plan: Plan, table: Integers, targets: set[int], first: int) -> int:
+def _read(skeleton: Skeleton, layer: int, stop: int) -> int:
+    """How many inputs of a layer its units of degree (outputs: rank) below ``stop`` read."""
+    if layer:
+        return int(skeleton.layers[layer - 1].starts[stop])
+    return int(skeleton.column_starts[stop - 1])
+
+
+def _place(skeleton: Skeleton, table: Integers, targets: set[int], first: int) -> int:
     """Give layers their rows of the workspace, after the inputs; the next free row is returned."""
     row, source = first, 0
-    for index, layer in enumerate(plan.hidden):
+    depth = skeleton.structure.depth
+    for index in range(depth):
+        units = len(skeleton.layers[index].units)
         table[index, SOURCE] = source
         table[index, Z] = table[index, A] = row
-        row += len(layer.units)
+        row += units
         if index in targets:  # its z is needed later: its a gets rows of its own
             table[index, A] = row
-            row += len(layer.units)
+            row += units
         source = table[index, A]
-        earlier = plan.structure.adds_to[index]
+        earlier = skeleton.structure.adds_to[index]
         if earlier >= 0:
             table[index, STREAM] = table[earlier, Z]
-    table[plan.structure.depth, SOURCE] = source
+    table[depth, SOURCE] = source
     return row
 
 
-def _place_contexts(plan: Plan, table: Integers) -> None:
-    """Where the context's contributions to each layer stand, in the order of the network's bases."""
+def _place_vectors(skeleton: Skeleton, table: Integers) -> None:
+    """Where each layer's bias, and its norm's scale and shift, stand in the vectors."""
+    place = 0
+    for index, letters in enumerate(skeleton.structure.flags):
+        units = len(skeleton.layers[index].units)
+        table[index, BIAS] = place
+        place += units
+        if "n" in letters:
+            table[index, NORM] = place
+            place += 2 * units
+
+
+def _place_contexts(skeleton: Skeleton, table: Integers) -> None:
+    """Where the context's contributions stand, in units, in the order of the network's bases."""
     row = 0
-    for index, letters in enumerate(plan.structure.flags):
+    for index, letters in enumerate(skeleton.structure.flags):
         for letter, column in (("c", BASE), ("g", GATE)):
             if letter in letters:
                 table[index, column] = row
-                row += len(plan.layers[index].units)
+                row += len(skeleton.layers[index].units)
 
 
-def _vectors(plan: Plan, dtype: np.dtype[Any]) -> tuple[NDArray[Any], list[int], list[int]]:
-    """Biases and norms of all layers in one array, and where each layer's begin."""
-    parts: list[NDArray[Any]] = []
-    biases, norms = [], []
-    place = 0
-
-    def store(values: NDArray[Any]) -> int:
-        nonlocal place
-        start = place
-        parts.append(values)
-        place += len(values)
-        return start
-
-    for layer in plan.layers:
-        none = np.zeros(len(layer.units), dtype)
-        biases.append(store(none if layer.bias is None else _numpy(layer.bias)))
-        if layer.norm_scale is None or layer.norm_shift is None:
-            norms.append(-1)
-        else:
-            norms.append(store(_numpy(layer.norm_scale)))
-            store(_numpy(layer.norm_shift))
-    return np.concatenate([*parts, np.zeros(1, dtype)]), biases, norms
+# ---------------------------------------------------------------------- weights
 
 
-def pack_transposed(plan: Plan, packed: Packed) -> None:
-    """Lay out the transposed weights, which only the adjoint needs."""
-    if packed.transposed is not None:
-        return
-    depth, levels, starts, panels = plan.structure.depth, plan.levels, packed.starts, packed.panels
-    dtype = packed.weights.dtype
-    parts: list[NDArray[Any]] = []
-    place = 0
+@njit(nogil=True)
+def _store(
+    out: Any, place: int, weight: Any, mask: Any, units: Any, inputs: Any, transposed: bool
+) -> None:
+    """Write a masked block: input-major, or unit-major where transposed."""
+    count, read = len(units), len(inputs)
+    for u in range(count):
+        row = units[u]
+        for k in range(read):
+            column = inputs[k]
+            value = weight[row, column] if mask[row, column] else weight.dtype.type(0)
+            out[place + (u * read + k if transposed else k * count + u)] = value
 
-    def store(block: NDArray[Any]) -> int:
-        nonlocal place
-        start = place
-        parts.append(block.ravel())
-        place += block.size
-        return start
 
-    back = np.zeros((depth + 1, len(panels) - 1), dtype=np.int64)
-    direct_back = np.zeros(len(packed.direct_blocks), dtype=np.int64)
-    for p, (r0, r1) in enumerate(zip(panels, panels[1:], strict=False)):
-        f0, f1 = plan.feature_starts[r0], plan.feature_starts[r1]
-        above = starts[0, min(r0 + 1, levels)]
-        back[0, p] = store(_numpy(plan.layers[0].weight)[above:, f0:f1])
-        for index in range(1, depth + 1):
-            u0, u1 = starts[index - 1, r0], starts[index - 1, r1]
-            back[index, p] = store(_numpy(plan.layers[index].weight)[starts[index, r0] :, u0:u1])
-        if plan.direct is not None:
-            above = starts[depth, min(r0 + 1, levels)]
-            direct_back[p] = store(_numpy(plan.direct)[above:, f0:f1])
-    packed.back_blocks, packed.direct_back = back, direct_back
-    packed.transposed = np.concatenate([*parts, np.zeros(1, dtype)])
+def pack(skeleton: Skeleton, layout: Layout, tensors: Sequence[Tensor]) -> Weights:
+    """The weights of a network, in blocks."""
+    _, layers, direct = unpack(skeleton.structure, tensors)
+    depth = skeleton.structure.depth
+    dtype = _numpy(layers[0].weight).dtype
+    weights = np.empty(layout.size + 1, dtype)
+    for index, layer in enumerate(layers):
+        arrays = _arrays(layer)
+        units, inputs = _numpy(skeleton.layers[index].units), _numpy(skeleton.inputs_of(index))
+        for p, (r0, r1) in enumerate(pairwise(layout.panels)):
+            rows = units[layout.starts[index, r0] : layout.starts[index, r1]]
+            read = inputs[: _read(skeleton, index, r1)]
+            _store(weights, layout.blocks[index, p], *arrays, rows, read, False)
+    if direct is not None:
+        arrays = _arrays(direct)
+        units, inputs = _numpy(skeleton.layers[depth].units), _numpy(skeleton.columns)
+        for p, (r0, r1) in enumerate(pairwise(layout.panels)):
+            rows = units[layout.starts[depth, r0] : layout.starts[depth, r1]]
+            read = inputs[: _read(skeleton, 0, r1)]
+            _store(weights, layout.direct_blocks[p], *arrays, rows, read, False)
+    words = skeleton.structure.activations
+    constants = np.array([float(word.split(":")[1]) for word in words] + [0.0])
+    return Weights(weights, _vectors(skeleton, layers, dtype), constants)
+
+
+def pack_transposed(skeleton: Skeleton, layout: Layout, tensors: Sequence[Tensor]) -> NDArray[Any]:
+    """The transposed weights of a network, in blocks, for the adjoint."""
+    _, layers, direct = unpack(skeleton.structure, tensors)
+    depth = skeleton.structure.depth
+    weights = np.empty(layout.back_size + 1, _numpy(layers[0].weight).dtype)
+    chains = [(layer, index, layout.back_blocks[index]) for index, layer in enumerate(layers)]
+    if direct is not None:
+        chains.append((direct, depth, layout.direct_back))
+    for layer, index, places in chains:
+        arrays = _arrays(layer)
+        units = _numpy(skeleton.layers[index].units)
+        of_inputs = layer is direct or index == 0
+        inputs = _numpy(skeleton.columns if of_inputs else skeleton.inputs_of(index))
+        below = skeleton.feature_starts if of_inputs else layout.starts[index - 1]
+        for p, (r0, r1) in enumerate(pairwise(layout.panels)):
+            # An input of rank r is read by units of degree r + 1 and more.
+            rows = units[layout.starts[index, r0 + 1 if of_inputs else r0] :]
+            _store(weights, places[p], *arrays, rows, inputs[below[r0] : below[r1]], True)
+    return weights
+
+
+def _arrays(layer: Layer) -> tuple[NDArray[Any], NDArray[Any]]:
+    return _numpy(layer.weight), _numpy(layer.mask.bool())
+
+
+def _vectors(skeleton: Skeleton, layers: Sequence[Layer], dtype: Any) -> NDArray[Any]:
+    parts = []
+    for layer, place in zip(layers, skeleton.layers, strict=True):
+        units = place.units.numpy()
+        parts.append(
+            np.zeros(len(units), dtype) if layer.bias is None else _numpy(layer.bias)[units]
+        )
+        if layer.norm_scale is not None and layer.norm_shift is not None:
+            parts += [_numpy(layer.norm_scale)[units], _numpy(layer.norm_shift)[units]]
+    return np.concatenate([*parts, np.zeros(1, dtype)])

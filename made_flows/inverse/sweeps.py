@@ -339,6 +339,7 @@ def solve_tiles(
     direct_blocks: Any,
     step: Any,
     step_constants: Any,
+    scratch: int,
 ) -> None:
     """Solve rows [first_row, last_row), a tile of ``lanes`` rows after the other.
 
@@ -347,7 +348,6 @@ def solve_tiles(
     depth = len(table) - 1
     out = table[depth, Z]
     kind, rule, swapped, parts = step[0], step[1], step[2] == 1, step[3]
-    scratch = step[4]
     direct = len(direct_blocks) > 0
     for row in range(first_row, last_row, lanes):
         here = min(lanes, last_row - row)
@@ -415,7 +415,7 @@ def solve_tiles(
                         gather(known, f, row, lanes, x)
                         for j in range(here):
                             values[row + j, f] = x[j]
-                        put_inputs(work, input_starts[i], input_starts[i + 1], lanes, x, step[5])
+                        put_inputs(work, input_starts[i], input_starts[i + 1], lanes, x, step[4])
                 for layer in range(depth):
                     u0, u1 = starts[layer, r0], starts[layer, r1]
                     read = starts[layer - 1, r1] if layer > 0 else column_starts[r1 - 1]
@@ -528,7 +528,7 @@ def solve_tiles(
                         )
                     for j in range(here):
                         values[row + j, f] = x[j]
-                    put_inputs(work, input_starts[i], input_starts[i + 1], lanes, x, step[5])
+                    put_inputs(work, input_starts[i], input_starts[i + 1], lanes, x, step[4])
 
 
 @njit(nogil=True, error_model="numpy")
