@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Layer", "Network", "Structure", "parse", "unpack"]
+__all__ = ["Layer", "Network", "Structure", "mask_places", "parse", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class Structure:
         return len(self.activations)
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """The tensors of one layer; None where it has no such thing."""
 
     weight: Tensor
@@ -149,6 +149,17 @@ def parse(text: str) -> Structure:
         direct="d" in layout,
         parameter_major="p" in layout,
     )
+
+
+@lru_cache(maxsize=1024)
+def mask_places(text: str) -> tuple[int, ...]:
+    """Which of a network's tensors say how it is wired: the ranks, then the masks."""
+    structure = parse(text)
+    places, at = [0], 1
+    for letters in structure.flags:
+        places.append(at + 1)
+        at += 2 + ("b" in letters) + 2 * ("n" in letters)
+    return (*places, at + 1) if structure.direct else tuple(places)
 
 
 def _words(text: str) -> tuple[str, ...]:

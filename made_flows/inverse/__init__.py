@@ -66,26 +66,28 @@ def sequential_inverse(
         ask for one and the step is differentiable. Hidden units are never dropped.
     """
     features = conditioner.features
-    shapes = {"noise": noise.shape[:-2]}
-    if context is not None:
-        shapes["context"] = context.shape[:-1]
-    if known is not None:
-        shapes["known"] = known.shape[:-1]
-    batch = check_broadcast(**shapes)
-    noise = noise.expand(*batch, *noise.shape[-2:])
-    if known is not None:
-        known = known.expand(*batch, features)
+    batch = noise.shape[:-2]
+    if context is not None or known is not None:
+        shapes = {"noise": batch}
+        if context is not None:
+            shapes["context"] = context.shape[:-1]
+        if known is not None:
+            shapes["known"] = known.shape[:-1]
+        batch = check_broadcast(**shapes)
+        noise = noise.expand(*batch, *noise.shape[-2:])
+        if known is not None:
+            known = known.expand(*batch, features)
 
     with torch.no_grad():
         rows = _context_rows(context, batch)
         network = conditioner.network(rows)
-        x: Tensor = operators.sequential_inverse(
+        x = operators.solve(
             noise.reshape(-1, *noise.shape[-2:]),
             None if known is None else known.reshape(-1, features),
             network.tensors,
             network.bases,
             network.structure,
-            step.name,
+            step,
             prefix,
         ).reshape(*batch, features)
     if step.differentiable and torch.is_grad_enabled():

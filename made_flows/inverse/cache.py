@@ -15,32 +15,56 @@ from functools import lru_cache
 from threading import RLock
 from typing import Any, Generic, TypeVar
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["TensorCache"]
 
 T = TypeVar("T")
 
+LARGE = 32_768
+"""Tensors of more words than this may be compared at every ``SPARSE``-th word."""
+
+SPARSE = 61
+"""Step of sparse comparisons, a prime, so that they do not stay in one column of a matrix."""
+
 
 @lru_cache(maxsize=1)
-def _compiled_digest() -> Callable[[Any, int], int] | None:
-    try:
-        from made_flows.inverse.digest import digest
-    except ImportError:
-        return None
+def _compiled_digest() -> Callable[[Any, Any, Any], int]:
+    # Only what was packed for the compiled sweeps is compared, so that Numba is there.
+    from made_flows.inverse.digest import digest
+
     return digest
 
 
-def _digest(tensor: Tensor, step: int) -> int:
-    """A number that changes when any value (every ``step``-th) does."""
-    if tensor.device.type != "cpu" or tensor.numel() == 0:
-        return 0
-    flat = tensor.detach().reshape(-1)
-    compiled = _compiled_digest()
-    if compiled is not None and tensor.dtype in (torch.float32, torch.float64):
-        return compiled(flat.numpy(), step)
-    return hash(flat[::step].double().sum().item())
+@dataclass
+class _Watch:
+    """Where the values of some tensors lie: 32-bit words, as many, and how far apart to look.
+
+    Tensors must be alive, and at these places, when a digest is taken.
+    """
+
+    addresses: NDArray[np.int64]
+    words: NDArray[np.int64]
+    steps: NDArray[np.int64]
+
+    @staticmethod
+    def of(tensors: Sequence[Tensor]) -> _Watch | None:
+        """A watch on tensors, None where one of them is not laid out in one piece."""
+        if not all(tensor.is_contiguous() and tensor.device.type == "cpu" for tensor in tensors):
+            return None
+        words = np.array([tensor.numel() * tensor.element_size() // 4 for tensor in tensors])
+        return _Watch(
+            np.array([tensor.data_ptr() for tensor in tensors]),
+            words,
+            np.where(words > LARGE, SPARSE, 1),
+        )
+
+    def digest(self, sparse: bool) -> int:
+        """A number that changes with the values (of large tensors: those looked at)."""
+        steps = self.steps if sparse else np.ones_like(self.steps)
+        return _compiled_digest()(self.addresses, self.words, steps)
 
 
 def _stamp(tensor: Tensor) -> tuple[int, int]:
@@ -51,7 +75,8 @@ def _stamp(tensor: Tensor) -> tuple[int, int]:
 class _Entry(Generic[T]):
     tensors: list[weakref.ref[Tensor]]
     stamps: list[tuple[int, int]]
-    digests: dict[int, list[int]]
+    watch: _Watch | None
+    digests: tuple[int, int]
     value: T
 
 
@@ -70,14 +95,16 @@ class TensorCache(Generic[T]):
         # Reentrant: a tensor may die, and its callback run, while this thread holds the lock.
         self._lock = RLock()
 
-    def get(self, key: Any, tensors: Sequence[Tensor], make: Callable[[], T], step: int = 1) -> T:
+    def get(
+        self, key: Any, tensors: Sequence[Tensor], make: Callable[[], T], *, sparse: bool = False
+    ) -> T:
         """The value of these tensors, made anew if any of them changed since it was made.
 
         Args:
             key: what else the value depends on.
             tensors: what it is made of.
             make: makes it.
-            step: compare every step-th value of large tensors only.
+            sparse: compare every ``SPARSE``-th value of large tensors only.
         """
         if any(tensor.is_inference() for tensor in tensors):
             return make()  # such tensors do not count their changes
@@ -89,11 +116,17 @@ class TensorCache(Generic[T]):
             entry is not None
             and entry.stamps == stamps
             and all(ref() is tensor for ref, tensor in zip(entry.tensors, tensors, strict=True))
-            and self._digests(tensors, step) == entry.digests.get(step)
+            and (entry.watch is None or entry.watch.digest(sparse) == entry.digests[sparse])
         ):
             return entry.value
-        # Digests first: a change while the value is made leaves it outdated, not unnoticed.
-        digests = {each: self._digests(tensors, each) for each in {1, step, SPARSE}}
+        watch = None
+        digests = (0, 0)
+        if self.digest:
+            watch = _Watch.of(tensors)
+            if watch is None:
+                return make()
+            # Before the value: a change meanwhile leaves it outdated, not unnoticed.
+            digests = (watch.digest(False), watch.digest(True))
         value = make()
 
         def drop(_: Any) -> None:
@@ -102,20 +135,8 @@ class TensorCache(Generic[T]):
 
         with self._lock:
             references = [weakref.ref(tensor, drop) for tensor in tensors]
-            self._entries[place] = _Entry(references, stamps, digests, value)
+            self._entries[place] = _Entry(references, stamps, watch, digests, value)
             self._entries.move_to_end(place)
             while len(self._entries) > self.size:
                 self._entries.popitem(last=False)
         return value
-
-    def _digests(self, tensors: Sequence[Tensor], step: int) -> list[int]:
-        if not self.digest:
-            return []
-        return [_digest(tensor, step if tensor.numel() > LARGE else 1) for tensor in tensors]
-
-
-LARGE = 32_768
-"""Tensors of more values than this may be compared at every ``SPARSE``-th value."""
-
-SPARSE = 61
-"""Step of sparse comparisons, a prime, so that they do not stay in one column of a matrix."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from made_flows.compiled import StepKernel
 from made_flows.inverse import elementwise, packing, simd, sweeps
-from made_flows.inverse.cache import SPARSE, TensorCache
+from made_flows.inverse.cache import TensorCache
 from made_flows.inverse.packing import Layout, Weights
 from made_flows.inverse.skeleton import Skeleton
 from made_flows.inverse.steps import Step
@@ -179,7 +179,7 @@ def _layout(skeleton: Skeleton) -> Layout:
 
 def _floats(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The weights: for ranks and masks, the skeleton's serial number stands."""
-    return [tensor for tensor in tensors if tensor.is_floating_point()]
+    return [tensor for tensor in tensors if tensor.dtype in _DTYPES]
 
 
 def _bases(
@@ -218,7 +218,7 @@ def solve(
         ("forward", skeleton.serial),
         _floats(tensors),
         lambda: packing.pack(skeleton, layout, tensors),
-        SPARSE if rows < _FEW_ROWS else 1,
+        sparse=rows < _FEW_ROWS,
     )
     values = torch.empty(rows, dimension, dtype=dtype)
     if rows:
@@ -276,18 +276,17 @@ def adjoint(
     dtype = gradient.dtype
     layout = _layout(skeleton)
     floats = _floats(tensors)
-    spacing = SPARSE if rows < _FEW_ROWS else 1
     packed: Weights = _WEIGHTS.get(
         ("forward", skeleton.serial),
         floats,
         lambda: packing.pack(skeleton, layout, tensors),
-        spacing,
+        sparse=rows < _FEW_ROWS,
     )
     transposed: NDArray[Any] = _WEIGHTS.get(
         ("back", skeleton.serial),
         floats,
         lambda: packing.pack_transposed(skeleton, layout, tensors),
-        spacing,
+        sparse=rows < _FEW_ROWS,
     )
     solution = torch.empty(rows, dimension, dtype=dtype)
     if rows:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from made_flows.inverse.cache import TensorCache
 from made_flows.inverse.skeleton import Integers, Skeleton, make_skeleton
-from made_flows.network import Layer, Structure, parse, unpack
+from made_flows.network import Layer, Structure, mask_places, parse, unpack
 
 __all__ = ["Plan", "PlanLayer", "fill_plan", "skeleton_for"]
 
@@ -19,12 +19,8 @@ _SKELETONS: TensorCache[Skeleton] = TensorCache(digest=False)
 
 def skeleton_for(text: str, tensors: Sequence[Tensor]) -> Skeleton:
     """The skeleton of a network, kept while its ranks and masks do not change."""
-    structure = parse(text)
-    ranks, layers, direct = unpack(structure, tensors)
-    masks = [ranks, *(layer.mask for layer in layers)]
-    if direct is not None:
-        masks.append(direct.mask)
-    return _SKELETONS.get(text, masks, lambda: make_skeleton(structure, tensors))
+    masks = [tensors[place] for place in mask_places(text)]
+    return _SKELETONS.get(text, masks, lambda: make_skeleton(parse(text), tensors))
 
 
 @dataclass(frozen=True)
