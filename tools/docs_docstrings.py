@@ -59,6 +59,9 @@ def markdown(text: str, scope: griffe.Object) -> str:
     def each_argument(match: re.Match[str]) -> str:
         return "\n".join(f"    {name}:{match[2]}" for name in match[1].split(", "))
 
+    # Griffe knows no constructor of a named tuple, only its attributes.
+    if isinstance(scope, griffe.Class) and "NamedTuple" in map(str, scope.bases):
+        text = text.replace("\nArgs:\n", "\nAttributes:\n")
     text = SHARED.sub(each_argument, TABLE.sub(table, text))
     text = MATH_BLOCK.sub(math_block, text)
     # In a span, because Markdown would take a line that begins with <math> for a block.
