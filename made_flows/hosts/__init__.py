@@ -1,0 +1,40 @@
+"""Layers of other libraries, read so that their slow direction can be made fast.
+
+Every host has a module of its own, which is imported only when an object of that host is at hand.
+It reads the masks of the host's networks, names the elementwise map, and knows which class to mix
+into a layer; where it does not know what a layer computes, it leaves the layer alone and says why.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from made_flows.hosts.watch import NotUnderstoodError
+
+__all__ = ["HOSTS", "NotUnderstoodError", "find", "host_of"]
+
+HOSTS = ("nflows", "normflows", "pyro", "zuko")
+"""The libraries whose layers are known."""
+
+
+def host_of(module: Any) -> str | None:
+    """The library that an object's class, or one it inherits from, belongs to."""
+    for kind in type(module).__mro__:
+        library = kind.__module__.partition(".")[0]
+        if library in HOSTS:
+            return library
+    return None
+
+
+def find(module: Any) -> type | None:
+    """The class to mix into a host's layer to make it fast, None if nothing is slow in it.
+
+    Raises:
+        NotUnderstoodError: for an autoregressive layer that is not known; it says why.
+    """
+    host = host_of(module)
+    if host is None:
+        return None
+    mixin: type | None = import_module(f"made_flows.hosts.{host}").find(module)
+    return mixin

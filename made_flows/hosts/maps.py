@@ -1,0 +1,108 @@
+"""Elementwise maps of hosts as bijections, so that the sequential inverse can take their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import sqrt
+from typing import Any
+
+from torch import Tensor
+
+from made_flows.bijections import Affine, Bijection
+from made_flows.compiled import StepKernel
+
+__all__ = ["HostMap", "ScaleFirst", "rational_quadratic", "shrinkage", "spline"]
+
+
+class ScaleFirst(Affine):
+    """An affine map whose first parameter is the scale and whose second is the shift.
+
+    Args:
+        scale: the rule from the first parameter to the scale.
+    """
+
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x, parameters.flip(-1))
+
+    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return super().inverse(y, parameters.flip(-1))
+
+    def kernel(self) -> StepKernel:
+        return StepKernel("affine", self.scale, swapped=True)
+
+
+class HostMap(Bijection):
+    """A map that a host computes by a function of its own.
+
+    Args:
+        outputs: parameters of every feature K.
+        function: values (...), parameters (..., K) and whether the inverse is wanted, to values
+            and logarithms of derivatives. It must treat every feature alike.
+    """
+
+    def __init__(
+        self, outputs: int, function: Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+    ) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.function = function
+
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self.function(x, parameters, False)
+
+    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self.function(y, parameters, True)
+
+
+def spline(
+    layer: Any,
+    function: Callable[..., tuple[Tensor, Tensor]],
+    split: Callable[[Tensor], dict[str, Tensor]],
+    constants: tuple[str, ...] = (),
+) -> HostMap:
+    """A spline of nflows or normflows, by the library's own function.
+
+    Args:
+        layer: the transform.
+        function: the library's function.
+        split: from the parameters (..., K) of a feature to the function's arguments.
+        constants: further arguments, which are attributes of the layer.
+    """
+    fixed = {name: getattr(layer, name) for name in constants}
+    if getattr(layer, "tails", None) is not None:
+        fixed |= {"tails": layer.tails, "tail_bound": layer.tail_bound}
+
+    def apply(values: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        return function(inputs=values, inverse=inverse, **split(parameters), **fixed)
+
+    return HostMap(layer._output_dim_multiplier(), apply)
+
+
+def shrinkage(layer: Any) -> float:
+    """What nflows and normflows divide widths (and heights) by."""
+    width = getattr(layer.autoregressive_net, "hidden_features", None)
+    return 1.0 if width is None else sqrt(width)
+
+
+def rational_quadratic(layer: Any, splines: Any) -> HostMap:
+    """The rational-quadratic spline of nflows or normflows.
+
+    Args:
+        layer: the transform.
+        splines: the library's module of them.
+    """
+    bins, by = layer.num_bins, shrinkage(layer)
+
+    def split(parameters: Tensor) -> dict[str, Tensor]:
+        return {
+            "unnormalized_widths": parameters[..., :bins] / by,
+            "unnormalized_heights": parameters[..., bins : 2 * bins] / by,
+            "unnormalized_derivatives": parameters[..., 2 * bins :],
+        }
+
+    function = (
+        splines.rational_quadratic_spline
+        if layer.tails is None
+        else splines.unconstrained_rational_quadratic_spline
+    )
+    return spline(layer, function, split, ("min_bin_width", "min_bin_height", "min_derivative"))
