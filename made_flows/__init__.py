@@ -1,6 +1,13 @@
 """Masked autoregressive networks, density models and flows whose slow direction is not slow."""
 
 from made_flows._registry import saveable
+from made_flows.accelerate import (
+    AccelerationReport,
+    AccelerationWarning,
+    accelerate,
+    acceleration,
+    restore,
+)
 from made_flows.autoregressive_flows import IAF, MAF
 from made_flows.bijections import Affine, Bijection, GatedAffine
 from made_flows.data_transforms import Dequantize, Log, Logit, Standardize
@@ -37,6 +44,8 @@ __all__ = [
     "IAF",
     "MADE",
     "MAF",
+    "AccelerationReport",
+    "AccelerationWarning",
     "ActNorm",
     "Affine",
     "AutoregressiveDistribution",
@@ -66,9 +75,12 @@ __all__ = [
     "Standardize",
     "TrainingError",
     "Transform",
+    "accelerate",
+    "acceleration",
     "check_autoregressive",
     "fit",
     "load",
+    "restore",
     "save",
     "saveable",
 ]
