@@ -119,12 +119,13 @@ def _context_rows(context: Tensor | None, batch: torch.Size) -> Tensor | None:
     """The context as (rows, C), so that row n of the batch has row n modulo rows of it."""
     if context is None:
         return None
+    context = context.detach()
+    while context.dim() > 1 and context.shape[0] == 1:
+        context = context.squeeze(0)
     shape = context.shape[:-1]
-    while shape and shape[0] == 1:
-        shape = shape[1:]
     if shape != batch[len(batch) - len(shape) :]:
         shape = batch
-    return context.detach().expand(*shape, -1).reshape(-1, context.shape[-1])
+    return context.expand(*shape, -1).reshape(-1, context.shape[-1])
 
 
 def _asks_for_gradient(conditioner: Conditioner, *tensors: Tensor | None) -> bool:
