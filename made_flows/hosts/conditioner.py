@@ -64,6 +64,16 @@ class HostLayer:
             )
         return weight, mask, bias
 
+    def tensors(self) -> list[Tensor]:
+        """Weight, mask, bias, scale and shift, as far as there are any."""
+        linear = self.linear
+        if self.columns is None and self.reads_norm is None:
+            weight, mask, bias = linear.weight, linear.mask, linear.bias
+        else:
+            weight, mask, bias = self.weights()
+        own = [weight, mask] if bias is None else [weight, mask, bias]
+        return own if self.norm is None else [*own, *self.normed()]
+
     def of_context(self, context: Tensor) -> Tensor:
         """What the columns that read the context add, (rows, units)."""
         columns = self.columns or slice(0)
@@ -127,6 +137,7 @@ class HostConditioner:
         self.counts = (parameters,)
         self.parameter_major = parameter_major
         self._call = call
+        self._texts: dict[bool, str] = {}
         self._levels: TensorCache[Tensor] = TensorCache(digest=False, size=2)
         for layer in self.layers:
             if None in (part.running_mean for part in (layer.norm, layer.reads_norm) if part):
@@ -191,27 +202,35 @@ class HostConditioner:
 
     def network(self, context: Tensor | None = None) -> Network:
         """Its layers, with what a context (rows, C) contributes."""
-        layers = [_described(layer, context) for layer in self.layers]
-        direct = None if self.direct is None else _described(self.direct, None)
+        without = context is None
+        text = self._texts.get(without)
+        if text is None:
+            text = self._texts[without] = self._structure(context)
+        tensors, bases = [self.ranks], []
+        for layer in self.layers:
+            tensors += layer.tensors()
+            if context is not None:
+                bases += [of(context) for of in (layer.base, layer.gate) if of is not None]
+        if self.direct is not None:
+            tensors += self.direct.weights()[:2]
+        return Network(text, tensors, bases)
+
+    def _structure(self, context: Tensor | None) -> str:
+        """How the layers hang together, which does not change from call to call."""
+        layers = []
+        for layer in self.layers:
+            weight, mask, bias = layer.weights()
+            scale, shift = layer.normed() or (None, None)
+            base, gate = (
+                None if context is None or of is None else of(context)
+                for of in (layer.base, layer.gate)
+            )
+            name = activation_name(layer.activation)
+            layers.append(Layer(weight, mask, bias, scale, shift, base, gate, name, layer.adds_to))
+        direct = None if self.direct is None else Layer(*self.direct.weights()[:2])
         return Network.of_layers(
             self.ranks, layers, direct, (1,), self.counts, self.parameter_major
-        )
-
-
-def _described(layer: HostLayer, context: Tensor | None) -> Layer:
-    weight, mask, bias = layer.weights()
-    scale, shift = layer.normed() or (None, None)
-    return Layer(
-        weight,
-        mask,
-        bias,
-        norm_scale=scale,
-        norm_shift=shift,
-        base=None if context is None or layer.base is None else layer.base(context),
-        gate=None if context is None or layer.gate is None else layer.gate(context),
-        activation=activation_name(layer.activation),
-        adds_to=layer.adds_to,
-    )
+        ).structure
 
 
 def _reach(layer: HostLayer, reach: Tensor) -> Tensor:
