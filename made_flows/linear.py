@@ -27,13 +27,16 @@ class MaskedLinear(nn.Module):
     """
 
     mask: Tensor
+    bias: nn.Parameter | None
 
     def __init__(self, mask: Tensor, bias: bool = True) -> None:
         super().__init__()
         self.out_features, self.in_features = mask.shape
         self.register_buffer("mask", mask.bool())
         self.weight = nn.Parameter(torch.empty(mask.shape))
-        self.bias = nn.Parameter(torch.empty(self.out_features)) if bias else None
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(self.out_features)) if bias else None
+        )
         self.reset_parameters()
 
     @torch.no_grad()

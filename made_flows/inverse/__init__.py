@@ -82,14 +82,16 @@ def sequential_inverse(
         rows = _context_rows(context, batch)
         network = conditioner.network(rows)
         x = operators.solve(
-            noise.reshape(-1, *noise.shape[-2:]),
+            noise if len(batch) == 1 else noise.reshape(-1, *noise.shape[-2:]),
             None if known is None else known.reshape(-1, features),
             network.tensors,
             network.bases,
             network.structure,
             step,
             prefix,
-        ).reshape(*batch, features)
+        )
+        if len(batch) != 1:
+            x = x.reshape(*batch, features)
     if step.differentiable and torch.is_grad_enabled():
         operators.refuse_forward_mode()
     if not (step.differentiable and _asks_for_gradient(conditioner, noise, context, known)):

@@ -69,12 +69,14 @@ def solve(
     prefix: int,
 ) -> Tensor:
     """The values of a sequential inverse; see :func:`made_flows.inverse.eager.solve`."""
-    skeleton = skeleton_for(text, tensors)
     cpu = _compiled() if noise.device.type == "cpu" and _chosen == "auto" else None
-    if cpu is not None and cpu.covers(skeleton, noise.dtype) and cpu.covers_step(step):
-        values: Tensor = cpu.solve(skeleton, step, noise, tensors, bases, known, prefix)
-        return values
-    plan = fill_plan(skeleton, tensors)
+    kernel = None if cpu is None else cpu.kernel_of(step)
+    ready = None if cpu is None or kernel is None else cpu.ready_for(text, tensors)
+    if cpu is not None and ready is not None:
+        values: Tensor = cpu.solve(ready, kernel, noise, tensors, bases, known, prefix)
+        dtype = step.value_dtype(noise.dtype)
+        return values if dtype == noise.dtype else values.to(dtype)
+    plan = fill_plan(skeleton_for(text, tensors), tensors)
     return eager.solve(plan, step, noise, tensors, bases, known, prefix)
 
 
@@ -87,10 +89,10 @@ def adjoint(
     bases: Sequence[Tensor],
 ) -> Tensor:
     """The solution of the transposed system; see :func:`made_flows.inverse.eager.adjoint`."""
-    skeleton = skeleton_for(text, tensors)
     cpu = _compiled() if gradient.device.type == "cpu" and _chosen == "auto" else None
-    if cpu is not None and cpu.covers(skeleton, gradient.dtype):
-        solution: Tensor = cpu.adjoint(skeleton, gradient, slopes, x, tensors, bases)
+    ready = cpu.ready_for(text, tensors) if cpu is not None else None
+    if cpu is not None and ready is not None:
+        solution: Tensor = cpu.adjoint(ready, gradient, slopes, x, tensors, bases)
         return solution
-    plan = fill_plan(skeleton, tensors)
+    plan = fill_plan(skeleton_for(text, tensors), tensors)
     return eager.adjoint(plan, gradient, slopes, x, tensors, bases)

@@ -1,8 +1,7 @@
 """What was made of some tensors, kept while they do not change, and never longer.
 
 A tensor is known by identity, version and place. Writes through ``.data`` leave the version as
-it is, so that on the CPU a digest of the values is compared too. On other devices, where that
-would wait for the device, only what depends on masks is kept.
+it is, so that a digest of sampled values can be compared too.
 """
 
 from __future__ import annotations
@@ -23,11 +22,10 @@ __all__ = ["TensorCache"]
 
 T = TypeVar("T")
 
-LARGE = 32_768
-"""Tensors of more words than this may be compared at every ``SPARSE``-th word."""
-
-SPARSE = 61
-"""Step of sparse comparisons, a prime, so that they do not stay in one column of a matrix."""
+WATCHED = 256
+"""Words of a tensor that are compared. Reading all of a large network takes as long as inverting
+it for a row. Changes through ``.data`` of only a few weights of a large tensor can go unnoticed,
+those in any other way cannot."""
 
 
 @lru_cache(maxsize=1)
@@ -58,17 +56,13 @@ class _Watch:
         return _Watch(
             np.array([tensor.data_ptr() for tensor in tensors]),
             words,
-            np.where(words > LARGE, SPARSE, 1),
+            # Odd steps, so that samples do not stay in a few columns of a matrix.
+            words // WATCHED | 1,
         )
 
-    def digest(self, sparse: bool) -> int:
-        """A number that changes with the values (of large tensors: those looked at)."""
-        steps = self.steps if sparse else np.ones_like(self.steps)
-        return _compiled_digest()(self.addresses, self.words, steps)
-
-
-def _stamp(tensor: Tensor) -> tuple[int, int]:
-    return tensor._version, tensor.data_ptr()
+    def digest(self) -> int:
+        """A number that changes with the words looked at."""
+        return _compiled_digest()(self.addresses, self.words, self.steps)
 
 
 @dataclass
@@ -76,7 +70,7 @@ class _Entry(Generic[T]):
     tensors: list[weakref.ref[Tensor]]
     stamps: list[tuple[int, int]]
     watch: _Watch | None
-    digests: tuple[int, int]
+    digest: int
     value: T
 
 
@@ -95,38 +89,34 @@ class TensorCache(Generic[T]):
         # Reentrant: a tensor may die, and its callback run, while this thread holds the lock.
         self._lock = RLock()
 
-    def get(
-        self, key: Any, tensors: Sequence[Tensor], make: Callable[[], T], *, sparse: bool = False
-    ) -> T:
+    def get(self, key: Any, tensors: Sequence[Tensor], make: Callable[[], T]) -> T:
         """The value of these tensors, made anew if any of them changed since it was made.
 
         Args:
             key: what else the value depends on.
             tensors: what it is made of.
             make: makes it.
-            sparse: compare every ``SPARSE``-th value of large tensors only.
         """
-        if any(tensor.is_inference() for tensor in tensors):
-            return make()  # such tensors do not count their changes
+        try:
+            stamps = [(tensor._version, tensor.data_ptr()) for tensor in tensors]
+        except RuntimeError:  # tensors made in inference mode do not count their changes
+            return make()
         place = (key, *map(id, tensors))
-        stamps = [_stamp(tensor) for tensor in tensors]
-        with self._lock:
-            entry = self._entries.get(place)
+        # An entry goes when one of its tensors does, so that these are the very tensors.
+        entry = self._entries.get(place)
         if (
             entry is not None
             and entry.stamps == stamps
-            and all(ref() is tensor for ref, tensor in zip(entry.tensors, tensors, strict=True))
-            and (entry.watch is None or entry.watch.digest(sparse) == entry.digests[sparse])
+            and (entry.watch is None or entry.watch.digest() == entry.digest)
         ):
             return entry.value
-        watch = None
-        digests = (0, 0)
+        watch, digest = None, 0
         if self.digest:
             watch = _Watch.of(tensors)
             if watch is None:
                 return make()
             # Before the value: a change meanwhile leaves it outdated, not unnoticed.
-            digests = (watch.digest(False), watch.digest(True))
+            digest = watch.digest()
         value = make()
 
         def drop(_: Any) -> None:
@@ -135,7 +125,7 @@ class TensorCache(Generic[T]):
 
         with self._lock:
             references = [weakref.ref(tensor, drop) for tensor in tensors]
-            self._entries[place] = _Entry(references, stamps, watch, digests, value)
+            self._entries[place] = _Entry(references, stamps, watch, digest, value)
             self._entries.move_to_end(place)
             while len(self._entries) > self.size:
                 self._entries.popitem(last=False)

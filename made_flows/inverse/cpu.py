@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from made_flows.compiled import StepKernel
 from made_flows.inverse import elementwise, packing, simd, sweeps
 from made_flows.inverse.cache import TensorCache
 from made_flows.inverse.packing import Layout, Weights
+from made_flows.inverse.plan import skeleton_for
 from made_flows.inverse.skeleton import Skeleton
 from made_flows.inverse.steps import Step
-from made_flows.network import unpack
+from made_flows.network import parse, unpack
 
-__all__ = ["adjoint", "covers", "covers_step", "solve"]
+__all__ = ["Ready", "adjoint", "kernel_of", "ready_for", "solve"]
 
 _KINDS = {
     "affine": 0,
@@ -41,6 +43,7 @@ _KINDS = {
     "mixture": 6,
 }
 _DTYPES = (torch.float32, torch.float64)
+_NOTHING = {dtype: torch.empty(0, 0, dtype=dtype).numpy() for dtype in _DTYPES}
 
 _ROWS_ALONE = 2_000_000
 """Multiplications below which one thread does everything: waking another takes about 40 us,
@@ -142,22 +145,45 @@ def _over_rows(rows: int, work: float, itemsize: int, run: Callable[[int, int, i
 
 # ---------------------------------------------------------------------- entries
 
-_WEIGHTS: TensorCache[Any] = TensorCache(digest=True)
-_FEW_ROWS = 16
-"""Rows below which large weights are compared sparsely: reading all of them would take as long
-as the sweep."""
+
+@dataclass
+class Ready:
+    """A network ready for the compiled sweeps; transposed weights once an adjoint needed them."""
+
+    skeleton: Skeleton
+    layout: Layout
+    weights: Weights
+    transposed: NDArray[Any] | None = None
 
 
-def covers(skeleton: Skeleton, dtype: torch.dtype) -> bool:
-    """Whether the compiled sweeps know all activations of a network, and its dtype."""
-    names = (word.split(":")[0] for word in skeleton.structure.activations)
-    return dtype in _DTYPES and all(name in elementwise.ACTIVATION_CODES for name in names)
+_READY: TensorCache[Ready] = TensorCache(digest=True)
 
 
-def covers_step(step: Step) -> bool:
-    """Whether the compiled sweep knows a step."""
+def ready_for(text: str, tensors: Sequence[Tensor]) -> Ready | None:
+    """The network packed, None where the compiled sweeps do not know its activations or dtype."""
+    if tensors[1].dtype not in _DTYPES or not _knows_activations(text):
+        return None
+
+    def make() -> Ready:
+        skeleton = skeleton_for(text, tensors)
+        layout = skeleton.prepared.get("cpu")
+        if layout is None:
+            layout = skeleton.prepared["cpu"] = packing.layout_of(skeleton)
+        return Ready(skeleton, layout, packing.pack(skeleton, layout, tensors))
+
+    return _READY.get(text, tensors, make)
+
+
+@lru_cache(maxsize=1024)
+def _knows_activations(text: str) -> bool:
+    names = (word.split(":")[0] for word in parse(text).activations)
+    return all(name in elementwise.ACTIVATION_CODES for name in names)
+
+
+def kernel_of(step: Step) -> StepKernel | None:
+    """What the compiled sweep should do for a step, None if it does not know how."""
     kernel = step.kernel()
-    return kernel is not None and kernel.kind in _KINDS
+    return kernel if kernel is not None and kernel.kind in _KINDS else None
 
 
 @lru_cache(maxsize=256)
@@ -170,16 +196,12 @@ def _instructions(kernel: StepKernel, parts: int) -> tuple[NDArray[np.int64], ND
     return numbers, np.array((0.0, 0.0) if rule is None else rule.constants)
 
 
-def _layout(skeleton: Skeleton) -> Layout:
-    layout = skeleton.prepared.get("cpu")
-    if layout is None:
-        layout = skeleton.prepared["cpu"] = packing.layout_of(skeleton)
-    return layout  # type: ignore[no-any-return]
-
-
-def _floats(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The weights: for ranks and masks, the skeleton's serial number stands."""
-    return [tensor for tensor in tensors if tensor.dtype in _DTYPES]
+def _numpy(tensor: Tensor) -> NDArray[Any]:
+    """A tensor's values in one piece; without the calls that a plain tensor does not need."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    array: NDArray[Any] = (tensor if tensor.is_contiguous() else tensor.contiguous()).numpy()
+    return array
 
 
 def _bases(
@@ -199,33 +221,24 @@ def _bases(
 
 
 def solve(
-    skeleton: Skeleton,
-    step: Step,
+    ready: Ready,
+    kernel: StepKernel,
     noise: Tensor,
     tensors: Sequence[Tensor],
     bases: Sequence[Tensor],
     known: Tensor | None = None,
     prefix: int = 0,
 ) -> Tensor:
-    """The values, as :func:`made_flows.inverse.eager.solve` gives them."""
-    kernel = step.kernel()
-    if kernel is None:
-        raise TypeError(f"Expected a step with a kernel; got {step!r}")
+    """The values, as :func:`made_flows.inverse.eager.solve` gives them, in the noise's dtype."""
     rows, dimension, parts = noise.shape
     dtype = noise.dtype
-    layout = _layout(skeleton)
-    packed: Weights = _WEIGHTS.get(
-        ("forward", skeleton.serial),
-        _floats(tensors),
-        lambda: packing.pack(skeleton, layout, tensors),
-        sparse=rows < _FEW_ROWS,
-    )
+    skeleton, layout, packed = ready.skeleton, ready.layout, ready.weights
     values = torch.empty(rows, dimension, dtype=dtype)
     if rows:
         instructions, constants = _instructions(kernel, parts)
         of_context, base_rows = _bases(skeleton, tensors, bases, packed.weights.dtype)
-        flat = noise.detach().reshape(rows, dimension * parts).contiguous().numpy()
-        given = (values[:0] if known is None else known.detach().to(dtype).contiguous()).numpy()
+        flat = _numpy(noise).reshape(rows, dimension * parts)
+        given = _NOTHING[dtype] if known is None else _numpy(known.to(dtype))
         filled = values.numpy()
 
         def run(first: int, last: int, lanes: int) -> None:
@@ -260,11 +273,11 @@ def solve(
             )
 
         _over_rows(rows, layout.size, values.element_size(), run)
-    return values.to(step.value_dtype(dtype))
+    return values
 
 
 def adjoint(
-    skeleton: Skeleton,
+    ready: Ready,
     gradient: Tensor,
     slopes: Tensor,
     x: Tensor,
@@ -274,27 +287,18 @@ def adjoint(
     """The solution of the transposed system, as ``made_flows.inverse.eager.adjoint`` gives it."""
     rows, dimension = gradient.shape
     dtype = gradient.dtype
-    layout = _layout(skeleton)
-    floats = _floats(tensors)
-    packed: Weights = _WEIGHTS.get(
-        ("forward", skeleton.serial),
-        floats,
-        lambda: packing.pack(skeleton, layout, tensors),
-        sparse=rows < _FEW_ROWS,
-    )
-    transposed: NDArray[Any] = _WEIGHTS.get(
-        ("back", skeleton.serial),
-        floats,
-        lambda: packing.pack_transposed(skeleton, layout, tensors),
-        sparse=rows < _FEW_ROWS,
-    )
+    skeleton, layout, packed = ready.skeleton, ready.layout, ready.weights
+    transposed = ready.transposed
+    if transposed is None:
+        # Of the same weights: what is ready was compared with them when it was fetched.
+        transposed = ready.transposed = packing.pack_transposed(skeleton, layout, tensors)
     solution = torch.empty(rows, dimension, dtype=dtype)
     if rows:
         of_context, base_rows = _bases(skeleton, tensors, bases, packed.weights.dtype)
         widest = slopes.shape[-1]
-        at = x.detach().contiguous().numpy()
-        own = gradient.detach().contiguous().numpy()
-        derivatives = slopes.detach().reshape(rows, dimension * widest).contiguous().numpy()
+        at = _numpy(x)
+        own = _numpy(gradient)
+        derivatives = _numpy(slopes).reshape(rows, dimension * widest)
         filled = solution.numpy()
 
         def run(first: int, last: int, lanes: int) -> None:

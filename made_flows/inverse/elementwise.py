@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from made_flows.inverse.simd import like, split_power
+from made_flows.inverse.simd import keep_apart, like, split_power
 
 __all__ = ["ACTIVATION_CODES", "RULE_CODES", "activate", "scale", "slope"]
 
@@ -165,6 +165,7 @@ def activate(code: int, constant: float, z: Any) -> None:
 
     In place, since LLVM would have to check that two arrays do not overlap.
     """
+    keep_apart()
     c = like(z[0], constant)
     zero, one = like(z[0], 0.0), like(z[0], 1.0)
     if code == 1:
@@ -204,6 +205,7 @@ def activate(code: int, constant: float, z: Any) -> None:
 @njit(nogil=True, error_model="numpy")
 def slope(code: int, constant: float, z: Any) -> None:
     """Replace values by the derivative of an activation at them, in place."""
+    keep_apart()
     c = like(z[0], constant)
     zero, one = like(z[0], 0.0), like(z[0], 1.0)
     if code == 0:
@@ -248,6 +250,7 @@ def slope(code: int, constant: float, z: Any) -> None:
 @njit(nogil=True, error_model="numpy")
 def scale(rule: int, c0: float, c1: float, s: Any) -> None:
     """Replace raw values by their scales under a rule, in place."""
+    keep_apart()
     a0, a1 = like(s[0], c0), like(s[0], c1)
     one = like(s[0], 1.0)
     if rule == 0:

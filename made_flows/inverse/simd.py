@@ -13,9 +13,18 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["ACCUMULATORS", "VECTOR_BYTES", "block_product", "like", "split_power"]
+__all__ = [
+    "ACCUMULATORS",
+    "VECTOR_BYTES",
+    "block_product",
+    "fill_rows",
+    "keep_apart",
+    "like",
+    "split_power",
+]
 
 
 def _host() -> tuple[int, int]:
@@ -138,6 +147,55 @@ def block_product(units: int, vectors: int) -> Any:
         return signature, codegen
 
     return product
+
+
+@intrinsic  # type: ignore[misc]
+def fill_rows(
+    typingctx: Any, c: Any, c0: Any, values: Any, first: Any, count: Any, lanes: Any
+) -> Any:
+    """Fill row u of c, from c0 on and ``lanes`` long, with values[first + u], for u < count."""
+    signature = types.void(c, c0, values, first, count, lanes)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        target = context.make_array(sig.args[0])(context, builder, arguments[0]).data
+        source = context.make_array(sig.args[2])(context, builder, arguments[2]).data
+        _, c0_, _, first_, count_, lanes_ = arguments
+        size = sig.args[0].dtype.bitwidth // 8
+        width = VECTOR_BYTES // size
+        vector = ir.VectorType(context.get_data_type(sig.args[0].dtype), width)
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
+        with cgutils.for_range(builder, count_) as loop:
+            value = builder.load(
+                builder.gep(source, [builder.add(first_, loop.index)], inbounds=True)
+            )
+            single = builder.insert_element(
+                ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
+            )
+            spread = builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), zeros)
+            row = builder.add(c0_, builder.mul(loop.index, lanes_))
+            step = ir.Constant(lanes_.type, width)
+            with cgutils.for_range(builder, builder.sdiv(lanes_, step)) as part:
+                place = builder.add(row, builder.mul(part.index, step))
+                pointer = builder.gep(target, [place], inbounds=True)
+                builder.store(spread, builder.bitcast(pointer, vector.as_pointer()), align=size)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic  # type: ignore[misc]
+def keep_apart(typingctx: Any) -> Any:
+    """Called in a function, keeps LLVM from copying that function into its callers.
+
+    The sweeps call the same long functions from many places; copies of them take longer to
+    compile and run no faster.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic  # type: ignore[misc]

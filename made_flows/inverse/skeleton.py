@@ -7,7 +7,6 @@ stand. Sorted by degree, every weight is block-triangular.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +49,6 @@ class Skeleton:
         features: features sorted by rank; ``feature_starts[r]`` of them have a rank below r.
         columns: input columns sorted by rank, with ``column_starts``.
         layers: the hidden layers, then the output.
-        serial: a number that no other skeleton has.
         prepared: what an implementation made of it for itself.
     """
 
@@ -61,7 +59,6 @@ class Skeleton:
     columns: Tensor
     column_starts: Integers
     layers: tuple[SkeletonLayer, ...]
-    serial: int = field(default_factory=itertools.count().__next__)
     prepared: dict[str, Any] = field(default_factory=dict)
 
     def inputs_of(self, layer: int) -> Tensor:

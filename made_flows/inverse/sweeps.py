@@ -14,7 +14,14 @@ from numba import njit
 
 from made_flows.inverse.elementwise import activate, scale, sigmoid, slope
 from made_flows.inverse.elementwise import exp as exponential
-from made_flows.inverse.simd import ACCUMULATORS, VECTOR_BYTES, block_product, like
+from made_flows.inverse.simd import (
+    ACCUMULATORS,
+    VECTOR_BYTES,
+    block_product,
+    fill_rows,
+    keep_apart,
+    like,
+)
 
 __all__ = ["adjoint_tiles", "solve_tiles"]
 
@@ -38,16 +45,19 @@ __all__ = ["adjoint_tiles", "solve_tiles"]
 ) = range(15)
 
 # Blocks of units and vectors whose sums fit in the registers.
-_ONE_16 = block_product(min(16, ACCUMULATORS), 1)
+_ONE_8 = block_product(8, 1)
 _ONE_4 = block_product(4, 1)
 _ONE_1 = block_product(1, 1)
 _TWO_12 = block_product(ACCUMULATORS // 2, 2)
+_TWO_8 = block_product(min(8, ACCUMULATORS // 2), 2)
 _TWO_4 = block_product(4, 2)
 _TWO_1 = block_product(1, 2)
 _FOUR_6 = block_product(ACCUMULATORS // 4, 4)
+_FOUR_4 = block_product(min(4, ACCUMULATORS // 4), 4)
 _FOUR_2 = block_product(2, 4)
 _FOUR_1 = block_product(1, 4)
-_WIDE_1, _WIDE_2, _WIDE_4 = min(16, ACCUMULATORS), ACCUMULATORS // 2, ACCUMULATORS // 4
+_WIDE_2, _WIDE_4 = ACCUMULATORS // 2, ACCUMULATORS // 4
+_HALF_2, _HALF_4 = min(8, ACCUMULATORS // 2), min(4, ACCUMULATORS // 4)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -55,14 +65,15 @@ def add_product(
     c: Any, c0: int, a: Any, a0: int, w: Any, w0: int, stride: int, lanes: int, count: int, n: int
 ) -> None:
     """For n units: c[c0 + u * lanes + j] += sum over k < count of w[k, u] * a[k, j]."""
+    keep_apart()
     if count <= 0 or n <= 0:
         return
     vectors = lanes * c.itemsize // VECTOR_BYTES
     u = 0
     if vectors == 1:
-        while n - u >= _WIDE_1:
-            _ONE_16(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
-            u += _WIDE_1
+        while n - u >= 8:
+            _ONE_8(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += 8
         while n - u >= 4:
             _ONE_4(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
             u += 4
@@ -73,6 +84,9 @@ def add_product(
         while n - u >= _WIDE_2:
             _TWO_12(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
             u += _WIDE_2
+        while n - u >= _HALF_2:
+            _TWO_8(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += _HALF_2
         while n - u >= 4:
             _TWO_4(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
             u += 4
@@ -83,6 +97,9 @@ def add_product(
         while n - u >= _WIDE_4:
             _FOUR_6(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
             u += _WIDE_4
+        while n - u >= _HALF_4:
+            _FOUR_4(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += _HALF_4
         while n - u >= 2:
             _FOUR_2(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
             u += 2
@@ -106,26 +123,26 @@ def start_units(
     base_rows: int,
 ) -> None:
     """Set z of units [first, last) to their biases and the context's contributions."""
+    keep_apart()
     bias = table[layer, BIAS]
+    fill_rows(work, (place + first) * lanes, vectors, bias + first, last - first, lanes)
     base = table[layer, BASE]
+    if base < 0:
+        return
     for u in range(first, last):
         line = work[(place + u) * lanes : (place + u + 1) * lanes]
-        start = vectors[bias + u]
-        if base < 0:
+        if base_rows == 1:
+            value = bases[base + u]
             for j in range(lanes):
-                line[j] = start
-        elif base_rows == 1:
-            start += bases[base + u]
-            for j in range(lanes):
-                line[j] = start
-        else:
-            values = bases[(base + u) * base_rows : (base + u + 1) * base_rows]
-            at = row % base_rows
-            for j in range(lanes):
-                line[j] = start + values[at]
-                at += 1
-                if at == base_rows:
-                    at = 0
+                line[j] += value
+            continue
+        values = bases[(base + u) * base_rows : (base + u + 1) * base_rows]
+        at = row % base_rows
+        for j in range(lanes):
+            line[j] += values[at]
+            at += 1
+            if at == base_rows:
+                at = 0
 
 
 @njit(nogil=True, error_model="numpy")
@@ -141,6 +158,7 @@ def multiply_gate(
     base_rows: int,
 ) -> None:
     """Multiply rows of the workspace, one for each unit in [first, last), by the units' gates."""
+    keep_apart()
     for u in range(first, last):
         line = work[(place + u) * lanes : (place + u + 1) * lanes]
         at = row % base_rows
@@ -152,7 +170,7 @@ def multiply_gate(
 
 
 @njit(nogil=True, error_model="numpy")
-def finish_units(
+def sum_units(
     work: Any,
     layer: int,
     first: int,
@@ -160,13 +178,13 @@ def finish_units(
     row: int,
     lanes: int,
     table: Any,
-    constants: Any,
     vectors: Any,
     streams: Any,
     bases: Any,
     base_rows: int,
 ) -> None:
-    """Gate, residual, norm and activation of hidden units whose products are all in."""
+    """Gate, residual and norm of hidden units whose products are all in: what is activated."""
+    keep_apart()
     if first >= last:
         return
     z0, a0 = table[layer, Z], table[layer, A]
@@ -193,19 +211,62 @@ def finish_units(
             factor, shift = vectors[norm + u], vectors[norm + units + u]
             for j in range(lanes):
                 line[j] = line[j] * factor + shift
+
+
+@njit(nogil=True, error_model="numpy")
+def finish_units(
+    work: Any,
+    layer: int,
+    first: int,
+    last: int,
+    row: int,
+    lanes: int,
+    table: Any,
+    constants: Any,
+    vectors: Any,
+    streams: Any,
+    bases: Any,
+    base_rows: int,
+) -> None:
+    """Hidden units whose products are all in."""
+    if first >= last:
+        return
+    sum_units(work, layer, first, last, row, lanes, table, vectors, streams, bases, base_rows)
+    out = work[(table[layer, A] + first) * lanes : (table[layer, A] + last) * lanes]
+    activate(table[layer, ACTIVATION], constants[layer], out)
+
+
+@njit(nogil=True, error_model="numpy")
+def finish_with_slopes(
+    work: Any,
+    layer: int,
+    first: int,
+    last: int,
+    row: int,
+    lanes: int,
+    table: Any,
+    constants: Any,
+    vectors: Any,
+    streams: Any,
+    bases: Any,
+    base_rows: int,
+) -> None:
+    """Hidden units whose products are all in, and the derivatives of their activations."""
+    if first >= last:
+        return
+    sum_units(work, layer, first, last, row, lanes, table, vectors, streams, bases, base_rows)
     code, constant = table[layer, ACTIVATION], constants[layer]
-    if table[layer, SLOPE] >= 0:
-        place = table[layer, SLOPE]
-        slopes = work[(place + first) * lanes : (place + last) * lanes]
-        for j in range(len(out)):
-            slopes[j] = out[j]
-        slope(code, constant, slopes)
-        if norm >= 0:
-            for u in range(first, last):
-                line = work[(place + u) * lanes : (place + u + 1) * lanes]
-                factor = vectors[norm + u]
-                for j in range(lanes):
-                    line[j] *= factor
+    out = work[(table[layer, A] + first) * lanes : (table[layer, A] + last) * lanes]
+    place, norm = table[layer, SLOPE], table[layer, NORM]
+    slopes = work[(place + first) * lanes : (place + last) * lanes]
+    for j in range(len(out)):
+        slopes[j] = out[j]
+    slope(code, constant, slopes)
+    if norm >= 0:
+        for u in range(first, last):
+            line = work[(place + u) * lanes : (place + u + 1) * lanes]
+            for j in range(lanes):
+                line[j] *= vectors[norm + u]
     activate(code, constant, out)
 
 
@@ -229,6 +290,7 @@ def take_step(
     ``noise`` holds the first part of the noise, then the second; ``parameters`` and ``scratch``
     are places in the workspace.
     """
+    keep_apart()
     if kind <= 3:
         shift_row, raw_row = (1, 0) if swapped else (0, 1)
         shift = work[(parameters + shift_row) * lanes : (parameters + shift_row + 1) * lanes]
@@ -275,6 +337,7 @@ def choose(
     work: Any, parameters: int, classes: int, uniform: Any, scratch: int, lanes: int, x: Any
 ) -> None:
     """The class in whose part of the cumulative distribution a uniform number falls."""
+    keep_apart()
     highest = work[scratch * lanes : (scratch + 1) * lanes]
     threshold = work[(scratch + 1) * lanes : (scratch + 2) * lanes]
     first = work[parameters * lanes : (parameters + 1) * lanes]
@@ -306,6 +369,7 @@ def choose(
 @njit(nogil=True, error_model="numpy")
 def gather(rows: Any, column: int, row: int, lanes: int, line: Any) -> None:
     """A column of some rows into the lanes; lanes past the last row repeat it."""
+    keep_apart()
     count = len(rows)
     for j in range(lanes):
         line[j] = rows[min(row + j, count - 1), column]
@@ -534,6 +598,7 @@ def solve_tiles(
 @njit(nogil=True, error_model="numpy")
 def put_inputs(work: Any, first: int, last: int, lanes: int, x: Any, one_hot: int) -> None:
     """What the network reads for a feature's values: the values, or one-hot columns."""
+    keep_apart()
     if one_hot == 0:
         line = work[first * lanes : (first + 1) * lanes]
         for j in range(lanes):
@@ -561,6 +626,7 @@ def finish_deltas(
     base_rows: int,
 ) -> None:
     """Turn what came back to hidden units into the deltas of their weighted sums."""
+    keep_apart()
     delta0, slope0 = table[layer, DELTA], table[layer, SLOPE]
     delta = work[(delta0 + first) * lanes : (delta0 + last) * lanes]
     slopes = work[(slope0 + first) * lanes : (slope0 + last) * lanes]
@@ -655,7 +721,7 @@ def fill_activations(
                 read,
                 u1 - u0,
             )
-            finish_units(
+            finish_with_slopes(
                 work,
                 layer,
                 u0,
