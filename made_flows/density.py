@@ -129,11 +129,20 @@ class AutoregressiveDistribution(Distribution):
     def expand(
         self, batch_shape: Sequence[int], _instance: Distribution | None = None
     ) -> AutoregressiveDistribution:
-        """The same distribution with a larger batch shape."""
+        """The same distribution with a larger batch shape.
+
+        Raises:
+            ValueError: for a shape that the batch shape does not broadcast to.
+        """
         new: AutoregressiveDistribution = self._get_checked_instance(
             AutoregressiveDistribution, _instance
         )
         batch_shape = torch.Size(batch_shape)
+        if check_broadcast(expanded=batch_shape, batch_shape=self.batch_shape) != batch_shape:
+            raise ValueError(
+                f"Expected a shape that batch_shape {tuple(self.batch_shape)} broadcasts to; got "
+                f"{tuple(batch_shape)}"
+            )
         new.model = self.model
         new.context = None if self.context is None else self.context.expand(*batch_shape, -1)
         Distribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
