@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, Transform, constraints
+from torch.distributions import Distribution, Independent, Normal, Transform
 
 from made_flows._registry import saveable
 from made_flows.checks import expect, expect_type, positive_integer
@@ -34,9 +34,8 @@ class StandardNormal(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.features = positive_integer(features, "features")
-        # Outside the state dict: constants that are here to follow dtype and device.
-        self.register_buffer("zero", torch.zeros(self.features), persistent=False)
-        self.register_buffer("one", torch.ones(self.features), persistent=False)
+        self.register_buffer("zero", torch.zeros(self.features))
+        self.register_buffer("one", torch.ones(self.features))
 
     def forward(self) -> Distribution:
         """The distribution."""
@@ -83,26 +82,26 @@ class FixedBase(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedBase:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.distribution = _moved(self.distribution, fn)
+        self.distribution = _moved(self.distribution, fn, {})
         return self
 
     def extra_repr(self) -> str:
         return str(self.distribution)
 
 
-def _moved(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+def _moved(value: Any, fn: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
     """A copy of a distribution with a function applied to every tensor in it."""
     if isinstance(value, Tensor):
         return fn(value)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_moved(item, fn) for item in value)
-    if isinstance(value, (Distribution, Transform, constraints.Constraint)):
-        new = copy.copy(value)
+    if isinstance(value, list):
+        return [_moved(item, fn, done) for item in value]
+    if not isinstance(value, (Distribution, Transform)):
+        return value
+    if id(value) not in done:  # a transform and its inverse hold each other
+        done[id(value)] = new = copy.copy(value)
         for name, item in vars(value).items():
-            if isinstance(item, (Tensor, list, tuple, Distribution, Transform)):
-                setattr(new, name, _moved(item, fn))
-        return new
-    return value
+            new.__dict__[name] = _moved(item, fn, done)
+    return done[id(value)]
 
 
 def make_base(base: Any, features: int | None) -> nn.Module:

@@ -277,7 +277,7 @@ class Dequantize(Transform):
         chosen = Log(self.features, columns).chosen
         self.register_buffer("chosen", chosen, persistent=False)
         # Says in which dtype integers become noise: it moves with the model.
-        self.register_buffer("one", torch.ones(()), persistent=False)
+        self.register_buffer("one", torch.ones(()))
 
     @classmethod
     def fit(cls, x: Any) -> Dequantize:

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 from made_flows._registry import saveable
 from made_flows.bases import make_base
 from made_flows.checks import check_broadcast, check_event, check_finite, expect, expect_type
+from made_flows.density import DensityModel
 from made_flows.transforms import AutoregressiveTransform, Transform
 
 __all__ = ["Flow", "FlowDistribution"]
@@ -122,32 +123,43 @@ class Flow(nn.Module):
             >>> import made_flows as mf
             >>> print(mf.MAF(3, transforms=2, hidden_features=(16,)).summary())
             MAF: 3 features, 332 parameters
-               transform                     data to noise  noise to data
-            0  Affine, MADE (16,), natural   parallel       sequential
-            1  Affine, MADE (16,), reversed  parallel       sequential
-               StandardNormal
+                  transform                     data to noise  noise to data
+            0     Affine, MADE (16,), natural   parallel       sequential
+            1     Affine, MADE (16,), reversed  parallel       sequential
+            base  StandardNormal
             log_prob: parallel
             sample: 2 sequential inverses, each about the work of one pass
         """
         count = sum(parameter.numel() for parameter in self.parameters())
         sizes = f"{self.features} features, " + f"context {self.context}, " * (self.context > 0)
-        chain = self._chain()
-        rows = [("", "transform", "data to noise", "noise to data")]
-        rows += [(str(i), _short(t), t.noise_pass, t.data_pass) for i, t in enumerate(chain)]
-        rows.append(("", _short(self.base), "", ""))
+        parts = _parts(self)
+        rows: list[tuple[str, ...]] = [("", "transform", "data to noise", "noise to data")]
+        rows += [
+            (str(number) if isinstance(part, Transform) else "base", _short(part), *passes)
+            for number, (part, *passes) in enumerate(parts)
+        ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [f"{type(self).__name__}: {sizes}{count} parameters"]
         for row in rows:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             lines.append("  ".join(cells).rstrip())
-        for name, passes in (
-            ("log_prob", [t.noise_pass for t in chain]),
-            ("sample", [t.data_pass for t in chain]),
-        ):
-            sequential = passes.count("sequential")
+        for name, way in (("log_prob", 1), ("sample", 2)):
+            sequential = sum(part[way] == "sequential" for part in parts)
             work = f"{sequential} sequential inverses, each about the work of one pass"
             lines.append(f"{name}: {work if sequential else 'parallel'}")
         return "\n".join(lines)
+
+
+def _parts(flow: Flow) -> list[tuple[nn.Module, str, str]]:
+    """The transforms and the base, through flows that are bases, and how their directions go."""
+    parts: list[tuple[nn.Module, str, str]] = [
+        (transform, transform.noise_pass, transform.data_pass) for transform in flow._chain()
+    ]
+    if isinstance(flow.base, Flow):
+        return parts + _parts(flow.base)
+    if isinstance(flow.base, DensityModel):
+        return [*parts, (flow.base, "parallel", "sequential")]
+    return [*parts, (flow.base, "", "")]
 
 
 def _short(module: nn.Module) -> str:
@@ -226,11 +238,16 @@ class FlowDistribution(Distribution):
         check_finite(value, "value")
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of values (..., D): of shape (...), broadcast with the batch shape."""
+        """Log-density of values (..., D): of shape (...), broadcast with the batch shape.
+
+        It is -inf for a value so far out that its noise overflows.
+        """
         if self._validate_args:
             self._validate_sample(value)
         z, log_det = self.flow.to_noise(value, self.context)
-        return self.base.log_prob(z) + log_det
+        log_prob = self.base.log_prob(z) + log_det
+        # Noise that overflows has no density, rather than an undefined one.
+        return torch.where(log_prob.isnan(), -torch.inf, log_prob)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Samples of shape (*sample_shape, *batch_shape, D)."""

@@ -31,7 +31,7 @@ class RationalQuadraticSpline(Bijection):
     zeros give the identity (to rounding).
 
     Args:
-        bins: number of bins.
+        bins: number of bins, at least 2 (of one, the ends leave nothing to choose).
         bound: B.
         min_width, min_height: smallest width and height of a bin, as fractions of 2 B.
         min_derivative: smallest derivative at an inner knot.
@@ -60,6 +60,7 @@ class RationalQuadraticSpline(Bijection):
     ) -> None:
         super().__init__()
         self.bins = positive_integer(bins, "bins")
+        expect(self.bins > 1, "bins", "to be at least 2", bins)
         self.bound = real_number(bound, "bound", above=0)
         self.min_width = real_number(min_width, "min_width", above=0)
         self.min_height = real_number(min_height, "min_height", above=0)
@@ -111,32 +112,34 @@ class RationalQuadraticSpline(Bijection):
         Returns:
             Three tensors (..., bins + 1), the first two increasing from -bound to bound.
         """
-        widths, heights, raw = parameters.split([self.bins, self.bins, self.bins - 1], dim=-1)
+        # Bins first while computing: reductions over a short last dimension are slow.
+        rows = parameters.movedim(-1, 0)
+        widths, heights, raw = rows.split([self.bins, self.bins, self.bins - 1])
         offset = math.log(math.expm1(1 - self.min_derivative))
         inner = self.min_derivative + F.softplus(raw + offset)
-        return (
-            self._places(widths, self.min_width),
-            self._places(heights, self.min_height),
-            F.pad(inner, (1, 1), value=1.0),
-        )
+        x = self._places(widths, self.min_width)
+        y = self._places(heights, self.min_height)
+        ones = torch.ones_like(inner[:1])
+        derivatives = torch.cat([ones, inner, ones])
+        return x.movedim(0, -1), y.movedim(0, -1), derivatives.movedim(0, -1)
 
     def _places(self, logits: Tensor, minimum: float) -> Tensor:
-        """Knots that divide [-bound, bound] by the softmax of some logits."""
-        parts = minimum + (1 - minimum * self.bins) * F.softmax(logits, dim=-1)
-        inner = (2 * parts[..., :-1].cumsum(dim=-1) - 1) * self.bound
-        inner = F.pad(inner, (1, 0), value=-self.bound)
-        return F.pad(inner, (0, 1), value=self.bound)
+        """Knots that divide [-bound, bound] by the softmax of some logits, (bins, ...)."""
+        parts = minimum + (1 - minimum * self.bins) * F.softmax(logits, dim=0)
+        inner = (2 * parts[:-1].cumsum(dim=0) - 1) * self.bound
+        end = torch.full_like(inner[:1], self.bound)
+        return torch.cat([-end, inner, end])
 
     def _bin(self, at: Tensor, parameters: Tensor, inverse: bool) -> list[Tensor]:
         """Left, width, bottom, height and both derivatives of the bins that values fall in."""
-        x, y, derivatives = self.knots(parameters)
-        inner = (y if inverse else x)[..., 1:-1]
-        index = (at.unsqueeze(-1) >= inner).sum(dim=-1, keepdim=True)
-        ends = torch.stack([x, y, derivatives], dim=-2)
-        ends = ends.expand(*index.shape[:-1], 3, -1)
-        index = index.unsqueeze(-1).expand(*index.shape[:-1], 3, 1)
-        left, bottom, start = ends.gather(-1, index).squeeze(-1).unbind(-1)
-        right, top, end = ends.gather(-1, index + 1).squeeze(-1).unbind(-1)
+        shape = torch.broadcast_shapes(at.shape, parameters.shape[:-1])
+        knots = [
+            places.expand(*shape, places.shape[-1]).movedim(-1, 0)
+            for places in self.knots(parameters)
+        ]
+        first = (at >= knots[int(inverse)][1:-1]).sum(dim=0)
+        both = torch.stack([first, first + 1])
+        (left, right), (bottom, top), (start, end) = (k.gather(0, both) for k in knots)
         return [left, right - left, bottom, top - bottom, start, end]
 
     def extra_repr(self) -> str:
