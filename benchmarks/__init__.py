@@ -1,0 +1,1 @@
+"""Timings beside other libraries; `README.md` in this folder says how to run them."""
