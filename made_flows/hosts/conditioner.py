@@ -36,6 +36,7 @@ class HostLayer:
         base: what a context (rows, C) adds to the result.
         gate: what a context multiplies the result with.
         columns: which of the weight's columns read the features; the others read the context.
+        rows: in which order the weight's rows are wanted, None for the order they are in.
     """
 
     linear: Any
@@ -46,12 +47,15 @@ class HostLayer:
     base: OfContext | None = None
     gate: OfContext | None = None
     columns: slice | None = None
-    _kept: tuple[Kept, ...] = field(default_factory=lambda: (Kept(), Kept(), Kept(), Kept()))
+    rows: Tensor | None = None
+    _kept: tuple[Kept, ...] = field(
+        default_factory=lambda: (Kept(), Kept(), Kept(), Kept(), Kept())
+    )
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Weight, mask and bias: of the columns that read features, batch norm folded in."""
         weight, mask, bias = self.linear.weight, self.linear.mask, self.linear.bias
-        columns, folded, _, of_reads = self._kept
+        columns, folded, _, of_reads, reordered = self._kept
         if self.columns is not None:
             weight, mask = columns.same(
                 weight.detach()[:, self.columns].contiguous(), mask[:, self.columns].contiguous()
@@ -62,12 +66,17 @@ class HostLayer:
             weight, bias = folded.same(
                 weight * scale, constant if bias is None else constant + bias
             )
+        if self.rows is not None:
+            order = self.rows.to(weight.device)
+            parts = [part.detach()[order] for part in (weight, mask, bias) if part is not None]
+            weight, mask, *rest = reordered.same(*parts)
+            bias = rest[0] if rest else None
         return weight, mask, bias
 
     def tensors(self) -> list[Tensor]:
         """Weight, mask, bias, scale and shift, as far as there are any."""
         linear = self.linear
-        if self.columns is None and self.reads_norm is None:
+        if self.columns is None and self.reads_norm is None and self.rows is None:
             weight, mask, bias = linear.weight, linear.mask, linear.bias
         else:
             weight, mask, bias = self.weights()
@@ -191,6 +200,15 @@ class HostConditioner:
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Its parameters (..., D, K), by the network itself."""
         return self._call(x, context)
+
+    def reordered(self, order: Tensor) -> HostConditioner:
+        """The same network with the parameters of every feature in another order, in place."""
+        feature = torch.arange(self.features)[:, None] * self.counts[0]
+        self.layers[-1].rows = (feature + order).reshape(-1)
+        call = self._call
+        self._call = lambda x, context: call(x, context)[..., order]
+        self._texts.clear()
+        return self
 
     def steady(self) -> bool:
         """Whether the network computes the same in every call: no dropout, no batch statistics."""

@@ -1,0 +1,157 @@
+"""This library's models as nflows' distributions, transforms and flows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from nflows.distributions.base import Distribution as HostDistribution
+from nflows.flows.base import Flow as HostFlow
+from nflows.transforms.base import Transform as HostTransform
+from torch import Tensor, nn
+
+from made_flows.checks import expect_type
+from made_flows.flows import Flow
+from made_flows.hosts.fast import values_wanted
+from made_flows.hosts.nflows import FastFlow
+from made_flows.transforms import Transform
+
+__all__ = ["AsDistribution", "AsFlow", "AsTransform"]
+
+
+class AsDistribution(HostDistribution):
+    r"""A density model or flow of this library as an nflows distribution.
+
+    It can stand alone or be the base of an nflows flow. A model without a context takes that of
+    the flow as the number of its samples only, as nflows' own unconditional bases do.
+
+    Args:
+        model: a module that is called with its context to give a distribution of (D,), such as
+            :class:`~made_flows.GaussianMADE` or :class:`~made_flows.MAF`.
+
+    Shapes:
+        log_prob of (rows, D) with context (rows, C): (rows,). sample(n): (n, D), or (rows, n, D)
+        with a context.
+
+    Raises:
+        TypeError: for anything that is not such a module.
+        ValueError: for a context that is missing.
+
+    Example:
+        >>> import made_flows as mf
+        >>> distribution = AsDistribution(mf.GaussianMixtureMADE(3))
+        >>> distribution.log_prob(distribution.sample(5)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        given: Any = model
+        known = isinstance(given, nn.Module) and isinstance(getattr(given, "features", None), int)
+        expect_type(known, "model", "to be a density model or flow of this library", model)
+        self.model = model
+
+    def _given(self, context: Tensor | None) -> Any:
+        return self.model(context) if getattr(self.model, "context", 0) else self.model()
+
+    def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
+        scores: Tensor = self._given(context).log_prob(inputs)
+        return scores
+
+    def _sample(self, num_samples: int, context: Tensor | None) -> Tensor:
+        distribution = self._given(context)
+        carries = torch.is_grad_enabled() and distribution.has_rsample
+        draw = distribution.rsample if carries else distribution.sample
+        if context is None:
+            samples: Tensor = draw((num_samples,))
+        elif distribution.batch_shape:
+            samples = draw((num_samples,)).transpose(0, 1)
+        else:
+            samples = draw((len(context), num_samples))
+        return samples
+
+
+class AsTransform(HostTransform):
+    r"""A transform or flow of this library as an nflows transform, from data to noise.
+
+    .. math:: z = f_K \circ \dots \circ f_1(x; c)
+
+    Args:
+        transforms: a transform, a sequence of transforms from data to noise, or a flow, of which
+            the transforms are taken.
+
+    Raises:
+        TypeError: for anything else.
+
+    Example:
+        >>> import made_flows as mf
+        >>> transform = AsTransform(mf.MAF(3, transforms=2))
+        >>> noise, log_det = transform(torch.zeros(5, 3))
+        >>> noise.shape, log_det.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
+
+    def __init__(self, transforms: Transform | Sequence[Transform] | Flow) -> None:
+        super().__init__()
+        given: Any = transforms
+        if isinstance(given, Flow):
+            given = given.transforms
+        elif isinstance(given, Transform):
+            given = [given]
+        known = isinstance(given, Sequence | nn.ModuleList) and all(
+            isinstance(transform, Transform) for transform in given
+        )
+        expect_type(known, "transforms", "to be transforms or a flow of this library", transforms)
+        self.transforms = nn.ModuleList(given)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Noise (rows, D) from data (rows, D), and log-determinants (rows,)."""
+        total = inputs.new_zeros(inputs.shape[:-1])
+        for transform in self._chain():
+            inputs, log_det = transform.to_noise(inputs, context if transform.context else None)
+            total = total + log_det
+        return inputs, total
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data (rows, D) from noise (rows, D), and log-determinants (rows,)."""
+        total = inputs.new_zeros(inputs.shape[:-1])
+        for transform in reversed(self._chain()):
+            given = context if transform.context else None
+            if values_wanted():
+                inputs = transform.generate(inputs, given)
+            else:
+                inputs, log_det = transform.to_data(inputs, given)
+                total = total + log_det
+        return inputs, total
+
+    def _chain(self) -> list[Any]:
+        return list(self.transforms)
+
+
+class AsFlow(FastFlow, HostFlow):
+    r"""A flow of this library, such as an MAF or IAF, as an nflows flow.
+
+    Args:
+        flow: the flow. Its transforms and base are shared, not copied.
+        embedding_net: what turns a context into the flow's context variables, or None.
+
+    Shapes:
+        log_prob of (rows, D) with context (rows, ...): (rows,). sample(n): (n, D), or (rows, n, D)
+        with a context.
+
+    Raises:
+        TypeError: if ``flow`` is no flow of this library.
+        ValueError: for a context that is missing.
+
+    Example:
+        >>> import made_flows as mf
+        >>> flow = AsFlow(mf.IAF(3, context=2))
+        >>> flow.sample(5, torch.zeros(4, 2)).shape
+        torch.Size([4, 5, 3])
+    """
+
+    def __init__(self, flow: Flow, embedding_net: nn.Module | None = None) -> None:
+        expect_type(isinstance(flow, Flow), "flow", "to be a made_flows.Flow", flow)
+        base: Any = flow.base
+        super().__init__(AsTransform(flow), AsDistribution(base), embedding_net)

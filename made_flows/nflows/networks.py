@@ -1,0 +1,282 @@
+"""nflows' networks, wired so that nothing is lost: the same signatures and state dicts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from nflows.nn.nde import made as nde
+from nflows.transforms import made as host
+from torch import Tensor
+
+from made_flows.checks import check_event, expect_type, non_negative_integer, positive_integer
+from made_flows.heads import GaussianMixture
+from made_flows.hosts.nflows import conditioner_of
+from made_flows.hosts.watch import Watch
+from made_flows.inverse import HeadStep, sequential_inverse
+from made_flows.nflows.wiring import wire
+from made_flows.scales import ScaleRule
+
+__all__ = ["MADE", "MixtureOfGaussiansMADE", "TrainingModeWarning"]
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class TrainingModeWarning(UserWarning):
+    """Batch normalisation is in training mode where nothing is trained."""
+
+
+class _Network:
+    """What the two versions of nflows' network have in common here."""
+
+    made_flows_network = True
+
+    initial_layer: Any
+    final_layer: Any
+    training: bool
+
+    def _set_up(
+        self,
+        features: int,
+        context_features: int | None,
+        use_residual_blocks: bool,
+        random_mask: bool,
+        use_batch_norm: bool,
+    ) -> None:
+        self._features, self._context = features, context_features or 0
+        self._use_batch_norm = use_batch_norm
+        wire(self, features, self._context, residual=use_residual_blocks, random=random_mask)
+
+    def _check(self, inputs: Any, context: Any) -> None:
+        dtype = self.final_layer.weight.dtype
+        check_event(inputs, "inputs", self._features, dtype)
+        if self._context == 0 and context is not None:
+            raise ValueError(
+                "Expected no context, since the network was made without context_features; got one "
+                f"of shape {tuple(context.shape)}"
+            )
+        if self._context:
+            if context is None:
+                raise ValueError(
+                    f"Expected context of shape (rows, {self._context}), since the network was "
+                    f"made with context_features={self._context}; got none"
+                )
+            check_event(context, "context", self._context, dtype)
+        if self._use_batch_norm and self.training and not torch.is_grad_enabled():
+            warnings.warn(
+                "a network with batch normalisation is in training mode and computes without "
+                "gradients: its numbers depend on the rows of the batch, and its running "
+                "statistics change. Call eval() before scoring or sampling",
+                TrainingModeWarning,
+                stacklevel=4,
+            )
+
+
+def _checked_sizes(features: Any, hidden_features: Any, context: Any, blocks: Any) -> None:
+    positive_integer(features, "features")
+    positive_integer(hidden_features, "hidden_features")
+    non_negative_integer(blocks, "num_blocks")
+    if context is not None:
+        positive_integer(context, "context_features")
+
+
+class MADE(_Network, host.MADE):
+    r"""nflows' network of an autoregressive transform (``nflows.transforms.made.MADE``).
+
+    .. math:: \theta_i = f_i(x_{<i}, c) \in \mathbb{R}^m, \qquad i = 1, \dots, D
+
+    Its parameters and buffers have nflows' names and shapes, and its forward pass is nflows'. What
+    differs are masks: the first feature reads the context, narrow layers keep what they can, and
+    residual blocks may have random masks. A loaded state dict brings its own masks with it.
+
+    Args:
+        features: number of features D.
+        hidden_features: width of all hidden layers.
+        context_features: number of context variables C, or None.
+        num_blocks: number of blocks after the first hidden layer.
+        output_multiplier: parameters of every feature m.
+        use_residual_blocks: residual blocks of two layers each, or plain layers.
+        random_mask: whether degrees of hidden units are drawn at random.
+        activation: an elementwise function.
+        dropout_probability: probability of dropping a hidden unit while training.
+        use_batch_norm: whether blocks normalise what they read.
+
+    Shapes:
+        inputs: (rows, D), context: (rows, C); output: (rows, D m), feature by feature.
+
+    Raises:
+        ValueError: for sizes below one, and for a context that is missing or superfluous.
+        TypeError: for arguments of a wrong type, and data of another dtype than the weights.
+
+    Warns:
+        DependencyWarning: if a feature does not read all features before it.
+        TrainingModeWarning: if batch normalisation trains where there are no gradients.
+
+    References:
+        Germain et al. 2015, *MADE: Masked Autoencoder for Distribution Estimation*.
+
+    Example:
+        >>> made = MADE(features=3, hidden_features=16, context_features=2, output_multiplier=2)
+        >>> made(torch.zeros(10, 3), torch.zeros(10, 2)).shape
+        torch.Size([10, 6])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int,
+        context_features: int | None = None,
+        num_blocks: int = 2,
+        output_multiplier: int = 1,
+        use_residual_blocks: bool = True,
+        random_mask: bool = False,
+        activation: Activation = F.relu,
+        dropout_probability: float = 0.0,
+        use_batch_norm: bool = False,
+    ) -> None:
+        _checked_sizes(features, hidden_features, context_features, num_blocks)
+        positive_integer(output_multiplier, "output_multiplier")
+        # Masks are made below; nflows refuses random ones in residual blocks.
+        host.MADE.__init__(
+            self,
+            features,
+            hidden_features,
+            context_features,
+            num_blocks,
+            output_multiplier,
+            use_residual_blocks,
+            False,
+            activation,
+            dropout_probability,
+            use_batch_norm,
+        )
+        self._set_up(features, context_features, use_residual_blocks, random_mask, use_batch_norm)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Parameters (rows, D m) of every feature."""
+        self._check(inputs, context)
+        outputs: Tensor = host.MADE.forward(self, inputs, context)
+        return outputs
+
+
+class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
+    r"""nflows' density of Gaussian mixtures (``nflows.nn.nde.MixtureOfGaussiansMADE``).
+
+    .. math:: p(x_i \mid x_{<i}, c) = \sum_k \pi_{ik}\, \mathcal N(x_i; \mu_{ik}, s_{ik}^2), \qquad
+        s = \mathrm{softplus}(a) + \epsilon
+
+    It samples in one sweep, with or without a context, in the dtype and on the device of its
+    weights, and as in evaluation mode.
+
+    Args:
+        features: number of features D.
+        hidden_features: width of all hidden layers.
+        context_features: number of context variables C, or None.
+        num_blocks: number of blocks after the first hidden layer.
+        num_mixture_components: components of every mixture.
+        use_residual_blocks, random_mask, activation, dropout_probability, use_batch_norm: as for
+            :class:`MADE`.
+        epsilon: smallest standard deviation.
+        custom_initialization: whether to start near equal components of unit width.
+
+    Raises:
+        ValueError, TypeError: as for :class:`MADE`.
+
+    References:
+        Papamakarios et al. 2017, *Masked Autoregressive Flow*, section 4.1 (MADE MoG).
+
+    Example:
+        >>> made = MixtureOfGaussiansMADE(features=3, hidden_features=16, context_features=2)
+        >>> context = torch.zeros(10, 2)
+        >>> made.log_prob(torch.zeros(10, 3), context).shape, made.sample(5, context).shape
+        (torch.Size([10]), torch.Size([10, 5, 3]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int,
+        context_features: int | None = None,
+        num_blocks: int = 2,
+        num_mixture_components: int = 5,
+        use_residual_blocks: bool = True,
+        random_mask: bool = False,
+        activation: Activation = F.relu,
+        dropout_probability: float = 0.0,
+        use_batch_norm: bool = False,
+        epsilon: float = 1e-2,
+        custom_initialization: bool = True,
+    ) -> None:
+        _checked_sizes(features, hidden_features, context_features, num_blocks)
+        positive_integer(num_mixture_components, "num_mixture_components")
+        nde.MixtureOfGaussiansMADE.__init__(
+            self,
+            features,
+            hidden_features,
+            context_features,
+            num_blocks,
+            num_mixture_components,
+            use_residual_blocks,
+            False,
+            activation,
+            dropout_probability,
+            use_batch_norm,
+            epsilon,
+            custom_initialization,
+        )
+        self._set_up(features, context_features, use_residual_blocks, random_mask, use_batch_norm)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Parameters (rows, D 3 components): logit, mean and raw width of every component."""
+        self._check(inputs, context)
+        outputs: Tensor = nde.MixtureOfGaussiansMADE.forward(self, inputs, context)
+        return outputs
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, context: Tensor | None = None) -> Tensor:
+        """Samples by one sequential inverse.
+
+        Args:
+            num_samples: how many, for each row of the context.
+            context: (rows, C).
+
+        Returns:
+            (rows, num_samples, D), or (num_samples, D) for a network without a context.
+        """
+        number = positive_integer(num_samples, "num_samples")
+        self._check_context_of_samples(context)
+        conditioner, step = self._sampler()
+        rows = () if context is None else (len(context),)
+        like = self.final_layer.weight.new_empty(0)
+        noise = step.head.noise((number, *rows, self._features), like)
+        samples = sequential_inverse(conditioner, step, noise, context)
+        return samples if context is None else samples.transpose(0, 1)
+
+    def _check_context_of_samples(self, context: Tensor | None) -> None:
+        expect_type(
+            context is None or isinstance(context, Tensor), "context", "to be a tensor", context
+        )
+        self._check(self.final_layer.weight.new_empty(self._features), context)
+
+    def _sampler(self) -> tuple[Any, HeadStep]:
+        """The network as a conditioner, and the head; kept while the network is the same."""
+        kept = self.__dict__.get("_made_flows_sampler")
+        if kept is None or kept[0] != self.epsilon or not kept[1].unchanged():
+            net: Any = self
+            head = GaussianMixture(
+                self.num_mixture_components, ScaleRule("softplus", offset=0.0, floor=self.epsilon)
+            )
+            parameters = 3 * self.num_mixture_components
+            # nflows lists logit, mean and width component by component, the head one after other.
+            order = torch.arange(parameters).reshape(-1, 3).T.reshape(-1)
+            conditioner = conditioner_of(net, parameters).reordered(order)
+            kept = (self.epsilon, Watch(net), conditioner, HeadStep(head))
+            self.__dict__["_made_flows_sampler"] = kept
+        return kept[2], kept[3]
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = self.__dict__
+        return {name: value for name, value in own.items() if name != "_made_flows_sampler"}
