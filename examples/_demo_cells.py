@@ -185,10 +185,11 @@ def draw(cells: Cells, densities: dict[str, Density], path: Path) -> None:
     for line, pair in zip(axes, PAIRS, strict=True):
         columns = [cells.names.index(name) for name in pair]
         data = clouds["all data"][:, columns]
-        low, high = data.quantile(0.005, dim=0) - 0.6, data.quantile(0.995, dim=0) + 0.6
+        low = (data.quantile(0.005, dim=0) - 0.6).tolist()
+        high = (data.quantile(0.995, dim=0) + 0.6).tolist()
         for ax, (name, cloud) in zip(line, clouds.items(), strict=True):
             colour = "#d9741a" if name == "all data" else "#1f5a96"
-            ax.scatter(*cloud[:, columns].T, s=5, color=colour, alpha=0.45, lw=0)
+            ax.scatter(*cloud[:, columns].T.numpy(), s=5, color=colour, alpha=0.45, lw=0)
             ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
             ax.set_xlabel(pair[0], fontsize=8)
             ax.tick_params(labelsize=7)
