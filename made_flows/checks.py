@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "can_inspect",
@@ -17,6 +17,7 @@ __all__ = [
     "check_values",
     "expect",
     "expect_type",
+    "is_plain",
     "non_negative_integer",
     "positive_integer",
     "real_number",
@@ -87,6 +88,17 @@ def can_inspect(x: Tensor) -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.is_functorch_wrapped_tensor(x)
         or x.is_meta
+    )
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor is what it seems, and nothing (a compiler, transform or mode) looks on."""
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
     )
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from made_flows.checks import is_plain
+from made_flows.staircase import Block, blocks_of, staircase_linear
 
 __all__ = ["MaskedLinear"]
 
@@ -16,9 +21,9 @@ class MaskedLinear(nn.Module):
         mask: boolean (outputs, inputs); True where a weight lives.
         bias: whether there is a bias.
 
-    The mask is a buffer: it moves and is saved with the weights. A call may bring a mask of its
-    own. Rows of ``weight`` start uniform with variance 1 / (number of inputs the row may read),
-    so that units with few inputs start at the same scale as those with many.
+    The mask is a buffer of zeros and ones: it moves and is saved with the weights. A call may
+    bring a mask of its own. Rows of ``weight`` start uniform with variance 1 / (number of inputs
+    the row may read), so that units with few inputs start at the same scale as those with many.
 
     Example:
         >>> layer = MaskedLinear(torch.tensor([[True, False], [True, True]]))
@@ -32,11 +37,14 @@ class MaskedLinear(nn.Module):
     def __init__(self, mask: Tensor, bias: bool = True) -> None:
         super().__init__()
         self.out_features, self.in_features = mask.shape
-        self.register_buffer("mask", mask.bool())
+        # Of the weights' type: a product with booleans converts them every time, which at 1024
+        # units takes longer than the product itself.
+        self.register_buffer("mask", mask.to(torch.get_default_dtype()))
         self.weight = nn.Parameter(torch.empty(mask.shape))
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(self.out_features)) if bias else None
         )
+        self._blocks: tuple[tuple[int, int], tuple[Block, ...] | None] | None = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -49,7 +57,7 @@ class MaskedLinear(nn.Module):
                 one for each row, (outputs, 1).
         """
         visible = (self.mask.sum(dim=1, keepdim=True) + extra_inputs).clamp(min=1)
-        bound = (3.0 / visible.to(self.weight)).sqrt()
+        bound = (3.0 / visible).sqrt()
         self.weight.uniform_(-1, 1).mul_(bound * gain)
         if self.bias is not None:
             # Spread the kinks of the units over the data, as torch.nn.Linear does.
@@ -57,7 +65,36 @@ class MaskedLinear(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The map of x, (..., inputs) -> (..., outputs)."""
+        blocks = self._staircase(x) if mask is None else None
+        if blocks is not None:
+            return staircase_linear(x, self.weight, self.bias, self.mask, blocks)
         return F.linear(x, self.weight * (self.mask if mask is None else mask), self.bias)
+
+    def _staircase(self, x: Tensor) -> tuple[Block, ...] | None:
+        """The blocks of the mask, where leaving empty ones out pays: large layers on the CPU."""
+        if (
+            torch.compiler.is_compiling()
+            or x.device.type != "cpu"
+            or not is_plain(x)
+            or torch.is_autocast_enabled(x.device.type)
+        ):
+            return None
+        if self.mask.is_inference():
+            return None
+        stamp = (self.mask._version, id(self.mask))
+        if self._blocks is None or self._blocks[0] != stamp:
+            self._blocks = (stamp, blocks_of(self.mask))
+        return self._blocks[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_blocks": None}
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # A fourth of the size on disk; loading copies it into the buffer, of whatever type.
+        destination[f"{prefix}mask"] = destination[f"{prefix}mask"].bool()
 
     def extra_repr(self) -> str:
         bias = "" if self.bias is not None else ", bias=False"

@@ -283,7 +283,7 @@ def test_float32_is_float64_rounded(make: Callable[..., mf.MADE]) -> None:
     assert output.dtype == torch.float32
     torch.testing.assert_close(output.double(), expected, rtol=1e-4, atol=1e-5)
     assert single.ranks.dtype == torch.int64
-    assert all(layer.mask.dtype == torch.bool for layer in single.layers)
+    assert all(layer.mask.dtype == torch.float32 for layer in single.layers)
 
 
 def test_half_precision_runs() -> None:

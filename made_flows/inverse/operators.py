@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from made_flows.checks import is_plain
 from made_flows.inverse import backend
 from made_flows.inverse.steps import Step, step_of_name
 
@@ -168,13 +169,7 @@ def solve(
 
     An operator's way through torch takes 50 us, as long as a small inverse.
     """
-    if (
-        type(noise) is Tensor
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-    ):
+    if is_plain(noise):
         return backend.solve(structure, step, noise, tensors, bases, known, prefix)
     values: Tensor = sequential_inverse(noise, known, tensors, bases, structure, step.name, prefix)
     return values

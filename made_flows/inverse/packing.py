@@ -307,7 +307,7 @@ def pack_transposed(skeleton: Skeleton, layout: Layout, tensors: Sequence[Tensor
 
 
 def _arrays(layer: Layer) -> tuple[NDArray[Any], NDArray[Any]]:
-    return _numpy(layer.weight), _numpy(layer.mask.bool())
+    return _numpy(layer.weight), _numpy(layer.mask)
 
 
 def _vectors(skeleton: Skeleton, layers: Sequence[Layer], dtype: Any) -> NDArray[Any]:
