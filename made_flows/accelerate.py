@@ -168,7 +168,7 @@ def _layers(model: Any) -> list[tuple[str, Any]]:
     expect_type(known, "model", "to be a module, distribution, transform or list of them", model)
     found: dict[int, tuple[str, Any]] = {}
     for name, part in _walk(model, "", set()):
-        if host_of(part) is not None:
+        if host_of(part) is not None or isinstance(part, FastLayer):
             found.setdefault(id(part), (name or "(itself)", part))
     return list(found.values())
 

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import normflows as nf
 import pyro.distributions.transforms as pt
 import torch
-import torch.nn.functional as F
 import zuko
-from nflows.nn.nde.made import MADE as NdeMADE
 from nflows.transforms import autoregressive as nt
 from normflows.flows.affine.autoregressive import MaskedAffineAutoregressive
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
@@ -233,6 +230,3 @@ def make(row: HostLayer, dtype: torch.dtype = torch.float64, seed: int = 0) -> A
                 module.running_var.uniform_(0.5, 2)
                 module.weight.uniform_(0.5, 2)
     return layer
-
-
-_ = F, nf, NdeMADE

@@ -19,11 +19,13 @@ HOSTS = ("nflows", "normflows", "pyro", "zuko")
 
 
 def host_of(module: Any) -> str | None:
-    """The library that an object's class, or one it inherits from, belongs to."""
+    """The library whose class an object's class is or extends; None for this library's own."""
     for kind in type(module).__mro__:
-        library = kind.__module__.partition(".")[0]
+        library, _, rest = kind.__module__.partition(".")
         if library in HOSTS:
             return library
+        if library == "made_flows" and not rest.startswith("hosts"):
+            return None
     return None
 
 

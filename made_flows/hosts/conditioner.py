@@ -16,7 +16,7 @@ from made_flows.inverse.cache import TensorCache
 from made_flows.masks import adjacency_levels
 from made_flows.network import Layer, Network
 
-__all__ = ["IDENTITY", "HostConditioner", "HostLayer", "elementwise"]
+__all__ = ["IDENTITY", "HostConditioner", "HostLayer", "depends_on_mode", "elementwise"]
 
 IDENTITY = nn.Identity()
 
@@ -154,7 +154,7 @@ class HostConditioner:
         rows = self.layers[-1].linear.weight.shape[0]
         if rows != features * parameters:
             raise NotUnderstoodError(f"it has {rows} outputs for {features} x {parameters}")
-        self._noisy = [module for module in net.modules() if _depends_on_mode(module)]
+        self._noisy = [module for module in net.modules() if depends_on_mode(module)]
         _ = self.ranks
 
     @property
@@ -258,7 +258,7 @@ def _reach(layer: HostLayer, reach: Tensor) -> Tensor:
     return ((mask != 0).to(reach) @ reach > 0).to(reach)
 
 
-def _depends_on_mode(module: nn.Module) -> bool:
+def depends_on_mode(module: nn.Module) -> bool:
     """Whether a module computes something else in training than in evaluation."""
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.p > 0

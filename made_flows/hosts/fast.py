@@ -13,6 +13,7 @@ from torch import Tensor
 
 from made_flows.bijections import Bijection
 from made_flows.hosts.conditioner import HostConditioner
+from made_flows.hosts.own import OwnConditioner
 from made_flows.hosts.watch import NotUnderstoodError, Watch
 from made_flows.inverse import Conditioner, sequential_inverse
 from made_flows.inverse.steps import BijectionStep
@@ -33,7 +34,7 @@ class Fast:
         settings: what of the layer it was made of.
     """
 
-    conditioner: HostConditioner
+    conditioner: HostConditioner | OwnConditioner
     bijection: Bijection
     differentiable: bool = True
     settings: tuple[Any, ...] = ()
@@ -68,7 +69,7 @@ class Fast:
         )
 
 
-def _fits(tensor: Any, size: int, conditioner: HostConditioner) -> bool:
+def _fits(tensor: Any, size: int, conditioner: HostConditioner | OwnConditioner) -> bool:
     return (
         isinstance(tensor, Tensor)
         and tensor.dim() > 0
@@ -78,7 +79,9 @@ def _fits(tensor: Any, size: int, conditioner: HostConditioner) -> bool:
     )
 
 
-def _asks_for_gradient(conditioner: HostConditioner, *tensors: Tensor | None) -> bool:
+def _asks_for_gradient(
+    conditioner: HostConditioner | OwnConditioner, *tensors: Tensor | None
+) -> bool:
     return torch.is_grad_enabled() and (
         any(tensor is not None and tensor.requires_grad for tensor in tensors)
         or any(weight.requires_grad for weight in conditioner.parameters())

@@ -142,8 +142,15 @@ class FastInverse(FastLayer):
         return outputs, self._elementwise_inverse(inputs, parameters)[1]
 
     def made_flows_settings(self) -> tuple[Any, ...]:
-        own = self.__dict__
-        return self.autoregressive_net, *(own.get(name) for name in _SETTINGS)
+        own, net = self.__dict__, self.autoregressive_net
+        # Functions are no modules, so that a watch over modules does not see them.
+        functions = (vars(block).get("activation") for block in getattr(net, "blocks", ()))
+        return (
+            net,
+            vars(net).get("activation"),
+            *functions,
+            *(own.get(name) for name in _SETTINGS),
+        )
 
 
 _SETTINGS = (

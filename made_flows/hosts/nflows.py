@@ -16,6 +16,7 @@ from made_flows.bijections import Bijection
 from made_flows.hosts import mades, maps
 from made_flows.hosts.conditioner import HostConditioner
 from made_flows.hosts.fast import Fast, values_only
+from made_flows.hosts.own import OwnConditioner, is_own
 from made_flows.hosts.watch import NotUnderstoodError, expect_own
 from made_flows.scales import ScaleRule
 
@@ -61,7 +62,11 @@ class FastFlow:
 
 
 def conditioner_of(net: Any, parameters: int) -> HostConditioner:
-    """A MADE of nflows, of either of its two versions, as a conditioner."""
+    """A MADE of nflows, of either of its two versions, as a conditioner.
+
+    Raises:
+        NotUnderstoodError: for another network, or one that computes something else.
+    """
     if isinstance(net, made.MADE):
         version, library = _TRANSFORMS, made.MADE
     elif isinstance(net, nde.MADE):
@@ -81,6 +86,8 @@ def _read(layer: Any) -> Fast:
         if isinstance(layer, kind):
             mades.expect_known(layer, host.AutoregressiveTransform, kind, methods)
             net, outputs = layer.autoregressive_net, layer._output_dim_multiplier()
+            if is_own(net) and not isinstance(net, made.MADE):
+                return Fast(OwnConditioner(net, outputs), bijection(layer))
             return Fast(conditioner_of(net, outputs), bijection(layer))
     raise NotUnderstoodError(f"the elementwise map of a {type(layer).__name__} is not known")
 

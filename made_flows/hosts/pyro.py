@@ -15,6 +15,7 @@ from made_flows.bijections import Affine, Bijection, GatedAffine
 from made_flows.hosts.conditioner import HostConditioner, HostLayer, elementwise
 from made_flows.hosts.fast import Fast, FastLayer
 from made_flows.hosts.maps import HostMap
+from made_flows.hosts.own import OwnConditioner, is_own
 from made_flows.hosts.swap import mix_in
 from made_flows.hosts.watch import NotUnderstoodError, expect_own
 from made_flows.scales import ScaleRule
@@ -255,13 +256,15 @@ def _expect_inverse(layer: Any, kind: type, fast: type, methods: tuple[str, ...]
             raise NotUnderstoodError(f"{type(layer).__name__} has a {name} of its own")
 
 
-def _conditioner(arn: Any, sizes: list[int]) -> HostConditioner:
+def _conditioner(arn: Any, sizes: list[int]) -> HostConditioner | OwnConditioner:
     """A network of Pyro as a conditioner."""
     net = arn
     if isinstance(arn, partial):
         if arn.args or set(arn.keywords) != {"context"}:
             raise NotUnderstoodError("its network is called with further arguments")
         net = arn.func
+    if is_own(net) and list(net.param_dims) == sizes:
+        return OwnConditioner(net, sum(sizes))
     unconditional = isinstance(net, auto_reg_nn.AutoRegressiveNN)
     library = (
         auto_reg_nn.AutoRegressiveNN if unconditional else auto_reg_nn.ConditionalAutoRegressiveNN
