@@ -76,7 +76,7 @@ class KeyedModule(nn.Module):
         KeyedModule._objects[self.key] = self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         self._take_key()
 
     @staticmethod

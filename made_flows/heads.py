@@ -118,7 +118,8 @@ class Gaussian(Head):
         mean, raw = parameters.unbind(-1)
         log_scale = self.scale(raw)
         z = (x - mean) * torch.exp(-log_scale)
-        return -0.5 * z * z - log_scale - 0.5 * math.log(2 * math.pi)
+        log_density: Tensor = -0.5 * z * z - log_scale - 0.5 * math.log(2 * math.pi)
+        return log_density
 
     def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
         return torch.randn(*shape, 1, dtype=like.dtype, device=like.device)

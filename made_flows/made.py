@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from made_flows import masks as mk
 from made_flows._registry import saveable
-from made_flows.activations import activation_name, make_activation
+from made_flows.activations import make_activation
 from made_flows.checks import (
     can_inspect,
     check_broadcast,
@@ -23,8 +23,9 @@ from made_flows.checks import (
     real_number,
     widths,
 )
+from made_flows.description import Description
 from made_flows.linear import MaskedLinear
-from made_flows.network import Layer, Network
+from made_flows.network import Network
 from made_flows.wiring import Shape, Wiring, feature_reach, wire_graph, wire_order
 
 __all__ = ["MADE", "DependencyWarning"]
@@ -157,7 +158,7 @@ class MADE(nn.Module):
             self.output_context = MaskedLinear(wiring.output_context, bias=False)
             if wiring.input_context is not None:
                 self.input_context = MaskedLinear(wiring.input_context, bias=False)
-        self._description: _Description | None = None
+        self._description: Description | None = None
         self.register_buffer("ranks", wiring.ranks)
         self.register_buffer("graph", wiring.allowed if adjacency is not None else None)
         for layer, layer_degrees in enumerate(wiring.degrees):
@@ -187,6 +188,10 @@ class MADE(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         return self._layer(-1).weight.dtype
+
+    def adds_to_stream(self, layer: int) -> bool:
+        """Whether a hidden layer ends a residual block."""
+        return self._shape.adds_to_stream(layer)
 
     def _layer(self, index: int) -> MaskedLinear:
         return cast(MaskedLinear, self.layers[index])
@@ -239,7 +244,7 @@ class MADE(nn.Module):
         """Draw all weights anew; outputs and residual blocks start near zero."""
         last = len(self.layers) - 1
         for index in range(len(self.layers)):
-            near_zero = index == last or self._shape.adds_to_stream(index)
+            near_zero = index == last or self.adds_to_stream(index)
             self._layer(index).reset_parameters(gain=_NEAR_ZERO if near_zero else 1.0)
         if self.input_context is not None:
             # The first layer's units read features and context: one variance for both.
@@ -385,7 +390,7 @@ class MADE(nn.Module):
         """The network as the sequential inverse sees it, with what a context (rows, C) adds."""
         description = self._description
         if description is None or not description.holds(self):
-            description = _Description(self)
+            description = Description(self)
             self._description = None if torch.compiler.is_compiling() else description
         if context is None:
             return description.network
@@ -423,67 +428,6 @@ class MADE(nn.Module):
         if self.residual:
             parts.append("residual=True")
         return ", ".join(parts)
-
-
-class _Description:
-    """The layers of a MADE as a :class:`Network`, kept while they are the same objects.
-
-    A single row is inverted in a tenth of a millisecond, of which putting the description
-    together would take a third. What is compared here takes 3 us.
-    """
-
-    def __init__(self, made: MADE) -> None:
-        linears = [cast(MaskedLinear, layer) for layer in made.layers]
-        self.activation = activation_name(made.activation)
-        self.modules = _modules(made)
-        self.network = self._network(made, linears, ())
-        contexts = {0: made.input_context, len(linears) - 1: made.output_context}
-        self.with_context = self._network(
-            made, linears, [index for index, layer in contexts.items() if layer is not None]
-        )
-        direct = [] if made.direct is None else [made.direct]
-        self.tensors = [
-            (table, name, tensor)
-            for table, names in (
-                (made._buffers, ["ranks"]),
-                *((linear._parameters, ["weight", "bias"]) for linear in [*linears, *direct]),
-                *((linear._buffers, ["mask"]) for linear in [*linears, *direct]),
-            )
-            for name in names
-            for tensor in [table[name]]
-        ]
-
-    def _network(
-        self, made: MADE, linears: Sequence[MaskedLinear], with_base: Sequence[int]
-    ) -> Network:
-        last = len(linears) - 1
-        layers = [
-            Layer(
-                linear.weight,
-                linear.mask,
-                linear.bias,
-                base=linear.weight if index in with_base else None,
-                activation=self.activation,
-                adds_to=index - 2 if index < last and made._shape.adds_to_stream(index) else -1,
-            )
-            for index, linear in enumerate(linears)
-        ]
-        direct = None if made.direct is None else Layer(made.direct.weight, made.direct.mask)
-        return Network.of_layers(made.ranks, layers, direct, made.inputs, made.outputs)
-
-    def holds(self, made: MADE) -> bool:
-        """Whether the network is still made of the same modules and tensors."""
-        return (
-            self.modules == _modules(made)
-            and self.activation == activation_name(made.activation)
-            and all(table[name] is tensor for table, name, tensor in self.tensors)
-        )
-
-
-def _modules(made: MADE) -> tuple[nn.Module | None, ...]:
-    # Dictionaries: looking attributes of modules up takes several times as long.
-    layers = cast(nn.ModuleList, made._modules["layers"])
-    return (*made._modules.values(), *layers._modules.values())
 
 
 def _per_feature(value: Any, features: int, argument: str) -> tuple[int, ...]:

@@ -75,7 +75,7 @@ class _StaircaseLinear(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         x, weight, mask, *parts = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # second derivatives are wanted: products that have them

@@ -31,9 +31,9 @@ those in any other way cannot."""
 @lru_cache(maxsize=1)
 def _compiled_digest() -> Callable[[Any, Any, Any], int]:
     # Only what was packed for the compiled sweeps is compared, so that Numba is there.
-    from made_flows.inverse.digest import digest
+    from made_flows.inverse.kernels.digest import digest
 
-    return digest
+    return digest  # type: ignore[no-any-return]
 
 
 @dataclass

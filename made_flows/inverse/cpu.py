@@ -23,8 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from made_flows.compiled import StepKernel
-from made_flows.inverse import elementwise, packing, simd, sweeps
+from made_flows.inverse import packing
 from made_flows.inverse.cache import TensorCache
+from made_flows.inverse.kernels import adjoint as adjoint_sweep
+from made_flows.inverse.kernels import elementwise, products, simd, steps, units
+from made_flows.inverse.kernels import solve as solve_sweep
 from made_flows.inverse.packing import Layout, Weights
 from made_flows.inverse.plan import skeleton_for
 from made_flows.inverse.skeleton import Skeleton
@@ -56,7 +59,7 @@ the time of some 2 million multiplications."""
 def _sources() -> str:
     """A digest of everything the kernels are made of: Numba itself looks at one file only."""
     digest = hashlib.sha256()
-    for module in (simd, elementwise, sweeps):
+    for module in (simd, elementwise, products, units, steps, solve_sweep, adjoint_sweep):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 
@@ -88,8 +91,8 @@ class _Compiled:
             self.call(*arguments)
 
 
-_SOLVE = _Compiled(sweeps.solve_tiles.py_func)
-_ADJOINT = _Compiled(sweeps.adjoint_tiles.py_func)
+_SOLVE = _Compiled(solve_sweep.solve_tiles.py_func)
+_ADJOINT = _Compiled(adjoint_sweep.adjoint_tiles.py_func)
 
 
 # ---------------------------------------------------------------------- threads

@@ -12,12 +12,11 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from made_flows.inverse.elementwise import ACTIVATION_CODES
-from made_flows.inverse.skeleton import Integers, Skeleton
-from made_flows.inverse.sweeps import (
+from made_flows.inverse.kernels.columns import (
     ACTIVATION,
     BASE,
     BIAS,
+    COLUMNS,
     DELTA,
     GATE,
     NORM,
@@ -31,6 +30,8 @@ from made_flows.inverse.sweeps import (
     A,
     Z,
 )
+from made_flows.inverse.kernels.elementwise import ACTIVATION_CODES
+from made_flows.inverse.skeleton import Integers, Skeleton
 from made_flows.network import Layer, unpack
 
 __all__ = ["Layout", "Weights", "layout_of", "pack", "pack_transposed"]
@@ -60,7 +61,7 @@ class Layout:
         features, feature_starts, column_starts: of the skeleton.
         output_starts, input_starts: places of a feature's outputs and columns, by sorted feature.
         streams: places of the units that units add to.
-        table: layers' places in the workspace and elsewhere, see ``sweeps``, for solving.
+        table: layers' places in the workspace and elsewhere, see ``kernels.columns``, for solving.
         rows, scratch: rows that the workspace needs, and where a step's own begin.
         adjoint_table, adjoint_rows, lambda_place: the same for the adjoint.
     """
@@ -126,12 +127,12 @@ def layout_of(skeleton: Skeleton) -> Layout:
     for p, (r0, r1) in enumerate(pairwise(panels)):
         features = skeleton.feature_starts[r1] - skeleton.feature_starts[r0]
         units = starts[:, r1] - starts[:, r0]
-        for layer in range(depth + 1):
-            blocks[layer, p] = size
-            size += units[layer] * _read(skeleton, layer, r1)
-            back_blocks[layer, p] = back_size
-            above = starts[layer, levels] - starts[layer, r0 if layer else r0 + 1]
-            back_size += above * (units[layer - 1] if layer else features)
+        for index in range(depth + 1):
+            blocks[index, p] = size
+            size += units[index] * _read(skeleton, index, r1)
+            back_blocks[index, p] = back_size
+            above = starts[index, levels] - starts[index, r0 if index else r0 + 1]
+            back_size += above * (units[index - 1] if index else features)
         if skeleton.structure.direct:
             direct_blocks[p] = size
             size += units[depth] * _read(skeleton, 0, r1)
@@ -139,7 +140,7 @@ def layout_of(skeleton: Skeleton) -> Layout:
             back_size += (starts[depth, levels] - starts[depth, r0 + 1]) * features
 
     streams = [np.zeros(0, np.int64)]
-    table = np.full((depth + 1, 15), -1, dtype=np.int64)
+    table = np.full((depth + 1, COLUMNS), -1, dtype=np.int64)
     targets = set(skeleton.structure.adds_to)
     for index, layer in enumerate(skeleton.layers):
         table[index, UNITS] = len(layer.units)

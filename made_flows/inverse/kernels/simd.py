@@ -54,7 +54,7 @@ def block_product(units: int, vectors: int) -> Any:
         vectors: vectors of lanes.
     """
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def product(
         typingctx: Any,
         c: Any,
@@ -149,7 +149,7 @@ def block_product(units: int, vectors: int) -> Any:
     return product
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def fill_rows(
     typingctx: Any, c: Any, c0: Any, values: Any, first: Any, count: Any, lanes: Any
 ) -> Any:
@@ -183,7 +183,7 @@ def fill_rows(
     return signature, codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def keep_apart(typingctx: Any) -> Any:
     """Called in a function, keeps LLVM from copying that function into its callers.
 
@@ -198,7 +198,7 @@ def keep_apart(typingctx: Any) -> Any:
     return types.void(), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def split_power(typingctx: Any, shifted: Any) -> Any:
     """Two powers of two whose product is 2^n, for shifted = n + 1.5 * 2^(bits of the mantissa).
 
@@ -225,7 +225,7 @@ def split_power(typingctx: Any, shifted: Any) -> Any:
     return types.UniTuple(shifted, 2)(shifted), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def like(typingctx: Any, value: Any, number: Any) -> Any:
     """A number in the type of a value, so that one function serves both precisions."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from made_flows.inverse.simd import keep_apart, like, split_power
+from made_flows.inverse.kernels.simd import keep_apart, like, split_power
 
 __all__ = ["ACTIVATION_CODES", "RULE_CODES", "activate", "scale", "slope"]
 

@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 __all__ = ["digest"]
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _pointer(typingctx: Any, address: Any) -> Any:
     """An address as a pointer to 32-bit words."""
 
@@ -43,4 +43,4 @@ def digest(addresses: Any, words: Any, steps: Any) -> int:
             for i in range(0, words[t], steps[t]):
                 part += values[i] ^ (np.uint32(i) * np.uint32(2654435761))
         total = total * np.uint64(6364136223846793005) + np.uint64(part)
-    return total
+    return total  # type: ignore[no-any-return]
