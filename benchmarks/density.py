@@ -43,7 +43,7 @@ PLANS: dict[str, Plan] = {
     "gas": Plan(batch_size=500),
     "bsds300": Plan(batch_size=500),
     "miniboone": Plan(rate=5e-4),
-    "mnist": Plan(rate=5e-4),
+    "mnist": Plan(rate=5e-4, batch_size=200),
 }
 
 Make = Callable[[int, dict[str, Any]], nn.Module]

@@ -17,7 +17,11 @@ PACKAGE = ROOT / "made_flows"
 REFERENCE = "reference/"
 
 # From the ground floor up: what the package depends on downwards. Others follow by name.
-FIRST = ["density", "made", "heads", "training", "serialization", "diagnostics", "masks", "linear"]
+FIRST = [
+    "density", "autoregressive_flows", "flows", "transforms", "bijections", "splines",
+    "normalization", "data_transforms", "bases", "made", "heads", "training", "serialization",
+    "diagnostics", "masks", "linear",
+]  # fmt: skip
 
 
 def module_names() -> list[str]:
