@@ -27,7 +27,7 @@ from torch.distributions import Distribution, MultivariateNormal
 
 import made_flows as mf
 
-EPOCHS = 2 if QUICK else 120
+EPOCHS = 2 if QUICK else 100
 BATCH = 64
 
 

@@ -153,7 +153,7 @@ def run(folder: Path) -> Part:
     """Fit, score, sample, complete."""
     digits = load()
     say(f"digits: {len(digits.train)} to train, {len(digits.test)} held out, {PIXELS} pixels")
-    epochs, components = (3, (10,)) if QUICK else (150, (20, 40, 80))
+    epochs, components = (3, (10,)) if QUICK else (120, (20, 40, 80))
     independent, seconds_1 = timed(lambda: BernoulliMixture(digits.train, 1))
     say(f"digits: mixtures of {', '.join(map(str, components))} Bernoullis by EM ...")
     mixture, seconds_k = timed(lambda: best_mixture(digits, components))

@@ -11,11 +11,13 @@ import time
 
 import _demo_cells
 import _demo_digits
+import torch
 from _demo_report import OUTPUT, QUICK, say, table
 
 
 def main() -> None:
     start = time.perf_counter()
+    torch.set_num_threads(1)  # networks so small that a second thread costs more than it brings
     OUTPUT.mkdir(exist_ok=True)
     parts = [part.run(OUTPUT) for part in (_demo_digits, _demo_cells)]
     say("\n" + table(parts))
