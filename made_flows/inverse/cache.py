@@ -22,10 +22,14 @@ __all__ = ["TensorCache"]
 
 T = TypeVar("T")
 
+WHOLE = 32_768
+"""Words up to which all of a tensor is compared. ``gradcheck``, for one, changes weights singly and
+through ``.data``."""
+
 WATCHED = 256
-"""Words of a tensor that are compared. Reading all of a large network takes as long as inverting
-it for a row. Changes through ``.data`` of only a few weights of a large tensor can go unnoticed,
-those in any other way cannot."""
+"""Words of a larger tensor that are compared. Reading all of a large network takes as long as
+inverting it for a row. Changes through ``.data`` of only a few weights of a large tensor can go
+unnoticed, those in any other way cannot."""
 
 
 @lru_cache(maxsize=1)
@@ -57,7 +61,7 @@ class _Watch:
             np.array([tensor.data_ptr() for tensor in tensors]),
             words,
             # Odd steps, so that samples do not stay in a few columns of a matrix.
-            words // WATCHED | 1,
+            np.where(words <= WHOLE, 1, words // WATCHED | 1),
         )
 
     def digest(self) -> int:
