@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from made_flows.checks import is_plain
-from made_flows.staircase import Block, blocks_of, staircase_linear
+from made_flows.staircase import SMALLEST, Block, blocks_of, staircase_linear
 
 __all__ = ["MaskedLinear"]
 
@@ -73,13 +73,12 @@ class MaskedLinear(nn.Module):
     def _staircase(self, x: Tensor) -> tuple[Block, ...] | None:
         """The blocks of the mask, where leaving empty ones out pays: large layers on the CPU."""
         if (
-            torch.compiler.is_compiling()
+            self.in_features * self.out_features < SMALLEST
             or x.device.type != "cpu"
             or not is_plain(x)
-            or torch.is_autocast_enabled(x.device.type)
+            or torch.is_autocast_enabled("cpu")
+            or self.mask.is_inference()
         ):
-            return None
-        if self.mask.is_inference():
             return None
         stamp = (self.mask._version, id(self.mask))
         if self._blocks is None or self._blocks[0] != stamp:

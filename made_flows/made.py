@@ -366,10 +366,11 @@ class MADE(nn.Module):
             a: Tensor = self.activation(z)
             return a if dropout is None else cast(Tensor, dropout(a))
 
-        z: Tensor = self._layer(0)(x, mask)
+        layers = list(self.layers)
+        z: Tensor = layers[0](x, mask)
         if self.input_context is not None:
             z = z + self.input_context(context)
-        inner = [self._layer(index) for index in range(1, len(self.layers) - 1)]
+        inner = layers[1:-1]
         if self.residual:
             for start, end in zip(inner[::2], inner[1::2], strict=True):
                 z = z + end(activate(start(self.activation(z))))

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "blocks_of", "staircase_linear"]
+__all__ = ["SMALLEST", "Block", "blocks_of", "staircase_linear"]
 
 _BLOCKS = 4
-_SMALLEST = 200_000
+SMALLEST = 200_000
 """Weights below which one product is faster than several."""
 _WORTHWHILE = 0.8
 """Share of the weights that blocks may hold for them to be used."""
@@ -35,8 +35,6 @@ class Block(NamedTuple):
 def blocks_of(mask: Tensor) -> tuple[Block, ...] | None:
     """The blocks of a mask (units, inputs), None where they would not save much."""
     rows, columns = mask.shape
-    if rows * columns < _SMALLEST:
-        return None
     read = (mask != 0).cpu()
     blocks = []
     for index in range(_BLOCKS):
