@@ -1,0 +1,75 @@
+"""The Pyro plug-in: networks, transforms, distributions and guides with Pyro's own interface.
+
+Changing the import is enough: networks and transforms have the names, signatures, attributes,
+shapes and direction (noise to data) that they have in Pyro, and load its state dicts. Both
+directions take about one pass of the network.
+"""
+
+from __future__ import annotations
+
+try:
+    import pyro as _pyro  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "pyro":
+        raise
+    raise ImportError(
+        "made_flows.pyro needs Pyro. Install it with: pip install made-flows[pyro]"
+    ) from error
+
+from made_flows.pyro.distributions import (
+    BernoulliMADE,
+    CategoricalMADE,
+    GaussianMADE,
+    GaussianMixtureMADE,
+    ModelDistribution,
+    PyroModel,
+    to_pyro,
+)
+from made_flows.pyro.flow_transforms import (
+    IAF,
+    MAF,
+    ConditionalFlowTransform,
+    ConditionalMAF,
+    FlowTransform,
+)
+from made_flows.pyro.networks import (
+    AutoRegressiveNN,
+    ConditionalAutoRegressiveNN,
+    MADENetwork,
+)
+from made_flows.pyro.transforms import (
+    AffineAutoregressive,
+    ConditionalAffineAutoregressive,
+    ConditionalSplineAutoregressive,
+    SplineAutoregressive,
+    affine_autoregressive,
+    conditional_affine_autoregressive,
+    conditional_spline_autoregressive,
+    spline_autoregressive,
+)
+
+__all__ = [
+    "IAF",
+    "MAF",
+    "AffineAutoregressive",
+    "AutoRegressiveNN",
+    "BernoulliMADE",
+    "CategoricalMADE",
+    "ConditionalAffineAutoregressive",
+    "ConditionalAutoRegressiveNN",
+    "ConditionalFlowTransform",
+    "ConditionalMAF",
+    "ConditionalSplineAutoregressive",
+    "FlowTransform",
+    "GaussianMADE",
+    "GaussianMixtureMADE",
+    "MADENetwork",
+    "ModelDistribution",
+    "PyroModel",
+    "SplineAutoregressive",
+    "affine_autoregressive",
+    "conditional_affine_autoregressive",
+    "conditional_spline_autoregressive",
+    "spline_autoregressive",
+    "to_pyro",
+]

@@ -1,0 +1,191 @@
+"""A memory of the last pair that a transform computed, which is never believed for too long.
+
+Scoring a sample right after it was drawn needs the noise that it came from. Hosts find it by the
+identity of the tensor alone, and so return what is no longer true after a parameter changed, or
+a graph that a backward pass has freed. Here a pair counts only while the tensors, the weights and
+the modes are what they were, and while no backward pass has gone through it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Memory"]
+
+_LARGE = 1024
+"""Tensors of more values than this are compared at some of their values."""
+
+
+class Memory:
+    """The last pair of a transform: x, y and the logarithm of |dy/dx|.
+
+    Args:
+        module: the transform, all of whose tensors count.
+        others: further tensors that count.
+    """
+
+    def __init__(self, module: nn.Module, others: tuple[Tensor, ...] = ()) -> None:
+        self._module = weakref.ref(module)
+        self._others = others
+        self._pair: _Pair | None = None
+
+    def store(self, x: Tensor, y: Tensor, log_det: Tensor | None, made: Tensor) -> None:
+        """Remember a pair.
+
+        Args:
+            x: (..., D).
+            y: (..., D).
+            log_det: the logarithm of |dy/dx| (...), if it came along.
+            made: the one of x and y that was computed from the other.
+        """
+        module = self._module()
+        self._pair = None
+        if module is None or _stand_ins():
+            return
+        self._pair = _Pair(module, x, y, log_det, self._others)
+        if torch._C._get_tracing_state() is None:
+            for tensor in (made, log_det):
+                if tensor is not None and tensor.grad_fn is not None:
+                    # A backward pass frees the graph: before it does, the pair is forgotten.
+                    tensor.grad_fn.register_prehook(_Forgetter(self._pair))
+
+    def forget(self) -> None:
+        """Forget the pair."""
+        self._pair = None
+
+    def y_of(self, x: Tensor) -> Tensor | None:
+        """The y of an x, None if it is not known."""
+        pair = self._true_pair(x=x)
+        return None if pair is None else pair.y()
+
+    def x_of(self, y: Tensor) -> Tensor | None:
+        """The x of a y, None if it is not known."""
+        pair = self._true_pair(y=y)
+        return None if pair is None else pair.x
+
+    def log_det_of(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """The log-determinant of a pair, None if it is not known."""
+        pair = self._true_pair(x=x, y=y)
+        return None if pair is None else pair.log_det
+
+    def _true_pair(self, x: Tensor | None = None, y: Tensor | None = None) -> _Pair | None:
+        pair, module = self._pair, self._module()
+        if pair is None or module is None or pair.x is None:
+            return None
+        if (x is not None and pair.x is not x) or (y is not None and pair.y() is not y):
+            return None
+        return pair if not _stand_ins() and pair.holds(module) else None
+
+
+class _Pair:
+    """A pair and the state of everything that it was computed from."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        log_det: Tensor | None,
+        others: tuple[Tensor, ...],
+    ) -> None:
+        self._others = others
+        # x is held and y only looked at: when a sample is gone, so is what it was made of.
+        self.x: Tensor | None = x
+        self.y: weakref.ref[Tensor] = weakref.ref(y, _Forgetter(self))
+        self.log_det = log_det
+        tensors, self._modes = _state(module)
+        tensors += (x, y, *others)
+        self._tensors = [weakref.ref(tensor) for tensor in tensors]
+        self._counts = _counts(tensors)
+        # Writes through .data do not count as versions: look at the values too.
+        tracing = torch._C._get_tracing_state() is not None
+        self._views = [] if tracing else [_view(t) for t in tensors if t.is_floating_point()]
+        self._values = _values(self._views)
+
+    def forget(self) -> None:
+        """Let go of the tensors."""
+        self.x = self.log_det = None
+        self._views = []
+
+    def holds(self, module: nn.Module) -> bool:
+        """Whether everything is as it was."""
+        y = self.y()
+        tensors, modes = _state(module)
+        if self.x is None or y is None or modes != self._modes:
+            return False
+        tensors += (self.x, y, *self._others)
+        return (
+            len(tensors) == len(self._tensors)
+            and all(ref() is tensor for ref, tensor in zip(self._tensors, tensors, strict=True))
+            and _counts(tensors) == self._counts
+            and _values(self._views) == self._values
+        )
+
+
+class _Forgetter:
+    """Called when something happens after which a pair is not to be believed."""
+
+    def __init__(self, pair: _Pair) -> None:
+        self._pair = weakref.ref(pair)
+
+    def __call__(self, *_: Any) -> None:
+        pair = self._pair()
+        if pair is not None:
+            pair.forget()
+
+
+def _stand_ins() -> bool:
+    """Whether tensors are stand-ins of a compiler or of torch.func, without identity or values."""
+    return torch.compiler.is_compiling() or (
+        torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def _state(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
+    """All tensors that a module computes with, and what else a result depends on."""
+    modes: list[Any] = [
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled(),
+        torch._C._get_tracing_state() is not None,
+    ]
+    tensors: list[Tensor] = []
+    parts = [module]
+    while parts:
+        part = parts.pop()
+        own = part.__dict__
+        modes.append(own["training"])
+        tensors += [tensor for tensor in own["_parameters"].values() if tensor is not None]
+        tensors += [tensor for tensor in own["_buffers"].values() if tensor is not None]
+        # Weights under a prior or a constraint are read by name: they are made anew per trace.
+        for kind in ("_pyro_samples", "_pyro_params"):
+            tensors += [getattr(part, name) for name in own.get(kind, ())]
+        tensors += own.get("held_tensors", ())
+        parts += [child for child in own["_modules"].values() if child is not None]
+    return tensors, modes
+
+
+def _counts(tensors: list[Tensor]) -> list[tuple[int, int]]:
+    """How often each tensor was written to, and where it is."""
+    try:
+        return [(tensor._version, tensor.data_ptr()) for tensor in tensors]
+    except RuntimeError:  # those of inference mode do not count
+        return [(-1, tensor.data_ptr()) for tensor in tensors]
+
+
+def _view(tensor: Tensor) -> Any:
+    """The memory of a tensor, or some of a large one, for NumPy; nothing where that would cost."""
+    if tensor.device.type != "cpu" or tensor.dtype is torch.bfloat16:
+        return None
+    values = tensor.detach()
+    if tensor.numel() > _LARGE:
+        values = values.reshape(-1)[:: tensor.numel() // _LARGE + 1]
+    return values.numpy()
+
+
+def _values(views: list[Any]) -> list[int]:
+    return [0 if view is None else hash(view.tobytes()) for view in views]

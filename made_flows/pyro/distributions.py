@@ -1,0 +1,226 @@
+"""Density models and flows as distributions of Pyro."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+import made_flows.density as core
+from made_flows.checks import expect_type
+from made_flows.flows import FlowDistribution
+from made_flows.pyro.cache import Memory
+
+__all__ = [
+    "BernoulliMADE",
+    "CategoricalMADE",
+    "GaussianMADE",
+    "GaussianMixtureMADE",
+    "ModelDistribution",
+    "PyroModel",
+    "to_pyro",
+]
+
+
+class ModelDistribution(TorchDistribution):
+    r"""A distribution of this library with the methods that Pyro needs.
+
+    It goes into ``pyro.sample``, latent or observed, in plates, with subsampling, masks and
+    scales. Where scoring is sequential and sampling is not (an IAF), the log-density of a sample
+    is computed along with it, and remembered.
+
+    Args:
+        distribution: what a model of this library gives when it is called.
+        model: the module that it came from.
+
+    Raises:
+        TypeError: for something that is no torch distribution.
+        NotImplementedError: where enumeration is asked for: the values of an autoregressive model
+            are too many to enumerate.
+
+    Example:
+        >>> import pyro, made_flows as mf
+        >>> flow = mf.IAF(3)
+        >>> pyro.sample("z", ModelDistribution(flow(), flow)).shape
+        torch.Size([3])
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (as torch declares it)
+    has_enumerate_support = False
+
+    def __init__(self, distribution: Distribution, model: nn.Module) -> None:
+        expect_type(
+            isinstance(distribution, Distribution),
+            "distribution",
+            "to be a torch Distribution",
+            distribution,
+        )
+        self.distribution = distribution
+        self.model = model
+        context = getattr(distribution, "context", None)
+        self._memory = Memory(model, () if context is None else (context,))
+        super().__init__(distribution.batch_shape, distribution.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """Where values live."""
+        return self.distribution.support
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether samples carry gradients."""
+        return bool(self.distribution.has_rsample)
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: Distribution | None = None
+    ) -> ModelDistribution:
+        """The same distribution with a larger batch shape."""
+        return type(self)(self.distribution.expand(torch.Size(batch_shape)), self.model)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of values (..., D), of shape (...)."""
+        known = self._memory.x_of(value)
+        return self.distribution.log_prob(value) if known is None else known
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Samples of shape (*sample_shape, *batch_shape, D)."""
+        with torch.no_grad():
+            if _scores_slowly(self.distribution) and self.has_rsample:
+                return self._draw_and_score(sample_shape)
+            return self.distribution.sample(torch.Size(sample_shape))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Samples that carry gradients."""
+        if _scores_slowly(self.distribution):
+            return self._draw_and_score(sample_shape)
+        return self.distribution.rsample(torch.Size(sample_shape))
+
+    def _draw_and_score(self, sample_shape: Sequence[int]) -> Tensor:
+        distribution = cast(FlowDistribution, self.distribution)
+        value, log_prob = distribution.rsample_and_log_prob(torch.Size(sample_shape))
+        self._memory.store(log_prob, value, log_prob, made=value)
+        return value
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Refused: an autoregressive model has too many values."""
+        raise NotImplementedError(
+            f"Expected a site without enumeration; got one of {self.distribution}, whose values "
+            f"are too many to enumerate. Sample it, or leave out infer={{'enumerate': ...}}"
+        )
+
+    def __repr__(self) -> str:
+        return f"ModelDistribution({self.distribution})"
+
+
+def _scores_slowly(distribution: Distribution) -> bool:
+    """Whether the log-density of a sample is cheaper when it is drawn than afterwards."""
+    return isinstance(distribution, FlowDistribution) and any(
+        transform.noise_pass == "sequential" for transform in distribution.flow._chain()
+    )
+
+
+class PyroModel(nn.Module):
+    """A density model or flow whose call gives a distribution of Pyro.
+
+    Args:
+        model: a model of this library: called with its context, it gives a distribution.
+
+    Example:
+        >>> import made_flows as mf
+        >>> flow = PyroModel(mf.MAF(3, context=2))
+        >>> flow(torch.zeros(10, 2)).expand([5, 10]).rsample().shape
+        torch.Size([5, 10, 3])
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        known = isinstance(getattr(model, "features", None), int)
+        expect_type(known, "model", "to be a model of this library", model)
+        self.model = model
+
+    @property
+    def features(self) -> int:
+        """Number of features D."""
+        return cast(int, self.model.features)
+
+    @property
+    def context(self) -> int:
+        """Number of context variables C."""
+        return cast(int, self.model.context)
+
+    def forward(self, context: Tensor | None = None) -> ModelDistribution:
+        """The distribution under a context (..., C)."""
+        return ModelDistribution(self.model(context), self.model)
+
+
+def to_pyro(model: nn.Module) -> PyroModel:
+    """A density model or flow as one for Pyro, sharing its weights.
+
+    Args:
+        model: a model of this library.
+
+    Raises:
+        TypeError: for anything else.
+
+    Example:
+        >>> import pyro, made_flows as mf
+        >>> model = to_pyro(mf.MAF(2))
+        >>> with pyro.plate("data", 10):
+        ...     x = pyro.sample("x", model())
+        >>> x.shape
+        torch.Size([10, 2])
+    """
+    return PyroModel(model)
+
+
+class _ForPyro:
+    """Mixed into a density model: its call gives a distribution of Pyro."""
+
+    def forward(self, context: Tensor | None = None) -> ModelDistribution:
+        """The distribution under a context (..., C)."""
+        distribution = super().forward(context)  # type: ignore[misc]
+        return ModelDistribution(distribution, cast(nn.Module, self))
+
+
+class BernoulliMADE(_ForPyro, core.BernoulliMADE):
+    """:class:`made_flows.BernoulliMADE`, giving distributions of Pyro.
+
+    Example:
+        >>> import pyro
+        >>> pyro.sample("x", BernoulliMADE(4, context=2)(torch.zeros(10, 2))).shape
+        torch.Size([10, 4])
+    """
+
+
+class CategoricalMADE(_ForPyro, core.CategoricalMADE):
+    """:class:`made_flows.CategoricalMADE`, giving distributions of Pyro.
+
+    Example:
+        >>> import pyro
+        >>> pyro.sample("x", CategoricalMADE(3, categories=(2, 5, 3))()).shape
+        torch.Size([3])
+    """
+
+
+class GaussianMADE(_ForPyro, core.GaussianMADE):
+    """:class:`made_flows.GaussianMADE`, giving distributions of Pyro.
+
+    Example:
+        >>> import pyro
+        >>> pyro.sample("x", GaussianMADE(4)()).shape
+        torch.Size([4])
+    """
+
+
+class GaussianMixtureMADE(_ForPyro, core.GaussianMixtureMADE):
+    """:class:`made_flows.GaussianMixtureMADE`, giving distributions of Pyro.
+
+    Example:
+        >>> import pyro
+        >>> pyro.sample("x", GaussianMixtureMADE(4, components=3)()).shape
+        torch.Size([4])
+    """

@@ -1,0 +1,247 @@
+"""Flows of this library as transforms of Pyro: MAF and IAF, each a class of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from pyro.distributions.conditional import ConditionalTransformModule
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+import made_flows.autoregressive_flows as core
+from made_flows.checks import check_broadcast, expect, expect_type
+from made_flows.flows import Flow
+from made_flows.pyro.base import VectorTransform
+from made_flows.transforms import Transform
+
+__all__ = ["IAF", "MAF", "ConditionalFlowTransform", "ConditionalMAF", "FlowTransform"]
+
+
+class FlowTransform(VectorTransform):
+    r"""A transform or flow of this library as a transform of Pyro, from noise to data.
+
+    Of a flow, the transforms are taken and the base is not. Weights are shared. A context that is
+    given takes part in the shapes: with a batch of contexts, a transformed distribution has a
+    batch shape, whether its base has one or not.
+
+    Args:
+        flow: a :class:`~made_flows.Flow` or one of its transforms.
+        context: (..., C) if the flow takes one.
+
+    Raises:
+        TypeError: for another kind of object.
+        ValueError: for a context that is missing or superfluous.
+
+    Example:
+        >>> import pyro.distributions as dist, made_flows as mf
+        >>> transform = FlowTransform(mf.InvertibleLinear(3))
+        >>> flow = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1), [transform])
+        >>> flow.rsample((5,)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, flow: nn.Module, context: Tensor | None = None) -> None:
+        super().__init__(cache_size=1)
+        known = isinstance(flow, (Flow, Transform))
+        expect_type(known, "flow", "to be a Flow or a Transform of made_flows", flow)
+        self.flow: Any = flow
+        got = None if context is None else tuple(context.shape)
+        if self.flow.context:
+            wanted = f"of shape (..., {self.flow.context})"
+            expect(got is not None and got[-1] == self.flow.context, "context", wanted, got)
+        else:
+            expect(context is None, "context", "to be left out, as the flow takes none", got)
+        self.context = context
+        self.held_tensors = () if context is None else (context,)  # for the memory
+
+    @property
+    def features(self) -> int:  # type: ignore[override]
+        """Number of features D."""
+        return cast(int, self.flow.features)
+
+    @property
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        """Where data live."""
+        return self._chain()[0].support
+
+    def _chain(self) -> list[Transform]:
+        return self.flow._chain() if isinstance(self.flow, Flow) else [self.flow]
+
+    def _parallel(self, direction: str) -> bool:
+        return all(getattr(transform, direction) == "parallel" for transform in self._chain())
+
+    def to_data(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self._parallel("data_pass"):
+            return cast(tuple[Tensor, Tensor], self.flow.to_data(x, self.context))
+        # The log-determinant of a sequential direction is extra work, and may not be wanted.
+        return self.flow.generate(x, self.context), None
+
+    def to_noise(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        x, log_det = self.flow.to_noise(y, self.context)
+        return x, -log_det
+
+    def log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        if self._parallel("data_pass"):
+            return cast(Tensor, self.flow.to_data(x, self.context)[1])
+        return -cast(Tensor, self.flow.to_noise(y, self.context)[1])
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Shapes broadcast with the context's: a batch of contexts makes a batch."""
+        if self.context is None:
+            return torch.Size(shape)
+        batch = check_broadcast(values=shape[:-1], context=self.context.shape[:-1])
+        return torch.Size((*batch, *shape[-1:]))
+
+    inverse_shape = forward_shape
+
+
+class IAF(FlowTransform):
+    r"""Inverse autoregressive flow: from noise to data, whose conditioners read the noise.
+
+    .. math:: y_i = g(x_i; \theta_i(x_{<i}))
+
+    One pass to sample, with the log-density of the sample: for posteriors in guides. ``.inv``
+    takes about one pass per transform too, as a sequential inverse.
+
+    Args:
+        features: number of features D.
+        transforms: number of autoregressive transforms.
+        hidden_features: widths of the hidden layers of every conditioner.
+        flow: further arguments of :class:`made_flows.IAF`: ``order``, ``bijection``, ``scale``,
+            ``activation``, ``residual``, ...
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+
+    References:
+        Kingma et al. 2016, *Improved Variational Inference with Inverse Autoregressive Flow*.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> guide = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1), [IAF(3)])
+        >>> guide.log_prob(guide.rsample((5,))).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        transforms: int = 1,
+        hidden_features: Sequence[int] = (64, 64),
+        **flow: Any,
+    ) -> None:
+        _no_context(flow, "ConditionalIAF")
+        super().__init__(core.IAF(features, 0, transforms, hidden_features, **flow))
+
+
+class MAF(FlowTransform):
+    r"""Masked autoregressive flow: from noise to data, whose conditioners read the data.
+
+    .. math:: y_i = g(x_i; \theta_i(y_{<i}))
+
+    One pass to score data: for density estimation by ``pyro.sample("x", ..., obs=x)``. Sampling
+    takes about one pass per transform too, as a sequential inverse. In Pyro this is written
+    ``AffineAutoregressive(...).inv``, which loses its weights when it is pickled.
+
+    Args:
+        features: number of features D.
+        transforms: number of autoregressive transforms.
+        hidden_features: widths of the hidden layers of every conditioner.
+        flow: further arguments of :class:`made_flows.MAF`: ``order``, ``normalize``,
+            ``bijection``, ``scale``, ``activation``, ``residual``, ...
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+
+    References:
+        Papamakarios et al. 2017, *Masked Autoregressive Flow for Density Estimation*.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> density = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1), [MAF(3)])
+        >>> density.log_prob(torch.zeros(5, 3)).shape, density.sample((5,)).shape
+        (torch.Size([5]), torch.Size([5, 3]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        transforms: int = 1,
+        hidden_features: Sequence[int] = (64, 64),
+        **flow: Any,
+    ) -> None:
+        _no_context(flow, "ConditionalMAF")
+        super().__init__(core.MAF(features, 0, transforms, hidden_features, **flow))
+
+
+def _no_context(arguments: dict[str, Any], conditional: str) -> None:
+    for name in ("context", "base"):
+        expect(name not in arguments, name, f"to be left out (see {conditional})", arguments)
+
+
+class ConditionalFlowTransform(ConditionalTransformModule):
+    """A flow with a context, as a conditional transform of Pyro.
+
+    Args:
+        flow: a :class:`~made_flows.Flow` or one of its transforms, with ``context`` variables.
+
+    Raises:
+        TypeError: for another kind of object.
+        ValueError: for a flow without a context.
+
+    Example:
+        >>> import pyro.distributions as dist, made_flows as mf
+        >>> conditional = ConditionalFlowTransform(mf.MAF(3, context=2))
+        >>> base = dist.Normal(torch.zeros(3), torch.ones(3))
+        >>> density = dist.ConditionalTransformedDistribution(base, [conditional])
+        >>> density.condition(torch.zeros(10, 2)).rsample().shape
+        torch.Size([10, 3])
+    """
+
+    def __init__(self, flow: nn.Module) -> None:
+        super().__init__()
+        known = isinstance(flow, (Flow, Transform))
+        expect_type(known, "flow", "to be a Flow or a Transform of made_flows", flow)
+        expect(bool(flow.context), "flow", "to take a context", "one made with context=0")
+        self.flow: Any = flow
+
+    @property
+    def features(self) -> int:
+        """Number of features D."""
+        return cast(int, self.flow.features)
+
+    def condition(self, context: Tensor) -> FlowTransform:
+        """The transform under a context (..., C), with the flow among its parameters."""
+        return FlowTransform(self.flow, context)
+
+
+class ConditionalMAF(ConditionalFlowTransform):
+    r"""Masked autoregressive flow with a context: densities :math:`p(y \mid c)` in one pass.
+
+    Args:
+        features: number of features D.
+        context: number of context variables C.
+        transforms, hidden_features, flow: as for :class:`MAF`.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> base = dist.Normal(torch.zeros(3), torch.ones(3))
+        >>> density = dist.ConditionalTransformedDistribution(base, [ConditionalMAF(3, 2)])
+        >>> density.condition(torch.zeros(10, 2)).log_prob(torch.zeros(10, 3)).shape
+        torch.Size([10])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int,
+        transforms: int = 1,
+        hidden_features: Sequence[int] = (64, 64),
+        **flow: Any,
+    ) -> None:
+        super().__init__(core.MAF(features, context, transforms, hidden_features, **flow))

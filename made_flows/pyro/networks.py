@@ -1,0 +1,416 @@
+"""Pyro's autoregressive networks: the same signatures, attributes, shapes and state dicts."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from made_flows import masks as mk
+from made_flows.activations import activation_name, make_activation
+from made_flows.checks import (
+    can_inspect,
+    check_broadcast,
+    check_event,
+    expect,
+    expect_type,
+    non_negative_integer,
+    positive_integer,
+    widths,
+)
+from made_flows.linear import MaskedLinear
+from made_flows.made import MADE, DependencyWarning
+from made_flows.network import Layer, Network
+
+__all__ = ["AutoRegressiveNN", "ConditionalAutoRegressiveNN", "MADENetwork"]
+
+_RELU = nn.ReLU()
+_NEAR_ZERO = 0.01
+"""Gain of the output layer: transforms start near the identity, as those of a MADE do."""
+
+
+class _PyroShapes(nn.Module):
+    """The part of Pyro's interface that says how parameters are laid out."""
+
+    permutation: Tensor
+
+    def _set_shapes(self, input_dim: int, context_dim: int, param_dims: Sequence[int]) -> None:
+        self.input_dim, self.context_dim = input_dim, context_dim
+        self.param_dims = [
+            positive_integer(p, f"param_dims[{i}]") for i, p in enumerate(param_dims)
+        ]
+        expect(len(self.param_dims) > 0, "param_dims", "to name at least one parameter", param_dims)
+        self.count_params = len(self.param_dims)
+        self.output_multiplier = sum(self.param_dims)
+        self.all_ones = set(self.param_dims) == {1}
+        ends = [sum(self.param_dims[: i + 1]) for i in range(self.count_params)]
+        starts = [end - size for end, size in zip(ends, self.param_dims, strict=True)]
+        self.param_slices = [slice(s, e) for s, e in zip(starts, ends, strict=True)]
+
+    @property
+    def features(self) -> int:
+        """Number of features D, by the library's own name."""
+        return self.input_dim
+
+    def get_permutation(self) -> Tensor:
+        """The order: ``permutation[k]`` is the feature generated k-th."""
+        return self.permutation
+
+    def _shaped(self, parameters: Tensor) -> Any:
+        """Parameters (..., K, D) in Pyro's shapes."""
+        if self.output_multiplier == 1:
+            return parameters.squeeze(-2)
+        if self.count_params == 1:
+            return parameters
+        if self.all_ones:
+            return parameters.unbind(-2)
+        return tuple(parameters[..., part, :] for part in self.param_slices)
+
+
+class ConditionalAutoRegressiveNN(_PyroShapes):
+    r"""Pyro's autoregressive network with a context, fast in both directions.
+
+    .. math:: \theta_i = f_i(x_{<i}, c) \in \mathbb{R}^K, \qquad i = 1, \dots, D
+
+    Its layers, and so its state dicts, are those of :class:`pyro.nn.ConditionalAutoRegressiveNN`.
+    Unlike there, hidden layers may be narrower than D (with a warning if dependencies are lost)
+    or left out, D may be 1, outputs start near zero, and permutations are checked.
+
+    Args:
+        input_dim: number of features D.
+        context_dim: number of context variables C.
+        hidden_dims: widths of the hidden layers.
+        param_dims: parameters per feature, K in total; they shape the output.
+        permutation: order of the features, ``permutation[k]`` the one generated k-th; random by
+            default.
+        skip_connections: whether inputs are also connected to outputs directly.
+        nonlinearity: activation, as a module, function or name.
+
+    Shapes:
+        x: (..., D), context: (..., C), broadcast together. Output: a tensor (..., D) for
+        ``param_dims=[1]``, (..., p, D) for ``[p]``, a tuple of (..., D) for ``[1, 1, ...]``, else
+        a tuple of (..., p, D) for each p.
+
+    Raises:
+        ValueError: for sizes out of range, a permutation that is none, and a missing context.
+
+    References:
+        Germain et al. 2015, *MADE*; Paige & Wood 2016, *Inference Networks for Sequential Monte
+        Carlo in Graphical Models*, section 3.3 (the context's hidden units).
+
+    Example:
+        >>> network = ConditionalAutoRegressiveNN(4, 2, [16], param_dims=[1, 1])
+        >>> mean, log_scale = network(torch.zeros(10, 4), context=torch.zeros(10, 2))
+        >>> mean.shape
+        torch.Size([10, 4])
+    """
+
+    skip_layer: MaskedLinear | None
+
+    def __init__(
+        self,
+        input_dim: int,
+        context_dim: int,
+        hidden_dims: Sequence[int],
+        param_dims: Sequence[int] = (1, 1),
+        permutation: Any = None,
+        skip_connections: bool = False,
+        nonlinearity: Any = _RELU,
+    ) -> None:
+        super().__init__()
+        input_dim = positive_integer(input_dim, "input_dim")
+        context_dim = non_negative_integer(context_dim, "context_dim")
+        self.hidden_dims = list(widths(hidden_dims, "hidden_dims"))
+        self._set_shapes(input_dim, context_dim, param_dims)
+        order = mk.make_order(input_dim, "random" if permutation is None else permutation)
+        self.register_buffer("permutation", order)
+
+        ranks = mk.ranks_from_order(order)
+        lowest = 0 if context_dim else 1
+        degrees = [mk.hidden_degrees(h, input_dim, lowest=lowest) for h in self.hidden_dims]
+        rows = ranks.repeat(self.output_multiplier)
+        masks = mk.degree_masks(ranks, degrees, rows)
+        masks[0] = _with_context(masks[0], context_dim)
+        self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
+        self.skip_layer = None
+        if skip_connections:
+            skip = _with_context(rows[:, None] > ranks, context_dim)
+            self.skip_layer = MaskedLinear(skip, bias=False)
+        self.f = make_activation(nonlinearity) if isinstance(nonlinearity, str) else nonlinearity
+        expect_type(callable(self.f), "nonlinearity", "to be a module, function or name", self.f)
+        for last in (self.layers[-1], self.skip_layer):
+            if isinstance(last, MaskedLinear):
+                last.reset_parameters(gain=_NEAR_ZERO)
+        self._warn_of_lost_dependencies(ranks)
+
+    def _warn_of_lost_dependencies(self, ranks: Tensor) -> None:
+        if self.skip_layer is not None:
+            return
+        first, *others = self.masks
+        reach = mk.connectivity([first[:, self.context_dim :], *others])[: self.input_dim]
+        lost = len(mk.lost_dependencies(reach, ranks))
+        if lost:
+            warnings.warn(
+                f"hidden_dims={self.hidden_dims} are too narrow for {self.input_dim} features: "
+                f"{lost} dependencies are lost. Use layers of at least "
+                f"{self.input_dim - (self.context_dim == 0)} units, or skip_connections=True, "
+                f"which restores them linearly",
+                DependencyWarning,
+                stacklevel=4,
+            )
+
+    # ------------------------------------------------------------------ structure
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """Masks of all layers, as they are now."""
+        return [cast(MaskedLinear, layer).mask for layer in self.layers]
+
+    @property
+    def mask_skip(self) -> Tensor:
+        """Mask of the direct connections (made of the permutation where there are none)."""
+        if self.skip_layer is not None:
+            return self.skip_layer.mask
+        rows = self.ranks.repeat(self.output_multiplier)
+        return _with_context(rows[:, None] > self.ranks, self.context_dim)
+
+    @property
+    def ranks(self) -> Tensor:
+        """The rank of every feature, which the permutation says."""
+        key = (self.permutation, self.permutation._version)
+        known = self.__dict__.get("_ranks")
+        # The same tensor for the same permutation: the plan of the inverse is looked up by it.
+        if known is None or known[0] is not key[0] or known[1] != key[1]:
+            known = (*key, mk.ranks_from_order(self.permutation))
+            self.__dict__["_ranks"] = known
+        return cast(Tensor, known[2])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return cast(MaskedLinear, self.layers[-1]).weight.dtype
+
+    def __getstate__(self) -> dict[str, Any]:
+        derived = ("_ranks", "_parts", "_activation")
+        return {key: value for key, value in self.__dict__.items() if key not in derived}
+
+    # ------------------------------------------------------------------ computing
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Any:
+        """Parameters in Pyro's shapes, from x (..., D) and context (..., C)."""
+        output = self._output(x, context)
+        shape = (*output.shape[:-1], self.output_multiplier, self.input_dim)
+        return self._shaped(output.view(shape))
+
+    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Parameters (..., D, K), as the library's transforms read them."""
+        output = self._output(x, context)
+        shape = (*output.shape[:-1], self.output_multiplier, self.input_dim)
+        return output.view(shape).transpose(-1, -2)
+
+    def check_context(self, context: Tensor | None) -> Tensor | None:
+        """The context, checked against what the network was made for."""
+        if self.context_dim == 0:
+            if context is not None:
+                raise ValueError(
+                    f"Expected no context, since the network was made without one; got one of "
+                    f"shape {tuple(context.shape)}"
+                )
+            return None
+        if context is None:
+            raise ValueError(
+                f"Expected context of shape (..., {self.context_dim}), since the network was made "
+                f"with context_dim={self.context_dim}; got none"
+            )
+        return check_event(context, "context", self.context_dim, self.dtype)
+
+    def _output(self, x: Tensor, context: Tensor | None) -> Tensor:
+        check_event(x, "x", self.input_dim, self.dtype)
+        context = self.check_context(context)
+        if context is not None:
+            batch = check_broadcast(x=x.shape[:-1], context=context.shape[:-1])
+            x = torch.cat([context.expand(*batch, -1), x.expand(*batch, -1)], dim=-1)
+        h = x
+        for layer in self.layers[:-1]:
+            h = self.f(layer(h))
+        output: Tensor = self.layers[-1](h)
+        if self.skip_layer is not None:
+            direct: Tensor = self.skip_layer(x)
+            output = output + direct
+        return output
+
+    def network(self, context: Tensor | None = None) -> Network:
+        """The network as the sequential inverse sees it, with what a context (rows, C) adds."""
+        if "_activation" not in self.__dict__:
+            # Not a submodule, or a parametric activation would be in the state dict twice.
+            self.__dict__["_activation"] = make_activation(self.f)
+        activation = activation_name(self.__dict__["_activation"])
+        layers = []
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            linear = cast(MaskedLinear, layer)
+            weight: Tensor = linear.weight
+            mask, base = linear.mask, None
+            if index == 0:
+                weight, mask, base = self._split("layers.0", linear, context)
+            if index == last and context is not None and self.skip_layer is not None:
+                added = self._split("skip_layer", self.skip_layer, context)[2]
+                base = added if base is None or added is None else base + added
+            layers.append(Layer(weight, mask, linear.bias, base=base, activation=activation))
+        direct = None
+        if self.skip_layer is not None:
+            direct = Layer(*self._split("skip_layer", self.skip_layer, None)[:2])
+        return Network.of_layers(
+            self.ranks,
+            layers,
+            direct,
+            parameters=(self.output_multiplier,),
+            parameter_major=True,
+        )
+
+    def _split(
+        self, name: str, linear: MaskedLinear, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Weight and mask of the features' columns, and what the context's columns add."""
+        size = self.context_dim
+        weight, mask = linear.weight, linear.mask
+        base = None
+        if context is not None:
+            base = nn.functional.linear(context, weight[:, :size] * mask[:, :size])
+        if size == 0:
+            return weight, mask, base
+        parts = self.__dict__.setdefault("_parts", {})
+        return (
+            _columns(parts, f"{name}.weight", weight, size),
+            _columns(parts, f"{name}.mask", mask, size),
+            base,
+        )
+
+
+class AutoRegressiveNN(ConditionalAutoRegressiveNN):
+    r"""Pyro's autoregressive network, fast in both directions.
+
+    .. math:: \theta_i = f_i(x_{<i}) \in \mathbb{R}^K, \qquad i = 1, \dots, D
+
+    See :class:`ConditionalAutoRegressiveNN`; this one has no context.
+
+    Args:
+        input_dim, hidden_dims, param_dims, permutation, skip_connections, nonlinearity: as there.
+
+    Example:
+        >>> network = AutoRegressiveNN(4, [16], param_dims=[1, 5])
+        >>> a, b = network(torch.zeros(10, 4))
+        >>> a.shape, b.shape
+        (torch.Size([10, 1, 4]), torch.Size([10, 5, 4]))
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dims: Sequence[int],
+        param_dims: Sequence[int] = (1, 1),
+        permutation: Any = None,
+        skip_connections: bool = False,
+        nonlinearity: Any = _RELU,
+    ) -> None:
+        super().__init__(
+            input_dim, 0, hidden_dims, param_dims, permutation, skip_connections, nonlinearity
+        )
+
+
+class MADENetwork(_PyroShapes):
+    """A :class:`~made_flows.MADE` with the interface of Pyro's networks.
+
+    It works inside Pyro's own transforms, and brings what Pyro's networks do not have: residual
+    blocks, any order or graph, a linear path of the context, orders redrawn in training.
+
+    Args:
+        made: the network, with ``parameters`` the sum of ``param_dims``.
+        param_dims: parameters per feature, as for :class:`AutoRegressiveNN`; by default one
+            tensor for each.
+
+    Raises:
+        TypeError: for another kind of network.
+        ValueError: where ``param_dims`` do not add up to the network's parameters, which must be
+            the same number for all features, with one input each.
+
+    Example:
+        >>> import made_flows as mf
+        >>> network = MADENetwork(mf.MADE(4, hidden_features=(16, 16), residual=True))
+        >>> mean, log_scale = network(torch.zeros(10, 4))
+        >>> mean.shape
+        torch.Size([10, 4])
+    """
+
+    def __init__(self, made: MADE, param_dims: Sequence[int] | None = None) -> None:
+        super().__init__()
+        expect_type(isinstance(made, MADE), "made", "to be a MADE", made)
+        total = set(made.outputs)
+        expect(set(made.inputs) == {1}, "made", "to have one input per feature", made.inputs)
+        expect(len(total) == 1, "made", "to have the same parameters for all", made.outputs)
+        if param_dims is None:
+            param_dims = (1,) * made.outputs[0]
+        self._set_shapes(made.features, made.context, param_dims)
+        expect(
+            {self.output_multiplier} == total,
+            "param_dims",
+            f"to add up to the network's {made.outputs[0]} parameters",
+            param_dims,
+        )
+        self.made = made
+
+    @property
+    def permutation(self) -> Tensor:  # type: ignore[override]
+        """The order, which training may redraw."""
+        return self.made.order
+
+    @property
+    def ranks(self) -> Tensor:
+        """The rank of every feature."""
+        return self.made.ranks
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.made.dtype
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Any:
+        """Parameters in Pyro's shapes, from x (..., D) and context (..., C)."""
+        return self._shaped(self.made(x, context).transpose(-1, -2))
+
+    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Parameters (..., D, K) without dropout."""
+        return self.made.evaluate(x, context)
+
+    def check_context(self, context: Tensor | None) -> Tensor | None:
+        """The context, checked against what the network was made for."""
+        return self.made.check_context(context)
+
+    def network(self, context: Tensor | None = None) -> Network:
+        """The network as the sequential inverse sees it."""
+        return self.made.network(context)
+
+
+def _with_context(mask: Tensor, context_dim: int) -> Tensor:
+    """A mask with columns for the context, which everything may read, before the features'."""
+    everything = torch.ones(len(mask), context_dim, dtype=torch.bool, device=mask.device)
+    return torch.cat([everything, mask], dim=1)
+
+
+def _columns(known: dict[str, Any], name: str, tensor: Tensor, start: int) -> Tensor:
+    """The columns of a matrix from a given one on: the same view while it is the same matrix.
+
+    The plan of the sequential inverse is looked up by its tensors. The view counts changes of
+    the matrix with it.
+    """
+    if not can_inspect(tensor):
+        return tensor[:, start:]
+    entry = known.get(name)
+    if entry is None or entry[0]() is not tensor or entry[1] != tensor.data_ptr():
+        entry = (weakref.ref(tensor), tensor.data_ptr(), tensor.detach()[:, start:])
+        known[name] = entry
+    return cast(Tensor, entry[2])

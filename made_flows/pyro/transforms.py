@@ -1,0 +1,408 @@
+"""Pyro's autoregressive transforms, noise to data, fast in both directions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from pyro.distributions.conditional import ConditionalTransformModule
+from torch import Tensor
+
+from made_flows.bijections import Affine, Bijection, GatedAffine
+from made_flows.checks import can_inspect, expect, positive_integer, real_number
+from made_flows.pyro.base import VectorTransform
+from made_flows.pyro.conditioners import ConditionedNetwork, network_of, parameters_of, solve
+from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN
+from made_flows.pyro.splines import PyroLinearSpline, PyroQuadraticSpline
+from made_flows.scales import ScaleRule, make_scale_rule
+
+__all__ = [
+    "AffineAutoregressive",
+    "ConditionalAffineAutoregressive",
+    "ConditionalSplineAutoregressive",
+    "SplineAutoregressive",
+    "affine_autoregressive",
+    "conditional_affine_autoregressive",
+    "conditional_spline_autoregressive",
+    "spline_autoregressive",
+]
+
+
+class _Autoregressive(VectorTransform):
+    """y = g(x; parameters of a network at x): the common part of Pyro's two kinds."""
+
+    autoregressive = True
+    bijection: Bijection
+
+    def __init__(self, autoregressive_nn: Any) -> None:
+        super().__init__(cache_size=1)
+        self.arn = network_of(autoregressive_nn)
+
+    @property
+    def features(self) -> int:  # type: ignore[override]
+        """Number of features D."""
+        return len(self.arn.permutation)
+
+    def to_data(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, each = self.bijection.forward(x, self._theta(x))
+        return y, each.sum(dim=-1)
+
+    def to_noise(self, y: Tensor) -> tuple[Tensor, None]:
+        return solve(self.arn, self.bijection, y), None
+
+    def log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.bijection.forward(x, self._theta(x))[1].sum(dim=-1)
+
+    def _theta(self, x: Tensor) -> Tensor:
+        parameters = parameters_of(self.arn, x)
+        if parameters.shape[-1] != self.bijection.outputs:
+            raise ValueError(
+                f"Expected autoregressive_nn to give {self.bijection.outputs} parameters for each "
+                f"feature; got {parameters.shape[-1]}"
+            )
+        return parameters
+
+
+class AffineAutoregressive(_Autoregressive):
+    r"""Pyro's inverse autoregressive flow, fast in both directions.
+
+    .. math:: y_i = \mu_i(x_{<i}) + \sigma_i(x_{<i})\, x_i, \qquad
+        \text{stable: } y_i = \sigma_i x_i + (1 - \sigma_i)\, \mu_i
+
+    Calling it maps noise to data in one pass of the network; ``.inv`` takes about one as well,
+    with gradients. Values are those of :class:`pyro.distributions.transforms.AffineAutoregressive`
+    for the same weights. Where Pyro's clipped log-scale passes the gradient on, so that it may
+    run away without bound, here it passes only what leads back into the range.
+
+    Args:
+        autoregressive_nn: the network: one of this package or of Pyro, a
+            :class:`~made_flows.MADE` with two parameters, or any function that returns mean and
+            log-scale and has a ``permutation`` (then the inverse takes one pass per feature).
+        log_scale_min_clip, log_scale_max_clip: range of the log-scale.
+        sigmoid_bias: added to the logit of the scale in the stable variant.
+        stable: whether to take the stable variant.
+        scale: another scale rule instead of clipping, a name or :class:`~made_flows.ScaleRule`:
+            ``"bounded"`` is smooth.
+
+    Raises:
+        TypeError: for something that is no network.
+        ValueError: for a range that is empty, and a network of another number of parameters.
+
+    References:
+        Kingma et al. 2016, *Improved Variational Inference with Inverse Autoregressive Flow*,
+        equations 10, 13 and 14.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> transform = AffineAutoregressive(AutoRegressiveNN(10, [40]))
+        >>> flow = dist.TransformedDistribution(dist.Normal(torch.zeros(10), 1), [transform])
+        >>> flow.log_prob(flow.rsample((5,))).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        autoregressive_nn: Any,
+        log_scale_min_clip: float = -5.0,
+        log_scale_max_clip: float = 3.0,
+        sigmoid_bias: float = 2.0,
+        stable: bool = False,
+        *,
+        scale: str | ScaleRule | None = None,
+    ) -> None:
+        super().__init__(autoregressive_nn)
+        self.log_scale_min_clip = real_number(log_scale_min_clip, "log_scale_min_clip")
+        self.log_scale_max_clip = real_number(log_scale_max_clip, "log_scale_max_clip")
+        self.sigmoid_bias = real_number(sigmoid_bias, "sigmoid_bias")
+        self.stable = bool(stable)
+        if self.stable:
+            expect(scale is None, "scale", "to be left out for the stable variant", scale)
+            # Pyro has no floor under the scale.
+            rule = ScaleRule("sigmoid", offset=self.sigmoid_bias, floor=0.0)
+            self.bijection = GatedAffine(rule)
+        elif scale is None:
+            expect(
+                self.log_scale_min_clip < self.log_scale_max_clip,
+                "log_scale_min_clip",
+                "to be below log_scale_max_clip",
+                (log_scale_min_clip, log_scale_max_clip),
+            )
+            self.bijection = Affine(ClippedScale(self.log_scale_min_clip, self.log_scale_max_clip))
+        else:
+            self.bijection = Affine(make_scale_rule(scale))
+
+
+class ClippedScale(ScaleRule):
+    """A log-scale clipped to a range, whose gradient never leads further out of it.
+
+    Values are those of the scale rule ``"clamp"``, and so is the gradient inside the range.
+
+    Args:
+        low, high: the range.
+
+    Example:
+        >>> import torch
+        >>> raw = torch.tensor([5.0, 5.0], requires_grad=True)
+        >>> log_scale = ClippedScale(-5.0, 3.0)(raw)
+        >>> (log_scale * torch.tensor([-1.0, 1.0])).sum().backward()
+        >>> log_scale.detach(), raw.grad
+        (tensor([3., 3.]), tensor([0., 1.]))
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__("clamp", low=low, high=high)
+
+    def forward(self, a: Tensor) -> Tensor:
+        clipped = a + (a.clamp(self.low, self.high) - a).detach()
+        if clipped.requires_grad and can_inspect(a):
+            clipped.register_hook(functools.partial(_inward, a.detach(), self.low, self.high))
+        return clipped
+
+
+def _inward(a: Tensor, low: float, high: float, gradient: Tensor) -> Tensor:
+    """The gradient where it does not lead further out: descent moves against it."""
+    outward = ((a > high) & (gradient < 0)) | ((a < low) & (gradient > 0))
+    return gradient.masked_fill(outward, 0.0)
+
+
+class SplineAutoregressive(_Autoregressive):
+    r"""Pyro's autoregressive rational spline, fast in both directions.
+
+    .. math:: y_i = g(x_i; \theta_i(x_{<i}))
+
+    Args:
+        input_dim: number of features D.
+        autoregressive_nn: the network, with ``param_dims`` [K, K, K-1, K] for
+            ``order="linear"`` and [K, K, K-1] for ``"quadratic"`` (K bins).
+        count_bins: number of bins K.
+        bound: the spline is the identity outside [-bound, bound].
+        order: ``"linear"`` or ``"quadratic"``, of the rational functions.
+
+    Raises:
+        ValueError: for an unknown order and sizes that do not fit.
+
+    References:
+        Durkan et al. 2019, *Neural Spline Flows*; Dolatabadi et al. 2020, *Invertible Generative
+        Modeling using Linear Rational Splines*.
+
+    Example:
+        >>> import torch
+        >>> network = AutoRegressiveNN(3, [30], param_dims=[8, 8, 7, 8])
+        >>> transform = SplineAutoregressive(3, network)
+        >>> transform(torch.zeros(5, 3)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        autoregressive_nn: Any,
+        count_bins: int = 8,
+        bound: float = 3.0,
+        order: str = "linear",
+    ) -> None:
+        super().__init__(autoregressive_nn)
+        input_dim = positive_integer(input_dim, "input_dim")
+        expect(input_dim == self.features, "input_dim", f"to be {self.features}", input_dim)
+        self.bijection = _spline(count_bins, bound, order)
+        self.order = order
+        self._register_load_state_dict_pre_hook(_leave_out_copies)
+
+    @property
+    def spline(self) -> Bijection:
+        """The one-dimensional spline."""
+        return self.bijection
+
+
+def _leave_out_copies(state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """State dicts of Pyro's spline transforms hold every weight a second time."""
+    for name in [name for name in state if name.startswith(f"{prefix}spline.nn.")]:
+        del state[name]
+
+
+def _spline(count_bins: int, bound: float, order: str) -> Bijection:
+    valid = order in ("linear", "quadratic")
+    expect(valid, "order", "to be 'linear' or 'quadratic'", repr(order))
+    kind: Any = PyroLinearSpline if order == "linear" else PyroQuadraticSpline
+    spline: Bijection = kind(count_bins, bound)
+    return spline
+
+
+# ---------------------------------------------------------------------- with a context
+
+
+class ConditionalAffineAutoregressive(ConditionalTransformModule):
+    r"""Pyro's inverse autoregressive flow with a context, fast in both directions.
+
+    .. math:: y_i = \mu_i(x_{<i}, c) + \sigma_i(x_{<i}, c)\, x_i
+
+    Args:
+        autoregressive_nn: the network, called as ``network(x, context=c)``.
+        kwargs: further arguments of :class:`AffineAutoregressive`.
+
+    Raises:
+        TypeError, ValueError: as there.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> network = ConditionalAutoRegressiveNN(10, 4, [40])
+        >>> transform = ConditionalAffineAutoregressive(network)
+        >>> base = dist.Normal(torch.zeros(10), torch.ones(10))
+        >>> flow = dist.ConditionalTransformedDistribution(base, [transform])
+        >>> flow.condition(torch.zeros(3, 4)).sample((3,)).shape
+        torch.Size([3, 10])
+    """
+
+    def __init__(self, autoregressive_nn: Any, **kwargs: Any) -> None:
+        super().__init__()
+        self.nn = network_of(autoregressive_nn)
+        AffineAutoregressive(self.nn, **kwargs)  # complains now rather than when it is called
+        self.kwargs = kwargs
+
+    def condition(self, context: Tensor) -> AffineAutoregressive:
+        """The transform under a context (..., C), with the network among its parameters."""
+        return AffineAutoregressive(ConditionedNetwork(self.nn, context), **self.kwargs)
+
+
+class ConditionalSplineAutoregressive(ConditionalTransformModule):
+    r"""Pyro's autoregressive rational spline with a context, fast in both directions.
+
+    .. math:: y_i = g(x_i; \theta_i(x_{<i}, c))
+
+    Args:
+        input_dim: number of features D.
+        autoregressive_nn: the network, called as ``network(x, context=c)``.
+        kwargs: further arguments of :class:`SplineAutoregressive`.
+
+    Raises:
+        TypeError, ValueError: as there.
+
+    Example:
+        >>> import torch
+        >>> network = ConditionalAutoRegressiveNN(3, 2, [30], param_dims=[8, 8, 7, 8])
+        >>> transform = ConditionalSplineAutoregressive(3, network).condition(torch.zeros(5, 2))
+        >>> transform(torch.zeros(5, 3)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, input_dim: int, autoregressive_nn: Any, **kwargs: Any) -> None:
+        super().__init__()
+        self.nn = network_of(autoregressive_nn)
+        self.input_dim = SplineAutoregressive(input_dim, self.nn, **kwargs).features
+        self.kwargs = kwargs
+
+    def condition(self, context: Tensor) -> SplineAutoregressive:
+        """The transform under a context (..., C), with the network among its parameters."""
+        network = ConditionedNetwork(self.nn, context)
+        return SplineAutoregressive(self.input_dim, network, **self.kwargs)
+
+
+# ---------------------------------------------------------------------- by sizes
+
+
+def affine_autoregressive(
+    input_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any
+) -> AffineAutoregressive:
+    """An :class:`AffineAutoregressive` with a network of its own.
+
+    Args:
+        input_dim: number of features D.
+        hidden_dims: widths of the hidden layers; ``[3 * input_dim + 1]`` by default.
+        kwargs: further arguments of :class:`AffineAutoregressive`.
+
+    Example:
+        >>> import torch
+        >>> affine_autoregressive(5)(torch.zeros(2, 5)).shape
+        torch.Size([2, 5])
+    """
+    input_dim = positive_integer(input_dim, "input_dim")
+    hidden_dims = [3 * input_dim + 1] if hidden_dims is None else hidden_dims
+    return AffineAutoregressive(AutoRegressiveNN(input_dim, hidden_dims), **kwargs)
+
+
+def conditional_affine_autoregressive(
+    input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any
+) -> ConditionalAffineAutoregressive:
+    """A :class:`ConditionalAffineAutoregressive` with a network of its own.
+
+    Args:
+        input_dim: number of features D.
+        context_dim: number of context variables C.
+        hidden_dims: widths of the hidden layers; ``[10 * input_dim]`` by default.
+        kwargs: further arguments of :class:`AffineAutoregressive`.
+
+    Example:
+        >>> import torch
+        >>> conditional = conditional_affine_autoregressive(5, 2)
+        >>> conditional.condition(torch.ones(2))(torch.zeros(3, 5)).shape
+        torch.Size([3, 5])
+    """
+    input_dim = positive_integer(input_dim, "input_dim")
+    hidden_dims = [10 * input_dim] if hidden_dims is None else hidden_dims
+    network = ConditionalAutoRegressiveNN(input_dim, context_dim, hidden_dims)
+    return ConditionalAffineAutoregressive(network, **kwargs)
+
+
+def spline_autoregressive(
+    input_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    count_bins: int = 8,
+    bound: float = 3.0,
+    order: str = "linear",
+) -> SplineAutoregressive:
+    """A :class:`SplineAutoregressive` with a network of its own.
+
+    Args:
+        input_dim: number of features D.
+        hidden_dims: widths of the hidden layers; ``[10 * input_dim] * 2`` by default.
+        count_bins, bound, order: as for :class:`SplineAutoregressive`.
+
+    Example:
+        >>> import torch
+        >>> spline_autoregressive(5, order="quadratic")(torch.zeros(2, 5)).shape
+        torch.Size([2, 5])
+    """
+    input_dim = positive_integer(input_dim, "input_dim")
+    hidden_dims = [10 * input_dim] * 2 if hidden_dims is None else hidden_dims
+    network = AutoRegressiveNN(input_dim, hidden_dims, _param_dims(count_bins, order))
+    return SplineAutoregressive(input_dim, network, count_bins, bound, order)
+
+
+def conditional_spline_autoregressive(
+    input_dim: int,
+    context_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    count_bins: int = 8,
+    bound: float = 3.0,
+    order: str = "linear",
+) -> ConditionalSplineAutoregressive:
+    """A :class:`ConditionalSplineAutoregressive` with a network of its own.
+
+    Args:
+        input_dim: number of features D.
+        context_dim: number of context variables C.
+        hidden_dims: widths of the hidden layers; ``[10 * input_dim] * 2`` by default.
+        count_bins, bound, order: as for :class:`SplineAutoregressive`.
+
+    Example:
+        >>> import torch
+        >>> conditional = conditional_spline_autoregressive(5, 2)
+        >>> conditional.condition(torch.ones(2))(torch.zeros(3, 5)).shape
+        torch.Size([3, 5])
+    """
+    input_dim = positive_integer(input_dim, "input_dim")
+    hidden_dims = [10 * input_dim] * 2 if hidden_dims is None else hidden_dims
+    network = ConditionalAutoRegressiveNN(
+        input_dim, context_dim, hidden_dims, _param_dims(count_bins, order)
+    )
+    return ConditionalSplineAutoregressive(
+        input_dim, network, count_bins=count_bins, bound=bound, order=order
+    )
+
+
+def _param_dims(count_bins: int, order: str) -> list[int]:
+    """What a network gives for each feature, where Pyro's constructors know one order only."""
+    count_bins = positive_integer(count_bins, "count_bins")
+    dims = [count_bins, count_bins, count_bins - 1]
+    return [*dims, count_bins] if order == "linear" else dims
