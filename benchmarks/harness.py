@@ -48,6 +48,8 @@ PEERS = ("pyro-ppl", "nflows", "zuko")
 
 SETTLING = 2e-3
 """Seconds, about, of untimed calls at the start of a turn."""
+COMPILING = 20.0
+"""Seconds that the first call of a contender may take for other reasons than its work."""
 LONG = 50e-3
 """Seconds of a call that needs none: what the contender before left is gone soon enough."""
 
@@ -206,11 +208,11 @@ def _no_collection() -> Iterator[None]:
 def _warm_up(call: Callable[[], float], seconds: float) -> float:
     """About what a call takes: the least of a few, or of one if that fills the time already.
 
-    First calls compile, import and allocate; a call that really takes that long is not made again
-    just to be measured.
+    First calls compile, import and allocate, for up to some seconds; a call that really takes long
+    is not made again just to be measured.
     """
     times = [call()]
-    while len(times) < 5 and sum(times) < max(seconds, 3.0):
+    while len(times) < 5 and sum(times) < (COMPILING if len(times) == 1 else seconds):
         times.append(call())
     return min(times)
 
