@@ -81,7 +81,7 @@ class FixedBase(nn.Module):
         return self.distribution
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedBase:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self.distribution = _moved(self.distribution, fn, {})
         return self
 
