@@ -156,7 +156,7 @@ def solve(
         state.inputs[:, :stop] = encoded[:, encoded_columns[:stop]]
         state.fill(prefix)
     depth = plan.structure.depth
-    counts = [plan.structure.parameters[i] for i in plan.skeleton.features.tolist()]
+    counts = plan.skeleton.outputs
     for start, stop in panels(plan, prefix):
         for layer in range(depth + 1):
             state.add(layer, state.units(layer, start, stop), 0, state.known(layer, start))

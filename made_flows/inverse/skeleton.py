@@ -47,6 +47,7 @@ class Skeleton:
         structure: how the layers hang together.
         levels: number of ranks R; features of one rank are solved together.
         features: features sorted by rank; ``feature_starts[r]`` of them have a rank below r.
+        outputs: how many outputs each of them has (no tensor, which would have to be waited for).
         columns: input columns sorted by rank, with ``column_starts``.
         layers: the hidden layers, then the output.
         prepared: what an implementation made of it for itself.
@@ -55,6 +56,7 @@ class Skeleton:
     structure: Structure
     levels: int
     features: Tensor
+    outputs: tuple[int, ...]
     feature_starts: Integers
     columns: Tensor
     column_starts: Integers
@@ -129,7 +131,14 @@ def make_skeleton(structure: Structure, tensors: Sequence[Tensor]) -> Skeleton:
     if direct is not None:
         _check_output(_highest(_boolean(direct.mask), of_column + 1), of_row, row_features)
     return Skeleton(
-        structure, levels, features, feature_starts, columns, column_starts, tuple(sorted_layers)
+        structure,
+        levels,
+        features,
+        tuple(structure.parameters[feature] for feature in features.tolist()),
+        feature_starts,
+        columns,
+        column_starts,
+        tuple(sorted_layers),
     )
 
 
