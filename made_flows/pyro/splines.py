@@ -12,7 +12,6 @@ from made_flows.splines import RationalQuadraticSpline
 
 __all__ = ["PyroLinearSpline", "PyroQuadraticSpline"]
 
-_MIN_DERIVATIVE = 1e-3
 _MIN_LAMBDA = 0.025
 """How near to a knot a bin may be divided, as a fraction of the bin."""
 
@@ -42,12 +41,27 @@ class PyroQuadraticSpline(RationalQuadraticSpline):
 
     def knots(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Places x and y of the knots, and derivatives there, from parameters (..., 3 K - 1)."""
-        widths, heights, raw = parameters.split([self.bins, self.bins, self.bins - 1], dim=-1)
-        return (
-            self._places(widths, self.min_width),
-            self._places(heights, self.min_height),
-            _derivatives(raw),
+        # Bins first while computing: reductions over a short last dimension are slow.
+        widths, heights, raw = parameters.movedim(-1, 0).split(
+            [self.bins, self.bins, self.bins - 1]
         )
+        inner = F.softplus(raw) + self.min_derivative
+        ends = torch.full_like(inner[:1], 1 - self.min_derivative)
+        knots = (
+            _places(widths, self.min_width, self.bound),
+            _places(heights, self.min_height, self.bound),
+            torch.cat([ends, inner, ends]),
+        )
+        x, y, derivatives = (places.movedim(0, -1) for places in knots)
+        return x, y, derivatives
+
+
+def _places(logits: Tensor, minimum: float, bound: float) -> Tensor:
+    """Knots that divide [-bound, bound] by the softmax of some logits (bins, ...)."""
+    parts = minimum + (1 - minimum * len(logits)) * F.softmax(logits, dim=0)
+    inner = (2 * parts[:-1].cumsum(dim=0) - 1) * bound
+    end = torch.full_like(inner[:1], bound)
+    return torch.cat([-end, inner, end])
 
 
 @saveable
@@ -87,8 +101,8 @@ class PyroLinearSpline(Bijection):
     def __init__(self, bins: int = 8, bound: float = 3.0) -> None:
         super().__init__()
         # The quadratic spline's checks and places of the knots.
-        self._quadratic = PyroQuadraticSpline(bins, bound)
-        self.bins, self.bound = self._quadratic.bins, self._quadratic.bound
+        self.quadratic = PyroQuadraticSpline(bins, bound)
+        self.bins, self.bound = self.quadratic.bins, self.quadratic.bound
         self.outputs = 4 * self.bins - 1
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,14 +149,19 @@ class _Bin:
     def __init__(
         self, spline: PyroLinearSpline, at: Tensor, parameters: Tensor, inverse: bool
     ) -> None:
-        quadratic, bins = spline._quadratic, spline.bins
+        bins = spline.bins
         rest, raw = parameters.split([3 * bins - 1, bins], dim=-1)
-        x0, self.width, y0, height, d0, d1 = quadratic._bin(at, rest, inverse)
-        x, y, _ = quadratic.knots(rest)
-        index = (at.unsqueeze(-1) >= (y if inverse else x)[..., 1:-1]).sum(-1, keepdim=True)
-        division = torch.sigmoid(raw) * (1 - 2 * _MIN_LAMBDA) + _MIN_LAMBDA
-        division = division.expand(*index.shape[:-1], bins).gather(-1, index).squeeze(-1)
-        self.x0, self.y0, self.y1 = x0, y0, y0 + height
+        shape = torch.broadcast_shapes(at.shape, parameters.shape[:-1])
+        x, y, derivatives = (
+            knots.expand(*shape, bins + 1).movedim(-1, 0) for knots in spline.quadratic.knots(rest)
+        )
+        first = (at >= (y if inverse else x)[1:-1]).sum(dim=0)
+        both = torch.stack([first, first + 1])
+        (x0, x1), (y0, y1), (d0, d1) = (knots.gather(0, both) for knots in (x, y, derivatives))
+        self.width, height = x1 - x0, y1 - y0
+        division = raw.expand(*shape, bins).gather(-1, first.unsqueeze(-1)).squeeze(-1)
+        division = torch.sigmoid(division) * (1 - 2 * _MIN_LAMBDA) + _MIN_LAMBDA
+        self.x0, self.y0, self.y1 = x0, y0, y1
         self.division = division
         self.w1 = torch.sqrt(d0 / d1)
         rest_of = 1 - division
@@ -161,8 +180,3 @@ class _Bin:
             torch.where(first, self.y0, self.yc),
             torch.where(first, self.yc, self.y1),
         )
-
-
-def _derivatives(raw: Tensor) -> Tensor:
-    """Derivatives at all knots from the unconstrained ones at the inner knots."""
-    return F.pad(F.softplus(raw) + _MIN_DERIVATIVE, (1, 1), value=1 - _MIN_DERIVATIVE)
