@@ -35,6 +35,16 @@ _PLAIN: dict[type, str] = {
     nn.Identity: "identity",
 }
 
+# Those whose gradient is a function of their result.
+_IN_PLACE: dict[type, Callable[[Any, Tensor], Tensor]] = {
+    nn.ReLU: lambda _, z: torch.relu_(z),
+    nn.Tanh: lambda _, z: torch.tanh_(z),
+    nn.Sigmoid: lambda _, z: torch.sigmoid_(z),
+    nn.ELU: lambda elu, z: F.elu(z, elu.alpha, inplace=True),
+    nn.LeakyReLU: lambda leaky, z: F.leaky_relu(z, leaky.negative_slope, inplace=True),
+    nn.Identity: lambda _, z: z,
+}
+
 _FUNCTIONS: dict[Any, tuple[str, float]] = {
     torch.relu: ("relu", 0.0),
     F.relu: ("relu", 0.0),
@@ -112,6 +122,20 @@ def activation_code(activation: Any) -> tuple[str, float] | None:
         # to 2e-9 in float64. The kernel follows the same rule.
         return ("softplus", float(activation.beta)) if activation.threshold == 20 else None
     return None if isinstance(activation, nn.Module) else _FUNCTIONS.get(activation)
+
+
+def activate_fresh(activation: nn.Module, z: Tensor) -> Tensor:
+    """The activation of a tensor that nothing else needs: in its place, where its gradient allows.
+
+    At 512 units and 1024 rows the two copies that this saves take a fifth of a forward pass, most
+    of it for pages of fresh memory.
+    """
+    hooked = activation._forward_hooks or activation._forward_pre_hooks
+    in_place = None if hooked else _IN_PLACE.get(type(activation))
+    if in_place is None or (type(activation) is nn.LeakyReLU and activation.negative_slope < 0):
+        result: Tensor = activation(z)
+        return result
+    return in_place(activation, z)
 
 
 def activation_name(activation: nn.Module) -> str:

@@ -130,7 +130,9 @@ def check_broadcast(**shapes: Sequence[int]) -> torch.Size:
 
 def check_finite(x: Tensor, argument: str) -> None:
     """Raise a ValueError that names the first row and column that is NaN or infinite."""
-    check_values(x, torch.isfinite(x), argument, "to be finite")
+    # A sum is finite only where all values are; it takes a tenth of the time of looking at each.
+    if can_inspect(x) and not bool(torch.isfinite(x.detach().sum())):
+        check_values(x, torch.isfinite(x), argument, "to be finite")
 
 
 def check_values(x: Tensor, valid: Tensor, argument: str, expected: str) -> None:

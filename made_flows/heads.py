@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from made_flows._registry import KeyedModule, saveable
-from made_flows.checks import check_values, expect, positive_integer
+from made_flows.checks import check_finite, check_values, expect, positive_integer
 from made_flows.compiled import StepKernel
 from made_flows.scales import ScaleRule, make_scale_rule
 
@@ -88,7 +88,7 @@ class Head(KeyedModule, ABC):
 
     def check_values(self, x: Tensor) -> None:
         """Raise a ValueError that names the first row and column outside the support."""
-        check_values(x, torch.isfinite(x), "value", "to be finite")
+        check_finite(x, "value")
 
 
 @saveable
@@ -116,10 +116,9 @@ class Gaussian(Head):
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         mean, raw = parameters.unbind(-1)
-        log_scale = self.scale(raw)
-        z = (x - mean) * torch.exp(-log_scale)
-        log_density: Tensor = -0.5 * z * z - log_scale - 0.5 * math.log(2 * math.pi)
-        return log_density
+        log_precision = -self.scale(raw)
+        z = (x - mean) * torch.exp(log_precision)
+        return torch.addcmul(log_precision - 0.5 * math.log(2 * math.pi), z, z, value=-0.5)
 
     def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
         return torch.randn(*shape, 1, dtype=like.dtype, device=like.device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from made_flows import masks as mk
 from made_flows._registry import saveable
-from made_flows.activations import make_activation
+from made_flows.activations import activate_fresh, make_activation
 from made_flows.checks import (
     can_inspect,
     check_broadcast,
@@ -363,7 +363,7 @@ class MADE(nn.Module):
             return x
 
         def activate(z: Tensor) -> Tensor:
-            a: Tensor = self.activation(z)
+            a = activate_fresh(self.activation, z)
             return a if dropout is None else cast(Tensor, dropout(a))
 
         layers = list(self.layers)
