@@ -10,6 +10,7 @@ from torch import Tensor
 
 from made_flows.bijections import Affine, Bijection
 from made_flows.compiled import StepKernel
+from made_flows.hosts.spline_kernel import EDGES, SplineKernel, invert
 
 __all__ = ["HostMap", "ScaleFirst", "rational_quadratic", "shrinkage", "spline"]
 
@@ -38,20 +39,27 @@ class HostMap(Bijection):
         outputs: parameters of every feature K.
         function: values (...), parameters (..., K) and whether the inverse is wanted, to values
             and logarithms of derivatives. It must treat every feature alike.
+        spline: the same map as a rational spline, if it is one: its inverse without gradients is
+            compiled.
     """
 
     def __init__(
-        self, outputs: int, function: Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+        self,
+        outputs: int,
+        function: Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]],
+        spline: SplineKernel | None = None,
     ) -> None:
         super().__init__()
         self.outputs = outputs
         self.function = function
+        self.spline = spline
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return self.function(x, parameters, False)
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self.function(y, parameters, True)
+        solved = None if self.spline is None else invert(self.spline, y, parameters)
+        return self.function(y, parameters, True) if solved is None else solved
 
 
 def spline(
@@ -59,6 +67,7 @@ def spline(
     function: Callable[..., tuple[Tensor, Tensor]],
     split: Callable[[Tensor], dict[str, Tensor]],
     constants: tuple[str, ...] = (),
+    compiled: SplineKernel | None = None,
 ) -> HostMap:
     """A spline of nflows or normflows, by the library's own function.
 
@@ -67,6 +76,7 @@ def spline(
         function: the library's function.
         split: from the parameters (..., K) of a feature to the function's arguments.
         constants: further arguments, which are attributes of the layer.
+        compiled: the same spline for the compiled inverse.
     """
     fixed = {name: getattr(layer, name) for name in constants}
     if getattr(layer, "tails", None) is not None:
@@ -75,7 +85,7 @@ def spline(
     def apply(values: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return function(inputs=values, inverse=inverse, **split(parameters), **fixed)
 
-    return HostMap(layer._output_dim_multiplier(), apply)
+    return HostMap(layer._output_dim_multiplier(), apply, compiled)
 
 
 def shrinkage(layer: Any) -> float:
@@ -105,4 +115,17 @@ def rational_quadratic(layer: Any, splines: Any) -> HostMap:
         if layer.tails is None
         else splines.unconstrained_rational_quadratic_spline
     )
-    return spline(layer, function, split, ("min_bin_width", "min_bin_height", "min_derivative"))
+    bound = float(layer.tail_bound)
+    compiled = SplineKernel(
+        bins=bins,
+        left=0.0 if layer.tails is None else -bound,
+        width=1.0 if layer.tails is None else 2 * bound,
+        tails=layer.tails is not None,
+        divisor=by,
+        min_width=layer.min_bin_width,
+        min_height=layer.min_bin_height,
+        min_derivative=layer.min_derivative,
+        edges=EDGES[{None: "given", "linear": "fixed", "circular": "circular"}[layer.tails]],
+    )
+    names = ("min_bin_width", "min_bin_height", "min_derivative")
+    return spline(layer, function, split, names, compiled)

@@ -16,6 +16,7 @@ from made_flows.hosts.conditioner import HostConditioner, HostLayer, elementwise
 from made_flows.hosts.fast import Fast, FastLayer
 from made_flows.hosts.maps import HostMap
 from made_flows.hosts.own import OwnConditioner, is_own
+from made_flows.hosts.spline_kernel import EDGES, SplineKernel
 from made_flows.hosts.swap import mix_in
 from made_flows.hosts.watch import NotUnderstoodError, expect_own
 from made_flows.scales import ScaleRule
@@ -233,7 +234,20 @@ def _spline(count_bins: int = 8, bound: float = 3.0, order: str = "linear") -> B
         log_derivative = conditioned._cache_log_detJ
         return result, -log_derivative if inverse else log_derivative
 
-    return HostMap(sum(sizes), apply)
+    compiled = SplineKernel(
+        bins=count_bins,
+        left=-bound,
+        width=2 * bound,
+        tails=True,
+        linear=order == "linear",
+        min_width=1e-3,
+        min_height=1e-3,
+        min_derivative=1e-3,
+        edges=EDGES["fixed"],
+        edge=1 - 1e-3,
+        min_place=0.025,
+    )
+    return HostMap(sum(sizes), apply, compiled)
 
 
 def _read_conditional(layer: Any) -> Fast:

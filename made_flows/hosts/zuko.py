@@ -17,6 +17,7 @@ from made_flows.bijections import Affine, Bijection
 from made_flows.hosts.conditioner import IDENTITY, HostConditioner, HostLayer, elementwise
 from made_flows.hosts.fast import Fast, FastLayer
 from made_flows.hosts.maps import HostMap
+from made_flows.hosts.spline_kernel import EDGES, SplineKernel
 from made_flows.hosts.watch import NotUnderstoodError, expect_own
 from made_flows.scales import ScaleRule
 
@@ -30,6 +31,9 @@ _BY_BISECTION = (
     transforms.SOSPolynomialTransform,
     polynomial.ShiftedSOSPTransform,
 )
+
+
+_SPLINE_SETTINGS = {"bound", "slope"}
 
 
 def find(module: Any) -> type | None:
@@ -123,7 +127,26 @@ def _bijection(layer: Any) -> tuple[Bijection, bool]:
         result, log_derivative = (transform.inv if inverse else transform).call_and_ladj(values)
         return result, log_derivative
 
-    return HostMap(layer.total, apply), function in _IN_CLOSED_FORM
+    compiled = _compiled(univariate, shapes) if function is _IN_CLOSED_FORM[0] else None
+    return HostMap(layer.total, apply, compiled), function in _IN_CLOSED_FORM
+
+
+def _compiled(univariate: Any, shapes: Any) -> SplineKernel | None:
+    """Zuko's rational-quadratic spline for the compiled inverse."""
+    bins = prod(shapes[0])
+    settings = univariate.keywords if isinstance(univariate, partial) else {}
+    if [prod(s) for s in shapes] != [bins, bins, bins - 1] or not set(settings) <= _SPLINE_SETTINGS:
+        return None
+    bound, steepness = settings.get("bound", 5.0), -log(settings.get("slope", 1e-3))
+    return SplineKernel(
+        bins=bins,
+        left=-bound,
+        width=2 * bound,
+        tails=True,
+        bound=steepness / 2,
+        derivative_bound=steepness,
+        edges=EDGES["fixed"],
+    )
 
 
 def _conditioner(layer: Any) -> HostConditioner:
