@@ -43,8 +43,9 @@ GRADIENT_SIZES: list[Size] = [(6, 128, 256), (21, 256, 512), (63, 512, 256)]
 MEMORY_SIZES: list[Size] = [(16, 512, 256), (64, 512, 256), (256, 512, 256)]
 FEATURES = [16, 32, 64, 128, 256, 512, 1024]
 ROWS = [1, 4, 16, 64, 256, 1024, 4096, 16384, 65536]
-MOST_ROWS_OF_PEERS = 4096
-"""More would take them minutes a call, in proportion."""
+MOST_OF_PEERS = (128, 1024)
+"""Features and rows up to which the growth of other libraries' time is followed: it goes on in
+proportion, to minutes a call."""
 
 QUICK_SIZES: list[Size] = [(4, 16, 8), (8, 32, 16)]
 
@@ -204,7 +205,8 @@ def growth(
     """Median seconds by contender and size."""
     lines: dict[str, dict[int, float]] = {}
     for at, size in sizes.items():
-        kinds = installed_peers() if size[2] <= MOST_ROWS_OF_PEERS else []
+        small = size[0] <= MOST_OF_PEERS[0] and size[2] <= MOST_OF_PEERS[1]
+        kinds = installed_peers() if small else []
         label = f"growth with {what}: " + ", ".join(map(str, size))
         contenders = value_contenders(size, settings.device, kinds)
         timings = measured[label] = run_contenders(contenders, settings, label)

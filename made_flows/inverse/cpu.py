@@ -48,9 +48,9 @@ _KINDS = {
 _DTYPES = (torch.float32, torch.float64)
 _NOTHING = {dtype: torch.empty(0, 0, dtype=dtype).numpy() for dtype in _DTYPES}
 
-_ROWS_ALONE = 2_000_000
-"""Multiplications below which one thread does everything: waking another takes about 40 us,
-the time of some 2 million multiplications."""
+_ROWS_ALONE = 6_000_000
+"""Multiplications below which one thread does everything: handing work to another takes about
+0.1 ms, in which one does some 5 million."""
 
 
 # ---------------------------------------------------------------------- compilation
