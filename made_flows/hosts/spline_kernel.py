@@ -71,12 +71,13 @@ def invert(spline: SplineKernel, y: Tensor, parameters: Tensor) -> tuple[Tensor,
     """
     if torch.is_grad_enabled() or y.device.type != "cpu" or not can_inspect(y):
         return None
-    if y.dtype not in (torch.float32, torch.float64) or find_spec("numba") is None:
+    compiled = _compiled()
+    if compiled is None or y.dtype not in (torch.float32, torch.float64):
         return None
     flat = parameters.expand(*y.shape, -1).reshape(-1, parameters.shape[-1]).contiguous()
-    x, log_derivative = torch.empty_like(y, memory_format=torch.contiguous_format), None
+    x = torch.empty_like(y, memory_format=torch.contiguous_format)
     log_derivative = torch.empty_like(x)
-    inside = _compiled()(
+    inside = compiled(
         y.reshape(-1).numpy(),
         flat.numpy(),
         x.reshape(-1).numpy(),
@@ -87,7 +88,9 @@ def invert(spline: SplineKernel, y: Tensor, parameters: Tensor) -> tuple[Tensor,
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Callable[..., bool]:
+def _compiled() -> Callable[..., bool] | None:
+    if find_spec("numba") is None:
+        return None
     from numba import njit
 
     try:
