@@ -143,7 +143,7 @@ def make_skeleton(structure: Structure, tensors: Sequence[Tensor]) -> Skeleton:
 
 
 def _boolean(mask: Tensor) -> NDArray[np.bool_]:
-    array: NDArray[np.bool_] = mask.detach().cpu().numpy().astype(bool)
+    array: NDArray[np.bool_] = mask.detach().bool().cpu().numpy()  # NumPy has no bfloat16
     return array
 
 
