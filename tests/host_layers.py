@@ -14,6 +14,9 @@ import torch
 import zuko
 from nflows.transforms import autoregressive as nt
 from normflows.flows.affine.autoregressive import MaskedAffineAutoregressive
+from normflows.flows.neural_spline.autoregressive import (
+    MaskedPiecewiseRationalQuadraticAutoregressive as NormflowsSpline,
+)
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
@@ -98,7 +101,8 @@ def nflows_layer(kind: Any = nt.MaskedAffineAutoregressiveTransform, **kwargs: A
 
 def normflows_layer(kind: Any = MaskedAffineAutoregressive, **kwargs: Any) -> HostLayer:
     row = nflows_layer(kind, **kwargs)
-    return HostLayer(row.make, row.quick, row.slow, row.context, "tails" in kwargs and row.inside)
+    inside = kind is not MaskedAffineAutoregressive and "tails" not in kwargs
+    return HostLayer(row.make, row.quick, row.slow, row.context, inside)
 
 
 def _pyro_affine(context: bool, hidden: list[int], network: dict[str, Any], **kwargs: Any) -> Any:
@@ -177,6 +181,11 @@ LAYERS: dict[str, HostLayer] = {
     "normflows, feedforward": normflows_layer(use_residual_blocks=False),
     "normflows, random masks": normflows_layer(use_residual_blocks=False, random_mask=True),
     "normflows, batch norm": normflows_layer(use_batch_norm=True, context=True),
+    "normflows, spline": normflows_layer(NormflowsSpline, num_bins=4),
+    "normflows, spline, tails": normflows_layer(NormflowsSpline, context=True, **_LINEAR),
+    "normflows, circular spline": normflows_layer(
+        NormflowsSpline, tails="circular", tail_bound=4.0, num_bins=4, permute_mask=True
+    ),
     # Pyro
     "Pyro": pyro_layer(),
     "Pyro, one hidden layer": pyro_layer(hidden=(7,)),

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrizations, prune
 import made_flows as mf
 from made_flows.activations import activation_of_name
 from made_flows.hosts import NotUnderstoodError, find
+from made_flows.hosts.spline_kernel import invert
 from made_flows.network import Network, parse, unpack
 
 ROWS = 6
@@ -84,6 +85,53 @@ def test_networks_tensors_are_the_same_objects_in_every_call(name: str) -> None:
         second = conditioner.network(row.given(2, torch.float64))
     assert first.structure == second.structure
     assert all(a is b for a, b in zip(first.tensors, second.tensors, strict=True))
+
+
+SPLINES = [
+    name for name in LAYERS if "spline" in name or ("rational" in name and "circular" not in name)
+]
+
+
+@pytest.mark.parametrize("scale", [0.3, 30.0])
+@pytest.mark.parametrize("name", SPLINES)
+def test_compiled_splines_are_the_librarys_own(name: str, scale: float) -> None:
+    bijection = mf.accelerate(make(LAYERS[name])).made_flows_current().bijection
+    if bijection.spline is None:
+        assert name == "zuko, circular spline"
+        return
+    spline = bijection.spline
+    parameters = scale * torch.randn(400, D, bijection.outputs, dtype=torch.float64)
+    place = torch.rand(400, D, dtype=torch.float64)
+    if spline.tails:
+        place = 1.5 * place - 0.25
+        place[:2] = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    y = spline.left + spline.width * place
+    with torch.no_grad():
+        solved = invert(spline, y, parameters)
+        assert solved is not None
+        # Where parameters are extreme, the libraries' inverses lose their digits: by the forward.
+        again, log_derivative = bijection.function(solved[0], parameters, False)
+    tolerance = {"rtol": 1e-5, "atol": 2e-6} if scale < 1 else {"rtol": 1e-3, "atol": 1e-3}
+    torch.testing.assert_close(again, y, **tolerance)
+    if scale < 1:
+        # At the ends, rounding decides whether a value counts as inside.
+        torch.testing.assert_close(-log_derivative[2:], solved[1][2:], **tolerance)
+        with torch.no_grad():
+            expected = bijection.function(y[2:], parameters[2:], True)
+        torch.testing.assert_close(solved[0][2:], expected[0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(solved[1][2:], expected[1], rtol=1e-8, atol=1e-8)
+
+
+def test_compiled_splines_leave_gradients_and_other_dtypes_to_the_library() -> None:
+    bijection = mf.accelerate(make(LAYERS["zuko, spline"])).made_flows_current().bijection
+    y, parameters = torch.randn(3, D), torch.randn(3, D, bijection.outputs)
+    assert invert(bijection.spline, y, parameters) is None
+    with torch.no_grad():
+        assert invert(bijection.spline, y.bfloat16(), parameters.bfloat16()) is None
+        assert invert(bijection.spline, y, parameters) is not None
+        unit = mf.accelerate(make(LAYERS["nflows, rational-quadratic"]))
+        spline = unit.made_flows_current().bijection.spline
+        assert invert(spline, y + 2, torch.randn(3, D, 13)) is None  # nflows says what is wrong
 
 
 # ---------------------------------------------------------------------- what is left alone
