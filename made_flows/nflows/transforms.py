@@ -49,8 +49,9 @@ class MaskedAffineAutoregressiveTransform(FastInverse, host.MaskedAffineAutoregr
         features: number of features D.
         hidden_features: width of all hidden layers of the network.
         context_features: number of context variables C, or None.
-        num_blocks, use_residual_blocks, random_mask, activation, dropout_probability,
-            use_batch_norm: of the network, see :class:`~made_flows.nflows.MADE`.
+        num_blocks, use_residual_blocks, random_mask: of the network, see
+            :class:`~made_flows.nflows.MADE`.
+        activation, dropout_probability, use_batch_norm: likewise.
 
     Shapes:
         inputs: (rows, D), context: (rows, C); outputs (rows, D) and log-determinants (rows,).
@@ -113,8 +114,9 @@ class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
         num_bins: bins of the spline.
         tails: None or ``"linear"``.
         tail_bound: where linear tails begin.
-        num_blocks, use_residual_blocks, random_mask, activation, dropout_probability,
-            use_batch_norm: of the network, see :class:`~made_flows.nflows.MADE`.
+        num_blocks, use_residual_blocks, random_mask: of the network, see
+            :class:`~made_flows.nflows.MADE`.
+        activation, dropout_probability, use_batch_norm: likewise.
         min_bin_width, min_bin_height, min_derivative: smallest ones of the spline.
 
     Shapes:
