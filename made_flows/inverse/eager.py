@@ -53,7 +53,8 @@ class _Activations:
                 z += layer.bias
             if origin.base is not None and rows:
                 # Row n belongs to row n modulo (number of rows) of the context.
-                z.view(-1, len(origin.base), z.shape[1]).add_(origin.base[:, layer.units])
+                repeats = rows // len(origin.base)
+                z.unflatten(0, (repeats, len(origin.base))).add_(origin.base[:, layer.units])
             gate = origin.gate
             if gate is not None and rows:
                 gate = gate[:, layer.units].repeat(rows // len(gate), 1)
@@ -257,11 +258,12 @@ def adjoint(
             return None
         return deltas[layer + 1][:, above] @ plan.layers[layer + 1].weight[above, units]
 
-    def pull_inputs(at: slice, layer: int, above: slice) -> None:
-        """Add to lambda what the given units (of the first layer, or outputs) send back."""
-        weight = plan.layers[0].weight if layer == 0 else plan.direct
-        if weight is not None and above.start < above.stop and at.start < at.stop:
-            solution[:, at].addmm_(deltas[layer][:, above], weight[above, at])
+    def pull_inputs(at: slice, above: Sequence[slice]) -> None:
+        """Add to lambda what the given units of the first layer, and outputs, send back."""
+        for layer, weight in ((0, plan.layers[0].weight), (depth, plan.direct)):
+            units = above[layer]
+            if weight is not None and units.start < units.stop and at.start < at.stop:
+                solution[:, at].addmm_(deltas[layer][:, units], weight[units, at])
 
     for start, stop in reversed(panels(plan)):
         done = [slice(int(layer.starts[stop]), len(layer.units)) for layer in plan.layers]
@@ -269,9 +271,7 @@ def adjoint(
         at = slice(
             int(plan.skeleton.feature_starts[start]), int(plan.skeleton.feature_starts[stop])
         )
-        pull_inputs(at, 0, done[0])
-        if plan.direct is not None:
-            pull_inputs(at, depth, done[depth])
+        pull_inputs(at, done)
         partial = [pull(layer, panel[layer], done[layer + 1]) for layer in range(depth)]
         for rank in range(stop - 1, start - 1, -1):
             at = slice(
@@ -280,9 +280,7 @@ def adjoint(
             fresh = [
                 slice(int(layer.starts[rank + 1]), int(layer.starts[stop])) for layer in plan.layers
             ]
-            pull_inputs(at, 0, fresh[0])
-            if plan.direct is not None:
-                pull_inputs(at, depth, fresh[depth])
+            pull_inputs(at, fresh)
             outputs = state.units(depth, rank, rank + 1)
             delta = slopes[:, at] * solution[:, at].unsqueeze(-1)
             deltas[depth][:, outputs] = delta.reshape(rows, outputs.stop - outputs.start)
