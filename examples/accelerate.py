@@ -160,10 +160,10 @@ def draw_picture(found: list[Result], path: Path) -> None:
         heights = [1e3 * getattr(result, what) for result in found]
         places = [place + shift for place in range(len(found))]
         bars = ax.bar(places, heights, width=0.38, color=colour, label=f"{what} mf.accelerate")
-        ax.bar_label(bars, fmt="%.3g")
+        ax.bar_label(bars, fmt="%.0f")
     ax.set_xticks(range(len(found)), [result.name for result in found])
-    ax.set(title=f"{DRAWN} samples of 30 features, milliseconds", yscale="log")
-    ax.margins(y=0.15)
+    ax.set(title=f"{DRAWN} samples of 30 features, milliseconds", yscale="log", ylim=(1, None))
+    ax.margins(y=0.25)
     ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

@@ -191,6 +191,24 @@ def test_masked_autoregressive_flow() -> None:
     assert isinstance(mine, nfl.MaskedAutoregressiveFlow)
 
 
+def test_flow_drops_log_determinants_of_samples() -> None:
+    net = ours.MaskedAffineAutoregressiveTransform(D, 12)
+    flow = ours.Flow(nt.CompositeTransform([net, nt.ReversePermutation(D)]), nd.StandardNormal([D]))
+    counts = []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, *_: counts.append(1) if isinstance(module, ours.MADE) else None
+    )
+    try:
+        with torch.no_grad():
+            flow.sample(3)
+            assert not counts
+            samples, scores = flow.sample_and_log_prob(3)
+            assert len(counts) == 1
+    finally:
+        handle.remove()
+    torch.testing.assert_close(scores, flow.log_prob(samples))
+
+
 def test_composed_with_everything_else_of_nflows() -> None:
     def make(library: Any) -> Any:
         torch.manual_seed(0)

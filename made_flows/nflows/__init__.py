@@ -14,7 +14,7 @@ except ImportError as error:
     ) from error
 
 from made_flows.nflows.adapters import AsDistribution, AsFlow, AsTransform
-from made_flows.nflows.flows import MaskedAutoregressiveFlow
+from made_flows.nflows.flows import Flow, MaskedAutoregressiveFlow, StandardNormal
 from made_flows.nflows.networks import MADE, MixtureOfGaussiansMADE, TrainingModeWarning
 from made_flows.nflows.transforms import (
     MaskedAffineAutoregressiveTransform,
@@ -26,9 +26,11 @@ __all__ = [
     "AsDistribution",
     "AsFlow",
     "AsTransform",
+    "Flow",
     "MaskedAffineAutoregressiveTransform",
     "MaskedAutoregressiveFlow",
     "MaskedPiecewiseRationalQuadraticAutoregressiveTransform",
     "MixtureOfGaussiansMADE",
+    "StandardNormal",
     "TrainingModeWarning",
 ]

@@ -1,4 +1,4 @@
-"""nflows' masked autoregressive flow, of transforms that are fast in both directions."""
+"""nflows' flows, of transforms that are fast in both directions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from nflows.distributions import normal
 from nflows.flows import autoregressive as host
-from nflows.flows.base import Flow
+from nflows.flows.base import Flow as HostFlow
 from nflows.transforms import BatchNorm, CompositeTransform, RandomPermutation, ReversePermutation
 from nflows.utils import torchutils
 from torch import Tensor
@@ -18,7 +18,7 @@ from made_flows.checks import non_negative_integer, positive_integer
 from made_flows.hosts.nflows import FastFlow
 from made_flows.nflows.transforms import MaskedAffineAutoregressiveTransform
 
-__all__ = ["MaskedAutoregressiveFlow", "StandardNormal"]
+__all__ = ["Flow", "MaskedAutoregressiveFlow", "StandardNormal"]
 
 
 class StandardNormal(normal.StandardNormal):
@@ -46,6 +46,24 @@ class StandardNormal(normal.StandardNormal):
             return noise
         split: Tensor = torchutils.split_leading_dim(noise, [context.shape[0], num_samples])
         return split
+
+
+class Flow(FastFlow, HostFlow):
+    """nflows' flow, which computes no log-determinants for samples that nobody asked to score.
+
+    It takes any transforms and bases of nflows' and of this module; with nflows' own flow they
+    work as well, and their samples take a pass more per layer.
+
+    Args:
+        transform: from data to noise.
+        distribution: the base, a distribution of nflows' or of this module.
+        embedding_net: what turns a context into what transform and base take, or None.
+
+    Example:
+        >>> transform = MaskedAffineAutoregressiveTransform(features=3, hidden_features=16)
+        >>> Flow(transform, StandardNormal([3])).sample(5).shape
+        torch.Size([5, 3])
+    """
 
 
 class MaskedAutoregressiveFlow(FastFlow, host.MaskedAutoregressiveFlow):
@@ -120,4 +138,6 @@ class MaskedAutoregressiveFlow(FastFlow, host.MaskedAutoregressiveFlow):
             ]
             if batch_norm_between_layers:
                 layers.append(BatchNorm(features))
-        Flow.__init__(self, CompositeTransform(layers), StandardNormal([features]), embedding_net)
+        HostFlow.__init__(
+            self, CompositeTransform(layers), StandardNormal([features]), embedding_net
+        )
