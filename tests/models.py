@@ -155,19 +155,18 @@ HEADS: dict[str, Callable[[int], heads.Head]] = {
 """Heads, as functions of the number of features."""
 
 
-def _density(head: str, option: str, features: int) -> mf.DensityModel:
+def _density(head: str, option: str, features: int, **more: Any) -> mf.DensityModel:
     made_head = HEADS[head](features)
-    made = made_of(
-        parameters=made_head.outputs, inputs=made_head.inputs, **_arguments(option, features)
-    )
+    arguments = {**_arguments(option, features), **more}
+    made = made_of(parameters=made_head.outputs, inputs=made_head.inputs, **arguments)
     return scatter(mf.DensityModel(made, made_head.double())).eval()
 
 
 def _densities(*names: str) -> dict[str, Callable[..., nn.Module]]:
     """Every option under the first of these heads, every head under two options."""
     return {
-        f"{head} | {option}": lambda features=4, head=head, option=option: _density(
-            head, option, features
+        f"{head} | {option}": lambda features=4, head=head, option=option, **more: _density(
+            head, option, features, **more
         )
         for head, option in itertools.product(names, OPTIONS)
         if head == names[0] or option in ("plain", "context, residual, direct")

@@ -189,14 +189,21 @@ def kernel_of(step: Step) -> StepKernel | None:
     return kernel if kernel is not None and kernel.kind in _KINDS else None
 
 
-@lru_cache(maxsize=256)
 def _instructions(kernel: StepKernel, parts: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """A step in numbers: kind, rule, whether swapped, parts of noise, one-hot; its constants."""
     rule = kernel.rule
-    code = 0 if rule is None else elementwise.RULE_CODES[rule.rule]
-    one_hot = kernel.kind == "categorical"
-    numbers = np.array([_KINDS[kernel.kind], code, kernel.swapped, parts, one_hot], dtype=np.int64)
-    return numbers, np.array((0.0, 0.0) if rule is None else rule.constants)
+    name, constants = (None, (0.0, 0.0)) if rule is None else (rule.rule, rule.constants)
+    return _in_numbers(kernel.kind, name, constants, kernel.swapped, parts)
+
+
+@lru_cache(maxsize=256)
+def _in_numbers(
+    kind: str, rule: str | None, constants: tuple[float, float], swapped: bool, parts: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    # By their values: the constants of a rule may be changed.
+    code = 0 if rule is None else elementwise.RULE_CODES[rule]
+    numbers = [_KINDS[kind], code, swapped, parts, kind == "categorical"]
+    return np.array(numbers, dtype=np.int64), np.array(constants)
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
