@@ -82,27 +82,30 @@ def accelerate(model: T) -> T:
         1 fast, 0 left as they are
           fast  (itself)  nflows MaskedAffineAutoregressiveTransform
     """
-    found = _layers(model)
     left: dict[str, tuple[str, str]] = {}
+    others: list[tuple[Any, type]] = []
     any_fast = False
-    for name, layer in found:
-        if isinstance(layer, (Swapped, FastLayer)):
+    for name, layer in _layers(model):
+        if isinstance(layer, FastLayer):
             any_fast = True
             continue
         try:
             mixin = find(layer)
+            if mixin is not None and issubclass(mixin, FastLayer):
+                mix_in(layer, mixin)
+                any_fast = True
+            elif mixin is not None:
+                others.append((layer, mixin))
         except NotUnderstoodError as error:
             left[name] = (_kind(layer), str(error))
-            continue
-        if mixin is not None:
+    if any_fast:  # what they are parts of
+        for layer, mixin in others:
             mix_in(layer, mixin)
-            any_fast = any_fast or issubclass(mixin, FastLayer)
     if left:
-        report = AccelerationReport(left=left)
-        lines = str(report).split("\n")[1:]
+        lines = str(AccelerationReport(left=left)).split("\n")[1:]
         message = "some autoregressive layers are left as they are:\n" + "\n".join(lines)
         warnings.warn(message, AccelerationWarning, stacklevel=2)
-    elif not any_fast:
+    elif not any_fast and not _has_own(model):
         message = f"there is no autoregressive layer of a known library in this {_kind(model)}"
         warnings.warn(message, AccelerationWarning, stacklevel=2)
     return model
@@ -171,6 +174,12 @@ def _layers(model: Any) -> list[tuple[str, Any]]:
         if host_of(part) is not None or isinstance(part, FastLayer):
             found.setdefault(id(part), (name or "(itself)", part))
     return list(found.values())
+
+
+def _has_own(model: Any) -> bool:
+    """Whether something of this library is within, which needs no acceleration."""
+    kinds = (type(part) for _, part in _walk(model, "", set()))
+    return any(kind.__module__.startswith("made_flows.") for kind in kinds)
 
 
 def _walk(part: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,6 @@ import pickle
 import subprocess
 import sys
 import textwrap
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -491,6 +490,31 @@ def test_nflows_samples_without_a_pass_for_log_determinants() -> None:
     assert counts["passes"] == 0
 
 
+class Weighted(nt.Transform):
+    """Uses the log-determinant of another transform, while sampling too."""
+
+    def __init__(self, inner: nt.Transform) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> Any:
+        outputs, log_det = self.inner.inverse(inputs, context)
+        return outputs * log_det[:, None], log_det
+
+
+def test_log_determinants_are_there_for_who_may_use_them() -> None:
+    flow = nfl.Flow(
+        nt.CompositeTransform([Weighted(make(LAYERS["nflows"], torch.float32))]),
+        nd.StandardNormal([D]),
+    )
+    results = []
+    for change in (lambda model: model, mf.accelerate):
+        torch.manual_seed(0)
+        results.append(change(flow).sample(ROWS).detach())
+    close(results[1], results[0])
+    assert results[0].abs().min() > 0
+
+
 def test_a_pyro_guide() -> None:
     def model() -> None:
         import pyro
@@ -560,9 +584,21 @@ def test_report_of_what_is_left() -> None:
     )
 
 
+def test_a_version_of_a_library_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError("cannot import name 'MaskedMLP'")
+
+    monkeypatch.setattr("made_flows.hosts.import_module", missing)
+    with pytest.warns(mf.AccelerationWarning, match="this version of zuko is not known"):
+        mf.accelerate(make(LAYERS["zuko"]))
+
+
 def test_nothing_to_accelerate() -> None:
-    with pytest.warns(mf.AccelerationWarning, match="no autoregressive layer of a known library"):
-        mf.accelerate(nn.Linear(2, 2))
+    coupling = nt.AffineCouplingTransform(torch.tensor([0, 1]), nn.Linear)
+    for model in (nn.Linear(2, 2), nfl.Flow(coupling, nd.StandardNormal([2]))):
+        with pytest.warns(mf.AccelerationWarning, match="no autoregressive layer of a known lib"):
+            mf.accelerate(model)
+        assert type(model) in (nn.Linear, nfl.Flow)
 
 
 @pytest.mark.parametrize("function", [mf.accelerate, mf.restore, mf.acceleration])
@@ -572,9 +608,7 @@ def test_what_cannot_be_searched(function: Callable[[Any], Any]) -> None:
 
 
 def test_this_librarys_own_flows_need_nothing() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        flow = mf.accelerate(mf.MAF(3, transforms=1))
+    flow = mf.accelerate(mf.MAF(3, transforms=1))
     assert mf.acceleration(flow) == mf.AccelerationReport()
 
 

@@ -38,5 +38,9 @@ def find(module: Any) -> type | None:
     host = host_of(module)
     if host is None:
         return None
-    mixin: type | None = import_module(f"made_flows.hosts.{host}").find(module)
+    try:
+        reader = import_module(f"made_flows.hosts.{host}")
+    except (ImportError, AttributeError) as error:
+        raise NotUnderstoodError(f"this version of {host} is not known ({error})") from None
+    mixin: type | None = reader.find(module)
     return mixin

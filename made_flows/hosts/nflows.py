@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from nflows.flows.base import Flow
 from nflows.nn.nde import made as nde
 from nflows.transforms import autoregressive as host
 from nflows.transforms import made
+from nflows.transforms.base import CompositeTransform, InverseTransform
 from nflows.transforms.splines import cubic, linear, quadratic, rational_quadratic
 from torch import Tensor
 
 from made_flows.bijections import Bijection
 from made_flows.hosts import mades, maps
 from made_flows.hosts.conditioner import HostConditioner
-from made_flows.hosts.fast import Fast, values_only
+from made_flows.hosts.fast import Fast, FastLayer, values_only
 from made_flows.hosts.own import OwnConditioner, is_own
+from made_flows.hosts.swap import original_class
 from made_flows.hosts.watch import NotUnderstoodError, expect_own
 from made_flows.scales import ScaleRule
 
@@ -56,9 +59,37 @@ class FastFlow:
     """Sampling without log-determinants, which nflows computes and drops."""
 
     def _sample(self, num_samples: int, context: Any) -> Tensor:
-        with values_only():
+        with values_only() if _nobody_asks(self) else nullcontext():
             samples: Tensor = super()._sample(num_samples, context)  # type: ignore[misc]
         return samples
+
+
+def _nobody_asks(flow: Any) -> bool:
+    """Whether no part of a flow can use a log-determinant while it samples.
+
+    nflows' own parts do not. A user's transform, base or embedding network might.
+    """
+    others = (flow._distribution, flow._embedding_net)
+    return (
+        _is_plain(flow._transform)
+        and _library(flow._distribution) in _PLAIN
+        and not any(isinstance(part, FastLayer) for other in others for part in other.modules())
+    )
+
+
+_PLAIN = ("nflows", "made_flows")
+
+
+def _library(module: Any) -> str:
+    return original_class(module).__module__.partition(".")[0]
+
+
+def _is_plain(transform: Any) -> bool:
+    if _library(transform) not in _PLAIN:
+        return False
+    if isinstance(transform, CompositeTransform):
+        return all(map(_is_plain, transform._transforms))
+    return not isinstance(transform, InverseTransform) or _is_plain(transform._transform)
 
 
 def conditioner_of(net: Any, parameters: int) -> HostConditioner:
