@@ -54,9 +54,9 @@ class Flow(FastFlow, HostFlow):
     It takes any transforms and bases of nflows' and of this module; with nflows' own flow they
     work as well, and their samples take a pass more per layer.
 
-    Its arguments are those of nflows' flow: ``transform``, from data to noise; ``distribution``, the
-    base, of nflows' or of this module; ``embedding_net``, what turns a context into what transform
-    and base take, or None.
+    Its arguments are those of nflows' flow: ``transform``, from data to noise; ``distribution``,
+    the base, of nflows' or of this module; ``embedding_net``, what turns a context into what
+    transform and base take, or None.
 
     Example:
         >>> transform = MaskedAffineAutoregressiveTransform(features=3, hidden_features=16)
