@@ -92,7 +92,9 @@ def accelerate(model: T) -> T:
         try:
             mixin = find(layer)
             if mixin is not None and issubclass(mixin, FastLayer):
+                fast = mixin.made_flows_read(layer)
                 mix_in(layer, mixin)
+                layer.made_flows_keep(fast)
                 any_fast = True
             elif mixin is not None:
                 others.append((layer, mixin))
@@ -144,11 +146,11 @@ def acceleration(model: Any) -> AccelerationReport:
         elif not isinstance(layer, Swapped):
             try:
                 mixin = find(layer)
+                if mixin is not None and issubclass(mixin, FastLayer):
+                    mixin.made_flows_read(layer)
+                    report.left[name] = (_kind(layer), "not accelerated")
             except NotUnderstoodError as error:
                 report.left[name] = (_kind(layer), str(error))
-            else:
-                if mixin is not None and issubclass(mixin, FastLayer):
-                    report.left[name] = (_kind(layer), "not accelerated")
     return report
 
 

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -198,6 +199,95 @@ def test_no_rows() -> None:
     x, log_det = row.slow(fast, torch.zeros(0, D), None)
     assert x.shape == (0, D)
     assert log_det.shape == (0,)
+
+
+# ---------------------------------------------------------------------- torch.func and others
+
+
+def _value(row: HostLayer, layer: Any) -> Callable[[Tensor], Tensor]:
+    return lambda u: row.slow(layer, u[None], None)[0][0]
+
+
+def _functions(u: Tensor) -> list[Callable[[Callable[[Tensor], Tensor]], Tensor]]:
+    return [lambda f: torch.func.vmap(f)(u), lambda f: torch.func.jacrev(f)(u[0])]
+
+
+class Inverse(nn.Module):
+    """The slow direction as a module's call."""
+
+    def __init__(self, row: HostLayer, layer: Any) -> None:
+        super().__init__()
+        self.row, self.layer = row, layer
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.row.slow(self.layer, u, None)[0]
+
+
+FUNCTIONAL = ["nflows", "zuko", "zuko, spline"]
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_transforms_of_functions(name: str) -> None:
+    row = LAYERS[name]
+    layer, fast = pair(row, torch.float64)
+    u = row.values(3, torch.float64)
+    expected = [function(_value(row, layer)) for function in _functions(u)]
+    for each in (copy.deepcopy(fast), fast):  # a copy has not read its layer yet
+        close([function(_value(row, each)) for function in _functions(u)], expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's forward mode makes use of its own torch.jit
+        actual = torch.func.jvp(_value(row, fast), (u[0],), (u[1],))
+        close(actual, torch.func.jvp(_value(row, layer), (u[0],), (u[1],)))
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_other_weights_by_functional_call(name: str) -> None:
+    row = LAYERS[name]
+    layer, fast = pair(row, torch.float64)
+    u = row.values(3, torch.float64)
+    weights = {k: 1.2 * v.detach() for k, v in Inverse(row, layer).named_parameters()}
+    results = []
+    for each in (layer, fast):
+        module = Inverse(row, each)
+
+        def loss(weights: dict[str, Tensor], module: nn.Module = module) -> Tensor:
+            return torch.func.functional_call(module, weights, (u,)).square().sum()
+
+        results.append([loss(weights), *torch.func.grad(loss)(weights).values()])
+        ensemble = {k: torch.stack([v, 0.9 * v]) for k, v in weights.items()}
+        results[-1].append(torch.func.vmap(loss)(ensemble))
+    close(results[1], results[0])
+
+
+def test_compiled_by_torch() -> None:
+    row = LAYERS["nflows"]
+    layer, fast = pair(row, torch.float32)
+    u = row.values(ROWS, torch.float32)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler's, about what it cannot trace
+        close(torch.compile(fast.inverse, backend="eager")(u), layer.inverse(u))
+    torch.compiler.reset()
+
+
+def test_inference_mode_and_autocast() -> None:
+    row = LAYERS["nflows"]
+    layer, fast = pair(row, torch.float32)
+    u = row.values(ROWS, torch.float32)
+    with torch.inference_mode():
+        close(fast.inverse(u), layer.inverse(u))
+        made_here, its_copy = pair(row, torch.float32)
+        close(its_copy.inverse(u), made_here.inverse(u))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast.inverse(u)[0], layer.inverse(u)[0])
+
+
+def test_second_derivatives_are_refused() -> None:
+    row = LAYERS["zuko"]
+    fast = pair(row, torch.float64)[1]
+    u = row.values(ROWS, torch.float64).requires_grad_()
+    (gradient,) = torch.autograd.grad(row.slow(fast, u, None)[0].sum(), u, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second ones"):
+        gradient.sum().backward()
 
 
 # ---------------------------------------------------------------------- training mode

@@ -32,8 +32,10 @@ def host_of(module: Any) -> str | None:
 def find(module: Any) -> type | None:
     """The class to mix into a host's layer to make it fast, None if nothing is slow in it.
 
+    A :class:`~made_flows.hosts.fast.FastLayer` still has to read the layer.
+
     Raises:
-        NotUnderstoodError: for an autoregressive layer that is not known; it says why.
+        NotUnderstoodError: for a layer with a slow direction that cannot be made fast, saying why.
     """
     host = host_of(module)
     if host is None:

@@ -109,6 +109,8 @@ class FastLayer:
         fast: Fast | None = self.__dict__.get(_KEPT)
         try:
             if fast is None or not self._made_flows_holds(fast):
+                if torch._C._functorch.peek_interpreter_stack() is not None:
+                    return None  # under torch.func masks cannot be read
                 fast = self.made_flows_keep(self.made_flows_read())
         except NotUnderstoodError:
             self.__dict__.pop(_KEPT, None)
@@ -125,6 +127,8 @@ class FastLayer:
 
     def made_flows_ready(self, known: Any, context: Any = None) -> Fast | None:
         """The fast inverse if it gives what the layer's own would, None if not."""
+        if torch.compiler.is_compiling():
+            return None  # nothing of what is looked up here can be traced; the host's loop can
         fast = self.made_flows_current()
         try:
             return fast if fast is not None and fast.can_solve(known, context) else None

@@ -37,15 +37,9 @@ _SPLINE_SETTINGS = {"bound", "slope"}
 
 
 def find(module: Any) -> type | None:
-    """The class to mix into a zuko transform to make it fast; None if nothing is slow in it.
-
-    Raises:
-        NotUnderstoodError: for an autoregressive layer that is not known.
-    """
-    if isinstance(module, autoregressive.MaskedAutoregressiveTransform):
-        _read(module)
-        return FastTransform
-    return None
+    """The class to mix into a zuko transform to make it fast; None if nothing is slow in it."""
+    known = isinstance(module, autoregressive.MaskedAutoregressiveTransform)
+    return FastTransform if known else None
 
 
 class FastTransform(FastLayer):
