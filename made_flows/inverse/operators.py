@@ -232,10 +232,12 @@ def _folded(
 
     count = each(rows[0], of_rows[0]).shape[1] if rows[0] is not None else 0
 
+    mapped = any(place is not None for place in of_bases)
+
     def fold_base(base: Tensor, place: int | None) -> Tensor:
-        if place is None:
+        if not mapped:
             return base  # its number of rows divides that of every part
-        base = base.movedim(place, 0)
+        base = each(base, place)
         return base.repeat(1, count // max(base.shape[1], 1), 1).flatten(0, 1)
 
     result = operator(
