@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from made_flows.hosts.conditioner import IDENTITY, HostConditioner, HostLayer, elementwise
+from made_flows.hosts.conditioner import HostConditioner
 from made_flows.hosts.fast import FastLayer, values_wanted
+from made_flows.hosts.layers import IDENTITY, HostLayer, elementwise
 from made_flows.hosts.watch import NotUnderstoodError, expect_own
 
 __all__ = ["FastInverse", "MadeVersion", "expect_known", "made_conditioner"]

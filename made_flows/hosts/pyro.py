@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from pyro.distributions import transforms as host
 from pyro.distributions.transforms.spline import ConditionalSpline
-from pyro.nn import auto_reg_nn
 from torch import Tensor
 
 from made_flows.bijections import Affine, Bijection, GatedAffine
-from made_flows.hosts.conditioner import HostConditioner, HostLayer, elementwise
 from made_flows.hosts.fast import Fast, FastLayer
 from made_flows.hosts.maps import HostMap
-from made_flows.hosts.own import OwnConditioner, is_own
+from made_flows.hosts.pyro_networks import conditioner_of
 from made_flows.hosts.spline_kernel import EDGES, SplineKernel
 from made_flows.hosts.swap import mix_in
 from made_flows.hosts.watch import NotUnderstoodError, expect_own
@@ -182,7 +180,7 @@ def _read_affine(layer: Any) -> Fast:
         known = (getattr(kind, function), getattr(type(layer), function))
         if bound is not None and getattr(bound, "__func__", None) not in known:
             raise NotUnderstoodError(f"{type(layer).__name__} has a {name} of its own")
-    return Fast(_conditioner(layer.arn, [1, 1]), _affine(**_settings_of(layer)))
+    return Fast(conditioner_of(layer.arn, [1, 1]), _affine(**_settings_of(layer)))
 
 
 def _settings_of(layer: Any) -> dict[str, Any]:
@@ -210,7 +208,7 @@ def _read_spline(layer: Any) -> Fast:
     if spline.nn is not layer.arn:
         raise NotUnderstoodError("its spline has a network of its own")
     bijection = _spline(spline.count_bins, spline.bound, spline.order)
-    return Fast(_conditioner(layer.arn, _sizes(spline.count_bins, spline.order)), bijection)
+    return Fast(conditioner_of(layer.arn, _sizes(spline.count_bins, spline.order)), bijection)
 
 
 def _sizes(bins: int, order: str) -> list[int]:
@@ -256,7 +254,7 @@ def _read_conditional(layer: Any) -> Fast:
         sizes, bijection = _sizes(bins, order), _spline(**layer.kwargs)
         kind = host.ConditionalSplineAutoregressive
     _expect_inverse(layer, kind, FastConditional, ("condition",))
-    return Fast(_conditioner(layer.nn, sizes), bijection)
+    return Fast(conditioner_of(layer.nn, sizes), bijection)
 
 
 def _expect_inverse(layer: Any, kind: type, fast: type, methods: tuple[str, ...]) -> None:
@@ -265,56 +263,3 @@ def _expect_inverse(layer: Any, kind: type, fast: type, methods: tuple[str, ...]
         own = getattr(type(layer), name)
         if own is not getattr(kind, name) and own is not getattr(fast, name, None):
             raise NotUnderstoodError(f"{type(layer).__name__} has a {name} of its own")
-
-
-def _conditioner(arn: Any, sizes: list[int]) -> HostConditioner | OwnConditioner:
-    """A network of Pyro as a conditioner."""
-    net = arn
-    if isinstance(arn, partial):
-        if arn.args or set(arn.keywords) != {"context"}:
-            raise NotUnderstoodError("its network is called with further arguments")
-        net = arn.func
-    if is_own(net) and list(net.param_dims) == sizes:
-        return OwnConditioner(net, sum(sizes))
-    unconditional = isinstance(net, auto_reg_nn.AutoRegressiveNN)
-    library = (
-        auto_reg_nn.AutoRegressiveNN if unconditional else auto_reg_nn.ConditionalAutoRegressiveNN
-    )
-    expect_own(net, library, ("forward", "_forward"))
-    if list(net.param_dims) != sizes:
-        raise NotUnderstoodError(f"its network gives {net.param_dims} parameters, not {sizes}")
-    context = net.context_dim
-    layers = []
-    for linear in net.layers:
-        expect_own(linear, auto_reg_nn.MaskedLinear)
-        units = linear.weight.shape[0]
-        layers.append(HostLayer(linear, elementwise(net.f, units, linear.weight)))
-    layers[-1] = HostLayer(net.layers[-1])
-    direct = None
-    if net.skip_layer is not None:
-        expect_own(net.skip_layer, auto_reg_nn.MaskedLinear)
-        direct = HostLayer(net.skip_layer)
-    if context:
-        # The context's columns come first.
-        layers[0].columns = slice(context, None)
-        layers[0].base = layers[0].of_context
-        if direct is not None:
-            direct.columns = slice(context, None)
-            layers[-1].base = direct.of_context
-
-    def call(x: Tensor, given: Tensor | None) -> Tensor:
-        outputs = net(x) if given is None else net(x, context=given)
-        if net.all_ones:
-            return torch.stack(tuple(outputs), dim=-1)
-        return torch.cat(outputs, dim=-2).transpose(-1, -2)
-
-    return HostConditioner(
-        net,
-        layers,
-        features=net.input_dim,
-        parameters=sum(sizes),
-        context=context,
-        direct=direct,
-        parameter_major=True,
-        call=call,
-    )

@@ -14,8 +14,9 @@ from zuko.flows import autoregressive, polynomial, spline
 from zuko.utils import unpack
 
 from made_flows.bijections import Affine, Bijection
-from made_flows.hosts.conditioner import IDENTITY, HostConditioner, HostLayer, elementwise
+from made_flows.hosts.conditioner import HostConditioner
 from made_flows.hosts.fast import Fast, FastLayer
+from made_flows.hosts.layers import IDENTITY, HostLayer, elementwise
 from made_flows.hosts.maps import HostMap
 from made_flows.hosts.spline_kernel import EDGES, SplineKernel
 from made_flows.hosts.watch import NotUnderstoodError, expect_own
