@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from made_flows.checks import check_broadcast, is_plain
 from made_flows.inverse import operators
@@ -140,15 +139,14 @@ def _asks_for_gradient(conditioner: Conditioner, *tensors: Tensor | None) -> boo
 
 def _slopes(step: Step, noise: Tensor, parameters: Tensor) -> Tensor:
     """Derivative of every value with respect to its own parameters, (..., D, K)."""
-    if is_plain(noise) and is_plain(parameters):
-        # torch.func refuses to work under hooks on saved tensors, which checkpoints are made of.
-        with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):
-            leaf = parameters.requires_grad_()
-            return torch.autograd.grad(step(noise, leaf).sum(), leaf)[0]
+    if is_plain(parameters):
+        # torch.func refuses to work under hooks on saved tensors, which checkpointing sets.
+        with torch.enable_grad():
+            leaf = parameters.detach().requires_grad_()
+            values = step(noise, leaf)
+            if not values.requires_grad:  # a step that ignores its parameters
+                return torch.zeros_like(parameters)
+            return torch.autograd.grad(values.sum(), leaf)[0]
     values, pull, *_ = torch.func.vjp(lambda p: step(noise, p), parameters)
     slopes: Tensor = pull(torch.ones_like(values))[0]
     return slopes
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
