@@ -132,10 +132,10 @@ class FastInverse(FastLayer):
 
     def inverse(self, inputs: Any, context: Any = None) -> tuple[Tensor, Tensor]:
         """Where the transform maps to the inputs, and log |det| of the inverse's Jacobian."""
-        fast = self.made_flows_ready(inputs, context)
         # Of two features the loop's two passes are as much work as a sweep and the pass after it.
-        few = fast is not None and fast.conditioner.features == 2 and not values_wanted()
-        if fast is None or few or inputs.dim() != 2:
+        few = inputs.shape[-1] <= 2 and not values_wanted()
+        fast = None if few else self.made_flows_ready(inputs, context)
+        if fast is None or inputs.dim() != 2:
             result: tuple[Tensor, Tensor] = super().inverse(inputs, context)  # type: ignore[misc]
             return result
         outputs = fast.solve(inputs, context)
