@@ -117,6 +117,20 @@ def test_vmap(choice: str, name: str) -> None:
 
 
 @each_backend
+def test_vmap_over_batches_with_a_context_for_each_row(choice: str) -> None:
+    model = MODELS["Gaussian | context, residual, direct"]()
+    call = call_of(model)
+    noise, context = noise_of(HeadStep(model.head), 2, 5, 3, 4), context_of(model, 2, 3)
+    with backend(choice):
+        same(torch.vmap(call)(noise, context), call(noise, context.unsqueeze(1)))
+        same(torch.vmap(call, (None, 0))(noise[0], context), call(noise[0], context.unsqueeze(1)))
+        leaf = context.clone().requires_grad_()
+        [expected] = torch.autograd.grad(call(noise, leaf.unsqueeze(1)).pow(2).sum(), leaf)
+        gradient = torch.func.grad(lambda c, u: call(u, c).pow(2).sum())
+        torch.testing.assert_close(torch.vmap(gradient)(context, noise), expected)
+
+
+@each_backend
 def test_vmap_over_samples_and_gradients(choice: str) -> None:
     model = MODELS["Gaussian | context, residual, direct"]()
     call, context = call_of(model), context_of(model, 3)
