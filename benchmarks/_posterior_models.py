@@ -97,7 +97,6 @@ def autoregression(y: Tensor, lags: int) -> None:
 
 
 def garch(y: Tensor, sigma1: float) -> None:
-    """The variance's recursion, written out: powers of beta1 times squared errors."""
     mu = pyro.sample("mu", flat())
     alpha0 = pyro.sample("alpha0", flat_positive())
     alpha1 = pyro.sample("alpha1", dist.Uniform(0.0, 1.0))
@@ -105,14 +104,20 @@ def garch(y: Tensor, sigma1: float) -> None:
     share = pyro.sample("share", dist.Uniform(0.0, 1.0))
     beta1 = (1 - alpha1) * share
     pyro.factor("length", torch.log1p(-alpha1))
-    steps = torch.arange(len(y))
-    lag = (steps[:, None] - 1 - steps[None, :]).to(y)
-    log_power = lag.clamp(min=0) * beta1.log()[..., None, None]
-    powers = torch.where(lag >= 0, log_power.exp(), 0.0)
-    news = alpha0.unsqueeze(-1) + alpha1.unsqueeze(-1) * (y - mu.unsqueeze(-1)) ** 2
-    first = (steps * beta1.log().unsqueeze(-1)).exp() * sigma1**2
-    variance = (powers @ news.unsqueeze(-1)).squeeze(-1) + first
-    observe(y, mu.unsqueeze(-1), variance.sqrt())
+    mu, alpha0, alpha1, beta1 = (v.unsqueeze(-1) for v in (mu, alpha0, alpha1, beta1))
+    news = alpha0 + alpha1 * (y[:-1] - mu) ** 2
+    first = torch.full_like(news[..., :1], sigma1**2)
+    observe(y, mu, decaying_sums(torch.cat([first, news], dim=-1), beta1).sqrt())
+
+
+def decaying_sums(x: Tensor, factor: Tensor) -> Tensor:
+    """The recursion s_t = factor * s_{t-1} + x_t, by doubling the number of terms."""
+    span = 1
+    while span < x.shape[-1]:
+        earlier = torch.nn.functional.pad(x[..., :-span], (span, 0))
+        x = x + factor * earlier
+        factor, span = factor**2, 2 * span
+    return x
 
 
 def gaussian_process(x: Tensor, k: Tensor) -> None:
