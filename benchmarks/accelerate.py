@@ -38,7 +38,8 @@ QUICK_WIDTHS, QUICK_LAYERS, QUICK_SAMPLES = {3: 8, 5: 8}, (2,), 50
 TEXT = f"""\
 Networks have two hidden layers of H units. Values are milliseconds for {SAMPLES} samples, without
 gradients; "times" is how many times as long the library takes without `accelerate`, median and
-quartiles over neighbouring turns (one turn, where a call takes longer than it is given)."""
+quartiles over neighbouring turns (one turn, where a call takes longer than it is given). Samples of
+normflows come with their log-densities, which take one more pass of every network."""
 
 SCORING_TEXT = f"""\
 Log-densities of {SCORED} points that were not drawn from the flow: Pyro inverts its transforms."""
