@@ -16,6 +16,11 @@ except ModuleNotFoundError as error:
         "made_flows.pyro needs Pyro. Install it with: pip install made-flows[pyro]"
     ) from error
 
+from made_flows.pyro.conditional_flows import (
+    ConditionalFlowTransform,
+    ConditionalIAF,
+    ConditionalMAF,
+)
 from made_flows.pyro.distributions import (
     BernoulliMADE,
     CategoricalMADE,
@@ -25,13 +30,7 @@ from made_flows.pyro.distributions import (
     PyroModel,
     to_pyro,
 )
-from made_flows.pyro.flow_transforms import (
-    IAF,
-    MAF,
-    ConditionalFlowTransform,
-    ConditionalMAF,
-    FlowTransform,
-)
+from made_flows.pyro.flow_transforms import IAF, MAF, FlowTransform
 from made_flows.pyro.networks import (
     AutoRegressiveNN,
     ConditionalAutoRegressiveNN,
@@ -58,6 +57,7 @@ __all__ = [
     "ConditionalAffineAutoregressive",
     "ConditionalAutoRegressiveNN",
     "ConditionalFlowTransform",
+    "ConditionalIAF",
     "ConditionalMAF",
     "ConditionalSplineAutoregressive",
     "FlowTransform",

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 import made_flows.autoregressive_flows as core
-from made_flows.checks import check_broadcast, expect, expect_type
+from made_flows.checks import check_broadcast, check_event, expect, expect_type
 from made_flows.flows import Flow
 from made_flows.pyro.base import VectorTransform
 from made_flows.transforms import Transform
 
-__all__ = ["IAF", "MAF", "ConditionalFlowTransform", "ConditionalMAF", "FlowTransform"]
+__all__ = ["IAF", "MAF", "FlowTransform", "check_flow"]
 
 
 class FlowTransform(VectorTransform):
@@ -35,7 +34,7 @@ class FlowTransform(VectorTransform):
         ValueError: for a context that is missing or superfluous.
 
     Example:
-        >>> import pyro.distributions as dist, made_flows as mf
+        >>> import torch, pyro.distributions as dist, made_flows as mf
         >>> transform = FlowTransform(mf.InvertibleLinear(3))
         >>> flow = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1), [transform])
         >>> flow.rsample((5,)).shape
@@ -44,15 +43,14 @@ class FlowTransform(VectorTransform):
 
     def __init__(self, flow: nn.Module, context: Tensor | None = None) -> None:
         super().__init__(cache_size=1)
-        known = isinstance(flow, (Flow, Transform))
-        expect_type(known, "flow", "to be a Flow or a Transform of made_flows", flow)
-        self.flow: Any = flow
-        got = None if context is None else tuple(context.shape)
+        self.flow: Any = check_flow(flow)
         if self.flow.context:
-            wanted = f"of shape (..., {self.flow.context})"
-            expect(got is not None and got[-1] == self.flow.context, "context", wanted, got)
+            wanted = f"of shape (..., {self.flow.context}), as the flow takes one"
+            expect(context is not None, "context", wanted, "none")
+            check_event(context, "context", self.flow.context)
         else:
-            expect(context is None, "context", "to be left out, as the flow takes none", got)
+            got = None if context is None else tuple(context.shape)
+            expect(got is None, "context", "to be left out, as the flow takes none", got)
         self.context = context
         self.held_tensors = () if context is None else (context,)  # for the memory
 
@@ -119,7 +117,7 @@ class IAF(FlowTransform):
         Kingma et al. 2016, *Improved Variational Inference with Inverse Autoregressive Flow*.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import torch, pyro.distributions as dist
         >>> guide = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1), [IAF(3)])
         >>> guide.log_prob(guide.rsample((5,))).shape
         torch.Size([5])
@@ -159,7 +157,7 @@ class MAF(FlowTransform):
         Papamakarios et al. 2017, *Masked Autoregressive Flow for Density Estimation*.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import torch, pyro.distributions as dist
         >>> density = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1), [MAF(3)])
         >>> density.log_prob(torch.zeros(5, 3)).shape, density.sample((5,)).shape
         (torch.Size([5]), torch.Size([5, 3]))
@@ -181,67 +179,12 @@ def _no_context(arguments: dict[str, Any], conditional: str) -> None:
         expect(name not in arguments, name, f"to be left out (see {conditional})", arguments)
 
 
-class ConditionalFlowTransform(ConditionalTransformModule):
-    """A flow with a context, as a conditional transform of Pyro.
-
-    Args:
-        flow: a :class:`~made_flows.Flow` or one of its transforms, with ``context`` variables.
+def check_flow(flow: Any) -> Any:
+    """The flow, if it is one of this library's.
 
     Raises:
         TypeError: for another kind of object.
-        ValueError: for a flow without a context.
-
-    Example:
-        >>> import pyro.distributions as dist, made_flows as mf
-        >>> conditional = ConditionalFlowTransform(mf.MAF(3, context=2))
-        >>> base = dist.Normal(torch.zeros(3), torch.ones(3))
-        >>> density = dist.ConditionalTransformedDistribution(base, [conditional])
-        >>> density.condition(torch.zeros(10, 2)).rsample().shape
-        torch.Size([10, 3])
     """
-
-    def __init__(self, flow: nn.Module) -> None:
-        super().__init__()
-        known = isinstance(flow, (Flow, Transform))
-        expect_type(known, "flow", "to be a Flow or a Transform of made_flows", flow)
-        expect(bool(flow.context), "flow", "to take a context", "one made with context=0")
-        self.flow: Any = flow
-
-    @property
-    def features(self) -> int:
-        """Number of features D."""
-        return cast(int, self.flow.features)
-
-    def condition(self, context: Tensor) -> FlowTransform:
-        """The transform under a context (..., C), with the flow among its parameters."""
-        return FlowTransform(self.flow, context)
-
-
-class ConditionalMAF(ConditionalFlowTransform):
-    r"""Masked autoregressive flow with a context: densities :math:`p(y \mid c)` in one pass.
-
-    Args:
-        features: number of features D.
-        context: number of context variables C.
-        transforms, hidden_features, flow: as for :class:`MAF`.
-
-    Raises:
-        TypeError, ValueError: for arguments out of range.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> base = dist.Normal(torch.zeros(3), torch.ones(3))
-        >>> density = dist.ConditionalTransformedDistribution(base, [ConditionalMAF(3, 2)])
-        >>> density.condition(torch.zeros(10, 2)).log_prob(torch.zeros(10, 3)).shape
-        torch.Size([10])
-    """
-
-    def __init__(
-        self,
-        features: int,
-        context: int,
-        transforms: int = 1,
-        hidden_features: Sequence[int] = (64, 64),
-        **flow: Any,
-    ) -> None:
-        super().__init__(core.MAF(features, context, transforms, hidden_features, **flow))
+    known = isinstance(flow, (Flow, Transform))
+    expect_type(known, "flow", "to be a Flow or a Transform of made_flows", flow)
+    return flow
