@@ -160,8 +160,10 @@ class ClippedScale(ScaleRule):
         return clipped
 
 
-def _inward(a: Tensor, low: float, high: float, gradient: Tensor) -> Tensor:
+def _inward(a: Tensor, low: float, high: float, gradient: Tensor | None) -> Tensor | None:
     """The gradient where it does not lead further out: descent moves against it."""
+    if gradient is None:  # autograd's zero
+        return None
     outward = ((a > high) & (gradient < 0)) | ((a < low) & (gradient > 0))
     return gradient.masked_fill(outward, 0.0)
 
