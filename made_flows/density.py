@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 
 from made_flows._registry import saveable
-from made_flows.checks import can_inspect, check_broadcast, check_event, expect_type
+from made_flows.checks import expect, expect_type
+from made_flows.distribution import AutoregressiveDistribution
 from made_flows.heads import Bernoulli, Categorical, Gaussian, GaussianMixture, Head
-from made_flows.inverse import HeadStep, sequential_inverse
 from made_flows.made import MADE
+from made_flows.orders import OrderSchedule
 from made_flows.scales import ScaleRule
 
 __all__ = [
@@ -38,10 +39,21 @@ class DensityModel(nn.Module):
         made: the conditioner; made with ``parameters`` and ``inputs`` of the head (its
             ``outputs`` and ``inputs``).
         head: the distribution of one feature.
+        orders: the orders that are trained, in place of the conditioner's alone: ``"all"`` draws
+            a fresh one for every batch, a number K (or K orders, (K, D)) are taken in turn. In
+            evaluation mode the model is one density again, that of the conditioner's order.
+        masks: likewise for the degrees of the hidden units: ``"all"`` or a number of sets.
+        orders_per_batch: how many orders a batch is cut into, or ``"row"`` for one each.
+        generator: source of randomness for K orders or sets of degrees.
 
     Raises:
         TypeError: if the conditioner is not a MADE or the head is not a Head.
-        ValueError: if their numbers of parameters or inputs differ.
+        ValueError: if their numbers of parameters or inputs differ, and for orders or masks of a
+            conditioner of a graph.
+
+    References:
+        Uria et al. 2014, *A Deep and Tractable Density Estimator*; Germain et al. 2015, sections
+        4.2-4.3.
 
     Example:
         >>> import made_flows as mf
@@ -51,7 +63,18 @@ class DensityModel(nn.Module):
         (torch.Size([5, 10, 3]), torch.Size([10]))
     """
 
-    def __init__(self, made: MADE, head: Head) -> None:
+    schedule: OrderSchedule | None
+
+    def __init__(
+        self,
+        made: MADE,
+        head: Head,
+        *,
+        orders: Any = None,
+        masks: Literal["all"] | int | None = None,
+        orders_per_batch: int | Literal["row"] = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         expect_type(isinstance(made, MADE), "made", "to be a MADE", made)
         expect_type(isinstance(head, Head), "head", "to be a Head", head)
@@ -65,6 +88,15 @@ class DensityModel(nn.Module):
                 )
         self.made = made
         self.head = head
+        self.schedule = None
+        scheduled = orders is not None or masks is not None
+        if scheduled or orders_per_batch != 1:
+            expect(scheduled, "orders_per_batch", "to be left out without orders or masks",
+                   orders_per_batch)  # fmt: skip
+            self.schedule = OrderSchedule(made, orders, masks, orders_per_batch, generator)
+        self.any_order = self.schedule is not None and self.schedule.any_order
+        # Plain attributes: looking modules up takes longer.
+        self._drawn_in_training = self.schedule is not None
         start = head.initial_parameters()
         bias = made.layers[-1].bias
         if start is not None and isinstance(bias, Tensor):
@@ -85,109 +117,36 @@ class DensityModel(nn.Module):
         """The distribution of the features, given the context (..., C)."""
         return AutoregressiveDistribution(self, context)
 
+    def arranged(self, order: Any = None, degrees: Sequence[Tensor] | None = None) -> DensityModel:
+        """A model of the same weights, not copies of them, in another order.
 
-class AutoregressiveDistribution(Distribution):
-    """The distribution of a density model under a given context.
+        Its call gives the density under that order, in training too. See
+        :meth:`made_flows.MADE.arranged`.
 
-    Its batch shape is that of the context, () without one; its event shape is (D,). Scores take
-    one pass of the network, samples one sequential inverse.
+        Args:
+            order: the order, (D,), or a name; None for that of this model.
+            degrees: degrees of the units of every hidden layer; None for those of this model.
 
-    Args:
-        model: the density model.
-        context: (..., C), if the model has one.
-        validate_args: whether values are checked before they are scored (torch's default: yes).
-
-    Raises:
-        ValueError: for a context that is missing, superfluous or of the wrong shape, and for
-            values outside the support, naming the first row and column.
-    """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (as torch declares it)
-
-    def __init__(
-        self,
-        model: DensityModel,
-        context: Tensor | None = None,
-        *,
-        validate_args: bool | None = None,
-    ) -> None:
-        self.model = model
-        self.context = model.made.check_context(context)
-        batch_shape = torch.Size() if self.context is None else self.context.shape[:-1]
-        super().__init__(batch_shape, torch.Size((model.features,)), validate_args=validate_args)
-
-    @property
-    def support(self) -> Any:
-        """Where values live: vectors of the head's support."""
-        return constraints.independent(self.model.head.support, 1)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether samples carry gradients."""
-        return HeadStep(self.model.head).differentiable
-
-    def expand(
-        self, batch_shape: Sequence[int], _instance: Distribution | None = None
-    ) -> AutoregressiveDistribution:
-        """The same distribution with a larger batch shape.
-
-        Raises:
-            ValueError: for a shape that the batch shape does not broadcast to.
+        Example:
+            >>> import made_flows as mf
+            >>> model = mf.BernoulliMADE(4, orders="all")
+            >>> model.arranged([3, 1, 0, 2])().sample().shape
+            torch.Size([4])
         """
-        new: AutoregressiveDistribution = self._get_checked_instance(
-            AutoregressiveDistribution, _instance
-        )
-        batch_shape = torch.Size(batch_shape)
-        if check_broadcast(expanded=batch_shape, batch_shape=self.batch_shape) != batch_shape:
-            raise ValueError(
-                f"Expected a shape that batch_shape {tuple(self.batch_shape)} broadcasts to; got "
-                f"{tuple(batch_shape)}"
-            )
-        new.model = self.model
-        new.context = None if self.context is None else self.context.expand(*batch_shape, -1)
-        Distribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        return self._of(self.made.arranged(order, degrees))
 
-    def _validate_sample(self, value: Tensor) -> None:
-        check_event(value, "value", self.model.features)
-        check_broadcast(value=value.shape[:-1], batch_shape=self.batch_shape)
-        if can_inspect(value):
-            self.model.head.check_values(value)
+    def _of(self, made: MADE) -> DensityModel:
+        other = copy.copy(self)
+        other._modules = {**self._modules, "made": made}
+        other._drawn_in_training = False
+        return other
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of values (..., D): of shape (...), broadcast with the batch shape."""
-        if self._validate_args:
-            self._validate_sample(value)
-        model = self.model
-        parameters = model.made(model.head.encode(value, model.made.dtype), self.context)
-        each = model.head.log_prob(value, parameters).sum(dim=-1)
-        return each.expand(check_broadcast(value=each.shape, batch_shape=self.batch_shape))
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Samples of shape (*sample_shape, *batch_shape, D), by one sequential inverse."""
-        with torch.no_grad():
-            return self._draw(sample_shape)
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Samples that carry gradients to weights and context, by one sequential inverse."""
-        if not self.has_rsample:
-            raise NotImplementedError(
-                f"Samples of a {type(self.model.head).__name__} head carry no gradients; "
-                "use sample()"
-            )
-        return self._draw(sample_shape)
-
-    def _draw(self, sample_shape: Sequence[int]) -> Tensor:
-        model = self.model
-        shape = self._extended_shape(torch.Size(sample_shape))
-        like = model.made.ranks.new_empty(0, dtype=model.made.dtype)
-        noise = model.head.noise(shape, like)
-        return sequential_inverse(model.made, HeadStep(model.head), noise, self.context)
-
-    def __repr__(self) -> str:
-        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
-        return f"AutoregressiveDistribution({type(self.model).__name__}, {shapes})"
+    def outputs(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Parameters (..., D, K) from what the network reads, in training of drawn orders."""
+        if self._drawn_in_training and self.training and self.schedule is not None:
+            return self.schedule.outputs(self.made, x, context)
+        parameters: Tensor = self.made(x, context)
+        return parameters
 
 
 @saveable
@@ -201,7 +160,8 @@ class GaussianMADE(DensityModel):
         context: number of context variables C.
         hidden_features: widths of the hidden layers.
         scale: the rule from an output to the scale, see :class:`~made_flows.ScaleRule`.
-        made: further arguments of :class:`~made_flows.MADE`.
+        made: further arguments of :class:`~made_flows.MADE`, and ``orders``, ``masks`` and
+            ``orders_per_batch`` of :class:`DensityModel`.
 
     References:
         Papamakarios et al. 2017, *Masked Autoregressive Flow*, section 2.2.
@@ -222,7 +182,9 @@ class GaussianMADE(DensityModel):
         **made: Any,
     ) -> None:
         head = Gaussian(scale)
-        super().__init__(MADE(features, context, hidden_features, head.outputs, **made), head)
+        options = _options(made)
+        conditioner = MADE(features, context, hidden_features, head.outputs, **made)
+        super().__init__(conditioner, head, **options)
 
 
 @saveable
@@ -237,7 +199,8 @@ class GaussianMixtureMADE(DensityModel):
         hidden_features: widths of the hidden layers.
         components: number of components of every mixture.
         scale: the rule from outputs to scales, see :class:`~made_flows.ScaleRule`.
-        made: further arguments of :class:`~made_flows.MADE`.
+        made: further arguments of :class:`~made_flows.MADE`, and ``orders``, ``masks`` and
+            ``orders_per_batch`` of :class:`DensityModel`.
 
     References:
         Papamakarios et al. 2017, *Masked Autoregressive Flow*, section 4.1 (MADE MoG).
@@ -259,7 +222,9 @@ class GaussianMixtureMADE(DensityModel):
         **made: Any,
     ) -> None:
         head = GaussianMixture(components, scale)
-        super().__init__(MADE(features, context, hidden_features, head.outputs, **made), head)
+        options = _options(made)
+        conditioner = MADE(features, context, hidden_features, head.outputs, **made)
+        super().__init__(conditioner, head, **options)
 
 
 @saveable
@@ -272,7 +237,8 @@ class BernoulliMADE(DensityModel):
         features: number of features D.
         context: number of context variables C.
         hidden_features: widths of the hidden layers.
-        made: further arguments of :class:`~made_flows.MADE`.
+        made: further arguments of :class:`~made_flows.MADE`, and ``orders``, ``masks`` and
+            ``orders_per_batch`` of :class:`DensityModel`.
 
     References:
         Germain et al. 2015, *MADE: Masked Autoencoder for Distribution Estimation*.
@@ -291,7 +257,9 @@ class BernoulliMADE(DensityModel):
         **made: Any,
     ) -> None:
         head = Bernoulli()
-        super().__init__(MADE(features, context, hidden_features, head.outputs, **made), head)
+        options = _options(made)
+        conditioner = MADE(features, context, hidden_features, head.outputs, **made)
+        super().__init__(conditioner, head, **options)
 
 
 @saveable
@@ -305,7 +273,8 @@ class CategoricalMADE(DensityModel):
         context: number of context variables C.
         hidden_features: widths of the hidden layers.
         categories: number of categories, the same for all features or one number each.
-        made: further arguments of :class:`~made_flows.MADE`.
+        made: further arguments of :class:`~made_flows.MADE`, and ``orders``, ``masks`` and
+            ``orders_per_batch`` of :class:`DensityModel`.
 
     Example:
         >>> import made_flows as mf
@@ -323,7 +292,19 @@ class CategoricalMADE(DensityModel):
         **made: Any,
     ) -> None:
         head = Categorical(categories, features)
+        options = _options(made)
         conditioner = MADE(
             features, context, hidden_features, head.outputs, inputs=head.inputs, **made
         )
-        super().__init__(conditioner, head)
+        super().__init__(conditioner, head, **options)
+
+
+def _options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Take the arguments of a DensityModel out of those of its MADE."""
+    names = ("orders", "masks", "orders_per_batch")
+    options = {name: arguments.pop(name) for name in names if name in arguments}
+    if options.get("orders") is not None or options.get("masks") is not None:
+        options["generator"] = arguments.get("generator")
+        # Networks whose masks change gain from being told them.
+        arguments.setdefault("mask_weights", options.get("masks") is not None or "order")
+    return options

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from made_flows.activations import activation_name
 from made_flows.linear import MaskedLinear
@@ -14,7 +16,7 @@ from made_flows.network import Layer, Network
 if TYPE_CHECKING:
     from made_flows.made import MADE
 
-__all__ = ["Description"]
+__all__ = ["Description", "bases_of"]
 
 
 class Description:
@@ -28,17 +30,16 @@ class Description:
 
     Attributes:
         network: without a context.
-        with_context: its text and tensors where a context contributes.
+        with_context: its text and tensors where a context contributes too.
     """
 
     def __init__(self, made: MADE) -> None:
         linears = [cast(MaskedLinear, layer) for layer in made.layers]
-        last = len(linears) - 1
-        contexts = {0: made.input_context, last: made.output_context}
-        based = [index for index, layer in contexts.items() if layer is not None]
+        contexts, offsets = _contexts(made), _offsets(made)
+        based = {*contexts, *offsets}
         self._activation = activation_name(made.activation)
         self._modules = _modules(made)
-        self.network = self._describe(made, linears, ())
+        self.network = self._describe(made, linears, offsets)
         self.with_context = self._describe(made, linears, based)
         places: list[tuple[dict[str, Any], str]] = [(made._buffers, "ranks")]
         for linear in linears if made.direct is None else [*linears, made.direct]:
@@ -69,6 +70,41 @@ class Description:
             and self._activation == activation_name(made.activation)
             and all(table[name] is tensor for table, name, tensor in self._tensors)
         )
+
+
+def _contexts(made: MADE) -> dict[int, MaskedLinear]:
+    """The layers that a context contributes to, and the way it takes there."""
+    last = len(made.layers) - 1
+    ways = {0: made.input_context, last: made.output_context}
+    return {index: way for index, way in ways.items() if way is not None}
+
+
+def _offsets(made: MADE) -> dict[int, list[MaskedLinear]]:
+    """The layers that masks alone contribute to, and the weights of those masks."""
+    found: dict[int, list[MaskedLinear]] = {}
+    for index, layer in enumerate(made.layers):
+        if cast(MaskedLinear, layer).has_mask_weights:
+            found[index] = [cast(MaskedLinear, layer)]
+    if made.direct is not None and made.direct.has_mask_weights:
+        found.setdefault(len(made.layers) - 1, []).append(made.direct)
+    return found
+
+
+def bases_of(made: MADE, context: Tensor | None = None) -> list[Tensor]:
+    """What a context (rows, C) and masks alone contribute to the layers, each (rows, units)."""
+    contexts, offsets = _contexts(made), _offsets(made)
+    rows = 1 if context is None else len(context)
+    bases = []
+    for index in range(len(made.layers)):
+        parts: list[Tensor] = []
+        if context is not None and index in contexts:
+            parts.append(contexts[index](context))
+        for layer in offsets.get(index, ()):
+            offset = layer.offset()
+            parts += [] if offset is None else [offset.expand(rows, -1)]
+        if parts:
+            bases.append(functools.reduce(torch.add, parts))
+    return bases
 
 
 def _modules(made: MADE) -> tuple[nn.Module | None, ...]:

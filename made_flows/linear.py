@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,14 @@ from torch import Tensor, nn
 from made_flows.checks import is_plain
 from made_flows.staircase import SMALLEST, Block, blocks_of, staircase_linear
 
-__all__ = ["MaskedLinear"]
+__all__ = ["MaskedLinear", "RowMask"]
+
+
+class RowMask(Protocol):
+    """A mask that differs from row to row, which knows how to apply itself."""
+
+    def __call__(self, x: Tensor, layer: MaskedLinear) -> Tensor:
+        """The masked affine map of x, (..., inputs) -> (..., outputs)."""
 
 
 class MaskedLinear(nn.Module):
@@ -20,6 +28,9 @@ class MaskedLinear(nn.Module):
     Args:
         mask: boolean (outputs, inputs); True where a weight lives.
         bias: whether there is a bias.
+        mask_weights: whether a matrix U adds :math:`(M \odot U)\, 1` to the bias, so that a unit
+            can tell an input that it may not read from one that is zero (Germain et al. 2015,
+            section 4.2). It starts at zero.
 
     The mask is a buffer of zeros and ones: it moves and is saved with the weights. A call may
     bring a mask of its own. Rows of ``weight`` start uniform with variance 1 / (number of inputs
@@ -33,8 +44,9 @@ class MaskedLinear(nn.Module):
 
     mask: Tensor
     bias: nn.Parameter | None
+    mask_weight: nn.Parameter | None
 
-    def __init__(self, mask: Tensor, bias: bool = True) -> None:
+    def __init__(self, mask: Tensor, bias: bool = True, mask_weights: bool = False) -> None:
         super().__init__()
         self.out_features, self.in_features = mask.shape
         # Of the weights' type: a product with booleans converts them every time, which at 1024
@@ -43,6 +55,10 @@ class MaskedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(mask.shape))
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(self.out_features)) if bias else None
+        )
+        self.has_mask_weights = bool(mask_weights)
+        self.register_parameter(
+            "mask_weight", nn.Parameter(torch.empty(mask.shape)) if mask_weights else None
         )
         self._blocks: tuple[tuple[int, int], tuple[Block, ...] | None] | None = None
         self.reset_parameters()
@@ -59,16 +75,41 @@ class MaskedLinear(nn.Module):
         visible = (self.mask.sum(dim=1, keepdim=True) + extra_inputs).clamp(min=1)
         bound = (3.0 / visible).sqrt()
         self.weight.uniform_(-1, 1).mul_(bound * gain)
+        if self.mask_weight is not None:
+            self.mask_weight.zero_()
         if self.bias is not None:
             # Spread the kinks of the units over the data, as torch.nn.Linear does.
             self.bias.uniform_(-1, 1).mul_((bound / 3**0.5).squeeze(1) if gain == 1 else 0.0)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The map of x, (..., inputs) -> (..., outputs)."""
+    def forward(self, x: Tensor, mask: Tensor | RowMask | None = None) -> Tensor:
+        """The map of x, (..., inputs) -> (..., outputs), under another mask where one is given."""
+        if mask is not None and not isinstance(mask, Tensor):
+            return mask(x, self)
+        bias = self.full_bias(mask) if self.has_mask_weights else self.bias
         blocks = self._staircase(x) if mask is None else None
         if blocks is not None:
-            return staircase_linear(x, self.weight, self.bias, self.mask, blocks)
-        return F.linear(x, self.weight * (self.mask if mask is None else mask), self.bias)
+            return staircase_linear(x, self.weight, bias, self.mask, blocks)
+        return F.linear(x, self.weight * (self.mask if mask is None else mask), bias)
+
+    def offset(self, mask: Tensor | None = None) -> Tensor | None:
+        """What the mask alone adds to the bias, (outputs,); None without mask weights."""
+        if self.mask_weight is None:
+            return None
+        return (self.mask_weight * (self.mask if mask is None else mask)).sum(dim=1)
+
+    def full_bias(self, mask: Tensor | None = None) -> Tensor | None:
+        """The bias with what the mask adds to it."""
+        offset = self.offset(mask)
+        if offset is None or self.bias is None:
+            return self.bias if offset is None else offset
+        return self.bias + offset
+
+    def masked(self, mask: Tensor) -> MaskedLinear:
+        """A layer of the same weights, not copies of them, under another mask."""
+        other = copy.copy(self)
+        other._parameters, other._buffers = dict(self._parameters), dict(self._buffers)
+        other._buffers["mask"] = mask.to(self.mask)
+        return other
 
     def _staircase(self, x: Tensor) -> tuple[Block, ...] | None:
         """The blocks of the mask, where leaving empty ones out pays: large layers on the CPU."""

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from made_flows import arrangements
 from made_flows import masks as mk
 from made_flows._registry import saveable
 from made_flows.activations import activate_fresh, make_activation
+from made_flows.arrangements import Masks
 from made_flows.checks import (
-    can_inspect,
     check_broadcast,
     check_event,
     expect,
-    expect_type,
     non_negative_integer,
     positive_integer,
     real_number,
     widths,
 )
-from made_flows.description import Description
-from made_flows.linear import MaskedLinear
+from made_flows.dependencies import DependencyWarning, reach_of, warn_of_lost_dependencies
+from made_flows.description import Description, bases_of
+from made_flows.linear import MaskedLinear, RowMask
 from made_flows.network import Network
-from made_flows.wiring import Shape, Wiring, feature_reach, wire_graph, wire_order
+from made_flows.row_orders import forward_row_orders
+from made_flows.wiring import Shape, per_feature, wire_graph, wire_order
 
 __all__ = ["MADE", "DependencyWarning"]
 
 _NEAR_ZERO = 0.01
 """Gain of the layers that should hardly count at the start: outputs and ends of residual blocks."""
-
-
-class DependencyWarning(UserWarning):
-    """Hidden layers are too narrow for the network to connect all the features it could."""
 
 
 @saveable
@@ -70,6 +67,10 @@ class MADE(nn.Module):
         adjacency: instead of an order, a directed acyclic graph: a boolean matrix of shape
             (features, features), ``[i, j]`` meaning that feature i may depend on feature j, or
             (features, features + context) to say the same of the context's columns.
+        mask_weights: whether masked layers tell an input that they may not read from one that is
+            zero: :math:`a(b + (M \odot W)\, x + (M \odot U)\, 1)` with weights U that start at
+            zero. For networks whose masks change. ``"order"`` gives them to the layers alone
+            whose masks follow from the order: the first, the last and the direct connection.
         generator: source of randomness for random orders and degrees.
 
     Shapes:
@@ -96,6 +97,7 @@ class MADE(nn.Module):
     output_features: Tensor
     output_places: Tensor | None
     graph: Tensor | None
+    direct: MaskedLinear | None
     input_context: MaskedLinear | None
     output_context: MaskedLinear | None
 
@@ -114,14 +116,15 @@ class MADE(nn.Module):
         direct: bool = False,
         dropout: float = 0.0,
         adjacency: Any = None,
+        mask_weights: bool | Literal["order"] = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.features = positive_integer(features, "features")
         self.context = non_negative_integer(context, "context")
         self.hidden_features = widths(hidden_features, "hidden_features")
-        self.outputs = _per_feature(parameters, self.features, "parameters")
-        self.inputs = _per_feature(inputs, self.features, "inputs")
+        self.outputs = per_feature(parameters, self.features, "parameters")
+        self.inputs = per_feature(inputs, self.features, "inputs")
         dropout = real_number(dropout, "dropout")
         expect(0 <= dropout < 1, "dropout", "to be in [0, 1)", dropout)
         self.residual = bool(residual) and len(self.hidden_features) > 1
@@ -131,7 +134,7 @@ class MADE(nn.Module):
         if self.residual:
             stream, *inner = hidden
             hidden = (stream, *(width for h in inner for width in (h, stream)))
-        self._shape = Shape(
+        self.shape = Shape(
             features=self.features,
             context=self.context,
             input_features=each.repeat_interleave(torch.tensor(self.inputs)),
@@ -141,31 +144,40 @@ class MADE(nn.Module):
         )
         if adjacency is None:
             ranks = mk.ranks_from_order(mk.make_order(self.features, order, generator))
-            wiring = wire_order(self._shape, ranks, degrees, generator)
+            wiring = wire_order(self.shape, ranks, degrees, generator)
         else:
             given = not isinstance(order, str) or order != "natural"
             expect(not given, "order", "to be left out when adjacency is given", order)
             graph = mk.check_adjacency(adjacency, self.features, self.context)
-            wiring = wire_graph(self._shape, graph)
+            wiring = wire_graph(self.shape, graph)
 
         self.activation = make_activation(activation)
         self.dropout = nn.Dropout(dropout) if dropout else None
-        self.layers = nn.ModuleList(MaskedLinear(mask) for mask in wiring.masks)
-        # Without hidden layers the one layer is the direct connection.
-        self.direct = MaskedLinear(wiring.direct, bias=False) if direct and hidden else None
+        known = mask_weights in (True, False, "order")
+        expect(known, "mask_weights", "to be True, False or 'order'", repr(mask_weights))
+        self.mask_weights = mask_weights
+        some, every, last = bool(mask_weights), mask_weights is True, len(wiring.masks) - 1
+        self.layers = nn.ModuleList(
+            MaskedLinear(mask, mask_weights=some if index in (0, last) else every)
+            for index, mask in enumerate(wiring.masks)
+        )
+        self.direct = None
+        if direct and hidden:  # without hidden layers the one layer is the direct connection
+            self.direct = MaskedLinear(wiring.direct, bias=False, mask_weights=some)
         self.input_context = self.output_context = None
         if self.context:
             self.output_context = MaskedLinear(wiring.output_context, bias=False)
             if wiring.input_context is not None:
                 self.input_context = MaskedLinear(wiring.input_context, bias=False)
         self._description: Description | None = None
+        self._no_masks = (None,) * len(self.layers)
         self.register_buffer("ranks", wiring.ranks)
         self.register_buffer("graph", wiring.allowed if adjacency is not None else None)
         for layer, layer_degrees in enumerate(wiring.degrees):
             self.register_buffer(f"degrees_{layer}", layer_degrees)
         self._register_places()
         self.reset_parameters()
-        self._warn_of_lost_dependencies(wiring)
+        warn_of_lost_dependencies(self, wiring)
 
     # ------------------------------------------------------------------ structure
 
@@ -182,7 +194,7 @@ class MADE(nn.Module):
     @property
     def degrees(self) -> tuple[Tensor, ...]:
         """Degrees of the units of every hidden layer: how many ranks they may read."""
-        return tuple(self.get_buffer(f"degrees_{i}") for i in range(len(self._shape.hidden)))
+        return tuple(self.get_buffer(f"degrees_{i}") for i in range(len(self.shape.hidden)))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -191,21 +203,20 @@ class MADE(nn.Module):
 
     def adds_to_stream(self, layer: int) -> bool:
         """Whether a hidden layer ends a residual block."""
-        return self._shape.adds_to_stream(layer)
+        return self.shape.adds_to_stream(layer)
 
     def _layer(self, index: int) -> MaskedLinear:
         return cast(MaskedLinear, self.layers[index])
 
     def _register_places(self) -> None:
         """Buffers that say where inputs and outputs belong; derived, so not saved."""
-        self.register_buffer("input_features", self._shape.input_features, persistent=False)
-        self.register_buffer("output_features", self._shape.output_features, persistent=False)
+        self.register_buffer("input_features", self.shape.input_features, persistent=False)
+        self.register_buffer("output_features", self.shape.output_features, persistent=False)
         largest = max(self.outputs)
         places = torch.cat([i * largest + torch.arange(k) for i, k in enumerate(self.outputs)])
         filled = len(set(self.outputs)) == 1
         self.register_buffer("output_places", None if filled else places, persistent=False)
 
-    @torch.no_grad()
     def resample_masks(
         self, generator: torch.Generator | None = None, *, order: bool = True, degrees: bool = True
     ) -> None:
@@ -225,20 +236,37 @@ class MADE(nn.Module):
         References:
             Germain et al. 2015, sections 4.2-4.3.
         """
-        expect(self.graph is None, "the network", "to have an order to draw anew", "a graph")
-        if order:
-            drawn = mk.make_order(self.features, "random", generator)
-            self.ranks.copy_(mk.ranks_from_order(drawn))
-        if degrees:
-            wiring = wire_order(self._shape, self.ranks.cpu(), "random", generator, shuffle=True)
-            for old, new in zip(self.degrees, wiring.degrees, strict=True):
-                old.copy_(new)
-        inputs, outputs = self.ranks[self.input_features], self.ranks[self.output_features]
-        masks = mk.degree_masks(inputs, self.degrees, outputs)
-        for layer, mask in zip(self.layers, masks, strict=True):
-            cast(MaskedLinear, layer).mask.copy_(mask)
-        if self.direct is not None:
-            self.direct.mask.copy_(outputs[:, None] > inputs)
+        arrangements.resample(self, generator, order=order, degrees=degrees)
+
+    def arranged(self, order: Any = None, degrees: Sequence[Tensor] | None = None) -> MADE:
+        """A network of the same weights (not copies of them) in another arrangement.
+
+        What it computes, its inverse and its checks are those of a MADE made with this order and
+        these degrees. It is cheap to make and meant for use at once: moved to another device or
+        dtype, it does not follow the original.
+
+        Args:
+            order: the order, (features,), or a name; None for that of this network.
+            degrees: degrees of the units of every hidden layer, as ``degrees`` gives them; None
+                for those of this network.
+
+        Raises:
+            ValueError: for an order that is no permutation, for degrees of another number or out
+                of range, and for a network made from ``adjacency``, which has neither.
+
+        Example:
+            >>> made = MADE(3, hidden_features=(8,))
+            >>> made.arranged([2, 0, 1]).order
+            tensor([2, 0, 1])
+        """
+        expect(self.graph is None, "the network", "to have an order to change", "a graph")
+        ranks = self.ranks.clone()
+        if order is not None:
+            ranks = arrangements.check_ranks(self, order)
+            expect(ranks.dim() == 1, "order", f"of shape ({self.features},)", tuple(ranks.shape))
+        if degrees is not None:
+            degrees = arrangements.check_degrees(self, degrees)
+        return arrangements.view(self, ranks, degrees)
 
     def reset_parameters(self) -> None:
         """Draw all weights anew; outputs and residual blocks start near zero."""
@@ -257,34 +285,7 @@ class MADE(nn.Module):
 
     def reach(self) -> Tensor:
         """Which feature's parameters can depend on which feature: boolean (features, features)."""
-        masks = [cast(MaskedLinear, layer).mask for layer in self.layers]
-        paths = [masks]
-        if self.residual:
-            # A block adds to the stream: what the stream could read before, it still can.
-            # Past the first layer every block end has the stream's own wiring.
-            paths.append([masks[0], masks[-1]])
-        if self.direct is not None:
-            paths.append([self.direct.mask])
-        return feature_reach(self._shape, paths)
-
-    def _warn_of_lost_dependencies(self, wiring: Wiring) -> None:
-        if self.direct is not None or not self.hidden_features:
-            return
-        lost = mk.lost_dependencies(self.reach(), wiring.ranks, wiring.allowed)
-        if lost:
-            shown = ", ".join(f"{i} on {j}" for i, j in lost[:3]) + (", ..." if lost[3:] else "")
-            enough = (
-                "wider layers"
-                if self.graph is not None
-                else (f"layers of at least {self.features - (not self.context)} units")
-            )
-            warnings.warn(
-                f"hidden_features={self.hidden_features} are too narrow for {self.features} "
-                f"features: {len(lost)} of {int(wiring.allowed.sum())} dependencies are lost "
-                f"(feature {shown}). Use {enough}, or direct=True, which restores them linearly",
-                DependencyWarning,
-                stacklevel=4,
-            )
+        return reach_of(self)
 
     # ------------------------------------------------------------------ computing
 
@@ -305,14 +306,20 @@ class MADE(nn.Module):
         return check_event(context, "context", self.context, self.dtype)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, order: Tensor | Sequence[int] | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        order: Tensor | Sequence[int] | None = None,
+        degrees: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Parameters of every feature.
 
         Args:
             x: (..., inputs).
             context: (..., C), broadcast against x; required if and only if the network has one.
-            order: another order of the features for this call, (features,).
+            order: another order of the features for this call, (features,), or one for each row,
+                (..., features), broadcast against x.
+            degrees: other degrees of the hidden units for this call, one tensor per layer.
 
         Returns:
             (..., features, K).
@@ -321,43 +328,44 @@ class MADE(nn.Module):
         context = self.check_context(context)
         if context is not None:
             check_broadcast(x=x.shape[:-1], context=context.shape[:-1])
-        return self._compute(x, context, order, self.dropout)
+        if order is None and degrees is None:
+            return self.compute(x, context, None, self.dropout)
+        if degrees is not None:
+            degrees = arrangements.check_degrees(self, degrees)
+        ranks = self.ranks if order is None else arrangements.check_ranks(self, order)
+        if ranks.dim() > 1:
+            return forward_row_orders(self, x, context, ranks, degrees)
+        masks = arrangements.masks_of(self, ranks, degrees)
+        return self.compute(x, context, masks, self.dropout)
 
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Parameters of every feature without dropout, whatever the mode: what samples follow."""
-        return self._compute(x, context, None, None)
+        return self.compute(x, context, None, None)
 
-    def _compute(
+    def compute(
         self,
         x: Tensor,
         context: Tensor | None,
-        order: Tensor | Sequence[int] | None,
+        masks: Masks | None,
         dropout: nn.Module | None,
     ) -> Tensor:
-        first = last = direct = None
-        if order is not None:
-            first, last, direct = self._masks_of_call(order)
-        output: Tensor = self._layer(-1)(self._hidden(x, context, first, dropout), last)
+        """Parameters of every feature under some masks (None: its own), nothing checked."""
+        of_layers, of_direct = (self._no_masks, None) if masks is None else masks
+        output: Tensor = self._layer(-1)(
+            self._hidden(x, context, of_layers, dropout), of_layers[-1]
+        )
         if self.direct is not None:
-            output = output + self.direct(x, direct)
+            output = output + self.direct(x, of_direct)
         if self.output_context is not None:
             output = output + self.output_context(context)
         return self.unpack(output)
 
-    def _masks_of_call(self, order: Tensor | Sequence[int]) -> tuple[Tensor | None, Tensor, Tensor]:
-        expect(self.graph is None, "order", "to be left out for a network of a graph", order)
-        if not isinstance(order, Tensor) or can_inspect(order):
-            order = mk.make_order(self.features, order)
-        ranks = mk.ranks_from_order(order.to(self.ranks.device))
-        direct = ranks[self.output_features][:, None] > ranks[self.input_features]
-        if not self.degrees:
-            return None, direct, direct
-        first = self.degrees[0][:, None] > ranks[self.input_features]
-        last = ranks[self.output_features][:, None] >= self.degrees[-1]
-        return first, last, direct
-
     def _hidden(
-        self, x: Tensor, context: Tensor | None, mask: Tensor | None, dropout: nn.Module | None
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        masks: Sequence[Tensor | RowMask | None],
+        dropout: nn.Module | None,
     ) -> Tensor:
         if not self.hidden_features:
             return x
@@ -367,16 +375,17 @@ class MADE(nn.Module):
             return a if dropout is None else cast(Tensor, dropout(a))
 
         layers = list(self.layers)
-        z: Tensor = layers[0](x, mask)
+        z: Tensor = layers[0](x, masks[0])
         if self.input_context is not None:
             z = z + self.input_context(context)
-        inner = layers[1:-1]
+        last = len(layers) - 1
         if self.residual:
-            for start, end in zip(inner[::2], inner[1::2], strict=True):
-                z = z + end(activate(start(self.activation(z))))
+            for i in range(1, last, 2):
+                inner = activate(layers[i](self.activation(z), masks[i]))
+                z = z + layers[i + 1](inner, masks[i + 1])
             return activate(z)
-        for layer in inner:
-            z = layer(activate(z))
+        for i in range(1, last):
+            z = layers[i](activate(z), masks[i])
         return activate(z)
 
     def unpack(self, output: Tensor) -> Tensor:
@@ -393,15 +402,10 @@ class MADE(nn.Module):
         if description is None or not description.holds(self):
             description = Description(self)
             self._description = None if torch.compiler.is_compiling() else description
-        if context is None:
+        if context is None and not self.mask_weights:
             return description.network
-        bases = [
-            layer(context)
-            for layer in (self.input_context, self.output_context)
-            if layer is not None
-        ]
-        network = description.with_context
-        return Network(network.structure, network.tensors, bases)
+        network = description.network if context is None else description.with_context
+        return Network(network.structure, network.tensors, bases_of(self, context))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_description": None}
@@ -428,13 +432,6 @@ class MADE(nn.Module):
             parts.append(f"order={shown}")
         if self.residual:
             parts.append("residual=True")
+        if self.mask_weights:
+            parts.append(f"mask_weights={self.mask_weights!r}")
         return ", ".join(parts)
-
-
-def _per_feature(value: Any, features: int, argument: str) -> tuple[int, ...]:
-    """One positive number for all features, or one for each, as a tuple with one for each."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        expect(len(value) == features, argument, f"to have {features} entries", len(value))
-        return tuple(positive_integer(v, f"{argument}[{i}]") for i, v in enumerate(value))
-    expect_type(not isinstance(value, str), argument, "to be an integer or a sequence", value)
-    return (positive_integer(value, argument),) * features

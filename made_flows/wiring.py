@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from made_flows import masks as mk
+from made_flows.checks import expect, expect_type, positive_integer
 
-__all__ = ["Shape", "Wiring", "wire_graph", "wire_order"]
+__all__ = [
+    "Shape",
+    "Wiring",
+    "draw_degrees",
+    "feature_reach",
+    "per_feature",
+    "wire_graph",
+    "wire_order",
+]
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ def wire_order(
         generator: source of randomness for random degrees.
         shuffle: leave units in random order, where otherwise they are sorted by degree.
     """
-    degrees = _draw_degrees(shape, rule, generator, shuffle)
+    degrees = draw_degrees(shape, rule, generator, shuffle)
     inputs, outputs = ranks[shape.input_features], ranks[shape.output_features]
     context = torch.ones(len(outputs), shape.context, dtype=torch.bool)
     first = torch.ones(shape.hidden[0], shape.context, dtype=torch.bool) if shape.hidden else None
@@ -93,9 +103,10 @@ def wire_order(
     )
 
 
-def _draw_degrees(
-    shape: Shape, rule: str, generator: torch.Generator | None, shuffle: bool
+def draw_degrees(
+    shape: Shape, rule: str, generator: torch.Generator | None = None, shuffle: bool = False
 ) -> list[Tensor]:
+    """Degrees of the units of every hidden layer, see :func:`wire_order`."""
     drawn: list[Tensor] = []
     # Units of degree 0 read the context alone: without one they would be constants.
     lowest = 0 if shape.context else 1
@@ -143,3 +154,12 @@ def feature_reach(shape: Shape, paths: Sequence[Sequence[Tensor]]) -> Tensor:
     outputs = (shape.output_features.to(reach.device) == features[:, None]).float()
     inputs = (shape.input_features.to(reach.device)[:, None] == features).float()
     return outputs @ reach.float() @ inputs > 0
+
+
+def per_feature(value: Any, features: int, argument: str) -> tuple[int, ...]:
+    """One positive number for all features, or one for each, as a tuple with one for each."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        expect(len(value) == features, argument, f"to have {features} entries", len(value))
+        return tuple(positive_integer(v, f"{argument}[{i}]") for i, v in enumerate(value))
+    expect_type(not isinstance(value, str), argument, "to be an integer or a sequence", value)
+    return (positive_integer(value, argument),) * features
