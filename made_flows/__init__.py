@@ -12,22 +12,25 @@ from made_flows.autoregressive_flows import IAF, MAF
 from made_flows.bijections import Affine, Bijection, GatedAffine
 from made_flows.data_transforms import Dequantize, Log, Logit, Standardize
 from made_flows.density import (
-    AutoregressiveDistribution,
     BernoulliMADE,
     CategoricalMADE,
     DensityModel,
     GaussianMADE,
     GaussianMixtureMADE,
 )
+from made_flows.dependencies import DependencyWarning
 from made_flows.diagnostics import (
     AutoregressiveError,
     AutoregressiveReport,
     check_autoregressive,
 )
+from made_flows.distribution import AutoregressiveDistribution
+from made_flows.ensemble import Mixture, MixtureGain, OrderMixture, WeightFit
 from made_flows.flows import Flow, FlowDistribution
 from made_flows.heads import Head
 from made_flows.history import History, TrainingError
-from made_flows.made import MADE, DependencyWarning
+from made_flows.made import MADE
+from made_flows.mixture import MixtureDistribution
 from made_flows.normalization import ActNorm, BatchNorm
 from made_flows.scales import ScaleRule
 from made_flows.serialization import load, save
@@ -69,12 +72,17 @@ __all__ = [
     "InvertibleLinear",
     "Log",
     "Logit",
+    "Mixture",
+    "MixtureDistribution",
+    "MixtureGain",
+    "OrderMixture",
     "Permutation",
     "RationalQuadraticSpline",
     "ScaleRule",
     "Standardize",
     "TrainingError",
     "Transform",
+    "WeightFit",
     "accelerate",
     "acceleration",
     "check_autoregressive",

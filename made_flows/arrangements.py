@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -97,21 +98,32 @@ def masks_of(made: MADE, ranks: Tensor, degrees: Sequence[Tensor] | None = None)
     """The masks of a MADE under other ranks (D,), and other degrees where they are given.
 
     Of the weights' type, as a product with booleans converts them every time.
+
+    Args:
+        made: the network.
+        ranks: rank of every feature.
+        degrees: degrees of every hidden layer; None for the network's own.
     """
     dtype = made.dtype
     inputs, outputs = ranks[made.input_features], ranks[made.output_features]
     direct = None
     if made.direct is not None or not made.shape.hidden:
-        direct = (outputs[:, None] > inputs).to(dtype)
+        direct = _above(outputs, inputs, dtype)
     if not made.shape.hidden:
         return Masks((direct,), None)
+    own = made.degrees if degrees is None else degrees
+    first, last = _above(own[0], inputs, dtype), _above(outputs + 1, own[-1], dtype)
+    inner: list[Tensor | None] = [None] * (len(own) - 1)
     if degrees is not None:
-        masks = [mask.to(dtype) for mask in mk.degree_masks(inputs, degrees, outputs)]
-        return Masks(tuple(masks), direct)
-    own = made.degrees
-    first = (own[0][:, None] > inputs).to(dtype)
-    last = (outputs[:, None] >= own[-1]).to(dtype)
-    return Masks((first, *(None for _ in own[1:]), last), direct)
+        inner = [_above(after + 1, before, dtype) for before, after in pairwise(degrees)]
+    return Masks((first, *inner, last), direct)
+
+
+def _above(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """Ones where the integer of a row is above that of a column, else zeros."""
+    # Comparing takes ten times as long: booleans are slow to make and to convert.
+    difference = rows.to(torch.float32).unsqueeze(1) - columns.to(torch.float32)
+    return difference.clamp_(0, 1).to(dtype)
 
 
 @torch.no_grad()

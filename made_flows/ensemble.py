@@ -1,0 +1,388 @@
+"""Mixtures of models, and of the orders of one model: normalised densities, with learnt weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from made_flows import masks as mk
+from made_flows._optimization import modes_kept
+from made_flows._registry import saveable
+from made_flows.checks import (
+    check_event,
+    expect,
+    expect_type,
+    non_negative_integer,
+    positive_integer,
+    real_number,
+)
+from made_flows.density import DensityModel
+from made_flows.mixture import MixtureDistribution, in_chunks
+from made_flows.orders import OrderSchedule
+
+__all__ = ["Mixture", "MixtureGain", "MixtureModel", "OrderMixture", "WeightFit"]
+
+
+@dataclass(frozen=True)
+class WeightFit:
+    """What :meth:`MixtureModel.fit_weights` did.
+
+    Args:
+        log_likelihood: mean log-likelihood per row before every EM step, and at the end.
+        weights: the weights found, zeros where a component was dropped.
+    """
+
+    log_likelihood: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def kept(self) -> int:
+        """The number of components left."""
+        return sum(weight > 0 for weight in self.weights)
+
+
+@dataclass(frozen=True)
+class MixtureGain:
+    """A mixture's mean log-likelihood per row beside its components'.
+
+    Args:
+        mixture: that of the mixture.
+        components: that of every component alone.
+    """
+
+    mixture: float
+    components: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean over components: what a component taken at random gives."""
+        return sum(self.components) / len(self.components)
+
+    @property
+    def best(self) -> float:
+        """The best of the components."""
+        return max(self.components)
+
+    def __str__(self) -> str:
+        return (
+            f"mixture of {len(self.components)}: {self.mixture:.3f} nats, "
+            f"{self.mixture - self.mean:+.3f} on its components' mean, "
+            f"{self.mixture - self.best:+.3f} on the best of them"
+        )
+
+
+class MixtureModel(nn.Module, ABC):
+    """What mixtures have in common: components, weights, and a distribution when called.
+
+    Attributes:
+        weights: the weight of every component, (K,); they sum to one.
+        features: number of features D.
+        context: number of context variables C.
+    """
+
+    weights: Tensor
+    features: int
+    context: int
+
+    def _set_weights(self, weights: Any, count: int) -> None:
+        if weights is None:
+            checked = torch.full((count,), 1 / count)
+        else:
+            checked = torch.as_tensor(weights, dtype=torch.get_default_dtype()).detach().clone()
+            shape = tuple(checked.shape)
+            expect(shape == (count,), "weights", f"of shape ({count},), one each", shape)
+            valid = bool((torch.isfinite(checked) & (checked >= 0)).all())
+            valid = valid and bool(checked.sum() > 0)
+            expect(valid, "weights", "to be >= 0, finite and not all 0", checked.tolist())
+            checked /= checked.sum()
+        self.register_buffer("weights", checked)
+
+    @abstractmethod
+    def component(self, k: int) -> Any:
+        """The k-th component: called with a context, it gives a distribution."""
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def forward(self, context: Tensor | None = None) -> MixtureDistribution:
+        """The distribution of the features, given the context (..., C)."""
+        return MixtureDistribution(self, context)
+
+    def component_log_probs(
+        self, x: Tensor, context: Tensor | None = None, observed: Tensor | None = None
+    ) -> Tensor:
+        """Log-probabilities (..., K) under every component; -inf where its weight is zero.
+
+        Args:
+            x: (..., D).
+            context: (..., C), if the models take one.
+            observed: boolean (..., D), which features are not missing.
+        """
+        check_event(x, "x", self.features)
+        columns: list[Tensor | None] = []
+        for k, weight in enumerate(self.weights.tolist()):
+            if weight == 0:
+                columns.append(None)
+                continue
+            component = self.component(k)
+            if observed is not None:
+                marginal = isinstance(component, (DensityModel, MixtureModel))
+                expect_type(marginal, "components", "to take missing values", component)
+
+            def score(
+                x: Tensor, context: Tensor | None, observed: Tensor | None, model: Any = component
+            ) -> Tensor:
+                distribution = model() if context is None else model(context)
+                if observed is None:
+                    return torch.as_tensor(distribution.log_prob(x))
+                return torch.as_tensor(distribution.log_prob(x, observed))
+
+            columns.append(in_chunks(score, x, context, observed))
+        like = next(column for column in columns if column is not None)
+        absent = torch.full_like(like, -torch.inf, requires_grad=False)
+        return torch.stack([absent if c is None else c for c in columns], dim=-1)
+
+    @torch.no_grad()
+    def fit_weights(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        iterations: int = 1000,
+        tolerance: float = 1e-7,
+        threshold: float = 1e-3,
+    ) -> WeightFit:
+        r"""Set the weights to those under which held-out rows are most likely, by EM.
+
+        .. math:: w_k \leftarrow \frac1N \sum_n \frac{w_k\, p_k(x_n)}{\sum_j w_j\, p_j(x_n)}
+
+        The components are scored once, in evaluation mode. The likelihood is concave in the
+        weights and grows in every step. Then weights below the threshold are set to zero and the
+        others fitted again: their components cost nothing any more.
+
+        Args:
+            x: rows (N, D) that the components were not trained on.
+            context: (N, C), if the models take one.
+            iterations: the largest number of EM steps.
+            tolerance: stop when a step gains less than this many nats per row.
+            threshold: weights below it are dropped (the largest never is).
+
+        Returns:
+            The log-likelihoods of all steps, and the weights.
+
+        Raises:
+            ValueError: for no rows, a row that no component finds possible, or numbers out of
+                range.
+
+        References:
+            Dempster, Laird & Rubin 1977, section 4.3.
+        """
+        iterations = non_negative_integer(iterations, "iterations")
+        tolerance = real_number(tolerance, "tolerance")
+        threshold = real_number(threshold, "threshold")
+        expect(0 <= threshold < 1, "threshold", "to be in [0, 1)", threshold)
+        check_event(x, "x", self.features)
+        expect(x.dim() == 2 and len(x) > 0, "x", f"of shape (N, {self.features}), N > 0",
+               tuple(x.shape))  # fmt: skip
+        before = self.weights.clone()
+        self.weights.fill_(1 / len(self))  # a component of weight zero would not be scored
+        try:
+            with modes_kept(self):
+                scores = self.eval().component_log_probs(x, context).double()
+        except BaseException:
+            self.weights.copy_(before)
+            raise
+        self.weights.copy_(before)
+        possible = torch.isfinite(scores.amax(dim=1))
+        row = 0 if bool(possible.all()) else int((~possible).nonzero()[0])
+        expect(bool(possible.all()), "x", "to be possible under some component", f"row {row}")
+
+        history: list[float] = []
+        weights = _expectation_maximization(
+            scores, torch.full_like(scores[0], 1 / len(self)), iterations, tolerance, history
+        )
+        sparse = weights < min(threshold, float(weights.max()))
+        if bool(sparse.any()):
+            weights = weights.masked_fill(sparse, 0)
+            weights /= weights.sum()
+            weights = _expectation_maximization(scores, weights, iterations, tolerance, history)
+        self.weights.copy_(weights)
+        return WeightFit(tuple(history), tuple(weights.tolist()))
+
+    @torch.no_grad()
+    def gain(self, x: Tensor, context: Tensor | None = None) -> MixtureGain:
+        """The mean log-likelihood of rows (N, D) beside that of each component (of weight > 0)."""
+        with modes_kept(self):
+            scores = self.eval().component_log_probs(x, context).double()
+        used = self.weights > 0
+        joint = scores[..., used] + self.weights[used].double().log()
+        each = scores[..., used].flatten(0, -2).mean(dim=0)
+        return MixtureGain(float(joint.logsumexp(dim=-1).mean()), tuple(each.tolist()))
+
+
+def _expectation_maximization(
+    scores: Tensor, weights: Tensor, iterations: int, tolerance: float, history: list[float]
+) -> Tensor:
+    """Weights (K,) after steps of EM on log-probabilities (N, K)."""
+    last = -torch.inf
+    for step in range(iterations + 1):
+        joint = scores + weights.log()
+        total = joint.logsumexp(dim=1, keepdim=True)
+        mean = float(total.mean())
+        history.append(mean)
+        if step == iterations or mean - last < tolerance:
+            break
+        last = mean
+        weights = (joint - total).exp().mean(dim=0)
+        weights /= weights.sum()
+    return weights
+
+
+@saveable
+class Mixture(MixtureModel):
+    r"""A mixture of density models, or of any models that are called with a context.
+
+    .. math:: \log p(x \mid c) = \log \sum_k w_k\, p_k(x \mid c)
+
+    The average is one of probabilities of whole vectors. Averages of parameters (of logits, say)
+    would not be normalised, and neither is a product of experts: its constant is a sum over all
+    vectors.
+
+    Args:
+        components: the models; features and contexts are the same for all.
+        weights: (K,), >= 0; scaled to sum to one. None for equal ones.
+
+    Raises:
+        TypeError: for components that are no models.
+        ValueError: for none of them, for numbers of features or context variables that differ,
+            and for weights of another number or sign.
+
+    Example:
+        >>> import made_flows as mf
+        >>> mixture = Mixture([mf.GaussianMADE(3), mf.MAF(3)], weights=[0.7, 0.3])
+        >>> mixture().log_prob(torch.zeros(10, 3)).shape, mixture().sample((5,)).shape
+        (torch.Size([10]), torch.Size([5, 3]))
+    """
+
+    def __init__(self, components: Sequence[nn.Module], weights: Any = None) -> None:
+        super().__init__()
+        sequence = isinstance(components, (Sequence, nn.ModuleList))
+        expect_type(sequence, "components", "to be a sequence of models", components)
+        expect(len(components) > 0, "components", "to hold at least one model", "none")
+        models: list[Any] = list(components)
+        for i, model in enumerate(models):
+            known = isinstance(model, nn.Module) and isinstance(
+                getattr(model, "features", None), int
+            )
+            expect_type(known, f"components[{i}]", "to be a model with features", model)
+            for name in ("features", "context"):
+                wanted, got = (getattr(m, name, 0) for m in (models[0], model))
+                expect(got == wanted, f"components[{i}]", f"to have {name}={wanted}", got)
+        self.components = nn.ModuleList(models)
+        self.features, self.context = models[0].features, getattr(models[0], "context", 0)
+        self._set_weights(weights, len(models))
+
+    def component(self, k: int) -> Any:
+        return self.components[k]
+
+
+@saveable
+class OrderMixture(MixtureModel):
+    r"""A mixture over orders, and masks, of one network.
+
+    .. math:: \log p(x \mid c) = \log \sum_k w_k \prod_i p(x_i \mid x_{<_k i}, c)
+
+    The model is one trained over orders (``orders="all"`` or K of them): each order is a density
+    of its own, they disagree, and their mixture is better than their mean (Jensen's inequality).
+    Where masks were trained too, every component has other degrees as well.
+
+    Args:
+        model: the density model, used as it is and not copied.
+        orders: how many orders to draw, or the orders, (K, D). None for those that the model was
+            trained on where they were a fixed set, else 16.
+        weights: (K,), see :class:`Mixture`.
+        generator: source of randomness for the orders and degrees.
+
+    Raises:
+        TypeError: for anything but a density model.
+        ValueError: for the model of a graph, orders that are no permutations, more orders than
+            the fixed set has that the model was trained on.
+
+    References:
+        Uria, Murray, Larochelle 2014, *A Deep and Tractable Density Estimator*, section 4.
+
+    Example:
+        >>> import made_flows as mf
+        >>> model = mf.BernoulliMADE(6, orders="all")
+        >>> mixture = OrderMixture(model, orders=8)
+        >>> mixture().log_prob(torch.zeros(10, 6)).shape, mixture().sample((5,)).shape
+        (torch.Size([10]), torch.Size([5, 6]))
+    """
+
+    orders: Tensor
+    degrees: Tensor | None
+
+    def __init__(
+        self,
+        model: DensityModel,
+        orders: Any = None,
+        *,
+        weights: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        expect_type(isinstance(model, DensityModel), "model", "to be a DensityModel", model)
+        expect(model.made.graph is None, "model", "to have an order", "the model of a graph")
+        self.model = model
+        self.features, self.context = model.features, model.context
+        schedule = model.schedule
+        self.register_buffer("orders", _orders_of(model, schedule, orders, generator))
+        count = len(self.orders)
+        drawn = None
+        if schedule is not None and (schedule.any_degrees or schedule.degrees is not None):
+            layers = [schedule.draw_degrees(generator, turn=k) or () for k in range(count)]
+            drawn = torch.stack([torch.cat(tuple(each)) for each in layers])
+        self.register_buffer("degrees", drawn)
+        self._set_weights(weights, count)
+
+    def component(self, k: int) -> DensityModel:
+        """The model in the k-th order."""
+        degrees = None
+        if self.degrees is not None:
+            degrees = torch.split(self.degrees[k], list(self.model.made.shape.hidden))
+        return self.model.arranged(self.orders[k], degrees)
+
+    def extra_repr(self) -> str:
+        return f"orders={len(self)}"
+
+
+def _orders_of(
+    model: DensityModel,
+    schedule: OrderSchedule | None,
+    orders: Any,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """K orders, (K, D): those given, those the model knows, or fresh ones."""
+    fixed = None if schedule is None else schedule.orders
+    only_masks = schedule is not None and not schedule.any_order and fixed is None
+    if orders is None or (isinstance(orders, int) and not isinstance(orders, bool)):
+        known = 16 if fixed is None else len(fixed)
+        count = known if orders is None else positive_integer(orders, "orders")
+        if fixed is not None:
+            expect(count <= known, "orders", f"to be {known} at most, as was trained", count)
+            return fixed[:count].clone()
+        if only_masks:
+            return model.made.order.expand(count, -1).clone()
+        drawn = [mk.make_order(model.features, "random", generator) for _ in range(count)]
+        return torch.stack(drawn).to(model.made.ranks.device)
+    several = isinstance(orders, (Sequence, Tensor)) and not isinstance(orders, str)
+    several = several or hasattr(orders, "__array__")
+    expect_type(several, "orders", "to be a number of orders or orders (K, features)", orders)
+    expect(len(orders) > 0, "orders", "to hold at least one order", "none")
+    given = [mk.make_order(model.features, order) for order in orders]
+    return torch.stack(given).to(model.made.ranks.device)
