@@ -131,7 +131,9 @@ def activate_fresh(activation: nn.Module, z: Tensor) -> Tensor:
     of it for pages of fresh memory.
     """
     hooked = activation._forward_hooks or activation._forward_pre_hooks
-    in_place = None if hooked else _IN_PLACE.get(type(activation))
+    # What is fresh here need not be where a trace of torch.jit is run.
+    kept = hooked or torch._C._get_tracing_state() is not None
+    in_place = None if kept else _IN_PLACE.get(type(activation))
     if in_place is None or (type(activation) is nn.LeakyReLU and activation.negative_slope < 0):
         result: Tensor = activation(z)
         return result

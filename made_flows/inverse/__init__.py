@@ -96,6 +96,7 @@ def sequential_inverse(
         operators.refuse_forward_mode()
     if not (step.differentiable and _asks_for_gradient(conditioner, noise, context, known)):
         return x
+    operators.refuse_tracing()
 
     # The implicit function theorem: compute the solution again by one differentiable step from
     # itself; the operator's gradient then accounts for the ranks' dependence on one another.

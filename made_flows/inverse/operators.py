@@ -22,6 +22,7 @@ __all__ = [
     "adjoint_sweep",
     "implicit_solution",
     "refuse_forward_mode",
+    "refuse_tracing",
     "sequential_inverse",
     "solve",
 ]
@@ -181,6 +182,16 @@ def refuse_forward_mode() -> None:
         raise NotImplementedError(
             "Expected reverse-mode derivatives of a sequential inverse; got forward mode (jvp, "
             "jacfwd, hessian). Use torch.func.vjp or jacrev"
+        )
+
+
+def refuse_tracing() -> None:
+    """Raise where torch.jit records gradients: it would leave out that of the solution."""
+    if torch._C._get_tracing_state() is not None:
+        raise NotImplementedError(
+            "Expected gradients of a sequential inverse outside torch.jit.trace; got a trace, "
+            "which cannot record them. Take a loss that is not traced (in Pyro: Trace_ELBO), or a "
+            "flow that is one pass in this direction"
         )
 
 

@@ -30,10 +30,20 @@ class ConditionedNetwork(nn.Module):
     Args:
         network: called as ``network(x, context=context)``.
         context: (..., C).
+
+    Raises:
+        TypeError, ValueError: for a context that the network does not take.
     """
 
     def __init__(self, network: nn.Module, context: Tensor) -> None:
         super().__init__()
+        if isinstance(network, (ConditionalAutoRegressiveNN, MADENetwork)):
+            network.check_context(context)
+        else:
+            # What another network takes, Pyro's say.
+            expect_type(isinstance(context, Tensor), "context", "to be a torch.Tensor", context)
+            if isinstance(network, pyro_nn.ConditionalAutoRegressiveNN):
+                check_event(context, "context", network.context_dim)
         self.network = network
         self.context = context
         self.held_tensors = (context,)  # for the memory of a transform
