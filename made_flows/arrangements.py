@@ -123,7 +123,7 @@ def _above(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
     """Ones where the integer of a row is above that of a column, else zeros."""
     # Comparing takes ten times as long: booleans are slow to make and to convert.
     difference = rows.to(torch.float32).unsqueeze(1) - columns.to(torch.float32)
-    return difference.clamp_(0, 1).to(dtype)
+    return difference.clamp(0, 1).to(dtype)
 
 
 @torch.no_grad()

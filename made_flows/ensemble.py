@@ -106,6 +106,11 @@ class MixtureModel(nn.Module, ABC):
     def component(self, k: int) -> Any:
         """The k-th component: called with a context, it gives a distribution."""
 
+    def log_weights(self, like: Tensor) -> Tensor:
+        """Logarithms of the weights, of the dtype and on the device of another tensor."""
+        weights = self.weights.to(like)
+        return (weights / weights.sum()).log()  # they were rounded to the model's own dtype
+
     def __len__(self) -> int:
         return len(self.weights)
 
@@ -220,7 +225,7 @@ class MixtureModel(nn.Module, ABC):
         with modes_kept(self):
             scores = self.eval().component_log_probs(x, context).double()
         used = self.weights > 0
-        joint = scores[..., used] + self.weights[used].double().log()
+        joint = scores[..., used] + self.log_weights(scores)[used]
         each = scores[..., used].flatten(0, -2).mean(dim=0)
         return MixtureGain(float(joint.logsumexp(dim=-1).mean()), tuple(each.tolist()))
 
@@ -284,6 +289,7 @@ class Mixture(MixtureModel):
                 wanted, got = (getattr(m, name, 0) for m in (models[0], model))
                 expect(got == wanted, f"components[{i}]", f"to have {name}={wanted}", got)
         self.components = nn.ModuleList(models)
+        self.training = any(model.training for model in models)
         self.features, self.context = models[0].features, getattr(models[0], "context", 0)
         self._set_weights(weights, len(models))
 
@@ -339,6 +345,7 @@ class OrderMixture(MixtureModel):
         expect_type(isinstance(model, DensityModel), "model", "to be a DensityModel", model)
         expect(model.made.graph is None, "model", "to have an order", "the model of a graph")
         self.model = model
+        self.training = model.training
         self.features, self.context = model.features, model.context
         schedule = model.schedule
         self.register_buffer("orders", _orders_of(model, schedule, orders, generator))

@@ -62,7 +62,7 @@ class MixtureDistribution(Distribution):
     def joint_log_probs(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
         r"""The terms :math:`\log w_k + \log p_k(x)` of every component, (..., K)."""
         each = self.mixture.component_log_probs(value, self.context, observed)
-        return each + self.mixture.weights.to(each).log()
+        return each + self.mixture.log_weights(each)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Samples of shape (*sample_shape, *batch_shape, D): of a component drawn for each."""

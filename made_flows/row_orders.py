@@ -55,7 +55,7 @@ def forward_row_orders(
     if context is not None:
         shapes["context"] = context.shape[:-1]
     batch = check_broadcast(**shapes)
-    if is_plain(x) and is_plain(ranks):
+    if batch.numel() and is_plain(x) and is_plain(ranks):
         distinct, group = torch.unique(ranks.reshape(-1, made.features), dim=0, return_inverse=True)
         if len(distinct) == 1:
             masks = masks_of(made, distinct[0], degrees)
