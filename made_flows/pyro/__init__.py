@@ -21,6 +21,7 @@ from made_flows.pyro.conditional_flows import (
     ConditionalIAF,
     ConditionalMAF,
 )
+from made_flows.pyro.diagnosis import Diagnosis, diagnose
 from made_flows.pyro.distributions import (
     BernoulliMADE,
     CategoricalMADE,
@@ -31,6 +32,7 @@ from made_flows.pyro.distributions import (
     to_pyro,
 )
 from made_flows.pyro.flow_transforms import IAF, MAF, FlowTransform
+from made_flows.pyro.guides import AutoIAF
 from made_flows.pyro.networks import (
     AutoRegressiveNN,
     ConditionalAutoRegressiveNN,
@@ -51,6 +53,7 @@ __all__ = [
     "IAF",
     "MAF",
     "AffineAutoregressive",
+    "AutoIAF",
     "AutoRegressiveNN",
     "BernoulliMADE",
     "CategoricalMADE",
@@ -60,6 +63,7 @@ __all__ = [
     "ConditionalIAF",
     "ConditionalMAF",
     "ConditionalSplineAutoregressive",
+    "Diagnosis",
     "FlowTransform",
     "GaussianMADE",
     "GaussianMixtureMADE",
@@ -70,6 +74,7 @@ __all__ = [
     "affine_autoregressive",
     "conditional_affine_autoregressive",
     "conditional_spline_autoregressive",
+    "diagnose",
     "spline_autoregressive",
     "to_pyro",
 ]

@@ -1,0 +1,366 @@
+"""AutoIAF: a guide whose posterior is an inverse autoregressive flow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.score_parts import ScoreParts
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.quasirandom import SobolEngine
+
+from made_flows.bases import StandardNormal
+from made_flows.checks import (
+    check_broadcast,
+    check_event,
+    expect,
+    expect_type,
+    positive_integer,
+    real_number,
+)
+from made_flows.flows import Flow
+from made_flows.path_gradient import sample_with_score
+from made_flows.pyro.diagnosis import Diagnosis, diagnose
+from made_flows.pyro.flow_transforms import FlowTransform
+from made_flows.variational import posterior_flow
+
+__all__ = ["AutoIAF"]
+
+_PATH_GRADIENT_UP_TO = 32
+"""Latent dimensions up to which path gradients are the default: they cost the square of that."""
+_DRAWS = 8192
+"""Samples for medians and quantiles."""
+_NONE = cast(Tensor, 0)
+"""A part of the density that does not enter: Pyro knows the number."""
+
+
+class AutoIAF(AutoContinuous):
+    r"""A guide with an inverse autoregressive flow over all continuous latent variables.
+
+    .. math:: z \sim N(0, I), \qquad u = m + e^s \odot (f_1 \circ \dots \circ f_K)(z)
+
+    where u holds the unconstrained latent variables, in the order of the model's sites. It starts
+    near a normal distribution with mean ``init_loc_fn`` and standard deviation ``init_scale``. With
+    one latent dimension it is a normal distribution (of the unconstrained variable).
+
+    Gradients of the ELBO are *path gradients*: those of :math:`\log q(u)` with respect to the
+    sample u alone, since the rest has mean zero. Their noise vanishes as the guide approaches the
+    posterior. The density itself has all its gradients.
+
+    Args:
+        model: a Pyro model.
+        transforms: number of autoregressive transforms; the last one's conditioner is linear.
+        hidden_features: widths of the hidden layers of every conditioner; None for two of as many
+            units as there are latent dimensions, and at least 64.
+        init_loc_fn: where the guide starts, one of Pyro's initialisation functions.
+        init_scale: standard deviation of the unconstrained variables at the start.
+        path_gradient: whether ELBOs get path gradients; None for up to 32 latent dimensions, since
+            their work grows with the square. Objectives other than the ELBO that differentiate
+            through samples (``RenyiELBO``) need ``False``: there the rest has another mean.
+        flow: further arguments of :class:`made_flows.IAF`: ``order``, ``bijection``, ``scale``,
+            ``activation``, ``residual``, ...
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+
+    References:
+        Kingma et al. 2016, *Improved Variational Inference with Inverse Autoregressive Flow*;
+        Roeder, Wu & Duvenaud 2017, *Sticking the Landing*.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> def model(y):
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     with pyro.plate("rows", len(y)):
+        ...         pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+        >>> guide = AutoIAF(model)
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.005}), Trace_ELBO())
+        >>> loss = svi.step(torch.randn(20))
+        >>> guide.median()["scale"].shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        transforms: int = 3,
+        hidden_features: Sequence[int] | None = None,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        *,
+        path_gradient: bool | None = None,
+        **flow: Any,
+    ) -> None:
+        expect_type(callable(model), "model", "to be a function or module", model)
+        expect_type(callable(init_loc_fn), "init_loc_fn", "to be a function", init_loc_fn)
+        for name in ("context", "base", "adjacency", "normalize"):
+            expect(name not in flow, name, "to be left out of a guide", flow.get(name))
+        positive_integer(transforms, "transforms")
+        scale = real_number(init_scale, "init_scale", above=0)
+        # What can be wrong with the rest shows at once, and not when the model first runs.
+        posterior_flow(torch.zeros(2), scale, transforms, hidden_features, **flow)
+        super().__init__(model, init_loc_fn=init_loc_fn)
+        self._given_model = (model,)
+        self._path_gradient = path_gradient
+        self._arguments = (scale, transforms, hidden_features)
+        self._flow_arguments = flow
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        location = self._init_loc()
+        flow = posterior_flow(location.cpu(), *self._arguments, **self._flow_arguments)
+        self.transform = FlowTransform(flow.to(location.device, location.dtype))
+
+    def get_base_dist(self) -> dist.Distribution:
+        """Standard normal noise."""
+        base = cast(StandardNormal, self.flow.base)
+        normal: Any = dist.Normal(base.zero, base.one, validate_args=False)
+        return cast(dist.Distribution, normal.to_event(1))
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
+        """The flow, from noise to unconstrained latent variables: also for ``NeuTraReparam``."""
+        return self.transform
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowPosterior:
+        """The distribution of the unconstrained latent variables (latent_dim,)."""
+        posterior = FlowPosterior(self.get_base_dist(), [self.get_transform()])
+        chosen = self._path_gradient
+        few = self.latent_dim <= _PATH_GRADIENT_UP_TO
+        posterior.path_gradient = few if chosen is None else chosen
+        return posterior
+
+    @property
+    def flow(self) -> Flow:
+        """The flow as one of this library: for ``made_flows.save``, ``summary()`` and others.
+
+        Raises:
+            ValueError: before the guide was called for the first time.
+        """
+        found = self.__dict__["_modules"].get("transform")
+        expect(found is not None, "guide", "that was called once, to know the model", "a new one")
+        return cast(Flow, found.flow)
+
+    # ------------------------------------------------------------------ densities
+
+    def log_prob(self, values: Tensor | Mapping[str, Tensor]) -> Tensor:
+        r"""Log-density of given points, from wherever: one sequential inverse per transform.
+
+        Args:
+            values: unconstrained latent variables (..., latent_dim); or values of all sites, each
+                (..., *its shape in the model), whose density has the Jacobians of the constraints.
+
+        Returns:
+            (...).
+
+        Raises:
+            ValueError: for other shapes or other sites.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> def model():
+            ...     return pyro.sample("x", dist.LogNormal(0.0, 1.0))
+            >>> guide = AutoIAF(model)
+            >>> x = guide()["x"].detach()
+            >>> bool((guide.log_prob({"x": x}) + x.log()).isclose(guide.log_prob(x.log()[None])))
+            True
+        """
+        posterior: Any = self.get_posterior()
+        dtype = cast(StandardNormal, self.flow.base).zero.dtype
+        if isinstance(values, Tensor):
+            check_event(values, "values", self.latent_dim, dtype)
+            return cast(Tensor, posterior.log_prob(values))
+        expect_type(isinstance(values, Mapping), "values", "to be a tensor or a dict", values)
+        trace: Any = self.prototype_trace
+        sites: dict[str, Any] = dict(trace.iter_stochastic_nodes())
+        expect(set(values) == set(sites), "values", f"of sites {list(sites)}", list(values))
+        parts, log_dets = [], []
+        for name, site in sites.items():
+            value, shape = values[name], tuple(site["value"].shape)
+            got = tuple(value.shape)
+            fits = got[len(got) - len(shape) :] == shape
+            expect(fits, f"values[{name!r}]", f"of shape (..., {str(shape)[1:]}", got)
+            transform = biject_to(site["fn"].support)
+            u = transform.inv(value)
+            batch = got[: len(got) - len(shape)]
+            log_det = transform.log_abs_det_jacobian(u, value)
+            parts.append(u.reshape(*batch, -1))
+            log_dets.append(log_det.reshape(*batch, -1).sum(dim=-1))
+        batch = check_broadcast(**{name: log_dets[i].shape for i, name in enumerate(sites)})
+        u = torch.cat([part.expand(*batch, -1) for part in parts], dim=-1)
+        return cast(Tensor, posterior.log_prob(u) - sum(log_dets))
+
+    # ------------------------------------------------------------------ summaries
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Median of every latent variable by itself, as :meth:`quantiles` finds it."""
+        return {name: value[0] for name, value in self.quantiles([0.5]).items()}
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Quantiles of every latent variable by itself, of 8192 samples.
+
+        A flow has no closed form for them. The samples come from a scrambled Sobol sequence of
+        fixed seed: the same answer every time, and less noise than independent draws have. They are
+        quantiles of the unconstrained variables, constrained, as in Pyro's other guides.
+
+        Args:
+            quantiles: probabilities (Q,), between 0 and 1.
+            args, kwargs: of the model; not needed.
+
+        Returns:
+            By the names of the sites, (Q, *shape of the site).
+
+        Raises:
+            ValueError: for probabilities outside [0, 1].
+        """
+        zero = cast(StandardNormal, self.flow.base).zero
+        wanted = torch.as_tensor(quantiles, dtype=zero.dtype, device=zero.device)
+        inside = wanted.dim() == 1 and bool(((wanted >= 0) & (wanted <= 1)).all())
+        expect(inside, "quantiles", "to be a list of numbers between 0 and 1", quantiles)
+        draws = self.flow.generate(_even_noise(self.latent_dim).to(zero)).sort(dim=0).values
+        place = wanted * (len(draws) - 1)
+        low = place.floor().long()
+        high = place.ceil().long()
+        found = torch.lerp(draws[low], draws[high], (place - low).unsqueeze(-1))
+        result: dict[str, list[Tensor]] = {}
+        for latent in found:
+            for site, u in self._unpack_latent(latent):
+                result.setdefault(site["name"], []).append(biject_to(site["fn"].support)(u))
+        return {name: torch.stack(values) for name, values in result.items()}
+
+    def diagnose(
+        self, *args: Any, samples: int = 1000, vectorize: bool = True, **kwargs: Any
+    ) -> Diagnosis:
+        """Whether to trust the guide: k-hat, effective sample size, evidence, and a sentence.
+
+        Args:
+            args, kwargs: of the model: its data.
+            samples, vectorize: as for :func:`made_flows.pyro.diagnose`.
+
+        Raises:
+            ValueError: as there, and for a guide that was unpickled, which is without its model.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> def model():
+            ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+            >>> print(AutoIAF(model, init_scale=1.0).diagnose())  # doctest: +ELLIPSIS
+            Diagnosis of a guide by 1000 samples
+              Pareto k-hat ...
+        """
+        hint = "with its model (see made_flows.pyro.diagnose)"
+        expect(self._given_model is not None, "guide", hint, "an unpickled one")
+        (model,) = self._given_model
+        return diagnose(model, self, *args, samples=samples, vectorize=vectorize, **kwargs)
+
+    # ------------------------------------------------------------------ copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Models are functions, often local ones. Pyro takes them from the guide itself.
+        model = self._model
+        state = dict(super().__getstate__())
+        self._model = model
+        return {**state, "_model": None, "_given_model": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AutoIAF:
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new._model, new._given_model = self._model, self._given_model
+        return new
+
+
+class FlowPosterior(dist.TransformedDistribution):
+    """The posterior of a guide: a flow over its noise, with path gradients for ELBOs.
+
+    It knows the noise of its last sample for as long as that is true: until a weight changes, or
+    a backward pass has gone through the sample.
+    """
+
+    path_gradient: bool = False
+    _last: _Sample | None = None
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowPosterior:
+        """The same distribution with a larger batch shape."""
+        new = cast(FlowPosterior, super().expand(torch.Size(batch_shape), _instance))
+        new.path_gradient = self.path_gradient
+        return new
+
+    @property
+    def flow(self) -> Flow:
+        """The flow."""
+        transform = cast(FlowTransform, self.transforms[0])
+        return cast(Flow, transform.flow)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Samples (*sample_shape, *batch_shape, D) that carry gradients."""
+        noise = self.base_dist.sample(torch.Size(sample_shape))  # without parameters
+        traced = torch._C._get_tracing_state() is not None
+        score: Tensor | None = None
+        if self.path_gradient and torch.is_grad_enabled() and not traced:
+            x, log_det, score = sample_with_score(self.flow, noise)
+        else:
+            x, log_det = self.flow.to_data(noise)
+        self._last = _Sample(self.flow, noise, x, log_det, score)
+        return x
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density (...) of points (..., D)."""
+        last = self._last
+        if last is not None and last.holds(x):
+            last.log_prob = cast(Tensor, self.base_dist.log_prob(last.noise)) - last.log_det
+            return last.log_prob
+        noise, log_det = self.flow.to_noise(x)
+        return cast(Tensor, self.base_dist.log_prob(noise)) + log_det
+
+    def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
+        """The density for Pyro's ELBOs, which differentiate the last part."""
+        log_prob, last = self.log_prob(x), self._last
+        if last is None or last.score is None or last.log_prob is not log_prob:
+            return ScoreParts(log_prob, _NONE, log_prob)
+        if not last.score.isfinite().all():  # a Jacobian that is singular, to rounding
+            return ScoreParts(log_prob, _NONE, log_prob)
+        path = log_prob.detach() + (last.score * (x - x.detach())).sum(dim=-1)
+        return ScoreParts(log_prob, _NONE, path)
+
+
+class _Sample:
+    """A sample, what it was made of, and the state of the weights that it was made by."""
+
+    def __init__(
+        self, flow: Flow, noise: Tensor, x: Tensor, log_det: Tensor, score: Tensor | None
+    ) -> None:
+        self.noise, self.x, self.log_det, self.score = noise, x, log_det, score
+        self._weights = [(weight, weight._version) for weight in flow.parameters()]
+        self._version = x._version
+        self._used = False
+        self.log_prob: Tensor | None = None
+        if x.grad_fn is not None and torch._C._get_tracing_state() is None:
+            x.grad_fn.register_prehook(self._forget)
+
+    def _forget(self, *_: Any) -> None:
+        self._used = True
+
+    def holds(self, x: Tensor) -> bool:
+        """Whether x is the sample, of weights that are what they were."""
+        if x is not self.x or self._used or x._version != self._version:
+            return False
+        return all(weight._version == version for weight, version in self._weights)
+
+
+def _even_noise(features: int) -> Tensor:
+    """Standard normal noise (8192, D) that is spread evenly, always the same."""
+    if features > SobolEngine.MAXDIM:
+        return torch.randn(_DRAWS, features, generator=torch.Generator().manual_seed(0))
+    uniform = SobolEngine(features, scramble=True, seed=0).draw(_DRAWS, dtype=torch.float64)
+    return cast(Tensor, torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9)))
