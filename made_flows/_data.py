@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from made_flows._convert import as_batch, as_tensor, dimensions, is_batches
 from made_flows._loaders import split_indices, split_loader
-from made_flows.checks import check_finite, expect, expect_type
+from made_flows.checks import check_finite, check_values, expect, expect_type
+from made_flows.missing import ADVICE
 
 __all__ = ["Batch", "Rows", "Source", "Stream", "Target", "open_data", "split"]
 
@@ -24,13 +25,17 @@ Batch: TypeAlias = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Target:
-    """What a model takes: sizes and a check of values (where it has them), device, dtype."""
+    """What a model takes: sizes and a check of values (where it has them), device, dtype.
+
+    ``missing`` says whether NaN is a missing value to it; None for a model that does not know.
+    """
 
     features: int | None
     context: int | None
     device: torch.device
     dtype: torch.dtype
     check_values: Callable[[Tensor], None] | None = None
+    missing: bool | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Target:
@@ -44,14 +49,17 @@ class Target:
         sizes = (getattr(model, name, None) for name in ("features", "context"))
         features, context = (size if isinstance(size, int) else None for size in sizes)
         check_values = getattr(getattr(model, "head", None), "check_values", None)
-        return cls(features, context, device, dtype, check_values)
+        missing = getattr(model, "takes_missing", None)
+        return cls(features, context, device, dtype, check_values, missing)
 
     def check(self, x: Tensor, context: Tensor | None, name: str) -> Batch:
         """Check the shapes and values of some rows; floats come back in the model's dtype."""
         x = self._check(x, name, "features", self.features)
         if self.check_values is not None:
+            # A missing value is zero to the check, as it is to the model.
+            known = x.nan_to_num(0.0, torch.inf, -torch.inf) if self._may_miss(x) else x
             try:
-                self.check_values(x.to(self.device))
+                self.check_values(known.to(self.device))
             except ValueError as error:  # the model would name a row of a shuffled batch
                 raise ValueError(f"{error} of {name}") from None
         if context is None:
@@ -79,8 +87,19 @@ class Target:
         # Floats are cast before they are checked (1e300 is no float32), integers as they are
         # used: all of them at once would take four times the memory of bytes.
         x = x.detach().to(self.dtype) if x.is_floating_point() else x.detach()
-        check_finite(x, name)
+        if kind == "features" and self._may_miss(x):
+            check_values(x, ~torch.isinf(x), name, "to be finite, or NaN where it is missing")
+            return x
+        try:
+            check_finite(x, name)
+        except ValueError as error:
+            if kind != "features" or self.missing is None or not bool(torch.isnan(x).any()):
+                raise
+            raise ValueError(f"{error}. {ADVICE}") from None
         return x
+
+    def _may_miss(self, x: Tensor) -> bool:
+        return bool(self.missing) and x.is_floating_point()
 
     def move(self, x: Tensor) -> Tensor:
         """The rows on the model's device, in its dtype."""

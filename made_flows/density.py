@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._registry import saveable
-from made_flows.checks import expect, expect_type
+from made_flows.checks import expect, expect_type, positive_integer
+from made_flows.conditional import ConditionalDistribution
 from made_flows.distribution import AutoregressiveDistribution
 from made_flows.heads import Bernoulli, Categorical, Gaussian, GaussianMixture, Head
 from made_flows.made import MADE
@@ -94,7 +95,7 @@ class DensityModel(nn.Module):
             expect(scheduled, "orders_per_batch", "to be left out without orders or masks",
                    orders_per_batch)  # fmt: skip
             self.schedule = OrderSchedule(made, orders, masks, orders_per_batch, generator)
-        self.any_order = self.schedule is not None and self.schedule.any_order
+        self.takes_missing = self.schedule is not None and self.schedule.any_order
         # Plain attributes: looking modules up takes longer.
         self._drawn_in_training = self.schedule is not None
         start = head.initial_parameters()
@@ -140,6 +141,56 @@ class DensityModel(nn.Module):
         other._modules = {**self._modules, "made": made}
         other._drawn_in_training = False
         return other
+
+    def conditional(
+        self,
+        x: Tensor,
+        observed: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+    ) -> ConditionalDistribution:
+        """The distribution of the missing features of rows, given the observed ones.
+
+        Models trained with ``orders="all"`` answer for any features; others where the observed
+        ones come first in their order (for a graph: have all their parents).
+
+        Args:
+            x: (..., D), NaN where a value is missing.
+            observed: boolean (..., D), which values are not missing, instead of NaN.
+            context: (..., C), required if and only if the model has one.
+
+        Raises:
+            ValueError: for observed values outside the support, and for a question that a model
+                of one order cannot answer, naming the feature that is in the way.
+
+        Example:
+            >>> import made_flows as mf
+            >>> model = mf.GaussianMADE(3, orders="all")
+            >>> rest = model.conditional(torch.tensor([1.0, float("nan"), 2.0]))
+            >>> rest.sample((5,))[:, 0]
+            tensor([1., 1., 1., 1., 1.])
+        """
+        return ConditionalDistribution(self, x, observed, context)
+
+    def impute(
+        self,
+        x: Tensor,
+        samples: int = 1,
+        observed: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Rows with their missing values drawn, the observed ones unchanged: (samples, ..., D).
+
+        Arguments and errors are those of :meth:`conditional`.
+        """
+        samples = positive_integer(samples, "samples")
+        return self.conditional(x, observed, context=context).sample((samples,))
+
+    @property
+    def draws(self) -> bool:
+        """Whether scores are those of drawn orders or masks: in training."""
+        return self._drawn_in_training and self.training
 
     def outputs(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Parameters (..., D, K) from what the network reads, in training of drawn orders."""

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from made_flows.checks import can_inspect, check_broadcast, check_event
 from made_flows.inverse import HeadStep, sequential_inverse
+from made_flows.missing import ADVICE, fill, find_observed, outputs_for
 
 if TYPE_CHECKING:
     from made_flows.density import DensityModel
@@ -84,17 +85,50 @@ class AutoregressiveDistribution(Distribution):
     def _validate_sample(self, value: Tensor) -> None:
         check_event(value, "value", self.model.features)
         check_broadcast(value=value.shape[:-1], batch_shape=self.batch_shape)
-        if can_inspect(value):
+        if not can_inspect(value):
+            return
+        try:
             self.model.head.check_values(value)
+        except ValueError as error:
+            if self.model.takes_missing or not bool(torch.isnan(value).any()):
+                raise
+            raise ValueError(f"{error}. {ADVICE}") from None
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of values (..., D): of shape (...), broadcast with the batch shape."""
+    def log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Log-probability of values (..., D): of shape (...), broadcast with the batch shape.
+
+        Where values are missing, that of the observed ones (their marginal), under an order that
+        puts these first: exactly the marginal of the model in that order.
+
+        Args:
+            value: (..., D). For a model trained with ``orders="all"``, NaN is a missing value.
+            observed: boolean (..., D), which values are not missing, instead of NaN.
+
+        Raises:
+            ValueError: for a model of one order, whose observed features do not come first in it.
+        """
+        model = self.model
+        if observed is not None or model.takes_missing:
+            check_event(value, "value", model.features)
+            observed = find_observed(value, observed, nan=model.takes_missing)
+            if observed is not None:
+                return self._marginal(value, observed)
         if self._validate_args:
             self._validate_sample(value)
-        model = self.model
         inputs = model.head.encode(value, model.made.dtype)
         each = model.head.log_prob(value, model.outputs(inputs, self.context)).sum(dim=-1)
         return each.expand(check_broadcast(value=each.shape, batch_shape=self.batch_shape))
+
+    def _marginal(self, value: Tensor, observed: Tensor) -> Tensor:
+        model = self.model
+        value = fill(model.head, value, observed)
+        if self._validate_args:
+            self._validate_sample(value)
+        inputs = model.head.encode(value, model.made.dtype)
+        parameters = outputs_for(model, inputs, self.context, observed, fresh=model.draws)
+        each = model.head.log_prob(value, parameters)
+        score = torch.where(observed, each, torch.zeros_like(each)).sum(dim=-1)
+        return score.expand(check_broadcast(value=score.shape, batch_shape=self.batch_shape))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Samples of shape (*sample_shape, *batch_shape, D), by one sequential inverse."""

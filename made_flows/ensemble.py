@@ -21,7 +21,9 @@ from made_flows.checks import (
     positive_integer,
     real_number,
 )
+from made_flows.conditional import ConditionalMixture
 from made_flows.density import DensityModel
+from made_flows.distribution import AutoregressiveDistribution
 from made_flows.mixture import MixtureDistribution, in_chunks
 from made_flows.orders import OrderSchedule
 
@@ -136,12 +138,14 @@ class MixtureModel(nn.Module, ABC):
                 continue
             component = self.component(k)
             if observed is not None:
-                marginal = isinstance(component, (DensityModel, MixtureModel))
-                expect_type(marginal, "components", "to take missing values", component)
+                _expect_marginals(component)
 
             def score(
                 x: Tensor, context: Tensor | None, observed: Tensor | None, model: Any = component
             ) -> Tensor:
+                # Not by a call: that of a Pyro model gives a distribution of Pyro.
+                if isinstance(model, DensityModel):
+                    return AutoregressiveDistribution(model, context).log_prob(x, observed)
                 distribution = model() if context is None else model(context)
                 if observed is None:
                     return torch.as_tensor(distribution.log_prob(x))
@@ -151,6 +155,44 @@ class MixtureModel(nn.Module, ABC):
         like = next(column for column in columns if column is not None)
         absent = torch.full_like(like, -torch.inf, requires_grad=False)
         return torch.stack([absent if c is None else c for c in columns], dim=-1)
+
+    def conditional(
+        self, x: Tensor, observed: Tensor | None = None, *, context: Tensor | None = None
+    ) -> ConditionalMixture:
+        """The distribution of the missing features of rows, given the observed ones.
+
+        Args:
+            x: (..., D), NaN where a value is missing.
+            observed: boolean (..., D), which values are not missing, instead of NaN.
+            context: (..., C), if the models take one.
+
+        Raises:
+            TypeError: for components that are no density models.
+            ValueError: as :meth:`made_flows.DensityModel.conditional` does.
+        """
+        _expect_marginals(self.component(0))
+        return ConditionalMixture(self, x, observed, context)
+
+    def impute(
+        self,
+        x: Tensor,
+        samples: int = 1,
+        observed: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Rows with their missing values drawn, the observed ones unchanged: (samples, ..., D).
+
+        Arguments and errors are those of :meth:`conditional`.
+        """
+        samples = positive_integer(samples, "samples")
+        return self.conditional(x, observed, context=context).sample((samples,))
+
+    @property
+    def takes_missing(self) -> bool:
+        """Whether NaN stands for a missing value: where all components were trained for that."""
+        models = (self.component(k) for k in range(len(self)))
+        return all(getattr(model, "takes_missing", False) for model in models)
 
     @torch.no_grad()
     def fit_weights(
@@ -228,6 +270,11 @@ class MixtureModel(nn.Module, ABC):
         joint = scores[..., used] + self.log_weights(scores)[used]
         each = scores[..., used].flatten(0, -2).mean(dim=0)
         return MixtureGain(float(joint.logsumexp(dim=-1).mean()), tuple(each.tolist()))
+
+
+def _expect_marginals(component: Any) -> None:
+    known = isinstance(component, (DensityModel, MixtureModel))
+    expect_type(known, "components", "to be density models, which know missing values", component)
 
 
 def _expectation_maximization(
