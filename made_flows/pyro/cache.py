@@ -161,6 +161,12 @@ def _state(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
         modes.append(own["training"])
         tensors += [tensor for tensor in own["_parameters"].values() if tensor is not None]
         tensors += [tensor for tensor in own["_buffers"].values() if tensor is not None]
+        if own.get("_pyro_samples") and not own["_pyro_context"].active:
+            raise ValueError(
+                "Expected weights under a prior to be read inside a call of the PyroModule that "
+                "holds them; got none, so that every look would draw others. to_pyro(flow) gives "
+                "distributions that keep the weights of their call"
+            )
         # Weights under a prior or a constraint are read by name: they are made anew per trace.
         for kind in ("_pyro_samples", "_pyro_params"):
             tensors += [getattr(part, name) for name in own.get(kind, ())]

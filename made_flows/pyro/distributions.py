@@ -14,6 +14,7 @@ import made_flows.density as core
 from made_flows.checks import expect_type
 from made_flows.flows import FlowDistribution
 from made_flows.pyro.cache import Memory
+from made_flows.pyro.modules import materialized
 
 __all__ = [
     "BernoulliMADE",
@@ -154,7 +155,8 @@ class PyroModel(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> ModelDistribution:
         """The distribution under a context (..., C)."""
-        return ModelDistribution(self.model(context), self.model)
+        model = materialized(self.model)
+        return ModelDistribution(model(context), model)
 
 
 def to_pyro(model: nn.Module) -> PyroModel:
@@ -182,8 +184,11 @@ class _ForPyro:
 
     def forward(self, context: Tensor | None = None) -> ModelDistribution:
         """The distribution under a context (..., C)."""
-        distribution = super().forward(context)  # type: ignore[misc]
-        return ModelDistribution(distribution, cast(nn.Module, self))
+        module = cast(nn.Module, self)
+        model = materialized(module)
+        if model is not module:
+            return cast(ModelDistribution, model(context))
+        return ModelDistribution(super().forward(context), model)  # type: ignore[misc]
 
 
 class BernoulliMADE(_ForPyro, core.BernoulliMADE):
