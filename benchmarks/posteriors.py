@@ -1,0 +1,294 @@
+"""Variational posteriors: AutoIAF's default beside Pyro's guides, at equal steps.
+
+    MADE_FLOWS_DATA=FOLDER python -m benchmarks.posteriors
+
+It can be interrupted and repeated: every guide that was trained on a posterior is kept in a file of
+its own, and the page is written from all of them. Two posteriors need no data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions.transforms as transforms
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormalizingFlow
+from pyro.infer.importance import vectorized_importance_weights
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from benchmarks._posterior_models import Posterior, posteriors
+from benchmarks.harness import (
+    Contender,
+    Settings,
+    markdown_table,
+    milliseconds,
+    ratio,
+    run_contenders,
+    write_page,
+)
+from made_flows.pareto import smooth_weights
+from made_flows.pyro import AutoIAF
+
+RATE, DECAY = 5e-3, 0.1 ** (1 / 3000)
+PARTICLES, EVALUATED = 16, 5000
+NESTING = 1  # of plates, in all models
+OURS, SAME_SHAPE = "AutoIAF", "AutoIAFNormal, 3 of [64, 64]"
+
+TEXT = f"""Every guide is trained from seed 0 by {{steps}} steps of Adam, whose rate of {RATE:g}
+decays tenfold over 3000 steps, with {PARTICLES} particles a step. **ELBO** (higher is better, with
+its standard error) and **k-hat** (below 0.7: importance weights can be relied on) are of
+{EVALUATED} samples of the trained guide. The largest possible ELBO, the logarithm of the evidence,
+is estimated by the weighted samples of the guide with the highest one. **Means** and **sds** are
+how far those of the guide's samples are from those of the reference draws, in standard deviations
+of the posterior: root mean square over all quantities (noise of the samples: about 0.015).
+Reference draws are posteriordb's, and exact ones for the funnel.
+
+**ms/step** is one step of training, forward and backward, with Pyro's optimiser: the median over
+turns that the guides take after training; **ratio** is the median, within these turns, of the time
+over that of {SAME_SHAPE}. AutoIAF is `made_flows.pyro.AutoIAF(model)`, without further arguments;
+the other guides are Pyro's."""
+
+
+def _flow(repeats: int, transform: Callable[..., Any]) -> Callable[[Any], Any]:
+    made = partial(transforms.iterated, repeats, transform)
+    return lambda model: AutoNormalizingFlow(model, made)
+
+
+GUIDES: dict[str, Callable[[Any], Any]] = {
+    OURS: AutoIAF,
+    "AutoMultivariateNormal": AutoMultivariateNormal,
+    "AutoIAFNormal": AutoIAFNormal,
+    SAME_SHAPE: lambda m: AutoIAFNormal(m, hidden_dim=[64, 64], num_transforms=3),
+    "AutoNormalizingFlow, 3 affine": _flow(3, transforms.affine_autoregressive),
+    "AutoNormalizingFlow, 1 spline": _flow(1, transforms.spline_autoregressive),
+    "AutoNormalizingFlow, 1 block": _flow(1, transforms.block_autoregressive),
+}
+
+
+@dataclass
+class Result:
+    """What training a guide came to; with a reason where it came to nothing."""
+
+    failed: str = ""
+    elbo: float = math.nan
+    error: float = math.nan
+    k_hat: float = math.nan
+    log_evidence: float = math.nan
+    means: float | None = None
+    sds: float | None = None
+
+
+# ---------------------------------------------------------------------- training
+
+
+class Training:
+    """A guide and its optimiser, with parameters of their own."""
+
+    def __init__(self, posterior: Posterior, guide: str) -> None:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        self.model = posterior.model
+        self.guide = GUIDES[guide](posterior.model)
+        # Clipped at infinity, it is Adam with a rate that decays.
+        optimizer = pyro.optim.ClippedAdam({"lr": RATE, "lrd": DECAY, "clip_norm": math.inf})
+        elbo = Trace_ELBO(PARTICLES, max_plate_nesting=NESTING, vectorize_particles=True)
+        self._svi = SVI(self.model, self.guide, optimizer, elbo)
+        self._store: Any = {"params": {}, "constraints": {}}
+
+    def step(self) -> None:
+        """One step of training."""
+        with pyro.get_param_store().scope(self._store) as self._store:
+            self._svi.step()
+
+    def sample(self, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log-weights (count,) of samples of the guide, and the samples by site."""
+        with torch.no_grad(), pyro.get_param_store().scope(self._store):
+            weights, _, trace = vectorized_importance_weights(
+                self.model, self.guide, num_samples=count, max_plate_nesting=NESTING
+            )
+        sites = {
+            name: site["value"]
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample" and not site["infer"].get("is_auxiliary")
+        }
+        return weights.double(), sites
+
+
+def train(posterior: Posterior, guide: str, steps: int, evaluated: int) -> Result:
+    """Train a guide and look at what came of it."""
+    try:
+        training = Training(posterior, guide)
+        for _ in tqdm(range(steps), desc=f"{posterior.name}, {guide}", unit="step"):
+            training.step()
+        log_weights, sites = training.sample(evaluated)
+        smoothed = smooth_weights(log_weights)
+    except (RuntimeError, ValueError) as error:  # what a guide that diverged ends in
+        return Result(failed=str(error).strip().splitlines()[0][:100] or "diverged")
+    result = Result(
+        elbo=float(log_weights.mean()),
+        error=float(log_weights.std()) / math.sqrt(evaluated),
+        k_hat=smoothed.k_hat,
+        log_evidence=smoothed.log_evidence,
+    )
+    if posterior.reference is not None:
+        drawn, reference = posterior.quantities(sites), posterior.reference
+        sd = reference.std(dim=0)
+        result.means = _root_mean_square((drawn.mean(dim=0) - reference.mean(dim=0)) / sd)
+        result.sds = _root_mean_square((drawn.std(dim=0) - sd) / sd)
+    return result
+
+
+def _root_mean_square(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def step_times(
+    posterior: Posterior, guides: Sequence[str], settings: Settings
+) -> dict[str, tuple[float, float]]:
+    """Seconds of a step of each guide, and how many times as long as that of the same shape."""
+    contenders = []
+    for guide in guides:
+        training = Training(posterior, guide)
+        training.step()
+        contenders.append(Contender(guide, training.step))
+    timings = run_contenders(contenders, settings, posterior.name)
+    base = timings.get(SAME_SHAPE)
+    return {
+        name: (timing.median, math.nan if base is None else ratio(timing, base).middle)
+        for name, timing in timings.items()
+    }
+
+
+# ---------------------------------------------------------------------- what was found
+
+
+class Found:
+    """Results in a folder, a file for each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What was found under a name, or is computed now."""
+        path = self._folder / f"{name.replace(' ', '-').replace(',', '')}.json"
+        if not path.exists():
+            found = compute()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".part").write_text(json.dumps(found), encoding="utf-8")
+            path.with_suffix(".part").replace(path)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.1e}"
+
+
+def section(
+    name: str, results: dict[str, Result], times: dict[str, tuple[float, float]]
+) -> tuple[str, list[str]]:
+    """The table of one posterior, and its line of the summary."""
+    done = {guide: result for guide, result in results.items() if not result.failed}
+    peers = {guide: result for guide, result in done.items() if guide != OURS}
+    best = max((result.elbo for result in done.values()), default=math.nan)
+    rows = []
+    for guide, result in results.items():
+        seconds, relative = times.get(guide, (math.nan, math.nan))
+        elbo = result.failed or f"{_number(result.elbo, 3)} ± {_number(result.error, 3)}"
+        rows.append(
+            [
+                f"**{guide}**" if guide == OURS else guide,
+                f"**{elbo}**" if result.elbo == best else elbo,
+                _number(result.k_hat, 2),
+                _number(result.means, 3),
+                _number(result.sds, 3),
+                "-" if math.isnan(seconds) else milliseconds(seconds),
+                _number(relative, 2),
+            ]
+        )
+    headings = ["guide", "ELBO", "k-hat", "means", "sds", "ms/step", "ratio"]
+    sure = max(done.values(), key=lambda result: result.elbo, default=Result())
+    evidence = f"Logarithm of the evidence: about {_number(sure.log_evidence, 2)}."
+    table = f"## {name}\n\n{evidence}\n\n{markdown_table(headings, rows)}"
+
+    rival = max(peers, key=lambda guide: peers[guide].elbo, default="-")
+    ours = done.get(OURS, Result())
+    lead = ours.elbo - peers[rival].elbo if rival in peers else math.nan
+    line = [name, _number(ours.elbo, 3), rival, _number(peers.get(rival, Result()).elbo, 3)]
+    return table, [*line, f"{lead:+.3f}", _number(times.get(OURS, (0, math.nan))[1], 2)]
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--posteriors", nargs="+", help="by name; default: all whose data is there")
+    parser.add_argument("--guides", nargs="+", choices=GUIDES, default=list(GUIDES))
+    parser.add_argument("--steps", type=int, help="of training; default 1500")
+    parser.add_argument("--quick", action="store_true", help="few steps, two posteriors")
+    parser.add_argument("--seconds", type=float, help="of timing, for each guide, about")
+    parser.add_argument("--repetitions", type=int, help="of timed steps at most, for each guide")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--state", type=Path, help="folder of what was found")
+    parser.add_argument("--output", type=Path, help="folder of the page")
+    given = parser.parse_args(arguments)
+    scratch = Path("output/benchmarks")
+    quick = given.quick
+    given.steps = given.steps or (10 if quick else 1500)
+    given.seconds = given.seconds or (0.1 if quick else 2.0)
+    given.repetitions = given.repetitions or (5 if quick else 200)
+    given.state = given.state or scratch / ("posteriors-quick" if quick else "posteriors")
+    given.output = given.output or (scratch if quick else Settings().output)
+    return given
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parse(arguments)
+    torch.set_num_threads(given.threads)
+    settings = Settings(
+        given.seconds, given.repetitions, given.threads, quick=given.quick, output=given.output
+    )
+    chosen = posteriors()
+    if given.posteriors is not None:
+        chosen = [posterior for posterior in chosen if posterior.name in given.posteriors]
+    elif given.quick:
+        chosen = chosen[:2]
+    if not chosen:
+        raise SystemExit(f"Expected posteriors of {[p.name for p in posteriors()]}")
+    found, evaluated = Found(given.state), 200 if given.quick else EVALUATED
+    tables, lines = [], []
+    for posterior in chosen:
+        results = {
+            guide: Result(
+                **found(
+                    f"{posterior.name}--{guide}",
+                    lambda: asdict(train(posterior, guide, given.steps, evaluated)),  # noqa: B023
+                )
+            )
+            for guide in given.guides
+        }
+        able = [guide for guide in given.guides if not results[guide].failed]
+        times = found(
+            f"{posterior.name}--times",
+            lambda: step_times(posterior, able, settings),  # noqa: B023
+        )
+        table, line = section(posterior.name, results, times)
+        tables.append(table)
+        lines.append(line)
+    headings = ["posterior", "AutoIAF", "best of Pyro's", "its ELBO", "ahead by", "ratio"]
+    summary = markdown_table(headings, lines)
+    text = TEXT.format(steps=given.steps)
+    write_page("posteriors", "Variational posteriors", [text, summary, *tables], settings)
+
+
+if __name__ == "__main__":
+    main()
