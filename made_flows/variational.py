@@ -21,8 +21,8 @@ from made_flows.transforms import AutoregressiveTransform, Transform
 
 __all__ = ["DampedAffine", "TriangularAffine", "posterior_flow"]
 
-_SCALE_STEP, _LOWER_STEP = 4.0, 0.3
-"""How much faster logarithms of scales move than other parameters, and how much slower a matrix."""
+_SCALE_STEP = 4.0
+"""How much faster a logarithm of a scale moves than other parameters."""
 
 
 @saveable
@@ -96,7 +96,7 @@ class TriangularAffine(Transform):
         self.features = len(location)
         self.location = nn.Parameter(location.clone())
         # The diagonal has s. By Adam's steps of 0.005, a scale that is wrong by a factor of e^4
-        # would take a thousand of them; the matrix, whose entries add up, would go too far.
+        # would take a thousand of them.
         diagonal = scale.log().expand(location.shape) / _SCALE_STEP
         self.matrix = nn.Parameter(torch.diag(diagonal))
 
@@ -108,7 +108,7 @@ class TriangularAffine(Transform):
     @property
     def lower(self) -> Tensor:
         """The matrix L, (D, D)."""
-        return _LOWER_STEP * self.matrix.tril(-1)
+        return self.matrix.tril(-1)
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_event(x, "x", self.features, self.location.dtype)
