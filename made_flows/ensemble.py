@@ -27,7 +27,14 @@ from made_flows.distribution import AutoregressiveDistribution
 from made_flows.mixture import MixtureDistribution, in_chunks
 from made_flows.orders import OrderSchedule
 
-__all__ = ["Mixture", "MixtureGain", "MixtureModel", "OrderMixture", "WeightFit"]
+__all__ = [
+    "Mixture",
+    "MixtureGain",
+    "MixtureModel",
+    "OrderMixture",
+    "WeightFit",
+    "mixture_weights",
+]
 
 
 @dataclass(frozen=True)
@@ -250,14 +257,13 @@ class MixtureModel(nn.Module, ABC):
         expect(bool(possible.all()), "x", "to be possible under some component", f"row {row}")
 
         history: list[float] = []
-        weights = _expectation_maximization(
-            scores, torch.full_like(scores[0], 1 / len(self)), iterations, tolerance, history
-        )
+        options: dict[str, Any] = {"iterations": iterations, "tolerance": tolerance}
+        weights = mixture_weights(scores, **options, history=history)
         sparse = weights < min(threshold, float(weights.max()))
         if bool(sparse.any()):
             weights = weights.masked_fill(sparse, 0)
             weights /= weights.sum()
-            weights = _expectation_maximization(scores, weights, iterations, tolerance, history)
+            weights = mixture_weights(scores, start=weights, **options, history=history)
         self.weights.copy_(weights)
         return WeightFit(tuple(history), tuple(weights.tolist()))
 
@@ -277,16 +283,36 @@ def _expect_marginals(component: Any) -> None:
     expect_type(known, "components", "to be density models, which know missing values", component)
 
 
-def _expectation_maximization(
-    scores: Tensor, weights: Tensor, iterations: int, tolerance: float, history: list[float]
+def mixture_weights(
+    scores: Tensor,
+    *,
+    start: Tensor | None = None,
+    iterations: int = 1000,
+    tolerance: float = 1e-7,
+    history: list[float] | None = None,
 ) -> Tensor:
-    """Weights (K,) after steps of EM on log-probabilities (N, K)."""
+    """The weights (K,) of a mixture under which rows are most likely, by EM.
+
+    Args:
+        scores: log-probabilities (N, K) of the rows under every component.
+        start: weights to begin from (a zero stays one); None for equal ones.
+        iterations: the largest number of EM steps.
+        tolerance: stop when a step gains less than this many nats per row.
+        history: a list to which the mean log-likelihood of every step is added.
+
+    Example:
+        >>> probabilities = torch.tensor([[0.5, 0.1], [0.5, 0.1], [0.1, 0.5]])
+        >>> mixture_weights(probabilities.log()).round(decimals=2)
+        tensor([0.7500, 0.2500])
+    """
+    weights = torch.full_like(scores[0], 1 / scores.shape[1]) if start is None else start
     last = -torch.inf
     for step in range(iterations + 1):
         joint = scores + weights.log()
         total = joint.logsumexp(dim=1, keepdim=True)
         mean = float(total.mean())
-        history.append(mean)
+        if history is not None:
+            history.append(mean)
         if step == iterations or mean - last < tolerance:
             break
         last = mean
