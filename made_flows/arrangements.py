@@ -95,17 +95,18 @@ def check_degrees(made: MADE, degrees: Any) -> tuple[Tensor, ...]:
 
 
 def masks_of(made: MADE, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> Masks:
-    """The masks of a MADE under other ranks (D,), and other degrees where they are given.
+    """The masks of a MADE under other ranks, and other degrees where they are given.
 
     Of the weights' type, as a product with booleans converts them every time.
 
     Args:
         made: the network.
-        ranks: rank of every feature.
+        ranks: rank of every feature, (..., D); masks have the same leading dimensions where they
+            depend on it.
         degrees: degrees of every hidden layer; None for the network's own.
     """
     dtype = made.dtype
-    inputs, outputs = ranks[made.input_features], ranks[made.output_features]
+    inputs, outputs = ranks[..., made.input_features], ranks[..., made.output_features]
     direct = None
     if made.direct is not None or not made.shape.hidden:
         direct = _above(outputs, inputs, dtype)
@@ -122,7 +123,7 @@ def masks_of(made: MADE, ranks: Tensor, degrees: Sequence[Tensor] | None = None)
 def _above(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
     """Ones where the integer of a row is above that of a column, else zeros."""
     # Comparing takes ten times as long: booleans are slow to make and to convert.
-    difference = rows.to(torch.float32).unsqueeze(1) - columns.to(torch.float32)
+    difference = rows.to(torch.float32).unsqueeze(-1) - columns.to(torch.float32).unsqueeze(-2)
     return difference.clamp(0, 1).to(dtype)
 
 

@@ -30,8 +30,7 @@ class OrderSchedule(nn.Module):
             number K of fixed orders, drawn now and taken in turn; or K orders, (K, features).
         masks: None for the network's own degrees; ``"all"`` to draw fresh ones every time; or a
             number K of fixed sets of degrees.
-        per_batch: how many orders (and sets of degrees) a batch is cut into; ``"row"`` for an
-            order for each row.
+        per_batch: how many orders a batch is cut into; ``"row"`` for an order for each row.
         generator: source of randomness for what is drawn now. What is drawn in training comes
             from torch's global generator.
 
@@ -130,15 +129,18 @@ class OrderSchedule(nn.Module):
             self._turn += max(len(rows), 1)
             output = made(rows, contexts, orders, degrees)
             return torch.as_tensor(output).reshape(*batch, *output.shape[1:])
-        outputs = []
         parts = min(self.per_batch, max(len(rows), 1))
-        of_parts = [None] * parts if contexts is None else contexts.tensor_split(parts)
-        for part, of_part in zip(rows.tensor_split(parts), of_parts, strict=True):
-            orders, degrees = self.draw_orders(1), self.draw_degrees()
-            self._turn += 1
-            outputs.append(made(part, of_part, None if orders is None else orders[0], degrees))
-        output = torch.cat(outputs)
-        return output.reshape(*batch, *output.shape[1:])
+        orders, degrees = self.draw_orders(parts), self.draw_degrees()
+        self._turn += parts
+        if orders is None or parts == 1:
+            output = made(rows, contexts, None if orders is None else orders[0], degrees)
+            return torch.as_tensor(output).reshape(*batch, *output.shape[1:])
+        # As many rows for each order: the first ones again, to fill the last part up.
+        filled = torch.arange(-(-len(rows) // parts) * parts, device=rows.device) % len(rows)
+        rows = rows[filled].unflatten(0, (parts, -1))
+        contexts = None if contexts is None else contexts[filled].unflatten(0, (parts, -1))
+        output = made(rows, contexts, orders.unsqueeze(1), degrees).flatten(0, 1)
+        return torch.as_tensor(output[: batch.numel()]).reshape(*batch, *output.shape[1:])
 
     def extra_repr(self) -> str:
         orders = "'all'" if self.any_order else None if self.orders is None else len(self.orders)

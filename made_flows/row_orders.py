@@ -1,9 +1,10 @@
 """One order for each row: a pass of a MADE in which no two rows need have the same masks.
 
-Rows of one order share its masks, so that a few orders are a few passes. For many orders, masked
-weights of every row would take rows x units x inputs numbers. But units of one degree read the
-same inputs of a row, whatever its order: those of the lowest ranks. So inputs are masked and not
-weights, once for every degree, and products are batched over degrees.
+Rows of one order share its masks: a few orders are a few passes or, where as many rows have each,
+one pass of batched products. For many orders, masked weights of every row would take rows x units
+x inputs numbers. But units of one degree read the same inputs of a row, whatever its order: those
+of the lowest ranks. So inputs are masked and not weights, once for every degree, and products are
+batched over degrees.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ __all__ = ["forward_row_orders"]
 _CHUNK = 2**23
 """Numbers in the largest temporary tensor, about: larger ones leave the caches, and no faster."""
 
+_STACK = 2**26
+"""Numbers in the masks of several orders that are held at once, at most."""
+
 _PASS = 30_000
 """Numbers that could be masked in the time that one more pass of a small network takes."""
 
@@ -45,7 +49,8 @@ def forward_row_orders(
         made: the network.
         x: (..., inputs).
         context: (..., C) or None.
-        ranks: (..., features), broadcast against x.
+        ranks: (..., features), broadcast against x; (..., 1, features) for several rows of each
+            order is a batched product per layer.
         degrees: other degrees of the hidden units, one tensor per layer.
 
     Returns:
@@ -55,19 +60,48 @@ def forward_row_orders(
     if context is not None:
         shapes["context"] = context.shape[:-1]
     batch = check_broadcast(**shapes)
+    hidden = made.shape.hidden
+    masked = sum(hidden[:1] + hidden[-1:]) * made.features  # numbers in the masks of one order
+    per_row = 2 * min(made.features, max(hidden, default=1)) * made.features
+    if ranks.shape[-2] == 1 and ranks.numel() > made.features:
+        orders = ranks.numel() // made.features
+        if orders * masked <= min(_STACK, batch.numel() * per_row):
+            masks = masks_of(made, ranks.squeeze(-2), degrees)
+            stacked = Masks(tuple(map(_stacked, masks.layers)), _stacked(masks.direct))
+            return made.compute(x, context, stacked, made.dropout)
     if batch.numel() and is_plain(x) and is_plain(ranks):
         distinct, group = torch.unique(ranks.reshape(-1, made.features), dim=0, return_inverse=True)
         if len(distinct) == 1:
             masks = masks_of(made, distinct[0], degrees)
             output = made.compute(x, context, masks, made.dropout)
             return output.expand(*batch, *output.shape[-2:])
-        hidden = made.shape.hidden
-        masked = sum(hidden[:1] + hidden[-1:]) * made.features
-        per_row = 2 * min(made.features, max(hidden, default=1)) * made.features
         if len(distinct) * (masked + _PASS) < batch.numel() * per_row + _PASS:
             group = group.reshape(ranks.shape[:-1]).expand(batch).reshape(-1)
             return _pass_per_order(made, x, context, distinct, group, batch, degrees)
     return made.compute(x, context, row_masks(made, ranks, degrees), made.dropout)
+
+
+def _stacked(mask: Tensor | RowMask | None) -> Tensor | RowMask | None:
+    return _StackedMask(mask) if isinstance(mask, Tensor) and mask.dim() > 2 else mask
+
+
+class _StackedMask:
+    """One mask (..., outputs, inputs) for all rows (..., n, inputs) of an order."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self, x: Tensor, layer: MaskedLinear) -> Tensor:
+        if layer.weight.numel() > _PASS:
+            # One by one: masked weights of one order stay in the caches.
+            batch = self.mask.shape[:-2]
+            rows = x.expand(*batch, *x.shape[-2:]).flatten(0, -3)
+            each = [layer(*pair) for pair in zip(rows, self.mask.flatten(0, -3), strict=True)]
+            return torch.stack(each).unflatten(0, batch)
+        z = x @ (layer.weight * self.mask).transpose(-1, -2)
+        if layer.mask_weight is not None:
+            z = z + (layer.mask_weight * self.mask).sum(dim=-1).unsqueeze(-2)
+        return z if layer.bias is None else z + layer.bias
 
 
 def _pass_per_order(

@@ -280,6 +280,26 @@ def test_few_orders_and_many_take_different_ways(monkeypatch: pytest.MonkeyPatch
     assert calls == [2]
 
 
+@each_option
+@pytest.mark.parametrize(("stack", "large"), [(2**26, 30_000), (2**26, 0), (0, 0)])
+def test_several_rows_of_each_order(
+    option: str, stack: int, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_orders, "_STACK", stack)
+    monkeypatch.setattr(row_orders, "_PASS", large)
+    made = told(option)
+    orders, degrees = some_orders(5, 3), other_degrees(made)
+    x, c = torch.randn(3, 40, 5, dtype=F64), context_of(made, 3, 40)
+    for chosen in (None, degrees):
+        expected = torch.stack(
+            [
+                made.arranged(order, chosen)(x[g], None if c is None else c[g])
+                for g, order in enumerate(orders)
+            ]
+        )
+        nearly(made(x, c, order=orders.unsqueeze(1), degrees=chosen), expected)
+
+
 def test_orders_of_rows_broadcast() -> None:
     made = told("context")
     orders, x, c = some_orders(5, 3, 1), torch.randn(4, 5, dtype=F64), context_of(made, 2, 1, 1)
@@ -339,29 +359,21 @@ def test_in_evaluation_a_model_is_one_density(name: str) -> None:
 def test_in_training_every_score_is_that_of_some_arrangement(name: str, head: str) -> None:
     model = trained_over(name, head).train()
     schedule = model.schedule
-    c = torch.randn(6, 2, dtype=F64)
-    x = values_of(model(c), 6)
+    c = torch.randn(7, 2, dtype=F64)
+    x = values_of(model(c), 7)
     torch.manual_seed(5)
     turn = schedule._turn
     got = model(c).log_prob(x)
     torch.manual_seed(5)
     schedule._turn = turn
-    parts = {"row": 6, 1: 1}.get(schedule.per_batch, schedule.per_batch)
-    expected = []
-    if schedule.per_batch == "row":
-        orders, degrees = schedule.draw_orders(6), schedule.draw_degrees()
-        arrangements = [(order, degrees) for order in orders]
-    else:
-        arrangements = []
-        for _ in range(parts):
-            orders = schedule.draw_orders(1)
-            arrangements.append((None if orders is None else orders[0], schedule.draw_degrees()))
-            schedule._turn += 1
-    rows = zip(arrangements, x.tensor_split(parts), c.tensor_split(parts), strict=True)
-    for (order, degrees), some, of_some in rows:
-        view = model.arranged(order, degrees)
+    parts = {"row": 7}.get(schedule.per_batch, schedule.per_batch)
+    orders, degrees = schedule.draw_orders(parts), schedule.draw_degrees()
+    size, expected = -(-7 // parts), []
+    for part in range(parts):
+        view = model.arranged(None if orders is None else orders[part], degrees)
         mf.check_autoregressive(view.made)
-        expected.append(view(of_some).log_prob(some))
+        rows = slice(part * size, (part + 1) * size)
+        expected.append(view(c[rows]).log_prob(x[rows]))
     nearly(got, torch.cat(expected))
 
 
