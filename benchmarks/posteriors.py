@@ -180,7 +180,7 @@ class Found:
 
     def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
         """What was found under a name, or is computed now."""
-        path = self._folder / f"{name.replace(' ', '-').replace(',', '')}.json"
+        path = self._folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
         if not path.exists():
             found = compute()
             self._folder.mkdir(parents=True, exist_ok=True)

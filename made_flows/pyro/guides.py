@@ -11,8 +11,9 @@ import torch
 from pyro.distributions.score_parts import ScoreParts
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, register_kl
 from torch.quasirandom import SobolEngine
 
 from made_flows.bases import StandardNormal
@@ -146,6 +147,11 @@ class AutoIAF(AutoContinuous):
         found = self.__dict__["_modules"].get("transform")
         expect(found is not None, "guide", "that was called once, to know the model", "a new one")
         return cast(Flow, found.flow)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample the latent variables, with the arguments of the model; a dict by site."""
+        with _SiteMessenger():
+            return cast(dict[str, Tensor], super().forward(*args, **kwargs))
 
     # ------------------------------------------------------------------ densities
 
@@ -356,6 +362,28 @@ class _Sample:
         if x is not self.x or self._used or x._version != self._version:
             return False
         return all(weight._version == version for weight, version in self._weights)
+
+
+class _SiteValue(dist.Delta):
+    """The value of a site, made of the sample of all."""
+
+
+def _kl(p: Any, q: Any) -> Tensor:
+    # Pyro's own leaves out the Jacobian of the site's constraint, which is the point's density.
+    return cast(Tensor, p.log_density - q.log_prob(p.v))
+
+
+register_kl(_SiteValue, dist.Distribution)(_kl)
+
+
+class _SiteMessenger(Messenger):
+    """Gives the sites of a guide a divergence that TraceMeanField_ELBO can rely on."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if type(msg["fn"]) is dist.Delta:
+            msg["fn"] = _SiteValue(
+                msg["fn"].v, msg["fn"].log_density, event_dim=msg["fn"].event_dim
+            )
 
 
 def _even_noise(features: int) -> Tensor:
