@@ -51,7 +51,8 @@ its standard error) and **k-hat** (below 0.7: importance weights can be relied o
 is estimated by the weighted samples of the guide with the highest one. **Means** and **sds** are
 how far those of the guide's samples are from those of the reference draws, in standard deviations
 of the posterior: root mean square over all quantities (noise of the samples: about 0.015).
-Reference draws are posteriordb's, and exact ones for the funnel.
+Reference draws are posteriordb's, and exact ones for the funnel (whose tails are so heavy that sds
+of samples hardly say anything).
 
 **ms/step** is one step of training, forward and backward, with Pyro's optimiser: the median over
 turns that the guides take after training; **ratio** is the median, within these turns, of the time

@@ -442,6 +442,26 @@ def test_a_sample_can_be_scored_after_a_backward_pass() -> None:
     torch.testing.assert_close(posterior.log_prob(x), first.detach(), atol=1e-4, rtol=1e-4)
 
 
+def test_a_sample_without_gradients_is_scored_with_them() -> None:
+    guide = disturbed(AutoIAF(plates))
+    posterior = guide.get_posterior()
+    with torch.no_grad():
+        x = posterior.rsample((4,))
+        expected = posterior.log_prob(x)
+    found = posterior.log_prob(x)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert found.requires_grad
+    assert not expected.requires_grad
+
+
+def test_inference_mode() -> None:
+    guide = disturbed(AutoIAF(plates))
+    with torch.inference_mode():
+        trace = poutine.trace(guide).get_trace()
+        assert math.isfinite(float(trace.log_prob_sum()))
+        assert guide.diagnose(samples=100).log_weights.isfinite().all()
+
+
 # ---------------------------------------------------------------------- copies
 
 COPIES: dict[str, Callable[[AutoIAF], AutoIAF]] = {

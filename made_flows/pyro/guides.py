@@ -8,12 +8,10 @@ from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.score_parts import ScoreParts
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to, register_kl
+from torch.distributions import biject_to
 from torch.quasirandom import SobolEngine
 
 from made_flows.bases import StandardNormal
@@ -26,9 +24,9 @@ from made_flows.checks import (
     real_number,
 )
 from made_flows.flows import Flow
-from made_flows.path_gradient import sample_with_score
 from made_flows.pyro.diagnosis import Diagnosis, diagnose
 from made_flows.pyro.flow_transforms import FlowTransform
+from made_flows.pyro.posterior import FlowPosterior, SiteMessenger
 from made_flows.variational import posterior_flow
 
 __all__ = ["AutoIAF"]
@@ -37,8 +35,6 @@ _PATH_GRADIENT_UP_TO = 32
 """Latent dimensions up to which path gradients are the default: they cost the square of that."""
 _DRAWS = 8192
 """Samples for medians and quantiles."""
-_NONE = cast(Tensor, 0)
-"""A part of the density that does not enter: Pyro knows the number."""
 
 
 class AutoIAF(AutoContinuous):
@@ -150,7 +146,7 @@ class AutoIAF(AutoContinuous):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the latent variables, with the arguments of the model; a dict by site."""
-        with _SiteMessenger():
+        with SiteMessenger():
             return cast(dict[str, Tensor], super().forward(*args, **kwargs))
 
     # ------------------------------------------------------------------ densities
@@ -284,106 +280,6 @@ class AutoIAF(AutoContinuous):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model, new._given_model = self._model, self._given_model
         return new
-
-
-class FlowPosterior(dist.TransformedDistribution):
-    """The posterior of a guide: a flow over its noise, with path gradients for ELBOs.
-
-    It knows the noise of its last sample for as long as that is true: until a weight changes, or
-    a backward pass has gone through the sample.
-    """
-
-    path_gradient: bool = False
-    _last: _Sample | None = None
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowPosterior:
-        """The same distribution with a larger batch shape."""
-        new = cast(FlowPosterior, super().expand(torch.Size(batch_shape), _instance))
-        new.path_gradient = self.path_gradient
-        return new
-
-    @property
-    def flow(self) -> Flow:
-        """The flow."""
-        transform = cast(FlowTransform, self.transforms[0])
-        return cast(Flow, transform.flow)
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Samples (*sample_shape, *batch_shape, D) that carry gradients."""
-        noise = self.base_dist.sample(torch.Size(sample_shape))  # without parameters
-        traced = torch._C._get_tracing_state() is not None
-        score: Tensor | None = None
-        if self.path_gradient and torch.is_grad_enabled() and not traced:
-            x, log_det, score = sample_with_score(self.flow, noise)
-        else:
-            x, log_det = self.flow.to_data(noise)
-        self._last = _Sample(self.flow, noise, x, log_det, score)
-        return x
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density (...) of points (..., D)."""
-        last = self._last
-        if last is not None and last.holds(x):
-            last.log_prob = cast(Tensor, self.base_dist.log_prob(last.noise)) - last.log_det
-            return last.log_prob
-        noise, log_det = self.flow.to_noise(x)
-        return cast(Tensor, self.base_dist.log_prob(noise)) + log_det
-
-    def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
-        """The density for Pyro's ELBOs, which differentiate the last part."""
-        log_prob, last = self.log_prob(x), self._last
-        if last is None or last.score is None or last.log_prob is not log_prob:
-            return ScoreParts(log_prob, _NONE, log_prob)
-        if not last.score.isfinite().all():  # a Jacobian that is singular, to rounding
-            return ScoreParts(log_prob, _NONE, log_prob)
-        path = log_prob.detach() + (last.score * (x - x.detach())).sum(dim=-1)
-        return ScoreParts(log_prob, _NONE, path)
-
-
-class _Sample:
-    """A sample, what it was made of, and the state of the weights that it was made by."""
-
-    def __init__(
-        self, flow: Flow, noise: Tensor, x: Tensor, log_det: Tensor, score: Tensor | None
-    ) -> None:
-        self.noise, self.x, self.log_det, self.score = noise, x, log_det, score
-        self._weights = [(weight, weight._version) for weight in flow.parameters()]
-        self._version = x._version
-        self._used = False
-        self.log_prob: Tensor | None = None
-        if x.grad_fn is not None and torch._C._get_tracing_state() is None:
-            x.grad_fn.register_prehook(self._forget)
-
-    def _forget(self, *_: Any) -> None:
-        self._used = True
-
-    def holds(self, x: Tensor) -> bool:
-        """Whether x is the sample, of weights that are what they were."""
-        if x is not self.x or self._used or x._version != self._version:
-            return False
-        return all(weight._version == version for weight, version in self._weights)
-
-
-class _SiteValue(dist.Delta):
-    """The value of a site, made of the sample of all."""
-
-
-def _kl(p: Any, q: Any) -> Tensor:
-    # Pyro's own leaves out the Jacobian of the site's constraint, which is the point's density.
-    return cast(Tensor, p.log_density - q.log_prob(p.v))
-
-
-register_kl(_SiteValue, dist.Distribution)(_kl)
-
-
-class _SiteMessenger(Messenger):
-    """Gives the sites of a guide a divergence that TraceMeanField_ELBO can rely on."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if type(msg["fn"]) is dist.Delta:
-            msg["fn"] = _SiteValue(
-                msg["fn"].v, msg["fn"].log_density, event_dim=msg["fn"].event_dim
-            )
 
 
 def _even_noise(features: int) -> Tensor:
