@@ -10,6 +10,7 @@ from made_flows.accelerate import (
 )
 from made_flows.autoregressive_flows import IAF, MAF
 from made_flows.bijections import Affine, Bijection, GatedAffine
+from made_flows.conditional import ConditionalDistribution, ConditionalMixture
 from made_flows.data_transforms import Dequantize, Log, Logit, Standardize
 from made_flows.density import (
     BernoulliMADE,
@@ -25,12 +26,13 @@ from made_flows.diagnostics import (
     check_autoregressive,
 )
 from made_flows.distribution import AutoregressiveDistribution
-from made_flows.ensemble import Mixture, MixtureGain, OrderMixture, WeightFit
+from made_flows.ensemble import Mixture, OrderMixture
 from made_flows.flows import Flow, FlowDistribution
 from made_flows.heads import Head
 from made_flows.history import History, TrainingError
 from made_flows.made import MADE
 from made_flows.mixture import MixtureDistribution
+from made_flows.mixture_model import MixtureGain, WeightFit
 from made_flows.normalization import ActNorm, BatchNorm
 from made_flows.scales import ScaleRule
 from made_flows.serialization import load, save
@@ -59,6 +61,8 @@ __all__ = [
     "BernoulliMADE",
     "Bijection",
     "CategoricalMADE",
+    "ConditionalDistribution",
+    "ConditionalMixture",
     "DensityModel",
     "DependencyWarning",
     "Dequantize",

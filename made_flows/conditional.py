@@ -17,7 +17,7 @@ from made_flows.mixture import sample_components
 
 if TYPE_CHECKING:
     from made_flows.density import DensityModel
-    from made_flows.ensemble import MixtureModel
+    from made_flows.mixture_model import MixtureModel
 
 __all__ = ["CompletionDistribution", "ConditionalDistribution", "ConditionalMixture"]
 

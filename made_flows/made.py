@@ -23,16 +23,14 @@ from made_flows.checks import (
     widths,
 )
 from made_flows.dependencies import DependencyWarning, reach_of, warn_of_lost_dependencies
-from made_flows.description import Description, bases_of
+from made_flows.description import Description, bases_of, words_of
+from made_flows.initialization import initialize
 from made_flows.linear import MaskedLinear, RowMask
 from made_flows.network import Network
 from made_flows.row_orders import forward_row_orders
 from made_flows.wiring import Shape, per_feature, wire_graph, wire_order
 
 __all__ = ["MADE", "DependencyWarning"]
-
-_NEAR_ZERO = 0.01
-"""Gain of the layers that should hardly count at the start: outputs and ends of residual blocks."""
 
 
 @saveable
@@ -270,18 +268,7 @@ class MADE(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew; outputs and residual blocks start near zero."""
-        last = len(self.layers) - 1
-        for index in range(len(self.layers)):
-            near_zero = index == last or self.adds_to_stream(index)
-            self._layer(index).reset_parameters(gain=_NEAR_ZERO if near_zero else 1.0)
-        if self.input_context is not None:
-            # The first layer's units read features and context: one variance for both.
-            first = self._layer(0)
-            first.reset_parameters(extra_inputs=self.input_context.mask.sum(1, keepdim=True))
-            self.input_context.reset_parameters(extra_inputs=first.mask.sum(1, keepdim=True))
-        for layer in (self.direct, self.output_context):
-            if layer is not None:
-                layer.reset_parameters(gain=_NEAR_ZERO)
+        initialize(self)
 
     def reach(self) -> Tensor:
         """Which feature's parameters can depend on which feature: boolean (features, features)."""
@@ -411,27 +398,4 @@ class MADE(nn.Module):
         return {**self.__dict__, "_description": None}
 
     def extra_repr(self) -> str:
-        parts = [f"features={self.features}"]
-        if self.context:
-            parts.append(f"context={self.context}")
-        parts.append(f"hidden_features={self.hidden_features}")
-        same = len(set(self.outputs)) == 1
-        parts.append(f"parameters={self.outputs[0] if same else self.outputs}")
-        if set(self.inputs) != {1}:
-            parts.append(f"inputs={self.inputs[0] if len(set(self.inputs)) == 1 else self.inputs}")
-        if self.graph is not None:
-            parts.append(f"levels={int(self.ranks.max()) + 1}")
-        else:
-            order = self.order.tolist()
-            if order == sorted(order):
-                shown = "natural"
-            elif order == sorted(order, reverse=True):
-                shown = "reversed"
-            else:
-                shown = str(order) if self.features <= 12 else f"{str(order[:6])[:-1]}, ...]"
-            parts.append(f"order={shown}")
-        if self.residual:
-            parts.append("residual=True")
-        if self.mask_weights:
-            parts.append(f"mask_weights={self.mask_weights!r}")
-        return ", ".join(parts)
+        return words_of(self)

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from made_flows.checks import check_broadcast
 
 if TYPE_CHECKING:
-    from made_flows.ensemble import MixtureModel
+    from made_flows.mixture_model import MixtureModel
 
 __all__ = ["MixtureDistribution", "in_chunks", "sample_components"]
 

@@ -94,10 +94,11 @@ class _StackedMask:
     def __call__(self, x: Tensor, layer: MaskedLinear) -> Tensor:
         if layer.weight.numel() > _PASS:
             # One by one: masked weights of one order stay in the caches.
-            batch = self.mask.shape[:-2]
+            batch = check_broadcast(x=x.shape[:-2], order=self.mask.shape[:-2])
             rows = x.expand(*batch, *x.shape[-2:]).flatten(0, -3)
-            each = [layer(*pair) for pair in zip(rows, self.mask.flatten(0, -3), strict=True)]
-            return torch.stack(each).unflatten(0, batch)
+            masks = self.mask.expand(*batch, *self.mask.shape[-2:]).flatten(0, -3)
+            each = [layer(*pair) for pair in zip(rows, masks, strict=True)]
+            return torch.stack(each).reshape(*batch, x.shape[-2], -1)
         z = x @ (layer.weight * self.mask).transpose(-1, -2)
         if layer.mask_weight is not None:
             z = z + (layer.mask_weight * self.mask).sum(dim=-1).unsqueeze(-2)

@@ -298,6 +298,8 @@ def test_several_rows_of_each_order(
             ]
         )
         nearly(made(x, c, order=orders.unsqueeze(1), degrees=chosen), expected)
+        twice = made(x.expand(2, -1, -1, -1), c, order=orders.unsqueeze(1), degrees=chosen)
+        nearly(twice, expected.expand(2, -1, -1, -1, -1))
 
 
 def test_orders_of_rows_broadcast() -> None:
