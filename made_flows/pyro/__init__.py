@@ -21,6 +21,16 @@ from made_flows.pyro.conditional_flows import (
     ConditionalIAF,
     ConditionalMAF,
 )
+from made_flows.pyro.conditional_transforms import (
+    ConditionalAffineAutoregressive,
+    ConditionalSplineAutoregressive,
+)
+from made_flows.pyro.constructors import (
+    affine_autoregressive,
+    conditional_affine_autoregressive,
+    conditional_spline_autoregressive,
+    spline_autoregressive,
+)
 from made_flows.pyro.diagnosis import Diagnosis, diagnose
 from made_flows.pyro.distributions import (
     BernoulliMADE,
@@ -33,21 +43,9 @@ from made_flows.pyro.distributions import (
 )
 from made_flows.pyro.flow_transforms import IAF, MAF, FlowTransform
 from made_flows.pyro.guides import AutoIAF
-from made_flows.pyro.networks import (
-    AutoRegressiveNN,
-    ConditionalAutoRegressiveNN,
-    MADENetwork,
-)
-from made_flows.pyro.transforms import (
-    AffineAutoregressive,
-    ConditionalAffineAutoregressive,
-    ConditionalSplineAutoregressive,
-    SplineAutoregressive,
-    affine_autoregressive,
-    conditional_affine_autoregressive,
-    conditional_spline_autoregressive,
-    spline_autoregressive,
-)
+from made_flows.pyro.made_network import MADENetwork
+from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN
+from made_flows.pyro.transforms import AffineAutoregressive, SplineAutoregressive
 
 __all__ = [
     "IAF",

@@ -19,7 +19,8 @@ from made_flows.checks import check_event, expect_type
 from made_flows.inverse import Conditioner, sequential_inverse
 from made_flows.inverse.steps import BijectionStep
 from made_flows.made import MADE
-from made_flows.pyro.networks import ConditionalAutoRegressiveNN, MADENetwork
+from made_flows.pyro.made_network import MADENetwork
+from made_flows.pyro.networks import ConditionalAutoRegressiveNN
 
 __all__ = ["ConditionedNetwork", "network_of", "parameters_of", "solve"]
 
@@ -138,7 +139,7 @@ class _Twin(ConditionalAutoRegressiveNN):
 
     def __init__(self, network: Any) -> None:
         nn.Module.__init__(self)
-        self._set_shapes(network.input_dim, network.context_dim, network.param_dims)
+        self.set_shapes(network.input_dim, network.context_dim, network.param_dims)
         self.layers, self.skip_layer = network.layers, network.skip_layer
         self.f = network.f
         self.__dict__["_network"] = weakref.ref(network)

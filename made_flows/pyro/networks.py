@@ -16,62 +16,24 @@ from made_flows.checks import (
     can_inspect,
     check_broadcast,
     check_event,
-    expect,
     expect_type,
     non_negative_integer,
     positive_integer,
     widths,
 )
 from made_flows.linear import MaskedLinear
-from made_flows.made import MADE, DependencyWarning
+from made_flows.made import DependencyWarning
 from made_flows.network import Layer, Network
+from made_flows.pyro.shapes import PyroShapes
 
-__all__ = ["AutoRegressiveNN", "ConditionalAutoRegressiveNN", "MADENetwork"]
+__all__ = ["AutoRegressiveNN", "ConditionalAutoRegressiveNN"]
 
 _RELU = nn.ReLU()
 _NEAR_ZERO = 0.01
 """Gain of the output layer: transforms start near the identity, as those of a MADE do."""
 
 
-class _PyroShapes(nn.Module):
-    """The part of Pyro's interface that says how parameters are laid out."""
-
-    permutation: Tensor
-
-    def _set_shapes(self, input_dim: int, context_dim: int, param_dims: Sequence[int]) -> None:
-        self.input_dim, self.context_dim = input_dim, context_dim
-        self.param_dims = [
-            positive_integer(p, f"param_dims[{i}]") for i, p in enumerate(param_dims)
-        ]
-        expect(len(self.param_dims) > 0, "param_dims", "to name at least one parameter", param_dims)
-        self.count_params = len(self.param_dims)
-        self.output_multiplier = sum(self.param_dims)
-        self.all_ones = set(self.param_dims) == {1}
-        ends = [sum(self.param_dims[: i + 1]) for i in range(self.count_params)]
-        starts = [end - size for end, size in zip(ends, self.param_dims, strict=True)]
-        self.param_slices = [slice(s, e) for s, e in zip(starts, ends, strict=True)]
-
-    @property
-    def features(self) -> int:
-        """Number of features D, by the library's own name."""
-        return self.input_dim
-
-    def get_permutation(self) -> Tensor:
-        """The order: ``permutation[k]`` is the feature generated k-th."""
-        return self.permutation
-
-    def _shaped(self, parameters: Tensor) -> Any:
-        """Parameters (..., K, D) in Pyro's shapes."""
-        if self.output_multiplier == 1:
-            return parameters.squeeze(-2)
-        if self.count_params == 1:
-            return parameters
-        if self.all_ones:
-            return parameters.unbind(-2)
-        return tuple(parameters[..., part, :] for part in self.param_slices)
-
-
-class ConditionalAutoRegressiveNN(_PyroShapes):
+class ConditionalAutoRegressiveNN(PyroShapes):
     r"""Pyro's autoregressive network with a context, fast in both directions.
 
     .. math:: \theta_i = f_i(x_{<i}, c) \in \mathbb{R}^K, \qquad i = 1, \dots, D
@@ -125,7 +87,7 @@ class ConditionalAutoRegressiveNN(_PyroShapes):
         input_dim = positive_integer(input_dim, "input_dim")
         context_dim = non_negative_integer(context_dim, "context_dim")
         self.hidden_dims = list(widths(hidden_dims, "hidden_dims"))
-        self._set_shapes(input_dim, context_dim, param_dims)
+        self.set_shapes(input_dim, context_dim, param_dims)
         order = mk.make_order(input_dim, "random" if permutation is None else permutation)
         self.register_buffer("permutation", order)
 
@@ -204,7 +166,7 @@ class ConditionalAutoRegressiveNN(_PyroShapes):
         """Parameters in Pyro's shapes, from x (..., D) and context (..., C)."""
         output = self._output(x, context)
         shape = (*output.shape[:-1], self.output_multiplier, self.input_dim)
-        return self._shaped(output.view(shape))
+        return self.shaped(output.view(shape))
 
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Parameters (..., D, K), as the library's transforms read them."""
@@ -320,79 +282,6 @@ class AutoRegressiveNN(ConditionalAutoRegressiveNN):
         super().__init__(
             input_dim, 0, hidden_dims, param_dims, permutation, skip_connections, nonlinearity
         )
-
-
-class MADENetwork(_PyroShapes):
-    """A :class:`~made_flows.MADE` with the interface of Pyro's networks.
-
-    It works inside Pyro's own transforms, and brings what Pyro's networks do not have: residual
-    blocks, any order or graph, a linear path of the context, orders redrawn in training.
-
-    Args:
-        made: the network, with ``parameters`` the sum of ``param_dims``.
-        param_dims: parameters per feature, as for :class:`AutoRegressiveNN`; by default one
-            tensor for each.
-
-    Raises:
-        TypeError: for another kind of network.
-        ValueError: where ``param_dims`` do not add up to the network's parameters, which must be
-            the same number for all features, with one input each.
-
-    Example:
-        >>> import made_flows as mf
-        >>> network = MADENetwork(mf.MADE(4, hidden_features=(16, 16), residual=True))
-        >>> mean, log_scale = network(torch.zeros(10, 4))
-        >>> mean.shape
-        torch.Size([10, 4])
-    """
-
-    def __init__(self, made: MADE, param_dims: Sequence[int] | None = None) -> None:
-        super().__init__()
-        expect_type(isinstance(made, MADE), "made", "to be a MADE", made)
-        total = set(made.outputs)
-        expect(set(made.inputs) == {1}, "made", "to have one input per feature", made.inputs)
-        expect(len(total) == 1, "made", "to have the same parameters for all", made.outputs)
-        if param_dims is None:
-            param_dims = (1,) * made.outputs[0]
-        self._set_shapes(made.features, made.context, param_dims)
-        expect(
-            {self.output_multiplier} == total,
-            "param_dims",
-            f"to add up to the network's {made.outputs[0]} parameters",
-            param_dims,
-        )
-        self.made = made
-
-    @property
-    def permutation(self) -> Tensor:  # type: ignore[override]
-        """The order, which training may redraw."""
-        return self.made.order
-
-    @property
-    def ranks(self) -> Tensor:
-        """The rank of every feature."""
-        return self.made.ranks
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return self.made.dtype
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Any:
-        """Parameters in Pyro's shapes, from x (..., D) and context (..., C)."""
-        return self._shaped(self.made(x, context).transpose(-1, -2))
-
-    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Parameters (..., D, K) without dropout."""
-        return self.made.evaluate(x, context)
-
-    def check_context(self, context: Tensor | None) -> Tensor | None:
-        """The context, checked against what the network was made for."""
-        return self.made.check_context(context)
-
-    def network(self, context: Tensor | None = None) -> Network:
-        """The network as the sequential inverse sees it."""
-        return self.made.network(context)
 
 
 def _with_context(mask: Tensor, context_dim: int) -> Tensor:

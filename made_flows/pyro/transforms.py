@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
-from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
 from made_flows.bijections import Affine, Bijection, GatedAffine
 from made_flows.checks import can_inspect, expect, positive_integer, real_number
 from made_flows.pyro.base import VectorTransform
-from made_flows.pyro.conditioners import ConditionedNetwork, network_of, parameters_of, solve
-from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN
+from made_flows.pyro.conditioners import network_of, parameters_of, solve
 from made_flows.pyro.splines import PyroLinearSpline, PyroQuadraticSpline
 from made_flows.scales import ScaleRule, make_scale_rule
 
-__all__ = [
-    "AffineAutoregressive",
-    "ConditionalAffineAutoregressive",
-    "ConditionalSplineAutoregressive",
-    "SplineAutoregressive",
-    "affine_autoregressive",
-    "conditional_affine_autoregressive",
-    "conditional_spline_autoregressive",
-    "spline_autoregressive",
-]
+__all__ = ["AffineAutoregressive", "ClippedScale", "SplineAutoregressive"]
 
 
 class _Autoregressive(VectorTransform):
@@ -95,6 +83,7 @@ class AffineAutoregressive(_Autoregressive):
 
     Example:
         >>> import torch, pyro.distributions as dist
+        >>> from made_flows.pyro import AutoRegressiveNN
         >>> transform = AffineAutoregressive(AutoRegressiveNN(10, [40]))
         >>> flow = dist.TransformedDistribution(dist.Normal(torch.zeros(10), 1), [transform])
         >>> flow.log_prob(flow.rsample((5,))).shape
@@ -190,6 +179,7 @@ class SplineAutoregressive(_Autoregressive):
 
     Example:
         >>> import torch
+        >>> from made_flows.pyro import AutoRegressiveNN
         >>> network = AutoRegressiveNN(3, [30], param_dims=[8, 8, 7, 8])
         >>> transform = SplineAutoregressive(3, network)
         >>> transform(torch.zeros(5, 3)).shape
@@ -229,182 +219,3 @@ def _spline(count_bins: int, bound: float, order: str) -> Bijection:
     kind: Any = PyroLinearSpline if order == "linear" else PyroQuadraticSpline
     spline: Bijection = kind(count_bins, bound)
     return spline
-
-
-# ---------------------------------------------------------------------- with a context
-
-
-class ConditionalAffineAutoregressive(ConditionalTransformModule):
-    r"""Pyro's inverse autoregressive flow with a context, fast in both directions.
-
-    .. math:: y_i = \mu_i(x_{<i}, c) + \sigma_i(x_{<i}, c)\, x_i
-
-    Args:
-        autoregressive_nn: the network, called as ``network(x, context=c)``.
-        kwargs: further arguments of :class:`AffineAutoregressive`.
-
-    Raises:
-        TypeError, ValueError: as there.
-
-    Example:
-        >>> import torch, pyro.distributions as dist
-        >>> network = ConditionalAutoRegressiveNN(10, 4, [40])
-        >>> transform = ConditionalAffineAutoregressive(network)
-        >>> base = dist.Normal(torch.zeros(10), torch.ones(10))
-        >>> flow = dist.ConditionalTransformedDistribution(base, [transform])
-        >>> flow.condition(torch.zeros(3, 4)).sample((3,)).shape
-        torch.Size([3, 10])
-    """
-
-    def __init__(self, autoregressive_nn: Any, **kwargs: Any) -> None:
-        super().__init__()
-        self.nn = network_of(autoregressive_nn)
-        AffineAutoregressive(self.nn, **kwargs)  # complains now rather than when it is called
-        self.kwargs = kwargs
-
-    def condition(self, context: Tensor) -> AffineAutoregressive:
-        """The transform under a context (..., C), with the network among its parameters."""
-        return AffineAutoregressive(ConditionedNetwork(self.nn, context), **self.kwargs)
-
-
-class ConditionalSplineAutoregressive(ConditionalTransformModule):
-    r"""Pyro's autoregressive rational spline with a context, fast in both directions.
-
-    .. math:: y_i = g(x_i; \theta_i(x_{<i}, c))
-
-    Args:
-        input_dim: number of features D.
-        autoregressive_nn: the network, called as ``network(x, context=c)``.
-        kwargs: further arguments of :class:`SplineAutoregressive`.
-
-    Raises:
-        TypeError, ValueError: as there.
-
-    Example:
-        >>> import torch
-        >>> network = ConditionalAutoRegressiveNN(3, 2, [30], param_dims=[8, 8, 7, 8])
-        >>> transform = ConditionalSplineAutoregressive(3, network).condition(torch.zeros(5, 2))
-        >>> transform(torch.zeros(5, 3)).shape
-        torch.Size([5, 3])
-    """
-
-    def __init__(self, input_dim: int, autoregressive_nn: Any, **kwargs: Any) -> None:
-        super().__init__()
-        self.nn = network_of(autoregressive_nn)
-        self.input_dim = SplineAutoregressive(input_dim, self.nn, **kwargs).features
-        self.kwargs = kwargs
-
-    def condition(self, context: Tensor) -> SplineAutoregressive:
-        """The transform under a context (..., C), with the network among its parameters."""
-        network = ConditionedNetwork(self.nn, context)
-        return SplineAutoregressive(self.input_dim, network, **self.kwargs)
-
-
-# ---------------------------------------------------------------------- by sizes
-
-
-def affine_autoregressive(
-    input_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any
-) -> AffineAutoregressive:
-    """An :class:`AffineAutoregressive` with a network of its own.
-
-    Args:
-        input_dim: number of features D.
-        hidden_dims: widths of the hidden layers; ``[3 * input_dim + 1]`` by default.
-        kwargs: further arguments of :class:`AffineAutoregressive`.
-
-    Example:
-        >>> import torch
-        >>> affine_autoregressive(5)(torch.zeros(2, 5)).shape
-        torch.Size([2, 5])
-    """
-    input_dim = positive_integer(input_dim, "input_dim")
-    hidden_dims = [3 * input_dim + 1] if hidden_dims is None else hidden_dims
-    return AffineAutoregressive(AutoRegressiveNN(input_dim, hidden_dims), **kwargs)
-
-
-def conditional_affine_autoregressive(
-    input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any
-) -> ConditionalAffineAutoregressive:
-    """A :class:`ConditionalAffineAutoregressive` with a network of its own.
-
-    Args:
-        input_dim: number of features D.
-        context_dim: number of context variables C.
-        hidden_dims: widths of the hidden layers; ``[10 * input_dim]`` by default.
-        kwargs: further arguments of :class:`AffineAutoregressive`.
-
-    Example:
-        >>> import torch
-        >>> conditional = conditional_affine_autoregressive(5, 2)
-        >>> conditional.condition(torch.ones(2))(torch.zeros(3, 5)).shape
-        torch.Size([3, 5])
-    """
-    input_dim = positive_integer(input_dim, "input_dim")
-    hidden_dims = [10 * input_dim] if hidden_dims is None else hidden_dims
-    network = ConditionalAutoRegressiveNN(input_dim, context_dim, hidden_dims)
-    return ConditionalAffineAutoregressive(network, **kwargs)
-
-
-def spline_autoregressive(
-    input_dim: int,
-    hidden_dims: Sequence[int] | None = None,
-    count_bins: int = 8,
-    bound: float = 3.0,
-    order: str = "linear",
-) -> SplineAutoregressive:
-    """A :class:`SplineAutoregressive` with a network of its own.
-
-    Args:
-        input_dim: number of features D.
-        hidden_dims: widths of the hidden layers; ``[10 * input_dim] * 2`` by default.
-        count_bins, bound, order: as for :class:`SplineAutoregressive`.
-
-    Example:
-        >>> import torch
-        >>> spline_autoregressive(5, order="quadratic")(torch.zeros(2, 5)).shape
-        torch.Size([2, 5])
-    """
-    input_dim = positive_integer(input_dim, "input_dim")
-    hidden_dims = [10 * input_dim] * 2 if hidden_dims is None else hidden_dims
-    network = AutoRegressiveNN(input_dim, hidden_dims, _param_dims(count_bins, order))
-    return SplineAutoregressive(input_dim, network, count_bins, bound, order)
-
-
-def conditional_spline_autoregressive(
-    input_dim: int,
-    context_dim: int,
-    hidden_dims: Sequence[int] | None = None,
-    count_bins: int = 8,
-    bound: float = 3.0,
-    order: str = "linear",
-) -> ConditionalSplineAutoregressive:
-    """A :class:`ConditionalSplineAutoregressive` with a network of its own.
-
-    Args:
-        input_dim: number of features D.
-        context_dim: number of context variables C.
-        hidden_dims: widths of the hidden layers; ``[10 * input_dim] * 2`` by default.
-        count_bins, bound, order: as for :class:`SplineAutoregressive`.
-
-    Example:
-        >>> import torch
-        >>> conditional = conditional_spline_autoregressive(5, 2)
-        >>> conditional.condition(torch.ones(2))(torch.zeros(3, 5)).shape
-        torch.Size([3, 5])
-    """
-    input_dim = positive_integer(input_dim, "input_dim")
-    hidden_dims = [10 * input_dim] * 2 if hidden_dims is None else hidden_dims
-    network = ConditionalAutoRegressiveNN(
-        input_dim, context_dim, hidden_dims, _param_dims(count_bins, order)
-    )
-    return ConditionalSplineAutoregressive(
-        input_dim, network, count_bins=count_bins, bound=bound, order=order
-    )
-
-
-def _param_dims(count_bins: int, order: str) -> list[int]:
-    """What a network gives for each feature, where Pyro's constructors know one order only."""
-    count_bins = positive_integer(count_bins, "count_bins")
-    dims = [count_bins, count_bins, count_bins - 1]
-    return [*dims, count_bins] if order == "linear" else dims

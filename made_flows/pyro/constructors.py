@@ -1,0 +1,128 @@
+"""Pyro's autoregressive transforms by their sizes, with networks of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from made_flows.checks import positive_integer
+from made_flows.pyro.conditional_transforms import (
+    ConditionalAffineAutoregressive,
+    ConditionalSplineAutoregressive,
+)
+from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN
+from made_flows.pyro.transforms import AffineAutoregressive, SplineAutoregressive
+
+__all__ = [
+    "affine_autoregressive",
+    "conditional_affine_autoregressive",
+    "conditional_spline_autoregressive",
+    "spline_autoregressive",
+]
+
+
+def affine_autoregressive(
+    input_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any
+) -> AffineAutoregressive:
+    """An :class:`AffineAutoregressive` with a network of its own.
+
+    Args:
+        input_dim: number of features D.
+        hidden_dims: widths of the hidden layers; ``[3 * input_dim + 1]`` by default.
+        kwargs: further arguments of :class:`AffineAutoregressive`.
+
+    Example:
+        >>> import torch
+        >>> affine_autoregressive(5)(torch.zeros(2, 5)).shape
+        torch.Size([2, 5])
+    """
+    input_dim = positive_integer(input_dim, "input_dim")
+    hidden_dims = [3 * input_dim + 1] if hidden_dims is None else hidden_dims
+    return AffineAutoregressive(AutoRegressiveNN(input_dim, hidden_dims), **kwargs)
+
+
+def conditional_affine_autoregressive(
+    input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any
+) -> ConditionalAffineAutoregressive:
+    """A :class:`ConditionalAffineAutoregressive` with a network of its own.
+
+    Args:
+        input_dim: number of features D.
+        context_dim: number of context variables C.
+        hidden_dims: widths of the hidden layers; ``[10 * input_dim]`` by default.
+        kwargs: further arguments of :class:`AffineAutoregressive`.
+
+    Example:
+        >>> import torch
+        >>> conditional = conditional_affine_autoregressive(5, 2)
+        >>> conditional.condition(torch.ones(2))(torch.zeros(3, 5)).shape
+        torch.Size([3, 5])
+    """
+    input_dim = positive_integer(input_dim, "input_dim")
+    hidden_dims = [10 * input_dim] if hidden_dims is None else hidden_dims
+    network = ConditionalAutoRegressiveNN(input_dim, context_dim, hidden_dims)
+    return ConditionalAffineAutoregressive(network, **kwargs)
+
+
+def spline_autoregressive(
+    input_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    count_bins: int = 8,
+    bound: float = 3.0,
+    order: str = "linear",
+) -> SplineAutoregressive:
+    """A :class:`SplineAutoregressive` with a network of its own.
+
+    Args:
+        input_dim: number of features D.
+        hidden_dims: widths of the hidden layers; ``[10 * input_dim] * 2`` by default.
+        count_bins, bound, order: as for :class:`SplineAutoregressive`.
+
+    Example:
+        >>> import torch
+        >>> spline_autoregressive(5, order="quadratic")(torch.zeros(2, 5)).shape
+        torch.Size([2, 5])
+    """
+    input_dim = positive_integer(input_dim, "input_dim")
+    hidden_dims = [10 * input_dim] * 2 if hidden_dims is None else hidden_dims
+    network = AutoRegressiveNN(input_dim, hidden_dims, _param_dims(count_bins, order))
+    return SplineAutoregressive(input_dim, network, count_bins, bound, order)
+
+
+def conditional_spline_autoregressive(
+    input_dim: int,
+    context_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    count_bins: int = 8,
+    bound: float = 3.0,
+    order: str = "linear",
+) -> ConditionalSplineAutoregressive:
+    """A :class:`ConditionalSplineAutoregressive` with a network of its own.
+
+    Args:
+        input_dim: number of features D.
+        context_dim: number of context variables C.
+        hidden_dims: widths of the hidden layers; ``[10 * input_dim] * 2`` by default.
+        count_bins, bound, order: as for :class:`SplineAutoregressive`.
+
+    Example:
+        >>> import torch
+        >>> conditional = conditional_spline_autoregressive(5, 2)
+        >>> conditional.condition(torch.ones(2))(torch.zeros(3, 5)).shape
+        torch.Size([3, 5])
+    """
+    input_dim = positive_integer(input_dim, "input_dim")
+    hidden_dims = [10 * input_dim] * 2 if hidden_dims is None else hidden_dims
+    network = ConditionalAutoRegressiveNN(
+        input_dim, context_dim, hidden_dims, _param_dims(count_bins, order)
+    )
+    return ConditionalSplineAutoregressive(
+        input_dim, network, count_bins=count_bins, bound=bound, order=order
+    )
+
+
+def _param_dims(count_bins: int, order: str) -> list[int]:
+    """What a network gives for each feature, where Pyro's constructors know one order only."""
+    count_bins = positive_integer(count_bins, "count_bins")
+    dims = [count_bins, count_bins, count_bins - 1]
+    return [*dims, count_bins] if order == "linear" else dims
