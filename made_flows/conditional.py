@@ -14,12 +14,17 @@ from made_flows.checks import can_inspect, check_broadcast, check_event, expect
 from made_flows.inverse import HeadStep, sequential_inverse
 from made_flows.missing import check_answerable, fill, find_observed, network_for, outputs_for
 from made_flows.mixture import sample_components
+from made_flows.row_inverse import sample_row_orders
 
 if TYPE_CHECKING:
     from made_flows.density import DensityModel
     from made_flows.mixture_model import MixtureModel
 
 __all__ = ["CompletionDistribution", "ConditionalDistribution", "ConditionalMixture"]
+
+_PATTERNS = 8
+"""Patterns up to which each has a sequential inverse of its own: planning one takes as long as a
+good many ranks of all rows together."""
 
 
 class CompletionDistribution(Distribution, ABC):
@@ -83,7 +88,8 @@ def known_values(x: Any, observed: Tensor | None, features: int) -> tuple[Tensor
 class ConditionalDistribution(CompletionDistribution):
     r"""The missing features under a density model, in an order that puts the observed first.
 
-    Sampled by one sequential inverse for each pattern of missing features, with a known prefix.
+    Sampled by one sequential inverse for each pattern of missing features, with a known prefix;
+    rows of many patterns advance together, rank by rank.
 
     Args:
         model: the density model.
@@ -149,8 +155,11 @@ class ConditionalDistribution(CompletionDistribution):
         made, step = self.model.made, HeadStep(self.model.head)
         dtype = step.value_dtype(made.dtype)
         x, observed, context = self._rows()
-        like = made.ranks.new_empty(0, dtype=made.dtype)
         patterns, group = torch.unique(observed, dim=0, return_inverse=True)
+        shape = (*sample_shape, *self.batch_shape, *self.event_shape)
+        many = len(patterns) > max(_PATTERNS, made.features // 16)
+        if many and made.graph is None and not torch.is_grad_enabled():
+            return self._kept(self._draw_by_rank(sample_shape, dtype).reshape(shape))
         by_pattern = torch.argsort(group, stable=True)
         sizes = torch.bincount(group, minlength=len(patterns)).tolist()
         parts = []
@@ -160,16 +169,36 @@ class ConditionalDistribution(CompletionDistribution):
                 parts.append(known.expand(sample_shape.numel(), -1, -1))
                 continue
             network, prefix = network_for(made, pattern)
-            noise = self.model.head.noise((sample_shape.numel(), *known.shape), like)
+            noise = self.model.head.noise((sample_shape.numel(), *known.shape), self._like())
             of_rows = None if context is None else context[rows]
             parts.append(
                 sequential_inverse(network, step, noise, of_rows, known=known, prefix=prefix)
             )
-        shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         if not parts:
             return x.new_empty(shape, dtype=dtype)
         samples = torch.cat(parts, dim=1).index_select(1, torch.argsort(by_pattern))
         return self._kept(samples.reshape(shape))
+
+    def _draw_by_rank(self, sample_shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Rows (samples * rows, D), those of all patterns together."""
+        made, head, count = self.model.made, self.model.head, sample_shape.numel()
+        x, observed, context = self._rows()
+        noise = head.noise((count * len(x), made.features), self._like())
+        places = made.ranks + made.features * (~observed).to(made.ranks.dtype)
+        return sample_row_orders(
+            made,
+            head,
+            noise,
+            places.argsort(dim=-1).repeat(count, 1),
+            x.to(dtype).repeat(count, 1),
+            observed.sum(dim=-1).repeat(count),
+            None if context is None else context.repeat(count, 1),
+        )
+
+    def _like(self) -> Tensor:
+        """An empty tensor of the network's device and dtype."""
+        made = self.model.made
+        return made.ranks.new_empty(0, dtype=made.dtype)
 
 
 class ConditionalMixture(CompletionDistribution):

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from models import HEADS, MODELS, all_vectors, context_of, made_of, scatter, values_of
+from models import HEADS, MODELS, NETWORKS, all_vectors, context_of, made_of, scatter, values_of
 from torch import Tensor
 
 import made_flows as mf
+from made_flows import conditional, row_inverse
+from made_flows.inverse import HeadStep, sequential_inverse
 from made_flows.inverse.backend import backend
+from made_flows.missing import network_for
 
 F64 = torch.float64
 NAN = float("nan")
@@ -344,17 +347,52 @@ def test_the_conditional_of_a_normal_distribution() -> None:
     assert torch.equal(samples[:, before], x[before].expand(40_000, -1))
 
 
-@pytest.mark.parametrize("choice", ["auto", "eager"])
+OPTIONS_OF_SWEEPS = ["context, residual, direct", "no hidden layer", "no hidden layer, direct",
+                     "one unit", "deep", "random degrees", "own activation", "narrow"]  # fmt: skip
+
+
+@pytest.mark.parametrize("head", ["Gaussian", "mixture", "Bernoulli", "categorical, various"])
+@pytest.mark.parametrize("option", OPTIONS_OF_SWEEPS)
+@pytest.mark.parametrize("chunk", [2**24, 300])
+def test_rows_of_all_patterns_together_are_rows_one_by_one(
+    option: str, head: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_inverse, "_CHUNK", chunk)
+    made_head = HEADS[head](4).double()
+    made = NETWORKS[option](
+        4, mask_weights=True, parameters=made_head.outputs, inputs=made_head.inputs
+    )
+    model = scatter(mf.DensityModel(made, made_head, orders="all")).eval()
+    masks = patterns(4)
+    c = context_of(model, 16)
+    x = values_of(model(c), 16)
+    noise = made_head.noise((16, 4), torch.empty(0, dtype=F64))
+    orders = torch.tensor([observed_first(model, mask) for mask in masks])
+    with torch.no_grad():
+        together = row_inverse.sample_row_orders(
+            made, made_head, noise, orders, x, masks.sum(-1), c
+        )
+        for n, mask in enumerate(masks):
+            network, prefix = network_for(made, mask)
+            row = sequential_inverse(
+                network, HeadStep(made_head), noise[n], None if c is None else c[n],
+                known=x[n], prefix=prefix,
+            )  # fmt: skip
+            nearly(together[n].to(F64), row.to(F64))
+
+
+@pytest.mark.parametrize("choice", ["auto", "eager", "by rank"])
 @pytest.mark.parametrize("head", ALL_HEADS)
 @pytest.mark.parametrize("context", [0, 2])
 def test_completions_in_one_batch_are_those_of_each_row(
-    head: str, context: int, choice: str
+    head: str, context: int, choice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(conditional, "_PATTERNS", 0 if choice == "by rank" else 100)
     model = model_of(head, context=context)
     masks = patterns(4)
     c = context_of(model, len(masks))
     x = values_of(model(c), len(masks))
-    with backend(choice):
+    with backend("eager" if choice == "eager" else "auto"):
         completed = model.impute(x, 3, masks, context=c)
     assert completed.shape == (3, 16, 4)
     assert completed.dtype == model(c).sample().dtype
