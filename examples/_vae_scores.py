@@ -21,6 +21,10 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mean:.2f} ± {self.error:.2f}"
 
+    def signed(self) -> str:
+        """With its sign, for differences."""
+        return f"{self.mean:+.2f} ± {self.error:.2f}"
+
 
 def estimate(values: Tensor) -> Estimate:
     """The mean of independent values (N,)."""

@@ -146,7 +146,7 @@ def main() -> None:
     diagonal, flow = (results[name] for name in names)
     bound = estimate(flow.elbo - diagonal.elbo)
     likelihood = estimate(flow.log_likelihood - diagonal.log_likelihood)
-    print(f"{'difference':12}{bound!s:>16}{likelihood!s:>16}")
+    print(f"{'difference':12}{bound.signed():>16}{likelihood.signed():>16}")
     print(
         f"(nats per digit on {len(flow.elbo)} held-out digits, ± standard error; the difference is "
         f"of the same digits;\n log p(x) from {lengths.draws} importance-weighted draws; "
@@ -157,7 +157,10 @@ def main() -> None:
     if quick:
         found = "trained for a moment only, so that the scores mean nothing,"
     else:
-        found = f"the IAF posterior gains {bound} nats of ELBO and {likelihood} of log p(x)"
+        found = (
+            f"with the IAF posterior the ELBO changes by {bound.signed()} nats, log p(x) by "
+            f"{likelihood.signed()},"
+        )
     print(f"pyro_vae_iaf: {found} in {time.perf_counter() - start:.0f} s. Picture: {picture}")
 
 
