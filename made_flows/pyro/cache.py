@@ -157,22 +157,29 @@ def _state(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
     parts = [module]
     while parts:
         part = parts.pop()
-        own = part.__dict__
+        own = part.__dict__  # looking attributes of modules up takes several times as long
         modes.append(own["training"])
-        tensors += [tensor for tensor in own["_parameters"].values() if tensor is not None]
-        tensors += [tensor for tensor in own["_buffers"].values() if tensor is not None]
-        if own.get("_pyro_samples") and not own["_pyro_context"].active:
-            raise ValueError(
-                "Expected weights under a prior to be read inside a call of the PyroModule that "
-                "holds them; got none, so that every look would draw others. to_pyro(flow) gives "
-                "distributions that keep the weights of their call"
-            )
-        # Weights under a prior or a constraint are read by name: they are made anew per trace.
-        for kind in ("_pyro_samples", "_pyro_params"):
-            tensors += [getattr(part, name) for name in own.get(kind, ())]
-        tensors += own.get("held_tensors", ())
-        parts += [child for child in own["_modules"].values() if child is not None]
+        for table in (own["_parameters"], own["_buffers"]):
+            if table:
+                tensors += [tensor for tensor in table.values() if tensor is not None]
+        if "_pyro_context" in own:
+            tensors += _under_effects(part)
+        if "held_tensors" in own:
+            tensors += own["held_tensors"]
+        if own["_modules"]:
+            parts += [child for child in own["_modules"].values() if child is not None]
     return tensors, modes
+
+
+def _under_effects(part: Any) -> list[Tensor]:
+    """The weights of a PyroModule that are under a prior or a constraint: made anew per trace."""
+    if part._pyro_samples and not part._pyro_context.active:
+        raise ValueError(
+            "Expected weights under a prior to be read inside a call of the PyroModule that "
+            "holds them; got none, so that every look would draw others. to_pyro(flow) gives "
+            "distributions that keep the weights of their call"
+        )
+    return [getattr(part, name) for name in (*part._pyro_samples, *part._pyro_params)]
 
 
 def _counts(tensors: list[Tensor]) -> list[tuple[int, int]]:
