@@ -28,7 +28,13 @@ from pyro.infer import (
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_mean, init_to_value
+from pyro.infer.autoguide import (
+    AutoGuideList,
+    AutoMultivariateNormal,
+    AutoNormal,
+    init_to_mean,
+    init_to_value,
+)
 from pyro.infer.reparam import NeuTraReparam
 
 import made_flows as mf
@@ -176,6 +182,14 @@ def test_starts_near_the_normal_that_was_asked_for() -> None:
     torch.testing.assert_close(draws.std(0), torch.full((5,), 0.2), atol=0.02, rtol=0)
     correlation = torch.corrcoef(draws.T) - torch.eye(5)
     assert correlation.abs().max() < 0.1
+
+
+def test_starts_at_the_median_of_the_prior() -> None:
+    guide = AutoIAF(scalar)  # whose logarithm is normal, with mean 0.5 and deviation 0.2
+    guide()
+    outer = guide.requires_grad_(False).flow.transforms[0]
+    assert float(outer.location) == pytest.approx(0.5, abs=4 * 1.25 * 0.2 / 10)
+    assert float(outer.log_scale) == pytest.approx(math.log(0.1))
 
 
 def test_quantiles_of_one_dimension_are_exact() -> None:
@@ -392,6 +406,17 @@ def test_subsampling() -> None:
         svi.step(data)
     with pytest.raises(ValueError, match="without subsampling"):
         guide.diagnose(data)
+
+
+def test_in_a_list_of_guides() -> None:
+    guide = AutoGuideList(plates)
+    guide.append(AutoIAF(poutine.block(plates, expose=["mu", "tau"])))
+    guide.append(AutoNormal(poutine.block(plates, expose=["theta"])))
+    svi = SVI(plates, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    assert math.isfinite(svi.step())
+    assert guide[0].latent_dim == 2
+    assert set(guide.median()) == {"mu", "tau", "theta"}
+    assert diagnose(plates, guide, samples=100).log_weights.isfinite().all()
 
 
 @pytest.mark.parametrize("parallel", [True, False])
