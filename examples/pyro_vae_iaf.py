@@ -34,15 +34,19 @@ BATCH = 100
 
 @dataclass
 class Lengths:
-    """How long to train, and how many draws to score with."""
+    """How long to train, and how many draws to score with.
 
-    epochs: int = 200
+    Over a share of the steps, the warm-up, the divergence from the prior counts more and more. A
+    decoder that can do without z needs more of it, or it leaves z unused.
+    """
+
+    epochs: int
+    warm_up: float
     draws: int = 1000
-    warm_up: float = 0.2
-    """Share of the steps over which the prior and the posterior count more and more."""
 
 
-QUICK = Lengths(epochs=3, draws=50)
+FULL = {"bernoulli": Lengths(200, warm_up=0.2), "made": Lengths(150, warm_up=0.6)}
+QUICK = Lengths(epochs=3, warm_up=0.2, draws=50)
 
 
 @dataclass
@@ -131,7 +135,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="train for a moment only")
     arguments = parser.parse_args()
     quick = arguments.quick or bool(os.environ.get("MADE_FLOWS_QUICK"))
-    lengths = QUICK if quick else Lengths()
+    lengths = QUICK if quick else FULL[arguments.decoder]
 
     start = time.perf_counter()
     torch.set_num_threads(1)  # networks so small that a second thread costs more than it brings
