@@ -58,7 +58,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.body = mlp(LATENT, WIDTH, WIDTH, dropout=0.1)
         self.out = nn.Linear(WIDTH, PIXELS)
-        self.made = BernoulliMADE(PIXELS, PIXELS, (32,), dropout=0.3) if kind == "made" else None
+        self.made: BernoulliMADE | None = None
+        if kind == "made":
+            self.made = BernoulliMADE(PIXELS, PIXELS, (32,), direct=True, dropout=0.3)
 
     def forward(self, z: Tensor) -> Any:
         logits = self.out(self.body(z))
