@@ -36,6 +36,7 @@ class Head(KeyedModule, ABC):
             carry gradients, unless :meth:`encode` is the head's own.
         support: where a single value lives.
         value_dtype: dtype of values, None for that of the network.
+        filler: a value of the support, put where one is missing (nothing depends on it).
 
     Example:
         >>> class Laplace(Head):
@@ -60,6 +61,7 @@ class Head(KeyedModule, ABC):
     noise_parts: int = 1
     has_rsample: bool = True
     value_dtype: torch.dtype | None = None
+    filler: float = 0.0
     support: constraints.Constraint
 
     @abstractmethod

@@ -58,11 +58,8 @@ def find_observed(value: Tensor, observed: Tensor | None, *, nan: bool) -> Tenso
 
 
 def fill(head: Head, value: Tensor, observed: Tensor) -> Tensor:
-    """The values with one of the support where they are missing: nothing may depend on it.
-
-    It is 0, unless a head's ``filler`` says otherwise.
-    """
-    filler = torch.as_tensor(getattr(head, "filler", 0), dtype=value.dtype, device=value.device)
+    """The values with one of the support where they are missing: nothing may depend on it."""
+    filler = torch.as_tensor(head.filler, dtype=value.dtype, device=value.device)
     return torch.where(observed, value, filler)
 
 
