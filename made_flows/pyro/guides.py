@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -37,8 +36,6 @@ _PATH_GRADIENT_UP_TO = 32
 _DRAWS = 8192
 """Samples for medians and quantiles."""
 
-init_to_prior_median = partial(init_to_median, num_samples=100)
-
 
 class AutoIAF(AutoContinuous):
     r"""A guide with an inverse autoregressive flow over all continuous latent variables.
@@ -58,8 +55,8 @@ class AutoIAF(AutoContinuous):
         transforms: number of autoregressive transforms; the last one's conditioner is linear.
         hidden_features: widths of the hidden layers of every conditioner; None for two of as many
             units as there are latent dimensions, and at least 64.
-        init_loc_fn: where the guide starts, one of Pyro's initialisation functions; by default
-            ``init_to_median`` of a hundred draws from the prior, not of fifteen.
+        init_loc_fn: where the guide starts, one of Pyro's initialisation functions (its
+            ``init_to_median`` is that of a few draws of the prior, and random).
         init_scale: standard deviation of the unconstrained variables at the start.
         path_gradient: whether ELBOs get path gradients; None for up to 32 latent dimensions, since
             their work grows with the square. Objectives other than the ELBO that differentiate
@@ -93,7 +90,7 @@ class AutoIAF(AutoContinuous):
         model: Callable[..., Any],
         transforms: int = 3,
         hidden_features: Sequence[int] | None = None,
-        init_loc_fn: Callable[..., Any] = init_to_prior_median,
+        init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         *,
         path_gradient: bool | None = None,
