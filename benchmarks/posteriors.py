@@ -3,7 +3,8 @@
     MADE_FLOWS_DATA=FOLDER python -m benchmarks.posteriors
 
 It can be interrupted and repeated: every guide that was trained on a posterior is kept in a file of
-its own, and the page is written from all of them. Two posteriors need no data.
+its own, and the page is written from all of them; with ``--write`` it is only written, from what is
+there. Two posteriors need no data.
 """
 
 from __future__ import annotations
@@ -176,13 +177,16 @@ def step_times(
 class Found:
     """Results in a folder, a file for each."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, only_look: bool = False) -> None:
         self._folder = folder
+        self._only_look = only_look
 
     def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What was found under a name, or is computed now."""
+        """What was found under a name, or is computed now; None if it may only be looked up."""
         path = self._folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
         if not path.exists():
+            if self._only_look:
+                return None
             found = compute()
             self._folder.mkdir(parents=True, exist_ok=True)
             path.with_suffix(".part").write_text(json.dumps(found), encoding="utf-8")
@@ -236,6 +240,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--guides", nargs="+", choices=GUIDES, default=list(GUIDES))
     parser.add_argument("--steps", type=int, help="of training; default 1500")
     parser.add_argument("--quick", action="store_true", help="few steps, two posteriors")
+    parser.add_argument("--write", action="store_true", help="only write the page")
     parser.add_argument("--seconds", type=float, help="of timing, for each guide, about")
     parser.add_argument("--repetitions", type=int, help="of timed steps at most, for each guide")
     parser.add_argument("--threads", type=int, default=1)
@@ -265,24 +270,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = chosen[:2]
     if not chosen:
         raise SystemExit(f"Expected posteriors of {[p.name for p in posteriors()]}")
-    found, evaluated = Found(given.state), 200 if given.quick else EVALUATED
+    found, evaluated = Found(given.state, given.write), 200 if given.quick else EVALUATED
     tables, lines = [], []
     for posterior in chosen:
-        results = {
-            guide: Result(
-                **found(
-                    f"{posterior.name}--{guide}",
-                    lambda: asdict(train(posterior, guide, given.steps, evaluated)),  # noqa: B023
-                )
+        results = {}
+        for guide in given.guides:
+            result = found(
+                f"{posterior.name}--{guide}",
+                lambda: asdict(train(posterior, guide, given.steps, evaluated)),  # noqa: B023
             )
-            for guide in given.guides
-        }
-        able = [guide for guide in given.guides if not results[guide].failed]
+            if result is not None:
+                results[guide] = Result(**result)
+        able = [guide for guide in results if not results[guide].failed]
         times = found(
             f"{posterior.name}--times",
             lambda: step_times(posterior, able, settings),  # noqa: B023
         )
-        table, line = section(posterior.name, results, times)
+        table, line = section(posterior.name, results, times or {})
         tables.append(table)
         lines.append(line)
     headings = ["posterior", "AutoIAF", "best of Pyro's", "its ELBO", "ahead by", "ratio"]

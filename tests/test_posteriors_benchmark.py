@@ -107,6 +107,10 @@ def test_found_is_computed_once(tmp_path: Path) -> None:
         found = Found(tmp_path / "state")("funnel, long--AutoIAFNormal, 3 of [64, 64]", compute)
         assert math.isnan(found["elbo"])
     assert len(calls) == 1
+    looking = Found(tmp_path / "state", only_look=True)
+    assert looking("another", compute) is None
+    assert looking("funnel, long--AutoIAFNormal, 3 of [64, 64]", compute) is not None
+    assert len(calls) == 1
 
 
 def test_a_guide_that_diverges_is_a_row_of_the_table() -> None:
@@ -135,5 +139,10 @@ def test_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert page.count(f"| **{OURS}**") == 1
     assert len(list((tmp_path / "output" / "benchmarks" / "posteriors-quick").glob("*.json"))) == 3
     assert "written to" in capsys.readouterr().out
+    benchmark.main([*arguments, "--write", "--state", "nothing", "--posteriors", "funnel"])
+    assert (
+        "| funnel    |       - |"
+        in (tmp_path / "output" / "benchmarks" / "posteriors.md").read_text()
+    )
     with pytest.raises(SystemExit, match="funnel"):
         benchmark.main([*arguments, "--posteriors", "another"])
