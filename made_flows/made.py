@@ -311,7 +311,7 @@ class MADE(nn.Module):
         Returns:
             (..., features, K).
         """
-        check_event(x, "x", len(self.input_features), self.dtype)
+        check_event(x, "x", self.input_features.shape[0], self.dtype)
         context = self.check_context(context)
         if context is not None:
             check_broadcast(x=x.shape[:-1], context=context.shape[:-1])

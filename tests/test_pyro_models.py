@@ -333,6 +333,15 @@ def test_nuts_over_the_weights() -> None:
     assert Predictive(bayesian, samples)(30)["x"].shape == (10, 30, 2)
 
 
+def test_a_mixture_of_orders_becomes_a_pyro_module_and_scores_as_before() -> None:
+    mixture = mf.OrderMixture(mf.BernoulliMADE(4, orders="all"), orders=3)
+    x = (torch.rand(5, 4) < 0.5).float()
+    before = mixture().log_prob(x)
+    to_pyro_module_(mixture)
+    assert isinstance(mixture, PyroModule)
+    assert torch.equal(mixture().log_prob(x), before)
+
+
 def test_constrained_weights_keep_their_constraint_and_are_trained() -> None:
     pyro.clear_param_store()
     density = mp.GaussianMADE(2, hidden_features=())

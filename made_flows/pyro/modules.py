@@ -19,6 +19,7 @@ from torch import nn
 from made_flows.bijections import Bijection
 from made_flows.heads import Head
 from made_flows.linear import MaskedLinear
+from made_flows.mixture_model import MixtureModel
 from made_flows.transforms import Transform
 
 __all__ = ["admit", "materialized"]
@@ -43,7 +44,7 @@ def admit(kind: type[nn.Module]) -> None:
     known[kind] = _AbstractPyroMeta(f"Pyro{kind.__name__}", (kind, *parents), {})
 
 
-for _kind in (Bijection, Head, Transform):
+for _kind in (Bijection, Head, MixtureModel, Transform):
     admit(_kind)
 
 
