@@ -210,7 +210,8 @@ def section(
     rows = []
     for guide, result in results.items():
         seconds, relative = times.get(guide, (math.nan, math.nan))
-        elbo = result.failed or f"{_number(result.elbo, 3)} ± {_number(result.error, 3)}"
+        elbo = f"{_number(result.elbo, 3)} ± {_number(result.error, 3)}"
+        elbo = "diverged" if result.failed else elbo
         rows.append(
             [
                 f"**{guide}**" if guide == OURS else guide,

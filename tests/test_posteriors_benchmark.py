@@ -124,7 +124,7 @@ def test_a_guide_that_diverges_is_a_row_of_the_table() -> None:
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[4:]]
     assert rows[2] == [f"**{OURS}**", "**-1.000 ± 0.010**", "0.30", "0.020", "-", "12.0", "1.10"]
     assert rows[3] == [SAME_SHAPE, "-1.500 ± 0.020", "0.80", "-", "-", "11.0", "1.00"]
-    assert rows[4][1:] == ["not finite", "-", "-", "-", "-", "-"]
+    assert rows[4][1:] == ["diverged", "-", "-", "-", "-", "-"]
     assert line == ["name", "-1.000", SAME_SHAPE, "-1.500", "+0.500", "1.10"]
 
 
