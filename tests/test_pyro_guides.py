@@ -621,6 +621,8 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "context": (lambda: AutoIAF(scalar, context=2), ValueError, "context to be left out"),
     "activation": (lambda: AutoIAF(scalar, activation="tan"), ValueError, "activation"),
     "new guide": (lambda: AutoIAF(scalar).log_prob(torch.zeros(1)), ValueError, "called once"),
+    "new transform": (lambda: AutoIAF(scalar).get_transform(), ValueError, "called once"),
+    "new median": (lambda: AutoIAF(scalar).median(), ValueError, "called once"),
     "shape": (lambda: _called().log_prob(torch.zeros(4)), ValueError, "values"),
     "dtype": (lambda: _called().log_prob(torch.zeros(5).double()), TypeError, "values"),
     "kind": (lambda: _called().log_prob([0.0]), TypeError, "values"),  # type: ignore[arg-type]

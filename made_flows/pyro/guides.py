@@ -35,6 +35,7 @@ _PATH_GRADIENT_UP_TO = 32
 """Latent dimensions up to which path gradients are the default: they cost the square of that."""
 _DRAWS = 8192
 """Samples for medians and quantiles."""
+_CALLED = "that was called once, to know the model"
 
 
 class AutoIAF(AutoContinuous):
@@ -124,6 +125,7 @@ class AutoIAF(AutoContinuous):
 
     def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
         """The flow, from noise to unconstrained latent variables: also for ``NeuTraReparam``."""
+        expect("transform" in self.__dict__["_modules"], "guide", _CALLED, "a new one")
         return self.transform
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowPosterior:
@@ -142,7 +144,7 @@ class AutoIAF(AutoContinuous):
             ValueError: before the guide was called for the first time.
         """
         found = self.__dict__["_modules"].get("transform")
-        expect(found is not None, "guide", "that was called once, to know the model", "a new one")
+        expect(found is not None, "guide", _CALLED, "a new one")
         return cast(Flow, found.flow)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
