@@ -28,6 +28,8 @@ class Candidate:
     Args:
         orders: ``"all"`` for a fresh order in every part of a batch, a number of random ones that
             are taken in turn, None for the table's own alone.
+        order: the order of the network itself, ``"natural"`` or ``"random"``.
+        seed: of the start, a random order, and the training.
         hidden: widths of the hidden layers.
         residual: whether hidden layers after the first are residual blocks.
         dropout: of hidden units.
@@ -42,6 +44,8 @@ class Candidate:
     """
 
     orders: Literal["all"] | int | None = "all"
+    order: str = "natural"
+    seed: int = 0
     hidden: tuple[int, ...] = (500, 500)
     residual: bool = False
     dropout: float = 0.5
@@ -103,6 +107,7 @@ def make_model(train: Tensor, candidate: Candidate) -> mf.BernoulliMADE:
         hidden_features=candidate.hidden,
         residual=candidate.residual,
         dropout=candidate.dropout,
+        order=candidate.order,
         direct=True,
         **over_orders,
     )
@@ -195,7 +200,7 @@ def run(
 
 
 def _train(candidate: Candidate, table: Table, steps: int) -> mf.BernoulliMADE:
-    torch.manual_seed(0)
+    torch.manual_seed(candidate.seed)
     model = make_model(table.train, candidate)
     in_epoch = -(-len(table.train) // candidate.batch_size)
     mf.fit(
@@ -209,7 +214,7 @@ def _train(candidate: Candidate, table: Table, steps: int) -> mf.BernoulliMADE:
         max_epochs=max(1, round(steps / in_epoch)),
         patience=None,
         clip_norm=5.0 * math.sqrt(table.features),
-        seed=0,
+        seed=candidate.seed,
     )
     return model.eval()
 
