@@ -38,6 +38,18 @@ _DRAWS = 8192
 _CALLED = "that was called once, to know the model"
 
 
+def init_to_prior_median(site: dict[str, Any]) -> Tensor:
+    """The median of a site's prior: of a thousand draws, fewer where these would be very large.
+
+    Pyro's ``init_to_median`` takes the median of fifteen, a third of a standard deviation off.
+
+    Args:
+        site: a site of a trace, as Pyro gives it to initialisation functions.
+    """
+    size = max(site["fn"].shape().numel(), 1)
+    return cast(Tensor, init_to_median(site, num_samples=min(max(10**6 // size, 15), 1000)))
+
+
 class AutoIAF(AutoContinuous):
     r"""A guide with an inverse autoregressive flow over all continuous latent variables.
 
@@ -56,8 +68,8 @@ class AutoIAF(AutoContinuous):
         transforms: number of autoregressive transforms; the last one's conditioner is linear.
         hidden_features: widths of the hidden layers of every conditioner; None for two of as many
             units as there are latent dimensions, and at least 64.
-        init_loc_fn: where the guide starts, one of Pyro's initialisation functions (its
-            ``init_to_median`` is that of a few draws of the prior, and random).
+        init_loc_fn: where the guide starts, one of Pyro's initialisation functions; by default
+            ``init_to_median`` of more draws of the prior, so that it depends less on chance.
         init_scale: standard deviation of the unconstrained variables at the start.
         path_gradient: whether ELBOs get path gradients; None for up to 32 latent dimensions, since
             their work grows with the square. Objectives other than the ELBO that differentiate
@@ -91,7 +103,7 @@ class AutoIAF(AutoContinuous):
         model: Callable[..., Any],
         transforms: int = 3,
         hidden_features: Sequence[int] | None = None,
-        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_loc_fn: Callable[..., Any] = init_to_prior_median,
         init_scale: float = 0.1,
         *,
         path_gradient: bool | None = None,
