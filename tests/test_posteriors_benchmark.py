@@ -15,7 +15,17 @@ from pyro import poutine
 
 from benchmarks import posteriors as benchmark
 from benchmarks._posterior_models import decaying_sums, funnel_draws, posteriors
-from benchmarks.posteriors import GUIDES, OURS, SAME_SHAPE, Found, Result, Training, section, train
+from benchmarks.posteriors import (
+    GUIDES,
+    OURS,
+    SAME_SHAPE,
+    Found,
+    Result,
+    Training,
+    over_seeds,
+    section,
+    train,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +138,14 @@ def test_a_guide_that_diverges_is_a_row_of_the_table() -> None:
     assert line == ["name", "-1.000", SAME_SHAPE, "-1.500", "+0.500", "1.10"]
 
 
+def test_seeds_are_averaged_and_a_diverged_one_counts() -> None:
+    results = [Result(elbo=-1.0), Result(elbo=-2.0), Result(elbo=-4.5)]
+    assert over_seeds("p", OURS, results) == [
+        "p", f"**{OURS}**", "-2.500", "-4.500", "-1.000", "3",
+    ]  # fmt: skip
+    assert over_seeds("p", SAME_SHAPE, [*results, Result(failed="x")])[2:4] == ["-inf", "-inf"]
+
+
 def test_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     arguments = ["--quick", "--guides", OURS, SAME_SHAPE, "--threads", str(threads)]
@@ -136,8 +154,9 @@ def test_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = (tmp_path / "output" / "benchmarks" / "posteriors.md").read_text(encoding="utf-8")
     assert "A quick run: its numbers mean nothing" in page
     assert "## funnel" in page
-    assert page.count(f"| **{OURS}**") == 1
-    assert len(list((tmp_path / "output" / "benchmarks" / "posteriors-quick").glob("*.json"))) == 3
+    assert page.count(f"| **{OURS}**") == 2  # one of them over seeds
+    assert "## Over seeds" in page
+    assert len(list((tmp_path / "output" / "benchmarks" / "posteriors-quick").glob("*.json"))) == 5
     assert "written to" in capsys.readouterr().out
     benchmark.main([*arguments, "--write", "--state", "nothing", "--posteriors", "funnel"])
     assert (
