@@ -52,6 +52,8 @@ COMPILING = 20.0
 """Seconds that the first call of a contender may take for other reasons than its work."""
 LONG = 50e-3
 """Seconds of a call that needs none: what the contender before left is gone soon enough."""
+SLOW = 5.0
+"""Seconds of a call whose warm-up is its measurement: what a first call takes longer is little."""
 
 
 # ---------------------------------------------------------------------- settings
@@ -228,7 +230,8 @@ def run_contenders(
     Each is called a few times to warm up, which also tells how long it takes. From that follows
     how many rounds it takes part in, so that all get about the same time: at least one, and at
     least three where a call takes less than that time. The rounds of a slow contender are spread
-    evenly over those of the fast ones, and in every round the order is drawn anew. A call that
+    evenly over those of the fast ones, and in every round the order is drawn anew. A call of more
+    than some seconds is not made again after the warm-up, which is then its one time. A call that
     takes less than a millisecond is repeated within its turn, and the mean counts. A turn begins
     with calls that are not timed, for some milliseconds, so that the contender before, whose
     threads may spin for a while and whose data fills the caches, does not matter.
@@ -270,6 +273,12 @@ def run_contenders(
         for contender in contenders:
             bar.set_postfix_str(f"{contender.name} (warm-up)")
             estimate = _warm_up(lambda contender=contender: turn(contender, 1), settings.seconds)
+            if estimate > max(SLOW, settings.seconds):
+                timings[contender.name] = Timing(contender.name, [0], [estimate])
+                calls.append(1)
+                untimed.append(0)
+                rounds.append(0)
+                continue
             repeat = contender.before is None and estimate < 1e-3
             calls.append(max(1, round(1e-3 / max(estimate, 1e-9))) if repeat else 1)
             settling = max(1, round(SETTLING / max(estimate, 1e-9)))

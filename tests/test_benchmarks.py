@@ -92,6 +92,21 @@ def test_long_calls_get_fewer_repetitions(seconds: float, repetitions: int) -> N
     assert timings["it"].rounds == sorted(set(timings["it"].rounds))
 
 
+def test_a_very_long_call_is_made_once() -> None:
+    clock, calls = Clock(), []
+    minute = clock.takes(60.0)
+
+    def call() -> None:
+        calls.append(None)
+        minute()
+
+    contenders = [Contender("it", call), Contender("quick", clock.takes(1.0))]
+    timings = harness.run_contenders(contenders, SETTINGS, clock=clock)
+    assert len(calls) == 1
+    assert timings["it"].median == pytest.approx(60.0)
+    assert harness.ratio(timings["it"], timings["quick"]).middle == pytest.approx(60.0)
+
+
 def test_short_calls_are_repeated_within_a_turn() -> None:
     clock, calls = Clock(), []
     short = clock.takes(1e-5)
