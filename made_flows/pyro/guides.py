@@ -50,9 +50,9 @@ def init_to_prior_median(site: dict[str, Any]) -> Tensor:
 
     Example:
         >>> import pyro.distributions as dist
-        >>> prior = dist.HalfCauchy(5.0).expand([2]).to_event(1)
-        >>> init_to_prior_median({"fn": prior, "name": "scale"})
-        tensor([5.0000, 5.0000])
+        >>> prior = dist.Normal(3.0, 1.0).expand([2]).to_event(1)
+        >>> init_to_prior_median({"fn": prior, "name": "x"})
+        tensor([3., 3.])
     """
     fn = site["fn"]
     exact = _exact_median(fn)
