@@ -27,7 +27,8 @@ Batch: TypeAlias = tuple[Tensor, Tensor | None]
 class Target:
     """What a model takes: sizes and a check of values (where it has them), device, dtype.
 
-    ``missing`` says whether NaN is a missing value to it; None for a model that does not know.
+    ``missing`` says whether NaN is a missing value to it (None for a model that does not know),
+    and ``filler`` what it puts there.
     """
 
     features: int | None
@@ -36,6 +37,7 @@ class Target:
     dtype: torch.dtype
     check_values: Callable[[Tensor], None] | None = None
     missing: bool | None = None
+    filler: float = 0.0
 
     @classmethod
     def of(cls, model: nn.Module) -> Target:
@@ -48,16 +50,18 @@ class Target:
                 break
         sizes = (getattr(model, name, None) for name in ("features", "context"))
         features, context = (size if isinstance(size, int) else None for size in sizes)
-        check_values = getattr(getattr(model, "head", None), "check_values", None)
+        head = getattr(model, "head", None)
+        check_values, filler = getattr(head, "check_values", None), getattr(head, "filler", 0.0)
         missing = getattr(model, "takes_missing", None)
-        return cls(features, context, device, dtype, check_values, missing)
+        return cls(features, context, device, dtype, check_values, missing, filler)
 
     def check(self, x: Tensor, context: Tensor | None, name: str) -> Batch:
         """Check the shapes and values of some rows; floats come back in the model's dtype."""
         x = self._check(x, name, "features", self.features)
         if self.check_values is not None:
-            # A missing value is zero to the check, as it is to the model.
-            known = x.nan_to_num(0.0, torch.inf, -torch.inf) if self._may_miss(x) else x
+            # A missing value is to the check what it is to the model.
+            missing = self._may_miss(x)
+            known = x.nan_to_num(self.filler, torch.inf, -torch.inf) if missing else x
             try:
                 self.check_values(known.to(self.device))
             except ValueError as error:  # the model would name a row of a shuffled batch

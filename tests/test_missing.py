@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from models import HEADS, MODELS, NETWORKS, all_vectors, context_of, made_of, scatter, values_of
 from torch import Tensor
+from torch.distributions import LogNormal, constraints
 
 import made_flows as mf
 from made_flows import conditional, row_inverse
+from made_flows.checks import check_values
 from made_flows.inverse import HeadStep, sequential_inverse
 from made_flows.inverse.backend import backend
 from made_flows.missing import network_for
@@ -491,6 +493,40 @@ def test_fitting_a_mixture_and_integers_with_missing_values() -> None:
     before = -mixture().log_prob(holes.float()).mean()
     mf.fit(mixture, holes, max_epochs=5, learning_rate=1e-2, progress=False, seed=0)
     assert -mixture().log_prob(holes.float()).mean() < before
+
+
+class _Positive(mf.Head):
+    """Log-normal: zero, the usual filler, is not a value of it."""
+
+    outputs, support, filler = 2, constraints.positive, 1.0
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        return LogNormal(parameters[..., 0], parameters[..., 1].exp()).log_prob(x)
+
+    def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        return like.new_empty(*shape, 1).normal_()
+
+    def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
+        return (parameters[..., 0] + parameters[..., 1].exp() * noise[..., 0]).exp()
+
+    def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.log().to(dtype)
+
+    def check_values(self, x: Tensor) -> None:
+        check_values(x, x > 0, "value", "to be positive")
+
+
+def test_fitting_missing_values_where_zero_is_not_a_value() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(100, 3).exp()
+    holes = torch.where(torch.rand(100, 3) < 0.3, NAN, x)
+    model = mf.DensityModel(mf.MADE(3), _Positive(), orders="all")
+    options: dict[str, Any] = {"max_epochs": 2, "progress": False, "seed": 0}
+    mf.fit(model, holes, **options)
+    assert torch.isfinite(model().log_prob(holes)).all()
+    holes[4, 1] = 0.0
+    with pytest.raises(ValueError, match="to be positive; got 0 in row 4, column 1"):
+        mf.fit(model, holes, **options)
 
 
 FIT_MISTAKES: dict[str, tuple[float, type[mf.DensityModel], str]] = {
