@@ -12,6 +12,7 @@ from torch import Tensor, nn
 __all__ = [
     "can_inspect",
     "check_broadcast",
+    "check_context",
     "check_event",
     "check_finite",
     "check_values",
@@ -114,6 +115,34 @@ def check_event(x: Any, argument: str, size: int, dtype: torch.dtype | None = No
             f"Convert the one or the other: {argument}.to({dtype}) or model.to({tensor.dtype})"
         )
     return tensor
+
+
+def check_context(
+    context: Tensor | None,
+    size: int,
+    owner: str,
+    *,
+    argument: str = "context",
+    dtype: torch.dtype | None = None,
+) -> Tensor | None:
+    """The context (..., size) of an owner ("model"), which was made with argument=size.
+
+    Raises:
+        ValueError: for a context that is missing, superfluous or of another size.
+    """
+    if size == 0:
+        if context is not None:
+            raise ValueError(
+                f"Expected no context, since the {owner} was made with {argument}=0; got one of "
+                f"shape {tuple(context.shape)}"
+            )
+        return None
+    if context is None:
+        raise ValueError(
+            f"Expected context of shape (..., {size}), since the {owner} was made with "
+            f"{argument}={size}; got none"
+        )
+    return check_event(context, "context", size, dtype)
 
 
 def check_broadcast(**shapes: Sequence[int]) -> torch.Size:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, constraints
 
-from made_flows.checks import can_inspect, check_broadcast, check_event, expect
+from made_flows._rows import as_rows
+from made_flows.checks import can_inspect, check_broadcast, check_event, expect, positive_integer
 from made_flows.inverse import HeadStep, sequential_inverse
 from made_flows.missing import check_answerable, fill, find_observed, network_for, outputs_for
 from made_flows.mixture import sample_components
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from made_flows.density import DensityModel
     from made_flows.mixture_model import MixtureModel
 
-__all__ = ["CompletionDistribution", "ConditionalDistribution", "ConditionalMixture"]
+__all__ = [
+    "CompletionDistribution",
+    "ConditionalDistribution",
+    "ConditionalMixture",
+    "HasConditionals",
+]
 
 _PATTERNS = 8
 """Patterns up to which each has a sequential inverse of its own: planning one takes as long as a
@@ -66,16 +72,37 @@ class CompletionDistribution(Distribution, ABC):
 
     def _rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, masks and contexts as lists of rows."""
-        context = self.context
-        return (
-            self.x.reshape(-1, self.x.shape[-1]),
-            self.observed.reshape(-1, self.x.shape[-1]),
-            None if context is None else context.reshape(-1, context.shape[-1]),
-        )
+        batch = self.batch_shape
+        return as_rows(self.x, batch), as_rows(self.observed, batch), as_rows(self.context, batch)
 
     def __repr__(self) -> str:
         shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
         return f"{type(self).__name__}({shapes})"
+
+
+class HasConditionals(ABC):
+    """What models have in common that answer for missing features."""
+
+    @abstractmethod
+    def conditional(
+        self, x: Tensor, observed: Tensor | None = None, *, context: Tensor | None = None
+    ) -> CompletionDistribution:
+        """The distribution of the missing features of rows, given the observed ones."""
+
+    def impute(
+        self,
+        x: Tensor,
+        samples: int = 1,
+        observed: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Rows with their missing values drawn, the observed ones unchanged: (samples, ..., D).
+
+        Arguments and errors are those of ``conditional``.
+        """
+        samples = positive_integer(samples, "samples")
+        return self.conditional(x, observed, context=context).sample((samples,))
 
 
 def known_values(x: Any, observed: Tensor | None, features: int) -> tuple[Tensor, Tensor]:

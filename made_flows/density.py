@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._registry import saveable
-from made_flows.checks import expect, expect_type, positive_integer
-from made_flows.conditional import ConditionalDistribution
+from made_flows.checks import expect, expect_type
+from made_flows.conditional import ConditionalDistribution, HasConditionals
 from made_flows.distribution import AutoregressiveDistribution
 from made_flows.heads import Bernoulli, Categorical, Gaussian, GaussianMixture, Head
 from made_flows.made import MADE
@@ -29,7 +29,7 @@ __all__ = [
 
 
 @saveable
-class DensityModel(nn.Module):
+class DensityModel(nn.Module, HasConditionals):
     r"""An autoregressive density: a MADE and a head.
 
     .. math:: \log p(x \mid c) = \sum_i \log p(x_i \mid \theta_i(x_{<i}, c))
@@ -172,21 +172,6 @@ class DensityModel(nn.Module):
         """
         return ConditionalDistribution(self, x, observed, context)
 
-    def impute(
-        self,
-        x: Tensor,
-        samples: int = 1,
-        observed: Tensor | None = None,
-        *,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """Rows with their missing values drawn, the observed ones unchanged: (samples, ..., D).
-
-        Arguments and errors are those of :meth:`conditional`.
-        """
-        samples = positive_integer(samples, "samples")
-        return self.conditional(x, observed, context=context).sample((samples,))
-
     @property
     def draws(self) -> bool:
         """Whether scores are those of drawn orders or masks: in training."""
@@ -194,7 +179,7 @@ class DensityModel(nn.Module):
 
     def outputs(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Parameters (..., D, K) from what the network reads, in training of drawn orders."""
-        if self._drawn_in_training and self.training and self.schedule is not None:
+        if self.draws and self.schedule is not None:
             return self.schedule.outputs(self.made, x, context)
         parameters: Tensor = self.made(x, context)
         return parameters

@@ -16,7 +16,7 @@ from made_flows.network import Layer, Network
 if TYPE_CHECKING:
     from made_flows.made import MADE
 
-__all__ = ["Description", "bases_of", "words_of"]
+__all__ = ["Description"]
 
 
 class Description:
@@ -35,12 +35,11 @@ class Description:
 
     def __init__(self, made: MADE) -> None:
         linears = [cast(MaskedLinear, layer) for layer in made.layers]
-        contexts, offsets = _contexts(made), _offsets(made)
-        based = {*contexts, *offsets}
+        self._contexts, self._offsets = _contexts(made), _offsets(made)
         self._activation = activation_name(made.activation)
         self._modules = _modules(made)
-        self.network = self._describe(made, linears, offsets)
-        self.with_context = self._describe(made, linears, based)
+        self.network = self._describe(made, linears, self._offsets)
+        self.with_context = self._describe(made, linears, {*self._contexts, *self._offsets})
         places: list[tuple[dict[str, Any], str]] = [(made._buffers, "ranks")]
         for linear in linears if made.direct is None else [*linears, made.direct]:
             places += [(linear._parameters, "weight"), (linear._parameters, "bias")]
@@ -62,6 +61,27 @@ class Description:
         ]
         direct = None if made.direct is None else Layer(made.direct.weight, made.direct.mask)
         return Network.of_layers(made.ranks, layers, direct, made.inputs, made.outputs)
+
+    def at(self, context: Tensor | None) -> Network:
+        """The network with what a context (rows, C), or None, and the masks contribute to it."""
+        if context is None:
+            if not self._offsets:
+                return self.network
+            bases = self._bases({}, None)
+            return Network(self.network.structure, self.network.tensors, bases)
+        bases = self._bases(self._contexts, context)
+        return Network(self.with_context.structure, self.with_context.tensors, bases)
+
+    def _bases(self, contexts: dict[int, MaskedLinear], context: Tensor | None) -> list[Tensor]:
+        """What is added to the layers that are based on something, each (rows, units)."""
+        rows = 1 if context is None else len(context)
+        bases = []
+        for index in sorted({*contexts, *self._offsets}):
+            parts = [contexts[index](context)] if index in contexts else []
+            offsets = (layer.offset() for layer in self._offsets.get(index, ()))
+            parts += [offset.expand(rows, -1) for offset in offsets if offset is not None]
+            bases.append(functools.reduce(torch.add, parts))
+        return bases
 
     def holds(self, made: MADE) -> bool:
         """Whether the network is still made of the same modules and tensors."""
@@ -90,52 +110,7 @@ def _offsets(made: MADE) -> dict[int, list[MaskedLinear]]:
     return found
 
 
-def bases_of(made: MADE, context: Tensor | None = None) -> list[Tensor]:
-    """What a context (rows, C) and masks alone contribute to the layers, each (rows, units)."""
-    contexts, offsets = _contexts(made), _offsets(made)
-    rows = 1 if context is None else len(context)
-    bases = []
-    for index in range(len(made.layers)):
-        parts: list[Tensor] = []
-        if context is not None and index in contexts:
-            parts.append(contexts[index](context))
-        for layer in offsets.get(index, ()):
-            offset = layer.offset()
-            parts += [] if offset is None else [offset.expand(rows, -1)]
-        if parts:
-            bases.append(functools.reduce(torch.add, parts))
-    return bases
-
-
 def _modules(made: MADE) -> tuple[nn.Module | None, ...]:
     # Dictionaries: looking attributes of modules up takes several times as long.
     layers = cast(nn.ModuleList, made._modules["layers"])
     return (*made._modules.values(), *layers._modules.values())
-
-
-def words_of(made: MADE) -> str:
-    """What its representation says of a MADE."""
-    parts = [f"features={made.features}"]
-    if made.context:
-        parts.append(f"context={made.context}")
-    parts.append(f"hidden_features={made.hidden_features}")
-    same = len(set(made.outputs)) == 1
-    parts.append(f"parameters={made.outputs[0] if same else made.outputs}")
-    if set(made.inputs) != {1}:
-        parts.append(f"inputs={made.inputs[0] if len(set(made.inputs)) == 1 else made.inputs}")
-    if made.graph is not None:
-        parts.append(f"levels={int(made.ranks.max()) + 1}")
-    else:
-        order = made.order.tolist()
-        if order == sorted(order):
-            shown = "natural"
-        elif order == sorted(order, reverse=True):
-            shown = "reversed"
-        else:
-            shown = str(order) if made.features <= 12 else f"{str(order[:6])[:-1]}, ...]"
-        parts.append(f"order={shown}")
-    if made.residual:
-        parts.append("residual=True")
-    if made.mask_weights:
-        parts.append(f"mask_weights={made.mask_weights!r}")
-    return ", ".join(parts)

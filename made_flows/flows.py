@@ -11,7 +11,14 @@ from torch.distributions import Distribution, constraints
 
 from made_flows._registry import saveable
 from made_flows.bases import make_base
-from made_flows.checks import check_broadcast, check_event, check_finite, expect, expect_type
+from made_flows.checks import (
+    check_broadcast,
+    check_context,
+    check_event,
+    check_finite,
+    expect,
+    expect_type,
+)
 from made_flows.density import DensityModel
 from made_flows.transforms import AutoregressiveTransform, Transform
 
@@ -75,16 +82,7 @@ class Flow(nn.Module):
 
     def check_context(self, context: Tensor | None) -> Tensor | None:
         """The context, checked against what the flow was made for."""
-        if self.context == 0:
-            got = None if context is None else f"one of shape {tuple(context.shape)}"
-            expect(got is None, "no context", "as the flow was made with context=0", got)
-            return None
-        if context is None:
-            raise ValueError(
-                f"Expected context of shape (..., {self.context}), since the flow was made with "
-                f"context={self.context}; got none"
-            )
-        return check_event(context, "context", self.context)
+        return check_context(context, self.context, "flow")
 
     def base_distribution(self, context: Tensor | None = None) -> Distribution:
         """The distribution of the noise, given a context that was checked."""

@@ -92,10 +92,13 @@ class MaskedLinear(nn.Module):
         return F.linear(x, self.weight * (self.mask if mask is None else mask), bias)
 
     def offset(self, mask: Tensor | None = None) -> Tensor | None:
-        """What the mask alone adds to the bias, (outputs,); None without mask weights."""
+        """What a mask (..., outputs, inputs), or the own, adds to the bias: (..., outputs).
+
+        None without mask weights.
+        """
         if self.mask_weight is None:
             return None
-        return (self.mask_weight * (self.mask if mask is None else mask)).sum(dim=1)
+        return (self.mask_weight * (self.mask if mask is None else mask)).sum(dim=-1)
 
     def full_bias(self, mask: Tensor | None = None) -> Tensor | None:
         """The bias with what the mask adds to it."""

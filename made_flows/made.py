@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from made_flows import arrangements
 from made_flows import masks as mk
 from made_flows._registry import saveable
+from made_flows._words import words_of
 from made_flows.activations import activate_fresh, make_activation
 from made_flows.arrangements import Masks
 from made_flows.checks import (
     check_broadcast,
+    check_context,
     check_event,
     expect,
     non_negative_integer,
@@ -23,7 +25,7 @@ from made_flows.checks import (
     widths,
 )
 from made_flows.dependencies import DependencyWarning, reach_of, warn_of_lost_dependencies
-from made_flows.description import Description, bases_of, words_of
+from made_flows.description import Description
 from made_flows.initialization import initialize
 from made_flows.linear import MaskedLinear, RowMask
 from made_flows.network import Network
@@ -278,19 +280,7 @@ class MADE(nn.Module):
 
     def check_context(self, context: Tensor | None) -> Tensor | None:
         """The context, checked against what the network was made for."""
-        if self.context == 0:
-            if context is not None:
-                raise ValueError(
-                    "Expected no context, since the model was made with context=0; got one of "
-                    f"shape {tuple(context.shape)}"
-                )
-            return None
-        if context is None:
-            raise ValueError(
-                f"Expected context of shape (..., {self.context}), since the model was made with "
-                f"context={self.context}; got none"
-            )
-        return check_event(context, "context", self.context, self.dtype)
+        return check_context(context, self.context, "model", dtype=self.dtype)
 
     def forward(
         self,
@@ -389,10 +379,7 @@ class MADE(nn.Module):
         if description is None or not description.holds(self):
             description = Description(self)
             self._description = None if torch.compiler.is_compiling() else description
-        if context is None and not self.mask_weights:
-            return description.network
-        network = description.network if context is None else description.with_context
-        return Network(network.structure, network.tensors, bases_of(self, context))
+        return description.at(context)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_description": None}

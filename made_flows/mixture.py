@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from made_flows._rows import as_rows
 from made_flows.checks import check_broadcast
 
 if TYPE_CHECKING:
@@ -71,10 +72,7 @@ class MixtureDistribution(Distribution):
         chosen = weights.new_zeros(0, dtype=torch.long)
         if shape.numel():
             chosen = torch.multinomial(weights, shape.numel(), replacement=True)
-        context = self.context
-        rows = None
-        if context is not None:
-            rows = context.expand(*shape, -1).reshape(-1, context.shape[-1])
+        rows = as_rows(self.context, shape)
 
         def draw(k: int, at: Tensor) -> Tensor:
             component = self.mixture.component(k)
@@ -134,7 +132,7 @@ def in_chunks(score: Callable[..., Tensor], value: Tensor, *others: Tensor | Non
     def split(rows: Tensor | None) -> Sequence[Tensor | None]:
         if rows is None:
             return [None] * -(-batch.numel() // _ROWS)
-        return torch.split(rows.expand(*batch, -1).reshape(-1, rows.shape[-1]), _ROWS)
+        return torch.split(as_rows(rows, batch), _ROWS)
 
     pieces = zip(split(value), *map(split, others), strict=True)
     return torch.cat([score(*piece) for piece in pieces]).reshape(batch)

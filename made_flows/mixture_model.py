@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,9 @@ from made_flows.checks import (
     expect,
     expect_type,
     non_negative_integer,
-    positive_integer,
     real_number,
 )
-from made_flows.conditional import ConditionalMixture
+from made_flows.conditional import ConditionalMixture, HasConditionals
 from made_flows.density import DensityModel
 from made_flows.distribution import AutoregressiveDistribution
 from made_flows.mixture import MixtureDistribution, in_chunks
@@ -74,7 +73,7 @@ class MixtureGain:
         )
 
 
-class MixtureModel(nn.Module, ABC):
+class MixtureModel(nn.Module, HasConditionals):
     """What mixtures have in common: components, weights, and a distribution when called.
 
     Attributes:
@@ -169,21 +168,6 @@ class MixtureModel(nn.Module, ABC):
         """
         _expect_marginals(self.component(0))
         return ConditionalMixture(self, x, observed, context)
-
-    def impute(
-        self,
-        x: Tensor,
-        samples: int = 1,
-        observed: Tensor | None = None,
-        *,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """Rows with their missing values drawn, the observed ones unchanged: (samples, ..., D).
-
-        Arguments and errors are those of :meth:`conditional`.
-        """
-        samples = positive_integer(samples, "samples")
-        return self.conditional(x, observed, context=context).sample((samples,))
 
     @property
     def takes_missing(self) -> bool:

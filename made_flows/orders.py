@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows import masks as mk
+from made_flows._rows import as_rows
 from made_flows.checks import check_broadcast, expect, expect_type, positive_integer
 from made_flows.made import MADE
 from made_flows.wiring import draw_degrees
@@ -120,10 +121,7 @@ class OrderSchedule(nn.Module):
             return parameters
         shapes = {"x": x.shape[:-1]} | ({} if context is None else {"context": context.shape[:-1]})
         batch = check_broadcast(**shapes)
-        rows = x.expand(*batch, -1).reshape(-1, x.shape[-1])
-        contexts = None
-        if context is not None:
-            contexts = context.expand(*batch, -1).reshape(-1, context.shape[-1])
+        rows, contexts = as_rows(x, batch), as_rows(context, batch)
         if self.per_batch == "row":
             orders, degrees = self.draw_orders(len(rows)), self.draw_degrees()
             self._turn += max(len(rows), 1)

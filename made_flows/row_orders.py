@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from made_flows._rows import as_rows
 from made_flows.arrangements import Masks, masks_of
 from made_flows.checks import check_broadcast, is_plain
 from made_flows.linear import MaskedLinear, RowMask
@@ -100,8 +101,9 @@ class _StackedMask:
             each = [layer(*pair) for pair in zip(rows, masks, strict=True)]
             return torch.stack(each).reshape(*batch, x.shape[-2], -1)
         z = x @ (layer.weight * self.mask).transpose(-1, -2)
-        if layer.mask_weight is not None:
-            z = z + (layer.mask_weight * self.mask).sum(dim=-1).unsqueeze(-2)
+        offset = layer.offset(self.mask)
+        if offset is not None:
+            z = z + offset.unsqueeze(-2)
         return z if layer.bias is None else z + layer.bias
 
 
@@ -114,10 +116,7 @@ def _pass_per_order(
     batch: torch.Size,
     degrees: Sequence[Tensor] | None,
 ) -> Tensor:
-    rows = x.expand(*batch, -1).reshape(-1, x.shape[-1])
-    contexts = None
-    if context is not None:
-        contexts = context.expand(*batch, -1).reshape(-1, context.shape[-1])
+    rows, contexts = as_rows(x, batch), as_rows(context, batch)
     by_group = torch.argsort(group, stable=True)
     outputs = []
     sizes = torch.bincount(group, minlength=len(distinct)).tolist()
@@ -254,8 +253,7 @@ def _in_chunks(
     Several chunks compute their temporaries again for their gradients, instead of keeping them.
     """
     batch = check_broadcast(x=x.shape[:-1], order=ranks.shape[:-1])
-    x = x.expand(*batch, -1).reshape(-1, x.shape[-1])
-    ranks = ranks.expand(*batch, -1).reshape(-1, ranks.shape[-1])
+    x, ranks = as_rows(x, batch), as_rows(ranks, batch)
     rows = max(_CHUNK // max(size, 1), 1)
     if len(x) <= rows:
         z = product(x, ranks)

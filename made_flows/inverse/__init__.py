@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from made_flows._rows import as_rows
 from made_flows.checks import check_broadcast, is_plain
 from made_flows.inverse import operators
 from made_flows.inverse.steps import HeadStep, Step
@@ -128,7 +129,7 @@ def _context_rows(context: Tensor | None, batch: torch.Size) -> Tensor | None:
     shape = context.shape[:-1]
     if shape != batch[len(batch) - len(shape) :]:
         shape = batch
-    return context.expand(*shape, -1).reshape(-1, context.shape[-1])
+    return as_rows(context, shape)
 
 
 def _asks_for_gradient(conditioner: Conditioner, *tensors: Tensor | None) -> bool:

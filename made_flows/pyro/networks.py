@@ -15,6 +15,7 @@ from made_flows.activations import activation_name, make_activation
 from made_flows.checks import (
     can_inspect,
     check_broadcast,
+    check_context,
     check_event,
     expect_type,
     non_negative_integer,
@@ -176,19 +177,9 @@ class ConditionalAutoRegressiveNN(PyroShapes):
 
     def check_context(self, context: Tensor | None) -> Tensor | None:
         """The context, checked against what the network was made for."""
-        if self.context_dim == 0:
-            if context is not None:
-                raise ValueError(
-                    f"Expected no context, since the network was made without one; got one of "
-                    f"shape {tuple(context.shape)}"
-                )
-            return None
-        if context is None:
-            raise ValueError(
-                f"Expected context of shape (..., {self.context_dim}), since the network was made "
-                f"with context_dim={self.context_dim}; got none"
-            )
-        return check_event(context, "context", self.context_dim, self.dtype)
+        return check_context(
+            context, self.context_dim, "network", argument="context_dim", dtype=self.dtype
+        )
 
     def _output(self, x: Tensor, context: Tensor | None) -> Tensor:
         check_event(x, "x", self.input_dim, self.dtype)
