@@ -3,7 +3,7 @@
     MADE_FLOWS_DATA=FOLDER python -m benchmarks.binary --data DNA Adult
 
 Every candidate is trained once for every table; what is finished is kept, so that an interrupted
-run goes on where it was. With ``--no-train`` the page is written of what is there.
+run goes on where it was. With ``--write`` the page is written of what is there.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks._binary_data import PUBLISHED, TABLES, Table, load_table
 from benchmarks._binary_runs import Candidate, Scores, average, run
-from benchmarks.harness import Settings, markdown_table, write_page
+from benchmarks.harness import Settings, markdown_table, parse_resumable, write_page
 from made_flows.mixture_model import mixture_weights
 
 TEXT = """Mean negative log-likelihood of the test rows in nats, lower is better, with its standard
@@ -168,30 +167,17 @@ def settings_table() -> str:
     return markdown_table(headings, rows)
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--steps", type=int, help="of training, instead of the table's own")
-    parser.add_argument("--quick", action="store_true", help="few rows and steps, small networks")
-    parser.add_argument("--no-train", action="store_true", help="only write the page")
-    parser.add_argument("--threads", type=int, default=Settings().threads)
-    parser.add_argument("--runs", type=Path, help="folder of what has been trained")
-    parser.add_argument("--output", type=Path, help="folder of the page")
-    # So that `make bench` can pass these to all benchmarks.
-    parser.add_argument("--seconds", type=float, help="of the timings; not of these")
-    parser.add_argument("--repetitions", type=int, help="of the timings; not of these")
-    given = parser.parse_args(arguments)
-    scratch = Path("output/benchmarks")
-    given.runs = given.runs or scratch / ("binary-quick" if given.quick else "binary")
-    given.output = given.output or (scratch if given.quick else Settings().output)
-    return given
+    parser.add_argument("--write", action="store_true", help="only write the page")
+    return parse_resumable(parser, "binary", arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = parse(arguments)
-    torch.set_num_threads(given.threads)
-    settings = Settings(threads=given.threads, quick=given.quick, output=given.output)
+    given, settings = parse(arguments)
     results: dict[str, dict[str, Scores]] = {}
     sections = []
     for name in given.data:
@@ -206,9 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if given.quick:
                 small = tuple(10 for _ in candidate.hidden)
                 candidate, orders = replace(candidate, hidden=small), 2
-            scores = run(
-                which, candidate, table, steps, orders, given.runs, train=not given.no_train
-            )
+            scores = run(which, candidate, table, steps, orders, given.runs, train=not given.write)
             if scores is not None:
                 of_table[which] = scores
         if of_table:

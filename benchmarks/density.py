@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import nn
 import made_flows as mf
 from benchmarks._density_data import LOADERS, PUBLISHED, Table, load_table
 from benchmarks._density_runs import Plan, Result, run
-from benchmarks.harness import Settings, markdown_table, write_page
+from benchmarks.harness import Settings, markdown_table, parse_resumable, write_page
 
 TEXT = """Mean log-likelihood of the test rows in nats, higher is better, with twice its standard
 error. Preprocessing, splits and network sizes are those of the MAF paper. Models are trained by
@@ -111,31 +110,17 @@ def section(table: Table, results: dict[str, Result]) -> str:
     return f"## {table.name}\n\n{about}\n\n{markdown_table(headings, cells)}"
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", choices=LOADERS, default=list(LOADERS))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(DEFAULT))
     parser.add_argument("--minutes", type=float, default=60.0, help="for each model and table")
     parser.add_argument("--rate", type=float, help="learning rate at the start")
-    parser.add_argument("--quick", action="store_true", help="few rows, small networks, one epoch")
-    parser.add_argument("--threads", type=int, default=Settings().threads)
-    parser.add_argument("--runs", type=Path, help="folder of what is being trained")
-    parser.add_argument("--output", type=Path, help="folder of the page")
-    # So that `make bench` can pass these to all benchmarks.
-    parser.add_argument("--seconds", type=float, help="of the timings; not of these")
-    parser.add_argument("--repetitions", type=int, help="of the timings; not of these")
-    given = parser.parse_args(arguments)
-    scratch = Path("output/benchmarks")
-    folder = "density-quick" if given.quick else "density"
-    given.runs = given.runs or scratch / folder
-    given.output = given.output or (scratch if given.quick else Settings().output)
-    return given
+    return parse_resumable(parser, "density", arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = parse(arguments)
-    torch.set_num_threads(given.threads)
-    settings = Settings(threads=given.threads, quick=given.quick, output=given.output)
+    given, settings = parse(arguments)
     sections = []
     for data in given.data:
         table = load_table(data)

@@ -105,6 +105,43 @@ def parse_settings(description: str | None, arguments: Sequence[str] | None = No
     )
 
 
+def parse_resumable(
+    parser: argparse.ArgumentParser,
+    name: str,
+    arguments: Sequence[str] | None = None,
+    *,
+    threads: int = Settings.threads,
+    seconds: float = Settings.seconds,
+) -> tuple[argparse.Namespace, Settings]:
+    """Parse the command line of a benchmark that keeps what it has finished.
+
+    Args:
+        parser: with the benchmark's own arguments; those that all share are added.
+        name: of the benchmark, for the folder of what is finished, ``runs``.
+        arguments: of the command line.
+        threads: of torch, unless told otherwise.
+        seconds: of each timing, unless told otherwise.
+    """
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, only to see that it runs")
+    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--seconds", type=float, help="of each timing, where there are any, about")
+    parser.add_argument("--repetitions", type=int, help="of each timing at most")
+    parser.add_argument("--runs", type=Path, help="folder of what is finished")
+    parser.add_argument("--output", type=Path, help="folder of the page")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    quick, scratch = given.quick, Path("output/benchmarks")
+    given.runs = given.runs or scratch / (f"{name}-quick" if quick else name)
+    settings = Settings(
+        seconds=given.seconds or (0.1 if quick else seconds),
+        repetitions=given.repetitions or (5 if quick else Settings.repetitions),
+        threads=given.threads,
+        quick=quick,
+        output=given.output or (scratch if quick else Settings.output),
+    )
+    return given, settings
+
+
 # ---------------------------------------------------------------------- measuring
 
 

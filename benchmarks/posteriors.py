@@ -33,6 +33,7 @@ from benchmarks.harness import (
     Settings,
     markdown_table,
     milliseconds,
+    parse_resumable,
     ratio,
     run_contenders,
     write_page,
@@ -248,35 +249,19 @@ def over_seeds(name: str, guide: str, results: Sequence[Result]) -> list[str]:
     return [name, f"**{guide}**" if guide == OURS else guide, *cells, str(len(each))]
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--posteriors", nargs="+", help="by name; default: all whose data is there")
     parser.add_argument("--guides", nargs="+", choices=GUIDES, default=list(GUIDES))
     parser.add_argument("--steps", type=int, help="of training; default 1500")
-    parser.add_argument("--quick", action="store_true", help="few steps, two posteriors")
     parser.add_argument("--write", action="store_true", help="only write the page")
-    parser.add_argument("--seconds", type=float, help="of timing, for each guide, about")
-    parser.add_argument("--repetitions", type=int, help="of timed steps at most, for each guide")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--state", type=Path, help="folder of what was found")
-    parser.add_argument("--output", type=Path, help="folder of the page")
-    given = parser.parse_args(arguments)
-    scratch = Path("output/benchmarks")
-    quick = given.quick
-    given.steps = given.steps or (10 if quick else 1500)
-    given.seconds = given.seconds or (0.1 if quick else 2.0)
-    given.repetitions = given.repetitions or (5 if quick else 200)
-    given.state = given.state or scratch / ("posteriors-quick" if quick else "posteriors")
-    given.output = given.output or (scratch if quick else Settings().output)
-    return given
+    given, settings = parse_resumable(parser, "posteriors", arguments, threads=1, seconds=2.0)
+    given.steps = given.steps or (10 if given.quick else 1500)
+    return given, settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = parse(arguments)
-    torch.set_num_threads(given.threads)
-    settings = Settings(
-        given.seconds, given.repetitions, given.threads, quick=given.quick, output=given.output
-    )
+    given, settings = parse(arguments)
     chosen = posteriors()
     if given.posteriors is not None:
         chosen = [posterior for posterior in chosen if posterior.name in given.posteriors]
@@ -284,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = chosen[:2]
     if not chosen:
         raise SystemExit(f"Expected posteriors of {[p.name for p in posteriors()]}")
-    found, evaluated = Found(given.state, given.write), 200 if given.quick else EVALUATED
+    found, evaluated = Found(given.runs, given.write), 200 if given.quick else EVALUATED
     tables: list[str] = []
     lines: list[list[str]] = []
     seeds: list[list[str]] = []

@@ -138,5 +138,5 @@ def test_page(folder: Path, capsys) -> None:
     assert "A quick run: its numbers mean nothing" in page
     assert "79.66 (MADE, mask sampling)" in page
     assert all(f"| {name}" in page for name in names)
-    binary.main([*arguments, "--no-train"])
+    binary.main([*arguments, "--write"])
     assert (folder / "output" / "benchmarks" / "binary.md").read_text() == page

@@ -158,7 +158,7 @@ def test_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "## Over seeds" in page
     assert len(list((tmp_path / "output" / "benchmarks" / "posteriors-quick").glob("*.json"))) == 5
     assert "written to" in capsys.readouterr().out
-    benchmark.main([*arguments, "--write", "--state", "nothing", "--posteriors", "funnel"])
+    benchmark.main([*arguments, "--write", "--runs", "nothing", "--posteriors", "funnel"])
     assert (
         "| funnel    |       - |"
         in (tmp_path / "output" / "benchmarks" / "posteriors.md").read_text()
