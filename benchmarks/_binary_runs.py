@@ -28,6 +28,7 @@ class Candidate:
     Args:
         orders: ``"all"`` for a fresh order in every part of a batch, a number of random ones that
             are taken in turn, None for the table's own alone.
+        masks: ``"all"`` to draw the degrees of the hidden units anew too.
         order: the order of the network itself, ``"natural"`` or ``"random"``.
         seed: of the start, a random order, and the training.
         hidden: widths of the hidden layers.
@@ -44,6 +45,7 @@ class Candidate:
     """
 
     orders: Literal["all"] | int | None = "all"
+    masks: Literal["all"] | None = None
     order: str = "natural"
     seed: int = 0
     hidden: tuple[int, ...] = (500, 500)
@@ -100,7 +102,8 @@ def make_model(train: Tensor, candidate: Candidate) -> mf.BernoulliMADE:
         over_orders = {
             "orders": candidate.orders,
             "orders_per_batch": candidate.orders_per_batch,
-            "mask_weights": "order",
+            "masks": candidate.masks,
+            "mask_weights": "order" if candidate.masks is None else True,
         }
     model = mf.BernoulliMADE(
         train.shape[1],

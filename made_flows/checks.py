@@ -14,6 +14,7 @@ __all__ = [
     "check_broadcast",
     "check_context",
     "check_event",
+    "check_expanded",
     "check_finite",
     "check_values",
     "expect",
@@ -155,6 +156,17 @@ def check_broadcast(**shapes: Sequence[int]) -> torch.Size:
     except RuntimeError:
         named = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"Expected shapes that broadcast together; got {named}") from None
+
+
+def check_expanded(to: Sequence[int], batch_shape: torch.Size) -> torch.Size:
+    """The batch shape that a distribution is expanded to, or a ValueError if its own does not."""
+    shape = torch.Size(to)
+    if check_broadcast(expanded=shape, batch_shape=batch_shape) != shape:
+        raise ValueError(
+            f"Expected a shape that batch_shape {tuple(batch_shape)} broadcasts to; got "
+            f"{tuple(shape)}"
+        )
+    return shape
 
 
 def check_finite(x: Tensor, argument: str) -> None:

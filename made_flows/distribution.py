@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from made_flows.checks import can_inspect, check_broadcast, check_event
+from made_flows.checks import can_inspect, check_broadcast, check_event, check_expanded
 from made_flows.inverse import HeadStep, sequential_inverse
 from made_flows.missing import ADVICE, fill, find_observed, outputs_for
 
@@ -70,12 +70,7 @@ class AutoregressiveDistribution(Distribution):
         new: AutoregressiveDistribution = self._get_checked_instance(
             AutoregressiveDistribution, _instance
         )
-        batch_shape = torch.Size(batch_shape)
-        if check_broadcast(expanded=batch_shape, batch_shape=self.batch_shape) != batch_shape:
-            raise ValueError(
-                f"Expected a shape that batch_shape {tuple(self.batch_shape)} broadcasts to; got "
-                f"{tuple(batch_shape)}"
-            )
+        batch_shape = check_expanded(batch_shape, self.batch_shape)
         new.model = self.model
         new.context = None if self.context is None else self.context.expand(*batch_shape, -1)
         Distribution.__init__(new, batch_shape, self.event_shape, validate_args=False)

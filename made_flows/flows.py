@@ -15,6 +15,7 @@ from made_flows.checks import (
     check_broadcast,
     check_context,
     check_event,
+    check_expanded,
     check_finite,
     expect,
     expect_type,
@@ -226,12 +227,7 @@ class FlowDistribution(Distribution):
             ValueError: for a shape that the batch shape does not broadcast to.
         """
         new: FlowDistribution = cast(Any, self)._get_checked_instance(FlowDistribution, _instance)
-        batch_shape = torch.Size(batch_shape)
-        if check_broadcast(expanded=batch_shape, batch_shape=self.batch_shape) != batch_shape:
-            raise ValueError(
-                f"Expected a shape that batch_shape {tuple(self.batch_shape)} broadcasts to; got "
-                f"{tuple(batch_shape)}"
-            )
+        batch_shape = check_expanded(batch_shape, self.batch_shape)
         new.flow = self.flow
         new.context = None if self.context is None else self.context.expand(*batch_shape, -1)
         new.base = self.base.expand(batch_shape)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from made_flows._rows import as_rows
-from made_flows.checks import check_broadcast
+from made_flows.checks import check_broadcast, check_expanded
 
 if TYPE_CHECKING:
     from made_flows.mixture_model import MixtureModel
@@ -85,11 +85,16 @@ class MixtureDistribution(Distribution):
     def expand(
         self, batch_shape: Sequence[int], _instance: Distribution | None = None
     ) -> MixtureDistribution:
-        """The same distribution with a larger batch shape."""
+        """The same distribution with a larger batch shape.
+
+        Raises:
+            ValueError: for a shape that the batch shape does not broadcast to.
+        """
+        batch_shape = check_expanded(batch_shape, self.batch_shape)
         new: MixtureDistribution = self._get_checked_instance(MixtureDistribution, _instance)
         new.mixture, new._support = self.mixture, self._support
         new.context = None if self.context is None else self.context.expand(*batch_shape, -1)
-        Distribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
+        Distribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
         return new
 
     def __repr__(self) -> str:

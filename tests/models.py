@@ -27,8 +27,10 @@ __all__ = [
     "NETWORKS",
     "OPTIONS",
     "all_vectors",
+    "any_order_model",
     "context_of",
     "made_of",
+    "nearly",
     "scatter",
     "values_of",
 ]
@@ -43,6 +45,11 @@ def scatter(module: M, spread: float = 1.0) -> M:
             inputs = parameter.shape[-1] if parameter.dim() > 1 else 4
             parameter.normal_(std=spread * max(inputs, 1) ** -0.5)
     return module
+
+
+def nearly(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
+    """Equal to a tolerance, relative or absolute."""
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def made_of(**arguments: Any) -> mf.MADE:
@@ -152,6 +159,27 @@ HEADS: dict[str, Callable[[int], heads.Head]] = {
     "categorical": lambda D: heads.Categorical(3, D),
     "categorical, various": lambda D: heads.Categorical([2 + i % 3 for i in range(D)], D),
 }
+
+
+def any_order_model(
+    head: str = "Bernoulli",
+    features: int = 4,
+    context: int = 0,
+    *,
+    order: str = "natural",
+    spread: float = 1.0,
+    **options: Any,
+) -> mf.DensityModel:
+    """A scattered float64 model of all orders, or of other options of a DensityModel."""
+    made_head = HEADS[head](features)
+    made = made_of(
+        features=features, context=context, hidden_features=(12, 12), mask_weights=True,
+        parameters=made_head.outputs, inputs=made_head.inputs, order=order,
+    )  # fmt: skip
+    model = mf.DensityModel(made, made_head.double(), **(options or {"orders": "all"}))
+    return scatter(model, spread).eval()
+
+
 """Heads, as functions of the number of features."""
 
 

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from models import CONTINUOUS, HEADS, MODELS, all_vectors, context_of, made_of, scatter, values_of
+from models import (
+    CONTINUOUS,
+    MODELS,
+    all_vectors,
+    any_order_model,
+    context_of,
+    made_of,
+    nearly,
+    values_of,
+)
 from torch import Tensor
 
 import made_flows as mf
@@ -20,20 +29,8 @@ from made_flows import mixture as mixture_module
 F64 = torch.float64
 
 
-def nearly(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-def model_of(
-    head: str = "Bernoulli", features: int = 4, context: int = 0, **options: Any
-) -> mf.DensityModel:
-    made_head = HEADS[head](features)
-    made = made_of(
-        features=features, context=context, hidden_features=(12, 12), mask_weights=True,
-        parameters=made_head.outputs, inputs=made_head.inputs,
-    )  # fmt: skip
-    options = options or {"orders": "all"}
-    return scatter(mf.DensityModel(made, made_head.double(), **options), 2.0).eval()
+def model_of(head: str = "Bernoulli", **options: Any) -> mf.DensityModel:
+    return any_order_model(head, spread=2.0, **options)
 
 
 MIXTURES: dict[str, Callable[..., Any]] = {
@@ -128,6 +125,8 @@ def test_shapes(name: str, batch: tuple[int, ...], context: int) -> None:
     wider = distribution.expand((6, *batch))
     assert wider.batch_shape == (6, *batch)
     assert wider.sample((2,)).shape == (2, 6, *batch, 4)
+    with pytest.raises(ValueError, match="broadcast"):
+        wider.expand((5, *batch))
     assert "components" in repr(distribution)
 
 

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from models import HEADS, MODELS, NETWORKS, all_vectors, context_of, made_of, scatter, values_of
+from models import (
+    HEADS,
+    MODELS,
+    NETWORKS,
+    all_vectors,
+    any_order_model,
+    context_of,
+    nearly,
+    scatter,
+    values_of,
+)
 from torch import Tensor
 from torch.distributions import LogNormal, constraints
 
@@ -24,20 +34,8 @@ F64 = torch.float64
 NAN = float("nan")
 
 
-def nearly(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-def model_of(
-    head: str = "Bernoulli", features: int = 4, context: int = 0, **options: Any
-) -> mf.DensityModel:
-    made_head = HEADS[head](features)
-    made = made_of(
-        features=features, context=context, hidden_features=(12, 12), mask_weights=True,
-        parameters=made_head.outputs, inputs=made_head.inputs, order="random",
-    )  # fmt: skip
-    options = options or {"orders": "all"}
-    return scatter(mf.DensityModel(made, made_head.double(), **options)).eval()
+def model_of(head: str = "Bernoulli", **options: Any) -> mf.DensityModel:
+    return any_order_model(head, order="random", **options)
 
 
 def patterns(features: int) -> Tensor:
