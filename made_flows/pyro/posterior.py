@@ -80,7 +80,11 @@ class FlowPosterior(dist.TransformedDistribution):
 
 
 class _Sample:
-    """A sample, what it was made of, and the state of the weights that it was made by."""
+    """A sample, what it was made of, and the state of the weights that it was made by.
+
+    Lighter than a Memory, which also looks at values, for writes through ``.data``: a training
+    step would take 3 % longer, and between a draw and its score nobody writes.
+    """
 
     def __init__(
         self, flow: Flow, noise: Tensor, x: Tensor, log_det: Tensor, score: Tensor | None
