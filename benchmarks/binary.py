@@ -35,20 +35,28 @@ goes by the size of the table. The weights of the epoch with the best validation
 
 Nothing is chosen by a look at the test rows."""
 
+
+def _in_orders(name: str, candidate: Candidate, *seeds: int) -> dict[str, Candidate]:
+    """A candidate in the table's own order and in random ones, by their seeds."""
+    alone = replace(candidate, orders=None)
+    return {
+        f"{name}own order": alone,
+        **{f"{name}random order {seed}": replace(alone, order="random", seed=seed)
+           for seed in seeds},
+    }  # fmt: skip
+
+
+DEEP = Candidate(rate=2e-3, direct_rate=0.02)
+WIDE = Candidate(
+    hidden=(2000,), dropout=0.25, rate=4e-3, direct_rate=0.01, sparsity=0.03, effort=1.5
+)
+SPARSE = Candidate(hidden=(2000,), rate=4e-3, direct_rate=0.02, sparsity=0.3)
 CANDIDATES: dict[str, Candidate] = {
     "all orders": Candidate(dropout=0.8),
-    "all orders, sparser": Candidate(dropout=0.8, direct_rate=0.005, sparsity=0.2),
-    "own order": Candidate(orders=None, rate=2e-3, direct_rate=0.02),
-    "own order, residual": Candidate(
-        orders=None, hidden=(500,) * 3, residual=True, dropout=0.3, direct_rate=0.02, sparsity=0.05
-    ),
-    **{
-        f"random order {seed}": Candidate(
-            orders=None, order="random", seed=seed, rate=2e-3, direct_rate=0.02
-        )
-        for seed in (1, 2, 3)
-    },
-    "four orders": Candidate(orders=4, orders_per_batch=1, rate=2e-3, direct_rate=0.02),
+    "four orders": replace(DEEP, orders=4, orders_per_batch=1),
+    **_in_orders("", DEEP, 1, 2, 3),
+    **_in_orders("wide, ", WIDE, 1, 2),
+    **_in_orders("wide, sparser, ", SPARSE, 1, 2),
 }
 STEPS: dict[str, int] = {
     "Adult": 3000,
