@@ -287,7 +287,7 @@ def draw(images: Images, task: Task, model: mf.DensityModel, observed: Tensor, p
     rows[f"mean of {DRAWS}"] = drawn.mean(dim=0)
     pictures = torch.cat(list(rows.values())).flatten(1)
     grid = image_grid(pictures, (images.side, images.side, 3), titles=list(rows))
-    grid.savefig(path, dpi=130, bbox_inches="tight")  # titles are wider than the grid's margin
+    grid.savefig(path, dpi=130)
 
 
 def main() -> None:

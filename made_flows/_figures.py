@@ -41,12 +41,13 @@ def tidy(ax: Axes) -> None:
     ax.tick_params(colors=GREY, labelsize=8, labelcolor="black")
 
 
-def matrix(values: Any, name: str) -> NDArray[np.float64]:
-    """Finite values of shape (N, D) as an array."""
+def matrix(values: Any, name: str, *, missing: bool = False) -> NDArray[np.float64]:
+    """Finite values of shape (N, D) as an array, NaN among them where some may be missing."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"Expected {name} of shape (N, D); got {array.shape}")
-    check_finite(torch.from_numpy(array), name)
+    known = torch.from_numpy(array)
+    check_finite(known.nan_to_num(0.0, torch.inf, -torch.inf) if missing else known, name)
     return array

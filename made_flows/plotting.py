@@ -6,16 +6,16 @@ a notebook show it. Nothing touches pyplot's state, so no display is needed and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from made_flows._figures import BLUE, GREY, figure_of, matrix, tidy
+from made_flows._figures import BLUE, GREY, figure_of, tidy
+from made_flows._image_grid import image_grid
 from made_flows._pair_plot import pair_plot
-from made_flows.checks import expect, expect_type, positive_integer
+from made_flows.checks import expect_type
 from made_flows.history import History
 from made_flows.linear import MaskedLinear
 from made_flows.made import MADE
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["image_grid", "masks", "pair_plot", "training_curve"]
-
-_PAPER = "#dde3ea"  # between images
 
 
 def training_curve(history: History, ax: Axes | None = None) -> Figure:
@@ -169,54 +167,3 @@ def _cells(ax: Axes, rows: int, columns: int) -> None:
     if max(rows, columns) <= 40:
         ax.hlines(np.arange(rows - 1) + 0.5, -0.5, columns - 0.5, color="white", lw=0.6)
         ax.vlines(np.arange(columns - 1) + 0.5, -0.5, rows - 0.5, color="white", lw=0.6)
-
-
-def image_grid(
-    images: Any, shape: Sequence[int], columns: int = 10, titles: Sequence[str] = ()
-) -> Figure:
-    """Rows of pixels as images, side by side.
-
-    Args:
-        images: (N, pixels) tensor or array, dark where large.
-        shape: of an image, (height, width) or (height, width, 3) with colours in [0, 1].
-        columns: images per row.
-        titles: of the first rows of images, written at their left.
-
-    Raises:
-        ValueError: for a shape that does not have that many pixels.
-        ImportError: without matplotlib.
-
-    Example:
-        >>> import torch
-        >>> figure = image_grid(torch.rand(20, 64), (8, 8))
-        >>> figure.axes[0].get_images()[0].get_array().shape
-        (19, 91)
-    """
-    pixels = matrix(images, "images")
-    sizes = tuple(positive_integer(size, "shape") for size in shape)
-    colour = len(sizes) == 3 and sizes[2] == 3
-    expect(colour or len(sizes) == 2, "shape", "to be (height, width) or (height, width, 3)", shape)
-    expect(int(np.prod(sizes)) == pixels.shape[1], "shape", f"of {pixels.shape[1]} pixels", shape)
-    columns = min(positive_integer(columns, "columns"), len(pixels))
-    rows, (height, width) = -(-len(pixels) // columns), sizes[:2]
-    # A line of one pixel between images: one for all is sharper and faster than an axis for each.
-    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, *sizes[2:]), np.nan)
-    for number, image in enumerate(pixels):
-        y, x = number // columns * (height + 1) + 1, number % columns * (width + 1) + 1
-        canvas[y : y + height, x : x + width] = image.reshape(sizes)
-    canvas = canvas.clip(0, 1) if colour else canvas
-    left = 0.9 if titles else 0.0
-    across = 7.0 if columns >= 8 else max(2.0, 0.9 * columns)
-    figure = figure_of(across + left, across * canvas.shape[0] / canvas.shape[1])
-    ax = figure.add_subplot()
-    low, high = float(pixels.min()), float(pixels.max())
-    if low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    ax.set_facecolor(_PAPER)
-    ax.imshow(np.ma.masked_invalid(canvas), cmap="Greys", vmin=low, vmax=high)
-    for number, title in enumerate(titles[:rows]):
-        middle = number * (height + 1) + 1 + (height - 1) / 2
-        ax.text(-0.5 - 0.1 * width, middle, title, ha="right", va="center", fontsize=9)
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    return figure

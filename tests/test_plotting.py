@@ -61,6 +61,10 @@ PICTURES = {
     "titled images": lambda: plotting.image_grid(torch.rand(6, 12), (3, 4), 3, ["a", "b"]),
     "one image": lambda: plotting.image_grid(torch.eye(1, 12), (3, 4)),
     "coloured images": lambda: plotting.image_grid(torch.rand(3, 36), (3, 4, 3)),
+    "images with holes": lambda: plotting.image_grid(
+        torch.rand(3, 12).index_fill(1, torch.arange(4), math.nan), (3, 4)
+    ),
+    "nothing but holes": lambda: plotting.image_grid(torch.full((3, 12), math.nan), (3, 4)),
 }  # fmt: skip
 
 
@@ -164,7 +168,29 @@ def test_images_are_in_their_places():
     assert np.ma.getmaskarray(canvas).sum() == 7 * 13 - 30
 
 
+def test_missing_pixels_are_marked():
+    images = torch.rand(2, 6)
+    images[1, 2] = math.nan
+    values, holes = plotting.image_grid(images, (2, 3)).axes[0].get_images()
+    assert np.ma.getmaskarray(values.get_array())[1, 7]
+    assert np.argwhere(~np.ma.getmaskarray(holes.get_array())).tolist() == [[1, 7]]
+    assert values.get_clim() == (0, 1)
+
+
+@pytest.mark.parametrize("columns", [2, 4, 10])
+def test_titles_of_images_are_in_the_picture(columns: int):
+    titles = ["a", "completion 12", "WWWWWWWW"]
+    figure = plotting.image_grid(torch.rand(30, 64), (8, 8), columns, titles)
+    figure.savefig(io.BytesIO())
+    for text in figure.axes[0].texts:
+        box = text.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
 BAD = {
+    "infinite pixels": (
+        lambda: plotting.image_grid(torch.full((1, 4), math.inf), (2, 2)), ValueError, "row 0, col"
+    ),
     "no MADE": (lambda: plotting.masks(nn.Linear(2, 2)), TypeError, "MADE"),
     "no module": (lambda: plotting.masks("made"), TypeError, "MADE"),
     "a vector": (lambda: plotting.pair_plot(torch.randn(5)), ValueError, r"shape \(N, D"),
