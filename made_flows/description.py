@@ -35,6 +35,8 @@ class Description:
 
     def __init__(self, made: MADE) -> None:
         linears = [cast(MaskedLinear, layer) for layer in made.layers]
+        for linear in linears if made.direct is None else [*linears, made.direct]:
+            linear.refresh()
         self._contexts, self._offsets = _contexts(made), _offsets(made)
         self._activation = activation_name(made.activation)
         self._modules = _modules(made)
@@ -44,7 +46,9 @@ class Description:
         for linear in linears if made.direct is None else [*linears, made.direct]:
             places += [(linear._parameters, "weight"), (linear._parameters, "bias")]
             places.append((linear._buffers, "mask"))
-        self._tensors = [(table, name, table[name]) for table, name in places]
+        # Weights under a parametrization, or pruned, are computed: of now, and not to be kept.
+        self._computed = not all(name in table for table, name in places)
+        self._tensors = [(table, name, table.get(name)) for table, name in places]
 
     def _describe(self, made: MADE, linears: list[MaskedLinear], based: Collection[int]) -> Network:
         last = len(linears) - 1
@@ -86,7 +90,8 @@ class Description:
     def holds(self, made: MADE) -> bool:
         """Whether the network is still made of the same modules and tensors."""
         return (
-            self._modules == _modules(made)
+            not self._computed
+            and self._modules == _modules(made)
             and self._activation == activation_name(made.activation)
             and all(table[name] is tensor for table, name, tensor in self._tensors)
         )

@@ -91,6 +91,13 @@ class MaskedLinear(nn.Module):
             return staircase_linear(x, self.weight, bias, self.mask, blocks)
         return F.linear(x, self.weight * (self.mask if mask is None else mask), bias)
 
+    def refresh(self) -> None:
+        """Bring weights up to date that are computed before every forward, as pruned ones are."""
+        for hook in tuple(self._forward_pre_hooks.values()):
+            name = getattr(hook, "_tensor_name", getattr(hook, "name", None))
+            if isinstance(name, str) and name in ("weight", "bias", "mask_weight"):
+                hook(self, ())
+
     def offset(self, mask: Tensor | None = None) -> Tensor | None:
         """What a mask (..., outputs, inputs), or the own, adds to the bias: (..., outputs).
 

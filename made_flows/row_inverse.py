@@ -65,6 +65,8 @@ class _Sweep:
     def __init__(self, made: MADE, head: Head, context: Tensor | None, values: Tensor) -> None:
         self.made, self.head, self.values = made, head, values.clone()
         self.layers = [cast(MaskedLinear, layer) for layer in made.layers]
+        for layer in self.layers if made.direct is None else [*self.layers, made.direct]:
+            layer.refresh()
         *hidden, last = self.layers
         like, rows = last.weight, len(values)
         self.inputs = like.new_zeros(rows, len(made.input_features))

@@ -109,6 +109,7 @@ OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
         "residual": True, "degrees": "random", "generator": _seeded(),
     },
     "direct": lambda D: {"direct": True},
+    "mask weights": lambda D: {"mask_weights": True, "direct": True},
     "no hidden layer": lambda D: {"hidden_features": ()},
     "no hidden layer, direct": lambda D: {"hidden_features": (), "direct": True},
     "context": lambda D: {"context": 2},

@@ -18,9 +18,11 @@ from inverse_checks import (
 )
 from models import MODELS, NETWORKS, context_of, made_of, scatter
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
-from made_flows.inverse import HeadStep
+from made_flows.inverse import HeadStep, sequential_inverse
 from made_flows.inverse.backend import backend
+from made_flows.linear import MaskedLinear
 
 F64 = torch.float64
 
@@ -144,6 +146,38 @@ def test_results_are_never_stale(option: str, change: Callable[[Any], None]) -> 
         after = check_values(model.made, step, noise, context)
         assert not torch.equal(after, before)
         check_gradients(model.made, step, noise, context)
+
+
+def _pruned(layer: nn.Module, name: str) -> None:
+    prune.random_unstructured(layer, name, 0.3)
+
+
+COMPUTED: dict[str, Callable[[nn.Module, str], Any]] = {
+    "weight norm": parametrizations.weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "pruned": _pruned,
+}
+
+
+@pytest.mark.parametrize("compute", COMPUTED.values(), ids=COMPUTED)
+@pytest.mark.parametrize("option", ["plain", "context, residual, direct", "mask weights"])
+def test_weights_that_are_computed(option: str, compute: Callable[[nn.Module, str], Any]) -> None:
+    model = MODELS[f"Gaussian | {option}"](5)
+    for layer in [module for module in model.modules() if isinstance(module, MaskedLinear)]:
+        compute(layer, "weight")
+        if layer.mask_weight is not None:
+            compute(layer, "mask_weight")
+    step = HeadStep(model.head)
+    noise, context = noise_of(step, 4, 5), context_of(model, 4)
+    before = check_values(model.made, step, noise, context)
+    check_gradients(model.made, step, noise, context)
+    for change in (_in_place, _steps(torch.optim.Adam, 0.01)):
+        change(model)
+        # Before a forward pass of the network, which would bring weights up to date.
+        at_once = sequential_inverse(model.made, step, noise, context)
+        after = check_values(model.made, step, noise, context)
+        same(at_once, after)
+        assert not torch.equal(after, before)
 
 
 def test_a_change_of_all_weights_of_a_large_network_is_noticed_through_data_too() -> None:

@@ -135,7 +135,11 @@ def test_a_graph_is_allowed_as_given() -> None:
 
 def by_hand(made: mf.MADE, x: Tensor, context: Tensor | None) -> Tensor:
     """The network of the paper, one masked matrix at a time."""
-    layers = [(layer.weight * layer.mask, layer.bias) for layer in made.layers]
+
+    def told(layer: MaskedLinear) -> Tensor | float:
+        return 0.0 if layer.mask_weight is None else (layer.mask_weight * layer.mask).sum(dim=1)
+
+    layers = [(layer.weight * layer.mask, layer.bias + told(layer)) for layer in made.layers]
     z = x
     for index, (weight, bias) in enumerate(layers):
         if index == 0:
@@ -150,7 +154,7 @@ def by_hand(made: mf.MADE, x: Tensor, context: Tensor | None) -> Tensor:
         else:
             z = made.activation(z) @ weight.T + bias
     if made.direct is not None:
-        z = z + x @ (made.direct.weight * made.direct.mask).T
+        z = z + x @ (made.direct.weight * made.direct.mask).T + told(made.direct)
     if made.output_context is not None:
         z = z + context @ (made.output_context.weight * made.output_context.mask).T
     return z.reshape(*z.shape[:-1], made.features, -1)
