@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrizations, prune
 
 pyro = pytest.importorskip("pyro")
 import pyro.distributions as dist  # noqa: E402
@@ -269,6 +270,31 @@ def test_cache_size_changes_no_value(name: str) -> None:
     assert plain.inv(plain(x)) is not x  # nothing is remembered
     with pytest.raises(ValueError, match="Expected cache_size to be 0 or 1; got 2"):
         t.with_cache(2)
+
+
+@pytest.mark.parametrize("kind", ["weight norm", "pruned"])
+@pytest.mark.parametrize("context", [False, True])
+def test_weights_that_are_computed(kind: str, context: bool) -> None:
+    made = (
+        mp.ConditionalAutoRegressiveNN(4, CONTEXT, [16], skip_connections=True)
+        if context
+        else (mp.AutoRegressiveNN(4, [16], skip_connections=True))
+    )
+    made = shaken(made.double())
+    for layer in (*made.layers, made.skip_layer):
+        if kind == "pruned":
+            prune.random_unstructured(layer, "weight", 0.3)
+        else:
+            parametrizations.weight_norm(layer)
+    t: Any = mp.ConditionalAffineAutoregressive(made) if context else mp.AffineAutoregressive(made)
+    t = t.condition(points(3, CONTEXT)) if context else t
+    x = points(3, 4)
+    for _ in range(2):
+        back = t.inv(x.clone())  # at once after a change, before a forward pass
+        torch.testing.assert_close(t(back.clone()), x, rtol=1e-8, atol=1e-8)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.mul_(1.2)
 
 
 @every

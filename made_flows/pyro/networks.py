@@ -202,6 +202,9 @@ class ConditionalAutoRegressiveNN(PyroShapes):
             # Not a submodule, or a parametric activation would be in the state dict twice.
             self.__dict__["_activation"] = make_activation(self.f)
         activation = activation_name(self.__dict__["_activation"])
+        parts = [*self.layers] if self.skip_layer is None else [*self.layers, self.skip_layer]
+        for part in parts:
+            cast(MaskedLinear, part).refresh()
         layers = []
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
