@@ -80,14 +80,15 @@ class CompletionDistribution(Distribution, ABC):
         return f"{type(self).__name__}({shapes})"
 
 
-class HasConditionals(ABC):
+class HasConditionals:
     """What models have in common that answer for missing features."""
 
-    @abstractmethod
+    # Not an ABC: Pyro makes PyroModules of models, and classes have one metaclass.
     def conditional(
         self, x: Tensor, observed: Tensor | None = None, *, context: Tensor | None = None
     ) -> CompletionDistribution:
         """The distribution of the missing features of rows, given the observed ones."""
+        raise NotImplementedError
 
     def impute(
         self,

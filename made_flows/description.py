@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows.activations import activation_name
-from made_flows.linear import MaskedLinear
+from made_flows.linear import MaskedLinear, refresh
 from made_flows.network import Layer, Network
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ class Description:
 
     def __init__(self, made: MADE) -> None:
         linears = [cast(MaskedLinear, layer) for layer in made.layers]
-        for linear in linears if made.direct is None else [*linears, made.direct]:
-            linear.refresh()
+        refresh((*linears, made.direct))
         self._contexts, self._offsets = _contexts(made), _offsets(made)
         self._activation = activation_name(made.activation)
         self._modules = _modules(made)

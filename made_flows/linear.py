@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from made_flows.checks import is_plain
 from made_flows.staircase import SMALLEST, Block, blocks_of, staircase_linear
 
-__all__ = ["MaskedLinear", "RowMask"]
+__all__ = ["MaskedLinear", "RowMask", "refresh"]
 
 
 class RowMask(Protocol):
@@ -91,13 +92,6 @@ class MaskedLinear(nn.Module):
             return staircase_linear(x, self.weight, bias, self.mask, blocks)
         return F.linear(x, self.weight * (self.mask if mask is None else mask), bias)
 
-    def refresh(self) -> None:
-        """Bring weights up to date that are computed before every forward, as pruned ones are."""
-        for hook in tuple(self._forward_pre_hooks.values()):
-            name = getattr(hook, "_tensor_name", getattr(hook, "name", None))
-            if isinstance(name, str) and name in ("weight", "bias", "mask_weight"):
-                hook(self, ())
-
     def offset(self, mask: Tensor | None = None) -> Tensor | None:
         """What a mask (..., outputs, inputs), or the own, adds to the bias: (..., outputs).
 
@@ -149,3 +143,16 @@ class MaskedLinear(nn.Module):
     def extra_repr(self) -> str:
         bias = "" if self.bias is not None else ", bias=False"
         return f"{self.in_features}, {self.out_features}{bias}"
+
+
+def refresh(layers: Iterable[nn.Module | None]) -> None:
+    """Bring weights up to date that are computed before every forward, as pruned ones are.
+
+    Args:
+        layers: the layers, None where there is none. A layer may be another library's.
+    """
+    for layer in layers:
+        for hook in tuple(layer._forward_pre_hooks.values()) if layer is not None else ():
+            name = getattr(hook, "_tensor_name", getattr(hook, "name", None))
+            if isinstance(name, str) and name in ("weight", "bias", "mask_weight"):
+                hook(layer, ())

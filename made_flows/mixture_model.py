@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ class MixtureGain:
         )
 
 
-class MixtureModel(nn.Module, HasConditionals):
+class MixtureModel(nn.Module, HasConditionals, ABC):
     """What mixtures have in common: components, weights, and a distribution when called.
 
     Attributes:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from made_flows.heads import Head
-from made_flows.linear import MaskedLinear
+from made_flows.linear import MaskedLinear, refresh
 from made_flows.made import MADE
 
 __all__ = ["sample_row_orders"]
@@ -65,8 +65,7 @@ class _Sweep:
     def __init__(self, made: MADE, head: Head, context: Tensor | None, values: Tensor) -> None:
         self.made, self.head, self.values = made, head, values.clone()
         self.layers = [cast(MaskedLinear, layer) for layer in made.layers]
-        for layer in self.layers if made.direct is None else [*self.layers, made.direct]:
-            layer.refresh()
+        refresh((*self.layers, made.direct))
         *hidden, last = self.layers
         like, rows = last.weight, len(values)
         self.inputs = like.new_zeros(rows, len(made.input_features))

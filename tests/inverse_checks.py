@@ -108,13 +108,16 @@ def same(ours: Tensor, reference: Tensor, tolerance: float = 1e-10) -> None:
 def check_values(
     conditioner: Conditioner, step: Step, noise: Tensor, context: Tensor | None = None, **more: Any
 ) -> Tensor:
-    """Of both backends against D passes; the values."""
+    """Of both backends against D passes; the values. Rows that overflow are not compared."""
     with torch.no_grad():
         reference = d_pass_inverse(conditioner, step, noise, context, **more)
+        finite = reference.isfinite().all(dim=-1)
+        assert finite.any() or not finite.numel()
         for choice in BACKENDS:
             with backend(choice):
                 ours = sequential_inverse(conditioner, step, noise, context, **more)
-            same(ours, reference)
+            assert ours.shape == reference.shape
+            same(ours[finite], reference[finite])
     return ours
 
 

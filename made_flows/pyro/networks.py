@@ -22,7 +22,7 @@ from made_flows.checks import (
     positive_integer,
     widths,
 )
-from made_flows.linear import MaskedLinear
+from made_flows.linear import MaskedLinear, refresh
 from made_flows.made import DependencyWarning
 from made_flows.network import Layer, Network
 from made_flows.pyro.shapes import PyroShapes
@@ -202,9 +202,7 @@ class ConditionalAutoRegressiveNN(PyroShapes):
             # Not a submodule, or a parametric activation would be in the state dict twice.
             self.__dict__["_activation"] = make_activation(self.f)
         activation = activation_name(self.__dict__["_activation"])
-        parts = [*self.layers] if self.skip_layer is None else [*self.layers, self.skip_layer]
-        for part in parts:
-            cast(MaskedLinear, part).refresh()
+        refresh((*self.layers, self.skip_layer))
         layers = []
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
