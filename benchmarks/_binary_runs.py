@@ -28,11 +28,9 @@ class Candidate:
     Args:
         orders: ``"all"`` for a fresh order in every part of a batch, a number of random ones that
             are taken in turn, None for the table's own alone.
-        masks: ``"all"`` to draw the degrees of the hidden units anew too.
         order: the order of the network itself, ``"natural"`` or ``"random"``.
         seed: of the start, a random order, and the training.
         hidden: widths of the hidden layers.
-        residual: whether hidden layers after the first are residual blocks.
         dropout: of hidden units.
         orders_per_batch: parts that a batch is cut into, each with an order of its own.
         batch_size: rows of a step.
@@ -40,23 +38,19 @@ class Candidate:
         direct_rate: that of the direct connections. Most of a table's structure is there, and
             their gradients are small.
         sparsity: by which share of the rate direct connections shrink towards zero in a step.
-        decay: weight decay of the others.
         effort: factor on the number of steps.
     """
 
     orders: Literal["all"] | int | None = "all"
-    masks: Literal["all"] | None = None
     order: str = "natural"
     seed: int = 0
     hidden: tuple[int, ...] = (500, 500)
-    residual: bool = False
     dropout: float = 0.5
     orders_per_batch: int = 5
     batch_size: int = 100
     rate: float = 1e-3
     direct_rate: float = 0.03
     sparsity: float = 0.1
-    decay: float = 0.0
     effort: float = 1.0
 
 
@@ -102,13 +96,11 @@ def make_model(train: Tensor, candidate: Candidate) -> mf.BernoulliMADE:
         over_orders = {
             "orders": candidate.orders,
             "orders_per_batch": candidate.orders_per_batch,
-            "masks": candidate.masks,
-            "mask_weights": "order" if candidate.masks is None else True,
+            "mask_weights": "order",
         }
     model = mf.BernoulliMADE(
         train.shape[1],
         hidden_features=candidate.hidden,
-        residual=candidate.residual,
         dropout=candidate.dropout,
         order=candidate.order,
         direct=True,
@@ -126,19 +118,16 @@ def make_optimizer(model: mf.BernoulliMADE, candidate: Candidate) -> SparseAdam:
     direct = [] if model.made.direct is None else list(model.made.direct.parameters())
     chosen = {id(weight) for weight in direct}
     others = [weight for weight in model.parameters() if id(weight) not in chosen]
-    groups: list[dict[str, Any]] = [
-        {"params": others, "lr": candidate.rate, "weight_decay": candidate.decay}
-    ]
+    groups: list[dict[str, Any]] = [{"params": others, "lr": candidate.rate}]
     if direct:
         groups.append(
             {
                 "params": direct,
                 "lr": candidate.direct_rate,
-                "weight_decay": 0.0,
                 "sparsity": candidate.sparsity,
             }
         )
-    return SparseAdam(groups)
+    return SparseAdam(groups, weight_decay=0.0)
 
 
 def run(

@@ -164,7 +164,7 @@ def settings_table() -> str:
     """The candidates' settings."""
     rows = []
     for name, c in CANDIDATES.items():
-        hidden = " x ".join(map(str, c.hidden)) + (", residual" if c.residual else "")
+        hidden = " x ".join(map(str, c.hidden))
         own = "the table's" if c.order == "natural" else "a random one"
         orders = own if c.orders is None else f"{c.orders}, {c.orders_per_batch} a batch"
         rows.append(
