@@ -36,8 +36,6 @@ STEPS = 6 if QUICK else 2500
 """Of a model on images; those in grey first take twice as many on samples of a Gaussian."""
 ORDERS = 2 if QUICK else 8
 DRAWS = 10 if QUICK else 200
-HIDDEN = torch.tensor([0.96, 0.78, 0.55])
-"""The colour of a pixel that is not given."""
 SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
@@ -281,7 +279,7 @@ def draw(images: Images, task: Task, model: mf.DensityModel, observed: Tensor, p
     test = task.test[chosen]
     drawn = task.pixels(model.impute(test, DRAWS, observed.expand(len(test), -1)))
     original = task.pixels(test)
-    given = torch.where(observed.unsqueeze(-1), original, HIDDEN)
+    given = torch.where(observed.unsqueeze(-1), original, torch.nan)  # drawn as missing
     rows = {"held out": original, "given": given}
     rows |= {f"completion {i + 1}": drawn[i] for i in range(4)}
     rows[f"mean of {DRAWS}"] = drawn.mean(dim=0)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from made_flows._rows import as_rows
 from made_flows.checks import can_inspect
 
 __all__ = ["EDGES", "SplineKernel", "invert"]
@@ -74,7 +75,7 @@ def invert(spline: SplineKernel, y: Tensor, parameters: Tensor) -> tuple[Tensor,
     compiled = _compiled()
     if compiled is None or y.dtype not in (torch.float32, torch.float64):
         return None
-    flat = parameters.expand(*y.shape, -1).reshape(-1, parameters.shape[-1]).contiguous()
+    flat = as_rows(parameters, y.shape).contiguous()
     x = torch.empty_like(y, memory_format=torch.contiguous_format)
     log_derivative = torch.empty_like(x)
     inside = compiled(
