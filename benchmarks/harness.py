@@ -16,7 +16,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,6 +52,9 @@ COMPILING = 20.0
 """Seconds that the first call of a contender may take for other reasons than its work."""
 LONG = 50e-3
 """Seconds of a call that needs none: what the contender before left is gone soon enough."""
+_SCRATCH = Path("output/benchmarks")
+"""For what is not to be kept, and for what is not finished."""
+
 SLOW = 5.0
 """Seconds of a call whose warm-up is its measurement: what a first call takes longer is little."""
 
@@ -82,27 +85,11 @@ class Settings:
 
 def parse_settings(description: str | None, arguments: Sequence[str] | None = None) -> Settings:
     """The command line that all benchmarks share; sets torch's number of threads."""
-    default = Settings()
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and few repetitions")
-    parser.add_argument("--seconds", type=float, help="for each contender of a case, about")
-    parser.add_argument("--repetitions", type=int, help="at most, for each contender of a case")
-    parser.add_argument("--threads", type=int, default=default.threads)
-    parser.add_argument("--device", type=torch.device, default=default.device, help="cpu or cuda")
-    parser.add_argument("--output", type=Path, help="folder of the page and its plots")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    seconds, repetitions, output = default.seconds, default.repetitions, default.output
-    if given.quick:  # never over the pages of a real run
-        seconds, repetitions, output = 0.2, 5, Path("output/benchmarks")
-    return Settings(
-        seconds=seconds if given.seconds is None else given.seconds,
-        repetitions=repetitions if given.repetitions is None else given.repetitions,
-        threads=given.threads,
-        device=given.device,
-        quick=given.quick,
-        output=output if given.output is None else given.output,
-    )
+    device = Settings().device
+    parser.add_argument("--device", type=torch.device, default=device, help="cpu or cuda")
+    given, settings = _parse(parser, arguments, Settings(), quick_seconds=0.2)
+    return replace(settings, device=given.device)
 
 
 def parse_resumable(
@@ -122,24 +109,33 @@ def parse_resumable(
         threads: of torch, unless told otherwise.
         seconds: of each timing, unless told otherwise.
     """
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, only to see that it runs")
-    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--runs", type=Path, help="folder of what is finished")
+    default = Settings(threads=threads, seconds=seconds)
+    given, settings = _parse(parser, arguments, default, quick_seconds=0.1)
+    folder = f"{name}-quick" if given.quick else name
+    given.runs = given.runs or _SCRATCH / folder
+    return given, settings
+
+
+def _parse(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    default: Settings,
+    quick_seconds: float,
+) -> tuple[argparse.Namespace, Settings]:
+    """Add what all benchmarks take, parse, and set torch's number of threads."""
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and few repetitions")
     parser.add_argument("--seconds", type=float, help="of each timing, where there are any, about")
     parser.add_argument("--repetitions", type=int, help="of each timing at most")
-    parser.add_argument("--runs", type=Path, help="folder of what is finished")
-    parser.add_argument("--output", type=Path, help="folder of the page")
+    parser.add_argument("--threads", type=int, default=default.threads)
+    parser.add_argument("--output", type=Path, help="folder of the page and its plots")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    quick, scratch = given.quick, Path("output/benchmarks")
-    given.runs = given.runs or scratch / (f"{name}-quick" if quick else name)
-    settings = Settings(
-        seconds=given.seconds or (0.1 if quick else seconds),
-        repetitions=given.repetitions or (5 if quick else Settings.repetitions),
-        threads=given.threads,
-        quick=quick,
-        output=given.output or (scratch if quick else Settings.output),
-    )
-    return given, settings
+    if given.quick:  # never over the pages of a real run
+        default = replace(default, seconds=quick_seconds, repetitions=5, output=_SCRATCH)
+    names = ("seconds", "repetitions", "output")
+    chosen = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+    return given, replace(default, threads=given.threads, quick=given.quick, **chosen)
 
 
 # ---------------------------------------------------------------------- measuring
