@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 
 import made_flows as mf
 from made_flows.inverse import HeadStep, sequential_inverse
-from made_flows.inverse.backend import backend
+from made_flows.inverse.dispatch import backend
 
 __all__ = ["Dense", "Layer", "NFlows", "Ours", "Pyro", "Zuko", "installed_peers"]
 

@@ -38,7 +38,7 @@ from benchmarks.harness import (
     run_contenders,
     write_page,
 )
-from made_flows.pareto import smooth_weights
+from made_flows.diagnostics.pareto import smooth_weights
 from made_flows.pyro import AutoIAF
 
 RATE, DECAY = 5e-3, 0.1 ** (1 / 3000)

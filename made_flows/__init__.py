@@ -1,49 +1,46 @@
 """Masked autoregressive networks, density models and flows whose slow direction is not slow."""
 
 from made_flows._registry import saveable
-from made_flows.accelerate import (
+from made_flows.diagnostics.autoregressive import (
+    AutoregressiveError,
+    AutoregressiveReport,
+    check_autoregressive,
+)
+from made_flows.distributions.autoregressive import AutoregressiveDistribution
+from made_flows.distributions.conditional import ConditionalDistribution, ConditionalMixture
+from made_flows.distributions.mixture import MixtureDistribution
+from made_flows.interop.accelerate import (
     AccelerationReport,
     AccelerationWarning,
     accelerate,
     acceleration,
     restore,
 )
-from made_flows.autoregressive_flows import IAF, MAF
-from made_flows.bijections import Affine, Bijection, GatedAffine
-from made_flows.conditional import ConditionalDistribution, ConditionalMixture
-from made_flows.data_transforms import Dequantize, Log, Logit, Standardize
-from made_flows.density import (
+from made_flows.models.autoregressive_flows import IAF, MAF
+from made_flows.models.density import (
     BernoulliMADE,
     CategoricalMADE,
     DensityModel,
     GaussianMADE,
     GaussianMixtureMADE,
 )
-from made_flows.dependencies import DependencyWarning
-from made_flows.diagnostics import (
-    AutoregressiveError,
-    AutoregressiveReport,
-    check_autoregressive,
-)
-from made_flows.distribution import AutoregressiveDistribution
-from made_flows.ensemble import Mixture, OrderMixture
-from made_flows.flows import Flow, FlowDistribution
-from made_flows.heads import Head
-from made_flows.history import History, TrainingError
-from made_flows.made import MADE
-from made_flows.mixture import MixtureDistribution
-from made_flows.mixture_model import MixtureGain, WeightFit
-from made_flows.normalization import ActNorm, BatchNorm
-from made_flows.scales import ScaleRule
-from made_flows.serialization import load, save
-from made_flows.splines import RationalQuadraticSpline
-from made_flows.training import fit
-from made_flows.transforms import (
-    AutoregressiveTransform,
-    InvertibleLinear,
-    Permutation,
-    Transform,
-)
+from made_flows.models.flows import Flow, FlowDistribution
+from made_flows.models.mixture_base import MixtureGain, WeightFit
+from made_flows.models.mixtures import Mixture, OrderMixture
+from made_flows.nn.dependencies import DependencyWarning
+from made_flows.nn.made import MADE
+from made_flows.serialization.files import load, save
+from made_flows.training.history import History, TrainingError
+from made_flows.training.loop import fit
+from made_flows.transforms.autoregressive import AutoregressiveTransform
+from made_flows.transforms.base import Transform
+from made_flows.transforms.data import Dequantize, Log, Logit, Standardize
+from made_flows.transforms.linear import InvertibleLinear, Permutation
+from made_flows.transforms.normalization import ActNorm, BatchNorm
+from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
+from made_flows.univariate.heads import Head
+from made_flows.univariate.scales import ScaleRule
+from made_flows.univariate.splines import RationalQuadraticSpline
 
 __all__ = [
     "IAF",

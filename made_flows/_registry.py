@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
-import weakref
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
-__all__ = ["REGISTRY", "KeyedModule", "saveable"]
+__all__ = ["REGISTRY", "saveable"]
 
 REGISTRY: dict[str, type] = {}
 
@@ -53,33 +50,3 @@ def saveable(cls: type[T]) -> type[T]:
     cls.__init__ = __init__  # type: ignore[method-assign]
     REGISTRY[cls.__name__] = cls
     return cls
-
-
-class KeyedModule(nn.Module):
-    """A module that a custom operator can be told of by a number.
-
-    Operators take tensors and plain values only. The key stands for the object; copies and
-    unpickled objects get keys of their own.
-    """
-
-    _keys: ClassVar[itertools.count[int]] = itertools.count()
-    _objects: ClassVar[weakref.WeakValueDictionary[int, KeyedModule]] = (
-        weakref.WeakValueDictionary()
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._take_key()
-
-    def _take_key(self) -> None:
-        self.key = next(KeyedModule._keys)
-        KeyedModule._objects[self.key] = self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._take_key()
-
-    @staticmethod
-    def of_key(key: int) -> Any:
-        """The living object with a key."""
-        return KeyedModule._objects[key]

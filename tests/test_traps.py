@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from models import CONTINUOUS, MODELS, NETWORKS, context_of, made_of, scatter
 from torch import Tensor
 
 import made_flows as mf
-from made_flows import masks as mk
+from made_flows.nn import masks as mk
+from tests.helpers.density_models import CONTINUOUS, MODELS, NETWORKS, context_of, made_of, scatter
 
 F64 = torch.float64
 

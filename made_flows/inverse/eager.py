@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from made_flows.activations import activation_of_name
-from made_flows.inverse.plan import Plan
+from made_flows.inverse.numeric import Numeric
 from made_flows.inverse.steps import Step
-from made_flows.network import unpack
+from made_flows.nn.activations import activation_of_name
+from made_flows.nn.spec import unpack
 
 __all__ = ["adjoint", "solve"]
 
@@ -24,12 +24,13 @@ _PANEL_UNITS = 64
 ones less work inside: 32 to 128 measured alike, within noise, on the sizes of the benchmark."""
 
 
-def panels(plan: Plan, first: int = 0) -> list[tuple[int, int]]:
+def panels(numeric: Numeric, first: int = 0) -> list[tuple[int, int]]:
     """Ranges of ranks [start, stop) from a rank on, each with about the same number of units."""
-    widest = max(len(layer.units) for layer in plan.layers)
-    size = max(1, round(_PANEL_UNITS * plan.skeleton.levels / max(widest, 1)))
+    widest = max(len(layer.units) for layer in numeric.layers)
+    size = max(1, round(_PANEL_UNITS * numeric.symbolic.levels / max(widest, 1)))
     return [
-        (r, min(r + size, plan.skeleton.levels)) for r in range(first, plan.skeleton.levels, size)
+        (r, min(r + size, numeric.symbolic.levels))
+        for r in range(first, numeric.symbolic.levels, size)
     ]
 
 
@@ -37,17 +38,17 @@ class _Activations:
     """z and a of every layer for N rows, in sorted order, filled in degree by degree."""
 
     def __init__(
-        self, plan: Plan, tensors: Sequence[Tensor], bases: Sequence[Tensor], rows: int
+        self, numeric: Numeric, tensors: Sequence[Tensor], bases: Sequence[Tensor], rows: int
     ) -> None:
-        self.plan = plan
-        self.functions = [activation_of_name(word) for word in plan.structure.activations]
-        like = plan.output.weight
-        self.inputs = like.new_zeros(rows, len(plan.skeleton.columns))
+        self.numeric = numeric
+        self.functions = [activation_of_name(word) for word in numeric.structure.activations]
+        like = numeric.output.weight
+        self.inputs = like.new_zeros(rows, len(numeric.symbolic.columns))
         self.z: list[Tensor] = []
         self.a: list[Tensor] = []
         self.gates: list[Tensor | None] = []
-        _, described, _ = unpack(plan.structure, tensors, bases)
-        for layer, origin in zip(plan.layers, described, strict=True):
+        _, described, _ = unpack(numeric.structure, tensors, bases)
+        for layer, origin in zip(numeric.layers, described, strict=True):
             z = like.new_zeros(rows, len(layer.units))
             if layer.bias is not None:
                 z += layer.bias
@@ -68,30 +69,32 @@ class _Activations:
 
     def known(self, layer: int, rank: int) -> int:
         """How many of the layer's inputs are known before anything of this rank is."""
-        starts = self.plan.layers[layer - 1].starts if layer else self.plan.skeleton.column_starts
+        starts = (
+            self.numeric.layers[layer - 1].starts if layer else self.numeric.symbolic.column_starts
+        )
         return int(starts[rank])
 
     def readable(self, layer: int, degree: int) -> int:
         """How many of the layer's inputs a unit of this degree (an output: of this rank) reads."""
         if layer:
-            return int(self.plan.layers[layer - 1].starts[degree + 1])
-        return int(self.plan.skeleton.column_starts[degree])
+            return int(self.numeric.layers[layer - 1].starts[degree + 1])
+        return int(self.numeric.symbolic.column_starts[degree])
 
     def units(self, layer: int, start: int, stop: int) -> slice:
         """The units of a layer with degrees (outputs: ranks) in [start, stop)."""
-        starts = self.plan.layers[layer].starts
+        starts = self.numeric.layers[layer].starts
         return slice(int(starts[start]), int(starts[stop]))
 
     def add(self, layer: int, units: slice, start: int, stop: int) -> None:
         """Add to z of some units what the layer's inputs in [start, stop) contribute."""
         if units.start < units.stop and start < stop:
-            weight = self.plan.layers[layer].weight[units, start:stop]
+            weight = self.numeric.layers[layer].weight[units, start:stop]
             self.z[layer][:, units].addmm_(self.source(layer)[:, start:stop], weight.T)
 
     def add_direct(self, units: slice, start: int, stop: int) -> None:
         """Add to outputs what the inputs in [start, stop) contribute directly."""
-        if self.plan.direct is not None and units.start < units.stop and start < stop:
-            weight = self.plan.direct[units, start:stop]
+        if self.numeric.direct is not None and units.start < units.stop and start < stop:
+            weight = self.numeric.direct[units, start:stop]
             self.z[-1][:, units].addmm_(self.inputs[:, start:stop], weight.T)
 
     def finish(self, layer: int, units: slice) -> None:
@@ -102,14 +105,14 @@ class _Activations:
         gate = self.gates[layer]
         if gate is not None:
             z *= gate[:, units]
-        stream = self.plan.layers[layer].stream
+        stream = self.numeric.layers[layer].stream
         if stream is not None:
-            z += self.z[self.plan.structure.adds_to[layer]][:, stream[units]]
+            z += self.z[self.numeric.structure.adds_to[layer]][:, stream[units]]
         self.a[layer][:, units] = self.functions[layer](self.normed(layer, units))
 
     def normed(self, layer: int, units: slice) -> Tensor:
         """What the activation of some units is applied to."""
-        planned, z = self.plan.layers[layer], self.z[layer][:, units]
+        planned, z = self.numeric.layers[layer], self.z[layer][:, units]
         if planned.norm_scale is None or planned.norm_shift is None:
             return z
         return z * planned.norm_scale[units] + planned.norm_shift[units]
@@ -118,14 +121,14 @@ class _Activations:
         """All hidden units that the ranks below this number determine, at once."""
         if ranks == 0:
             return
-        for layer in range(self.plan.structure.depth):
+        for layer in range(self.numeric.structure.depth):
             units = self.units(layer, 0, ranks)
             self.add(layer, units, 0, self.readable(layer, ranks - 1))
             self.finish(layer, units)
 
 
 def solve(
-    plan: Plan,
+    numeric: Numeric,
     step: Step,
     noise: Tensor,
     tensors: Sequence[Tensor],
@@ -136,10 +139,10 @@ def solve(
     """The values x with x_r = step(noise_r, parameters_r(x_<r)) for every rank r.
 
     Args:
-        plan: the network's plan.
+        numeric: the network's numeric.
         step: how noise becomes a value.
         noise: (N, D, P).
-        tensors, bases: the network's, see :class:`~made_flows.network.Network`.
+        tensors, bases: the network's, see :class:`~made_flows.nn.spec.NetworkSpec`.
         known: (N, D) values, of which the first ``prefix`` ranks are kept as they are.
         prefix: how many ranks are known.
 
@@ -147,22 +150,22 @@ def solve(
         Values (N, D), of the dtype that the step gives.
     """
     rows = len(noise)
-    state = _Activations(plan, tensors, bases, rows)
-    dtype = plan.output.weight.dtype
-    encoded_columns = plan.skeleton.columns
+    state = _Activations(numeric, tensors, bases, rows)
+    dtype = numeric.output.weight.dtype
+    encoded_columns = numeric.symbolic.columns
     values: Tensor | None = None if known is None else known.clone()
     if prefix and values is not None:
-        stop = int(plan.skeleton.column_starts[prefix])
+        stop = int(numeric.symbolic.column_starts[prefix])
         encoded = step.encode(values, dtype)
         state.inputs[:, :stop] = encoded[:, encoded_columns[:stop]]
         state.fill(prefix)
-    depth = plan.structure.depth
-    counts = plan.skeleton.outputs
-    for start, stop in panels(plan, prefix):
+    depth = numeric.structure.depth
+    counts = numeric.symbolic.outputs
+    for start, stop in panels(numeric, prefix):
         for layer in range(depth + 1):
             state.add(layer, state.units(layer, start, stop), 0, state.known(layer, start))
         outputs = state.units(depth, start, stop)
-        state.add_direct(outputs, 0, int(plan.skeleton.column_starts[start]))
+        state.add_direct(outputs, 0, int(numeric.symbolic.column_starts[start]))
         for rank in range(start, stop):
             for layer in range(depth + 1):
                 units = state.units(layer, rank, rank + 1)
@@ -171,26 +174,28 @@ def solve(
                 if layer < depth:
                     state.finish(layer, units)
                 else:
-                    columns = plan.skeleton.column_starts
+                    columns = numeric.symbolic.column_starts
                     state.add_direct(units, int(columns[start]), int(columns[rank]))
             at = slice(
-                int(plan.skeleton.feature_starts[rank]), int(plan.skeleton.feature_starts[rank + 1])
+                int(numeric.symbolic.feature_starts[rank]),
+                int(numeric.symbolic.feature_starts[rank + 1]),
             )
-            features = plan.skeleton.features[at]
+            features = numeric.symbolic.features[at]
             parameters = _unpack(state.z[-1][:, state.units(depth, rank, rank + 1)], counts[at])
             fresh = step(noise[:, features], parameters)
             if values is None:
-                values = fresh.new_zeros(rows, plan.structure.features)
+                values = fresh.new_zeros(rows, numeric.structure.features)
             values[:, features] = fresh.to(values.dtype)
             inputs = slice(
-                int(plan.skeleton.column_starts[rank]), int(plan.skeleton.column_starts[rank + 1])
+                int(numeric.symbolic.column_starts[rank]),
+                int(numeric.symbolic.column_starts[rank + 1]),
             )
             if step.identity_encoding:
                 state.inputs[:, inputs] = fresh
             else:
                 state.inputs[:, inputs] = step.encode(values, dtype)[:, encoded_columns[inputs]]
     if values is None:  # no rank: impossible, as there is at least one feature
-        raise ValueError("Expected a plan with at least one rank; got none")
+        raise ValueError("Expected a numeric with at least one rank; got none")
     return values
 
 
@@ -208,7 +213,7 @@ def _unpack(outputs: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def adjoint(
-    plan: Plan,
+    numeric: Numeric,
     gradient: Tensor,
     slopes: Tensor,
     x: Tensor,
@@ -225,7 +230,7 @@ def adjoint(
     The delta of a hidden unit of degree m is complete once all ranks from m on are done.
 
     Args:
-        plan: the network's plan.
+        numeric: the network's numeric.
         gradient: (N, D), the loss's gradient with respect to every value alone.
         slopes: (N, D, K), derivative of every value with respect to its own parameters.
         x: (N, D), the solution.
@@ -235,19 +240,19 @@ def adjoint(
         lambda, (N, D).
     """
     rows = len(x)
-    state = _Activations(plan, tensors, bases, rows)
-    state.inputs.copy_(x[:, plan.skeleton.columns])
-    state.fill(plan.skeleton.levels)
-    depth = plan.structure.depth
+    state = _Activations(numeric, tensors, bases, rows)
+    state.inputs.copy_(x[:, numeric.symbolic.columns])
+    state.fill(numeric.symbolic.levels)
+    depth = numeric.structure.depth
     derivatives = [
         _derivative(state.functions[layer], state.normed(layer, slice(None)))
         for layer in range(depth)
     ]
-    for layer, planned in enumerate(plan.hidden):
+    for layer, planned in enumerate(numeric.hidden):
         if planned.norm_scale is not None:
             derivatives[layer] *= planned.norm_scale
-    solution = gradient[:, plan.skeleton.features].clone()
-    slopes = slopes[:, plan.skeleton.features]
+    solution = gradient[:, numeric.symbolic.features].clone()
+    slopes = slopes[:, numeric.symbolic.features]
     # Deltas with respect to W a of every layer; of the outputs they are slope * lambda.
     deltas = [torch.zeros_like(z) for z in state.z]
     streams = [torch.zeros_like(z) for z in state.z[:-1]]  # deltas with respect to z
@@ -256,29 +261,31 @@ def adjoint(
         """What the given units of the next layer send back to some units of this one."""
         if above.start >= above.stop or units.start >= units.stop:
             return None
-        return deltas[layer + 1][:, above] @ plan.layers[layer + 1].weight[above, units]
+        return deltas[layer + 1][:, above] @ numeric.layers[layer + 1].weight[above, units]
 
     def pull_inputs(at: slice, above: Sequence[slice]) -> None:
         """Add to lambda what the given units of the first layer, and outputs, send back."""
-        for layer, weight in ((0, plan.layers[0].weight), (depth, plan.direct)):
+        for layer, weight in ((0, numeric.layers[0].weight), (depth, numeric.direct)):
             units = above[layer]
             if weight is not None and units.start < units.stop and at.start < at.stop:
                 solution[:, at].addmm_(deltas[layer][:, units], weight[units, at])
 
-    for start, stop in reversed(panels(plan)):
-        done = [slice(int(layer.starts[stop]), len(layer.units)) for layer in plan.layers]
+    for start, stop in reversed(panels(numeric)):
+        done = [slice(int(layer.starts[stop]), len(layer.units)) for layer in numeric.layers]
         panel = [state.units(layer, start, stop) for layer in range(depth + 1)]
         at = slice(
-            int(plan.skeleton.feature_starts[start]), int(plan.skeleton.feature_starts[stop])
+            int(numeric.symbolic.feature_starts[start]), int(numeric.symbolic.feature_starts[stop])
         )
         pull_inputs(at, done)
         partial = [pull(layer, panel[layer], done[layer + 1]) for layer in range(depth)]
         for rank in range(stop - 1, start - 1, -1):
             at = slice(
-                int(plan.skeleton.feature_starts[rank]), int(plan.skeleton.feature_starts[rank + 1])
+                int(numeric.symbolic.feature_starts[rank]),
+                int(numeric.symbolic.feature_starts[rank + 1]),
             )
             fresh = [
-                slice(int(layer.starts[rank + 1]), int(layer.starts[stop])) for layer in plan.layers
+                slice(int(layer.starts[rank + 1]), int(layer.starts[stop]))
+                for layer in numeric.layers
             ]
             pull_inputs(at, fresh)
             outputs = state.units(depth, rank, rank + 1)
@@ -288,7 +295,7 @@ def adjoint(
                 units = state.units(layer, rank, rank + 1)
                 if units.start == units.stop:
                     continue
-                reading = plan.layers[layer + 1].starts
+                reading = numeric.layers[layer + 1].starts
                 above = slice(int(reading[rank]), int(reading[stop]))
                 total = pull(layer, units, above)
                 earlier = partial[layer]
@@ -299,13 +306,13 @@ def adjoint(
                 delta = streams[layer][:, units]
                 if total is not None:
                     delta += total * derivatives[layer][:, units]
-                stream = plan.layers[layer].stream
+                stream = numeric.layers[layer].stream
                 if stream is not None:
-                    streams[plan.structure.adds_to[layer]][:, stream[units]] += delta
+                    streams[numeric.structure.adds_to[layer]][:, stream[units]] += delta
                 gate = state.gates[layer]
                 deltas[layer][:, units] = delta if gate is None else delta * gate[:, units]
     result = torch.empty_like(solution)
-    result[:, plan.skeleton.features] = solution
+    result[:, numeric.symbolic.features] = solution
     return result
 
 

@@ -10,11 +10,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from made_flows._registry import KeyedModule
-from made_flows.bijections import Bijection
-from made_flows.checks import expect
-from made_flows.compiled import StepKernel
-from made_flows.heads import Head
+from made_flows._checks import expect
+from made_flows._keys import KeyedModule
+from made_flows.univariate.bijections import Bijection
+from made_flows.univariate.heads import Head
+from made_flows.univariate.step_kernel import StepKernel
 
 __all__ = ["BijectionStep", "HeadStep", "Step", "step_of_name"]
 

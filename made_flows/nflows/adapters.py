@@ -11,11 +11,11 @@ from nflows.flows.base import Flow as HostFlow
 from nflows.transforms.base import Transform as HostTransform
 from torch import Tensor, nn
 
-from made_flows.checks import expect_type
-from made_flows.flows import Flow
-from made_flows.hosts.fast import values_wanted
-from made_flows.hosts.nflows import FastFlow
-from made_flows.transforms import Transform
+from made_flows._checks import expect_type
+from made_flows.interop.fast_layer import log_det_skipped
+from made_flows.interop.nflows import FastFlow
+from made_flows.models.flows import Flow
+from made_flows.transforms.base import Transform
 
 __all__ = ["AsDistribution", "AsFlow", "AsTransform"]
 
@@ -118,7 +118,7 @@ class AsTransform(HostTransform):
         total = inputs.new_zeros(inputs.shape[:-1])
         for transform in reversed(self._chain()):
             given = context if transform.context else None
-            if values_wanted():
+            if log_det_skipped():
                 inputs = transform.generate(inputs, given)
             else:
                 inputs, log_det = transform.to_data(inputs, given)

@@ -12,13 +12,13 @@ from nflows.nn.nde import made as nde
 from nflows.transforms import made as host
 from torch import Tensor
 
-from made_flows.checks import check_event, expect_type, non_negative_integer, positive_integer
-from made_flows.heads import GaussianMixture
-from made_flows.hosts.nflows import conditioner_of
-from made_flows.hosts.watch import Watch
-from made_flows.inverse import HeadStep, sequential_inverse
-from made_flows.nflows.wiring import wire
-from made_flows.scales import ScaleRule
+from made_flows._checks import check_event, expect_type, non_negative_integer, positive_integer
+from made_flows.interop.nflows import conditioner_of
+from made_flows.interop.validation import Watch
+from made_flows.inverse.sequential import HeadStep, sequential_inverse
+from made_flows.nflows.connectivity import wire
+from made_flows.univariate.heads import GaussianMixture
+from made_flows.univariate.scales import ScaleRule
 
 __all__ = ["MADE", "MixtureOfGaussiansMADE", "TrainingModeWarning"]
 

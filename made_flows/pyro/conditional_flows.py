@@ -9,10 +9,10 @@ from pyro.distributions import Normal, TransformedDistribution
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
-import made_flows.autoregressive_flows as core
-from made_flows.bijections import Bijection
-from made_flows.checks import check_broadcast, check_event, expect, positive_integer
+import made_flows.models.autoregressive_flows as core
+from made_flows._checks import check_broadcast, check_event, expect, positive_integer
 from made_flows.pyro.flow_transforms import FlowTransform, check_flow
+from made_flows.univariate.bijections import Bijection
 
 __all__ = ["ConditionalFlowTransform", "ConditionalIAF", "ConditionalMAF"]
 

@@ -14,13 +14,13 @@ import torch
 from pyro import nn as pyro_nn
 from torch import Tensor, nn
 
-from made_flows.bijections import Bijection
-from made_flows.checks import check_event, expect_type
-from made_flows.inverse import Conditioner, sequential_inverse
+from made_flows._checks import check_event, expect_type
+from made_flows.inverse.sequential import Conditioner, sequential_inverse
 from made_flows.inverse.steps import BijectionStep
-from made_flows.made import MADE
+from made_flows.nn.made import MADE
 from made_flows.pyro.made_network import MADENetwork
 from made_flows.pyro.networks import ConditionalAutoRegressiveNN
+from made_flows.univariate.bijections import Bijection
 
 __all__ = ["ConditionedNetwork", "network_of", "parameters_of", "solve"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from made_flows.checks import positive_integer
+from made_flows._checks import positive_integer
 from made_flows.pyro.conditional_transforms import (
     ConditionalAffineAutoregressive,
     ConditionalSplineAutoregressive,

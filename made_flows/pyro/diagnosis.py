@@ -14,8 +14,8 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from made_flows.checks import expect, expect_type, positive_integer
-from made_flows.pareto import smooth_weights
+from made_flows._checks import expect, expect_type, positive_integer
+from made_flows.diagnostics.pareto import smooth_weights
 
 __all__ = ["Diagnosis", "diagnose"]
 

@@ -10,9 +10,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-import made_flows.density as core
-from made_flows.checks import expect_type
-from made_flows.flows import FlowDistribution
+import made_flows.models.density as core
+from made_flows._checks import expect_type
+from made_flows.models.flows import FlowDistribution
 from made_flows.pyro.cache import Memory
 from made_flows.pyro.modules import materialized
 

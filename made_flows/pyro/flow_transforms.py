@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-import made_flows.autoregressive_flows as core
-from made_flows.checks import check_broadcast, check_event, expect, expect_type
-from made_flows.flows import Flow
+import made_flows.models.autoregressive_flows as core
+from made_flows._checks import check_broadcast, check_event, expect, expect_type
+from made_flows.models.flows import Flow
 from made_flows.pyro.base import VectorTransform
-from made_flows.transforms import Transform
+from made_flows.transforms.base import Transform
 
 __all__ = ["IAF", "MAF", "FlowTransform", "check_flow"]
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.quasirandom import SobolEngine
 
-from made_flows.bases import StandardNormal
-from made_flows.checks import (
+from made_flows._checks import (
     check_broadcast,
     check_event,
     expect,
@@ -23,11 +22,12 @@ from made_flows.checks import (
     positive_integer,
     real_number,
 )
-from made_flows.flows import Flow
+from made_flows.models.bases import StandardNormal
+from made_flows.models.flows import Flow
+from made_flows.models.variational import posterior_flow
 from made_flows.pyro.diagnosis import Diagnosis, diagnose
 from made_flows.pyro.flow_transforms import FlowTransform
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger
-from made_flows.variational import posterior_flow
 
 __all__ = ["AutoIAF"]
 

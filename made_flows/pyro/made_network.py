@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from made_flows.checks import expect, expect_type
-from made_flows.made import MADE
-from made_flows.network import Network
+from made_flows._checks import expect, expect_type
+from made_flows.nn.made import MADE
+from made_flows.nn.spec import NetworkSpec
 from made_flows.pyro.shapes import PyroShapes
 
 __all__ = ["MADENetwork"]
@@ -84,6 +84,6 @@ class MADENetwork(PyroShapes):
         """The context, checked against what the network was made for."""
         return self.made.check_context(context)
 
-    def network(self, context: Tensor | None = None) -> Network:
+    def spec(self, context: Tensor | None = None) -> NetworkSpec:
         """The network as the sequential inverse sees it."""
-        return self.made.network(context)
+        return self.made.spec(context)

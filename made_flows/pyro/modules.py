@@ -16,11 +16,11 @@ from typing import Any
 from pyro.nn import PyroModule
 from torch import nn
 
-from made_flows.bijections import Bijection
-from made_flows.heads import Head
-from made_flows.linear import MaskedLinear
-from made_flows.mixture_model import MixtureModel
-from made_flows.transforms import Transform
+from made_flows.models.mixture_base import MixtureModel
+from made_flows.nn.linear import MaskedLinear
+from made_flows.transforms.base import Transform
+from made_flows.univariate.bijections import Bijection
+from made_flows.univariate.heads import Head
 
 __all__ = ["admit", "materialized"]
 

@@ -10,21 +10,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from made_flows import masks as mk
-from made_flows.activations import activation_name, make_activation
-from made_flows.checks import (
-    can_inspect,
+from made_flows._checks import (
     check_broadcast,
     check_context,
     check_event,
     expect_type,
+    has_concrete_values,
     non_negative_integer,
     positive_integer,
     widths,
 )
-from made_flows.linear import MaskedLinear, refresh
-from made_flows.made import DependencyWarning
-from made_flows.network import Layer, Network
+from made_flows.nn import masks as mk
+from made_flows.nn.activations import activation_name, make_activation
+from made_flows.nn.linear import MaskedLinear, run_weight_hooks
+from made_flows.nn.made import DependencyWarning
+from made_flows.nn.spec import LayerSpec, NetworkSpec
 from made_flows.pyro.shapes import PyroShapes
 
 __all__ = ["AutoRegressiveNN", "ConditionalAutoRegressiveNN"]
@@ -196,13 +196,13 @@ class ConditionalAutoRegressiveNN(PyroShapes):
             output = output + direct
         return output
 
-    def network(self, context: Tensor | None = None) -> Network:
+    def spec(self, context: Tensor | None = None) -> NetworkSpec:
         """The network as the sequential inverse sees it, with what a context (rows, C) adds."""
         if "_activation" not in self.__dict__:
             # Not a submodule, or a parametric activation would be in the state dict twice.
             self.__dict__["_activation"] = make_activation(self.f)
         activation = activation_name(self.__dict__["_activation"])
-        refresh((*self.layers, self.skip_layer))
+        run_weight_hooks((*self.layers, self.skip_layer))
         layers = []
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
@@ -214,11 +214,11 @@ class ConditionalAutoRegressiveNN(PyroShapes):
             if index == last and context is not None and self.skip_layer is not None:
                 added = self._split("skip_layer", self.skip_layer, context)[2]
                 base = added if base is None or added is None else base + added
-            layers.append(Layer(weight, mask, linear.bias, base=base, activation=activation))
+            layers.append(LayerSpec(weight, mask, linear.bias, base=base, activation=activation))
         direct = None
         if self.skip_layer is not None:
-            direct = Layer(*self._split("skip_layer", self.skip_layer, None)[:2])
-        return Network.of_layers(
+            direct = LayerSpec(*self._split("skip_layer", self.skip_layer, None)[:2])
+        return NetworkSpec.of_layers(
             self.ranks,
             layers,
             direct,
@@ -288,7 +288,7 @@ def _columns(known: dict[str, Any], name: str, tensor: Tensor, start: int) -> Te
     The plan of the sequential inverse is looked up by its tensors. The view counts changes of
     the matrix with it.
     """
-    if not can_inspect(tensor):
+    if not has_concrete_values(tensor):
         return tensor[:, start:]
     entry = known.get(name)
     if entry is None or entry[0]() is not tensor or entry[1] != tensor.data_ptr():

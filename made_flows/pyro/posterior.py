@@ -12,9 +12,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import register_kl
 
-from made_flows.checks import is_plain
-from made_flows.flows import Flow
-from made_flows.path_gradient import sample_with_score
+from made_flows._checks import is_untransformed
+from made_flows.models.flows import Flow
+from made_flows.models.path_gradient import sample_with_score
 from made_flows.pyro.flow_transforms import FlowTransform
 
 __all__ = ["FlowPosterior", "SiteMessenger"]
@@ -48,7 +48,7 @@ class FlowPosterior(dist.TransformedDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Samples (*sample_shape, *batch_shape, D) that carry gradients."""
         noise = self.base_dist.sample(torch.Size(sample_shape))  # without parameters
-        plain = is_plain(noise)  # nothing traces or maps
+        plain = is_untransformed(noise)  # nothing traces or maps
         score: Tensor | None = None
         if self.path_gradient and torch.is_grad_enabled() and plain:
             x, log_det, score = sample_with_score(self.flow, noise)

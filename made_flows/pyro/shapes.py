@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from made_flows.checks import expect, positive_integer
+from made_flows._checks import expect, positive_integer
 
 __all__ = ["PyroShapes"]
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from made_flows._registry import saveable
-from made_flows.bijections import Bijection
-from made_flows.splines import RationalQuadraticSpline
+from made_flows.univariate.bijections import Bijection
+from made_flows.univariate.splines import RationalQuadraticSpline
 
 __all__ = ["PyroLinearSpline", "PyroQuadraticSpline"]
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from made_flows.bijections import Affine, Bijection, GatedAffine
-from made_flows.checks import can_inspect, expect, positive_integer, real_number
+from made_flows._checks import expect, has_concrete_values, positive_integer, real_number
 from made_flows.pyro.base import VectorTransform
 from made_flows.pyro.conditioners import network_of, parameters_of, solve
 from made_flows.pyro.splines import PyroLinearSpline, PyroQuadraticSpline
-from made_flows.scales import ScaleRule, make_scale_rule
+from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
+from made_flows.univariate.scales import ScaleRule, make_scale_rule
 
 __all__ = ["AffineAutoregressive", "ClippedScale", "SplineAutoregressive"]
 
@@ -144,7 +144,7 @@ class ClippedScale(ScaleRule):
 
     def forward(self, a: Tensor) -> Tensor:
         clipped = a + (a.clamp(self.low, self.high) - a).detach()
-        if clipped.requires_grad and can_inspect(a):
+        if clipped.requires_grad and has_concrete_values(a):
             clipped.register_hook(functools.partial(_inward, a.detach(), self.low, self.high))
         return clipped
 

@@ -1,0 +1,1 @@
+"""Checks of what a network, a density or a posterior claims to be."""

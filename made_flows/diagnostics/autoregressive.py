@@ -1,0 +1,158 @@
+"""Checks that a network is what it claims to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from made_flows._checks import expect, positive_integer
+from made_flows.nn import masks as mk
+from made_flows.nn.made import MADE
+
+__all__ = ["AutoregressiveError", "AutoregressiveReport", "check_autoregressive"]
+
+
+class AutoregressiveError(ValueError):
+    """A feature's parameters depend on a feature that does not come before it.
+
+    Attributes:
+        output: the feature whose parameters are at fault.
+        input: the feature that they depend on.
+    """
+
+    def __init__(self, output: int, source: int, how: str) -> None:
+        self.output, self.input = output, source
+        super().__init__(
+            f"Expected the parameters of feature {output} to depend only on features that come "
+            f"before it; got a dependence on feature {source} ({how})"
+        )
+
+
+@dataclass(frozen=True)
+class AutoregressiveReport:
+    """What was checked, and which allowed dependencies are missing.
+
+    Args:
+        features: number of features D.
+        missing: pairs (feature, earlier feature) that are allowed but not connected.
+        checked: the ways in which it was checked.
+    """
+
+    features: int
+    missing: list[tuple[int, int]] = field(default_factory=list)
+    checked: tuple[str, ...] = ("autograd",)
+
+    def __str__(self) -> str:
+        by = " and ".join(self.checked)
+        if not self.missing:
+            return f"autoregressive in {self.features} features (by {by}), fully connected"
+        return (
+            f"autoregressive in {self.features} features (by {by}); "
+            f"{len(self.missing)} allowed dependencies are missing, "
+            f"first: feature {self.missing[0][0]} on {self.missing[0][1]}"
+        )
+
+
+def check_autoregressive(
+    conditioner: Callable[..., Any],
+    features: int | None = None,
+    context: Tensor | None = None,
+    *,
+    order: Any = "natural",
+    points: int = 4,
+    generator: torch.Generator | None = None,
+) -> AutoregressiveReport:
+    r"""Check that a network is autoregressive: by its masks where it has masks, and by autograd.
+
+    .. math:: \partial\, \theta_i / \partial x_j = 0 \quad \text{unless } j \text{ comes before } i
+
+    Args:
+        conditioner: a :class:`~made_flows.MADE`, or any function from x (..., D) (and a context)
+            to parameters of shape (..., D, K), (..., D) or a tuple of (..., D).
+        features: number of features D; read off a MADE.
+        context: the context to check under, where the network needs one.
+        order: the order of a function's features: a name or permutation as for a MADE.
+        points: number of random points at which derivatives are taken.
+        generator: source of the points.
+
+    Returns:
+        A report; its ``missing`` lists allowed dependencies that are not there. (By autograd
+        alone, a dependency may also seem missing because its derivative vanished at every point.)
+
+    Raises:
+        AutoregressiveError: naming the offending (output, input) pair.
+        ValueError: for a function without ``features``, or outputs of another shape.
+
+    Example:
+        >>> import made_flows as mf
+        >>> print(check_autoregressive(mf.MADE(3)))
+        autoregressive in 3 features (by masks and autograd), fully connected
+    """
+    points = positive_integer(points, "points")
+    if isinstance(conditioner, MADE):
+        features, ranks = conditioner.features, conditioner.ranks.cpu()
+        if conditioner.context and context is None:
+            context = torch.randn(conditioner.context, generator=generator)
+            context = context.to(conditioner.ranks.device, conditioner.dtype)
+        reach = conditioner.reach().cpu()
+        allowed = conditioner.allowed.cpu()
+        _raise_first(reach & ~allowed, "by its masks")
+        dependent = _dependence(conditioner.evaluate, conditioner, context, points, generator)
+        _raise_first(dependent & ~allowed, "by autograd")
+        missing = mk.lost_dependencies(reach, ranks, allowed)
+        return AutoregressiveReport(features, missing, ("masks", "autograd"))
+    if features is None:
+        raise ValueError("Expected features, the number of them, for a function; got none")
+    features = positive_integer(features, "features")
+    ranks = mk.ranks_from_order(mk.make_order(features, order))
+    dependent = _dependence(conditioner, features, context, points, generator)
+    allowed = ranks[:, None] > ranks
+    _raise_first(dependent & ~allowed, "by autograd")
+    return AutoregressiveReport(features, mk.lost_dependencies(dependent, ranks, allowed))
+
+
+def _raise_first(wrong: Tensor, how: str) -> None:
+    pairs: Sequence[Sequence[int]] = wrong.nonzero().tolist()
+    if pairs:
+        raise AutoregressiveError(pairs[0][0], pairs[0][1], how)
+
+
+def _dependence(
+    function: Callable[..., Any],
+    like: MADE | int,
+    context: Tensor | None,
+    points: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Whether outputs of feature i have a non-zero derivative in feature j at any point."""
+    if isinstance(like, MADE):
+        features, columns = like.features, like.input_features.cpu()
+        device, dtype = like.ranks.device, like.dtype
+    else:
+        features, columns = like, torch.arange(like)
+        device, dtype = torch.device("cpu"), torch.get_default_dtype()
+
+    def outputs(x: Tensor) -> Tensor:
+        result = function(x) if context is None else function(x, context)
+        result = torch.stack(list(result), dim=-1) if isinstance(result, tuple) else result
+        if result.dim() == 1:
+            result = result.unsqueeze(-1)
+        expect(
+            result.dim() == 2 and result.shape[0] == features,
+            "outputs",
+            f"of shape (..., {features}, K)",
+            tuple(result.shape),
+        )
+        return result.masked_fill(result == -torch.inf, 0)
+
+    dependent = torch.zeros(features, features, dtype=torch.bool)
+    for _ in range(points):
+        x = torch.randn(len(columns), generator=generator).to(device, dtype)
+        jacobian = torch.autograd.functional.jacobian(outputs, x)
+        by_column = (torch.as_tensor(jacobian) != 0).any(dim=1).cpu()
+        dependent |= (by_column.float() @ torch.eye(features)[columns]) > 0
+    return dependent

@@ -1,0 +1,1 @@
+"""What models give when they are called: torch distributions, conditionals and mixtures."""

@@ -1,0 +1,143 @@
+"""The distribution of a mixture of models: the logarithm outside the average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from made_flows._checks import check_broadcast, check_expanded
+from made_flows._rows import as_rows
+
+if TYPE_CHECKING:
+    from made_flows.models.mixture_base import MixtureModel
+
+__all__ = ["MixtureDistribution", "in_chunks", "sample_components"]
+
+_ROWS = 8192
+"""Rows that a component scores at once, so that memory does not grow with the number of rows."""
+
+
+class MixtureDistribution(Distribution):
+    r"""A mixture of the distributions that several models give under one context.
+
+    .. math:: \log p(x \mid c) = \log \sum_k w_k\, p_k(x \mid c)
+
+    Components are evaluated one after the other, and rows in chunks: memory is that of one.
+
+    Args:
+        mixture: the mixture of models.
+        context: (..., C), if the models take one.
+
+    Raises:
+        ValueError, TypeError: as the components do, for their contexts and values.
+    """
+
+    arg_constraints = {}  # noqa: RUF012 (as torch declares it)
+
+    def __init__(self, mixture: MixtureModel, context: Tensor | None = None) -> None:
+        self.mixture, self.context = mixture, context
+        first: Distribution = mixture.component(0)(context)
+        self._support = first.support
+        super().__init__(first.batch_shape, first.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """Where values live."""
+        return self._support
+
+    def log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Log-probability of values (..., D): of shape (...), broadcast with the batch shape.
+
+        Args:
+            value: (..., D).
+            observed: boolean, which features are not missing; see
+                :meth:`made_flows.AutoregressiveDistribution.log_prob`.
+        """
+        joint = self.joint_log_probs(value, observed)
+        return torch.logsumexp(joint, dim=-1)
+
+    def joint_log_probs(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
+        r"""The terms :math:`\log w_k + \log p_k(x)` of every component, (..., K)."""
+        each = self.mixture.component_log_probs(value, self.context, observed)
+        return each + self.mixture.log_weights(each)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Samples of shape (*sample_shape, *batch_shape, D): of a component drawn for each."""
+        shape = self._extended_shape(torch.Size(sample_shape))[:-1]
+        weights = self.mixture.weights
+        chosen = weights.new_zeros(0, dtype=torch.long)
+        if shape.numel():
+            chosen = torch.multinomial(weights, shape.numel(), replacement=True)
+        rows = as_rows(self.context, shape)
+
+        def draw(k: int, at: Tensor) -> Tensor:
+            component = self.mixture.component(k)
+            if rows is None:
+                return torch.as_tensor(component().sample((len(at),)))
+            return torch.as_tensor(component(rows[at]).sample())
+
+        return sample_components(chosen, draw).reshape(*shape, *self.event_shape)
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: Distribution | None = None
+    ) -> MixtureDistribution:
+        """The same distribution with a larger batch shape.
+
+        Raises:
+            ValueError: for a shape that the batch shape does not broadcast to.
+        """
+        batch_shape = check_expanded(batch_shape, self.batch_shape)
+        new: MixtureDistribution = self._get_checked_instance(MixtureDistribution, _instance)
+        new.mixture, new._support = self.mixture, self._support
+        new.context = None if self.context is None else self.context.expand(*batch_shape, -1)
+        Distribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
+        return new
+
+    def __repr__(self) -> str:
+        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
+        return f"MixtureDistribution({len(self.mixture)} components, {shapes})"
+
+
+def sample_components(chosen: Tensor, draw: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Rows (N, D) of the components that were chosen for them.
+
+    Args:
+        chosen: the component of each row, (N,).
+        draw: rows (n, D) from a component's number and the places of its rows.
+    """
+    by_component = torch.argsort(chosen, stable=True)
+    used, counts = torch.unique(chosen, return_counts=True)
+    parts = [
+        draw(int(k), at)
+        for k, at in zip(used.tolist(), by_component.split(counts.tolist()), strict=True)
+    ]
+    if not parts:
+        return draw(0, chosen)
+    return torch.cat(parts)[torch.argsort(by_component)]
+
+
+def in_chunks(score: Callable[..., Tensor], value: Tensor, *others: Tensor | None) -> Tensor:
+    """A function of rows (..., D), and of what comes with each, a bounded number at a time.
+
+    Args:
+        score: gives (...) for rows (..., D) and others.
+        value: (..., D).
+        others: each (..., anything), broadcast against the rows; or None.
+    """
+    shapes = {"value": value.shape[:-1]}
+    shapes |= {f"other {i}": o.shape[:-1] for i, o in enumerate(others) if o is not None}
+    batch = check_broadcast(**shapes)
+    if batch.numel() <= _ROWS:
+        return score(value, *others)
+
+    def split(rows: Tensor | None) -> Sequence[Tensor | None]:
+        if rows is None:
+            return [None] * -(-batch.numel() // _ROWS)
+        return torch.split(as_rows(rows, batch), _ROWS)
+
+    pieces = zip(split(value), *map(split, others), strict=True)
+    return torch.cat([score(*piece) for piece in pieces]).reshape(batch)

@@ -1,0 +1,1 @@
+"""Layers of other libraries, read so that their slow direction can be made fast."""

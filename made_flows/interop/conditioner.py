@@ -1,0 +1,175 @@
+"""A foreign masked network as the sequential inverse sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from made_flows._cache import TensorCache
+from made_flows.interop.layers import HostLayer
+from made_flows.interop.validation import NotUnderstoodError
+from made_flows.nn.activations import activation_name
+from made_flows.nn.masks import adjacency_levels
+from made_flows.nn.spec import LayerSpec, NetworkSpec
+
+__all__ = ["ForeignConditioner", "depends_on_mode"]
+
+
+class ForeignConditioner:
+    """A foreign masked network behind the methods of :class:`~made_flows.inverse.Conditioner`.
+
+    Args:
+        net: the network.
+        layers: its hidden layers, then its output.
+        direct: the layer that connects inputs to outputs, if there is one.
+        features: number of features D.
+        context: number of context variables that it takes; 0 for none.
+        parameters: output rows of every feature.
+        parameter_major: whether output rows are sorted by parameter and then feature.
+        call: x (..., D) and context to parameters (..., D, K), by the network itself.
+
+    Raises:
+        NotUnderstoodError: if the masks are not autoregressive, or batch normalisation keeps no
+            running statistics.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        layers: Sequence[HostLayer],
+        *,
+        features: int,
+        parameters: int,
+        call: Callable[[Tensor, Tensor | None], Tensor],
+        context: int = 0,
+        direct: HostLayer | None = None,
+        parameter_major: bool = False,
+    ) -> None:
+        self.net = net
+        self.layers = list(layers)
+        self.direct = direct
+        self.features, self.context = features, context
+        self.counts = (parameters,)
+        self.parameter_major = parameter_major
+        self._call = call
+        self._texts: dict[bool, str] = {}
+        self._levels: TensorCache[Tensor] = TensorCache(digest=False, size=2)
+        for layer in self.layers:
+            if None in (part.running_mean for part in (layer.norm, layer.reads_norm) if part):
+                raise NotUnderstoodError("batch normalisation keeps no running statistics")
+        rows = self.layers[-1].linear.weight.shape[0]
+        if rows != features * parameters:
+            raise NotUnderstoodError(f"it has {rows} outputs for {features} x {parameters}")
+        self._noisy = [module for module in net.modules() if depends_on_mode(module)]
+        _ = self.ranks
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        dtype: torch.dtype = self.layers[-1].linear.weight.dtype
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.layers[-1].linear.weight.device
+        return device
+
+    @property
+    def ranks(self) -> Tensor:
+        """The level of every feature, read off the masks."""
+        masks = [layer.linear.mask for layer in self.layers]
+        if self.direct is not None:
+            masks.append(self.direct.linear.mask)
+        return self._levels.get(None, masks, self._read_levels)
+
+    def _read_levels(self) -> Tensor:
+        reaches: list[Tensor] = []
+        reach = torch.eye(self.features, device=self.device)
+        for layer in self.layers:
+            reach = _reach(layer, reach)
+            if layer.adds_to >= 0:
+                reach = torch.maximum(reach, reaches[layer.adds_to])
+            reaches.append(reach)
+        if self.direct is not None:
+            reach = torch.maximum(reach, _reach(self.direct, torch.eye(self.features).to(reach)))
+        shape = (self.features, -1, self.features)
+        if self.parameter_major:
+            reach = reach.reshape(-1, self.features, self.features).transpose(0, 1)
+        adjacency = reach.reshape(shape).amax(dim=1) > 0
+        try:
+            levels = adjacency_levels(adjacency)
+        except ValueError as error:
+            raise NotUnderstoodError(f"its masks are not autoregressive ({error})") from None
+        return levels.to(self.device)
+
+    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Its parameters (..., D, K), by the network itself."""
+        return self._call(x, context)
+
+    def reordered(self, order: Tensor) -> ForeignConditioner:
+        """The same network with the parameters of every feature in another order, in place."""
+        feature = torch.arange(self.features)[:, None] * self.counts[0]
+        self.layers[-1].rows = (feature + order).reshape(-1)
+        call = self._call
+        self._call = lambda x, context: call(x, context)[..., order]
+        self._texts.clear()
+        return self
+
+    def steady(self) -> bool:
+        """Whether the network computes the same in every call: no dropout, no batch statistics."""
+        return not any(module.training for module in self._noisy)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The network's weights."""
+        return self.net.parameters()
+
+    def spec(self, context: Tensor | None = None) -> NetworkSpec:
+        """Its layers, with what a context (rows, C) contributes."""
+        without = context is None
+        text = self._texts.get(without)
+        if text is None:
+            text = self._texts[without] = self._structure(context)
+        tensors, bases = [self.ranks], []
+        for layer in self.layers:
+            tensors += layer.tensors()
+            if context is not None:
+                bases += [of(context) for of in (layer.base, layer.gate) if of is not None]
+        if self.direct is not None:
+            tensors += self.direct.weights()[:2]
+        return NetworkSpec(text, tensors, bases)
+
+    def _structure(self, context: Tensor | None) -> str:
+        """How the layers hang together, which does not change from call to call."""
+        layers = []
+        for layer in self.layers:
+            weight, mask, bias = layer.weights()
+            scale, shift = layer.normed() or (None, None)
+            base, gate = (
+                None if context is None or of is None else of(context)
+                for of in (layer.base, layer.gate)
+            )
+            name = activation_name(layer.activation)
+            layers.append(
+                LayerSpec(weight, mask, bias, scale, shift, base, gate, name, layer.adds_to)
+            )
+        direct = None if self.direct is None else LayerSpec(*self.direct.weights()[:2])
+        return NetworkSpec.of_layers(
+            self.ranks, layers, direct, (1,), self.counts, self.parameter_major
+        ).structure
+
+
+def _reach(layer: HostLayer, reach: Tensor) -> Tensor:
+    mask: Tensor = layer.linear.mask
+    if layer.columns is not None:
+        mask = mask[:, layer.columns]
+    return ((mask != 0).to(reach) @ reach > 0).to(reach)
+
+
+def depends_on_mode(module: nn.Module) -> bool:
+    """Whether a module computes something else in training than in evaluation."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.RReLU))

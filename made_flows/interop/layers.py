@@ -1,0 +1,135 @@
+"""One layer of a foreign masked network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from made_flows.interop.validation import Kept, NotUnderstoodError
+from made_flows.nn.activations import activation_code, make_activation
+
+__all__ = ["IDENTITY", "HostLayer", "elementwise"]
+
+IDENTITY = nn.Identity()
+
+OfContext = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class HostLayer:
+    """A masked linear layer of a host's network, and what happens around it.
+
+    Args:
+        linear: the module; it has a weight, a mask and a bias (or None).
+        activation: what is applied to its result, see :func:`elementwise`.
+        adds_to: the earlier layer whose result is added to this one's, or -1.
+        norm: batch normalisation between the result and the activation.
+        reads_norm: batch normalisation of what the layer reads.
+        base: what a context (rows, C) adds to the result.
+        gate: what a context multiplies the result with.
+        columns: which of the weight's columns read the features; the others read the context.
+        rows: in which order the weight's rows are wanted, None for the order they are in.
+    """
+
+    linear: Any
+    activation: nn.Module = IDENTITY
+    adds_to: int = -1
+    norm: nn.BatchNorm1d | None = None
+    reads_norm: nn.BatchNorm1d | None = None
+    base: OfContext | None = None
+    gate: OfContext | None = None
+    columns: slice | None = None
+    rows: Tensor | None = None
+    _kept: tuple[Kept, ...] = field(
+        default_factory=lambda: (Kept(), Kept(), Kept(), Kept(), Kept())
+    )
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Weight, mask and bias: of the columns that read features, batch norm folded in."""
+        weight, mask, bias = self.linear.weight, self.linear.mask, self.linear.bias
+        columns, folded, _, of_reads, reordered = self._kept
+        if self.columns is not None:
+            weight, mask = columns.same(
+                weight.detach()[:, self.columns].contiguous(), mask[:, self.columns].contiguous()
+            )
+        if self.reads_norm is not None:
+            scale, shift = of_reads.same(*_scale_and_shift(self.reads_norm))
+            constant = (weight * mask) @ shift
+            weight, bias = folded.same(
+                weight * scale, constant if bias is None else constant + bias
+            )
+        if self.rows is not None:
+            order = self.rows.to(weight.device)
+            parts = [part.detach()[order] for part in (weight, mask, bias) if part is not None]
+            weight, mask, *rest = reordered.same(*parts)
+            bias = rest[0] if rest else None
+        return weight, mask, bias
+
+    def tensors(self) -> list[Tensor]:
+        """Weight, mask, bias, scale and shift, as far as there are any."""
+        linear = self.linear
+        if self.columns is None and self.reads_norm is None and self.rows is None:
+            weight, mask, bias = linear.weight, linear.mask, linear.bias
+        else:
+            weight, mask, bias = self.weights()
+        own = [weight, mask] if bias is None else [weight, mask, bias]
+        return own if self.norm is None else [*own, *self.normed()]
+
+    def context_term(self, context: Tensor) -> Tensor:
+        """What the columns that read the context add, (rows, units)."""
+        columns = self.columns or slice(0)
+        start, stop, _ = columns.indices(self.linear.weight.shape[1])
+        rest = slice(0, start) if start else slice(stop, None)
+        return F.linear(context, self.linear.weight[:, rest] * self.linear.mask[:, rest])
+
+    def normed(self) -> tuple[Tensor, ...]:
+        """Scale and shift of the batch normalisation before the activation, if there is one."""
+        return () if self.norm is None else self._kept[2].same(*_scale_and_shift(self.norm))
+
+
+def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Batch normalisation in evaluation mode, as a scale and a shift."""
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
+        raise NotUnderstoodError("batch normalisation keeps no running statistics")
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -mean * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    return scale.detach(), shift.detach()
+
+
+def elementwise(activation: Any, units: int, like: Tensor) -> nn.Module:
+    """An activation as a module, after a test that it treats every unit by itself and alike.
+
+    Args:
+        activation: a module or function.
+        units: how many units it is applied to.
+        like: a tensor of the network's dtype and device.
+
+    Raises:
+        NotUnderstoodError: if it is not elementwise, so that it cannot be applied to some units.
+    """
+    if not isinstance(activation, nn.Module) and not callable(activation):
+        raise NotUnderstoodError(f"its activation is {activation!r}")
+    module = make_activation(activation)
+    if activation_code(module) is not None:
+        return module
+    z = torch.linspace(-2, 2, 2 * units).to(like).reshape(2, units)
+    some = torch.arange(units - 1, -1, -2, device=z.device)
+    try:
+        with torch.no_grad():
+            alike = torch.allclose(module(z)[:, some], module(z[:, some]), rtol=1e-4, atol=1e-6)
+    except (RuntimeError, ValueError, IndexError):
+        alike = False
+    if not alike:
+        name = getattr(activation, "__name__", type(activation).__name__)
+        raise NotUnderstoodError(f"its activation {name} is not elementwise")
+    return module

@@ -1,0 +1,56 @@
+"""Layers of normflows: its MADE, affine and rational-quadratic spline flows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normflows.flows.affine.autoregressive import Autoregressive, MaskedAffineAutoregressive
+from normflows.flows.neural_spline.autoregressive import (
+    MaskedPiecewiseRationalQuadraticAutoregressive as Spline,
+)
+from normflows.nets import made
+from normflows.utils import splines
+from torch import Tensor
+
+from made_flows.interop import bijections as maps
+from made_flows.interop import resmade as mades
+from made_flows.interop.fast_layer import Fast
+from made_flows.interop.validation import NotUnderstoodError, expect_own
+from made_flows.univariate.bijections import Bijection
+from made_flows.univariate.scales import ScaleRule
+
+__all__ = ["FastInverse", "find"]
+
+_VERSION = mades.MadeVersion(made, gates=True)
+
+
+def find(module: Any) -> type | None:
+    """The class to mix into a normflows module to make it fast; None if nothing is slow in it."""
+    return FastInverse if isinstance(module, Autoregressive) else None
+
+
+class FastInverse(mades.FastInverse):
+    """The inverse of a normflows layer, in about one pass."""
+
+    def made_flows_read(self) -> Fast:
+        return _read(self)
+
+
+def _read(layer: Any) -> Fast:
+    """How a layer works."""
+    bijection: Bijection
+    if isinstance(layer, MaskedAffineAutoregressive):
+        methods = ("_unconstrained_scale_and_shift",)
+        mades.expect_known(layer, Autoregressive, MaskedAffineAutoregressive, methods)
+        bijection = maps.ScaleFirst(ScaleRule("sigmoid", offset=2.0, floor=1e-3))
+    elif isinstance(layer, Spline):
+        mades.expect_known(layer, Autoregressive, Spline, ("_elementwise",))
+        if isinstance(layer.tails, list | tuple) or isinstance(layer.tail_bound, Tensor):
+            raise NotUnderstoodError("its features differ in their tails or bounds")
+        bijection = maps.rational_quadratic(layer, splines)
+    else:
+        raise NotUnderstoodError(f"the elementwise map of a {type(layer).__name__} is not known")
+    net = layer.autoregressive_net
+    expect_own(net, made.MADE)
+    outputs = layer._output_dim_multiplier()
+    return Fast(mades.made_conditioner(net, _VERSION, outputs), bijection)

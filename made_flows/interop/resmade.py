@@ -1,0 +1,183 @@
+"""The MADE of nflows and normflows, one design in three versions, and the inverse over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from made_flows.interop.conditioner import ForeignConditioner
+from made_flows.interop.fast_layer import FastLayer, log_det_skipped
+from made_flows.interop.layers import IDENTITY, HostLayer, elementwise
+from made_flows.interop.validation import NotUnderstoodError, expect_own
+
+__all__ = ["FastInverse", "MadeVersion", "expect_known", "made_conditioner"]
+
+
+@dataclass(frozen=True)
+class MadeVersion:
+    """One version of the network.
+
+    Args:
+        module: the library's module with the classes ``MADE``, ``MaskedLinear``,
+            ``MaskedFeedforwardBlock`` and ``MaskedResidualBlock``.
+        activates_first: whether the context's contribution to the first layer, and without
+            residual blocks the first layer itself, go through the activation.
+        gates: whether the context gates residual blocks instead of adding to them.
+    """
+
+    module: Any
+    activates_first: bool = False
+    gates: bool = False
+
+
+def made_conditioner(net: Any, version: MadeVersion, parameters: int) -> ForeignConditioner:
+    """A MADE of nflows or normflows as a conditioner.
+
+    Args:
+        net: the network.
+        version: which version of the design it is.
+        parameters: output rows of every feature.
+
+    Raises:
+        NotUnderstoodError: if the network or a part of it computes something else.
+    """
+    library = version.module
+    layers = [_linear(net.initial_layer, library)]
+    features, units = net.initial_layer.in_features, net.initial_layer.out_features
+    weight = net.initial_layer.weight
+    blocks = list(net.blocks)
+    residual = isinstance(blocks[0], library.MaskedResidualBlock) if blocks else True
+    context = getattr(net, "context_layer", None)
+    takes = 0 if context is None else context.in_features
+    if version.activates_first:
+        own = elementwise(net.activation, units, weight)
+        if context is not None:
+            layers[0].base = _activated(context, net.activation)
+        if not net.use_residual_blocks:
+            layers[0].activation = own
+    elif context is not None:
+        layers[0].base = context
+    if type(getattr(net, "preprocessing", IDENTITY)) is not nn.Identity:
+        raise NotUnderstoodError("it preprocesses its inputs")
+    for block in blocks:
+        activation = elementwise(block.activation, units, weight)
+        if residual:
+            expect_own(block, library.MaskedResidualBlock)
+            _add_residual(layers, block, activation, version)
+        else:
+            expect_own(block, library.MaskedFeedforwardBlock)
+            takes = takes if version.activates_first or not version.gates else 0
+            layer = _linear(block.linear, library)
+            layer.activation, layer.reads_norm = activation, _norm(block.batch_norm)
+            layers.append(layer)
+    layers.append(_linear(net.final_layer, library))
+
+    def call(x: Tensor, given: Tensor | None) -> Tensor:
+        outputs: Tensor = net(x, given)
+        return outputs.reshape(*outputs.shape[:-1], features, parameters)
+
+    return ForeignConditioner(
+        net, layers, features=features, parameters=parameters, context=takes, call=call
+    )
+
+
+def _add_residual(
+    layers: list[HostLayer], block: Any, activation: nn.Module, version: MadeVersion
+) -> None:
+    """A residual block: what it reads is the activation of the stream, which is the last layer."""
+    stream = len(layers) - 1
+    norms = list(block.batch_norm_layers) if block.use_batch_norm else [None, None]
+    context = getattr(block, "context_layer", None)
+    inner, outer = (_linear(linear, version.module) for linear in block.linear_layers)
+    layers[stream].activation, layers[stream].norm = activation, _norm(norms[0])
+    inner.activation, inner.norm = activation, _norm(norms[1])
+    outer.adds_to = stream
+    if context is not None and version.gates:
+        outer.gate = _activated(context, torch.sigmoid)
+    elif context is not None:
+        inner.base = context
+    layers += [inner, outer]
+
+
+def _linear(linear: Any, library: Any) -> HostLayer:
+    expect_own(linear, library.MaskedLinear)
+    return HostLayer(linear)
+
+
+def _norm(norm: Any) -> nn.BatchNorm1d | None:
+    if norm is not None:
+        expect_own(norm, nn.BatchNorm1d)
+    return norm  # type: ignore[no-any-return]
+
+
+def _activated(
+    layer: Callable[[Tensor], Tensor], activation: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    return lambda context: activation(layer(context))
+
+
+class FastInverse(FastLayer):
+    """The inverse of an autoregressive transform of nflows or normflows, in about one pass.
+
+    Its values come from the sequential inverse, its log-determinant from the transform's own
+    last step at that solution, so that everything is what the loop over features would end with.
+    """
+
+    autoregressive_net: Any
+    _elementwise_inverse: Any
+
+    def inverse(self, inputs: Any, context: Any = None) -> tuple[Tensor, Tensor]:
+        """Where the transform maps to the inputs, and log |det| of the inverse's Jacobian."""
+        # Of two features the loop's two passes are as much work as a sweep and the pass after it.
+        few = inputs.shape[-1] <= 2 and not log_det_skipped()
+        fast = None if few else self.made_flows_ready(inputs, context)
+        if fast is None or inputs.dim() != 2:
+            result: tuple[Tensor, Tensor] = super().inverse(inputs, context)  # type: ignore[misc]
+            return result
+        outputs = fast.solve(inputs, context)
+        if log_det_skipped():
+            return outputs, inputs.new_zeros(len(inputs))
+        parameters = self.autoregressive_net(outputs, context)
+        return outputs, self._elementwise_inverse(inputs, parameters)[1]
+
+    def made_flows_settings(self) -> tuple[Any, ...]:
+        own, net = self.__dict__, self.autoregressive_net
+        # Functions are no modules, so that a watch over modules does not see them.
+        functions = (vars(block).get("activation") for block in getattr(net, "blocks", ()))
+        return (
+            net,
+            vars(net).get("activation"),
+            *functions,
+            *(own.get(name) for name in _SETTINGS),
+        )
+
+
+_SETTINGS = (
+    "_epsilon",
+    "num_bins",
+    "tails",
+    "tail_bound",
+    "min_bin_width",
+    "min_bin_height",
+    "min_derivative",
+)
+"""Attributes that the elementwise maps are made of, as far as a transform has them."""
+
+
+def expect_known(layer: Any, library: Any, kind: type, methods: Sequence[str]) -> None:
+    """Raise unless a transform computes what a class of its library computes.
+
+    Args:
+        layer: the transform.
+        library: the library's class of all autoregressive transforms.
+        kind: the library's class that the transform is an object of.
+        methods: the methods that make its elementwise map.
+    """
+    expect_own(layer, kind, ("_output_dim_multiplier", "_elementwise_inverse", *methods))
+    own = getattr(type(layer), "inverse", None)
+    if own not in (FastInverse.inverse, library.inverse) or "inverse" in vars(layer):
+        raise NotUnderstoodError(f"{type(layer).__name__} has an inverse of its own")

@@ -1,0 +1,277 @@
+"""Exponentials, activations, scale rules and steps for the compiled inverse, lane by lane.
+
+The C library's functions work on one number at a time. These are polynomials without branches,
+so that LLVM works on a vector of lanes at once; they are accurate to a few units in the last
+place (tests/test_cpu_math.py holds them against the C library's). Methods: range reduction by
+multiples of log 2 and a Taylor polynomial; the logarithm by its series in (x - 1) / (x + 1).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+from made_flows.inverse.compiled.simd import keep_apart, like, split_power
+
+__all__ = ["ACTIVATION_CODES", "RULE_CODES", "activate", "scale", "slope"]
+
+ACTIVATION_CODES = {
+    "identity": 0,
+    "relu": 1,
+    "leaky_relu": 2,
+    "elu": 3,
+    "tanh": 4,
+    "sigmoid": 5,
+    "silu": 6,
+    "softplus": 7,
+    "gelu": 8,
+}
+
+RULE_CODES = {"exp": 0, "bounded": 1, "softsign": 2, "clamp": 3, "softplus": 4, "sigmoid": 5}
+
+_F32_SHIFT = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer in the low bits
+_F64_SHIFT = 6755399441055744.0  # 1.5 * 2^52
+
+
+def _halves(x: Any) -> Any:
+    """exp(x) as (p, s, t): exp(x) = (1 + p) * s * t, with s and t powers of two."""
+    raise NotImplementedError
+
+
+@overload(_halves)
+def _(x: Any) -> Any:
+    if x == types.float32:
+
+        def single(x: Any) -> Any:
+            # Past these limits the result is infinite or zero all the same; NaN stays NaN.
+            x = np.float32(-105.0) if x < np.float32(-105.0) else x
+            x = np.float32(90.0) if x > np.float32(90.0) else x
+            shifted = x * np.float32(1.4426950408889634) + _F32_SHIFT
+            whole = shifted - _F32_SHIFT
+            r = x - whole * np.float32(0.693359375)
+            r = r + whole * np.float32(2.12194440e-4)
+            p = np.float32(1 / 5040)
+            p = p * r + np.float32(1 / 720)
+            p = p * r + np.float32(1 / 120)
+            p = p * r + np.float32(1 / 24)
+            p = p * r + np.float32(1 / 6)
+            p = p * r + np.float32(0.5)
+            p = p * r * r + r
+            s, t = split_power(shifted)
+            return p, s, t
+
+        return single
+
+    def double(x: Any) -> Any:
+        x = -750.0 if x < -750.0 else x
+        x = 710.0 if x > 710.0 else x
+        shifted = x * 1.4426950408889634 + _F64_SHIFT
+        whole = shifted - _F64_SHIFT
+        r = x - whole * 6.93145751953125e-1
+        r = r - whole * 1.42860682030941723212e-6
+        p = 1 / 6227020800
+        p = p * r + 1 / 479001600
+        p = p * r + 1 / 39916800
+        p = p * r + 1 / 3628800
+        p = p * r + 1 / 362880
+        p = p * r + 1 / 40320
+        p = p * r + 1 / 5040
+        p = p * r + 1 / 720
+        p = p * r + 1 / 120
+        p = p * r + 1 / 24
+        p = p * r + 1 / 6
+        p = p * r + 0.5
+        p = p * r * r + r
+        s, t = split_power(shifted)
+        return p, s, t
+
+    return double
+
+
+@njit(error_model="numpy")
+def exp(x: Any) -> Any:
+    """The exponential."""
+    p, s, t = _halves(x)
+    return (s + s * p) * t
+
+
+@njit(error_model="numpy")
+def expm1(x: Any) -> Any:
+    """exp(x) - 1 without cancellation near zero, for x below 80."""
+    p, s, t = _halves(x)
+    power = s * t
+    return p * power + (power - like(x, 1.0))
+
+
+@njit(error_model="numpy")
+def tanh(x: Any) -> Any:
+    """The hyperbolic tangent."""
+    size = abs(x)
+    limit = like(x, 20.0)  # beyond it, one to rounding in either precision
+    size = limit if size > limit else size
+    e = expm1(-size - size)
+    t = -e / (e + like(x, 2.0))
+    return -t if x < like(x, 0.0) else t
+
+
+@njit(error_model="numpy")
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x))."""
+    one = like(x, 1.0)
+    return one / (one + exp(-x))
+
+
+@njit(error_model="numpy")
+def log1p(t: Any) -> Any:
+    """log(1 + t) for t from 0 to 1: 2 artanh(t / (2 + t)) by its series."""
+    s = t / (like(t, 2.0) + t)
+    square = s * s
+    total = like(t, 1 / 37)
+    total = total * square + like(t, 1 / 35)
+    total = total * square + like(t, 1 / 33)
+    total = total * square + like(t, 1 / 31)
+    total = total * square + like(t, 1 / 29)
+    total = total * square + like(t, 1 / 27)
+    total = total * square + like(t, 1 / 25)
+    total = total * square + like(t, 1 / 23)
+    total = total * square + like(t, 1 / 21)
+    total = total * square + like(t, 1 / 19)
+    total = total * square + like(t, 1 / 17)
+    total = total * square + like(t, 1 / 15)
+    total = total * square + like(t, 1 / 13)
+    total = total * square + like(t, 1 / 11)
+    total = total * square + like(t, 1 / 9)
+    total = total * square + like(t, 1 / 7)
+    total = total * square + like(t, 1 / 5)
+    total = total * square + like(t, 1 / 3)
+    total = total * square + like(t, 1.0)
+    return like(t, 2.0) * s * total
+
+
+@njit(error_model="numpy")
+def softplus(x: Any) -> Any:
+    """log(1 + exp(x))."""
+    zero = like(x, 0.0)
+    return (x if x > zero else zero) + log1p(exp(-abs(x)))
+
+
+@njit(nogil=True, error_model="numpy")
+def activate(code: int, constant: float, z: Any) -> None:
+    """Apply an activation in place.
+
+    In place, since LLVM would have to check that two arrays do not overlap.
+    """
+    keep_apart()
+    c = like(z[0], constant)
+    zero, one = like(z[0], 0.0), like(z[0], 1.0)
+    if code == 1:
+        for i in range(len(z)):
+            v = z[i]
+            z[i] = zero if v < zero else v
+    elif code == 2:
+        for i in range(len(z)):
+            v = z[i]
+            z[i] = c * v if v < zero else v
+    elif code == 3:
+        for i in range(len(z)):
+            v = z[i]
+            z[i] = v if v > zero else c * expm1(v)
+    elif code == 4:
+        for i in range(len(z)):
+            z[i] = tanh(z[i])
+    elif code == 5:
+        for i in range(len(z)):
+            z[i] = sigmoid(z[i])
+    elif code == 6:
+        for i in range(len(z)):
+            v = z[i]
+            z[i] = v * sigmoid(v)
+    elif code == 7:
+        limit = like(z[0], 20.0)  # as torch does: above it, the identity
+        for i in range(len(z)):
+            v = z[i] * c
+            z[i] = z[i] if v > limit else softplus(v) / c
+    elif code == 8:
+        half, root = like(z[0], 0.5), like(z[0], math.sqrt(0.5))
+        for i in range(len(z)):
+            v = z[i]
+            z[i] = half * v * (one + like(v, math.erf(v * root)))
+
+
+@njit(nogil=True, error_model="numpy")
+def slope(code: int, constant: float, z: Any) -> None:
+    """Replace values by the derivative of an activation at them, in place."""
+    keep_apart()
+    c = like(z[0], constant)
+    zero, one = like(z[0], 0.0), like(z[0], 1.0)
+    if code == 0:
+        for i in range(len(z)):
+            z[i] = one
+    elif code == 1:
+        for i in range(len(z)):
+            z[i] = one if z[i] > zero else zero
+    elif code == 2:
+        for i in range(len(z)):
+            z[i] = one if z[i] > zero else c
+    elif code == 3:
+        for i in range(len(z)):
+            v = z[i]
+            z[i] = one if v > zero else c * exp(v)
+    elif code == 4:
+        for i in range(len(z)):
+            t = tanh(z[i])
+            z[i] = one - t * t
+    elif code == 5:
+        for i in range(len(z)):
+            s = sigmoid(z[i])
+            z[i] = s * (one - s)
+    elif code == 6:
+        for i in range(len(z)):
+            s = sigmoid(z[i])
+            z[i] = s * (one + z[i] * (one - s))
+    elif code == 7:
+        limit = like(z[0], 20.0)
+        for i in range(len(z)):
+            v = z[i] * c
+            z[i] = one if v > limit else sigmoid(v)
+    else:
+        half, root = like(z[0], 0.5), like(z[0], math.sqrt(0.5))
+        density = like(z[0], 1 / math.sqrt(2 * math.pi))
+        for i in range(len(z)):
+            v = z[i]
+            below = half * (one + like(v, math.erf(v * root)))
+            z[i] = below + v * density * exp(-half * v * v)
+
+
+@njit(nogil=True, error_model="numpy")
+def scale(rule: int, c0: float, c1: float, s: Any) -> None:
+    """Replace raw values by their scales under a rule, in place."""
+    keep_apart()
+    a0, a1 = like(s[0], c0), like(s[0], c1)
+    one = like(s[0], 1.0)
+    if rule == 0:
+        for i in range(len(s)):
+            s[i] = exp(s[i])
+    elif rule == 1:
+        for i in range(len(s)):
+            s[i] = exp(a0 * tanh(s[i] / a0))
+    elif rule == 2:
+        for i in range(len(s)):
+            s[i] = exp(s[i] / (one + abs(s[i]) / a0))
+    elif rule == 3:
+        for i in range(len(s)):
+            v = s[i]
+            v = a0 if v < a0 else v
+            s[i] = exp(a1 if v > a1 else v)
+    elif rule == 4:
+        limit = like(s[0], 20.0)
+        for i in range(len(s)):
+            v = s[i] + a0
+            s[i] = (v if v > limit else softplus(v)) + a1
+    else:
+        for i in range(len(s)):
+            s[i] = sigmoid(s[i] + a0) + a1

@@ -1,0 +1,323 @@
+"""How a network lies in memory for the compiled sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor
+
+from made_flows.inverse.compiled.elementwise import ACTIVATION_CODES
+from made_flows.inverse.compiled.layout import (
+    ACTIVATION,
+    BASE,
+    BIAS,
+    COLUMNS,
+    DELTA,
+    GATE,
+    NORM,
+    SLOPE,
+    SOURCE,
+    STREAM,
+    STREAM_INDEX,
+    STREAM_SUM,
+    SUM,
+    UNITS,
+    A,
+    Z,
+)
+from made_flows.inverse.symbolic import Integers, Symbolic
+from made_flows.nn.spec import LayerSpec, unpack
+
+__all__ = ["Layout", "Weights", "layout_of", "pack", "pack_transposed"]
+
+_PANEL_UNITS = 24
+"""Units of the widest layer in a panel, about: two blocks of registers."""
+
+_SCRATCH_ROWS = 6
+"""Rows of the workspace that a step may use: three of its own, the value, two parts of noise."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What does not depend on the weights.
+
+    Weights lie in blocks, one for each layer and panel of ranks. A block is input-major: the
+    weights of all units of the panel for one input, then for the next, so that the inner loop
+    reads it in one stream.
+
+    Args:
+        panels: ranks at which panels start, and the number of ranks.
+        blocks: place of the block of each layer and panel, (layers, panels).
+        direct_blocks: place of direct connections' blocks, (panels,), or empty.
+        size: numbers in all blocks.
+        back_blocks, direct_back, back_size: the same for the transposed weights.
+        starts: (layers, ranks + 1), units of lower degree.
+        features, feature_starts, column_starts: of the symbolic.
+        output_starts, input_starts: places of a feature's outputs and columns, by sorted feature.
+        streams: places of the units that units add to.
+        table: layers' places in the workspace and elsewhere, see ``kernels.columns``, for solving.
+        rows, scratch: rows that the workspace needs, and where a step's own begin.
+        adjoint_table, adjoint_rows, lambda_place: the same for the adjoint.
+    """
+
+    panels: Integers
+    blocks: Integers
+    direct_blocks: Integers
+    size: int
+    back_blocks: Integers
+    direct_back: Integers
+    back_size: int
+    starts: Integers
+    features: Integers
+    feature_starts: Integers
+    column_starts: Integers
+    output_starts: Integers
+    input_starts: Integers
+    streams: Integers
+    table: Integers
+    rows: int
+    scratch: int
+    adjoint_table: Integers
+    adjoint_rows: int
+    lambda_place: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What depends on the weights.
+
+    Args:
+        weights: all blocks, one after the other.
+        vectors: biases and norms.
+        constants: constants of the activations.
+    """
+
+    weights: NDArray[Any]
+    vectors: NDArray[Any]
+    constants: NDArray[np.float64]
+
+
+def _numpy(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().numpy()
+    return array
+
+
+def _panels(symbolic: Symbolic) -> Integers:
+    levels = symbolic.levels
+    widest = max(len(layer.units) for layer in symbolic.layers)
+    size = max(1, round(_PANEL_UNITS * levels / max(widest, 1)))
+    return np.append(np.arange(0, levels, size), levels).astype(np.int64)
+
+
+def layout_of(symbolic: Symbolic) -> Layout:
+    """The layout of a network."""
+    depth, levels = symbolic.structure.depth, symbolic.levels
+    panels = _panels(symbolic)
+    starts = np.stack([layer.starts for layer in symbolic.layers])
+    count = len(panels) - 1
+    blocks, back_blocks = np.zeros((2, depth + 1, count), dtype=np.int64)
+    direct_blocks, direct_back = np.zeros((2, count * symbolic.structure.direct), dtype=np.int64)
+    size = back_size = 0
+    for p, (r0, r1) in enumerate(pairwise(panels)):
+        features = symbolic.feature_starts[r1] - symbolic.feature_starts[r0]
+        units = starts[:, r1] - starts[:, r0]
+        for index in range(depth + 1):
+            blocks[index, p] = size
+            size += units[index] * _read(symbolic, index, r1)
+            back_blocks[index, p] = back_size
+            above = starts[index, levels] - starts[index, r0 if index else r0 + 1]
+            back_size += above * (units[index - 1] if index else features)
+        if symbolic.structure.direct:
+            direct_blocks[p] = size
+            size += units[depth] * _read(symbolic, 0, r1)
+            direct_back[p] = back_size
+            back_size += (starts[depth, levels] - starts[depth, r0 + 1]) * features
+
+    streams = [np.zeros(0, np.int64)]
+    table = np.full((depth + 1, COLUMNS), -1, dtype=np.int64)
+    targets = set(symbolic.structure.adds_to)
+    for index, layer in enumerate(symbolic.layers):
+        table[index, UNITS] = len(layer.units)
+        if index < depth:
+            word = symbolic.structure.activations[index].split(":")[0]
+            table[index, ACTIVATION] = ACTIVATION_CODES[word]
+        if layer.stream is not None:
+            table[index, STREAM_INDEX] = sum(map(len, streams))
+            streams.append(_numpy(layer.stream))
+    _place_vectors(symbolic, table)
+    _place_contexts(symbolic, table)
+
+    adjoint = table.copy()
+    outputs_at_once = int(np.diff(starts[depth][panels]).max())
+    rows = _place(symbolic, table, targets, len(symbolic.columns))
+    table[depth, Z] = rows
+    scratch = rows + outputs_at_once
+    adjoint_rows = _place(symbolic, adjoint, targets, len(symbolic.columns))
+    for index, layer in enumerate(symbolic.layers):
+        for column in (SLOPE, DELTA, SUM):
+            if column == DELTA or (index < depth and (column == SLOPE or index in targets)):
+                adjoint[index, column] = adjoint_rows
+                adjoint_rows += len(layer.units)
+    for index, earlier in enumerate(symbolic.structure.adds_to):
+        if earlier >= 0:
+            adjoint[index, STREAM_SUM] = adjoint[earlier, SUM]
+    lambda_place = adjoint_rows
+    features = _numpy(symbolic.features)
+    counts = np.array(symbolic.structure.parameters)[features]
+    inputs = np.array(symbolic.structure.inputs)[features]
+    return Layout(
+        panels=panels,
+        blocks=blocks,
+        direct_blocks=direct_blocks,
+        size=int(size),
+        back_blocks=back_blocks,
+        direct_back=direct_back,
+        back_size=int(back_size),
+        starts=starts,
+        features=features,
+        feature_starts=symbolic.feature_starts,
+        column_starts=symbolic.column_starts,
+        output_starts=np.append(0, np.cumsum(counts)).astype(np.int64),
+        input_starts=np.append(0, np.cumsum(inputs)).astype(np.int64),
+        streams=np.concatenate(streams),
+        table=table,
+        rows=scratch + _SCRATCH_ROWS,
+        scratch=scratch,
+        adjoint_table=adjoint,
+        adjoint_rows=lambda_place + len(features),
+        lambda_place=lambda_place,
+    )
+
+
+def _read(symbolic: Symbolic, layer: int, stop: int) -> int:
+    """How many inputs of a layer its units of degree (outputs: rank) below ``stop`` read."""
+    if layer:
+        return int(symbolic.layers[layer - 1].starts[stop])
+    return int(symbolic.column_starts[stop - 1])
+
+
+def _place(symbolic: Symbolic, table: Integers, targets: set[int], first: int) -> int:
+    """Give layers their rows of the workspace, after the inputs; the next free row is returned."""
+    row, source = first, 0
+    depth = symbolic.structure.depth
+    for index in range(depth):
+        units = len(symbolic.layers[index].units)
+        table[index, SOURCE] = source
+        table[index, Z] = table[index, A] = row
+        row += units
+        if index in targets:  # its z is needed later: its a gets rows of its own
+            table[index, A] = row
+            row += units
+        source = table[index, A]
+        earlier = symbolic.structure.adds_to[index]
+        if earlier >= 0:
+            table[index, STREAM] = table[earlier, Z]
+    table[depth, SOURCE] = source
+    return row
+
+
+def _place_vectors(symbolic: Symbolic, table: Integers) -> None:
+    """Where each layer's bias, and its norm's scale and shift, stand in the vectors."""
+    place = 0
+    for index, letters in enumerate(symbolic.structure.flags):
+        units = len(symbolic.layers[index].units)
+        table[index, BIAS] = place
+        place += units
+        if "n" in letters:
+            table[index, NORM] = place
+            place += 2 * units
+
+
+def _place_contexts(symbolic: Symbolic, table: Integers) -> None:
+    """Where the context's contributions stand, in units, in the order of the network's bases."""
+    row = 0
+    for index, letters in enumerate(symbolic.structure.flags):
+        for letter, column in (("c", BASE), ("g", GATE)):
+            if letter in letters:
+                table[index, column] = row
+                row += len(symbolic.layers[index].units)
+
+
+# ---------------------------------------------------------------------- weights
+
+
+@njit(nogil=True)
+def _store(
+    out: Any, place: int, weight: Any, mask: Any, units: Any, inputs: Any, transposed: bool
+) -> None:
+    """Write a masked block: input-major, or unit-major where transposed."""
+    count, read = len(units), len(inputs)
+    for u in range(count):
+        row = units[u]
+        for k in range(read):
+            column = inputs[k]
+            value = weight[row, column] if mask[row, column] else weight.dtype.type(0)
+            out[place + (u * read + k if transposed else k * count + u)] = value
+
+
+def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weights:
+    """The weights of a network, in blocks."""
+    _, layers, direct = unpack(symbolic.structure, tensors)
+    depth = symbolic.structure.depth
+    dtype = _numpy(layers[0].weight).dtype
+    weights = np.empty(layout.size + 1, dtype)
+    for index, layer in enumerate(layers):
+        arrays = _arrays(layer)
+        units, inputs = _numpy(symbolic.layers[index].units), _numpy(symbolic.inputs_of(index))
+        for p, (r0, r1) in enumerate(pairwise(layout.panels)):
+            rows = units[layout.starts[index, r0] : layout.starts[index, r1]]
+            read = inputs[: _read(symbolic, index, r1)]
+            _store(weights, layout.blocks[index, p], *arrays, rows, read, False)
+    if direct is not None:
+        arrays = _arrays(direct)
+        units, inputs = _numpy(symbolic.layers[depth].units), _numpy(symbolic.columns)
+        for p, (r0, r1) in enumerate(pairwise(layout.panels)):
+            rows = units[layout.starts[depth, r0] : layout.starts[depth, r1]]
+            read = inputs[: _read(symbolic, 0, r1)]
+            _store(weights, layout.direct_blocks[p], *arrays, rows, read, False)
+    words = symbolic.structure.activations
+    constants = np.array([float(word.split(":")[1]) for word in words] + [0.0])
+    return Weights(weights, _vectors(symbolic, layers, dtype), constants)
+
+
+def pack_transposed(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> NDArray[Any]:
+    """The transposed weights of a network, in blocks, for the adjoint."""
+    _, layers, direct = unpack(symbolic.structure, tensors)
+    depth = symbolic.structure.depth
+    weights = np.empty(layout.back_size + 1, _numpy(layers[0].weight).dtype)
+    chains = [(layer, index, layout.back_blocks[index]) for index, layer in enumerate(layers)]
+    if direct is not None:
+        chains.append((direct, depth, layout.direct_back))
+    for layer, index, places in chains:
+        arrays = _arrays(layer)
+        units = _numpy(symbolic.layers[index].units)
+        of_inputs = layer is direct or index == 0
+        inputs = _numpy(symbolic.columns if of_inputs else symbolic.inputs_of(index))
+        below = symbolic.feature_starts if of_inputs else layout.starts[index - 1]
+        for p, (r0, r1) in enumerate(pairwise(layout.panels)):
+            # An input of rank r is read by units of degree r + 1 and more.
+            rows = units[layout.starts[index, r0 + 1 if of_inputs else r0] :]
+            _store(weights, places[p], *arrays, rows, inputs[below[r0] : below[r1]], True)
+    return weights
+
+
+def _arrays(layer: LayerSpec) -> tuple[NDArray[Any], NDArray[Any]]:
+    return _numpy(layer.weight), _numpy(layer.mask)
+
+
+def _vectors(symbolic: Symbolic, layers: Sequence[LayerSpec], dtype: Any) -> NDArray[Any]:
+    parts = []
+    for layer, place in zip(layers, symbolic.layers, strict=True):
+        units = place.units.numpy()
+        parts.append(
+            np.zeros(len(units), dtype) if layer.bias is None else _numpy(layer.bias)[units]
+        )
+        if layer.norm_scale is not None and layer.norm_shift is not None:
+            parts += [_numpy(layer.norm_scale)[units], _numpy(layer.norm_shift)[units]]
+    return np.concatenate([*parts, np.zeros(1, dtype)])

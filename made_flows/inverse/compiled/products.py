@@ -1,0 +1,74 @@
+"""Products of weights and activations, in blocks that fit in the registers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from made_flows.inverse.compiled.simd import ACCUMULATORS, VECTOR_BYTES, block_product, keep_apart
+
+__all__ = ["add_product"]
+
+# Blocks of units and vectors whose sums fit in the registers.
+_ONE_8 = block_product(8, 1)
+_ONE_4 = block_product(4, 1)
+_ONE_1 = block_product(1, 1)
+_TWO_12 = block_product(ACCUMULATORS // 2, 2)
+_TWO_8 = block_product(min(8, ACCUMULATORS // 2), 2)
+_TWO_4 = block_product(4, 2)
+_TWO_1 = block_product(1, 2)
+_FOUR_6 = block_product(ACCUMULATORS // 4, 4)
+_FOUR_4 = block_product(min(4, ACCUMULATORS // 4), 4)
+_FOUR_2 = block_product(2, 4)
+_FOUR_1 = block_product(1, 4)
+_WIDE_2, _WIDE_4 = ACCUMULATORS // 2, ACCUMULATORS // 4
+_HALF_2, _HALF_4 = min(8, ACCUMULATORS // 2), min(4, ACCUMULATORS // 4)
+
+
+@njit(nogil=True, error_model="numpy")
+def add_product(
+    c: Any, c0: int, a: Any, a0: int, w: Any, w0: int, stride: int, lanes: int, count: int, n: int
+) -> None:
+    """For n units: c[c0 + u * lanes + j] += sum over k < count of w[k, u] * a[k, j]."""
+    keep_apart()
+    if count <= 0 or n <= 0:
+        return
+    vectors = lanes * c.itemsize // VECTOR_BYTES
+    u = 0
+    if vectors == 1:
+        while n - u >= 8:
+            _ONE_8(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += 8
+        while n - u >= 4:
+            _ONE_4(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += 4
+        while n - u >= 1:
+            _ONE_1(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += 1
+    elif vectors == 2:
+        while n - u >= _WIDE_2:
+            _TWO_12(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += _WIDE_2
+        while n - u >= _HALF_2:
+            _TWO_8(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += _HALF_2
+        while n - u >= 4:
+            _TWO_4(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += 4
+        while n - u >= 1:
+            _TWO_1(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += 1
+    else:
+        while n - u >= _WIDE_4:
+            _FOUR_6(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += _WIDE_4
+        while n - u >= _HALF_4:
+            _FOUR_4(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += _HALF_4
+        while n - u >= 2:
+            _FOUR_2(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += 2
+        while n - u >= 1:
+            _FOUR_1(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += 1

@@ -1,0 +1,290 @@
+"""The sequential inverse as operators of torch, so that compilers and transforms see through it.
+
+* ``made_flows::sequential_inverse``: the values; no gradient of its own.
+* ``implicit_solution``: the identity on values that were computed again by a differentiable step;
+  its gradient solves the transposed system.
+* ``made_flows::adjoint_sweep``: that solve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from made_flows._checks import is_untransformed
+from made_flows.inverse import dispatch as backend
+from made_flows.inverse.steps import Step, step_of_name
+
+__all__ = [
+    "adjoint_sweep",
+    "implicit_solution",
+    "refuse_forward_mode",
+    "refuse_tracing",
+    "sequential_inverse",
+    "solve",
+]
+
+
+@torch.library.custom_op("made_flows::sequential_inverse", mutates_args=())
+def sequential_inverse(
+    noise: Tensor,
+    known: Tensor | None,
+    tensors: list[Tensor],
+    bases: list[Tensor],
+    structure: str,
+    step: str,
+    prefix: int,
+) -> Tensor:
+    """Values (N, D) from noise (N, D, P); see :func:`made_flows.inverse.sequential_inverse`."""
+    return backend.solve(structure, step_of_name(step), noise, tensors, bases, known, prefix)
+
+
+@sequential_inverse.register_fake
+def _(
+    noise: Tensor,
+    known: Tensor | None,
+    tensors: list[Tensor],
+    bases: list[Tensor],
+    structure: str,
+    step: str,
+    prefix: int,
+) -> Tensor:
+    return noise.new_empty(noise.shape[:2], dtype=step_of_name(step).value_dtype(noise.dtype))
+
+
+@torch.library.custom_op("made_flows::adjoint_sweep", mutates_args=())
+def adjoint_sweep(
+    gradient: Tensor,
+    slopes: Tensor,
+    x: Tensor,
+    tensors: list[Tensor],
+    bases: list[Tensor],
+    structure: str,
+) -> Tensor:
+    """The solution (N, D) of the transposed linearised system, see ``eager.adjoint``."""
+    return backend.adjoint(structure, gradient, slopes, x, tensors, bases)
+
+
+@adjoint_sweep.register_fake
+def _(
+    gradient: Tensor,
+    slopes: Tensor,
+    x: Tensor,
+    tensors: list[Tensor],
+    bases: list[Tensor],
+    structure: str,
+) -> Tensor:
+    return torch.empty_like(gradient, memory_format=torch.contiguous_format)
+
+
+class _ImplicitSolution(torch.autograd.Function):
+    """The solution x; gradients go, through the transposed system, to ``again``.
+
+    A function and not an operator: torch's function transforms (``torch.func``) see the gradient
+    of the one, not of the other.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        again: Tensor, x: Tensor, slopes: Tensor, structure: str, count: int, *network: Tensor
+    ) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, x, slopes, ctx.structure, ctx.count, *network = inputs
+        ctx.save_for_backward(x, slopes, *network)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_forward_mode()
+        x, slopes, *network = ctx.saved_tensors
+        if torch.compiler.is_compiling():  # it does not trace one function inside another
+            tensors, bases = network[: ctx.count], network[ctx.count :]
+            sweep = adjoint_sweep(gradient.contiguous(), slopes, x, tensors, bases, ctx.structure)
+        else:
+            sweep = _apply(_AdjointSweep, gradient, slopes, x, ctx.structure, ctx.count, *network)
+        return sweep, None, None, None, None, *(None for _ in network)
+
+
+class _AdjointSweep(torch.autograd.Function):
+    """The transposed solve, which refuses to be differentiated again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        gradient: Tensor, slopes: Tensor, x: Tensor, structure: str, count: int, *network: Tensor
+    ) -> Tensor:
+        tensors, bases = list(network[:count]), list(network[count:])
+        solution: Tensor = adjoint_sweep(
+            gradient.contiguous(), slopes, x, tensors, bases, structure
+        )
+        return solution
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError(
+            "Expected first derivatives of a sequential inverse; got second ones, which are not "
+            "available. Differentiate the parallel pass instead"
+        )
+
+
+def implicit_solution(
+    again: Tensor,
+    x: Tensor,
+    slopes: Tensor,
+    tensors: list[Tensor],
+    bases: list[Tensor],
+    structure: str,
+) -> Tensor:
+    """The solution x (N, D), whose gradient goes, through the transposed system, to ``again``."""
+    arguments = (again, x, slopes, structure, len(tensors), *tensors, *bases)
+    return _apply(_ImplicitSolution, *arguments)
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)
+    return result
+
+
+def solve(
+    noise: Tensor,
+    known: Tensor | None,
+    tensors: list[Tensor],
+    bases: list[Tensor],
+    structure: str,
+    step: Step,
+    prefix: int,
+) -> Tensor:
+    """The operator ``sequential_inverse``, or straight what it does where nothing looks on.
+
+    An operator's way through torch takes 50 us, as long as a small inverse.
+    """
+    if is_untransformed(noise):
+        return backend.solve(structure, step, noise, tensors, bases, known, prefix)
+    values: Tensor = sequential_inverse(noise, known, tensors, bases, structure, step.name, prefix)
+    return values
+
+
+def refuse_forward_mode() -> None:
+    """Raise where forward-mode derivatives are being taken: operators drop them silently."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            "Expected reverse-mode derivatives of a sequential inverse; got forward mode (jvp, "
+            "jacfwd, hessian). Use torch.func.vjp or jacrev"
+        )
+
+
+def refuse_tracing() -> None:
+    """Raise where torch.jit records gradients: it would leave out that of the solution."""
+    if torch._C._get_tracing_state() is not None:
+        raise NotImplementedError(
+            "Expected gradients of a sequential inverse outside torch.jit.trace; got a trace, "
+            "which cannot record them. Take a loss that is not traced (in Pyro: Trace_ELBO), or a "
+            "flow that is one pass in this direction"
+        )
+
+
+# ---------------------------------------------------------------------- vmap
+
+
+def _folded(
+    operator: Callable[..., Tensor],
+    size: int,
+    places: Sequence[Any],
+    rows: Sequence[Tensor | None],
+    tensors: list[Tensor],
+    bases: list[Tensor],
+    static: tuple[Any, ...],
+) -> tuple[Tensor, int]:
+    """An operator over a mapped dimension: folded into the rows, or in a loop over networks.
+
+    Args:
+        operator: takes rows, tensors, bases and static arguments, gives (N, ...).
+        size: size of the mapped dimension.
+        places: for each of the operator's arguments, where its mapped dimension is, or None.
+        rows: arguments with one row for each row of the result.
+        tensors: of the network.
+        bases: of the network: row n belongs to row n modulo (number of rows).
+        static: the other arguments.
+    """
+    of_rows, of_tensors, of_bases = places[: len(rows)], places[len(rows)], places[len(rows) + 1]
+
+    def unmapped(value: Tensor | None, place: int | None, index: int) -> Tensor | None:
+        return value if value is None or place is None else value.select(place, index)
+
+    if any(place is not None for place in of_tensors):
+        results = [
+            operator(
+                *(unmapped(v, p, i) for v, p in zip(rows, of_rows, strict=True)),
+                [unmapped(v, p, i) for v, p in zip(tensors, of_tensors, strict=True)],
+                [unmapped(v, p, i) for v, p in zip(bases, of_bases, strict=True)],
+                *static,
+            )
+            for i in range(size)
+        ]
+        return torch.stack(results), 0
+
+    def each(value: Tensor, place: int | None) -> Tensor:
+        return value.expand(size, *value.shape) if place is None else value.movedim(place, 0)
+
+    def fold(value: Tensor | None, place: int | None) -> Tensor | None:
+        return None if value is None else each(value, place).flatten(0, 1)
+
+    count = each(rows[0], of_rows[0]).shape[1] if rows[0] is not None else 0
+
+    mapped = any(place is not None for place in of_bases)
+
+    def fold_base(base: Tensor, place: int | None) -> Tensor:
+        if not mapped:
+            return base  # its number of rows divides that of every part
+        base = each(base, place)
+        return base.repeat(1, count // max(base.shape[1], 1), 1).flatten(0, 1)
+
+    result = operator(
+        *(fold(v, p) for v, p in zip(rows, of_rows, strict=True)),
+        tensors,
+        [fold_base(v, p) for v, p in zip(bases, of_bases, strict=True)],
+        *static,
+    )
+    return result.unflatten(0, (size, count)), 0
+
+
+@sequential_inverse.register_vmap
+def _(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    noise: Tensor,
+    known: Tensor | None,
+    tensors: list[Tensor],
+    bases: list[Tensor],
+    *static: Any,
+) -> tuple[Tensor, int]:
+    return _folded(
+        sequential_inverse, info.batch_size, in_dims, (noise, known), tensors, bases, static
+    )
+
+
+@adjoint_sweep.register_vmap
+def _(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    gradient: Tensor,
+    slopes: Tensor,
+    x: Tensor,
+    tensors: list[Tensor],
+    bases: list[Tensor],
+    *static: Any,
+) -> tuple[Tensor, int]:
+    rows = (gradient, slopes, x)
+    return _folded(adjoint_sweep, info.batch_size, in_dims, rows, tensors, bases, static)

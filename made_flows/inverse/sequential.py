@@ -1,0 +1,154 @@
+"""The sequential inverse: an autoregressive network inverted in about one pass, exactly.
+
+Given noise u, find x with x_r = step(u_r, p_r(x_<r)) for every rank r. Units are sorted by
+degree; at rank r the units of degree r are computed, then the parameters of rank r, then x_r.
+Every unit is computed once, so that the work is that of half a dense forward pass (only half of
+the weights are not masked). Gradients come from the implicit function theorem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from made_flows._checks import check_broadcast, is_untransformed
+from made_flows._rows import as_rows
+from made_flows.inverse import ops as operators
+from made_flows.inverse.steps import HeadStep, Step
+from made_flows.nn.spec import NetworkSpec
+
+__all__ = ["Conditioner", "HeadStep", "Step", "sequential_inverse"]
+
+
+class Conditioner(Protocol):
+    """A masked autoregressive network: a MADE, or another library's behind the same methods."""
+
+    features: int
+    ranks: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its weights."""
+
+    def spec(self, context: Tensor | None = None) -> NetworkSpec:
+        """Its layers, with what a context (rows, C) contributes."""
+
+    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Its parameters (..., D, K), differentiable, of the network that ``network`` describes."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights."""
+
+
+def sequential_inverse(
+    conditioner: Conditioner,
+    step: Step,
+    noise: Tensor,
+    context: Tensor | None = None,
+    *,
+    known: Tensor | None = None,
+    prefix: int = 0,
+) -> Tensor:
+    r"""Values of an autoregressive model from noise: :math:`x_r = g(u_r; p_r(x_{<r}, c))`.
+
+    Args:
+        conditioner: the network p.
+        step: the elementwise map g: a head's or a bijection's.
+        noise: u, (..., D, P).
+        context: c, (..., C), broadcast against the noise.
+        known: (..., D), values of which those of the first ``prefix`` ranks are kept.
+        prefix: how many ranks are known.
+
+    Returns:
+        x, (..., D). It carries gradients to noise, weights, context and known values where they
+        ask for one and the step is differentiable. Hidden units are never dropped.
+    """
+    features = conditioner.features
+    batch = noise.shape[:-2]
+    if context is not None or known is not None:
+        shapes = {"noise": batch}
+        if context is not None:
+            shapes["context"] = context.shape[:-1]
+        if known is not None:
+            shapes["known"] = known.shape[:-1]
+        batch = check_broadcast(**shapes)
+        noise = noise.expand(*batch, *noise.shape[-2:])
+        if known is not None:
+            known = known.expand(*batch, features)
+
+    with torch.no_grad():
+        rows = _context_rows(context, batch)
+        network = conditioner.spec(rows)
+        x = operators.solve(
+            noise if len(batch) == 1 else noise.reshape(-1, *noise.shape[-2:]),
+            None if known is None else known.reshape(-1, features),
+            network.tensors,
+            network.bases,
+            network.structure,
+            step,
+            prefix,
+        )
+        if len(batch) != 1:
+            x = x.reshape(*batch, features)
+    if step.differentiable and torch.is_grad_enabled():
+        operators.refuse_forward_mode()
+    if not (step.differentiable and _asks_for_gradient(conditioner, noise, context, known)):
+        return x
+    operators.refuse_tracing()
+
+    # The implicit function theorem: compute the solution again by one differentiable step from
+    # itself; the operator's gradient then accounts for the ranks' dependence on one another.
+    parameters = conditioner.evaluate(x, context)
+    again = step(noise, parameters)
+    slopes = _slopes(step, noise.detach(), parameters.detach())
+    if known is not None:
+        kept = conditioner.ranks < prefix
+        again = torch.where(kept, known, again)
+        slopes = torch.where(kept.unsqueeze(-1), torch.zeros_like(slopes), slopes)
+    solution: Tensor = operators.implicit_solution(
+        again.reshape(-1, features),
+        x.reshape(-1, features),
+        slopes.reshape(-1, *slopes.shape[-2:]),
+        network.tensors,
+        network.bases,
+        network.structure,
+    )
+    return solution.reshape(*batch, features)
+
+
+def _context_rows(context: Tensor | None, batch: torch.Size) -> Tensor | None:
+    """The context as (rows, C), so that row n of the batch has row n modulo rows of it."""
+    if context is None:
+        return None
+    context = context.detach()
+    while context.dim() > 1 and context.shape[0] == 1:
+        context = context.squeeze(0)
+    shape = context.shape[:-1]
+    if shape != batch[len(batch) - len(shape) :]:
+        shape = batch
+    return as_rows(context, shape)
+
+
+def _asks_for_gradient(conditioner: Conditioner, *tensors: Tensor | None) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    given = any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return given or any(weight.requires_grad for weight in conditioner.parameters())
+
+
+def _slopes(step: Step, noise: Tensor, parameters: Tensor) -> Tensor:
+    """Derivative of every value with respect to its own parameters, (..., D, K)."""
+    if is_untransformed(parameters):
+        # torch.func refuses to work under hooks on saved tensors, which checkpointing sets.
+        with torch.enable_grad():
+            leaf = parameters.detach().requires_grad_()
+            values = step(noise, leaf)
+            if not values.requires_grad:  # a step that ignores its parameters
+                return torch.zeros_like(parameters)
+            return torch.autograd.grad(values.sum(), leaf)[0]
+    values, pull, *_ = torch.func.vjp(lambda p: step(noise, p), parameters)
+    slopes: Tensor = pull(torch.ones_like(values))[0]
+    return slopes

@@ -1,0 +1,157 @@
+"""The symbolic of a numeric: which unit stands where once units are sorted by degree.
+
+Degrees are read off the masks (one more than the highest rank a unit can be reached from), so
+that a numeric can be made of any masked network, whoever built it and in whatever order its units
+stand. Sorted by degree, every weight is block-triangular.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from made_flows.nn.spec import Structure, unpack
+
+__all__ = ["Integers", "Symbolic", "SymbolicLayer", "analyse"]
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SymbolicLayer:
+    """One layer of a network, sorted.
+
+    Args:
+        units: the network's unit at each place; sorted by degree (output rows: by rank, then
+            feature). Units that read every rank are left out, as nothing may read them.
+        starts: ``starts[d]`` is the number of units of degree (output rows: rank) below d.
+        stream: for every unit, the place in an earlier layer of the unit that it adds to, or None.
+    """
+
+    units: Tensor
+    starts: Integers
+    stream: Tensor | None
+
+
+@dataclass(frozen=True)
+class Symbolic:
+    """A network, sorted.
+
+    Args:
+        structure: how the layers hang together.
+        levels: number of ranks R; features of one rank are solved together.
+        features: features sorted by rank; ``feature_starts[r]`` of them have a rank below r.
+        outputs: how many outputs each of them has (no tensor, which would have to be waited for).
+        columns: input columns sorted by rank, with ``column_starts``.
+        layers: the hidden layers, then the output.
+        prepared: what an implementation made of it for itself.
+    """
+
+    structure: Structure
+    levels: int
+    features: Tensor
+    outputs: tuple[int, ...]
+    feature_starts: Integers
+    columns: Tensor
+    column_starts: Integers
+    layers: tuple[SymbolicLayer, ...]
+    prepared: dict[str, Any] = field(default_factory=dict)
+
+    def inputs_of(self, layer: int) -> Tensor:
+        """The units (of the network's inputs, for the first layer) that a layer reads, sorted."""
+        return self.layers[layer - 1].units if layer else self.columns
+
+
+def _starts(sorted_degrees: Integers, levels: int) -> Integers:
+    return np.searchsorted(sorted_degrees, np.arange(levels + 1)).astype(np.int64)
+
+
+def _highest(mask: NDArray[np.bool_], below: Integers) -> Integers:
+    """For every row of a mask, the largest value among the inputs it reads; 0 for none."""
+    if mask.shape[1] == 0:
+        return np.zeros(len(mask), dtype=np.int64)
+    order = np.argsort(below, kind="stable")
+    # The last input a row reads, in sorted order, is the one of the largest value.
+    last = mask.shape[1] - 1 - np.argmax(mask[:, order[::-1]], axis=1)
+    return np.where(mask.any(axis=1), below[order[last]], 0)
+
+
+def analyse(structure: Structure, tensors: Sequence[Tensor]) -> Symbolic:
+    """The symbolic of a network with these masks.
+
+    Raises:
+        ValueError: if an output reads a feature that does not come before its own.
+    """
+    ranks_tensor, layers, direct = unpack(structure, tensors)
+    device = layers[0].weight.device
+    ranks = ranks_tensor.cpu().numpy().astype(np.int64)
+    levels = int(ranks.max()) + 1
+    of_column = np.repeat(ranks, structure.inputs)
+    row_features = np.repeat(np.arange(structure.features), structure.parameters)
+    if structure.parameter_major:
+        row_features = np.arange(len(row_features)) % structure.features
+    of_row = ranks[row_features]
+
+    def sort(values: Integers, then: Integers | None = None) -> tuple[Tensor, Integers]:
+        order = np.lexsort((np.zeros_like(values) if then is None else then, values))
+        order = order[values[order] < levels]
+        return torch.from_numpy(order).to(device), _starts(values[order], levels)
+
+    features, feature_starts = sort(ranks)
+    columns, column_starts = sort(of_column)
+    before = of_column + 1
+    degrees: list[Integers] = []
+    sorted_layers: list[SymbolicLayer] = []
+    for index, layer in enumerate(layers):
+        degree = _highest(_boolean(layer.mask), before)
+        if index == structure.depth:
+            _check_output(degree, of_row, row_features)
+            units, starts = sort(of_row, row_features)
+            sorted_layers.append(SymbolicLayer(units, starts, None))
+            break
+        if layer.adds_to >= 0:
+            degree = np.maximum(degree, degrees[layer.adds_to])
+        units, starts = sort(degree)
+        stream = None
+        if layer.adds_to >= 0:
+            # Of lower or equal degree, so never left out where this unit is kept.
+            places = torch.empty(len(degree), dtype=torch.long, device=device)
+            earlier = sorted_layers[layer.adds_to].units
+            places[earlier] = torch.arange(len(earlier), device=device)
+            stream = places[units]
+        sorted_layers.append(SymbolicLayer(units, starts, stream))
+        degrees.append(degree)
+        before = degree
+    if direct is not None:
+        _check_output(_highest(_boolean(direct.mask), of_column + 1), of_row, row_features)
+    return Symbolic(
+        structure,
+        levels,
+        features,
+        tuple(structure.parameters[feature] for feature in features.tolist()),
+        feature_starts,
+        columns,
+        column_starts,
+        tuple(sorted_layers),
+    )
+
+
+def _boolean(mask: Tensor) -> NDArray[np.bool_]:
+    array: NDArray[np.bool_] = mask.detach().bool().cpu().numpy()  # NumPy has no bfloat16
+    return array
+
+
+def _check_output(reads: Integers, ranks: Integers, features: Integers) -> None:
+    wrong = np.flatnonzero(reads > ranks)
+    if len(wrong):
+        feature = int(features[wrong[0]])
+        raise ValueError(
+            f"Expected masks that let feature {feature} (rank {ranks[wrong[0]]}) read features of "
+            f"lower rank only; got one that reads rank {reads[wrong[0]] - 1}"
+        )

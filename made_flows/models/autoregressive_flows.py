@@ -1,0 +1,217 @@
+"""MAF and IAF: stacks of autoregressive transforms over a base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch.distributions import Distribution
+
+from made_flows._checks import expect, positive_integer
+from made_flows._registry import saveable
+from made_flows.models.density import DensityModel
+from made_flows.models.flows import Flow
+from made_flows.nn.made import MADE
+from made_flows.nn.masks import make_order
+from made_flows.transforms.autoregressive import AutoregressiveTransform
+from made_flows.transforms.base import Transform
+from made_flows.transforms.normalization import ActNorm, BatchNorm
+from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
+from made_flows.univariate.scales import ScaleRule
+from made_flows.univariate.splines import RationalQuadraticSpline
+
+__all__ = ["IAF", "MAF"]
+
+
+@saveable
+class MAF(Flow):
+    r"""Masked autoregressive flow: the conditioners read data, so that densities are one pass.
+
+    .. math:: x_i = g(z_i; \theta_i(x_{<i}, c)) \quad \text{in every transform}
+
+    Scoring is parallel; sampling takes one sequential inverse per transform. With one affine
+    transform and a standard normal base it is a :class:`~made_flows.GaussianMADE` (and with one
+    feature and no context, a Gaussian).
+
+    Args:
+        features: number of features D.
+        context: number of context variables C; 0 for none.
+        transforms: number of autoregressive transforms; by default 5, or 1 with ``adjacency``.
+        hidden_features: widths of the hidden layers of every conditioner.
+        order: ``"reverse"`` takes the features in natural and reversed order by turns,
+            ``"random"`` draws an order for every transform, and a permutation (``order[k]`` is
+            the feature generated k-th) takes turns with its reverse.
+        normalize: layers after every transform: None, ``"batch"``
+            (:class:`~made_flows.BatchNorm`, for training by likelihood of data) or ``"actnorm"``
+            (:class:`~made_flows.ActNorm`).
+        bijection: ``"affine"``, ``"spline"``, ``"gated"``, or a bijection, which all transforms
+            then share.
+        scale: the scale rule of an affine or gated bijection; None for its own.
+        base: see :class:`~made_flows.Flow`. A :class:`~made_flows.GaussianMixtureMADE` makes
+            a MAF-MoG.
+        adjacency: instead of an order, a directed acyclic graph, see :class:`~made_flows.MADE`.
+            One transform then factorises the density by the graph: :math:`p(x) = \prod_i
+            p(x_i \mid x_{\mathrm{parents}(i)})`, a Bayesian network. Several transforms of the same
+            graph are more flexible and stay triangular in its topological order, but
+            :math:`x_i` may then depend on all its ancestors: information passes one edge per
+            transform (Wehenkel & Louppe 2021, *Graphical Normalizing Flows*).
+        made: further arguments of :class:`~made_flows.MADE`: ``activation``, ``residual``,
+            ``direct``, ``dropout``, ``degrees``, ``generator``.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+
+    References:
+        Papamakarios et al. 2017, *Masked Autoregressive Flow for Density Estimation*.
+
+    Example:
+        >>> import torch
+        >>> flow = MAF(features=3, context=2)
+        >>> distribution = flow(torch.zeros(10, 2))
+        >>> distribution.log_prob(torch.zeros(10, 3)).shape, distribution.sample((5,)).shape
+        (torch.Size([10]), torch.Size([5, 10, 3]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int | None = None,
+        hidden_features: Sequence[int] = (64, 64),
+        *,
+        order: Any = "reverse",
+        normalize: Literal["batch", "actnorm"] | None = None,
+        bijection: Literal["affine", "spline", "gated"] | Bijection = "affine",
+        scale: str | ScaleRule | None = None,
+        base: Distribution | DensityModel | Flow | None = None,
+        adjacency: Any = None,
+        **made: Any,
+    ) -> None:
+        stack = _stack(
+            "data", features, context, transforms, hidden_features, order, normalize,
+            _make_bijection(bijection, scale), adjacency, made,
+        )  # fmt: skip
+        super().__init__(stack, base)
+
+
+@saveable
+class IAF(Flow):
+    r"""Inverse autoregressive flow: the conditioners read noise, so that samples are one pass.
+
+    .. math:: x_i = g(z_i; \theta_i(z_{<i}, c)) \quad \text{in every transform}
+
+    Sampling, with the log-density of the samples, is parallel: variational posteriors. Scoring
+    other points takes one sequential inverse per transform.
+
+    Args:
+        features: number of features D.
+        context: number of context variables C; 0 for none.
+        transforms: number of autoregressive transforms; by default 5, or 1 with ``adjacency``.
+        hidden_features: widths of the hidden layers of every conditioner.
+        order, normalize, bijection, scale, base, made: as for :class:`~made_flows.MAF`.
+            (``"batch"`` normalisation never sees data where samples are trained.)
+        adjacency: a directed acyclic graph as for a :class:`~made_flows.MADE`, here of the noise:
+            with one transform, :math:`x_i` is made of its own noise and that of its parents. The
+            density does not factorise by the graph; for that, take a MAF.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+
+    References:
+        Kingma et al. 2016, *Improved Variational Inference with Inverse Autoregressive Flow*.
+
+    Example:
+        >>> x, log_prob = IAF(features=3)().rsample_and_log_prob((10,))
+        >>> x.shape, log_prob.shape
+        (torch.Size([10, 3]), torch.Size([10]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int | None = None,
+        hidden_features: Sequence[int] = (64, 64),
+        *,
+        order: Any = "reverse",
+        normalize: Literal["batch", "actnorm"] | None = None,
+        bijection: Literal["affine", "spline", "gated"] | Bijection = "affine",
+        scale: str | ScaleRule | None = None,
+        base: Distribution | DensityModel | Flow | None = None,
+        adjacency: Any = None,
+        **made: Any,
+    ) -> None:
+        stack = _stack(
+            "noise", features, context, transforms, hidden_features, order, normalize,
+            _make_bijection(bijection, scale), adjacency, made,
+        )  # fmt: skip
+        super().__init__(stack, base)
+
+
+_BIJECTIONS = {"affine": Affine, "gated": GatedAffine, "spline": RationalQuadraticSpline}
+
+
+def _make_bijection(bijection: str | Bijection, scale: str | ScaleRule | None) -> Bijection:
+    if isinstance(bijection, Bijection) or bijection == "spline":
+        expect(scale is None, "scale", "to be left out for this bijection", scale)
+        return bijection if isinstance(bijection, Bijection) else RationalQuadraticSpline()
+    names = ", ".join(_BIJECTIONS)
+    known = bijection in tuple(_BIJECTIONS)
+    expect(known, "bijection", f"to be a Bijection or one of {names}", repr(bijection))
+    kind: Any = _BIJECTIONS[bijection]
+    made: Bijection = kind() if scale is None else kind(scale)
+    return made
+
+
+def _stack(
+    reads: Literal["data", "noise"],
+    features: int,
+    context: int,
+    transforms: int | None,
+    hidden_features: Sequence[int],
+    order: Any,
+    normalize: str | None,
+    bijection: Bijection,
+    adjacency: Any,
+    made: dict[str, Any],
+) -> list[Transform]:
+    """The transforms of a MAF or IAF, from data to noise."""
+    if transforms is None:
+        transforms = 5 if adjacency is None else 1
+    transforms = positive_integer(transforms, "transforms")
+    features = positive_integer(features, "features")
+    valid = normalize in (None, "batch", "actnorm")
+    expect(valid, "normalize", "to be None, 'batch' or 'actnorm'", repr(normalize))
+    stack: list[Transform] = []
+    for number in range(transforms):
+        if adjacency is None:
+            connectivity = {"order": _order(features, order, number)}
+        else:
+            plain = isinstance(order, str) and order == "reverse"
+            expect(plain, "order", "to be left out when adjacency is given", repr(order))
+            connectivity = {"adjacency": adjacency}
+        conditioner = MADE(
+            features, context, hidden_features, bijection.outputs, **connectivity, **made
+        )
+        stack.append(AutoregressiveTransform(conditioner, bijection, reads))
+        if normalize == "batch":
+            stack.append(BatchNorm(features))
+        elif normalize == "actnorm":
+            stack.append(ActNorm(features))
+    return stack
+
+
+def _order(features: int, order: Any, number: int) -> Any:
+    """The order of a transform, by its number."""
+    if isinstance(order, str):
+        expect(
+            order in ("reverse", "random"),
+            "order",
+            "to be 'reverse', 'random' or a permutation",
+            repr(order),
+        )
+        if order == "random":
+            return "random"
+        return "reversed" if number % 2 else "natural"
+    given = make_order(features, order)
+    return given.flip(0) if number % 2 else given

@@ -1,0 +1,123 @@
+"""Bases: the distribution of a flow's noise, as a module that moves with the flow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal, Transform
+
+from made_flows._checks import expect, expect_type, positive_integer
+from made_flows._registry import saveable
+
+__all__ = ["FixedBase", "StandardNormal", "make_base"]
+
+
+@saveable
+class StandardNormal(nn.Module):
+    """Independent standard normal noise.
+
+    Args:
+        features: number of features D.
+
+    Example:
+        >>> StandardNormal(3)().sample((5,)).shape
+        torch.Size([5, 3])
+    """
+
+    zero: Tensor
+    one: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = positive_integer(features, "features")
+        self.register_buffer("zero", torch.zeros(self.features))
+        self.register_buffer("one", torch.ones(self.features))
+
+    def forward(self) -> Distribution:
+        """The distribution."""
+        normal = Normal(self.zero, self.one, validate_args=False)
+        return Independent(normal, 1, validate_args=False)
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}"
+
+
+class FixedBase(nn.Module):
+    """A torch distribution as it is given; its tensors follow the module's dtype and device.
+
+    They are constants: no parameters, not in the state dict, not trained. A base that is trained
+    is a module, called to give a distribution.
+
+    Args:
+        distribution: a distribution over vectors of reals.
+
+    Raises:
+        ValueError: for events that are not vectors.
+
+    Example:
+        >>> base = FixedBase(Independent(Normal(torch.zeros(3), torch.ones(3)), 1)).double()
+        >>> base().sample().dtype
+        torch.float64
+    """
+
+    def __init__(self, distribution: Distribution) -> None:
+        super().__init__()
+        if len(distribution.event_shape) != 1:
+            raise ValueError(
+                f"Expected base with event_shape (D,); got {tuple(distribution.event_shape)} and "
+                f"batch_shape {tuple(distribution.batch_shape)}. Independent one-dimensional "
+                f"distributions become one of vectors by "
+                f"torch.distributions.Independent(base, 1)"
+            )
+        (self.features,) = distribution.event_shape
+        self.distribution = distribution
+
+    def forward(self) -> Distribution:
+        """The distribution."""
+        return self.distribution
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedBase:
+        super()._apply(fn, recurse)
+        self.distribution = _moved(self.distribution, fn, {})
+        return self
+
+    def extra_repr(self) -> str:
+        return str(self.distribution)
+
+
+def _moved(value: Any, fn: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
+    """A copy of a distribution with a function applied to every tensor in it."""
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, list):
+        return [_moved(item, fn, done) for item in value]
+    if not isinstance(value, (Distribution, Transform)):
+        return value
+    if id(value) not in done:  # a transform and its inverse hold each other
+        done[id(value)] = new = copy.copy(value)
+        for name, item in vars(value).items():
+            new.__dict__[name] = _moved(item, fn, done)
+    return done[id(value)]
+
+
+def make_base(base: Any, features: int | None) -> nn.Module:
+    """A flow's base as a module: None for standard normal noise, a distribution, or a model."""
+    if base is None:
+        expect(features is not None, "base", "to be given to a flow without transforms", None)
+        return StandardNormal(positive_integer(features, "features"))
+    if isinstance(base, Distribution):
+        base = FixedBase(base)
+    expect_type(
+        isinstance(base, nn.Module) and isinstance(getattr(base, "features", None), int),
+        "base",
+        "to be None, a torch Distribution, or a model of this library",
+        base,
+    )
+    if features is not None:
+        expect(base.features == features, "base", f"to have {features} features", base.features)
+    module: nn.Module = base
+    return module

@@ -1,0 +1,158 @@
+"""Training over orders and masks: which arrangement of a network each batch is scored under."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from made_flows._checks import check_broadcast, expect, expect_type, positive_integer
+from made_flows._rows import as_rows
+from made_flows.nn import masks as mk
+from made_flows.nn.connectivity import draw_degrees
+from made_flows.nn.made import MADE
+
+__all__ = ["OrderSchedule"]
+
+
+class OrderSchedule(nn.Module):
+    r"""Orders of the features and degrees of the hidden units, drawn or taken in turn.
+
+    With fresh orders a network learns, of every order at once, the conditionals
+
+    .. math:: \max_\theta\; \mathbb E_{o} \sum_k \log p_\theta(x_{o_k} \mid x_{o_{<k}})
+
+    Args:
+        made: the network that is trained.
+        orders: None for the network's own order; ``"all"`` to draw a fresh one every time; a
+            number K of fixed orders, drawn now and taken in turn; or K orders, (K, features).
+        masks: None for the network's own degrees; ``"all"`` to draw fresh ones every time; or a
+            number K of fixed sets of degrees.
+        per_batch: how many orders a batch is cut into; ``"row"`` for an order for each row.
+        generator: source of randomness for what is drawn now. What is drawn in training comes
+            from torch's global generator.
+
+    Raises:
+        ValueError: for a network of a graph, which has no order; for other words, and orders
+            that are no permutations.
+        TypeError: for arguments of another type.
+
+    References:
+        Uria, Murray, Larochelle 2014, *A Deep and Tractable Density Estimator*, equation 7;
+        Germain et al. 2015, sections 4.2-4.3.
+    """
+
+    orders: Tensor | None
+    degrees: Tensor | None
+
+    def __init__(
+        self,
+        made: MADE,
+        orders: Any = None,
+        masks: Literal["all"] | int | None = None,
+        per_batch: int | Literal["row"] = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("orders", orders), ("masks", masks)):
+            free = value is None or made.graph is None
+            expect(free, name, "to be left out for a network of a graph", repr(value))
+        words = f"to be 'all', a number of them or orders of shape (K, {made.features})"
+        expect(not isinstance(orders, str) or orders == "all", "orders", words, repr(orders))
+        self.any_order, self.any_degrees = isinstance(orders, str), isinstance(masks, str)
+        words = "to be 'all' or a number of sets of degrees"
+        expect(not self.any_degrees or masks == "all", "masks", words, repr(masks))
+        self.per_batch: int | Literal["row"] = "row"
+        if per_batch != "row":
+            expect_type(
+                isinstance(per_batch, Integral), "orders_per_batch", "to be an integer or 'row'",
+                per_batch,
+            )  # fmt: skip
+            self.per_batch = positive_integer(per_batch, "orders_per_batch")
+        self.shape, self._turn = made.shape, 0
+        fixed = None
+        if orders is not None and not self.any_order:
+            fixed = _fixed_orders(made.features, orders, generator)
+        self.register_buffer("orders", fixed)
+        drawn = None
+        if isinstance(masks, int) and not self.any_degrees:
+            sets = positive_integer(masks, "masks")
+            drawn = torch.stack([self._fresh_degrees(generator) for _ in range(sets)])
+        else:
+            expect_type(masks is None or self.any_degrees, "masks", words, masks)
+        self.register_buffer("degrees", drawn)
+
+    def _fresh_degrees(self, generator: torch.Generator | None = None) -> Tensor:
+        """Degrees of all hidden layers, one after the other."""
+        # In random order, as a unit's place should not say how many ranks it may read.
+        layers = draw_degrees(self.shape, "random", generator, shuffle=True)
+        return torch.cat(layers) if layers else torch.empty(0, dtype=torch.long)
+
+    def draw_orders(self, count: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """The next orders (count, features), None for the network's own."""
+        if self.any_order:
+            size = (count, self.shape.features)
+            return torch.rand(size, generator=generator, device="cpu").argsort(dim=-1)
+        if self.orders is None:
+            return None
+        return self.orders[(self._turn + torch.arange(count)) % len(self.orders)]
+
+    def draw_degrees(
+        self, generator: torch.Generator | None = None, *, turn: int | None = None
+    ) -> Sequence[Tensor] | None:
+        """The next degrees of every hidden layer, None for the network's own."""
+        if self.any_degrees:
+            drawn = self._fresh_degrees(generator)
+        elif self.degrees is None:
+            return None
+        else:
+            drawn = self.degrees[(self._turn if turn is None else turn) % len(self.degrees)]
+        return torch.split(drawn, list(self.shape.hidden))
+
+    def outputs(self, made: MADE, x: Tensor, context: Tensor | None) -> Tensor:
+        """What a network makes of a batch, (..., features, K), under the next arrangements."""
+        if self.per_batch == 1:
+            orders, degrees = self.draw_orders(1), self.draw_degrees()
+            self._turn += 1
+            parameters: Tensor = made(x, context, None if orders is None else orders[0], degrees)
+            return parameters
+        shapes = {"x": x.shape[:-1]} | ({} if context is None else {"context": context.shape[:-1]})
+        batch = check_broadcast(**shapes)
+        rows, contexts = as_rows(x, batch), as_rows(context, batch)
+        if self.per_batch == "row":
+            orders, degrees = self.draw_orders(len(rows)), self.draw_degrees()
+            self._turn += max(len(rows), 1)
+            output = made(rows, contexts, orders, degrees)
+            return torch.as_tensor(output).reshape(*batch, *output.shape[1:])
+        parts = min(self.per_batch, max(len(rows), 1))
+        orders, degrees = self.draw_orders(parts), self.draw_degrees()
+        self._turn += parts
+        if orders is None or parts == 1:
+            output = made(rows, contexts, None if orders is None else orders[0], degrees)
+            return torch.as_tensor(output).reshape(*batch, *output.shape[1:])
+        # As many rows for each order: the first ones again, to fill the last part up.
+        filled = torch.arange(-(-len(rows) // parts) * parts, device=rows.device) % len(rows)
+        rows = rows[filled].unflatten(0, (parts, -1))
+        contexts = None if contexts is None else contexts[filled].unflatten(0, (parts, -1))
+        output = made(rows, contexts, orders.unsqueeze(1), degrees).flatten(0, 1)
+        return torch.as_tensor(output[: batch.numel()]).reshape(*batch, *output.shape[1:])
+
+    def extra_repr(self) -> str:
+        orders = "'all'" if self.any_order else None if self.orders is None else len(self.orders)
+        masks = "'all'" if self.any_degrees else None if self.degrees is None else len(self.degrees)
+        parts = [f"{n}={v}" for n, v in (("orders", orders), ("masks", masks)) if v is not None]
+        return ", ".join([*parts, f"per_batch={self.per_batch!r}"])
+
+
+def _fixed_orders(features: int, orders: Any, generator: torch.Generator | None) -> Tensor:
+    """K orders, (K, features), checked or drawn."""
+    if isinstance(orders, Integral):
+        count = positive_integer(orders, "orders")
+        return torch.stack([mk.make_order(features, "random", generator) for _ in range(count)])
+    several = isinstance(orders, (Sequence, Tensor)) or hasattr(orders, "__array__")
+    expect_type(several, "orders", "to be 'all', a number of orders or orders", orders)
+    expect(len(orders) > 0, "orders", "to hold at least one order", "none")
+    return torch.stack([mk.make_order(features, order) for order in orders])

@@ -1,0 +1,176 @@
+"""Flows for variational posteriors: where they start, and how far a step of training moves them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from made_flows._checks import check_event, expect, positive_integer, real_number
+from made_flows._registry import saveable
+from made_flows.models.autoregressive_flows import IAF
+from made_flows.models.flows import Flow
+from made_flows.nn.made import MADE
+from made_flows.nn.masks import make_order
+from made_flows.transforms.autoregressive import AutoregressiveTransform
+from made_flows.transforms.base import Transform
+from made_flows.univariate.bijections import Affine
+from made_flows.univariate.scales import ScaleRule
+
+__all__ = ["DampedAffine", "TriangularAffine", "posterior_flow"]
+
+_SCALE_STEP = 4.0
+"""How much faster a logarithm of a scale moves than other parameters."""
+
+
+@saveable
+class DampedAffine(Affine):
+    r"""An affine bijection whose parameters are multiplied by a constant.
+
+    .. math:: y = g \mu + s(g a)\, x
+
+    Steps of Adam and its kin have one size, whatever the gradient's. A map made of very many
+    weights then moves too far in a step, and ends in noise; g < 1 makes its steps smaller.
+
+    Args:
+        gain: g.
+        scale: the scale rule s, as for :class:`~made_flows.Affine`.
+
+    Raises:
+        ValueError: for a gain that is not positive, and an unknown rule.
+
+    Example:
+        >>> DampedAffine(0.5).forward(torch.ones(1), torch.tensor([[3.0, 0.0]]))[0]
+        tensor([2.5000])
+    """
+
+    def __init__(self, gain: float = 0.3, scale: str | ScaleRule = "bounded") -> None:
+        super().__init__(scale)
+        self.gain = real_number(gain, "gain", above=0)
+
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x, self.gain * parameters)
+
+    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return super().inverse(y, self.gain * parameters)
+
+    def kernel(self) -> None:  # type: ignore[override]
+        """The compiled inverse has no gain."""
+        return
+
+    def extra_repr(self) -> str:
+        return f"gain={self.gain:g}"
+
+
+@saveable
+class TriangularAffine(Transform):
+    r"""A learned affine map with a lower triangular matrix.
+
+    .. math:: x = m + e^{s} \odot (z + L z)
+
+    with L strictly lower triangular: of standard normal noise it makes every multivariate normal
+    distribution.
+
+    Args:
+        location: where m starts, (D,).
+        scale: where :math:`e^s` starts, positive, (D,) or one for all.
+
+    Raises:
+        ValueError: for shapes that differ and scales that are not positive.
+
+    Example:
+        >>> TriangularAffine(torch.tensor([3.0, 4.0]), 2.0).to_data(torch.ones(2))[0].detach()
+        tensor([5., 6.])
+    """
+
+    def __init__(self, location: Any, scale: Any = 1.0) -> None:
+        super().__init__()
+        location = torch.as_tensor(location, dtype=torch.get_default_dtype())
+        expect(location.dim() == 1, "location", "of shape (D,)", tuple(location.shape))
+        scale = torch.as_tensor(scale, dtype=location.dtype)
+        fits = scale.shape in ((), location.shape)
+        expect(fits, "scale", f"of shape () or {tuple(location.shape)}", tuple(scale.shape))
+        expect(bool((scale > 0).all()), "scale", "to be positive", scale)
+        self.features = len(location)
+        self.location = nn.Parameter(location.clone())
+        # The diagonal has s. By Adam's steps of 0.005, a scale that is wrong by a factor of e^4
+        # would take a thousand of them.
+        diagonal = scale.log().expand(location.shape) / _SCALE_STEP
+        self.matrix = nn.Parameter(torch.diag(diagonal))
+
+    @property
+    def log_scale(self) -> Tensor:
+        """The logarithm s of the scale, (D,)."""
+        return _SCALE_STEP * self.matrix.diagonal()
+
+    @property
+    def lower(self) -> Tensor:
+        """The matrix L, (D, D)."""
+        return self.matrix.tril(-1)
+
+    def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event(x, "x", self.features, self.location.dtype)
+        log_scale = self.log_scale
+        y = (x - self.location) * torch.exp(-log_scale)
+        columns = y.reshape(-1, self.features).T
+        z = torch.linalg.solve_triangular(self.lower, columns, upper=False, unitriangular=True)
+        return z.T.reshape(x.shape), -log_scale.sum().expand(x.shape[:-1])
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event(z, "z", self.features, self.location.dtype)
+        log_scale = self.log_scale
+        x = self.location + torch.exp(log_scale) * (z + F.linear(z, self.lower))
+        return x, log_scale.sum().expand(z.shape[:-1])
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}"
+
+
+def posterior_flow(
+    location: Any,
+    init_scale: Any = 1.0,
+    transforms: int = 3,
+    hidden_features: Sequence[int] | None = None,
+    gain: float = 0.3,
+    **flow: Any,
+) -> Flow:
+    r"""An inverse autoregressive flow that starts at a normal distribution of given moments.
+
+    Next to the data is a :class:`TriangularAffine`, which has all multivariate normal
+    distributions, and then a linear autoregressive transform, whose shifts and logarithms of scales
+    are linear in the features before: funnels. All further transforms have hidden layers.
+
+    Args:
+        location, init_scale: of the normal distribution, about.
+        transforms: number of autoregressive transforms, the linear one among them.
+        hidden_features: widths of the hidden layers; by default two of D units, and at least 64.
+        gain: of the autoregressive transforms, see :class:`DampedAffine`.
+        flow: further arguments of :class:`~made_flows.IAF`; by default ``activation="tanh"``,
+            ``direct=True`` and, as ``bijection``, a :class:`DampedAffine`.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range.
+
+    Example:
+        >>> flow = posterior_flow(torch.tensor([3.0, 4.0]), 0.1)
+        >>> flow().sample((5,)).shape
+        torch.Size([5, 2])
+    """
+    outer = TriangularAffine(location, init_scale)
+    features, transforms = outer.features, positive_integer(transforms, "transforms")
+    if hidden_features is None:
+        hidden_features = (max(64, features),) * 2
+    order = flow.pop("order", "reverse")
+    first = make_order(features, "natural" if isinstance(order, str) else order)
+    given = {"activation": "tanh", "direct": True, **flow}
+    if "scale" not in given:
+        given.setdefault("bijection", DampedAffine(gain))
+    # One more than needed, so that orders take turns with that of the linear transform.
+    order = first if isinstance(order, str) and order == "reverse" else order
+    inner = IAF(features, 0, transforms, hidden_features, order=order, **given)
+    linear = MADE(features, 0, (), 2, order=first)
+    stack = [AutoregressiveTransform(linear, DampedAffine(gain), "noise"), *inner._chain()[1:]]
+    return Flow([outer, *stack])

@@ -1,0 +1,165 @@
+"""Connectivity: which unit of a MADE reads which, from an order of the features or from a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from made_flows._checks import expect, expect_type, positive_integer
+from made_flows.nn import masks as mk
+
+__all__ = [
+    "Connectivity",
+    "Shape",
+    "connect_by_graph",
+    "connect_in_order",
+    "draw_degrees",
+    "feature_reach",
+    "per_feature",
+]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a network, before anything is connected.
+
+    Args:
+        features: number of features D.
+        context: number of context variables C.
+        input_features: the feature that each input column belongs to.
+        output_features: the feature that each output row belongs to.
+        hidden: widths of the hidden layers.
+        residual: whether the layers at even places are one residual stream.
+    """
+
+    features: int
+    context: int
+    input_features: Tensor
+    output_features: Tensor
+    hidden: tuple[int, ...]
+    residual: bool = False
+
+    def adds_to_stream(self, layer: int) -> bool:
+        """Whether a hidden layer ends a residual block, so that its units are the stream's."""
+        return self.residual and layer > 0 and layer % 2 == 0
+
+
+@dataclass(frozen=True)
+class Connectivity:
+    """Ranks of the features, degrees of the hidden units, and the masks that follow.
+
+    Args:
+        ranks: rank of every feature (for a graph: its topological level).
+        degrees: degrees of the units of every hidden layer.
+        masks: one mask per hidden layer and one for the output, (units, inputs).
+        direct: mask of direct connections, (outputs, inputs).
+        input_context: mask of the context's way to the first hidden layer, None without one.
+        output_context: mask of the context's way to the outputs.
+        allowed: which feature may depend on which, (features, features).
+    """
+
+    ranks: Tensor
+    degrees: list[Tensor]
+    masks: list[Tensor]
+    direct: Tensor
+    input_context: Tensor | None
+    output_context: Tensor
+    allowed: Tensor
+
+
+def connect_in_order(
+    shape: Shape,
+    ranks: Tensor,
+    rule: str,
+    generator: torch.Generator | None = None,
+    *,
+    shuffle: bool = False,
+) -> Connectivity:
+    """Connectivity by degrees (Germain et al. 2015, equations 12-13).
+
+    Args:
+        shape: the sizes of the network.
+        ranks: rank of every feature.
+        rule: ``"even"`` or ``"random"`` degrees.
+        generator: source of randomness for random degrees.
+        shuffle: leave units in random order, where otherwise they are sorted by degree.
+    """
+    degrees = draw_degrees(shape, rule, generator, shuffle)
+    inputs, outputs = ranks[shape.input_features], ranks[shape.output_features]
+    context = torch.ones(len(outputs), shape.context, dtype=torch.bool)
+    first = torch.ones(shape.hidden[0], shape.context, dtype=torch.bool) if shape.hidden else None
+    return Connectivity(
+        ranks=ranks,
+        degrees=degrees,
+        masks=mk.degree_masks(inputs, degrees, outputs),
+        direct=outputs[:, None] > inputs,
+        input_context=first,
+        output_context=context,
+        allowed=ranks[:, None] > ranks,
+    )
+
+
+def draw_degrees(
+    shape: Shape, rule: str, generator: torch.Generator | None = None, shuffle: bool = False
+) -> list[Tensor]:
+    """Degrees of the units of every hidden layer, see :func:`connect_in_order`."""
+    drawn: list[Tensor] = []
+    # Units of degree 0 read the context alone: without one they would be constants.
+    lowest = 0 if shape.context else 1
+    for layer, width in enumerate(shape.hidden):
+        if shape.adds_to_stream(layer):
+            drawn.append(drawn[0])
+            continue
+        if rule == "random" and drawn:
+            lowest = int(drawn[-1].min())
+        degrees = mk.hidden_degrees(
+            width, shape.features, lowest=lowest, rule=rule, generator=generator
+        )
+        drawn.append(degrees[torch.randperm(width, generator=generator)] if shuffle else degrees)
+    return drawn
+
+
+def connect_by_graph(shape: Shape, adjacency: Tensor) -> Connectivity:
+    """Connectivity by a directed acyclic graph.
+
+    Args:
+        shape: the sizes of the network.
+        adjacency: boolean (features, features + context); ``[i, j]``: feature i may depend on
+            column j.
+    """
+    features = adjacency[:, : shape.features]
+    columns = torch.cat([shape.input_features, shape.features + torch.arange(shape.context)])
+    masks, degrees = mk.ancestor_masks(adjacency, columns, shape.hidden, shape.output_features)
+    first, inputs = masks[0], len(shape.input_features)
+    masks[0] = first[:, :inputs]
+    return Connectivity(
+        ranks=mk.adjacency_levels(features),
+        degrees=degrees,
+        masks=masks,
+        direct=features[shape.output_features][:, shape.input_features],
+        input_context=first[:, inputs:] if shape.hidden else None,
+        output_context=adjacency[shape.output_features, shape.features :],
+        allowed=features,
+    )
+
+
+def feature_reach(shape: Shape, paths: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Which feature's parameters can depend on which feature, along several chains of masks."""
+    reach = torch.stack([mk.connectivity(chain) for chain in paths]).any(dim=0)
+    features = torch.arange(shape.features, device=reach.device)
+    outputs = (shape.output_features.to(reach.device) == features[:, None]).float()
+    inputs = (shape.input_features.to(reach.device)[:, None] == features).float()
+    return outputs @ reach.float() @ inputs > 0
+
+
+def per_feature(value: Any, features: int, argument: str) -> tuple[int, ...]:
+    """One positive number for all features, or one for each, as a tuple with one for each."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        expect(len(value) == features, argument, f"to have {features} entries", len(value))
+        return tuple(positive_integer(v, f"{argument}[{i}]") for i, v in enumerate(value))
+    expect_type(not isinstance(value, str), argument, "to be an integer or a sequence", value)
+    return (positive_integer(value, argument),) * features

@@ -1,0 +1,158 @@
+"""A linear layer whose weights live where a mask says so."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from made_flows._checks import is_untransformed
+from made_flows.nn.block_linear import SMALLEST, Block, block_linear, blocks_of
+
+__all__ = ["MaskedLinear", "RowMask", "run_weight_hooks"]
+
+
+class RowMask(Protocol):
+    """A mask that differs from row to row, which knows how to apply itself."""
+
+    def __call__(self, x: Tensor, layer: MaskedLinear) -> Tensor:
+        """The masked affine map of x, (..., inputs) -> (..., outputs)."""
+
+
+class MaskedLinear(nn.Module):
+    r"""A masked affine map :math:`y = (M \odot W)\, x + b`.
+
+    Args:
+        mask: boolean (outputs, inputs); True where a weight lives.
+        bias: whether there is a bias.
+        mask_weights: whether a matrix U adds :math:`(M \odot U)\, 1` to the bias, so that a unit
+            can tell an input that it may not read from one that is zero (Germain et al. 2015,
+            section 4.2). It starts at zero.
+
+    The mask is a buffer of zeros and ones: it moves and is saved with the weights. A call may
+    bring a mask of its own. Rows of ``weight`` start uniform with variance 1 / (number of inputs
+    the row may read), so that units with few inputs start at the same scale as those with many.
+
+    Example:
+        >>> layer = MaskedLinear(torch.tensor([[True, False], [True, True]]))
+        >>> layer(torch.ones(5, 2)).shape
+        torch.Size([5, 2])
+    """
+
+    mask: Tensor
+    bias: nn.Parameter | None
+    mask_weight: nn.Parameter | None
+
+    def __init__(self, mask: Tensor, bias: bool = True, mask_weights: bool = False) -> None:
+        super().__init__()
+        self.out_features, self.in_features = mask.shape
+        # Of the weights' type: a product with booleans converts them every time, which at 1024
+        # units takes longer than the product itself.
+        self.register_buffer("mask", mask.to(torch.get_default_dtype()))
+        self.weight = nn.Parameter(torch.empty(mask.shape))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(self.out_features)) if bias else None
+        )
+        self.has_mask_weights = bool(mask_weights)
+        self.register_parameter(
+            "mask_weight", nn.Parameter(torch.empty(mask.shape)) if mask_weights else None
+        )
+        self._blocks: tuple[tuple[int, int], tuple[Block, ...] | None] | None = None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, gain: float = 1.0, extra_inputs: int | Tensor = 0) -> None:
+        """Draw weights anew.
+
+        Args:
+            gain: factor on the weights' standard deviation; below one the bias starts at zero.
+            extra_inputs: how many inputs the same units read through another layer, a number or
+                one for each row, (outputs, 1).
+        """
+        visible = (self.mask.sum(dim=1, keepdim=True) + extra_inputs).clamp(min=1)
+        bound = (3.0 / visible).sqrt()
+        self.weight.uniform_(-1, 1).mul_(bound * gain)
+        if self.mask_weight is not None:
+            self.mask_weight.zero_()
+        if self.bias is not None:
+            # Spread the kinks of the units over the data, as torch.nn.Linear does.
+            self.bias.uniform_(-1, 1).mul_((bound / 3**0.5).squeeze(1) if gain == 1 else 0.0)
+
+    def forward(self, x: Tensor, mask: Tensor | RowMask | None = None) -> Tensor:
+        """The map of x, (..., inputs) -> (..., outputs), under another mask where one is given."""
+        if mask is not None and not isinstance(mask, Tensor):
+            return mask(x, self)
+        bias = self.full_bias(mask) if self.has_mask_weights else self.bias
+        blocks = self._blocks_for(x) if mask is None else None
+        if blocks is not None:
+            return block_linear(x, self.weight, bias, self.mask, blocks)
+        return F.linear(x, self.weight * (self.mask if mask is None else mask), bias)
+
+    def offset(self, mask: Tensor | None = None) -> Tensor | None:
+        """What a mask (..., outputs, inputs), or the own, adds to the bias: (..., outputs).
+
+        None without mask weights.
+        """
+        if self.mask_weight is None:
+            return None
+        return (self.mask_weight * (self.mask if mask is None else mask)).sum(dim=-1)
+
+    def full_bias(self, mask: Tensor | None = None) -> Tensor | None:
+        """The bias with what the mask adds to it."""
+        offset = self.offset(mask)
+        if offset is None or self.bias is None:
+            return self.bias if offset is None else offset
+        return self.bias + offset
+
+    def masked(self, mask: Tensor) -> MaskedLinear:
+        """A layer of the same weights, not copies of them, under another mask."""
+        other = copy.copy(self)
+        other._parameters, other._buffers = dict(self._parameters), dict(self._buffers)
+        other._buffers["mask"] = mask.to(self.mask)
+        return other
+
+    def _blocks_for(self, x: Tensor) -> tuple[Block, ...] | None:
+        """The blocks of the mask, where leaving empty ones out pays: large layers on the CPU."""
+        if (
+            self.in_features * self.out_features < SMALLEST
+            or x.device.type != "cpu"
+            or not is_untransformed(x)
+            or torch.is_autocast_enabled("cpu")
+            or self.mask.is_inference()
+        ):
+            return None
+        stamp = (self.mask._version, id(self.mask))
+        if self._blocks is None or self._blocks[0] != stamp:
+            self._blocks = (stamp, blocks_of(self.mask))
+        return self._blocks[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_blocks": None}
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # A fourth of the size on disk; loading copies it into the buffer, of whatever type.
+        destination[f"{prefix}mask"] = destination[f"{prefix}mask"].bool()
+
+    def extra_repr(self) -> str:
+        bias = "" if self.bias is not None else ", bias=False"
+        return f"{self.in_features}, {self.out_features}{bias}"
+
+
+def run_weight_hooks(layers: Iterable[nn.Module | None]) -> None:
+    """Bring weights up to date that are computed before every forward, as pruned ones are.
+
+    Args:
+        layers: the layers, None where there is none. A layer may be another library's.
+    """
+    for layer in layers:
+        for hook in tuple(layer._forward_pre_hooks.values()) if layer is not None else ():
+            name = getattr(hook, "_tensor_name", getattr(hook, "name", None))
+            if isinstance(name, str) and name in ("weight", "bias", "mask_weight"):
+                hook(layer, ())

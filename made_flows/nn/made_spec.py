@@ -1,0 +1,122 @@
+"""A MADE described as a network, kept while it is made of the same objects."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from made_flows.nn.activations import activation_name
+from made_flows.nn.linear import MaskedLinear, run_weight_hooks
+from made_flows.nn.spec import LayerSpec, NetworkSpec
+
+if TYPE_CHECKING:
+    from made_flows.nn.made import MADE
+
+__all__ = ["MADESpec"]
+
+
+class MADESpec:
+    """The layers of a MADE as a :class:`~made_flows.nn.spec.NetworkSpec`.
+
+    A single row is inverted in a tenth of a millisecond, of which putting this together would
+    take a third; to see that it still holds takes 3 us.
+
+    Args:
+        made: the network to describe.
+
+    Attributes:
+        network: without a context.
+        with_context: its text and tensors where a context contributes too.
+    """
+
+    def __init__(self, made: MADE) -> None:
+        linears = [cast(MaskedLinear, layer) for layer in made.layers]
+        run_weight_hooks((*linears, made.direct))
+        self._contexts, self._offsets = _contexts(made), _offsets(made)
+        self._activation = activation_name(made.activation)
+        self._modules = _modules(made)
+        self.network = self._describe(made, linears, self._offsets)
+        self.with_context = self._describe(made, linears, {*self._contexts, *self._offsets})
+        places: list[tuple[dict[str, Any], str]] = [(made._buffers, "ranks")]
+        for linear in linears if made.direct is None else [*linears, made.direct]:
+            places += [(linear._parameters, "weight"), (linear._parameters, "bias")]
+            places.append((linear._buffers, "mask"))
+        # Weights under a parametrization, or pruned, are computed: of now, and not to be kept.
+        self._computed = not all(name in table for table, name in places)
+        self._tensors = [(table, name, table.get(name)) for table, name in places]
+
+    def _describe(
+        self, made: MADE, linears: list[MaskedLinear], based: Collection[int]
+    ) -> NetworkSpec:
+        last = len(linears) - 1
+        layers = [
+            LayerSpec(
+                linear.weight,
+                linear.mask,
+                linear.bias,
+                base=linear.weight if index in based else None,  # stands for what each call brings
+                activation=self._activation,
+                adds_to=index - 2 if index < last and made.adds_to_stream(index) else -1,
+            )
+            for index, linear in enumerate(linears)
+        ]
+        direct = None if made.direct is None else LayerSpec(made.direct.weight, made.direct.mask)
+        return NetworkSpec.of_layers(made.ranks, layers, direct, made.inputs, made.outputs)
+
+    def at(self, context: Tensor | None) -> NetworkSpec:
+        """The network with what a context (rows, C), or None, and the masks contribute to it."""
+        if context is None:
+            if not self._offsets:
+                return self.network
+            bases = self._bases({}, None)
+            return NetworkSpec(self.network.structure, self.network.tensors, bases)
+        bases = self._bases(self._contexts, context)
+        return NetworkSpec(self.with_context.structure, self.with_context.tensors, bases)
+
+    def _bases(self, contexts: dict[int, MaskedLinear], context: Tensor | None) -> list[Tensor]:
+        """What is added to the layers that are based on something, each (rows, units)."""
+        rows = 1 if context is None else len(context)
+        bases = []
+        for index in sorted({*contexts, *self._offsets}):
+            parts = [contexts[index](context)] if index in contexts else []
+            offsets = (layer.offset() for layer in self._offsets.get(index, ()))
+            parts += [offset.expand(rows, -1) for offset in offsets if offset is not None]
+            bases.append(functools.reduce(torch.add, parts))
+        return bases
+
+    def holds(self, made: MADE) -> bool:
+        """Whether the network is still made of the same modules and tensors."""
+        return (
+            not self._computed
+            and self._modules == _modules(made)
+            and self._activation == activation_name(made.activation)
+            and all(table[name] is tensor for table, name, tensor in self._tensors)
+        )
+
+
+def _contexts(made: MADE) -> dict[int, MaskedLinear]:
+    """The layers that a context contributes to, and the way it takes there."""
+    last = len(made.layers) - 1
+    ways = {0: made.input_context, last: made.output_context}
+    return {index: way for index, way in ways.items() if way is not None}
+
+
+def _offsets(made: MADE) -> dict[int, list[MaskedLinear]]:
+    """The layers that masks alone contribute to, and the weights of those masks."""
+    found: dict[int, list[MaskedLinear]] = {}
+    for index, layer in enumerate(made.layers):
+        if cast(MaskedLinear, layer).has_mask_weights:
+            found[index] = [cast(MaskedLinear, layer)]
+    if made.direct is not None and made.direct.has_mask_weights:
+        found.setdefault(len(made.layers) - 1, []).append(made.direct)
+    return found
+
+
+def _modules(made: MADE) -> tuple[nn.Module | None, ...]:
+    # Dictionaries: looking attributes of modules up takes several times as long.
+    layers = cast(nn.ModuleList, made._modules["layers"])
+    return (*made._modules.values(), *layers._modules.values())

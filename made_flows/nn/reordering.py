@@ -1,0 +1,172 @@
+"""The same weights in another arrangement: orders and degrees other than a MADE's own.
+
+The masks of one call, masks drawn anew in place, and a second network that shares the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from made_flows._checks import expect, expect_type, has_concrete_values
+from made_flows.nn import masks as mk
+from made_flows.nn.connectivity import connect_in_order
+from made_flows.nn.linear import MaskedLinear, RowMask
+
+if TYPE_CHECKING:
+    from made_flows.nn.made import MADE
+
+__all__ = ["Masks", "check_degrees", "check_ranks", "masks_of", "resample", "view"]
+
+
+class Masks(NamedTuple):
+    """The masks of one call: of the layers (None: a layer's own) and the direct connection."""
+
+    layers: tuple[Tensor | RowMask | None, ...]
+    direct: Tensor | RowMask | None
+
+
+def check_ranks(made: MADE, order: Any) -> Tensor:
+    """The ranks (..., D) of an order, or of one for each row, on the network's device."""
+    expect(made.graph is None, "order", "to be left out for a network of a graph", order)
+    if isinstance(order, str) or not isinstance(order, Tensor) or has_concrete_values(order):
+        given = order
+        if not isinstance(order, str):
+            try:
+                given = torch.as_tensor(order)
+            except (TypeError, ValueError, RuntimeError):
+                given = torch.empty(0)
+        if isinstance(given, Tensor) and given.dim() > 1:
+            _check_orders(given, made.features)
+        else:
+            given = mk.make_order(made.features, order)
+        order = given
+    return mk.ranks_from_order(order.to(made.ranks.device))
+
+
+def _check_orders(orders: Tensor, features: int) -> None:
+    expected = f"to be of shape (..., {features}), permutations of 0..{features - 1}"
+    expect(orders.shape[-1] == features, "order", expected, tuple(orders.shape))
+    whole = not orders.is_floating_point() and orders.dtype is not torch.bool
+    expect(whole, "order", expected, orders.dtype)
+    sorted_orders = orders.sort(dim=-1).values
+    wrong = (sorted_orders != torch.arange(features, device=orders.device)).any(dim=-1)
+    if bool(wrong.any()):
+        row = wrong.nonzero()[0].tolist()
+        got = orders[tuple(row)].tolist()
+        expect(False, "order", expected, f"{got} in row {', '.join(map(str, row))}")
+
+
+def check_degrees(made: MADE, degrees: Any) -> tuple[Tensor, ...]:
+    """Degrees of every hidden layer, on the network's device.
+
+    Raises:
+        ValueError: for another number of layers or units, for degrees out of range, and for
+            ends of residual blocks whose degrees are not those of the stream.
+        TypeError: for anything but a sequence of integer tensors.
+    """
+    expect(made.graph is None, "degrees", "to be left out for a network of a graph", degrees)
+    sequence = isinstance(degrees, Sequence) and not isinstance(degrees, str)
+    expect_type(sequence, "degrees", "to be a sequence of tensors, one per hidden layer", degrees)
+    hidden = made.shape.hidden
+    expect(len(degrees) == len(hidden), "degrees", f"of {len(hidden)} layers", len(degrees))
+    checked: list[Tensor] = []
+    for layer, (given, width) in enumerate(zip(degrees, hidden, strict=True)):
+        given = torch.as_tensor(given)
+        name = f"degrees[{layer}]"
+        whole = not given.is_floating_point() and given.dtype is not torch.bool
+        expect_type(whole, name, "to be integers", given.dtype)
+        expect(given.shape == (width,), name, f"of shape ({width},)", tuple(given.shape))
+        if has_concrete_values(given):
+            valid = bool(((given >= 0) & (given < made.features)).all())
+            highest = made.features - 1
+            expect(valid, name, f"to be from 0 to {highest}", f"{int(given.min())} to "
+                   f"{int(given.max())}")  # fmt: skip
+            if made.adds_to_stream(layer):
+                same = torch.equal(given.to(checked[0].device), checked[0])
+                expect(same, name, "to equal degrees[0], as its units are the stream's", "others")
+        checked.append(given.to(made.ranks.device))
+    return tuple(checked)
+
+
+def masks_of(made: MADE, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> Masks:
+    """The masks of a MADE under other ranks, and other degrees where they are given.
+
+    Of the weights' type, as a product with booleans converts them every time.
+
+    Args:
+        made: the network.
+        ranks: rank of every feature, (..., D); masks have the same leading dimensions where they
+            depend on it.
+        degrees: degrees of every hidden layer; None for the network's own.
+    """
+    dtype = made.dtype
+    inputs, outputs = ranks[..., made.input_features], ranks[..., made.output_features]
+    direct = None
+    if made.direct is not None or not made.shape.hidden:
+        direct = _above(outputs, inputs, dtype)
+    if not made.shape.hidden:
+        return Masks((direct,), None)
+    own = made.degrees if degrees is None else degrees
+    first, last = _above(own[0], inputs, dtype), _above(outputs + 1, own[-1], dtype)
+    inner: list[Tensor | None] = [None] * (len(own) - 1)
+    if degrees is not None:
+        inner = [_above(after + 1, before, dtype) for before, after in pairwise(degrees)]
+    return Masks((first, *inner, last), direct)
+
+
+def _above(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """Ones where the integer of a row is above that of a column, else zeros."""
+    # Comparing takes ten times as long: booleans are slow to make and to convert.
+    difference = rows.to(torch.float32).unsqueeze(-1) - columns.to(torch.float32).unsqueeze(-2)
+    return difference.clamp(0, 1).to(dtype)
+
+
+@torch.no_grad()
+def resample(made: MADE, generator: torch.Generator | None, *, order: bool, degrees: bool) -> None:
+    """Draw a new order and new degrees of a MADE, in place."""
+    expect(made.graph is None, "the network", "to have an order to draw anew", "a graph")
+    if order:
+        drawn = mk.make_order(made.features, "random", generator)
+        made.ranks.copy_(mk.ranks_from_order(drawn))
+    if degrees:
+        connectivity = connect_in_order(
+            made.shape, made.ranks.cpu(), "random", generator, shuffle=True
+        )
+        for old, new in zip(made.degrees, connectivity.degrees, strict=True):
+            old.copy_(new)
+    inputs, outputs = made.ranks[made.input_features], made.ranks[made.output_features]
+    masks = mk.degree_masks(inputs, made.degrees, outputs)
+    for layer, mask in zip(made.layers, masks, strict=True):
+        cast(MaskedLinear, layer).mask.copy_(mask)
+    if made.direct is not None:
+        made.direct.mask.copy_(outputs[:, None] > inputs)
+
+
+def view(made: MADE, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> MADE:
+    """A MADE of the same weights, not copies of them, with ranks, degrees and masks of its own.
+
+    For a graph, ranks may be any that put parents before their children; its masks stay.
+    """
+    other = copy.copy(made)
+    other._modules, other._buffers = dict(made._modules), dict(made._buffers)
+    other._parameters = dict(made._parameters)
+    other._buffers["ranks"] = ranks
+    if made.graph is not None:
+        return other
+    degrees = made.degrees if degrees is None else degrees
+    for layer, layer_degrees in enumerate(degrees):
+        other._buffers[f"degrees_{layer}"] = layer_degrees.clone()
+    masks = masks_of(made, ranks, degrees)
+    other._modules["layers"] = nn.ModuleList(
+        cast(MaskedLinear, layer).masked(cast(Tensor, mask))
+        for layer, mask in zip(made.layers, masks.layers, strict=True)
+    )
+    if made.direct is not None:
+        other._modules["direct"] = made.direct.masked(cast(Tensor, masks.direct))
+    return other

@@ -1,0 +1,53 @@
+"""What the pictures share: figures, colours, data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from made_flows._checks import check_finite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["BLUE", "GREY", "ORANGE", "figure_of", "matrix", "tidy"]
+
+BLUE, ORANGE, GREY = "#1f5a96", "#d9741a", "#8a8f98"
+
+
+def figure_of(width: float, height: float) -> Figure:
+    """A figure of a size in inches, on no display."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Expected matplotlib, which made_flows.plotting draws with; got none. "
+            "Install it: pip install 'made-flows[plot]'"
+        ) from error
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def tidy(ax: Axes) -> None:
+    """Axes without a box, in grey, so that the data stands out."""
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color(GREY)
+    ax.tick_params(colors=GREY, labelsize=8, labelcolor="black")
+
+
+def matrix(values: Any, name: str, *, missing: bool = False) -> NDArray[np.float64]:
+    """Finite values of shape (N, D) as an array, NaN among them where some may be missing."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"Expected {name} of shape (N, D); got {array.shape}")
+    known = torch.from_numpy(array)
+    check_finite(known.nan_to_num(0.0, torch.inf, -torch.inf) if missing else known, name)
+    return array

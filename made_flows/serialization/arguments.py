@@ -1,0 +1,176 @@
+"""Constructor arguments as JSON, and back: a closed list of kinds, so that no file runs code.
+
+Numbers, text, None and lists stand for themselves; everything else is an object with one key that
+names its kind. Tensors go with the weights, under names that start with ``ARGUMENTS``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from made_flows._registry import REGISTRY
+from made_flows.nn.activations import ACTIVATIONS, activation_code, make_activation
+
+__all__ = ["ARGUMENTS", "decode", "encode"]
+
+ARGUMENTS = "arguments/"
+"""How the names of argument tensors start; no name in a state dict has a slash."""
+
+_CONSTANTS = {"elu": "alpha", "leaky_relu": "negative_slope", "softplus": "beta"}
+
+
+def encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON.
+
+    Args:
+        value: the argument, or an object of a registered class.
+        name: the argument's name, for errors.
+        tensors: receives the tensors found.
+
+    Raises:
+        TypeError: for a kind that cannot be written, naming the argument.
+    """
+    return _Encoder(tensors).encode(value, name)
+
+
+def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The value that :func:`encode` wrote, its objects constructed anew.
+
+    Raises:
+        ValueError: for an unknown class or kind.
+        Exception: of a constructor that refuses its arguments.
+    """
+    return _Decoder(tensors).decode(value)
+
+
+class _Encoder:
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.objects: dict[int, int] = {}  # by identity: an object used twice is one object
+
+    def encode(self, value: Any, name: str) -> Any:
+        if value is None or isinstance(value, (bool, str)):
+            return value
+        if isinstance(value, (int, np.integer)):
+            return int(value)
+        if isinstance(value, (float, np.floating)):
+            number = float(value)
+            return number if math.isfinite(number) else {"float": str(number)}
+        if isinstance(value, np.bool_):
+            return bool(value)
+        if isinstance(value, list):
+            return [self.encode(item, f"{name}[{i}]") for i, item in enumerate(value)]
+        if isinstance(value, tuple):
+            return {"tuple": [self.encode(item, f"{name}[{i}]") for i, item in enumerate(value)]}
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return {"dict": self._arguments(value, name)}
+        if isinstance(value, torch.dtype):
+            return {"dtype": str(value).removeprefix("torch.")}
+        if isinstance(value, Tensor):
+            return {"tensor": self._tensor(value)}
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            return {"array": self._tensor(torch.from_numpy(np.ascontiguousarray(value).copy()))}
+        if REGISTRY.get(type(value).__name__) is type(value) and hasattr(value, "_arguments"):
+            return self._object(value, name)
+        return self._activation(value, name)
+
+    def _arguments(self, values: Mapping[str, Any], name: str) -> dict[str, Any]:
+        return {key: self.encode(value, f"{name}.{key}") for key, value in values.items()}
+
+    def _tensor(self, value: Tensor) -> str:
+        key = f"{ARGUMENTS}{len(self.tensors)}"
+        self.tensors[key] = value.detach().cpu().contiguous().clone()
+        return key
+
+    def _object(self, value: Any, name: str) -> dict[str, Any]:
+        if id(value) in self.objects:
+            return {"same": self.objects[id(value)]}
+        arguments = self._arguments(value._arguments, name)
+        self.objects[id(value)] = len(self.objects)
+        return {"class": type(value).__name__, "arguments": arguments}
+
+    def _activation(self, value: Any, name: str) -> dict[str, Any]:
+        if isinstance(value, type) and issubclass(value, nn.Module):
+            # A class is what it makes without arguments.
+            value = next((kind() for kind in ACTIVATIONS.values() if kind is value), value)
+        known = callable(value) and isinstance(value, Hashable) and not isinstance(value, type)
+        code = activation_code(value) if known else None
+        if code is None:
+            raise TypeError(
+                f"Expected argument {name} to be one that can be saved: numbers, text, sequences, "
+                f"arrays, known activations and objects of this library; got "
+                f"{type(value).__name__} {value!r}. Make the model without it, decorate its class "
+                f"with made_flows.saveable, or save model.state_dict() and make the model by hand"
+            )
+        return {"activation": list(code)}
+
+
+class _Decoder:
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.objects: list[Any] = []
+
+    def decode(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self.decode(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "class" in value:
+            return self._object(value)
+        if len(value) != 1:
+            raise ValueError(f"Expected an object of one key; got {sorted(value)}")
+        [(kind, content)] = value.items()
+        if kind == "tuple":
+            return tuple(self.decode(item) for item in content)
+        if kind == "dict":
+            return {key: self.decode(item) for key, item in content.items()}
+        if kind == "float":
+            return float(content)
+        if kind == "dtype" and isinstance(getattr(torch, content, None), torch.dtype):
+            return getattr(torch, content)
+        if kind in ("tensor", "array"):
+            tensor = self.tensors[content]
+            return tensor if kind == "tensor" else tensor.numpy()
+        if kind == "same":
+            return self.objects[content]
+        if kind == "activation":
+            name, constant = content
+            activation = make_activation(name)
+            if name in _CONSTANTS and getattr(activation, _CONSTANTS[name]) != constant:
+                return type(activation)(**{_CONSTANTS[name]: constant})
+            return name
+        raise ValueError(f"Expected an argument of a known kind; got {kind!r}: {content!r}")
+
+    def _object(self, value: dict[str, Any]) -> Any:
+        name = value["class"]
+        if name not in REGISTRY:
+            raise ValueError(
+                f"Expected a registered class; got {name!r}. If it is a class of your own, import "
+                f"the module that defines it, decorated with made_flows.saveable"
+            )
+        kind = REGISTRY[name]
+        arguments = {key: self.decode(item) for key, item in value["arguments"].items()}
+        made = _call(kind, arguments)
+        self.objects.append(made)
+        return made
+
+
+def _call(kind: type, arguments: dict[str, Any]) -> Any:
+    """Construct an object by name, the values of ``*args`` by place."""
+    parameters = inspect.signature(kind).parameters.values()
+    star = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    if star not in arguments:
+        return kind(**arguments)
+    before: list[Any] = []
+    for parameter in parameters:
+        if parameter.name == star:
+            break
+        before.append(arguments.pop(parameter.name))
+    return kind(*before, *arguments.pop(star), **arguments)

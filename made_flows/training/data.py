@@ -1,0 +1,277 @@
+"""Where the rows come from: one view of tensors, arrays, datasets, loaders and iterables."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from made_flows._checks import check_finite, check_values, expect, expect_type
+from made_flows.distributions.missing import ADVICE
+from made_flows.training.convert import as_batch, as_tensor, dimensions, is_batches
+from made_flows.training.loaders import split_indices, split_loader
+
+__all__ = ["Batch", "Rows", "Source", "Stream", "Target", "open_data", "split"]
+
+Batch: TypeAlias = tuple[Tensor, Tensor | None]
+"""The rows of one step and their contexts."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model takes: sizes and a check of values (where it has them), device, dtype.
+
+    ``missing`` says whether NaN is a missing value to it (None for a model that does not know),
+    and ``filler`` what it puts there.
+    """
+
+    features: int | None
+    context: int | None
+    device: torch.device
+    dtype: torch.dtype
+    check_values: Callable[[Tensor], None] | None = None
+    missing: bool | None = None
+    filler: float = 0.0
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Target:
+        """Read the target off a model: its ``features`` and ``context``, its first float tensor."""
+        device, dtype = torch.device("cpu"), torch.get_default_dtype()
+        for tensor in chain(model.parameters(), model.buffers()):
+            device = tensor.device
+            if tensor.is_floating_point():
+                dtype = tensor.dtype
+                break
+        sizes = (getattr(model, name, None) for name in ("features", "context"))
+        features, context = (size if isinstance(size, int) else None for size in sizes)
+        head = getattr(model, "head", None)
+        check_values, filler = getattr(head, "check_values", None), getattr(head, "filler", 0.0)
+        missing = getattr(model, "takes_missing", None)
+        return cls(features, context, device, dtype, check_values, missing, filler)
+
+    def check(self, x: Tensor, context: Tensor | None, name: str) -> Batch:
+        """Check the shapes and values of some rows; floats come back in the model's dtype."""
+        x = self._check(x, name, "features", self.features)
+        if self.check_values is not None:
+            # A missing value is to the check what it is to the model.
+            missing = self._may_miss(x)
+            known = x.nan_to_num(self.filler, torch.inf, -torch.inf) if missing else x
+            try:
+                self.check_values(known.to(self.device))
+            except ValueError as error:  # the model would name a row of a shuffled batch
+                raise ValueError(f"{error} of {name}") from None
+        if context is None:
+            if self.context:
+                raise ValueError(
+                    f"Expected {name} to come with a context of shape (N, {self.context}); "
+                    f"got no context"
+                )
+            return x, None
+        expect(self.context != 0, name, "without a context, as the model takes none", "a context")
+        context = self._check(context, f"the context of {name}", "context", self.context)
+        if len(context) != len(x):
+            raise ValueError(
+                f"Expected the context of {name} to have {len(x)} rows, as {name} has; "
+                f"got {len(context)}"
+            )
+        return x, context
+
+    def _check(self, x: Tensor, name: str, kind: str, size: int | None) -> Tensor:
+        expect_type(not x.is_complex(), name, "to be real", x.dtype)
+        expect_type(x.layout == torch.strided, name, "to be dense", x.layout)
+        shape = f"(N, {kind if size is None else size})"
+        if x.dim() != 2 or (size is not None and x.shape[1] != size):
+            raise ValueError(f"Expected {name} of shape {shape}; got {tuple(x.shape)}")
+        # Floats are cast before they are checked (1e300 is no float32), integers as they are
+        # used: all of them at once would take four times the memory of bytes.
+        x = x.detach().to(self.dtype) if x.is_floating_point() else x.detach()
+        if kind == "features" and self._may_miss(x):
+            check_values(x, ~torch.isinf(x), name, "to be finite, or NaN where it is missing")
+            return x
+        try:
+            check_finite(x, name)
+        except ValueError as error:
+            if kind != "features" or self.missing is None or not bool(torch.isnan(x).any()):
+                raise
+            raise ValueError(f"{error}. {ADVICE}") from None
+        return x
+
+    def _may_miss(self, x: Tensor) -> bool:
+        return bool(self.missing) and x.is_floating_point()
+
+    def move(self, x: Tensor) -> Tensor:
+        """The rows on the model's device, in its dtype."""
+        return x.to(self.device, self.dtype, non_blocking=True)
+
+
+class Rows:
+    """Rows in memory: checked once, shuffled by index."""
+
+    def __init__(self, x: Tensor, context: Tensor | None, target: Target, name: str) -> None:
+        self.x, self.context = target.check(x, context, name)
+        self.target = target
+        expect(len(self.x) > 0, name, "to have at least one row", "none")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def steps(self, batch_size: int) -> int:
+        """The number of batches in an epoch."""
+        return -(-len(self) // batch_size)
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Batches of equal size (to one row), shuffled where there is a generator."""
+        steps = self.steps(batch_size)
+        if generator is None:
+            chunks: Iterable[Any] = (
+                slice(i * len(self) // steps, (i + 1) * len(self) // steps) for i in range(steps)
+            )
+        else:
+            # Equal sizes rather than a small last batch: a row counts the same whichever batch it
+            # falls in, and no batch of one row meets a batch normalisation.
+            shuffled = torch.randperm(len(self), generator=generator, device="cpu")
+            chunks = shuffled.to(self.x.device).tensor_split(steps)
+        for rows in chunks:
+            context = None if self.context is None else self.target.move(self.context[rows])
+            yield self.target.move(self.x[rows]), context
+
+    def split(self, fraction: float, generator: torch.Generator) -> tuple[Rows, Rows]:
+        """Two random parts, the second of the given fraction."""
+        kept, held_out = split_indices(len(self), fraction, generator)
+        return self._take(kept), self._take(held_out)
+
+    def _take(self, rows: Tensor) -> Rows:
+        part = object.__new__(Rows)  # the values have been checked
+        rows = rows.to(self.x.device)
+        part.x, part.target = self.x[rows], self.target
+        part.context = None if self.context is None else self.context[rows]
+        return part
+
+
+class Stream:
+    """Batches read anew in every epoch from an iterable, and checked as they come."""
+
+    def __init__(self, source: Iterable[Any], target: Target, name: str) -> None:
+        self.source, self.target, self.name = source, target, name
+
+    def steps(self, batch_size: int) -> int | None:
+        """The number of batches in an epoch, where the iterable says."""
+        try:
+            return len(self.source)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError):
+            return None
+
+    def read(self) -> Iterator[Batch]:
+        """One pass over the batches, where they are."""
+        empty = True
+        for number, batch in enumerate(self.source, 1):
+            name = f"batch {number} of {self.name}"
+            x, context = self.target.check(*as_batch(batch, name), name)
+            if len(x):
+                empty = False
+                yield x, context
+        if empty:
+            raise ValueError(
+                f"Expected {self.name} to give at least one row in every pass; got none. An "
+                f"iterable that can be read only once can be given as list({self.name})"
+            )
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """One pass over the batches, on the model's device (their sizes are the iterable's)."""
+        for x, context in self.read():
+            yield self.target.move(x), None if context is None else self.target.move(context)
+
+    def collect(self) -> Rows:
+        """One pass over the batches, kept in memory."""
+        xs, contexts = zip(*self.read(), strict=True)
+        missing = [i for i, context in enumerate(contexts, 1) if context is None]
+        if missing and len(missing) < len(contexts):
+            raise ValueError(
+                f"Expected all batches of {self.name} to have a context, or none; "
+                f"got none in batch {missing[0]}"
+            )
+        context = None if missing else torch.cat(contexts)
+        return Rows(torch.cat(xs), context, self.target, self.name)
+
+    def split(self, fraction: float, generator: torch.Generator) -> tuple[Source, Source]:
+        """Two random parts: of a loader's dataset, else of the rows of one pass."""
+        parts = None
+        if isinstance(self.source, DataLoader):
+            parts = split_loader(self.source, fraction, generator)
+        if parts is not None:
+            kept, held_out = parts
+            return Stream(kept, self.target, self.name), Stream(held_out, self.target, self.name)
+        warnings.warn(
+            f"One pass over {self.name} is kept in memory, to hold out a fraction of its rows for "
+            f"validation. Give validation=... as data (or None) to read {self.name} as a stream",
+            stacklevel=4,
+        )
+        return self.collect().split(fraction, generator)
+
+
+Source: TypeAlias = Rows | Stream
+
+
+def open_data(
+    data: Any,
+    context: Any,
+    target: Target,
+    name: str,
+    batch_size: int,
+    generator: torch.Generator | None,
+) -> Source:
+    """Look at data of any accepted kind as a source of batches.
+
+    Args:
+        data: (N, D) tensor, array or rows; a pair (rows, contexts) as a tuple; a ``Dataset``;
+            a ``DataLoader``, list or any other iterable of batches, each x or (x, context).
+        context: None or (N, C), for rows only.
+        target: what the model takes.
+        name: the argument's name, for errors.
+        batch_size: rows per batch of a dataset.
+        generator: shuffles a dataset; None reads it in order.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for a wrong shape, no rows, or (in memory) a value that is not finite.
+    """
+    expect_type(
+        isinstance(data, (Tensor, Dataset, Iterable)) or hasattr(data, "__array__"),
+        name,
+        "to be a tensor, an array, rows, a Dataset or an iterable of batches",
+        data,
+    )
+    expect_type(
+        not isinstance(data, (str, bytes, dict, nn.Module)), name, "to hold rows of numbers", data
+    )
+    if isinstance(data, TensorDataset) and len(data.tensors) <= 2:
+        data = data.tensors if len(data.tensors) == 2 else data.tensors[0]
+    if isinstance(data, tuple) and len(data) == 2 and all(dimensions(part) == 2 for part in data):
+        _no_context(context, name, "a pair (x, context)")
+        return Rows(as_tensor(data[0], name), as_tensor(data[1], f"{name}[1]"), target, name)
+    if dimensions(data) is not None or (isinstance(data, Sequence) and not is_batches(data)):
+        context = None if context is None else as_tensor(context, "context")
+        return Rows(as_tensor(data, name), context, target, name)
+    _no_context(context, name, "an iterable of batches, each of them x or (x, context)")
+    if isinstance(data, Dataset) and not isinstance(data, DataLoader):
+        shuffle = generator is not None and not isinstance(data, IterableDataset)
+        data = DataLoader(data, batch_size, shuffle=shuffle or None, generator=generator)
+    if isinstance(data, (list, tuple, Iterator)):
+        # In memory already, or readable only once.
+        return Stream(data, target, name).collect()
+    return Stream(data, target, name)
+
+
+def split(source: Source, fraction: float, generator: torch.Generator) -> tuple[Source, Source]:
+    """Hold out a random fraction of the rows."""
+    return source.split(fraction, generator)
+
+
+def _no_context(context: Any, name: str, kind: str) -> None:
+    expect(context is None, "context", f"to be None when {name} is {kind}", type(context).__name__)

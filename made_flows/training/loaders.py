@@ -1,0 +1,64 @@
+"""Holding out some of the items that a data loader reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
+
+from made_flows._checks import expect
+
+__all__ = ["split_indices", "split_loader"]
+
+
+def split_loader(
+    loader: DataLoader[Any], fraction: float, generator: torch.Generator
+) -> tuple[DataLoader[Any], DataLoader[Any]] | None:
+    """Two loaders over random parts of the items; None for a loader that is not a plain one."""
+    if not _is_plain(loader):
+        return None
+    kept, held_out = split_indices(len(loader.dataset), fraction, generator)  # type: ignore[arg-type]
+    shuffled = isinstance(loader.sampler, RandomSampler)
+    return _over_items(loader, kept, shuffled, False), _over_items(loader, held_out, False, True)
+
+
+def split_indices(rows: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random places of the rows to train on, and of those held out."""
+    held_out = max(1, round(fraction * rows))
+    expect(held_out < rows, "validation", "to leave rows to train on", f"{fraction} of {rows} rows")
+    order = torch.randperm(rows, generator=generator, device="cpu")
+    return order[held_out:], order[:held_out]
+
+
+def _is_plain(loader: DataLoader[Any]) -> bool:
+    """Whether a loader reads every item of a sized dataset once, so that items can be held out."""
+    sampler = loader.sampler
+    whole = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler.data_source)
+    )
+    return whole and type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
+
+
+def _over_items(
+    loader: DataLoader[Any], rows: Tensor, shuffle: bool, held_out: bool
+) -> DataLoader[Any]:
+    """The same loader over some of its items."""
+    return DataLoader(
+        Subset(loader.dataset, sorted(rows.tolist())),
+        batch_size=loader.batch_size,
+        shuffle=shuffle,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last and not held_out,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )

@@ -1,0 +1,273 @@
+"""Maximum likelihood by stochastic gradients, with early stopping."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from made_flows._checks import (
+    expect,
+    expect_type,
+    non_negative_integer,
+    positive_integer,
+    real_number,
+)
+from made_flows.training.data import Batch, Source, Target, open_data, split
+from made_flows.training.history import History, Losses, TrainingError
+from made_flows.training.optimization import (
+    Average,
+    Optimizer,
+    Rates,
+    Weights,
+    make_optimizer,
+    modes_kept,
+    seeded,
+)
+
+__all__ = ["History", "TrainingError", "fit"]
+
+
+def fit(
+    model: nn.Module,
+    data: Any,
+    context: Any = None,
+    *,
+    validation: Any = 0.1,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    max_epochs: int = 200,
+    patience: int | None = 20,
+    clip_norm: float | None = 5.0,
+    weight_decay: float = 0.0,
+    optimizer: Optimizer | None = None,
+    schedule: Literal["cosine"] | None = None,
+    average: float | None = None,
+    progress: bool = True,
+    seed: int | None = None,
+) -> History:
+    r"""Fit a density model by maximum likelihood, and leave it with its best weights.
+
+    Minimises :math:`-\frac{1}{N} \sum_n \log p_\theta(x_n \mid c_n)` by Adam (Kingma & Ba 2015),
+    or AdamW (Loshchilov & Hutter 2019) with a weight decay. After every epoch the model is scored
+    on the validation rows, in evaluation mode. When training ends, for whatever reason, the
+    parameters and buffers of the epoch with the lowest validation NLL are put back (without
+    validation rows: with the lowest training NLL), and every module is in the mode it was in.
+
+    Args:
+        model: a module for which ``model(context)`` is a distribution and ``log_prob(x)`` has one
+            number per row. Rows are moved to its device and cast to its floating-point dtype,
+            integers too.
+        data: rows in memory: an (N, D) tensor or array, nested sequences, a ``TensorDataset``, a
+            tuple (x, context). Or batches, each of them x (B, D) or a pair (x, context): a
+            ``DataLoader``, or any iterable that can be read again in every epoch. Or a
+            ``Dataset`` of such items. A list of batches and a generator are read into memory.
+        context: (N, C), the contexts of rows in memory.
+        validation: the fraction of rows to hold out at random, or data of any kind above (a
+            tuple (x, context) with contexts), or None. To hold out a fraction of an iterable that
+            is neither in memory nor a plain ``DataLoader``, one pass is kept in memory, with a
+            warning.
+        batch_size: rows per step, at most: an epoch is cut into batches of equal size. A
+            stream of batches has its own.
+        learning_rate: of Adam; an ``optimizer`` has its own.
+        max_epochs: the largest number of passes over the data. 0 trains nothing.
+        patience: stop after this many epochs without a lower NLL; None never does.
+        clip_norm: gradients are scaled down to this total norm; None leaves them.
+        weight_decay: decoupled weight decay of AdamW.
+        optimizer: an optimizer of the model's parameters, or a function that makes one from them,
+            used instead.
+        schedule: ``"cosine"`` lowers the learning rate to zero over ``max_epochs`` (Loshchilov &
+            Hutter 2017, eq. 5, without restarts).
+        average: the decay, such as 0.999, of an exponential moving average of the weights
+            (Polyak & Juditsky 1992), which is then what is validated and kept; its memory is
+            shorter in the first steps.
+        progress: show a progress bar.
+        seed: for the split, the order of rows, and dropout. The global random generators are left
+            as they were; without a seed, one is drawn from torch's.
+
+    Returns:
+        The :class:`History`. Ctrl-C ends training early and returns too; before the first epoch
+        is over, the weights are those that the model came with.
+
+    Raises:
+        ValueError, TypeError: before any work, for a bad argument, for rows of a wrong shape or
+            with a value that is not finite (named by row and column); during it, for such a batch
+            of an iterable.
+        TrainingError: for a loss or gradient that is not finite.
+
+    Example:
+        >>> import made_flows as mf
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.randn(500, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]])
+        >>> model = mf.GaussianMADE(features=2, hidden_features=(16,))
+        >>> history = fit(model, x, max_epochs=30, learning_rate=1e-2, progress=False, seed=0)
+        >>> history.train[-1] < history.train[0]
+        True
+    """
+    expect_type(isinstance(model, nn.Module), "model", "to be a torch.nn.Module", model)
+    options = _Options(
+        batch_size=positive_integer(batch_size, "batch_size"),
+        max_epochs=non_negative_integer(max_epochs, "max_epochs"),
+        patience=None if patience is None else positive_integer(patience, "patience"),
+        clip_norm=math.inf if clip_norm is None else real_number(clip_norm, "clip_norm", above=0),
+        average=None if average is None else real_number(average, "average", above=0),
+        progress=bool(progress),
+    )
+    expect(options.average is None or options.average < 1, "average", "to be below 1", average)
+    expect(schedule in (None, "cosine"), "schedule", "to be None or 'cosine'", repr(schedule))
+    real_number(learning_rate, "learning_rate", above=0)
+    expect(
+        real_number(weight_decay, "weight_decay") >= 0, "weight_decay", "to be >= 0", weight_decay
+    )
+    if seed is None:
+        seed = int(torch.randint(2**62, (), device="cpu"))
+    else:
+        seed = non_negative_integer(seed, "seed")
+
+    target = Target.of(model)
+    with seeded(seed, target.device) as generator, modes_kept(model):
+        train, held_out = _sources(data, context, validation, target, batch_size, generator)
+        adam, parameters = make_optimizer(optimizer, model, learning_rate, weight_decay)
+        ema = None if options.average is None else Average(parameters, options.average)
+        run = _Run(model, adam, parameters, Rates(adam, schedule), ema, generator, options)
+        return run(train, held_out)
+
+
+@dataclass(frozen=True)
+class _Options:
+    batch_size: int
+    max_epochs: int
+    patience: int | None
+    clip_norm: float
+    average: float | None
+    progress: bool
+
+
+def _sources(
+    data: Any,
+    context: Any,
+    validation: Any,
+    target: Target,
+    batch_size: int,
+    generator: torch.Generator,
+) -> tuple[Source, Source | None]:
+    """The rows to train on and those to validate on."""
+    fraction: float | None = None
+    if isinstance(validation, Real):
+        fraction = real_number(validation, "validation")
+        expect(0 <= fraction < 1, "validation", "to be a fraction in [0, 1) or data", validation)
+    train = open_data(data, context, target, "data", batch_size, generator)
+    if fraction:
+        return split(train, fraction, generator)
+    if validation is None or fraction == 0:
+        return train, None
+    return train, open_data(validation, None, target, "validation", batch_size, None)
+
+
+@dataclass
+class _Run:
+    """One call of :func:`fit`, its arguments checked."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    parameters: list[nn.Parameter]
+    rates: Rates
+    average: Average | None
+    generator: torch.Generator
+    options: _Options
+    history: History = field(default_factory=History)
+    steps: int | None = None  # in an epoch, once counted
+
+    def __call__(self, train: Source, held_out: Source | None) -> History:
+        history, best, start = self.history, Weights(self.model), time.perf_counter()
+        bar = tqdm(
+            total=self.options.max_epochs,
+            disable=not self.options.progress,
+            desc=type(self.model).__name__,
+            unit="epoch",
+        )
+        last: float | None = None
+        try:
+            for epoch in range(1, self.options.max_epochs + 1):
+                losses = Losses(epoch, last, history)
+                self._train(train, losses, bar)
+                last = losses.last
+                with nullcontext() if self.average is None else self.average.applied():
+                    nll = losses.mean if held_out is None else self._validate(held_out)
+                    if not math.isfinite(nll):
+                        raise TrainingError("validation NLL", nll, epoch, 0, last, history)
+                    if history.add(losses.mean, None if held_out is None else nll):
+                        best = Weights(self.model)
+                bar.set_postfix(history.latest())
+                bar.update()
+                if epoch - history.best_epoch == self.options.patience:
+                    history.stop_reason = "patience"
+                    break
+        except KeyboardInterrupt:
+            history.stop_reason = "interrupted"
+        except BaseException:
+            history.stop_reason = "failed"
+            raise
+        finally:
+            best.restore(self.model)
+            self.optimizer.zero_grad()
+            self.rates.restore()
+            history.seconds = time.perf_counter() - start
+            bar.close()
+        return history
+
+    def _train(self, source: Source, losses: Losses, bar: Any) -> None:
+        """One epoch of steps."""
+        self.model.train()
+        steps = source.steps(self.options.batch_size) or self.steps
+        batches = source.batches(self.options.batch_size, self.generator)
+        for taken, batch in enumerate(batches):
+            done = losses.epoch - 1 + (min(taken / steps, 1.0) if steps else 0.0)
+            self.rates.set(done / self.options.max_epochs)
+            try:
+                loss = negative_log_likelihood(self.model, batch).mean()
+                self.optimizer.zero_grad()
+                loss.backward()
+            except Exception:
+                losses.read()  # an earlier loss that was not finite is the cause: name that
+                raise
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update()
+            if losses.add(loss, norm, len(batch[0])):
+                bar.set_postfix(self.history.latest() | {"train": f"{losses.mean:.4g}"})
+            self.steps = taken + 1
+        losses.read()
+
+    @torch.no_grad()
+    def _validate(self, source: Source) -> float:
+        """The mean NLL over a source, in evaluation mode."""
+        self.model.eval()
+        total, rows = 0.0, 0
+        for batch in source.batches(max(self.options.batch_size, 1024)):
+            nll = negative_log_likelihood(self.model, batch)
+            total += float(nll.sum(dtype=torch.float64))
+            rows += len(batch[0])
+        return total / rows
+
+
+def negative_log_likelihood(model: nn.Module, batch: Batch) -> Tensor:
+    """The negative log-likelihood of every row of a batch."""
+    x, context = batch
+    distribution = model() if context is None else model(context)
+    log_prob: Tensor = distribution.log_prob(x)
+    if log_prob.shape != x.shape[:1]:
+        # A (rows, features) log-density would be averaged over its features without a sound.
+        raise ValueError(
+            f"Expected model(context).log_prob(x) to be of shape ({len(x)},), one number per row; "
+            f"got {tuple(log_prob.shape)} for x of shape {tuple(x.shape)}"
+        )
+    return -log_prob

@@ -1,0 +1,139 @@
+"""What training changes and puts back: weights, modes, random generators, optimisers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from made_flows._checks import expect, expect_type
+
+__all__ = ["Average", "Optimizer", "Rates", "Weights", "make_optimizer", "modes_kept", "seeded"]
+
+Optimizer: TypeAlias = (
+    torch.optim.Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+)
+
+
+class Weights:
+    """A copy of a model's parameters and buffers (those outside the state dict too)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.values = {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module) -> None:
+        """Write the copy back in place, so that ties and optimisers keep their tensors."""
+        for name, tensor in _named_tensors(model):
+            if not torch.equal(tensor, self.values[name]):  # an expanded constant has no room
+                tensor.copy_(self.values[name])
+
+
+def _named_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    return chain(model.named_parameters(), model.named_buffers())
+
+
+class Average:
+    """An exponential moving average of the weights, put in their place to validate."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay, self.steps = parameters, decay, 0
+        self.values = [parameter.detach().clone() for parameter in parameters]
+
+    def update(self) -> None:
+        # A short memory at first, or the start would weigh for 1 / (1 - decay) steps.
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        get_ema_multi_avg_fn(decay)(self.values, [p.detach() for p in self.parameters], None)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The averages in the place of the weights, for a while."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            current = parameter.clone()
+            parameter.copy_(value)
+            value.copy_(current)
+
+
+class Rates:
+    """The learning rates of an optimiser, along a schedule."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: str | None) -> None:
+        self.groups = optimizer.param_groups if schedule == "cosine" else []
+        self.start = [group["lr"] for group in self.groups]
+
+    def set(self, progress: float) -> None:
+        """Set the rates for a place in training, from 0 at its start to 1 at its end."""
+        self._scale(0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+    def restore(self) -> None:
+        """Set the rates they started from."""
+        self._scale(1.0)
+
+    def _scale(self, factor: float) -> None:
+        for group, rate in zip(self.groups, self.start, strict=True):
+            group["lr"] = rate * factor
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put every module back into the mode, training or evaluation, it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+    """Seed the global generators (for dropout, loaders) and put them back afterwards."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        # Not torch.manual_seed, which would seed every other device for good.
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
+
+
+def make_optimizer(
+    optimizer: Optimizer | None, model: nn.Module, learning_rate: float, weight_decay: float
+) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
+    """The optimizer to train a model with, and the parameters that it changes."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    expect(bool(parameters), "model", "to have parameters that require gradients", "none")
+    if optimizer is None:
+        kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
+        # One kernel for all tensors: on a CPU several times faster than one call per operation.
+        # It assumes that parameters and gradients have one memory layout.
+        fused = all(p.device.type in ("cpu", "cuda") and p.is_contiguous() for p in parameters)
+        optimizer = kind(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+    elif not isinstance(optimizer, torch.optim.Optimizer):
+        wanted = "to be a torch.optim.Optimizer, or a function that makes one from parameters"
+        expect_type(callable(optimizer), "optimizer", wanted, optimizer)
+        optimizer = optimizer(parameters)
+    known = {id(parameter) for parameter in parameters}
+    expect(
+        any(id(p) in known for group in optimizer.param_groups for p in group["params"]),
+        "optimizer",
+        "to hold parameters of the model",
+        type(optimizer).__name__,
+    )
+    return optimizer, parameters

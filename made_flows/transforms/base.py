@@ -1,0 +1,63 @@
+"""The base of all transforms: an invertible map between data and noise."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, cast
+
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+__all__ = ["Transform"]
+
+
+class Transform(nn.Module, ABC):
+    r"""An invertible map :math:`z = f(x; c)` from data x to noise z.
+
+    A transform of one's own defines both directions; each returns the image and
+    :math:`\log |\det|` of the Jacobian of the map applied, of the batch's shape.
+
+    Attributes:
+        features: number of features D.
+        context: number of context variables C; 0 for a transform that takes none.
+        noise_pass, data_pass: how each direction is computed, ``"parallel"`` or ``"sequential"``.
+        differentiable: whether :meth:`to_data` carries gradients.
+
+    Example:
+        >>> class Scale(Transform):
+        ...     def __init__(self, features, factor):
+        ...         super().__init__()
+        ...         self.features, self.factor = features, torch.tensor(factor)
+        ...     def to_noise(self, x, context=None):
+        ...         log_det = self.features * self.factor.log()
+        ...         return x * self.factor, log_det.expand(x.shape[:-1])
+        ...     def to_data(self, z, context=None):
+        ...         log_det = -self.features * self.factor.log()
+        ...         return z / self.factor, log_det.expand(z.shape[:-1])
+        >>> import made_flows as mf
+        >>> mf.Flow([Scale(3, 2.0)])().sample((5,)).shape
+        torch.Size([5, 3])
+    """
+
+    features: int
+    context: int = 0
+    noise_pass: Literal["parallel", "sequential"] = "parallel"
+    data_pass: Literal["parallel", "sequential"] = "parallel"
+    differentiable: bool = True
+
+    @abstractmethod
+    def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Noise z (..., D) from data x (..., D), and log |det dz/dx| (...)."""
+
+    @abstractmethod
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data x (..., D) from noise z (..., D), and log |det dx/dz| (...)."""
+
+    def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Data from noise alone, for transforms whose log-determinant is extra work."""
+        return self.to_data(z, context)[0]
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where data live."""
+        return cast(constraints.Constraint, constraints.real_vector)

@@ -1,0 +1,321 @@
+"""Fixed transforms for data: standardise, logit, log, dequantise; fitted once, never trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from made_flows._checks import (
+    check_event,
+    check_finite,
+    check_values,
+    expect,
+    expect_type,
+    non_negative_integer,
+    positive_integer,
+    real_number,
+)
+from made_flows._registry import saveable
+from made_flows.transforms.base import Transform
+
+__all__ = ["Dequantize", "Log", "Logit", "Standardize"]
+
+
+@saveable
+class Standardize(Transform):
+    r"""Every column shifted and scaled: :math:`z_i = (x_i - m_i) / s_i`.
+
+    Args:
+        mean: m, (D,).
+        std: s, (D,), positive.
+
+    Raises:
+        ValueError: for shapes that differ, values that are not finite, and columns that are
+            constant, by their number.
+
+    Example:
+        >>> Standardize([3.0], [2.0]).to_noise(torch.tensor([[7.0], [3.0]]))[0]
+        tensor([[2.],
+                [0.]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Any, std: Any) -> None:
+        super().__init__()
+        self.register_buffer("mean", _columns(mean, "mean"))
+        self.register_buffer("std", _columns(std, "std"))
+        expect(self.mean.shape == self.std.shape, "std", "to have mean's shape", len(self.std))
+        check_finite(self.mean, "mean")
+        check_values(self.std, torch.isfinite(self.std) & (self.std > 0), "std", "to be positive")
+        self.features = len(self.mean)
+
+    @classmethod
+    def fit(cls, x: Any) -> Standardize:
+        """The transform that gives the columns of x (N, D) mean 0 and standard deviation 1."""
+        rows = _rows(x)
+        expect(len(rows) > 1, "x", "to have at least two rows", len(rows))
+        std, mean = torch.std_mean(rows, dim=0)
+        dtype = torch.get_default_dtype()
+        return cls(mean.to(dtype), std.to(dtype))
+
+    def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event(x, "x", self.features, self.mean.dtype)
+        return (x - self.mean) / self.std, -self.std.log().sum().expand(x.shape[:-1])
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event(z, "z", self.features, self.mean.dtype)
+        return z * self.std + self.mean, self.std.log().sum().expand(z.shape[:-1])
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}"
+
+
+@saveable
+class Logit(Transform):
+    r"""Columns in bounded intervals, spread over the real line.
+
+    .. math:: z = \log \frac{p}{1 - p}, \qquad
+        p = \lambda + (1 - 2 \lambda) \frac{x - l}{h - l}
+
+    Columns with infinite bounds stay as they are.
+
+    Args:
+        low: l, (D,).
+        high: h, (D,).
+        margin: :math:`\lambda`, which keeps the ends of the intervals finite.
+
+    Raises:
+        ValueError: for bounds of which one alone is infinite, for intervals that are empty, and,
+            naming row and column, for values outside the intervals.
+
+    References:
+        Papamakarios et al. 2017, *Masked Autoregressive Flow*, appendix D (images).
+
+    Example:
+        >>> pixels = Logit([0.0, 0.0], [256.0, 256.0])
+        >>> pixels.to_noise(torch.tensor([0.0, 128.0]))[0]
+        tensor([-13.8155,   0.0000])
+    """
+
+    low: Tensor
+    high: Tensor
+    bounded: Tensor
+
+    def __init__(self, low: Any, high: Any, margin: float = 1e-6) -> None:
+        super().__init__()
+        self.register_buffer("low", _columns(low, "low"))
+        self.register_buffer("high", _columns(high, "high"))
+        expect(self.low.shape == self.high.shape, "high", "to have low's shape", len(self.high))
+        check_values(self.low, self.low < self.high, "low", "to be below high")
+        finite = torch.isfinite(self.low)
+        both = finite == torch.isfinite(self.high)
+        check_values(self.low, both, "low", "to be infinite where high is, and only there")
+        self.margin = real_number(margin, "margin")
+        expect(0 <= self.margin < 0.5, "margin", "to be in [0, 0.5)", margin)
+        self.features = len(self.low)
+        self.register_buffer("bounded", finite, persistent=False)
+
+    @classmethod
+    def fit(cls, x: Any, widen: float = 0.1, margin: float = 1e-6) -> Logit:
+        """The transform whose intervals are the ranges of the columns of x (N, D).
+
+        Args:
+            x: the data.
+            widen: how much is added at both ends, as a part of the range, since other data of
+                the same kind may reach further.
+            margin: as for the class.
+        """
+        rows = _rows(x)
+        low, high = rows.amin(dim=0), rows.amax(dim=0)
+        more = real_number(widen, "widen") * (high - low)
+        dtype = torch.get_default_dtype()
+        return cls((low - more).to(dtype), (high + more).to(dtype), margin)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.interval(self.low, self.high), 1)
+
+    def _interval(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Lower and upper ends, and lengths; 0, 1 and 1 where there are no bounds."""
+        low = torch.where(self.bounded, self.low, 0.0)
+        high = torch.where(self.bounded, self.high, 1.0)
+        return low, high, high - low
+
+    def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event(x, "x", self.features, self.low.dtype)
+        within = (x >= self.low) & (x <= self.high)
+        if self.margin == 0:
+            within = (x > self.low) & (x < self.high)
+        check_values(x, within, "value", "to be between the bounds of its column")
+        low, high, length = self._interval()
+        inner = 1 - 2 * self.margin
+        at = torch.where(self.bounded, x, 0.5)
+        # Both distances from the ends, as 1 - p would lose the small ones.
+        below = torch.log(self.margin + inner * (at - low) / length)
+        above = torch.log(self.margin + inner * (high - at) / length)
+        each = math.log(inner) - torch.log(length) - below - above
+        log_det = torch.where(self.bounded, each, 0.0).sum(dim=-1)
+        return torch.where(self.bounded, below - above, x), log_det
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event(z, "z", self.features, self.low.dtype)
+        low, high, length = self._interval()
+        inner = 1 - 2 * self.margin
+        at = torch.where(self.bounded, z, 0.0)
+        # From the nearer end, where floating-point numbers are dense.
+        near_low = low + length * (torch.sigmoid(at) - self.margin) / inner
+        near_high = high - length * (torch.sigmoid(-at) - self.margin) / inner
+        x = torch.where(at < 0, near_low, near_high)
+        # Noise beyond the margin's reach stands for the ends themselves.
+        x = torch.minimum(torch.maximum(x, low), high)
+        sigmoids = torch.nn.functional.logsigmoid(at) + torch.nn.functional.logsigmoid(-at)
+        each = sigmoids + torch.log(length) - math.log(inner)
+        log_det = torch.where(self.bounded, each, 0.0).sum(dim=-1)
+        return torch.where(self.bounded, x, z), log_det
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, margin={self.margin:g}"
+
+
+@saveable
+class Log(Transform):
+    r"""The logarithm of positive columns: :math:`z_i = \log x_i`; others stay as they are.
+
+    Args:
+        features: number of features D.
+        columns: the columns concerned; all by default.
+
+    Raises:
+        ValueError: for columns out of range, and, naming row and column, for values that are not
+            positive.
+
+    Example:
+        >>> Log(2, columns=[1]).to_noise(torch.ones(2))[0]
+        tensor([1., 0.])
+    """
+
+    chosen: Tensor
+
+    def __init__(self, features: int, columns: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.features = positive_integer(features, "features")
+        chosen = torch.ones(self.features, dtype=torch.bool)
+        if columns is not None:
+            chosen.zero_()
+            for i, column in enumerate(columns):
+                index = non_negative_integer(column, f"columns[{i}]")
+                expect(index < features, f"columns[{i}]", f"to be below {features}", column)
+                chosen[index] = True
+        self.register_buffer("chosen", chosen, persistent=False)
+
+    @classmethod
+    def fit(cls, x: Any) -> Log:
+        """The transform of the columns of x (N, D) that hold positive values only."""
+        rows = _rows(x)
+        return cls(rows.shape[1], (rows > 0).all(dim=0).nonzero().squeeze(1).tolist())
+
+    @property
+    def support(self) -> constraints.Constraint:
+        low = torch.where(self.chosen, 0.0, -torch.inf)
+        return constraints.independent(constraints.greater_than(low), 1)
+
+    def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event(x, "x", self.features)
+        check_values(x, (x > 0) | ~self.chosen, "value", "to be positive")
+        logarithm = torch.log(torch.where(self.chosen, x, 1.0))
+        return torch.where(self.chosen, logarithm, x), -logarithm.sum(dim=-1)
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event(z, "z", self.features)
+        logarithm = torch.where(self.chosen, z, 0.0)
+        return torch.where(self.chosen, torch.exp(logarithm), z), logarithm.sum(dim=-1)
+
+    def extra_repr(self) -> str:
+        columns = self.chosen.nonzero().squeeze(1).tolist()
+        return f"features={self.features}, columns={columns}"
+
+
+@saveable
+class Dequantize(Transform):
+    r"""Integers made continuous by uniform noise: :math:`z_i = x_i + u_i,\ u_i \in [0, 1)`.
+
+    The expected log-density of z is a lower bound of the log-probability of x; every call draws
+    anew. The way back rounds down, and has no gradient. Other columns stay as they are.
+
+    Args:
+        features: number of features D.
+        columns: the columns concerned; all by default.
+
+    Raises:
+        ValueError: for columns out of range, and, naming row and column, for values that are not
+            integers.
+
+    References:
+        Theis et al. 2016, *A note on the evaluation of generative models*, section 3.1.
+
+    Example:
+        >>> dequantize = Dequantize(3)
+        >>> z, _ = dequantize.to_noise(torch.tensor([0.0, 7.0, 255.0]))
+        >>> dequantize.to_data(z)[0]
+        tensor([  0.,   7., 255.])
+    """
+
+    differentiable = False
+    chosen: Tensor
+    one: Tensor
+
+    def __init__(self, features: int, columns: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.features = positive_integer(features, "features")
+        chosen = Log(self.features, columns).chosen
+        self.register_buffer("chosen", chosen, persistent=False)
+        # Says in which dtype integers become noise: it moves with the model.
+        self.register_buffer("one", torch.ones(()))
+
+    @classmethod
+    def fit(cls, x: Any) -> Dequantize:
+        """The transform of the columns of x (N, D) that hold integers only."""
+        rows = _rows(x)
+        whole = (rows == rows.floor()).all(dim=0)
+        return cls(rows.shape[1], whole.nonzero().squeeze(1).tolist())
+
+    def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event(x, "x", self.features)
+        check_values(x, (x == x.floor()) | ~self.chosen, "value", "to be an integer")
+        x = x if x.is_floating_point() else x.to(self.one.dtype)
+        # Rounding must not carry the sum to the next integer.
+        noisy = torch.minimum(x + torch.rand_like(x), torch.nextafter(x + 1, x))
+        return torch.where(self.chosen, noisy, x), x.new_zeros(x.shape[:-1])
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event(z, "z", self.features)
+        return torch.where(self.chosen, z.floor(), z), z.new_zeros(z.shape[:-1])
+
+    def extra_repr(self) -> str:
+        columns = self.chosen.nonzero().squeeze(1).tolist()
+        return f"features={self.features}, columns={columns}"
+
+
+def _rows(x: Any) -> Tensor:
+    """Data as finite rows (N, D) in double precision."""
+    rows = torch.as_tensor(x).detach().double()
+    expect(rows.dim() == 2 and len(rows) > 0, "x", "of shape (N, D)", tuple(rows.shape))
+    check_finite(rows, "x")
+    return rows
+
+
+def _columns(value: Any, argument: str) -> Tensor:
+    """One number per column, as a tensor of floats."""
+    expect_type(not isinstance(value, str), argument, "to hold numbers", value)
+    tensor = torch.as_tensor(value).detach().clone()
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.get_default_dtype())
+    expect(tensor.dim() == 1 and len(tensor) > 0, argument, "of shape (D,)", tuple(tensor.shape))
+    return tensor

@@ -1,0 +1,243 @@
+"""Pictures: that what is drawn is what was given."""
+
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from made_flows import MADE, plotting
+from made_flows.training.history import History
+
+pytest.importorskip("matplotlib")
+
+HISTORY = History([3.0, 2.0, 1.5], [3.5, 2.5, 2.75], 2, 1.0, "patience")
+
+NETWORKS = {
+    "plain": lambda: MADE(5, hidden_features=(16, 12)),
+    "random": lambda: MADE(5, hidden_features=(16, 12), order="random", degrees="random"),
+    "context": lambda: MADE(5, 3, hidden_features=(16,), order="reversed"),
+    "direct": lambda: MADE(5, hidden_features=(8,), direct=True),
+    "linear": lambda: MADE(4, hidden_features=()),
+    "residual": lambda: MADE(5, hidden_features=(16, 12), residual=True, order=[3, 1, 0, 4, 2]),
+    "one feature": lambda: MADE(1, 2, hidden_features=(3,)),
+    "inside a model": lambda: nn.Sequential(nn.Identity(), MADE(4, hidden_features=(8,))),
+    "wide": lambda: MADE(60, hidden_features=(100,)),
+    "resampled": lambda: resampled(MADE(5, hidden_features=(16, 12))),
+}
+
+
+def resampled(made: MADE) -> MADE:
+    made.resample_masks(torch.Generator().manual_seed(0))
+    return made
+
+
+PICTURES = {
+    "curve": lambda: plotting.training_curve(HISTORY),
+    "curve without validation": lambda: plotting.training_curve(History([3.0, 2.0], [], 2)),
+    "curve of one epoch": lambda: plotting.training_curve(History([3.0], [2.0], 1)),
+    "curve of no epoch": lambda: plotting.training_curve(History()),
+    "curve of many epochs": lambda: plotting.training_curve(
+        History([1e4, 10.0, *np.linspace(3, 1, 20)], [1e5, 9.0, *np.linspace(3, 2, 20)], 22)
+    ),
+    **{
+        f"masks, {name}": lambda make=make: plotting.masks(make())
+        for name, make in NETWORKS.items()
+    },
+    "pairs": lambda: plotting.pair_plot(torch.randn(100, 3)),
+    "pairs of two sets": lambda: plotting.pair_plot(torch.randn(100, 3), torch.randn(50, 3)),
+    "one feature": lambda: plotting.pair_plot(torch.randn(100, 1)),
+    "one row": lambda: plotting.pair_plot(torch.zeros(1, 2)),
+    "constant column": lambda: plotting.pair_plot(torch.tensor([[0.0, 1.0]]).expand(50, 2)),
+    "binary columns": lambda: plotting.pair_plot(torch.randint(2, (50, 3))),
+    "apart": lambda: plotting.pair_plot(torch.randn(50, 2), torch.randn(5000, 2) + 1000),
+    "images": lambda: plotting.image_grid(torch.rand(23, 12), (3, 4)),
+    "titled images": lambda: plotting.image_grid(torch.rand(6, 12), (3, 4), 3, ["a", "b"]),
+    "one image": lambda: plotting.image_grid(torch.eye(1, 12), (3, 4)),
+    "coloured images": lambda: plotting.image_grid(torch.rand(3, 36), (3, 4, 3)),
+    "images with holes": lambda: plotting.image_grid(
+        torch.rand(3, 12).index_fill(1, torch.arange(4), math.nan), (3, 4)
+    ),
+    "nothing but holes": lambda: plotting.image_grid(torch.full((3, 12), math.nan), (3, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_can_be_drawn(name: str):
+    """Without a warning (of missing room, of empty data), and with something on it."""
+    file = io.BytesIO()
+    PICTURES[name]().savefig(file, format="rgba")
+    shades = np.frombuffer(file.getvalue(), np.uint8)
+    assert shades.min() < 150
+    assert shades.max() == 255
+
+
+def test_curves_are_those_of_the_history():
+    figure = HISTORY.plot()
+    training, validation, best = figure.axes[0].get_lines()
+    assert (training.get_label(), validation.get_label()) == ("training", "validation")
+    assert list(training.get_xdata()) == list(validation.get_xdata()) == [1, 2, 3]
+    assert list(training.get_ydata()) == HISTORY.train
+    assert list(validation.get_ydata()) == HISTORY.validation
+    assert list(best.get_xydata()[0]) == [2, 2.5]
+    assert "2.5 (epoch 2)" in best.get_label()
+
+
+def test_curves_on_axes_of_ones_own():
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    ax = figure.subplots(1, 2)[1]
+    assert plotting.training_curve(HISTORY, ax) is figure
+    assert len(ax.get_lines()) == 3
+
+
+def test_the_best_epoch_stays_in_view_when_the_first_ones_do_not():
+    falling = [1e6, 1e3, *np.linspace(5, 1, 20)]
+    low, high = plotting.training_curve(History(falling, [], 22)).axes[0].get_ylim()
+    assert low < 1 < 5 < high < 10
+    rising = [1.0, 1.1, *np.linspace(5, 50, 20)]
+    low, high = plotting.training_curve(History(rising, [], 1)).axes[0].get_ylim()
+    assert low < 1 < 50 < high
+
+
+def panels(figure) -> dict[str, np.ndarray]:
+    images = {ax.get_title(): ax.get_images()[0].get_array() for ax in figure.axes}
+    return {title: ~np.ma.getmaskarray(image) for title, image in images.items()}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_masks_are_those_of_the_network(name: str):
+    model = NETWORKS[name]()
+    made = next(m for m in model.modules() if isinstance(m, MADE))
+    shown = panels(plotting.masks(model))
+    layers = [layer.mask for layer in made.layers] + (
+        [] if made.direct is None else [made.direct.mask]
+    )
+    assert len(shown) == len(layers) + 1
+    for (title, image), mask in zip(shown.items(), layers, strict=False):
+        assert image.shape == mask.shape, title
+        assert image.sum() == mask.sum(), title
+        # Sorted by degree, every reader reads a first part of what there is to read,
+        # and a later one no less: a block.
+        assert (np.diff(image.astype(int), axis=1) <= 0).all(), title
+        assert (np.diff(image.astype(int), axis=0) >= 0).all(), title
+    whole = shown["all together"]
+    if made.order.tolist() == sorted(made.order.tolist()):
+        assert (whole == np.tril(np.ones_like(whole), -1)).all()
+    assert not np.triu(whole).any()
+
+
+def test_pairs_are_in_their_places():
+    x = torch.randn(300, 4) * torch.tensor([1.0, 10.0, 100.0, 1000.0])
+    figure = plotting.pair_plot(x, -x + 1, names=list("abcd"), max_features=3, labels=("p", "q"))
+    assert len(figure.axes) == 6
+    labels = {(ax.get_xlabel(), ax.get_ylabel()) for ax in figure.axes}
+    assert {("a", "c"), ("b", ""), ("c", ""), ("", "b"), ("", "")} == labels
+    corner = next(ax for ax in figure.axes if (ax.get_xlabel(), ax.get_ylabel()) == ("a", "c"))
+    ours, theirs = (c.get_offsets() for c in corner.collections if c.get_offsets().shape[0] == 300)
+    np.testing.assert_allclose(ours, x[:, [0, 2]], rtol=1e-6)
+    np.testing.assert_allclose(theirs, (1 - x)[:, [0, 2]], rtol=1e-6)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["p", "q"]
+
+
+def test_contours_hold_the_mass_they_say():
+    """Of a normal distribution 50% and 90% lie within radius sqrt(2 log 2) and sqrt(2 log 10)."""
+    x = torch.randn(200_000, 2)
+    ax = plotting.pair_plot(x).axes[1]
+    paths = [p for c in ax.collections for p in c.get_paths() if len(p.vertices) > 20]
+    radii = sorted(float(np.linalg.norm(p.vertices, axis=1).mean()) for p in paths[-2:])
+    wanted = [math.sqrt(2 * math.log(2)), math.sqrt(2 * math.log(10))]
+    np.testing.assert_allclose(radii, wanted, rtol=0.1)
+
+
+def test_images_are_in_their_places():
+    images = torch.arange(5 * 6.0).reshape(5, 6)
+    figure = plotting.image_grid(images, (2, 3), columns=3)
+    canvas = figure.axes[0].get_images()[0].get_array()
+    assert canvas.shape == (7, 13)
+    np.testing.assert_array_equal(canvas[1:3, 1:4], images[0].reshape(2, 3))
+    np.testing.assert_array_equal(canvas[1:3, 9:12], images[2].reshape(2, 3))
+    np.testing.assert_array_equal(canvas[4:6, 5:8], images[4].reshape(2, 3))
+    assert np.ma.getmaskarray(canvas).sum() == 7 * 13 - 30
+
+
+def test_missing_pixels_are_marked():
+    images = torch.rand(2, 6)
+    images[1, 2] = math.nan
+    values, holes = plotting.image_grid(images, (2, 3)).axes[0].get_images()
+    assert np.ma.getmaskarray(values.get_array())[1, 7]
+    assert np.argwhere(~np.ma.getmaskarray(holes.get_array())).tolist() == [[1, 7]]
+    assert values.get_clim() == (0, 1)
+
+
+@pytest.mark.parametrize("columns", [2, 4, 10])
+def test_titles_of_images_are_in_the_picture(columns: int):
+    titles = ["a", "completion 12", "WWWWWWWW"]
+    figure = plotting.image_grid(torch.rand(30, 64), (8, 8), columns, titles)
+    figure.savefig(io.BytesIO())
+    for text in figure.axes[0].texts:
+        box = text.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
+BAD = {
+    "infinite pixels": (
+        lambda: plotting.image_grid(torch.full((1, 4), math.inf), (2, 2)), ValueError, "row 0, col"
+    ),
+    "no MADE": (lambda: plotting.masks(nn.Linear(2, 2)), TypeError, "MADE"),
+    "no module": (lambda: plotting.masks("made"), TypeError, "MADE"),
+    "a vector": (lambda: plotting.pair_plot(torch.randn(5)), ValueError, r"shape \(N, D"),
+    "no rows": (lambda: plotting.pair_plot(torch.randn(0, 5)), ValueError, "samples of shape"),
+    "NaN": (
+        lambda: plotting.pair_plot(torch.tensor([[0.0, math.nan]])), ValueError, "row 0, column 1",
+    ),
+    "other features": (
+        lambda: plotting.pair_plot(torch.randn(5, 2), torch.randn(5, 3)), ValueError, "other",
+    ),
+    "few names": (lambda: plotting.pair_plot(torch.randn(5, 2), names=["a"]), ValueError, "names"),
+    "no features": (
+        lambda: plotting.pair_plot(torch.randn(5, 2), max_features=0), ValueError, "max_features",
+    ),
+    "pixels": (
+        lambda: plotting.image_grid(torch.rand(2, 9), (2, 4)), ValueError, "shape of 9 pixels",
+    ),
+    "channels": (
+        lambda: plotting.image_grid(torch.rand(2, 8), (2, 2, 2)), ValueError, r"\(height, width",
+    ),
+    "columns": (
+        lambda: plotting.image_grid(torch.rand(2, 9), (3, 3), 0), ValueError, "columns",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name: str):
+    call, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", ["curve", "masks, plain", "pairs", "images"])
+def test_without_matplotlib_the_error_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'made-flows\[plot\]'"):
+        PICTURES[name]()
+
+
+def test_neither_import_nor_drawing_touches_pyplot():
+    code = (
+        "import sys, torch; from made_flows import plotting; "
+        "print('matplotlib' in sys.modules, end=' '); "
+        "plotting.pair_plot(torch.randn(30, 2)); print('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,692 @@
+"""AutoIAF and the diagnosis of guides, beside posteriors and densities that are known exactly."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("pyro")
+
+import pyro
+import pyro.distributions as dist
+from pyro import poutine
+from pyro.infer import (
+    SVI,
+    JitTrace_ELBO,
+    Predictive,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
+from pyro.infer.autoguide import (
+    AutoGuideList,
+    AutoMultivariateNormal,
+    AutoNormal,
+    init_to_mean,
+    init_to_value,
+)
+from pyro.infer.reparam import NeuTraReparam
+
+import made_flows as mf
+from made_flows.models.path_gradient import sample_with_score
+from made_flows.models.variational import DampedAffine, TriangularAffine, posterior_flow
+from made_flows.pyro import AutoIAF, Diagnosis, diagnose
+from made_flows.pyro.guides import init_to_prior_median
+
+
+@pytest.fixture(autouse=True)
+def _empty_store() -> None:
+    pyro.clear_param_store()
+
+
+# ---------------------------------------------------------------------- models
+
+
+def scalar() -> None:
+    pyro.sample("x", dist.LogNormal(0.5, 0.2))
+
+
+def plates() -> None:
+    mu = pyro.sample("mu", dist.Normal(1.0, 2.0))
+    tau = pyro.sample("tau", dist.HalfNormal(1.0))
+    with pyro.plate("groups", 3):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, 0.5), obs=torch.tensor([0.3, 1.0, -0.4]))
+
+
+def events() -> None:
+    pyro.sample("beta", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("share", dist.Dirichlet(torch.full((3,), 2.0)))
+    with pyro.plate("rows", 2):
+        pyro.sample("p", dist.Beta(torch.full((2,), 2.0), 3.0).to_event(1))
+
+
+def factor() -> None:
+    pyro.sample("chol", dist.LKJCholesky(3, 2.0))
+
+
+MODELS: dict[str, Callable[[], None]] = {
+    "one latent dimension": scalar,
+    "plates": plates,
+    "events": events,
+    "matrix": factor,
+}
+
+A = torch.tensor([[1.0, 0.5], [-0.3, 2.0], [0.4, 0.4]], dtype=torch.float64)
+Y = torch.tensor([0.7, -1.1, 0.2], dtype=torch.float64)
+NOISE = 0.6
+
+
+def linear(y: Tensor) -> None:
+    """A conjugate model: its posterior and evidence are known."""
+    x = pyro.sample("x", dist.Normal(torch.zeros(2, dtype=y.dtype), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x @ A.to(y.dtype).T, NOISE).to_event(1), obs=y)
+
+
+def exact() -> tuple[torch.distributions.MultivariateNormal, float]:
+    precision = torch.eye(2, dtype=A.dtype) + A.T @ A / NOISE**2
+    mean = torch.linalg.solve(precision, A.T @ Y) / NOISE**2
+    covariance = A @ A.T + NOISE**2 * torch.eye(3, dtype=A.dtype)
+    marginal = torch.distributions.MultivariateNormal(torch.zeros(3, dtype=A.dtype), covariance)
+    posterior = torch.distributions.MultivariateNormal(mean, precision_matrix=precision)
+    return posterior, float(marginal.log_prob(Y))
+
+
+def disturbed(guide: AutoIAF, *args: Any, by: float = 0.15) -> AutoIAF:
+    """The guide, called once, with weights away from their start."""
+    guide(*args)
+    with torch.no_grad():
+        for weight in guide.parameters():
+            weight.add_(by * torch.randn_like(weight))
+    return guide
+
+
+def doubled(model: Callable[[], None]) -> AutoIAF:
+    """A disturbed guide in float64."""
+    guide = disturbed(AutoIAF(model))
+    guide.transform.double()
+    return guide
+
+
+# ---------------------------------------------------------------------- densities
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_log_prob_is_the_change_of_variables(name: str) -> None:
+    guide = doubled(MODELS[name])
+    z = torch.randn(guide.latent_dim, dtype=torch.float64)
+    x = guide.flow.to_data(z)[0]
+    jacobian = torch.autograd.functional.jacobian(lambda z: guide.flow.to_data(z)[0], z)
+    expected = -0.5 * (z.square() + math.log(2 * math.pi)).sum()
+    expected = expected - torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(guide.log_prob(x.detach()), expected)
+    torch.testing.assert_close(guide.get_posterior().log_prob(x.detach()), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_log_prob_of_sites_is_that_of_the_trace(name: str) -> None:
+    guide = disturbed(AutoIAF(MODELS[name]))
+    traces = [poutine.trace(guide).get_trace() for _ in range(4)]
+    sites = guide().keys()
+    values = {site: torch.stack([t.nodes[site]["value"] for t in traces]) for site in sites}
+    expected = torch.stack([torch.as_tensor(t.log_prob_sum()) for t in traces])
+    found = guide.log_prob({site: value.detach() for site, value in values.items()})
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-4)
+    one = guide.log_prob({site: value[0].detach() for site, value in values.items()})
+    torch.testing.assert_close(one, found[0], atol=1e-4, rtol=1e-4)
+
+
+def test_density_integrates_to_one() -> None:
+    guide = doubled(scalar).requires_grad_(False)
+    u = torch.linspace(-20, 20, 20_001, dtype=torch.float64)
+    assert float(torch.trapezoid(guide.log_prob(u[:, None]).exp(), u)) == pytest.approx(1, abs=1e-6)
+    x = torch.linspace(1e-3, 60, 60_001, dtype=torch.float64)
+    assert float(torch.trapezoid(guide.log_prob({"x": x}).exp(), x)) == pytest.approx(1, abs=1e-3)
+
+
+def test_density_of_two_dimensions_integrates_to_one() -> None:
+    guide = AutoIAF(linear, init_scale=1.0)
+    disturbed(guide, Y.float())
+    guide.transform.double()
+    with torch.no_grad():
+        draws = guide.get_posterior().sample((2000,))
+        low, high = draws.amin(0) - 8, draws.amax(0) + 8
+        axes = [
+            torch.linspace(float(a), float(b), 201).double() for a, b in zip(low, high, strict=True)
+        ]
+        heights = guide.log_prob(torch.cartesian_prod(*axes)).exp().reshape(201, 201)
+    mass = torch.trapezoid(torch.trapezoid(heights, axes[1]), axes[0])
+    assert float(mass) == pytest.approx(1, abs=1e-3)
+
+
+def test_starts_near_the_normal_that_was_asked_for() -> None:
+    start = {
+        "mu": torch.tensor(3.0),
+        "tau": torch.tensor(2.0),
+        "theta": torch.tensor([1.0, 2.0, 3.0]),
+    }
+    guide = AutoIAF(plates, init_loc_fn=init_to_value(values=start), init_scale=0.2)
+    guide()
+    draws = guide.get_posterior().sample((20_000,))
+    expected = torch.tensor([3.0, math.log(2.0), 1.0, 2.0, 3.0])
+    torch.testing.assert_close(draws.mean(0), expected, atol=0.02, rtol=0)
+    torch.testing.assert_close(draws.std(0), torch.full((5,), 0.2), atol=0.02, rtol=0)
+    correlation = torch.corrcoef(draws.T) - torch.eye(5)
+    assert correlation.abs().max() < 0.1
+
+
+def test_starts_at_the_median_of_the_prior() -> None:
+    guide = AutoIAF(scalar)  # whose logarithm is normal, with mean 0.5 and deviation 0.2
+    guide()
+    outer = guide.requires_grad_(False).flow.transforms[0]
+    assert float(outer.location) == pytest.approx(0.5, abs=1e-6)
+    assert float(outer.log_scale) == pytest.approx(math.log(0.1))
+
+
+EXACT = {
+    "normal": (dist.Normal(torch.tensor([1.0, 2.0]), 3.0), [1.0, 2.0]),
+    "event": (dist.Normal(1.0, 3.0).expand([2]).to_event(1), [1.0, 1.0]),
+    "masked": (dist.Normal(torch.zeros(2), 1.0).to_event(1).mask(False), [0.0, 0.0]),
+    "half-Cauchy": (dist.HalfCauchy(5.0), 5.0),
+    "exponential": (dist.Exponential(2.0), math.log(2) / 2),
+    "log-normal": (dist.LogNormal(1.0, 2.0), math.e),
+    "uniform": (dist.Uniform(-1.0, 3.0), 1.0),
+    "float64": (dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0), [0.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_medians_of_priors_with_a_quantile_function_are_exact(name: str) -> None:
+    prior, expected = EXACT[name]
+    median = init_to_prior_median({"fn": prior, "name": "x"})
+    assert median.shape == prior.shape()
+    assert median.dtype == prior.sample().dtype
+    torch.testing.assert_close(median, torch.tensor(expected, dtype=median.dtype))
+
+
+@pytest.mark.parametrize(
+    ("prior", "middle", "error"),
+    [
+        (dist.Gamma(2.0, 1.0), 1.6783, 0.051),
+        (dist.StudentT(3.0, torch.tensor([5.0, -5.0])), torch.tensor([5.0, -5.0]), 0.043),
+        (dist.Beta(2.0, 2.0).expand([3]).to_event(1), 0.5, 0.011),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_medians_of_other_priors_are_those_of_many_draws(prior, middle, error) -> None:
+    # Medians of 1000 draws are normal, within five of their standard errors: one false alarm in
+    # two hundred thousand runs of a number.
+    torch.manual_seed(0)
+    median = init_to_prior_median({"fn": prior, "name": "x"})
+    assert ((median - torch.as_tensor(middle)).abs() < 5 * error).all()
+
+
+def test_quantiles_of_one_dimension_are_exact() -> None:
+    guide = disturbed(AutoIAF(scalar))
+    # An affine flow of one dimension is a normal distribution: two points say which.
+    low, high = guide.flow.to_data(torch.tensor([[0.0], [1.0]]))[0].squeeze(1).tolist()
+    probabilities = [0.05, 0.5, 0.9]
+    expected = [math.exp(low + (high - low) * z) for z in (-1.644854, 0.0, 1.281552)]
+    found = guide.quantiles(probabilities)["x"]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=2e-3, atol=0)
+    assert float(guide.median()["x"]) == pytest.approx(math.exp(low), rel=2e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_summaries_have_the_shapes_of_the_sites(name: str) -> None:
+    guide = disturbed(AutoIAF(MODELS[name]))
+    sites = {site: value.shape for site, value in guide().items()}
+    state = torch.get_rng_state()
+    median, quantiles = guide.median(), guide.quantiles(torch.tensor([0.1, 0.5]))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {site: value.shape for site, value in median.items()} == sites
+    assert {site: value.shape[1:] for site, value in quantiles.items()} == sites
+    for site, value in quantiles.items():
+        torch.testing.assert_close(value[1], median[site])
+
+
+# ---------------------------------------------------------------------- gradients
+
+FLOWS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"transforms": 1},
+    "relu, not direct": {"activation": "relu", "direct": False},
+    "sigmoid, random order": {"activation": "sigmoid", "order": "random"},
+    "own order": {"order": [2, 0, 1, 3]},
+    "silu": {"activation": "silu"},
+    "residual": {"hidden_features": (16, 8), "residual": True},
+    "exp": {"scale": "exp"},
+    "spline": {"bijection": "spline"},
+    "gated": {"bijection": "gated", "transforms": 2},
+}
+
+
+def _flow(name: str, dtype: torch.dtype = torch.float64) -> mf.Flow:
+    flow = posterior_flow(torch.randn(4), 0.7, **{"hidden_features": (16, 16), **FLOWS[name]})
+    with torch.no_grad():
+        for weight in flow.parameters():
+            weight.add_(0.15 * torch.randn_like(weight))
+    return flow.to(dtype)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_score_is_the_gradient_of_the_density(name: str) -> None:
+    flow, z = _flow(name), torch.randn(3, 5, 4, dtype=torch.float64)
+    x, log_det, score = sample_with_score(flow, z)
+    for found, expected in zip((x, log_det), flow.to_data(z), strict=True):
+        torch.testing.assert_close(found, expected)
+    leaf = x.detach().requires_grad_()
+    (expected,) = torch.autograd.grad(flow().log_prob(leaf).sum(), leaf)
+    torch.testing.assert_close(score, expected)
+    assert not score.requires_grad
+
+
+def test_score_over_another_base() -> None:
+    laplace = torch.distributions.Laplace(torch.zeros(3), 1.0)
+    base = torch.distributions.Independent(laplace, 1)
+    flow = mf.Flow([mf.InvertibleLinear(3)], base=base)
+    z = torch.randn(6, 3)
+    x, _, score = sample_with_score(flow, z)
+    leaf = x.detach().requires_grad_()
+    (expected,) = torch.autograd.grad(flow().log_prob(leaf).sum(), leaf)
+    torch.testing.assert_close(score, expected)
+
+
+def _gradients(guide: AutoIAF, elbo: Any, *args: Any) -> Tensor:
+    guide.zero_grad()
+    pyro.set_rng_seed(0)
+    elbo.differentiable_loss(guide._given_model[0], guide, *args).backward()
+    return torch.cat([weight.grad.flatten() for weight in guide.parameters()])
+
+
+def test_path_gradients_have_the_same_mean() -> None:
+    guide = disturbed(AutoIAF(plates, hidden_features=(8,), init_scale=0.5))
+    elbo = Trace_ELBO(num_particles=20_000, vectorize_particles=True, max_plate_nesting=1)
+    parts = {}
+    for path in (True, False):
+        guide._path_gradient = path
+        parts[path] = _gradients(guide, elbo)
+    difference = (parts[True] - parts[False]).norm() / parts[False].norm()
+    assert 1e-7 < float(difference) < 0.1
+
+
+def test_path_gradients_vanish_at_the_posterior() -> None:
+    guide = AutoIAF(lambda: pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1)))
+    guide()
+    with torch.no_grad():
+        for weight in guide.parameters():
+            weight.zero_()  # the flow is the identity, and the guide the prior
+    elbo = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=0)
+    assert _gradients(guide, elbo).abs().max() < 1e-6
+    guide._path_gradient = False
+    assert _gradients(guide, elbo).abs().max() > 1e-2
+
+
+def test_path_gradients_can_be_left_out() -> None:
+    many = AutoIAF(lambda: pyro.sample("x", dist.Normal(torch.zeros(33), 1.0).to_event(1)))
+    many()
+    assert not many.get_posterior().path_gradient
+    few = AutoIAF(scalar)
+    few()
+    assert few.get_posterior().path_gradient
+    assert few.get_posterior().expand((3,)).path_gradient
+    few._path_gradient = False
+    renyi = RenyiELBO(alpha=0.5, num_particles=3, vectorize_particles=True, max_plate_nesting=0)
+    SVI(scalar, few, pyro.optim.Adam({"lr": 0.01}), renyi).step()
+
+
+def test_a_singular_jacobian_falls_back_to_the_density() -> None:
+    guide = AutoIAF(lambda: pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1)))
+    guide()
+    posterior = guide.get_posterior()
+    x = posterior.rsample((3,))
+    assert posterior._last is not None
+    posterior._last.score = torch.full((3, 2), math.nan)
+    parts = posterior.score_parts(x)
+    assert parts.entropy_term is parts.log_prob
+
+
+# ---------------------------------------------------------------------- training
+
+ELBOS: dict[str, Callable[[], Any]] = {
+    "Trace_ELBO": Trace_ELBO,
+    "vectorized": lambda: Trace_ELBO(7, max_plate_nesting=1, vectorize_particles=True),
+    "TraceMeanField_ELBO": TraceMeanField_ELBO,
+    "TraceGraph_ELBO": TraceGraph_ELBO,
+    "JitTrace_ELBO": lambda: JitTrace_ELBO(ignore_jit_warnings=True),
+    "JitTrace_ELBO, vectorized": lambda: JitTrace_ELBO(
+        7, max_plate_nesting=1, vectorize_particles=True, ignore_jit_warnings=True
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ELBOS)
+def test_every_elbo_trains(name: str) -> None:
+    pyro.set_rng_seed(1)
+    guide = AutoIAF(plates)
+    guide()
+    before = [weight.detach().clone() for weight in guide.parameters()]
+    svi = SVI(plates, guide, pyro.optim.Adam({"lr": 0.01}), ELBOS[name]())
+    losses = [svi.step() for _ in range(3)]
+    assert all(math.isfinite(loss) for loss in losses)
+    moved = [not torch.equal(a, b) for a, b in zip(before, guide.parameters(), strict=True)]
+    assert all(moved)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_losses_are_those_of_the_trace() -> None:
+    guide = disturbed(AutoIAF(plates))
+    losses = {}
+    for name, make in ELBOS.items():
+        if "vectorized" not in name:
+            elbo = make()
+            for _ in range(2):  # the first time, one of them compiles and draws more
+                pyro.set_rng_seed(3)
+                losses[name] = float(elbo.loss_and_grads(plates, guide))
+    assert max(losses.values()) - min(losses.values()) < 1e-3
+
+
+def test_the_conjugate_posterior_is_found() -> None:
+    posterior, evidence = exact()
+    guide = AutoIAF(linear)
+    optimizer = pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.99})
+    elbo = Trace_ELBO(16, vectorize_particles=True, max_plate_nesting=0)
+    svi = SVI(linear, guide, optimizer, elbo)
+    y = Y.float()
+    for _ in range(300):
+        svi.step(y)
+    found = guide.diagnose(y, samples=2000)
+    assert found.trusted
+    assert found.log_evidence == pytest.approx(evidence, abs=0.02)
+    assert evidence - 0.05 < found.elbo < evidence + 0.01
+    assert found.effective_sample_size > 1800
+    draws = guide.get_posterior().sample((20_000,)).double()
+    torch.testing.assert_close(draws.mean(0), posterior.mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(draws.T.cov(), posterior.covariance_matrix, atol=0.02, rtol=0.1)
+    points = posterior.sample((100,))
+    torch.testing.assert_close(
+        guide.log_prob(points.float()).double(), posterior.log_prob(points), atol=0.3, rtol=0
+    )
+    median = guide.median()["x"].double()
+    torch.testing.assert_close(median, posterior.mean, atol=0.05, rtol=0)
+
+
+def test_float64_models() -> None:
+    guide = AutoIAF(linear)
+    svi = SVI(linear, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    svi.step(Y)
+    assert guide.flow.base.zero.dtype == torch.float64
+    assert guide()["x"].dtype == torch.float64
+    assert guide.median()["x"].dtype == torch.float64
+
+
+def test_subsampling() -> None:
+    data = torch.randn(20) + 2
+
+    def model(data: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("rows", len(data), subsample_size=5) as rows:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=data[rows])
+
+    guide = AutoIAF(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    for _ in range(3):
+        svi.step(data)
+    with pytest.raises(ValueError, match="without subsampling"):
+        guide.diagnose(data)
+
+
+def test_in_a_list_of_guides() -> None:
+    guide = AutoGuideList(plates)
+    guide.append(AutoIAF(poutine.block(plates, expose=["mu", "tau"])))
+    guide.append(AutoNormal(poutine.block(plates, expose=["theta"])))
+    svi = SVI(plates, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    assert math.isfinite(svi.step())
+    assert guide[0].latent_dim == 2
+    assert set(guide.median()) == {"mu", "tau", "theta"}
+    assert diagnose(plates, guide, samples=100).log_weights.isfinite().all()
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_predictive(parallel: bool) -> None:
+    guide = disturbed(AutoIAF(plates))
+    drawn = Predictive(plates, guide=guide, num_samples=11, parallel=parallel)()
+    assert drawn["theta"].reshape(11, -1).shape == (11, 3)
+    torch.testing.assert_close(drawn["y"].reshape(11, 3)[0], torch.tensor([0.3, 1.0, -0.4]))
+
+
+def test_neutra() -> None:
+    guide = disturbed(AutoIAF(plates))
+    guide.requires_grad_(False)
+    model = NeuTraReparam(guide).reparam(plates)
+    trace = poutine.trace(model).get_trace()
+    z = trace.nodes["mu_shared_latent"]["value"]
+    x, log_det = guide.flow.to_data(z)
+    values = {name: trace.nodes[name]["value"] for name in ("mu", "tau", "theta")}
+    torch.testing.assert_close(values["mu"], x[0])
+    of_model = poutine.trace(poutine.condition(plates, values)).get_trace().log_prob_sum()
+    jacobian = log_det + x[1]  # of the flow, and of the logarithm of tau
+    torch.testing.assert_close(trace.log_prob_sum(), of_model + jacobian, atol=1e-4, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------- what is remembered
+
+
+def test_a_sample_is_scored_anew_after_an_update() -> None:
+    guide = disturbed(AutoIAF(scalar))
+    posterior = guide.get_posterior()
+    x = posterior.rsample((4,))
+    before = posterior.log_prob(x)
+    torch.testing.assert_close(before, guide.log_prob(x.detach()))
+    with torch.no_grad():
+        next(guide.parameters()).add_(1.0)
+    torch.testing.assert_close(posterior.log_prob(x), guide.log_prob(x.detach()))
+    assert (posterior.log_prob(x) - before).abs().max() > 0.1
+
+
+def test_a_sample_can_be_scored_after_a_backward_pass() -> None:
+    guide = disturbed(AutoIAF(plates))
+    posterior = guide.get_posterior()
+    x = posterior.rsample((4,))
+    first = posterior.log_prob(x)
+    (x.sum() + first.sum()).backward()
+    again = posterior.log_prob(x.detach())
+    again.sum().backward()
+    torch.testing.assert_close(posterior.log_prob(x), first.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_sample_without_gradients_is_scored_with_them() -> None:
+    guide = disturbed(AutoIAF(plates))
+    posterior = guide.get_posterior()
+    with torch.no_grad():
+        x = posterior.rsample((4,))
+        expected = posterior.log_prob(x)
+    found = posterior.log_prob(x)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert found.requires_grad
+    assert not expected.requires_grad
+
+
+def test_inference_mode() -> None:
+    guide = disturbed(AutoIAF(plates))
+    with torch.inference_mode():
+        trace = poutine.trace(guide).get_trace()
+        assert math.isfinite(float(trace.log_prob_sum()))
+        assert guide.diagnose(samples=100).log_weights.isfinite().all()
+
+
+# ---------------------------------------------------------------------- copies
+
+COPIES: dict[str, Callable[[AutoIAF], AutoIAF]] = {
+    "pickle": lambda guide: pickle.loads(pickle.dumps(guide)),
+    "deepcopy": copy.deepcopy,
+    "torch.save": lambda guide: _saved(guide),  # noqa: PLW0108 - defined below
+}
+
+
+def _saved(guide: AutoIAF) -> AutoIAF:
+    file = io.BytesIO()
+    torch.save(guide, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_sample_without_data(name: str) -> None:
+    guide = AutoIAF(lambda y: linear(y))  # noqa: PLW0108 - does not pickle
+    disturbed(guide, Y.float())
+    SVI(linear, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(Y.float())
+    new = COPIES[name](guide)
+    drawn = []
+    for each in (guide, new):
+        pyro.set_rng_seed(5)
+        drawn.append(each()["x"])
+    torch.testing.assert_close(drawn[0], drawn[1])
+    points = torch.randn(3, 2)
+    torch.testing.assert_close(guide.log_prob(points), new.log_prob(points))
+    torch.testing.assert_close(guide.median(), new.median())
+    with torch.no_grad():
+        next(new.parameters()).add_(1.0)
+    assert not torch.allclose(guide.log_prob(points), new.log_prob(points))
+    assert guide.diagnose(Y.float(), samples=100).log_weights.shape == (100,)  # still has its model
+    if name == "deepcopy":
+        assert isinstance(new.diagnose(Y.float(), samples=100), Diagnosis)
+    else:
+        with pytest.raises(ValueError, match="with its model"):
+            new.diagnose(Y.float())
+        assert isinstance(diagnose(linear, new, Y.float(), samples=100), Diagnosis)
+
+
+def test_weights_and_flow_are_saved(tmp_path: Path) -> None:
+    guide = disturbed(AutoIAF(plates))
+    other = AutoIAF(plates, init_loc_fn=init_to_mean)
+    other()
+    other.load_state_dict(guide.state_dict())
+    points = torch.randn(3, 5)
+    torch.testing.assert_close(other.log_prob(points), guide.log_prob(points))
+    mf.save(guide.flow, tmp_path / "guide.safetensors")
+    flow = mf.load(tmp_path / "guide.safetensors")
+    torch.testing.assert_close(flow().log_prob(points), guide.log_prob(points))
+
+
+# ---------------------------------------------------------------------- diagnosis
+
+
+def test_diagnosis_of_an_exact_guide() -> None:
+    found = diagnose(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), lambda: _normal(1.0))
+    assert found.trusted
+    assert found.log_evidence == pytest.approx(0, abs=1e-6)
+    assert found.effective_sample_size == pytest.approx(1000)
+    assert "Trust it" in str(found)
+
+
+def _normal(scale: float) -> None:
+    pyro.sample("x", dist.Normal(0.0, scale))
+
+
+@pytest.mark.parametrize(
+    ("scale", "trusted", "words"),
+    {
+        # Weights of a normal guide of standard deviation s have tails of shape 1 - s^2.
+        "wide": (1.2, True, "Trust it"),
+        "a little narrow": (0.9, True, "Trust it"),
+        "narrow": (0.4, False, "Do not trust it"),
+    }.values(),
+)
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_diagnosis_of_normals(scale: float, trusted: bool, words: str, vectorize: bool) -> None:
+    found = diagnose(lambda: _normal(1.0), lambda: _normal(scale), samples=500, vectorize=vectorize)
+    assert found.trusted is trusted
+    assert words in found.verdict
+    # The average of log w, in closed form.
+    elbo = math.log(scale) + 0.5 - scale**2 / 2
+    assert found.elbo == pytest.approx(elbo, abs=5 * found.elbo_error)
+    assert f"{found.k_hat:.2f}" in repr(found)
+    assert "500 samples" in repr(found)
+    if trusted:
+        assert found.log_evidence == pytest.approx(0, abs=5 * found.log_evidence_error)
+
+
+def test_verdict_by_k_hat() -> None:
+    numbers = {"threshold": 0.67, "effective_sample_size": 80.0, "elbo": -1.0, "elbo_error": 0.1}
+    evidence = {"log_evidence": -0.9, "log_evidence_error": 0.1, "log_weights": torch.zeros(3)}
+    for k_hat, start in (
+        (0.3, "Trust it"),
+        (0.8, "Do not trust it yet"),
+        (1.4, "Do not trust it:"),
+    ):
+        assert Diagnosis(k_hat=k_hat, **numbers, **evidence).verdict.startswith(start)
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal, AutoIAF])
+def test_diagnosis_of_any_guide(kind: Any) -> None:
+    found = diagnose(plates, kind(plates), samples=1200)
+    assert found.log_weights.shape == (1200,)
+    assert found.log_weights.isfinite().all()
+    assert found.elbo < found.log_evidence
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+def _two_latents() -> None:
+    pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def _called(model: Callable[[], None] = plates) -> AutoIAF:
+    guide = AutoIAF(model)
+    guide()
+    return guide
+
+
+BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "model": (lambda: AutoIAF(3), TypeError, "model"),  # type: ignore[arg-type]
+    "init_loc_fn": (lambda: AutoIAF(scalar, init_loc_fn=0.0), TypeError, "init_loc_fn"),  # type: ignore[arg-type]
+    "transforms": (lambda: AutoIAF(scalar, 0), ValueError, "transforms"),
+    "hidden_features": (lambda: AutoIAF(scalar, hidden_features=(0,)), ValueError, "hidden_feat"),
+    "init_scale": (lambda: AutoIAF(scalar, init_scale=0.0), ValueError, "init_scale"),
+    "context": (lambda: AutoIAF(scalar, context=2), ValueError, "context to be left out"),
+    "activation": (lambda: AutoIAF(scalar, activation="tan"), ValueError, "activation"),
+    "new guide": (lambda: AutoIAF(scalar).log_prob(torch.zeros(1)), ValueError, "called once"),
+    "new transform": (lambda: AutoIAF(scalar).get_transform(), ValueError, "called once"),
+    "new median": (lambda: AutoIAF(scalar).median(), ValueError, "called once"),
+    "shape": (lambda: _called().log_prob(torch.zeros(4)), ValueError, "values"),
+    "dtype": (lambda: _called().log_prob(torch.zeros(5).double()), TypeError, "values"),
+    "kind": (lambda: _called().log_prob([0.0]), TypeError, "values"),  # type: ignore[arg-type]
+    "sites": (lambda: _called().log_prob({"mu": torch.zeros(())}), ValueError, "sites"),
+    "site shape": (
+        lambda: (
+            _called(scalar).log_prob({"x": torch.zeros(())})
+            and _called(factor).log_prob({"chol": torch.eye(2)})
+        ),
+        ValueError,
+        "'chol'",
+    ),
+    "quantiles": (lambda: _called().quantiles([0.5, 1.5]), ValueError, "quantiles"),
+    "few samples": (lambda: _called().diagnose(samples=10), ValueError, "samples"),
+    "missing site": (lambda: diagnose(_two_latents, lambda: _normal(1.0)), ValueError, "'z'"),
+    "no guide": (lambda: diagnose(scalar, None), TypeError, "guide"),  # type: ignore[arg-type]
+    "gain": (lambda: DampedAffine(0.0), ValueError, "gain"),
+    "location": (lambda: TriangularAffine(torch.zeros(2, 2)), ValueError, "location"),
+    "scale": (lambda: TriangularAffine(torch.zeros(2), [1.0, -1.0]), ValueError, "scale"),
+    "scale shape": (lambda: TriangularAffine(torch.zeros(2), torch.ones(3)), ValueError, "scale"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments(name: str) -> None:
+    call, kind, message = BAD[name]
+    with pytest.raises(kind, match=message):
+        call()
