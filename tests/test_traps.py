@@ -272,6 +272,6 @@ WITHOUT_HIDDEN = [{}, {"direct": True}, {"residual": True}, {"context": 2}, {"or
 def test_no_hidden_layer_at_all(arguments: dict[str, Any]) -> None:
     made = made_of(features=4, hidden_features=(), **arguments)
     assert mf.check_autoregressive(made).missing == []
-    model = scatter(mf.DensityModel(made, mf.heads.Gaussian()))
+    model = scatter(mf.DensityModel(made, mf.univariate.heads.Gaussian()))
     x = model(context_of(model)).rsample((3,))
     assert model(context_of(model)).log_prob(x).isfinite().all()

@@ -200,7 +200,9 @@ def test_weights_are_found_and_sparse_ones_dropped() -> None:
 
 def test_weights_are_fitted_in_evaluation_mode_and_modes_kept() -> None:
     made = made_of(features=4, parameters=1, dropout=0.5)
-    mixture = mf.OrderMixture(mf.DensityModel(made, mf.heads.Bernoulli(), orders="all"), 3)
+    mixture = mf.OrderMixture(
+        mf.DensityModel(made, mf.univariate.heads.Bernoulli(), orders="all"), 3
+    )
     mixture.train()
     x = torch.randint(2, (50, 4)).double()
     first, second = mixture.fit_weights(x), mixture.fit_weights(x)

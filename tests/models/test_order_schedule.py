@@ -92,7 +92,7 @@ def test_mask_weights_add_what_the_formula_says(option: str) -> None:
 @each_option
 def test_the_inverse_of_a_network_told_its_masks(option: str) -> None:
     made = told(option)
-    head = mf.heads.Gaussian().double()
+    head = mf.univariate.heads.Gaussian().double()
     step, noise = HeadStep(head), torch.randn(6, 5, 1, dtype=F64)
     c = context_of(made, 6)
     nearly(
@@ -136,7 +136,7 @@ def test_an_arranged_network_is_one_made_so(option: str) -> None:
         assert not (view.reach() & ~view.allowed).any()
         mf.check_autoregressive(view)
         nearly(view(x, c), made(x, c, order=order, degrees=chosen))
-        head = mf.heads.Gaussian().double()
+        head = mf.univariate.heads.Gaussian().double()
         noise = torch.randn(7, 5, 1, dtype=F64)
         nearly(
             sequential_inverse(view, HeadStep(head), noise, c).detach(),

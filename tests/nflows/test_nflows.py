@@ -366,9 +366,9 @@ def test_trap_1_the_first_feature_reads_the_context() -> None:
 def test_trap_2_narrow_layers_keep_what_they_can_and_say_what_is_lost() -> None:
     with pytest.warns(mf.DependencyWarning, match="dependencies are lost"):
         made = ours.MADE(20, 6)
-    reach = mf.masks.connectivity([made.initial_layer.mask, made.final_layer.mask])
+    reach = mf.nn.masks.connectivity([made.initial_layer.mask, made.final_layer.mask])
     theirs = host_made.MADE(20, 6)
-    lost = mf.masks.connectivity([theirs.initial_layer.mask, theirs.final_layer.mask])
+    lost = mf.nn.masks.connectivity([theirs.initial_layer.mask, theirs.final_layer.mask])
     assert reach[-1, :-1].all()  # the last feature reads all others
     assert not lost[-1, :-1].all()
     assert made.initial_layer.degrees.tolist() == [4, 7, 10, 13, 16, 19]
