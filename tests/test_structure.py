@@ -1,0 +1,257 @@
+"""The house: which folder may import which, what is public, and how long a module may be.
+
+Imports are read from the syntax tree, so that those for types only and those inside functions count
+as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "made_flows"
+LONGEST = 450
+
+# A module imports its own folder and the floors below, never its own floor's other folders.
+# The ground floor is every module that lies in made_flows itself.
+FLOORS = [
+    {"ground"},
+    {"nn", "univariate"},
+    {"inverse", "plotting"},
+    {"distributions", "transforms"},
+    {"training"},
+    {"models"},
+    {"diagnostics", "interop", "serialization"},
+    {"cli", "nflows", "public names", "pyro", "sklearn"},
+]
+
+# Imports that still go up or round in a circle. This list may only become shorter: an import that
+# has been repaired has to be taken out. When it is empty, it goes.
+OFFENDERS = {
+    ("distributions.autoregressive", "models.density"),
+    ("distributions.conditional", "models.density"),
+    ("distributions.conditional", "models.mixture_base"),
+    ("distributions.missing", "models.density"),
+    ("distributions.mixture", "models.mixture_base"),
+    ("nn.dependencies", "nn.made"),
+    ("nn.initialization", "nn.made"),
+    ("nn.made_spec", "nn.made"),
+    ("nn.per_row_orders", "nn.made"),
+    ("nn.reordering", "nn.made"),
+    ("nn.summary", "nn.made"),
+    ("plotting.pictures", "training.history"),
+}
+
+PUBLIC = {
+    "made_flows": """
+        IAF MADE MAF AccelerationReport AccelerationWarning ActNorm Affine
+        AutoregressiveDistribution AutoregressiveError AutoregressiveReport AutoregressiveTransform
+        BatchNorm BernoulliMADE Bijection CategoricalMADE ConditionalDistribution ConditionalMixture
+        DensityModel DependencyWarning Dequantize Flow FlowDistribution GatedAffine GaussianMADE
+        GaussianMixtureMADE Head History InvertibleLinear Log Logit Mixture MixtureDistribution
+        MixtureGain OrderMixture Permutation RationalQuadraticSpline ScaleRule Standardize
+        TrainingError Transform WeightFit accelerate acceleration check_autoregressive fit load
+        restore save saveable
+    """,
+    "made_flows.pyro": """
+        IAF MAF AffineAutoregressive AutoIAF AutoRegressiveNN BernoulliMADE CategoricalMADE
+        ConditionalAffineAutoregressive ConditionalAutoRegressiveNN ConditionalFlowTransform
+        ConditionalIAF ConditionalMAF ConditionalSplineAutoregressive Diagnosis FlowTransform
+        GaussianMADE GaussianMixtureMADE MADENetwork ModelDistribution PyroModel
+        SplineAutoregressive affine_autoregressive conditional_affine_autoregressive
+        conditional_spline_autoregressive diagnose spline_autoregressive to_pyro
+    """,
+    "made_flows.nflows": """
+        MADE AsDistribution AsFlow AsTransform Flow MaskedAffineAutoregressiveTransform
+        MaskedAutoregressiveFlow MaskedPiecewiseRationalQuadraticAutoregressiveTransform
+        MixtureOfGaussiansMADE StandardNormal TrainingModeWarning
+    """,
+    "made_flows.plotting": "image_grid masks pair_plot training_curve",
+}
+
+EXTRAS = {"made_flows.pyro": "pyro", "made_flows.nflows": "nflows"}
+OPTIONAL = ["arviz", "matplotlib", "nflows", "normflows", "numba", "pyro", "sklearn", "zuko"]
+
+
+# --- Reading the imports --------------------------------------------------------------------------
+
+
+def module_name(path: Path) -> str:
+    """The name of a module without the package's own: "nn.made", "nn", and "" for the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def named_modules(tree: ast.AST) -> Iterator[str]:
+    """Every dotted name that an import statement could mean; relative imports are not used."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"Expected absolute imports; got one in line {node.lineno}"
+            for alias in node.names:
+                # "from a import b" imports a.b where that is a module, and else b of a.
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner.removeprefix("made_flows.") in MODULES else str(node.module)
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    ours = {name for name in named_modules(tree) if f"{name}.".startswith("made_flows.")}
+    return {name.removeprefix("made_flows").removeprefix(".") for name in ours} & set(MODULES)
+
+
+IMPORTS = {name: imports_of(tree) - {name} for name, tree in TREES.items()}
+EDGES = {(name, target) for name, targets in IMPORTS.items() for target in targets}
+
+
+def folder(name: str) -> str:
+    top, _, inner = name.partition(".")
+    if not top:
+        return "public names"
+    return top if inner or MODULES[top].name == "__init__.py" else "ground"
+
+
+def floor(name: str) -> int:
+    places = [place for place, folders in enumerate(FLOORS) if folder(name) in folders]
+    assert len(places) == 1, f"Expected one floor for the folder {folder(name)!r}; name it above"
+    return places[0]
+
+
+def upward(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """The imports that leave their folder without going down."""
+    return {(a, b) for a, b in edges if folder(a) != folder(b) and floor(b) >= floor(a)}
+
+
+def in_circles(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """The imports that are left when modules without an open import, or importer, are removed."""
+    while True:
+        importers = {a for a, _ in edges}
+        imported = {b for _, b in edges}
+        inside = {(a, b) for a, b in edges if a in imported and b in importers}
+        if inside == edges:
+            return edges
+        edges = inside
+
+
+def listed(edges: set[tuple[str, str]]) -> str:
+    return "\n".join(f"{a or 'made_flows'} imports {b}" for a, b in sorted(edges))
+
+
+# --- Imports --------------------------------------------------------------------------------------
+
+
+def test_imports_go_down() -> None:
+    found = upward(EDGES - OFFENDERS)
+    assert not found, f"Expected imports of lower floors; got\n{listed(found)}"
+
+
+def test_imports_make_no_circle() -> None:
+    found = in_circles(EDGES - OFFENDERS)
+    assert not found, f"Expected no circle of imports; got one among\n{listed(found)}"
+
+
+def test_offenders_are_taken_out_of_the_list_once_they_are_repaired() -> None:
+    repaired = OFFENDERS - upward(EDGES) - in_circles(EDGES)
+    assert not repaired, f"Repaired, to be taken out of OFFENDERS:\n{listed(repaired)}"
+
+
+def test_a_circle_and_an_upward_import_are_found() -> None:
+    assert in_circles({("a", "b"), ("b", "c"), ("c", "a"), ("c", "d"), ("e", "a")}) == {
+        ("a", "b"), ("b", "c"), ("c", "a"),
+    }  # fmt: skip
+    assert upward({("nn.made", "nn.masks"), ("nn.made", "models.density")}) == {
+        ("nn.made", "models.density")
+    }
+    tree = ast.parse(
+        textwrap.dedent("""
+            if TYPE_CHECKING:
+                from made_flows.nn.made import MADE
+            def function():
+                from made_flows import plotting
+        """)
+    )
+    assert imports_of(tree) == {"nn.made", "plotting"}
+
+
+def run_without(blocked: list[str], code: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a fresh interpreter that finds none of the packages named."""
+    start = f"import sys\nsys.modules.update(dict.fromkeys({blocked!r}))\n"
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", start + code],
+        cwd=PACKAGE.parent, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def test_the_hard_dependencies_are_enough() -> None:
+    # Not only the import: a model is scored and sampled, which takes the eager inverse.
+    run = run_without(
+        OPTIONAL,
+        "import torch, made_flows as mf\n"
+        "model = mf.GaussianMADE(3, hidden_features=(8,))()\n"
+        "print(*model.log_prob(model.sample((2,))).shape)\n",
+    )
+    assert (run.returncode, run.stdout) == (0, "2\n"), run.stderr
+
+
+@pytest.mark.parametrize(("module", "extra"), EXTRAS.items())
+def test_a_missing_extra_is_named(module: str, extra: str) -> None:
+    run = run_without([extra], f"import {module}")
+    assert f"made-flows[{extra}]" in run.stderr.splitlines()[-1], run.stderr
+
+
+# --- Names, ideas, lengths ------------------------------------------------------------------------
+
+
+def public_names(module: ModuleType) -> set[str]:
+    """What a star import without __all__ would bring, less the package's own modules."""
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and not (isinstance(value, ModuleType) and value.__name__.startswith("made_flows."))
+        and getattr(value, "__class__", None).__module__ != "__future__"
+    }
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_those_of_the_list(name: str) -> None:
+    if name in EXTRAS:
+        pytest.importorskip(EXTRAS[name])
+    module = importlib.import_module(name)
+    expected = set(PUBLIC[name].split())
+    assert set(module.__all__) == expected
+    assert public_names(module) == expected
+
+
+FOLDERS = [name for name, path in MODULES.items() if path.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders_state_their_idea(name: str) -> None:
+    idea = (ast.get_docstring(TREES[name]) or "").split("\n\n")[0]
+    assert idea.endswith("."), "Expected a sentence"
+    assert len(idea.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_short(name: str) -> None:
+    lines = len(MODULES[name].read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST, f"Expected at most {LONGEST} lines, one idea; got {lines}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_users_errors_are_no_assertions(name: str) -> None:
+    found = [node.lineno for node in ast.walk(TREES[name]) if isinstance(node, ast.Assert)]
+    assert not found, f"Expected errors of `_checks`, which -O keeps; got assert in lines {found}"
