@@ -24,7 +24,7 @@ def host_of(module: Any) -> str | None:
         library, _, rest = kind.__module__.partition(".")
         if library in HOSTS:
             return library
-        if library == "made_flows" and not rest.startswith("hosts"):
+        if library == "made_flows" and not rest.startswith("interop"):
             return None
     return None
 
