@@ -1,53 +1,168 @@
-"""MkDocs hook: writes one reference page for each public module, and fills the navigation.
+"""MkDocs hook: writes the reference from the public names, and fills the navigation.
 
-A module is public when no part of its name starts with an underscore. A folder of `docs/` that is
-named in the navigation with a closing slash stands for all its pages, its index first.
+The reference has a page for every group of `GROUPS` and an index of all of them, with the first
+line of every docstring. A public name that no group holds stops the build. A folder of `docs/` that
+is named in the navigation with a closing slash stands for all its pages, its index first.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import re
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "made_flows"
 REFERENCE = "reference/"
-
-# From the ground floor up: what the package depends on downwards. Others follow by name.
-FIRST = [
-    "density", "autoregressive_flows", "flows", "transforms", "bijections", "splines",
-    "normalization", "data_transforms", "bases", "made", "heads", "training", "serialization",
-    "diagnostics", "masks", "linear",
-]  # fmt: skip
+PUBLIC_MODULES = ["made_flows", "made_flows.plotting", "made_flows.pyro", "made_flows.nflows"]
+ROLE = re.compile(r":(?:attr|class|func|meth|mod):`~?(?:made_flows\.)?([\w.]+)`")
+MATH = re.compile(r":math:`[^`]*`")
 
 
-def module_names() -> list[str]:
-    """Returns the dotted names of the public modules, without the package's own name."""
+class Group(NamedTuple):
+    """One page: its title, what it is about, and full names; "module.*" is all its names."""
+
+    title: str
+    about: str
+    names: list[str]
+
+
+def ours(names: str) -> list[str]:
+    return [f"made_flows.{name}" for name in names.split()]
+
+
+GROUPS = [
+    Group(
+        "Density models",
+        "A MADE and a head. Called with a context, a model gives a torch distribution.",
+        ours(
+            "GaussianMADE GaussianMixtureMADE BernoulliMADE CategoricalMADE DensityModel "
+            "AutoregressiveDistribution ConditionalDistribution OrderMixture Mixture "
+            "MixtureDistribution ConditionalMixture MixtureGain WeightFit"
+        ),
+    ),
+    Group(
+        "Flows",
+        "Chains of transforms between data and noise, each a density of its own.",
+        ours("MAF IAF Flow FlowDistribution"),
+    ),
+    Group(
+        "Networks",
+        "The conditioner itself, for models of one's own.",
+        ours("MADE DependencyWarning"),
+    ),
+    Group("Training", "From rows to a trained model.", ours("fit History TrainingError")),
+    Group("Files", "Models in files, and back.", ours("save load saveable")),
+    Group(
+        "Bijections and heads",
+        "What the parameters of one feature mean: a monotone map, or a distribution.",
+        ours("Bijection Affine GatedAffine RationalQuadraticSpline Head ScaleRule"),
+    ),
+    Group(
+        "Transforms",
+        "The layers of a `Flow`: between data x and noise z, each with its log-determinant.",
+        ours(
+            "Transform AutoregressiveTransform Permutation InvertibleLinear ActNorm BatchNorm "
+            "Standardize Logit Log Dequantize"
+        ),
+    ),
+    Group(
+        "Inverse and acceleration",
+        "The slow direction made fast, in models of other libraries and in networks of one's own.",
+        [
+            *ours("accelerate acceleration restore AccelerationReport AccelerationWarning"),
+            "made_flows.inverse.*",
+        ],
+    ),
+    Group(
+        "Diagnostics",
+        "Checks of what a network claims to be. For posteriors there is "
+        "[`made_flows.pyro.diagnose`][].",
+        ours("check_autoregressive AutoregressiveReport AutoregressiveError"),
+    ),
+    Group("Plotting", "Pictures, by matplotlib (extra `plot`).", ["made_flows.plotting.*"]),
+    Group(
+        "Pyro",
+        "Pyro's names with Pyro's signatures, and guides (extra `pyro`).",
+        ["made_flows.pyro.*"],
+    ),
+    Group(
+        "nflows",
+        "nflows' names with nflows' signatures (extra `nflows`).",
+        ["made_flows.nflows.*"],
+    ),
+]
+
+
+def full_names(group: Group) -> list[str]:
+    """Returns a group's names, those of whole modules listed."""
     names = []
-    for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        parts = parts[:-1] if parts[-1] == "__init__" else parts
-        if parts and not any(part.startswith("_") for part in parts):
-            names.append(".".join(parts))
-    place = {name: number for number, name in enumerate(FIRST)}
-    return sorted(names, key=lambda name: (place.get(name, len(FIRST)), name))
+    for name in group.names:
+        module, _, last = name.rpartition(".")
+        if last == "*":
+            names += [f"{module}.{public}" for public in importlib.import_module(module).__all__]
+        else:
+            names.append(name)
+    return names
+
+
+def check_groups() -> None:
+    """Raises where a public name has no group, or more than one."""
+    public = {f"{m}.{name}" for m in PUBLIC_MODULES for name in importlib.import_module(m).__all__}
+    grouped = [name for group in GROUPS for name in full_names(group)]
+    if missing := sorted(public - set(grouped)):
+        raise PluginError(f"Expected a group of tools/docs_pages.py for {', '.join(missing)}")
+    if twice := sorted({name for name in grouped if grouped.count(name) > 1}):
+        raise PluginError(f"Expected one group of tools/docs_pages.py for {', '.join(twice)}")
+
+
+def first_line(name: str) -> str:
+    """Returns the first line of a docstring in Markdown; formulas are left to the entry itself."""
+    module, _, last = name.rpartition(".")
+    line = (inspect.getdoc(getattr(importlib.import_module(module), last)) or "").split("\n")[0]
+    line = ROLE.sub(r"`\1`", line).replace("``", "`")
+    if formula := MATH.search(line):
+        line = line[: formula.start()].rstrip(" :,(") + " ..."
+    return line
+
+
+def slug(group: Group) -> str:
+    return group.title.lower().replace(" ", "-")
+
+
+def group_page(group: Group) -> str:
+    entries = "\n\n".join(f"::: {name}" for name in full_names(group))
+    return f"# {group.title}\n\n{group.about}\n\n{entries}\n"
+
+
+def index_page() -> str:
+    """Returns the list of all names, each a link with its line."""
+    parts = ["# Reference\n\nThe public names by what they are for; `mf` is `made_flows`."]
+    for group in GROUPS:
+        lines = []
+        for name in full_names(group):
+            short = name.replace("made_flows", "mf", 1) if name.count(".") == 1 else name
+            lines.append(f"- [`{short}`][{name}]: {first_line(name)}")
+        heading = f"## [{group.title}]({slug(group)}.md)\n\n{group.about}"
+        parts.append(heading + "\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
 
 
 def reference_pages() -> dict[str, str]:
-    """Returns the generated pages: path inside docs/ -> Markdown."""
-    names = module_names()
-    pages = {
-        f"{REFERENCE}{name}.md": f"# made_flows.{name}\n\n::: made_flows.{name}\n" for name in names
-    }
-    rows = "\n".join(f"- [`made_flows.{name}`]({name}.md)" for name in names)
-    pages[f"{REFERENCE}index.md"] = (
-        "# Reference\n\nThe public names are those of `import made_flows as mf`.\n"
-        f"They are defined in these modules.\n\n{rows}\n"
-    )
-    return pages
+    """Returns the generated pages: path inside docs/ -> Markdown, the index first."""
+    check_groups()
+    pages = {f"{REFERENCE}index.md": index_page()}
+    return pages | {f"{REFERENCE}{slug(group)}.md": group_page(group) for group in GROUPS}
+
+
+def on_startup(**_: object) -> None:
+    sys.path.insert(0, str(ROOT))  # the package of this checkout, whichever is installed
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -67,8 +182,6 @@ def expanded(entry: dict[str, Any], docs: Path) -> dict[str, Any]:
     if not (isinstance(target, str) and target.endswith("/")):
         return entry
     if target == REFERENCE:
-        pages = [f"{REFERENCE}index.md", *(f"{REFERENCE}{name}.md" for name in module_names())]
-    else:
-        found = sorted(path.relative_to(docs).as_posix() for path in (docs / target).glob("*.md"))
-        pages = sorted(found, key=lambda page: not page.endswith("/index.md"))
-    return {title: pages}
+        return {title: [f"{REFERENCE}index.md", *(f"{REFERENCE}{slug(g)}.md" for g in GROUPS)]}
+    found = sorted(path.relative_to(docs).as_posix() for path in (docs / target).glob("*.md"))
+    return {title: sorted(found, key=lambda page: not page.endswith("/index.md"))}
