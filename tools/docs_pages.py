@@ -19,10 +19,14 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the package of this checkout, whichever is installed
+
+from tools.docs_docstrings import mathml  # noqa: E402
+
 REFERENCE = "reference/"
 PUBLIC_MODULES = ["made_flows", "made_flows.plotting", "made_flows.pyro", "made_flows.nflows"]
 ROLE = re.compile(r":(?:attr|class|func|meth|mod):`~?(?:made_flows\.)?([\w.]+)`")
-MATH = re.compile(r":math:`[^`]*`")
+MATH = re.compile(r":math:`([^`]*)`")
 
 
 class Group(NamedTuple):
@@ -123,13 +127,11 @@ def check_groups() -> None:
 
 
 def first_line(name: str) -> str:
-    """Returns the first line of a docstring in Markdown; formulas are left to the entry itself."""
+    """Returns the first line of a docstring in Markdown."""
     module, _, last = name.rpartition(".")
     line = (inspect.getdoc(getattr(importlib.import_module(module), last)) or "").split("\n")[0]
-    line = ROLE.sub(r"`\1`", line).replace("``", "`")
-    if formula := MATH.search(line):
-        line = line[: formula.start()].rstrip(" :,(") + " ..."
-    return line
+    line = MATH.sub(lambda formula: f"<span>{mathml(formula[1], 'inline')}</span>", line)
+    return ROLE.sub(r"`\1`", line).replace("``", "`")
 
 
 def slug(group: Group) -> str:
@@ -159,10 +161,6 @@ def reference_pages() -> dict[str, str]:
     check_groups()
     pages = {f"{REFERENCE}index.md": index_page()}
     return pages | {f"{REFERENCE}{slug(group)}.md": group_page(group) for group in GROUPS}
-
-
-def on_startup(**_: object) -> None:
-    sys.path.insert(0, str(ROOT))  # the package of this checkout, whichever is installed
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
