@@ -7,7 +7,9 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from made_flows._torch import has_concrete_values
 
 __all__ = [
     "check_broadcast",
@@ -18,8 +20,6 @@ __all__ = [
     "check_values",
     "expect",
     "expect_type",
-    "has_concrete_values",
-    "is_untransformed",
     "non_negative_integer",
     "positive_integer",
     "real_number",
@@ -81,27 +81,6 @@ def widths(value: Any, argument: str) -> tuple[int, ...]:
         value,
     )
     return tuple(positive_integer(width, f"{argument}[{i}]") for i, width in enumerate(value))
-
-
-def has_concrete_values(x: Tensor) -> bool:
-    """Whether a tensor's values may be read: not while compiling, tracing or under torch.func."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.is_functorch_wrapped_tensor(x)
-        or x.is_meta
-    )
-
-
-def is_untransformed(x: Tensor) -> bool:
-    """Whether a tensor is what it seems, and nothing (a compiler, transform or mode) looks on."""
-    return (
-        type(x) in (Tensor, nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-    )
 
 
 def check_event(x: Any, argument: str, size: int, dtype: torch.dtype | None = None) -> Tensor:

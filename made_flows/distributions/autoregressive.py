@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from made_flows._checks import check_broadcast, check_event, check_expanded, has_concrete_values
+from made_flows._checks import check_broadcast, check_event, check_expanded
+from made_flows._torch import has_concrete_values
 from made_flows.distributions.missing import ADVICE, fill, find_observed, outputs_for
 from made_flows.inverse.sequential import HeadStep, sequential_inverse
 

@@ -10,14 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, constraints
 
-from made_flows._checks import (
-    check_broadcast,
-    check_event,
-    expect,
-    has_concrete_values,
-    positive_integer,
-)
-from made_flows._rows import as_rows
+from made_flows._checks import check_broadcast, check_event, expect, positive_integer
+from made_flows._torch import as_rows, has_concrete_values
 from made_flows.distributions.missing import (
     check_answerable,
     fill,

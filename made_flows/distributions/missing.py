@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from made_flows._checks import check_broadcast, check_event, expect_type, has_concrete_values
+from made_flows._checks import check_broadcast, check_event, expect_type
+from made_flows._torch import has_concrete_values
 from made_flows.nn import reordering as arrangements
 from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Head

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from made_flows._checks import check_broadcast, check_expanded
-from made_flows._rows import as_rows
+from made_flows._torch import as_rows
 
 if TYPE_CHECKING:
     from made_flows.models.mixture_base import MixtureModel

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from made_flows._checks import is_untransformed
+from made_flows._torch import is_traced, is_untransformed
 from made_flows.inverse import dispatch as backend
 from made_flows.inverse.steps import Step, step_of_name
 
@@ -187,7 +187,7 @@ def refuse_forward_mode() -> None:
 
 def refuse_tracing() -> None:
     """Raise where torch.jit records gradients: it would leave out that of the solution."""
-    if torch._C._get_tracing_state() is not None:
+    if is_traced():
         raise NotImplementedError(
             "Expected gradients of a sequential inverse outside torch.jit.trace; got a trace, "
             "which cannot record them. Take a loss that is not traced (in Pyro: Trace_ELBO), or a "

@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import check_broadcast, is_untransformed
-from made_flows._rows import as_rows
+from made_flows._checks import check_broadcast
+from made_flows._torch import as_rows, is_untransformed
 from made_flows.inverse import ops as operators
 from made_flows.inverse.steps import HeadStep, Step
 from made_flows.nn.spec import NetworkSpec

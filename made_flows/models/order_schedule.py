@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._checks import check_broadcast, expect, expect_type, positive_integer
-from made_flows._rows import as_rows
+from made_flows._torch import as_rows
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import draw_degrees
 from made_flows.nn.made import MADE

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from made_flows._checks import is_untransformed
+from made_flows._torch import is_untransformed
 from made_flows.nn.block_linear import SMALLEST, Block, block_linear, blocks_of
 
 __all__ = ["MaskedLinear", "RowMask", "run_weight_hooks"]

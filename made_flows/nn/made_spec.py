@@ -94,7 +94,7 @@ class MADESpec:
             not self._computed
             and self._modules == _modules(made)
             and self._activation == activation_name(made.activation)
-            and all(table[name] is tensor for table, name, tensor in self._tensors)
+            and all(table.get(name) is tensor for table, name, tensor in self._tensors)
         )
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from made_flows._checks import check_broadcast, is_untransformed
-from made_flows._rows import as_rows
+from made_flows._checks import check_broadcast
+from made_flows._torch import as_rows, is_untransformed
 from made_flows.nn.linear import MaskedLinear, RowMask
 from made_flows.nn.reordering import Masks, masks_of
 

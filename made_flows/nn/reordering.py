@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import expect, expect_type, has_concrete_values
+from made_flows._checks import expect, expect_type
+from made_flows._torch import has_concrete_values
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import connect_in_order
 from made_flows.nn.linear import MaskedLinear, RowMask

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from made_flows._torch import is_traced, is_transformed
+
 __all__ = ["Memory"]
 
 _LARGE = 1024
@@ -44,10 +46,10 @@ class Memory:
         """
         module = self._module()
         self._pair = None
-        if module is None or _stand_ins():
+        if module is None or is_transformed():
             return
         self._pair = _Pair(module, x, y, log_det, self._others)
-        if torch._C._get_tracing_state() is None:
+        if not is_traced():
             for tensor in (made, log_det):
                 if tensor is not None and tensor.grad_fn is not None:
                     # A backward pass frees the graph: before it does, the pair is forgotten.
@@ -78,7 +80,7 @@ class Memory:
             return None
         if (x is not None and pair.x is not x) or (y is not None and pair.y() is not y):
             return None
-        return pair if not _stand_ins() and pair.holds(module) else None
+        return pair if not is_transformed() and pair.holds(module) else None
 
 
 class _Pair:
@@ -102,7 +104,7 @@ class _Pair:
         self._tensors = [weakref.ref(tensor) for tensor in tensors]
         self._counts = _counts(tensors)
         # Writes through .data do not count as versions: look at the values too.
-        tracing = torch._C._get_tracing_state() is not None
+        tracing = is_traced()
         self._views = [] if tracing else [_view(t) for t in tensors if t.is_floating_point()]
         self._values = _values(self._views)
 
@@ -138,20 +140,13 @@ class _Forgetter:
             pair.forget()
 
 
-def _stand_ins() -> bool:
-    """Whether tensors are stand-ins of a compiler or of torch.func, without identity or values."""
-    return torch.compiler.is_compiling() or (
-        torch._C._functorch.peek_interpreter_stack() is not None
-    )
-
-
 def _state(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
     """All tensors that a module computes with, and what else a result depends on."""
     modes: list[Any] = [
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled(),
-        torch._C._get_tracing_state() is not None,
+        is_traced(),
     ]
     tensors: list[Tensor] = []
     parts = [module]

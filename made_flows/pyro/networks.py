@@ -15,11 +15,11 @@ from made_flows._checks import (
     check_context,
     check_event,
     expect_type,
-    has_concrete_values,
     non_negative_integer,
     positive_integer,
     widths,
 )
+from made_flows._torch import has_concrete_values
 from made_flows.nn import masks as mk
 from made_flows.nn.activations import activation_name, make_activation
 from made_flows.nn.linear import MaskedLinear, run_weight_hooks

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import register_kl
 
-from made_flows._checks import is_untransformed
+from made_flows._torch import is_traced, is_untransformed
 from made_flows.models.flows import Flow
 from made_flows.models.path_gradient import sample_with_score
 from made_flows.pyro.flow_transforms import FlowTransform
@@ -54,7 +54,7 @@ class FlowPosterior(dist.TransformedDistribution):
             x, log_det, score = sample_with_score(self.flow, noise)
         else:
             x, log_det = self.flow.to_data(noise)
-        traced = torch._C._get_tracing_state() is not None
+        traced = is_traced()
         can_tell = (plain or traced) and not x.is_inference()
         self._last = _Sample(self.flow, noise, x, log_det, score) if can_tell else None
         return x
@@ -95,7 +95,7 @@ class _Sample:
         self._with_gradient = torch.is_grad_enabled()
         self._used = False
         self.log_prob: Tensor | None = None
-        if x.grad_fn is not None and torch._C._get_tracing_state() is None:
+        if x.grad_fn is not None and not is_traced():
             x.grad_fn.register_prehook(self._forget)
 
     def _forget(self, *_: Any) -> None:

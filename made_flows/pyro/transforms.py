@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from made_flows._checks import expect, has_concrete_values, positive_integer, real_number
+from made_flows._checks import expect, positive_integer, real_number
+from made_flows._torch import has_concrete_values
 from made_flows.pyro.base import VectorTransform
 from made_flows.pyro.conditioners import network_of, parameters_of, solve
 from made_flows.pyro.splines import PyroLinearSpline, PyroQuadraticSpline

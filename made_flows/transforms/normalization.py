@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import (
-    check_event,
-    expect,
-    has_concrete_values,
-    positive_integer,
-    real_number,
-)
+from made_flows._checks import check_event, expect, positive_integer, real_number
 from made_flows._registry import saveable
+from made_flows._torch import has_concrete_values
 from made_flows.transforms.base import Transform
 
 __all__ = ["ActNorm", "BatchNorm"]

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import has_concrete_values
-from made_flows._rows import as_rows
+from made_flows._torch import as_rows, has_concrete_values
 
 __all__ = ["EDGES", "SplineKernel", "invert"]
 

@@ -1,0 +1,51 @@
+"""What torch is doing: whether values may be read, whether a transform or a mode looks on."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["as_rows", "has_concrete_values", "is_traced", "is_transformed", "is_untransformed"]
+
+
+def is_traced() -> bool:
+    """Whether ``torch.jit.trace`` records what is done."""
+    return torch._C._get_tracing_state() is not None
+
+
+def is_transformed() -> bool:
+    """Whether tensors may stand for others: while compiling, and under ``torch.func``."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def has_concrete_values(x: Tensor) -> bool:
+    """Whether a tensor's values may be read: not while compiling, tracing or under torch.func."""
+    return not (
+        torch.compiler.is_compiling()
+        or is_traced()
+        or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or x.is_meta
+    )
+
+
+def is_untransformed(x: Tensor) -> bool:
+    """Whether a tensor is what it seems, and nothing (a compiler, transform or mode) looks on."""
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and not is_transformed()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not is_traced()
+    )
+
+
+@overload
+def as_rows(x: Tensor, batch: torch.Size) -> Tensor: ...
+@overload
+def as_rows(x: None, batch: torch.Size) -> None: ...
+@overload
+def as_rows(x: Tensor | None, batch: torch.Size) -> Tensor | None: ...
+def as_rows(x: Tensor | None, batch: torch.Size) -> Tensor | None:
+    """What broadcasts to (*batch, N), such as a context, as (rows, N); None stays None."""
+    return None if x is None else x.expand(*batch, -1).reshape(-1, x.shape[-1])
