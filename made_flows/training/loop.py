@@ -50,7 +50,7 @@ def fit(
     optimizer: Optimizer | None = None,
     schedule: Literal["cosine"] | None = None,
     average: float | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
     seed: int | None = None,
 ) -> History:
     r"""Fit a density model by maximum likelihood, and leave it with its best weights.
@@ -88,7 +88,7 @@ def fit(
         average: the decay, such as 0.999, of an exponential moving average of the weights
             (Polyak & Juditsky 1992), which is then what is validated and kept; its memory is
             shorter in the first steps.
-        progress: show a progress bar.
+        progress: show a progress bar; a text names it, in place of the model's class.
         seed: for the split, the order of rows, and dropout. The global random generators are left
             as they were; without a seed, one is drawn from torch's.
 
@@ -118,8 +118,9 @@ def fit(
         patience=None if patience is None else positive_integer(patience, "patience"),
         clip_norm=math.inf if clip_norm is None else real_number(clip_norm, "clip_norm", above=0),
         average=None if average is None else real_number(average, "average", above=0),
-        progress=bool(progress),
+        progress=progress,
     )
+    expect_type(isinstance(progress, (bool, str)), "progress", "to be a bool or a text", progress)
     expect(options.average is None or options.average < 1, "average", "to be below 1", average)
     expect(schedule in (None, "cosine"), "schedule", "to be None or 'cosine'", repr(schedule))
     real_number(learning_rate, "learning_rate", above=0)
@@ -147,7 +148,7 @@ class _Options:
     patience: int | None
     clip_norm: float
     average: float | None
-    progress: bool
+    progress: bool | str
 
 
 def _sources(
@@ -187,10 +188,11 @@ class _Run:
 
     def __call__(self, train: Source, held_out: Source | None) -> History:
         history, best, start = self.history, Weights(self.model), time.perf_counter()
+        progress = self.options.progress
         bar = tqdm(
             total=self.options.max_epochs,
-            disable=not self.options.progress,
-            desc=type(self.model).__name__,
+            disable=not progress,
+            desc=progress if isinstance(progress, str) else type(self.model).__name__,
             unit="epoch",
         )
         last: float | None = None

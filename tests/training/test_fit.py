@@ -762,6 +762,12 @@ def test_progress_bar_shows_both_likelihoods(capsys):
     shown = capsys.readouterr().err
     for word in ("Line", "train=", "validation=", "best=", "2/2"):
         assert word in shown
+    fit(Line(), rows(), max_epochs=2, progress="a name of its own", seed=0)
+    shown = capsys.readouterr().err
+    assert "a name of its own" in shown
+    assert "Line" not in shown
+    with pytest.raises(TypeError, match="Expected progress to be a bool or a text; got int 1"):
+        fit(Line(), rows(), max_epochs=2, progress=1, seed=0)
     fit(Line(), rows(), max_epochs=2, progress=False, seed=0)
     assert capsys.readouterr().err == ""
 
