@@ -27,7 +27,7 @@ from made_flows.models.density import (
 from made_flows.models.flows import Flow, FlowDistribution
 from made_flows.models.mixture_base import MixtureGain, WeightFit
 from made_flows.models.mixtures import Mixture, OrderMixture
-from made_flows.nn.dependencies import DependencyWarning
+from made_flows.nn.connectivity import DependencyWarning
 from made_flows.nn.made import MADE
 from made_flows.serialization.files import load, save
 from made_flows.training.history import History, TrainingError

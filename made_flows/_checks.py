@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from made_flows._torch import has_concrete_values
 
 __all__ = [
+    "boolean",
     "check_broadcast",
     "check_context",
     "check_event",
@@ -70,6 +72,13 @@ def real_number(value: Any, argument: str, *, above: float | None = None) -> flo
     if above is not None:
         expect(number > above, argument, f"to be above {above:g}", value)
     return number
+
+
+def boolean(value: Any, argument: str) -> bool:
+    """The value as a bool; a string such as "no" is an error, not true."""
+    whole = isinstance(value, (bool, np.bool_))
+    expect_type(whole, argument, "to be True or False", value)
+    return bool(value)
 
 
 def widths(value: Any, argument: str) -> tuple[int, ...]:

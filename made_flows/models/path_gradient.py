@@ -8,16 +8,14 @@ of log q with respect to the sample.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import DampedAffine, TriangularAffine
-from made_flows.nn.linear import MaskedLinear
 from made_flows.nn.made import MADE
 from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
@@ -144,7 +142,7 @@ _DERIVATIVES: dict[type, Callable[[Tensor], Tensor]] = {
 
 def _plain(made: MADE) -> bool:
     """Whether a network is made of masked layers, activations and direct connections alone."""
-    layers = cast(list[MaskedLinear], [*made.layers, *([made.direct] if made.direct else [])])
+    layers = made.masked_layers() + ([] if made.direct is None else [made.direct])
     return (
         type(made) is MADE
         and type(made.activation) in _DERIVATIVES
@@ -155,25 +153,20 @@ def _plain(made: MADE) -> bool:
 
 def _past_affine(made: MADE, bijection: DampedAffine, z: Tensor, score: Tensor) -> ScoredSample:
     """Past an affine transform of a plain network."""
-    layers = cast(list[MaskedLinear], list(made.layers))
+    layers = made.masked_layers()
     derivative = _DERIVATIVES[type(made.activation)]
-    weights = [layer.weight * layer.mask for layer in layers]
-    values, hidden = z, []
-    for layer, weight in zip(layers[:-1], weights, strict=False):
-        values = made.activation(F.linear(values, weight, layer.bias))
-        hidden.append(values)
-    outputs = F.linear(values, weights[-1], layers[-1].bias)
-    direct = None if made.direct is None else made.direct.weight * made.direct.mask
-    if direct is not None:
-        outputs = outputs + F.linear(z, direct)
+    hidden: list[Tensor] = []
+    outputs = made.compute(z, None, record=hidden)
     rows, features = z.shape
-    shift, raw = (bijection.gain * outputs).reshape(rows, features, 2).unbind(-1)
+    shift, raw = (bijection.gain * outputs).unbind(-1)
     bounded = torch.tanh(raw / bijection.scale.bound)
     log_scale = bijection.scale.bound * bounded
     scale = torch.exp(log_scale)
     x = torch.addcmul(shift, scale, z)
 
     with torch.no_grad():
+        weights = [layer.weight * layer.mask for layer in layers]
+        direct = None if made.direct is None else made.direct.weight * made.direct.mask
         jacobian = (bijection.gain * weights[-1]).unsqueeze(0)
         for weight, values in zip(weights[-2::-1], reversed(hidden), strict=True):
             jacobian = jacobian * derivative(values).unsqueeze(1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from made_flows.nn import masks as mk
-from made_flows.nn.made import DependencyWarning
+from made_flows.nn.connectivity import DependencyWarning
 
 __all__ = ["wire"]
 

@@ -14,6 +14,7 @@ from made_flows.nn import masks as mk
 
 __all__ = [
     "Connectivity",
+    "DependencyWarning",
     "Shape",
     "connect_by_graph",
     "connect_in_order",
@@ -23,6 +24,10 @@ __all__ = [
 ]
 
 
+class DependencyWarning(UserWarning):
+    """Hidden layers are too narrow for the network to connect all the features it could."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a network, before anything is connected.
@@ -30,18 +35,28 @@ class Shape:
     Args:
         features: number of features D.
         context: number of context variables C.
-        input_features: the feature that each input column belongs to.
-        output_features: the feature that each output row belongs to.
+        inputs: input columns of every feature.
+        outputs: output rows of every feature.
         hidden: widths of the hidden layers.
         residual: whether the layers at even places are one residual stream.
     """
 
     features: int
     context: int
-    input_features: Tensor
-    output_features: Tensor
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
     hidden: tuple[int, ...]
     residual: bool = False
+
+    @property
+    def input_features(self) -> Tensor:
+        """The feature that each input column belongs to."""
+        return torch.arange(self.features).repeat_interleave(torch.tensor(self.inputs))
+
+    @property
+    def output_features(self) -> Tensor:
+        """The feature that each output row belongs to."""
+        return torch.arange(self.features).repeat_interleave(torch.tensor(self.outputs))
 
     def adds_to_stream(self, layer: int) -> bool:
         """Whether a hidden layer ends a residual block, so that its units are the stream's."""
@@ -60,6 +75,7 @@ class Connectivity:
         input_context: mask of the context's way to the first hidden layer, None without one.
         output_context: mask of the context's way to the outputs.
         allowed: which feature may depend on which, (features, features).
+        graph: the same for a network of a graph, None for one of an order.
     """
 
     ranks: Tensor
@@ -69,6 +85,7 @@ class Connectivity:
     input_context: Tensor | None
     output_context: Tensor
     allowed: Tensor
+    graph: Tensor | None = None
 
 
 def connect_in_order(
@@ -144,6 +161,7 @@ def connect_by_graph(shape: Shape, adjacency: Tensor) -> Connectivity:
         input_context=first[:, inputs:] if shape.hidden else None,
         output_context=adjacency[shape.output_features, shape.features :],
         allowed=features,
+        graph=features,
     )
 
 

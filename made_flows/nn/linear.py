@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from made_flows._torch import is_untransformed
 from made_flows.nn.block_linear import SMALLEST, Block, block_linear, blocks_of
 
-__all__ = ["MaskedLinear", "RowMask", "run_weight_hooks"]
+__all__ = ["MaskedLinear", "RowMask", "returns_fresh", "run_weight_hooks"]
 
 
 class RowMask(Protocol):
@@ -143,6 +143,16 @@ class MaskedLinear(nn.Module):
     def extra_repr(self) -> str:
         bias = "" if self.bias is not None else ", bias=False"
         return f"{self.in_features}, {self.out_features}{bias}"
+
+
+def returns_fresh(layer: nn.Module) -> bool:
+    """Say whether nobody but its caller holds what a layer returns, so that it may be overwritten.
+
+    A hook may have kept it, and a subclass or a wrapper may return one of its arguments.
+    """
+    return type(layer) is MaskedLinear and not (
+        layer._forward_hooks or nn.modules.module._global_forward_hooks
+    )
 
 
 def run_weight_hooks(layers: Iterable[nn.Module | None]) -> None:

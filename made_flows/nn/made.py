@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from made_flows._checks import (
+    boolean,
     check_broadcast,
     check_context,
     check_event,
@@ -20,23 +22,25 @@ from made_flows._checks import (
 )
 from made_flows._registry import saveable
 from made_flows.nn import masks as mk
-from made_flows.nn import reordering as arrangements
-from made_flows.nn.activations import activate_fresh, make_activation
-from made_flows.nn.connectivity import Shape, connect_by_graph, connect_in_order, per_feature
-from made_flows.nn.dependencies import DependencyWarning, reach_of, warn_of_lost_dependencies
-from made_flows.nn.initialization import initialize
-from made_flows.nn.linear import MaskedLinear, RowMask
+from made_flows.nn import reordering
+from made_flows.nn.connectivity import (
+    Connectivity,
+    DependencyWarning,
+    Shape,
+    connect_by_graph,
+    connect_in_order,
+    per_feature,
+)
 from made_flows.nn.made_spec import MADESpec
+from made_flows.nn.masked_mlp import MaskedMLP
 from made_flows.nn.per_row_orders import forward_row_orders
-from made_flows.nn.reordering import Masks
 from made_flows.nn.spec import NetworkSpec
-from made_flows.nn.summary import summarize
 
-__all__ = ["MADE", "DependencyWarning"]
+__all__ = ["MADE"]
 
 
 @saveable
-class MADE(nn.Module):
+class MADE(MaskedMLP):
     r"""Masked autoencoder: parameters of every feature from the features before it.
 
     .. math:: \theta_i = f_i(x_{<i}, c) \in \mathbb{R}^K, \qquad i = 1, \dots, D
@@ -92,15 +96,6 @@ class MADE(nn.Module):
         torch.Size([10, 3, 2])
     """
 
-    ranks: Tensor
-    input_features: Tensor
-    output_features: Tensor
-    output_places: Tensor | None
-    graph: Tensor | None
-    direct: MaskedLinear | None
-    input_context: MaskedLinear | None
-    output_context: MaskedLinear | None
-
     def __init__(
         self,
         features: int,
@@ -119,107 +114,62 @@ class MADE(nn.Module):
         mask_weights: bool | Literal["order"] = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.features = positive_integer(features, "features")
-        self.context = non_negative_integer(context, "context")
-        self.hidden_features = widths(hidden_features, "hidden_features")
-        self.outputs = per_feature(parameters, self.features, "parameters")
-        self.inputs = per_feature(inputs, self.features, "inputs")
+        features = positive_integer(features, "features")
+        context = non_negative_integer(context, "context")
+        hidden = widths(hidden_features, "hidden_features")
         dropout = real_number(dropout, "dropout")
         expect(0 <= dropout < 1, "dropout", "to be in [0, 1)", dropout)
-        self.residual = bool(residual) and len(self.hidden_features) > 1
-
-        each = torch.arange(self.features)
-        hidden = self.hidden_features
-        if self.residual:
-            stream, *inner = hidden
-            hidden = (stream, *(width for h in inner for width in (h, stream)))
-        self.shape = Shape(
-            features=self.features,
-            context=self.context,
-            input_features=each.repeat_interleave(torch.tensor(self.inputs)),
-            output_features=each.repeat_interleave(torch.tensor(self.outputs)),
-            hidden=hidden,
-            residual=self.residual,
+        known = mask_weights in (True, False, "order")
+        expect(known, "mask_weights", "to be True, False or 'order'", repr(mask_weights))
+        residual = boolean(residual, "residual") and len(hidden) > 1
+        shape = Shape(
+            features=features,
+            context=context,
+            inputs=per_feature(inputs, features, "inputs"),
+            outputs=per_feature(parameters, features, "parameters"),
+            hidden=_with_block_ends(hidden) if residual else hidden,
+            residual=residual,
         )
         if adjacency is None:
-            ranks = mk.ranks_from_order(mk.make_order(self.features, order, generator))
-            connectivity = connect_in_order(self.shape, ranks, degrees, generator)
+            ranks = mk.ranks_from_order(mk.make_order(features, order, generator))
+            connectivity = connect_in_order(shape, ranks, degrees, generator)
         else:
             given = not isinstance(order, str) or order != "natural"
             expect(not given, "order", "to be left out when adjacency is given", order)
-            graph = mk.check_adjacency(adjacency, self.features, self.context)
-            connectivity = connect_by_graph(self.shape, graph)
-
-        self.activation = make_activation(activation)
-        self.dropout = nn.Dropout(dropout) if dropout else None
-        known = mask_weights in (True, False, "order")
-        expect(known, "mask_weights", "to be True, False or 'order'", repr(mask_weights))
-        self.mask_weights = mask_weights
-        some, every, last = bool(mask_weights), mask_weights is True, len(connectivity.masks) - 1
-        self.layers = nn.ModuleList(
-            MaskedLinear(mask, mask_weights=some if index in (0, last) else every)
-            for index, mask in enumerate(connectivity.masks)
+            connectivity = connect_by_graph(shape, mk.check_adjacency(adjacency, features, context))
+        super().__init__(
+            shape,
+            connectivity,
+            activation=activation,
+            dropout=dropout,
+            direct=boolean(direct, "direct"),
+            mask_weights=mask_weights,
         )
-        self.direct = None
-        if direct and hidden:  # without hidden layers the one layer is the direct connection
-            self.direct = MaskedLinear(connectivity.direct, bias=False, mask_weights=some)
-        self.input_context = self.output_context = None
-        if self.context:
-            self.output_context = MaskedLinear(connectivity.output_context, bias=False)
-            if connectivity.input_context is not None:
-                self.input_context = MaskedLinear(connectivity.input_context, bias=False)
+        self.hidden_features = hidden
         self._description: MADESpec | None = None
-        self._no_masks = (None,) * len(self.layers)
-        self.register_buffer("ranks", connectivity.ranks)
-        self.register_buffer("graph", connectivity.allowed if adjacency is not None else None)
-        for layer, layer_degrees in enumerate(connectivity.degrees):
-            self.register_buffer(f"degrees_{layer}", layer_degrees)
-        self._register_places()
-        self.reset_parameters()
-        warn_of_lost_dependencies(self, connectivity)
+        self._warn_of_lost_dependencies(connectivity)
 
-    # ------------------------------------------------------------------ structure
+    def _warn_of_lost_dependencies(self, connectivity: Connectivity) -> None:
+        """Warn where hidden layers are too narrow for their features."""
+        if self.direct is not None or not self.hidden_features:
+            return
+        lost = mk.lost_dependencies(self.reach(), connectivity.ranks, connectivity.allowed)
+        if lost:
+            shown = ", ".join(f"{i} on {j}" for i, j in lost[:3]) + (", ..." if lost[3:] else "")
+            enough = (
+                "wider layers"
+                if self.graph is not None
+                else f"layers of at least {self.features - (not self.context)} units"
+            )
+            warnings.warn(
+                f"hidden_features={self.hidden_features} are too narrow for {self.features} "
+                f"features: {len(lost)} of {int(connectivity.allowed.sum())} dependencies are lost "
+                f"(feature {shown}). Use {enough}, or direct=True, which restores them linearly",
+                DependencyWarning,
+                stacklevel=4,
+            )
 
-    @property
-    def order(self) -> Tensor:
-        """``order[k]`` is the feature generated k-th (for a graph: a topological order)."""
-        return mk.order_from_ranks(self.ranks)
-
-    @property
-    def allowed(self) -> Tensor:
-        """Which feature may depend on which, by the order or the graph: (features, features)."""
-        return self.ranks[:, None] > self.ranks if self.graph is None else self.graph
-
-    @property
-    def degrees(self) -> tuple[Tensor, ...]:
-        """Degrees of the units of every hidden layer: how many ranks they may read."""
-        return tuple(self.get_buffer(f"degrees_{i}") for i in range(len(self.shape.hidden)))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        # Every call asks, and by dictionaries it takes 1 us in place of 4. Weights that are
-        # computed (parametrized, say) are attributes alone.
-        first: Any = cast(nn.Module, self._modules["layers"])._modules["0"]
-        weight = first._parameters.get("weight")
-        return cast(Tensor, first.weight if weight is None else weight).dtype
-
-    def adds_to_stream(self, layer: int) -> bool:
-        """Whether a hidden layer ends a residual block."""
-        return self.shape.adds_to_stream(layer)
-
-    def _layer(self, index: int) -> MaskedLinear:
-        return cast(MaskedLinear, self.layers[index])
-
-    def _register_places(self) -> None:
-        """Buffers that say where inputs and outputs belong; derived, so not saved."""
-        self.register_buffer("input_features", self.shape.input_features, persistent=False)
-        self.register_buffer("output_features", self.shape.output_features, persistent=False)
-        largest = max(self.outputs)
-        places = torch.cat([i * largest + torch.arange(k) for i, k in enumerate(self.outputs)])
-        filled = len(set(self.outputs)) == 1
-        self.register_buffer("output_places", None if filled else places, persistent=False)
+    # ------------------------------------------------------------------ other orders
 
     def resample_masks(
         self, generator: torch.Generator | None = None, *, order: bool = True, degrees: bool = True
@@ -240,7 +190,7 @@ class MADE(nn.Module):
         References:
             Germain et al. 2015, sections 4.2-4.3.
         """
-        arrangements.resample(self, generator, order=order, degrees=degrees)
+        reordering.resample(self, generator, order=order, degrees=degrees)
 
     def arranged(self, order: Any = None, degrees: Sequence[Tensor] | None = None) -> MADE:
         """A network of the same weights (not copies of them) in another arrangement.
@@ -266,19 +216,11 @@ class MADE(nn.Module):
         expect(self.graph is None, "the network", "to have an order to change", "a graph")
         ranks = self.ranks.clone()
         if order is not None:
-            ranks = arrangements.check_ranks(self, order)
+            ranks = reordering.check_ranks(self, order)
             expect(ranks.dim() == 1, "order", f"of shape ({self.features},)", tuple(ranks.shape))
         if degrees is not None:
-            degrees = arrangements.check_degrees(self, degrees)
-        return arrangements.view(self, ranks, degrees)
-
-    def reset_parameters(self) -> None:
-        """Draw all weights anew; outputs and residual blocks start near zero."""
-        initialize(self)
-
-    def reach(self) -> Tensor:
-        """Which feature's parameters can depend on which feature: boolean (features, features)."""
-        return reach_of(self)
+            degrees = reordering.check_degrees(self, degrees)
+        return reordering.view(self, ranks, degrees)
 
     # ------------------------------------------------------------------ computing
 
@@ -312,70 +254,12 @@ class MADE(nn.Module):
         if order is None and degrees is None:
             return self.compute(x, context, None, self.dropout)
         if degrees is not None:
-            degrees = arrangements.check_degrees(self, degrees)
-        ranks = self.ranks if order is None else arrangements.check_ranks(self, order)
+            degrees = reordering.check_degrees(self, degrees)
+        ranks = self.ranks if order is None else reordering.check_ranks(self, order)
         if ranks.dim() > 1:
             return forward_row_orders(self, x, context, ranks, degrees)
-        masks = arrangements.masks_of(self, ranks, degrees)
+        masks = reordering.masks_of(self, ranks, degrees)
         return self.compute(x, context, masks, self.dropout)
-
-    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Parameters of every feature without dropout, whatever the mode: what samples follow."""
-        return self.compute(x, context, None, None)
-
-    def compute(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        masks: Masks | None,
-        dropout: nn.Module | None,
-    ) -> Tensor:
-        """Parameters of every feature under some masks (None: its own), nothing checked."""
-        of_layers, of_direct = (self._no_masks, None) if masks is None else masks
-        output: Tensor = self._layer(-1)(
-            self._hidden(x, context, of_layers, dropout), of_layers[-1]
-        )
-        if self.direct is not None:
-            output = output + self.direct(x, of_direct)
-        if self.output_context is not None:
-            output = output + self.output_context(context)
-        return self.unpack(output)
-
-    def _hidden(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        masks: Sequence[Tensor | RowMask | None],
-        dropout: nn.Module | None,
-    ) -> Tensor:
-        if not self.hidden_features:
-            return x
-
-        def activate(z: Tensor) -> Tensor:
-            a = activate_fresh(self.activation, z)
-            return a if dropout is None else cast(Tensor, dropout(a))
-
-        layers = list(self.layers)
-        z: Tensor = layers[0](x, masks[0])
-        if self.input_context is not None:
-            z = z + self.input_context(context)
-        last = len(layers) - 1
-        if self.residual:
-            for i in range(1, last, 2):
-                inner = activate(layers[i](self.activation(z), masks[i]))
-                z = z + layers[i + 1](inner, masks[i + 1])
-            return activate(z)
-        for i in range(1, last):
-            z = layers[i](activate(z), masks[i])
-        return activate(z)
-
-    def unpack(self, output: Tensor) -> Tensor:
-        """Outputs (..., outputs) as (..., features, K), padded with -inf where K differs."""
-        shape = (*output.shape[:-1], self.features, max(self.outputs))
-        if self.output_places is None:
-            return output.reshape(shape)
-        padded = output.new_full((*output.shape[:-1], shape[-2] * shape[-1]), -torch.inf)
-        return padded.index_copy(-1, self.output_places, output).reshape(shape)
 
     def spec(self, context: Tensor | None = None) -> NetworkSpec:
         """The network as the sequential inverse sees it, with what a context (rows, C) adds."""
@@ -389,4 +273,37 @@ class MADE(nn.Module):
         return {**self.__dict__, "_description": None}
 
     def extra_repr(self) -> str:
-        return summarize(self)
+        parts = [f"features={self.features}"]
+        if self.context:
+            parts.append(f"context={self.context}")
+        parts.append(f"hidden_features={self.hidden_features}")
+        parts.append(f"parameters={_one_or_all(self.outputs)}")
+        if set(self.inputs) != {1}:
+            parts.append(f"inputs={_one_or_all(self.inputs)}")
+        if self.graph is not None:
+            parts.append(f"levels={int(self.ranks.max()) + 1}")
+        else:
+            parts.append(f"order={_shown_order(self.order.tolist())}")
+        if self.residual:
+            parts.append("residual=True")
+        if self.mask_weights:
+            parts.append(f"mask_weights={self.mask_weights!r}")
+        return ", ".join(parts)
+
+
+def _with_block_ends(hidden: tuple[int, ...]) -> tuple[int, ...]:
+    """Widths of all layers: every residual block ends in a layer of the stream's width."""
+    stream, *inner = hidden
+    return (stream, *(width for h in inner for width in (h, stream)))
+
+
+def _one_or_all(counts: tuple[int, ...]) -> int | tuple[int, ...]:
+    return counts[0] if len(set(counts)) == 1 else counts
+
+
+def _shown_order(order: list[int]) -> str:
+    if order == sorted(order):
+        return "natural"
+    if order == sorted(order, reverse=True):
+        return "reversed"
+    return str(order) if len(order) <= 12 else f"{str(order[:6])[:-1]}, ...]"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from made_flows.nn.activations import activation_name
 from made_flows.nn.linear import MaskedLinear, run_weight_hooks
+from made_flows.nn.masked_mlp import MaskedMLP
 from made_flows.nn.spec import LayerSpec, NetworkSpec
-
-if TYPE_CHECKING:
-    from made_flows.nn.made import MADE
 
 __all__ = ["MADESpec"]
 
@@ -33,7 +31,7 @@ class MADESpec:
         with_context: its text and tensors where a context contributes too.
     """
 
-    def __init__(self, made: MADE) -> None:
+    def __init__(self, made: MaskedMLP) -> None:
         linears = [cast(MaskedLinear, layer) for layer in made.layers]
         run_weight_hooks((*linears, made.direct))
         self._contexts, self._offsets = _contexts(made), _offsets(made)
@@ -50,7 +48,7 @@ class MADESpec:
         self._tensors = [(table, name, table.get(name)) for table, name in places]
 
     def _describe(
-        self, made: MADE, linears: list[MaskedLinear], based: Collection[int]
+        self, made: MaskedMLP, linears: list[MaskedLinear], based: Collection[int]
     ) -> NetworkSpec:
         last = len(linears) - 1
         layers = [
@@ -88,7 +86,7 @@ class MADESpec:
             bases.append(functools.reduce(torch.add, parts))
         return bases
 
-    def holds(self, made: MADE) -> bool:
+    def holds(self, made: MaskedMLP) -> bool:
         """Whether the network is still made of the same modules and tensors."""
         return (
             not self._computed
@@ -98,14 +96,14 @@ class MADESpec:
         )
 
 
-def _contexts(made: MADE) -> dict[int, MaskedLinear]:
+def _contexts(made: MaskedMLP) -> dict[int, MaskedLinear]:
     """The layers that a context contributes to, and the way it takes there."""
     last = len(made.layers) - 1
     ways = {0: made.input_context, last: made.output_context}
     return {index: way for index, way in ways.items() if way is not None}
 
 
-def _offsets(made: MADE) -> dict[int, list[MaskedLinear]]:
+def _offsets(made: MaskedMLP) -> dict[int, list[MaskedLinear]]:
     """The layers that masks alone contribute to, and the weights of those masks."""
     found: dict[int, list[MaskedLinear]] = {}
     for index, layer in enumerate(made.layers):
@@ -116,7 +114,7 @@ def _offsets(made: MADE) -> dict[int, list[MaskedLinear]]:
     return found
 
 
-def _modules(made: MADE) -> tuple[nn.Module | None, ...]:
+def _modules(made: MaskedMLP) -> tuple[nn.Module | None, ...]:
     # Dictionaries: looking attributes of modules up takes several times as long.
     layers = cast(nn.ModuleList, made._modules["layers"])
     return (*made._modules.values(), *layers._modules.values())

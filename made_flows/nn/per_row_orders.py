@@ -1,4 +1,4 @@
-"""One order for each row: a pass of a MADE in which no two rows need have the same masks.
+"""One order for each row: a pass of a network in which no two rows need have the same masks.
 
 Rows of one order share its masks: a few orders are a few passes or, where as many rows have each,
 one pass of batched products. For many orders, masked weights of every row would take rows x units
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,10 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from made_flows._checks import check_broadcast
 from made_flows._torch import as_rows, is_untransformed
 from made_flows.nn.linear import MaskedLinear, RowMask
-from made_flows.nn.reordering import Masks, masks_of
-
-if TYPE_CHECKING:
-    from made_flows.nn.made import MADE
+from made_flows.nn.masked_mlp import MaskedMLP, Masks
+from made_flows.nn.reordering import masks_of
 
 __all__ = ["forward_row_orders"]
 
@@ -38,13 +36,13 @@ _PASS = 30_000
 
 
 def forward_row_orders(
-    made: MADE,
+    made: MaskedMLP,
     x: Tensor,
     context: Tensor | None,
     ranks: Tensor,
     degrees: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Parameters of every feature, where every row has an order of its own.
+    """Compute the parameters of every feature, where every row has an order of its own.
 
     Args:
         made: the network.
@@ -108,7 +106,7 @@ class _StackedMask:
 
 
 def _pass_per_order(
-    made: MADE,
+    made: MaskedMLP,
     x: Tensor,
     context: Tensor | None,
     distinct: Tensor,
@@ -129,8 +127,8 @@ def _pass_per_order(
     return output.reshape(*batch, *output.shape[1:])
 
 
-def row_masks(made: MADE, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> Masks:
-    """The masks of a call in which row n has ranks[n]; hidden layers between have one for all."""
+def row_masks(made: MaskedMLP, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> Masks:
+    """Make the masks of a call in which row n has ranks[n], where they depend on ranks."""
     inputs, outputs = ranks[..., made.input_features], ranks[..., made.output_features]
     direct = _DirectMask(inputs, outputs)
     if not made.shape.hidden:
@@ -240,7 +238,7 @@ class _DirectMask:
 
 
 def _grouped(values: Tensor, groups: _Groups) -> Tensor:
-    """Rows of units (H, ...) as (m, width, ...), zeros where a group has fewer units."""
+    """Arrange rows of units (H, ...) as (m, width, ...), zeros where a group has fewer units."""
     padded = torch.cat([values, values.new_zeros(1, *values.shape[1:])])
     return padded[groups.units]
 
@@ -248,7 +246,7 @@ def _grouped(values: Tensor, groups: _Groups) -> Tensor:
 def _in_chunks(
     product: Callable[[Tensor, Tensor], Tensor], x: Tensor, ranks: Tensor, size: int
 ) -> Tensor:
-    """A product of rows x (..., I) and their ranks (..., R), of ``size`` temporaries for each row.
+    """Compute a product of rows x (..., I) and ranks (..., R), with ``size`` temporaries a row.
 
     Several chunks compute their temporaries again for their gradients, instead of keeping them.
     """

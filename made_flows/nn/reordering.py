@@ -1,6 +1,7 @@
-"""The same weights in another arrangement: orders and degrees other than a MADE's own.
+"""The same weights under another order and other degrees than a network's own.
 
-The masks of one call, masks drawn anew in place, and a second network that shares the weights.
+They serve one call, as its masks; a second network that shares the weights; or the network itself
+from then on.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +18,16 @@ from made_flows._checks import expect, expect_type
 from made_flows._torch import has_concrete_values
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import connect_in_order
-from made_flows.nn.linear import MaskedLinear, RowMask
+from made_flows.nn.linear import MaskedLinear
+from made_flows.nn.masked_mlp import MaskedMLP, Masks
 
-if TYPE_CHECKING:
-    from made_flows.nn.made import MADE
+__all__ = ["check_degrees", "check_ranks", "masks_of", "resample", "view"]
 
-__all__ = ["Masks", "check_degrees", "check_ranks", "masks_of", "resample", "view"]
-
-
-class Masks(NamedTuple):
-    """The masks of one call: of the layers (None: a layer's own) and the direct connection."""
-
-    layers: tuple[Tensor | RowMask | None, ...]
-    direct: Tensor | RowMask | None
+Network = TypeVar("Network", bound=MaskedMLP)
 
 
-def check_ranks(made: MADE, order: Any) -> Tensor:
-    """The ranks (..., D) of an order, or of one for each row, on the network's device."""
+def check_ranks(made: MaskedMLP, order: Any) -> Tensor:
+    """Compute the ranks (..., D) of an order, or of one for each row, on the network's device."""
     expect(made.graph is None, "order", "to be left out for a network of a graph", order)
     if isinstance(order, str) or not isinstance(order, Tensor) or has_concrete_values(order):
         given = order
@@ -63,8 +57,8 @@ def _check_orders(orders: Tensor, features: int) -> None:
         expect(False, "order", expected, f"{got} in row {', '.join(map(str, row))}")
 
 
-def check_degrees(made: MADE, degrees: Any) -> tuple[Tensor, ...]:
-    """Degrees of every hidden layer, on the network's device.
+def check_degrees(made: MaskedMLP, degrees: Any) -> tuple[Tensor, ...]:
+    """Check the degrees of every hidden layer and bring them to the network's device.
 
     Raises:
         ValueError: for another number of layers or units, for degrees out of range, and for
@@ -95,8 +89,8 @@ def check_degrees(made: MADE, degrees: Any) -> tuple[Tensor, ...]:
     return tuple(checked)
 
 
-def masks_of(made: MADE, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> Masks:
-    """The masks of a MADE under other ranks, and other degrees where they are given.
+def masks_of(made: MaskedMLP, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> Masks:
+    """Make the masks of a network under other ranks, and other degrees where they are given.
 
     Of the weights' type, as a product with booleans converts them every time.
 
@@ -122,15 +116,17 @@ def masks_of(made: MADE, ranks: Tensor, degrees: Sequence[Tensor] | None = None)
 
 
 def _above(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
-    """Ones where the integer of a row is above that of a column, else zeros."""
+    """Make ones where the integer of a row is above that of a column, else zeros."""
     # Comparing takes ten times as long: booleans are slow to make and to convert.
     difference = rows.to(torch.float32).unsqueeze(-1) - columns.to(torch.float32).unsqueeze(-2)
     return difference.clamp(0, 1).to(dtype)
 
 
 @torch.no_grad()
-def resample(made: MADE, generator: torch.Generator | None, *, order: bool, degrees: bool) -> None:
-    """Draw a new order and new degrees of a MADE, in place."""
+def resample(
+    made: MaskedMLP, generator: torch.Generator | None, *, order: bool, degrees: bool
+) -> None:
+    """Draw a new order and new degrees of a network, in place."""
     expect(made.graph is None, "the network", "to have an order to draw anew", "a graph")
     if order:
         drawn = mk.make_order(made.features, "random", generator)
@@ -149,8 +145,8 @@ def resample(made: MADE, generator: torch.Generator | None, *, order: bool, degr
         made.direct.mask.copy_(outputs[:, None] > inputs)
 
 
-def view(made: MADE, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> MADE:
-    """A MADE of the same weights, not copies of them, with ranks, degrees and masks of its own.
+def view(made: Network, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> Network:
+    """Make a network of the same weights, not copies, with ranks, degrees and masks of its own.
 
     For a graph, ranks may be any that put parents before their children; its masks stay.
     """

@@ -22,8 +22,9 @@ from made_flows._checks import (
 from made_flows._torch import has_concrete_values
 from made_flows.nn import masks as mk
 from made_flows.nn.activations import activation_name, make_activation
+from made_flows.nn.connectivity import DependencyWarning
 from made_flows.nn.linear import MaskedLinear, run_weight_hooks
-from made_flows.nn.made import DependencyWarning
+from made_flows.nn.masked_mlp import masked_pass
 from made_flows.nn.spec import LayerSpec, NetworkSpec
 from made_flows.pyro.shapes import PyroShapes
 
@@ -187,21 +188,19 @@ class ConditionalAutoRegressiveNN(PyroShapes):
         if context is not None:
             batch = check_broadcast(x=x.shape[:-1], context=context.shape[:-1])
             x = torch.cat([context.expand(*batch, -1), x.expand(*batch, -1)], dim=-1)
-        h = x
-        for layer in self.layers[:-1]:
-            h = self.f(layer(h))
-        output: Tensor = self.layers[-1](h)
-        if self.skip_layer is not None:
-            direct: Tensor = self.skip_layer(x)
-            output = output + direct
-        return output
+        return masked_pass(list(self.layers), self._module(), x, direct=self.skip_layer)
+
+    def _module(self) -> nn.Module:
+        """The activation as the library's own kind of module."""
+        kept: tuple[Any, nn.Module] | None = self.__dict__.get("_activation")
+        if kept is None or kept[0] is not self.f:
+            # Not a submodule, or a parametric activation would be in the state dict twice.
+            kept = self.__dict__["_activation"] = (self.f, make_activation(self.f))
+        return kept[1]
 
     def spec(self, context: Tensor | None = None) -> NetworkSpec:
         """The network as the sequential inverse sees it, with what a context (rows, C) adds."""
-        if "_activation" not in self.__dict__:
-            # Not a submodule, or a parametric activation would be in the state dict twice.
-            self.__dict__["_activation"] = make_activation(self.f)
-        activation = activation_name(self.__dict__["_activation"])
+        activation = activation_name(self._module())
         run_weight_hooks((*self.layers, self.skip_layer))
         layers = []
         last = len(self.layers) - 1
