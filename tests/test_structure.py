@@ -41,12 +41,6 @@ OFFENDERS = {
     ("distributions.conditional", "models.mixture_base"),
     ("distributions.missing", "models.density"),
     ("distributions.mixture", "models.mixture_base"),
-    ("nn.dependencies", "nn.made"),
-    ("nn.initialization", "nn.made"),
-    ("nn.made_spec", "nn.made"),
-    ("nn.per_row_orders", "nn.made"),
-    ("nn.reordering", "nn.made"),
-    ("nn.summary", "nn.made"),
     ("plotting.pictures", "training.history"),
 }
 
