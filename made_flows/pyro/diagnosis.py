@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro import poutine
@@ -23,9 +23,22 @@ _AT_ONCE = 1000
 """Samples that are drawn together."""
 
 
+Grade = Literal["as drawn", "weighted", "not yet", "no"]
+"""What of a guide may be used: its draws, their weighted averages, or nothing so far."""
+
+_AS_DRAWN = 0.8
+"""Share of effective draws from which means of unweighted draws are within half a standard
+deviation: their error is at most sqrt(S / ESS - 1) of them."""
+
+_WEIGHTED = 0.2
+"""Share of effective draws below which weights, too, are not believed."""
+
+_PARTS = 4
+
+
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """What the importance weights p(data, u) / q(u) of samples u of a guide q say about it.
+    r"""What the importance weights p(data, u) / q(u) of samples u of a guide q say about it.
 
     Args:
         k_hat: estimated shape of the weights' tail; the weights have a finite variance below 1/2
@@ -36,6 +49,9 @@ class Diagnosis:
         log_evidence: estimated logarithm of p(data), and ``log_evidence_error`` its standard
             error (too small where k-hat is above the threshold).
         log_weights: logarithms of the weights (S,), as they were drawn.
+        smoothed_log_weights: the same with their tail smoothed (S,), by which averages are taken.
+        samples: the guide's draws by site, each (S, *shape of the site), constrained.
+        k_hat_parts: k-hat of each quarter of the samples: how much it depends on them.
     """
 
     k_hat: float
@@ -46,36 +62,137 @@ class Diagnosis:
     log_evidence: float
     log_evidence_error: float
     log_weights: Tensor = field(compare=False)
+    smoothed_log_weights: Tensor = field(compare=False)
+    samples: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    k_hat_parts: tuple[float, ...] = ()
+
+    @property
+    def bias_bound(self) -> float:
+        r"""The largest error of a mean of unweighted draws, in standard deviations of the draws.
+
+        :math:`|E_p f - E_q f| = |\mathrm{Cov}_q(w, f)| \le \mathrm{sd}_q(f) \sqrt{S / ESS - 1}`,
+        by Cauchy and Schwarz, for every function f and with weights w of mean one.
+        """
+        share = self.effective_sample_size / len(self.log_weights)
+        return math.sqrt(max(1 / share - 1, 0.0))
+
+    @property
+    def grade(self) -> Grade:
+        """What may be used: draws as they are, weighted draws alone, not yet either, or never."""
+        share = self.effective_sample_size / len(self.log_weights)
+        parts = sorted(self.k_hat_parts) or [self.k_hat]
+        # A k-hat that is low by luck of the draw is not low in most parts.
+        reliable = max(self.k_hat, parts[len(parts) // 2]) < self.threshold
+        if reliable and share >= _AS_DRAWN:
+            return "as drawn"
+        if reliable and share >= _WEIGHTED:
+            return "weighted"
+        return "not yet" if self.k_hat < 1 else "no"
 
     @property
     def trusted(self) -> bool:
         """Whether averages over the guide's weighted samples are reliable."""
-        return self.k_hat < self.threshold
+        return self.grade in ("as drawn", "weighted")
 
     @property
     def verdict(self) -> str:
-        """A sentence on whether to trust the guide."""
-        k = f"k-hat {self.k_hat:.2f}"
-        if self.trusted:
+        """Two sentences on what of the guide may be used, and how."""
+        found = (
+            f"k-hat is {self.k_hat:.2f} (reliable below {self.threshold:.2f}) and the draws are "
+            f"worth {self.effective_sample_size:.0f} of {len(self.log_weights)}"
+        )
+        unseen = "Weights do not show a mode that no draw fell into."
+        if self.grade == "as drawn":
             return (
-                f"Trust it: {k} is below {self.threshold:.2f}, so that averages over its weighted "
-                f"samples are reliable, as those of {self.effective_sample_size:.0f} independent "
-                "draws would be (weights do not show a mode that no sample fell into)."
+                f"Trust it: {found}. Means of its draws as they are lie within "
+                f"{self.bias_bound:.2f} standard deviations of the posterior's. {unseen}"
             )
-        if self.k_hat < 1:
+        if self.grade == "weighted":
             return (
-                f"Do not trust it yet: {k} is above {self.threshold:.2f}, so that even weighted "
-                "averages are biased. Train it longer or with more particles, make it more "
-                "flexible, or reparametrise the model."
+                f"Trust its weighted draws: {found}. Means of its draws as they are may be "
+                f"{self.bias_bound:.1f} standard deviations off: take mean(), quantiles() or "
+                f"resample() of this diagnosis. {unseen}"
+            )
+        if self.grade == "not yet":
+            return (
+                f"Do not trust it yet: {found}, so that even weighted averages are biased. Train "
+                "it longer or with more particles, make it more flexible, or reparametrise the "
+                "model; an AutoIAF can also refine() its draws by MCMC."
             )
         return (
-            f"Do not trust it: with {k} the weights have no mean that samples could show. The "
-            "guide misses much of the posterior; its evidence is worth nothing."
+            f"Do not trust it: {found}, with a tail so heavy that the weights have no mean that "
+            "samples could show. The guide misses much of the posterior; its evidence is worth "
+            "nothing."
         )
 
+    # ------------------------------------------------------------------ weighted draws
+
+    @property
+    def weights(self) -> Tensor:
+        """Smoothed weights of the draws (S,), which sum to one."""
+        return torch.softmax(self.smoothed_log_weights, dim=0)
+
+    def mean(self) -> dict[str, Tensor]:
+        """Weighted mean of every latent variable, by site."""
+        return {name: self._average(draws) for name, draws in self.samples.items()}
+
+    def std(self) -> dict[str, Tensor]:
+        """Weighted standard deviation of every latent variable, by site."""
+        return {
+            name: self._average((draws - self._average(draws)).square()).sqrt()
+            for name, draws in self.samples.items()
+        }
+
+    def quantiles(self, quantiles: Sequence[float]) -> dict[str, Tensor]:
+        """Weighted quantiles of every latent variable, by site: (Q, *shape of the site).
+
+        Args:
+            quantiles: probabilities (Q,), between 0 and 1.
+
+        Raises:
+            ValueError: for probabilities outside [0, 1].
+        """
+        wanted = torch.as_tensor(quantiles, dtype=torch.float64)
+        inside = wanted.dim() == 1 and bool(((wanted >= 0) & (wanted <= 1)).all())
+        expect(inside, "quantiles", "to be a list of numbers between 0 and 1", quantiles)
+        found = {}
+        for name, draws in self.samples.items():
+            columns = draws.reshape(len(draws), -1)
+            values, order = columns.sort(dim=0)
+            reached = self.weights.to(draws.device)[order].cumsum(dim=0).T.contiguous()
+            levels = wanted.to(reached).expand(len(reached), -1).contiguous()
+            places = torch.searchsorted(reached, levels).clamp(max=len(draws) - 1)
+            picked = values.gather(0, places.T)
+            found[name] = picked.reshape(len(wanted), *draws.shape[1:])
+        return found
+
+    def resample(
+        self, count: int | None = None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draws of equal weight, by site: the samples drawn again by their smoothed weights.
+
+        Args:
+            count: how many, by default as many as there are samples.
+            generator: source of randomness.
+
+        Raises:
+            ValueError: for a count below one.
+        """
+        count = len(self.log_weights) if count is None else positive_integer(count, "count")
+        places = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        return {name: draws[places.to(draws.device)] for name, draws in self.samples.items()}
+
+    def _average(self, draws: Tensor) -> Tensor:
+        weights = self.weights.to(draws.device)
+        return torch.tensordot(weights, draws.to(weights.dtype), dims=1).to(draws.dtype)
+
     def __repr__(self) -> str:
+        parts = ""
+        if self.k_hat_parts:
+            low, high = min(self.k_hat_parts), max(self.k_hat_parts)
+            parts = f", quarters {low:.2f} to {high:.2f}"
         rows = {
-            "Pareto k-hat": f"{self.k_hat:.2f} (reliable below {self.threshold:.2f})",
+            "Pareto k-hat": f"{self.k_hat:.2f} (reliable below {self.threshold:.2f}{parts})",
             "effective sample size": f"{self.effective_sample_size:.0f}",
             "ELBO": f"{self.elbo:.3f} +- {self.elbo_error:.3f}",
             "log evidence": f"{self.log_evidence:.3f} +- {self.log_evidence_error:.3f}",
@@ -126,25 +243,36 @@ def diagnose(
     for name, function in (("model", model), ("guide", guide)):
         expect_type(callable(function), name, "to be a function or module", function)
     with torch.no_grad(), poutine.block():
-        nesting = _plate_nesting(model, guide, args, kwargs)
-        if vectorize:
-            parts = [
-                vectorized_importance_weights(
+        nesting, shapes = _layout(model, guide, args, kwargs)
+        parts, draws = [], []
+        for start in range(0, samples, _AT_ONCE if vectorize else 1):
+            if vectorize:
+                weights, of_model, _ = vectorized_importance_weights(
                     model,
                     guide,
                     *args,
                     num_samples=min(_AT_ONCE, samples - start),
                     max_plate_nesting=nesting,
                     **kwargs,
-                )[0].reshape(-1)
-                for start in range(0, samples, _AT_ONCE)
-            ]
-        else:
-            parts = [_log_weight(*_traces(model, guide, args, kwargs)) for _ in range(samples)]
-    return _summary(torch.cat(parts).double().cpu())
+                )
+                parts.append(weights.reshape(-1))
+            else:
+                of_model, of_guide = _traces(model, guide, args, kwargs)
+                parts.append(_log_weight(of_model, of_guide))
+            draws.append(_latent(of_model, shapes, len(parts[-1])))
+    together = {name: torch.cat([part[name] for part in draws]) for name in shapes}
+    return _summary(torch.cat(parts).double().cpu(), together)
 
 
-def _summary(log_weights: Tensor) -> Diagnosis:
+def _latent(of_model: Trace, shapes: Mapping[str, torch.Size], count: int) -> dict[str, Tensor]:
+    """The latent variables of a trace by site, (count, *shape): without dimensions of plates."""
+    return {
+        name: of_model.nodes[name]["value"].detach().reshape(count, *shape)
+        for name, shape in shapes.items()
+    }
+
+
+def _summary(log_weights: Tensor, samples: Mapping[str, Tensor]) -> Diagnosis:
     smoothed = smooth_weights(log_weights)
     count = len(log_weights)
     return Diagnosis(
@@ -156,6 +284,9 @@ def _summary(log_weights: Tensor) -> Diagnosis:
         log_evidence=smoothed.log_evidence,
         log_evidence_error=smoothed.log_evidence_error,
         log_weights=log_weights,
+        smoothed_log_weights=smoothed.log_weights,
+        samples=samples,
+        k_hat_parts=tuple(smooth_weights(part).k_hat for part in log_weights.chunk(_PARTS)),
     )
 
 
@@ -176,15 +307,15 @@ def _log_weight(of_model: Trace, of_guide: Trace) -> Tensor:
     return torch.as_tensor(total).reshape(1)
 
 
-def _plate_nesting(
+def _layout(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> int:
-    """How many dimensions the plates take, of a model that was checked."""
+) -> tuple[int, dict[str, torch.Size]]:
+    """How many dimensions the plates take and the latent sites' shapes, of a checked model."""
     of_model, of_guide = _traces(model, guide, args, kwargs)
-    dims = [0]
+    dims, shapes = [0], {}
     for trace in (of_model, of_guide):
         for name, site in trace.nodes.items():
             if site["type"] != "sample":
@@ -196,4 +327,6 @@ def _plate_nesting(
                 dims += [frame.dim] if frame.dim is not None else []
             known = trace is of_guide or site["is_observed"] or name in of_guide.nodes
             expect(known, "guide", "to sample every latent variable of the model", f"no {name!r}")
-    return -min(dims)
+            if trace is of_model and not site["is_observed"]:
+                shapes[name] = site["value"].shape
+    return -min(dims), shapes

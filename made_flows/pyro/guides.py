@@ -28,6 +28,7 @@ from made_flows.models.variational import posterior_flow
 from made_flows.pyro.diagnosis import Diagnosis, diagnose
 from made_flows.pyro.flow_transforms import FlowTransform
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger
+from made_flows.pyro.refinement import Refinement, refine
 
 __all__ = ["AutoIAF"]
 
@@ -306,6 +307,47 @@ class AutoIAF(AutoContinuous):
         expect(self._given_model is not None, "guide", hint, "an unpickled one")
         (model,) = self._given_model
         return diagnose(model, self, *args, samples=samples, vectorize=vectorize, **kwargs)
+
+    def refine(
+        self,
+        *args: Any,
+        draws: int = 500,
+        warmup: int = 300,
+        chains: int = 2,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> Refinement:
+        """Draw from the posterior by NUTS in this guide's noise, where :meth:`diagnose` says no.
+
+        Args:
+            args, kwargs: of the model: its data.
+            draws, warmup, chains, progress: as for :func:`made_flows.pyro.refine`.
+
+        Raises:
+            ValueError: as there, and for a guide that was unpickled, which is without its model.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> def model():
+            ...     pyro.sample("x", dist.Normal(3.0, 1.0))
+            >>> guide = AutoIAF(model)
+            >>> _ = guide()
+            >>> guide.refine(draws=10, warmup=10, progress=False).samples["x"].shape
+            torch.Size([2, 10])
+        """
+        hint = "with its model (see made_flows.pyro.refine)"
+        expect(self._given_model is not None, "guide", hint, "an unpickled one")
+        (model,) = self._given_model
+        return refine(
+            model,
+            self,
+            *args,
+            draws=draws,
+            warmup=warmup,
+            chains=chains,
+            progress=progress,
+            **kwargs,
+        )
 
     # ------------------------------------------------------------------ copies
 

@@ -618,15 +618,82 @@ def test_diagnosis_of_normals(scale: float, trusted: bool, words: str, vectorize
         assert found.log_evidence == pytest.approx(0, abs=5 * found.log_evidence_error)
 
 
-def test_verdict_by_k_hat() -> None:
-    numbers = {"threshold": 0.67, "effective_sample_size": 80.0, "elbo": -1.0, "elbo_error": 0.1}
-    evidence = {"log_evidence": -0.9, "log_evidence_error": 0.1, "log_weights": torch.zeros(3)}
-    for k_hat, start in (
-        (0.3, "Trust it"),
-        (0.8, "Do not trust it yet"),
-        (1.4, "Do not trust it:"),
-    ):
-        assert Diagnosis(k_hat=k_hat, **numbers, **evidence).verdict.startswith(start)
+@pytest.mark.parametrize(
+    ("k_hat", "size", "parts", "grade", "start"),
+    [
+        (0.3, 90.0, (0.2, 0.3, 0.3, 0.4), "as drawn", "Trust it"),
+        (0.3, 50.0, (0.2, 0.3, 0.3, 0.4), "weighted", "Trust its weighted draws"),
+        # Few effective draws are never enough, however light the tail looks.
+        (0.3, 15.0, (0.2, 0.3, 0.3, 0.4), "not yet", "Do not trust it yet"),
+        # A k-hat that most quarters of the draws contradict was luck.
+        (0.6, 90.0, (0.7, 0.8, 0.9, 0.2), "not yet", "Do not trust it yet"),
+        (0.8, 80.0, (), "not yet", "Do not trust it yet"),
+        (1.4, 80.0, (), "no", "Do not trust it:"),
+    ],
+)
+def test_grades(
+    k_hat: float, size: float, parts: tuple[float, ...], grade: str, start: str
+) -> None:
+    found = Diagnosis(
+        k_hat=k_hat,
+        threshold=0.67,
+        effective_sample_size=size,
+        elbo=-1.0,
+        elbo_error=0.1,
+        log_evidence=-0.9,
+        log_evidence_error=0.1,
+        log_weights=torch.zeros(100),
+        smoothed_log_weights=torch.zeros(100),
+        k_hat_parts=parts,
+    )
+    assert found.grade == grade
+    assert found.verdict.startswith(start)
+    assert found.trusted == (grade in ("as drawn", "weighted"))
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_weighted_draws_are_those_of_the_posterior(vectorize: bool) -> None:
+    """By weights, a guide that is off by half a standard deviation gives the right moments."""
+
+    def model() -> None:
+        with pyro.plate("two", 2):
+            pyro.sample("x", dist.Normal(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 2.0])))
+
+    def guide() -> None:
+        with pyro.plate("two", 2):
+            pyro.sample("x", dist.Normal(torch.tensor([0.3, 2.0]), torch.tensor([1.2, 2.4])))
+
+    found = diagnose(model, guide, samples=4000 if vectorize else 1500, vectorize=vectorize)
+    assert found.grade == "weighted"
+    assert found.samples["x"].shape == (len(found.log_weights), 2)
+    # The bound on unweighted means holds: they are 0.25 and 0.42 of the draws' deviations off.
+    assert found.bias_bound > 0.42
+    close = {"atol": 0.2, "rtol": 0}
+    torch.testing.assert_close(found.mean()["x"], torch.tensor([0.0, 3.0]), **close)
+    torch.testing.assert_close(found.std()["x"], torch.tensor([1.0, 2.0]), **close)
+    quartiles = torch.tensor([[-0.674, 1.651], [0.674, 4.349]])
+    torch.testing.assert_close(found.quantiles([0.25, 0.75])["x"], quartiles, atol=0.3, rtol=0)
+    drawn = found.resample(5000, torch.Generator().manual_seed(1))["x"]
+    assert drawn.shape == (5000, 2)
+    torch.testing.assert_close(drawn.mean(0), found.mean()["x"], atol=0.15, rtol=0)
+
+
+def test_refined_draws_are_those_of_the_posterior() -> None:
+    """An untrained guide is far off; its chains are not."""
+    posterior, _ = exact()
+    guide = AutoIAF(linear)
+    y = Y.float()
+    guide(y)
+    assert not guide.diagnose(y).trusted
+    found = guide.refine(y, draws=400, warmup=150, progress=False)
+    assert found.samples["x"].shape == (2, 400, len(posterior.mean))
+    assert found.converged, found
+    draws = found.samples["x"].flatten(0, 1).double()
+    deviation = posterior.covariance_matrix.diagonal().sqrt()
+    worth = found.effective_sample_size["x"].double().sqrt()
+    off = (draws.mean(0) - posterior.mean) / deviation * worth
+    assert off.abs().max() < 4.5  # a false alarm in 10^5 runs
+    assert "chains agree" in repr(found)
 
 
 @pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal, AutoIAF])
