@@ -61,7 +61,7 @@ PUBLIC = {
         ConditionalIAF ConditionalMAF ConditionalSplineAutoregressive Diagnosis FlowTransform
         GaussianMADE GaussianMixtureMADE MADENetwork ModelDistribution PyroModel
         SplineAutoregressive affine_autoregressive conditional_affine_autoregressive
-        conditional_spline_autoregressive diagnose spline_autoregressive to_pyro
+        conditional_spline_autoregressive diagnose refine spline_autoregressive to_pyro Refinement
     """,
     "made_flows.nflows": """
         MADE AsDistribution AsFlow AsTransform Flow MaskedAffineAutoregressiveTransform

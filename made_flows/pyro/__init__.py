@@ -45,6 +45,7 @@ from made_flows.pyro.flow_transforms import IAF, MAF, FlowTransform
 from made_flows.pyro.guides import AutoIAF
 from made_flows.pyro.made_network import MADENetwork
 from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN
+from made_flows.pyro.refinement import Refinement, refine
 from made_flows.pyro.transforms import AffineAutoregressive, SplineAutoregressive
 
 __all__ = [
@@ -68,11 +69,13 @@ __all__ = [
     "MADENetwork",
     "ModelDistribution",
     "PyroModel",
+    "Refinement",
     "SplineAutoregressive",
     "affine_autoregressive",
     "conditional_affine_autoregressive",
     "conditional_spline_autoregressive",
     "diagnose",
+    "refine",
     "spline_autoregressive",
     "to_pyro",
 ]

@@ -27,6 +27,7 @@ from made_flows.models.flows import Flow
 from made_flows.models.variational import posterior_flow
 from made_flows.pyro.diagnosis import Diagnosis, diagnose
 from made_flows.pyro.flow_transforms import FlowTransform
+from made_flows.pyro.gradient_guard import GradientGuard
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger
 from made_flows.pyro.refinement import Refinement, refine
 
@@ -89,7 +90,9 @@ class AutoIAF(AutoContinuous):
 
     Gradients of the ELBO are *path gradients*: those of :math:`\log q(u)` with respect to the
     sample u alone, since the rest has mean zero. Their noise vanishes as the guide approaches the
-    posterior. The density itself has all its gradients. (``JitTrace_ELBO`` gets those.)
+    posterior. The density itself has all its gradients. (``JitTrace_ELBO`` gets those.) The
+    gradient of a single draw that is no number, or a hundred times what is usual, is limited, so
+    that no draw ends a run.
 
     Args:
         model: a Pyro model.
@@ -148,6 +151,7 @@ class AutoIAF(AutoContinuous):
         super().__init__(model, init_loc_fn=init_loc_fn)
         self._given_model = (model,)
         self._path_gradient = path_gradient
+        self._guard = GradientGuard()
         self._arguments = (scale, transforms, hidden_features)
         self._flow_arguments = flow
 
@@ -174,6 +178,7 @@ class AutoIAF(AutoContinuous):
         chosen = self._path_gradient
         few = self.latent_dim <= _PATH_GRADIENT_UP_TO
         posterior.path_gradient = few if chosen is None else chosen
+        posterior.guard = self._guard
         return posterior
 
     @property

@@ -16,6 +16,7 @@ from made_flows._torch import is_traced, is_untransformed
 from made_flows.models.flows import Flow
 from made_flows.models.path_gradient import sample_with_score
 from made_flows.pyro.flow_transforms import FlowTransform
+from made_flows.pyro.gradient_guard import GradientGuard
 
 __all__ = ["FlowPosterior", "SiteMessenger"]
 
@@ -31,12 +32,13 @@ class FlowPosterior(dist.TransformedDistribution):
     """
 
     path_gradient: bool = False
+    guard: GradientGuard | None = None
     _last: _Sample | None = None
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowPosterior:
         """The same distribution with a larger batch shape."""
         new = cast(FlowPosterior, super().expand(torch.Size(batch_shape), _instance))
-        new.path_gradient = self.path_gradient
+        new.path_gradient, new.guard = self.path_gradient, self.guard
         return new
 
     @property
@@ -54,6 +56,8 @@ class FlowPosterior(dist.TransformedDistribution):
             x, log_det, score = sample_with_score(self.flow, noise)
         else:
             x, log_det = self.flow.to_data(noise)
+        if self.guard is not None and plain and x.requires_grad:
+            x.register_hook(self.guard)
         traced = is_traced()
         can_tell = (plain or traced) and not x.is_inference()
         self._last = _Sample(self.flow, noise, x, log_det, score) if can_tell else None
