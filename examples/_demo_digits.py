@@ -11,9 +11,10 @@ from _demo_report import (
     SAMPLES,
     Part,
     Row,
-    mean_and_error,
+    best_names,
     sampling_seconds,
     say,
+    table,
     timed,
 )
 from sklearn.datasets import load_digits
@@ -98,6 +99,7 @@ def fit_made(digits: Digits, epochs: int, hidden: int = 400) -> mf.BernoulliMADE
         schedule="cosine",
         max_epochs=epochs,
         patience=None,
+        progress=f"{'BernoulliMADE':20}",
         seed=0,
     )
     return model.eval()
@@ -124,31 +126,31 @@ def draw(
     path: Path,
     columns: int = 16,
 ) -> None:
-    """Samples of every model above; below, held-out digits completed from their upper halves."""
+    """Held-out digits completed from their upper halves; below, samples of every model."""
     torch.manual_seed(1)
-    blocks = {}
-    for name, model in models.items():
-        blocks[name] = (
-            model.sample(columns)
-            if isinstance(model, BernoulliMixture)
-            else model().sample((columns,))
-        )
     test = digits.test[:columns]
     draws = complete(made, test, HALF, draws=500)
-    blocks["held-out digit"] = test
+    blocks = {"held-out digit": test}
     blocks |= {f"lower half, draw {i + 1}": draws[i] for i in range(3)}
     blocks["mean of 500 draws"] = draws.mean(dim=0)
+    completed = len(blocks)
+    for name, model in models.items():
+        mixture = isinstance(model, BernoulliMixture)
+        score = (model if mixture else model()).log_prob(digits.test).mean()
+        samples = model.sample(columns) if mixture else model().sample((columns,))
+        blocks[f"{name}: {score:.1f} nats"] = samples
     figure = image_grid(
         torch.cat(list(blocks.values())), (SIDE, SIDE), columns=columns, titles=list(blocks)
     )
     ax = figure.axes[0]
-    for row in range(len(blocks) - 5, len(blocks)):
+    for row in range(completed):
         # Images are a pixel apart: the middle of the row, between the known and the unknown.
         middle = row * (SIDE + 1) + 1 + SIDE / 2 - 0.5
         ax.axhline(middle, color="#d9741a", lw=1.2)
     figure.savefig(path)
 
 
+@torch.no_grad()
 def run(folder: Path) -> Part:
     """Fit, score, sample, complete."""
     digits = load()
@@ -157,7 +159,8 @@ def run(folder: Path) -> Part:
     independent, seconds_1 = timed(lambda: BernoulliMixture(digits.train, 1))
     say(f"digits: mixtures of {', '.join(map(str, components))} Bernoullis by EM ...")
     mixture, seconds_k = timed(lambda: best_mixture(digits, components))
-    made, seconds_made = timed(lambda: fit_made(digits, epochs))
+    with torch.enable_grad():
+        made, seconds_made = timed(lambda: fit_made(digits, epochs))
 
     rows = []
     name = f"mixture of {len(mixture.weights)} Bernoullis"
@@ -165,22 +168,19 @@ def run(folder: Path) -> Part:
         ("independent Bernoullis", independent, seconds_1),
         (name, mixture, seconds_k),
     ):
-        nll = -model.log_prob(digits.test)
-        upper = -model.log_prob(digits.test[:, :HALF])
+        scores = model.log_prob(digits.test)
+        half = float((scores - model.log_prob(digits.test[:, :HALF])).mean())
         sampling = sampling_seconds(lambda model=model: model.sample(SAMPLES))
-        half = float((nll - upper).mean())
-        rows.append(Row(title, *mean_and_error(nll), seconds, sampling, half))
-    with torch.no_grad():
-        nll = -made().log_prob(digits.test)
-    half = -float(lower_half(made, digits.test).mean())
+        rows.append(Row(title, scores, seconds, sampling, half))
+    scores, half = made().log_prob(digits.test), float(lower_half(made, digits.test).mean())
     sampling = sampling_seconds(lambda: made().sample((SAMPLES,)))
-    rows.append(Row("BernoulliMADE", *mean_and_error(nll), seconds_made, sampling, half))
+    rows.append(Row("BernoulliMADE", scores, seconds_made, sampling, half))
 
     picture = folder / "digits.png"
     draw(digits, {"independent": independent, name: mixture, "BernoulliMADE": made}, made, picture)
     return Part(
-        "Digits, 64 binary pixels: negative log-likelihood in nats, lower is better",
-        rows,
-        f"digits cost BernoulliMADE {rows[2].score:.2f} nats, the {name} {rows[1].score:.2f}",
+        f"Digits: {PIXELS} binary pixels (lower half: given the upper one)",
+        table(rows),
+        f"Best: {best_names(rows)}",
         picture,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("matplotlib")
 
 import _demo_cells
 import _demo_digits
+import _demo_posterior
 import _demo_report
 
 import made_flows as mf
@@ -103,19 +105,63 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def row_of(name: str, *scores: float, **others: float) -> _demo_report.Row:
+    return _demo_report.Row(name, torch.tensor(scores), 12.3, 0.001, **others)
+
+
 def test_table_lines_up() -> None:
-    rows = [
-        _demo_report.Row("one", -1.234, 0.5, 2.0, 0.001, 3.0),
-        _demo_report.Row("another model", 10.0, 0.25, 12.3),
-    ]
-    text = _demo_report.table([_demo_report.Part("A part", rows, "", Path("a.png"))])
-    lines = text.splitlines()
-    assert "A part" in lines
-    one, another = (next(line for line in lines if row.model in line) for row in rows)
+    rows = [row_of("one", -1.0, -3.0, half=-0.5), row_of("another model", 10.0, 10.5)]
+    heading, one, another = _demo_report.table(rows).splitlines()
+    assert len(heading) == len(one) == len(another) < 80
     assert one.index("±") == another.index("±")
-    assert "-1.23 ± 0.50" in one
+    assert "-2.00 ± 1.00" in one
+    assert "-0.50" in one
     assert "1.00 ms" in one
     assert "12.3 s" in another
+    assert "lower half" in heading
+    assert "lower half" not in _demo_report.table(rows[1:])
+
+
+def test_the_best_rows_are_those_that_paired_differences_cannot_tell_apart() -> None:
+    rows = [
+        row_of("best", 1.0, 20.0, 3.0, 40.0),
+        row_of("level", 3.0, 18.0, 4.0, 37.0),  # half a nat behind, give or take more
+        row_of("behind", 0.5, 19.4, 2.5, 39.4),  # as far behind, but on every row
+    ]
+    assert _demo_report.level_with_the_best(rows) == [True, True, False]
+    marks = [line[0] for line in _demo_report.table(rows).splitlines()[1:]]
+    assert marks == ["*", "*", " "]
+    assert _demo_report.best_names(rows) == "best and level"
+    assert _demo_report.best_names(rows[2:]) == "behind"
+
+
+def test_what_takes_long_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    with _demo_report.announced("a wait", after=60.0):
+        pass
+    assert capsys.readouterr().out == ""
+    with _demo_report.announced("a wait", after=0.0):
+        time.sleep(0.2)
+    assert capsys.readouterr().out == "  a wait\n"
+
+
+def test_the_page_shows_every_part() -> None:
+    parts = [
+        _demo_report.Part("A & B", "a table", "a finding", Path("folder/a.png")),
+        _demo_report.Part("No picture", "text", "another finding"),
+    ]
+    page = _demo_report.page(parts)
+    for text in ("A &amp; B", "a table", "a finding", 'src="a.png"', "another finding"):
+        assert text in page
+
+
+def test_posterior_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyro")
+    monkeypatch.setattr(_demo_posterior, "STEPS", 3)
+    monkeypatch.setattr(_demo_posterior, "DRAWS", 100)
+    part = _demo_posterior.run()
+    assert "AutoIAF" in part.text
+    assert "rust it" in part.text
+    assert max(map(len, part.text.splitlines())) < 80
 
 
 def test_mean_and_its_error() -> None:
