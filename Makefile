@@ -12,7 +12,9 @@ BENCH ?= $(filter-out harness,$(basename $(notdir $(wildcard benchmarks/[!_]*.py
 
 VENV := .venv
 PY := $(VENV)/bin/python
-STAMP := $(VENV)/made-flows.stamp
+IDENTITY_FILE := $(VENV)/made-flows.stamp
+STAMP := $(VENV)/dev.stamp
+DEMO_STAMP := $(VENV)/demo.stamp
 STEP = $(PY) tools/step.py
 
 # Both, because pip before 25.3 reads the first for what a build needs and pip after it the second.
@@ -21,10 +23,10 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# The stamp names the Python and the place that .venv was made for. Where it says something else,
-# or where .venv's Python does not run, .venv is broken (interrupted, copied, moved, Python gone).
+# The file names the Python and the place that .venv was made for. Where it says something else, or
+# where .venv's Python does not run, .venv is broken (interrupted, copied, moved, Python gone).
 IDENTITY := $(shell $(PYTHON) -c 'import os, sys; print(sys.version.split()[0], os.getcwd())')
-HEALTHY := $(shell $(PY) -c 'import pip' >/dev/null 2>&1 && cat $(STAMP) 2>/dev/null)
+HEALTHY := $(shell $(PY) -c 'import pip' >/dev/null 2>&1 && cat $(IDENTITY_FILE) 2>/dev/null)
 ifeq ($(IDENTITY),)
 $(error Expected PYTHON to name a Python 3.10 or newer; '$(PYTHON)' does not run)
 endif
@@ -53,25 +55,27 @@ venv: $(STAMP)
 ifeq ($(HEALTHY),$(IDENTITY))
 QUIET := --quiet # hardly anything changes: do not list what is there already
 else
-$(STAMP): broken
+$(IDENTITY_FILE): broken
 endif
-$(STAMP): pyproject.toml constraints.txt
+$(IDENTITY_FILE):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; \
 	  sys.exit(v < (3, 10) and "Expected PYTHON to be 3.10 or newer; got %d.%d" % v[:2])'
-	@echo 'make venv: installing into $(VENV) (some minutes the first time) ...'
-	@rm -f $(STAMP)
-ifneq ($(HEALTHY),$(IDENTITY))
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --upgrade pip
-endif
-	$(PY) -m pip install $(QUIET) --editable '.[dev]'
-	@echo '$(IDENTITY)' > $(STAMP)
+	@echo '$(IDENTITY)' > $@
+
+# A stamp stands for the extra of its name: the demo needs less than the developers' tools.
+$(VENV)/%.stamp: $(IDENTITY_FILE) pyproject.toml constraints.txt
+	@echo 'make venv: installing into $(VENV) (some minutes the first time) ...'
+	@rm -f $@
+	$(PY) -m pip install $(QUIET) --editable '.[$*]'
+	@touch $@
 	@echo 'make venv: ready'
 
 # --- Targets -------------------------------------------------------------------------------------
 
-demo: $(STAMP)
-	@$(STEP) --note 'pictures are in demo_output/' 'make demo' \
+demo: $(DEMO_STAMP)
+	@$(STEP) --note 'open demo_output/index.html' 'make demo' \
 	  $(PY) examples/demo.py $(ARGS)
 
 # One thread for each process: more than one slows small tensors down and fights over the cores.
