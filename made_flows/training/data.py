@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from made_flows._checks import check_finite, check_values, expect, expect_type
 from made_flows.distributions.missing import ADVICE
 from made_flows.training.convert import as_batch, as_tensor, dimensions, is_batches
+from made_flows.training.defaults import batch_size_for
 from made_flows.training.loaders import split_indices, split_loader
 
 __all__ = ["Batch", "Rows", "Source", "Stream", "Target", "open_data", "split"]
@@ -28,7 +29,8 @@ class Target:
     """What a model takes: sizes and a check of values (where it has them), device, dtype.
 
     ``missing`` says whether NaN is a missing value to it (None for a model that does not know),
-    and ``filler`` what it puts there.
+    and ``filler`` what it puts there. A model that standardises its data takes them in double
+    precision (``takes_double``): a column of 1e9 +- 1 has nothing left in single precision.
     """
 
     features: int | None
@@ -38,9 +40,10 @@ class Target:
     check_values: Callable[[Tensor], None] | None = None
     missing: bool | None = None
     filler: float = 0.0
+    takes_double: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module) -> Target:
+    def of(cls, model: nn.Module, takes_double: bool = False) -> Target:
         """Read the target off a model: its ``features`` and ``context``, its first float tensor."""
         device, dtype = torch.device("cpu"), torch.get_default_dtype()
         for tensor in chain(model.parameters(), model.buffers()):
@@ -53,7 +56,8 @@ class Target:
         head = getattr(model, "head", None)
         check_values, filler = getattr(head, "check_values", None), getattr(head, "filler", 0.0)
         missing = getattr(model, "takes_missing", None)
-        return cls(features, context, device, dtype, check_values, missing, filler)
+        takes_double = takes_double and device.type != "mps"  # which has no double precision
+        return cls(features, context, device, dtype, check_values, missing, filler, takes_double)
 
     def check(self, x: Tensor, context: Tensor | None, name: str) -> Batch:
         """Check the shapes and values of some rows; floats come back in the model's dtype."""
@@ -90,7 +94,7 @@ class Target:
             raise ValueError(f"Expected {name} of shape {shape}; got {tuple(x.shape)}")
         # Floats are cast before they are checked (1e300 is no float32), integers as they are
         # used: all of them at once would take four times the memory of bytes.
-        x = x.detach().to(self.dtype) if x.is_floating_point() else x.detach()
+        x = x.detach().to(self._dtype_of(x)) if x.is_floating_point() else x.detach()
         if kind == "features" and self._may_miss(x):
             check_values(x, ~torch.isinf(x), name, "to be finite, or NaN where it is missing")
             return x
@@ -106,8 +110,12 @@ class Target:
         return bool(self.missing) and x.is_floating_point()
 
     def move(self, x: Tensor) -> Tensor:
-        """The rows on the model's device, in its dtype."""
-        return x.to(self.device, self.dtype, non_blocking=True)
+        """The rows on the model's device, in a dtype that it takes."""
+        return x.to(self.device, self._dtype_of(x), non_blocking=True)
+
+    def _dtype_of(self, x: Tensor) -> torch.dtype:
+        exact = x.dtype in (torch.float64, torch.int64, torch.int32)
+        return torch.float64 if exact and self.takes_double else self.dtype
 
 
 class Rows:
@@ -115,7 +123,7 @@ class Rows:
 
     def __init__(self, x: Tensor, context: Tensor | None, target: Target, name: str) -> None:
         self.x, self.context = target.check(x, context, name)
-        self.target = target
+        self.target, self.name = target, name
         expect(len(self.x) > 0, name, "to have at least one row", "none")
 
     def __len__(self) -> int:
@@ -123,7 +131,9 @@ class Rows:
 
     def steps(self, batch_size: int) -> int:
         """The number of batches in an epoch."""
-        return -(-len(self) // batch_size)
+        steps = -(-len(self) // batch_size)
+        # Nor a batch of one row, which has no variance: of an odd number in pairs, one is of three.
+        return steps if batch_size == 1 else min(steps, max(1, len(self) // 2))
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Batches of equal size (to one row), shuffled where there is a generator."""
@@ -149,7 +159,7 @@ class Rows:
     def _take(self, rows: Tensor) -> Rows:
         part = object.__new__(Rows)  # the values have been checked
         rows = rows.to(self.x.device)
-        part.x, part.target = self.x[rows], self.target
+        part.x, part.target, part.name = self.x[rows], self.target, self.name
         part.context = None if self.context is None else self.context[rows]
         return part
 
@@ -223,7 +233,7 @@ def open_data(
     context: Any,
     target: Target,
     name: str,
-    batch_size: int,
+    batch_size: int | None,
     generator: torch.Generator | None,
 ) -> Source:
     """Look at data of any accepted kind as a source of batches.
@@ -234,7 +244,7 @@ def open_data(
         context: None or (N, C), for rows only.
         target: what the model takes.
         name: the argument's name, for errors.
-        batch_size: rows per batch of a dataset.
+        batch_size: rows per batch of a dataset; None for a number that depends on its size.
         generator: shuffles a dataset; None reads it in order.
 
     Raises:
@@ -259,9 +269,11 @@ def open_data(
         context = None if context is None else as_tensor(context, "context")
         return Rows(as_tensor(data, name), context, target, name)
     _no_context(context, name, "an iterable of batches, each of them x or (x, context)")
-    if isinstance(data, Dataset) and not isinstance(data, DataLoader):
+    if isinstance(data, Dataset):
         shuffle = generator is not None and not isinstance(data, IterableDataset)
-        data = DataLoader(data, batch_size, shuffle=shuffle or None, generator=generator)
+        rows = len(data) if isinstance(data, Sized) else None
+        size = None if _holds_batches(data) else batch_size or batch_size_for(rows)
+        data = DataLoader(data, size, shuffle=shuffle or None, generator=generator)
     if isinstance(data, (list, tuple, Iterator)):
         # In memory already, or readable only once.
         return Stream(data, target, name).collect()
@@ -271,6 +283,15 @@ def open_data(
 def split(source: Source, fraction: float, generator: torch.Generator) -> tuple[Source, Source]:
     """Hold out a random fraction of the rows."""
     return source.split(fraction, generator)
+
+
+def _holds_batches(data: Dataset[Any]) -> bool:
+    """Whether the items of a dataset are batches, which need not be of one size, not rows."""
+    try:
+        first = next(iter(data), None) if isinstance(data, IterableDataset) else data[0]
+    except (LookupError, TypeError):  # an empty one, or one of other keys
+        return False
+    return dimensions(first[0] if isinstance(first, (list, tuple)) and first else first) == 2
 
 
 def _no_context(context: Any, name: str, kind: str) -> None:

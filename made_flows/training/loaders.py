@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    WeightedRandomSampler,
+)
 
 from made_flows._checks import expect
 
@@ -16,7 +23,18 @@ __all__ = ["split_indices", "split_loader"]
 def split_loader(
     loader: DataLoader[Any], fraction: float, generator: torch.Generator
 ) -> tuple[DataLoader[Any], DataLoader[Any]] | None:
-    """Two loaders over random parts of the items; None for a loader that is not a plain one."""
+    """Two loaders over random parts of the items; None for a loader that is not a plain one.
+
+    Raises:
+        ValueError: for a sampler that reads an item several times: it would be on both sides.
+    """
+    expect(
+        not _repeats(loader.sampler),
+        "validation",
+        "to be rows of their own (or None) for a loader that may read a row several times, since "
+        "a fraction would validate on rows that were trained on",
+        f"the fraction {fraction:g} and a {type(loader.sampler).__name__}",
+    )
     if not _is_plain(loader):
         return None
     kept, held_out = split_indices(len(loader.dataset), fraction, generator)  # type: ignore[arg-type]
@@ -30,6 +48,15 @@ def split_indices(rows: int, fraction: float, generator: torch.Generator) -> tup
     expect(held_out < rows, "validation", "to leave rows to train on", f"{fraction} of {rows} rows")
     order = torch.randperm(rows, generator=generator, device="cpu")
     return order[held_out:], order[:held_out]
+
+
+def _repeats(sampler: Any) -> bool:
+    """Whether a sampler may give an item several times in an epoch."""
+    if isinstance(sampler, WeightedRandomSampler):
+        return bool(sampler.replacement)
+    if isinstance(sampler, RandomSampler):
+        return bool(sampler.replacement) or sampler.num_samples > len(sampler.data_source)
+    return False
 
 
 def _is_plain(loader: DataLoader[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from contextlib import nullcontext
@@ -20,17 +21,20 @@ from made_flows._checks import (
     positive_integer,
     real_number,
 )
-from made_flows.training.data import Batch, Source, Target, open_data, split
+from made_flows.training.data import Batch, Rows, Source, Target, open_data, split
+from made_flows.training.defaults import batch_size_for
 from made_flows.training.history import History, Losses, TrainingError
 from made_flows.training.optimization import (
     Average,
     Optimizer,
     Rates,
     Weights,
+    left_in_evaluation,
     make_optimizer,
     modes_kept,
     seeded,
 )
+from made_flows.training.standardization import set_units, units_of
 
 __all__ = ["History", "TrainingError", "fit"]
 
@@ -41,7 +45,8 @@ def fit(
     context: Any = None,
     *,
     validation: Any = 0.1,
-    batch_size: int = 256,
+    standardize: bool = True,
+    batch_size: int | None = None,
     learning_rate: float = 1e-3,
     max_epochs: int = 200,
     patience: int | None = 20,
@@ -50,6 +55,7 @@ def fit(
     optimizer: Optimizer | None = None,
     schedule: Literal["cosine"] | None = None,
     average: float | None = None,
+    keep_training_mode: bool = False,
     progress: bool | str = True,
     seed: int | None = None,
 ) -> History:
@@ -59,7 +65,13 @@ def fit(
     or AdamW (Loshchilov & Hutter 2019) with a weight decay. After every epoch the model is scored
     on the validation rows, in evaluation mode. When training ends, for whatever reason, the
     parameters and buffers of the epoch with the lowest validation NLL are put back (without
-    validation rows: with the lowest training NLL), and every module is in the mode it was in.
+    validation rows: with the lowest training NLL), and the model is in evaluation mode: drawn
+    orders, dropout and batch normalisation would make its scores random.
+
+    Data may be in any units. A model that nobody has trained yet takes location and scale of the
+    rows to train on, and those of their contexts, as its own (:class:`made_flows.transforms.units.
+    Units`): they are saved with it, and its densities, samples and the NLL of the history are in
+    the units of the data.
 
     Args:
         model: a module for which ``model(context)`` is a distribution and ``log_prob(x)`` has one
@@ -74,8 +86,12 @@ def fit(
             tuple (x, context) with contexts), or None. To hold out a fraction of an iterable that
             is neither in memory nor a plain ``DataLoader``, one pass is kept in memory, with a
             warning.
-        batch_size: rows per step, at most: an epoch is cut into batches of equal size. A
-            stream of batches has its own.
+        standardize: whether a model of real values, without data transforms of its own, works in
+            standardised units. Values further than twenty standard deviations out count as if
+            they were there. A model that was trained or loaded before keeps its units.
+        batch_size: rows per step, at most: an epoch is cut into batches of equal size (of two or
+            three for an odd number in pairs). By default from 32 for a thousand rows to 256 from
+            eight thousand. A stream of batches has its own.
         learning_rate: of Adam; an ``optimizer`` has its own.
         max_epochs: the largest number of passes over the data. 0 trains nothing.
         patience: stop after this many epochs without a lower NLL; None never does.
@@ -88,9 +104,10 @@ def fit(
         average: the decay, such as 0.999, of an exponential moving average of the weights
             (Polyak & Juditsky 1992), which is then what is validated and kept; its memory is
             shorter in the first steps.
+        keep_training_mode: leave every module in the mode that it was in, instead.
         progress: show a progress bar; a text names it, in place of the model's class.
-        seed: for the split, the order of rows, and dropout. The global random generators are left
-            as they were; without a seed, one is drawn from torch's.
+        seed: below 2**64, for the split, the order of rows, and dropout. The global random
+            generators are left as they were; without a seed, one is drawn from torch's.
 
     Returns:
         The :class:`History`. Ctrl-C ends training early and returns too; before the first epoch
@@ -98,8 +115,8 @@ def fit(
 
     Raises:
         ValueError, TypeError: before any work, for a bad argument, for rows of a wrong shape or
-            with a value that is not finite (named by row and column); during it, for such a batch
-            of an iterable.
+            with a value that is not finite (named by row and column), for columns to standardise
+            that are constant; during it, for such a batch of an iterable.
         TrainingError: for a loss or gradient that is not finite.
 
     Example:
@@ -112,8 +129,9 @@ def fit(
         True
     """
     expect_type(isinstance(model, nn.Module), "model", "to be a torch.nn.Module", model)
+    if batch_size is not None:
+        batch_size = positive_integer(batch_size, "batch_size")
     options = _Options(
-        batch_size=positive_integer(batch_size, "batch_size"),
         max_epochs=non_negative_integer(max_epochs, "max_epochs"),
         patience=None if patience is None else positive_integer(patience, "patience"),
         clip_norm=math.inf if clip_norm is None else real_number(clip_norm, "clip_norm", above=0),
@@ -131,19 +149,47 @@ def fit(
         seed = int(torch.randint(2**62, (), device="cpu"))
     else:
         seed = non_negative_integer(seed, "seed")
+        expect(seed < 2**64, "seed", "to be below 2**64", seed)
 
-    target = Target.of(model)
-    with seeded(seed, target.device) as generator, modes_kept(model):
+    known = units_of(model)
+    found = [units for units in known if standardize and not units.active and not units.settled]
+    target = Target.of(model, bool(known) and all(u in found or u.active for u in known))
+    modes = modes_kept(model) if keep_training_mode else left_in_evaluation(model)
+    with seeded(seed, target.device) as generator, modes:
         train, held_out = _sources(data, context, validation, target, batch_size, generator)
+        if batch_size is None:
+            batch_size = batch_size_for(len(train) if isinstance(train, Rows) else None)
         adam, parameters = make_optimizer(optimizer, model, learning_rate, weight_decay)
+        _expect_callable(model, context)
         ema = None if options.average is None else Average(parameters, options.average)
-        run = _Run(model, adam, parameters, Rates(adam, schedule), ema, generator, options)
-        return run(train, held_out)
+        rates = Rates(adam, schedule)
+        run = _Run(model, adam, parameters, rates, ema, generator, options, batch_size)
+        if options.max_epochs:
+            set_units(found, train)
+        try:
+            return run(train, held_out)
+        finally:
+            trained = run.history.best_epoch > 0
+            for units in known:
+                units.settled = units.settled or trained
+            for units in () if trained else found:  # the model is the one that came
+                units.clear()
+
+
+def _expect_callable(model: nn.Module, context: Any) -> None:
+    """Refuse a module that is no model of a density, such as a bare network."""
+    try:
+        inspect.signature(model.forward).bind(*(() if context is None else (context,)))
+    except TypeError:
+        raise TypeError(
+            f"Expected model to be called with a context alone, or nothing, and to give a "
+            f"distribution, as a GaussianMADE or MAF does; got a {type(model).__name__}, whose "
+            f"forward takes {inspect.signature(model.forward)}"
+        ) from None
 
 
 @dataclass(frozen=True)
 class _Options:
-    batch_size: int
     max_epochs: int
     patience: int | None
     clip_norm: float
@@ -156,7 +202,7 @@ def _sources(
     context: Any,
     validation: Any,
     target: Target,
-    batch_size: int,
+    batch_size: int | None,
     generator: torch.Generator,
 ) -> tuple[Source, Source | None]:
     """The rows to train on and those to validate on."""
@@ -183,6 +229,7 @@ class _Run:
     average: Average | None
     generator: torch.Generator
     options: _Options
+    batch_size: int
     history: History = field(default_factory=History)
     steps: int | None = None  # in an epoch, once counted
 
@@ -228,8 +275,8 @@ class _Run:
     def _train(self, source: Source, losses: Losses, bar: Any) -> None:
         """One epoch of steps."""
         self.model.train()
-        steps = source.steps(self.options.batch_size) or self.steps
-        batches = source.batches(self.options.batch_size, self.generator)
+        steps = source.steps(self.batch_size) or self.steps
+        batches = source.batches(self.batch_size, self.generator)
         for taken, batch in enumerate(batches):
             done = losses.epoch - 1 + (min(taken / steps, 1.0) if steps else 0.0)
             self.rates.set(done / self.options.max_epochs)
@@ -254,7 +301,7 @@ class _Run:
         """The mean NLL over a source, in evaluation mode."""
         self.model.eval()
         total, rows = 0.0, 0
-        for batch in source.batches(max(self.options.batch_size, 1024)):
+        for batch in source.batches(max(self.batch_size, 1024)):
             nll = negative_log_likelihood(self.model, batch)
             total += float(nll.sum(dtype=torch.float64))
             rows += len(batch[0])
@@ -265,7 +312,10 @@ def negative_log_likelihood(model: nn.Module, batch: Batch) -> Tensor:
     """The negative log-likelihood of every row of a batch."""
     x, context = batch
     distribution = model() if context is None else model(context)
-    log_prob: Tensor = distribution.log_prob(x)
+    score: Any = getattr(distribution, "log_prob", None)
+    wanted = "to give a distribution, whose log_prob scores rows, when it is called"
+    expect_type(callable(score), "model", wanted, distribution)
+    log_prob: Tensor = score(x)
     if log_prob.shape != x.shape[:1]:
         # A (rows, features) log-density would be averaged over its features without a sound.
         raise ValueError(

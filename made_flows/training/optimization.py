@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from made_flows._checks import expect, expect_type
 
-__all__ = ["Average", "Optimizer", "Rates", "Weights", "make_optimizer", "modes_kept", "seeded"]
+__all__ = [
+    "Average",
+    "Optimizer",
+    "Rates",
+    "Weights",
+    "left_in_evaluation",
+    "make_optimizer",
+    "modes_kept",
+    "seeded",
+]
 
 Optimizer: TypeAlias = (
     torch.optim.Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -101,6 +111,15 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def left_in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode afterwards, in which its scores are not random."""
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+@contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     """Seed the global generators (for dropout, loaders) and put them back afterwards."""
     cuda = device.type == "cuda"
@@ -129,6 +148,13 @@ def make_optimizer(
         wanted = "to be a torch.optim.Optimizer, or a function that makes one from parameters"
         expect_type(callable(optimizer), "optimizer", wanted, optimizer)
         optimizer = optimizer(parameters)
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    expect(
+        closure is None or closure.default is not inspect.Parameter.empty,
+        "optimizer",
+        "to be one that steps by the gradients it is given, such as Adam or SGD",
+        f"{type(optimizer).__name__}, which evaluates the loss again in every step",
+    )
     known = {id(parameter) for parameter in parameters}
     expect(
         any(id(p) in known for group in optimizer.param_groups for p in group["params"]),

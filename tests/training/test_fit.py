@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import made_flows as mf
 from made_flows.training import loop as training
@@ -90,7 +97,8 @@ class Flowing(IterableDataset):
 def test_finds_the_maximum_likelihood_estimate():
     x = rows(2000)
     model = Line()
-    history = fit(model, x, learning_rate=0.05, max_epochs=60, schedule="cosine", **QUIET)
+    options = {"learning_rate": 0.05, "batch_size": 256, "max_epochs": 60, "schedule": "cosine"}
+    history = fit(model, x, **options, **QUIET)
     torch.testing.assert_close(model.mean.detach(), x.mean(0), atol=0.1, rtol=0)
     torch.testing.assert_close(model.log_scale.detach().exp(), x.std(0), atol=0.1, rtol=0)
     best = Independent(Normal(x.mean(0), x.std(0)), 1)
@@ -526,7 +534,7 @@ def test_no_epochs_no_change():
     assert "epochs=0" in repr(history)
 
 
-def test_modes_are_as_they_were():
+def test_modes_while_training_and_afterwards():
     model = nn.ModuleDict({"line": Line(), "frozen": nn.BatchNorm1d(2).eval()})
 
     class Both(nn.Module):
@@ -540,13 +548,26 @@ def test_modes_are_as_they_were():
             return self.parts["line"]()
 
     both = Both()
-    fit(both, rows(40), max_epochs=2, batch_size=18, validation=4 / 40, **QUIET)
+    options = {"max_epochs": 2, "batch_size": 18, "validation": 4 / 40, **QUIET}
+    fit(both, rows(40), **options, keep_training_mode=True)
     assert both.seen == [True, True, False] * 2
     assert both.training
     assert not model["frozen"].training
-    both.eval()
-    fit(both, rows(40), max_epochs=1, **QUIET)
+    fit(both, rows(40), **options)
     assert not any(module.training for module in both.modules())
+    both.eval()
+    fit(both, rows(40), **options, keep_training_mode=True)
+    assert not any(module.training for module in both.modules())
+
+
+def test_scores_after_training_are_not_random():
+    """Drawn orders, dropout and batch normalisation are of training alone."""
+    x = rows(60, 3)
+    drawn = mf.GaussianMADE(3, hidden_features=(8,), orders="all", dropout=0.3)
+    normalized = mf.MAF(3, transforms=2, hidden_features=(8,), normalize="batch", dropout=0.3)
+    for model in (drawn, normalized):
+        fit(model, x, max_epochs=2, **QUIET)
+        assert torch.equal(model().log_prob(x[:1]), model().log_prob(x)[:1])
 
 
 def test_gradients_and_rates_are_left_clean():
@@ -555,6 +576,53 @@ def test_gradients_and_rates_are_left_clean():
     fit(model, rows(), optimizer=adam, schedule="cosine", max_epochs=3, **QUIET)
     assert all(p.grad is None for p in model.parameters())
     assert adam.param_groups[0]["lr"] == 0.02
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 7, 100])
+def test_no_batch_of_one_row_meets_a_batch_normalisation(n: int):
+    model = mf.MAF(2, transforms=1, hidden_features=(4,), normalize="batch")
+    options = {"batch_size": 2, "validation": None, "max_epochs": 2, **QUIET}
+    assert fit(model, rows(n), **options).epochs == 2
+
+
+class Batches(IterableDataset):
+    """A dataset whose items are batches, the last one smaller."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors = tensors
+
+    def __iter__(self):
+        parts = [tensor.split(16) for tensor in self.tensors]
+        return iter(parts[0] if len(parts) == 1 else zip(*parts, strict=True))
+
+
+@pytest.mark.parametrize("validation", [None, "data"])
+def test_a_dataset_of_batches_whose_last_is_smaller(validation):
+    x, c = rows(50), rows(50, 3, seed=1)
+    for parts in ((x,), (x, c)):
+        model, reference = Line(2, 3 * (len(parts) > 1)), Line(2, 3 * (len(parts) > 1))
+        options = {"max_epochs": 3, "learning_rate": 0.05, **QUIET}
+        given = Batches(*parts) if validation else None
+        fit(model, Batches(*parts), validation=given, **options)
+        held_out = (list(Batches(*parts))) if validation else None
+        fit(reference, Again(list(Batches(*parts))), validation=held_out, **options)
+        assert_same(model, state(reference))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        lambda x: WeightedRandomSampler(torch.ones(len(x)), len(x)),
+        lambda x: RandomSampler(x, replacement=True),
+        lambda x: RandomSampler(x, num_samples=2 * len(x)),
+    ],
+)
+def test_no_row_is_held_out_that_a_sampler_may_give_again(sampler):
+    x = rows(30)
+    loader = DataLoader(TensorDataset(x), batch_size=10, sampler=sampler(x))
+    with pytest.raises(ValueError, match=r"validation to be rows of their own.*RandomSampler"):
+        fit(Line(), loader, **QUIET)
+    assert fit(Line(), loader, validation=rows(9), max_epochs=2, **QUIET).epochs == 2
 
 
 # ------------------------------------------------------------------ Ctrl-C
@@ -600,7 +668,7 @@ def _check_ctrl_c(at: int, epochs: int, best: int) -> None:
     assert history.stop_reason == "interrupted"
     assert (history.epochs, history.best_epoch) == (epochs, best)
     assert model.weight.item() == -3 * best
-    assert model.training
+    assert not model.training
 
 
 # ------------------------------------------------------------------ not finite
@@ -646,7 +714,7 @@ def test_a_loss_that_is_not_finite_stops(at: int, value: float):
     # The weights are those of the finished epochs, as a run that never broke has them.
     fit(reference, x, **(options | {"max_epochs": epoch - 1}))
     assert_same(model, state(reference))
-    assert model.training
+    assert not model.training
 
 
 def test_a_gradient_that_is_not_finite_stops():
@@ -807,6 +875,15 @@ class PerFeature(Line):
 BAD = {
     # name: (model, data, options, error, message)
     "no module": (None, rows(), {}, TypeError, "model"),
+    "a layer": (lambda: nn.Linear(2, 2), rows(), {}, TypeError, r"distribution.*got a Linear"),
+    "a layer and a context": (
+        lambda: nn.Linear(2, 2), rows(), {"context": rows()}, TypeError, "to give a distribution",
+    ),
+    "a bare network": (lambda: mf.MADE(2), rows(), {}, TypeError, r"distribution.*got a MADE"),
+    "a seed of too many bits": (Line, rows(), {"seed": 2**70}, ValueError, r"below 2\*\*64"),
+    "an optimizer that asks for the loss": (
+        Line, rows(), {"optimizer": torch.optim.LBFGS}, ValueError, "optimizer.*got LBFGS",
+    ),
     "no parameters": (nn.Identity, rows(), {}, ValueError, "model to have parameters"),
     "text": (Line, "rows", {}, TypeError, "data"),
     "a number": (Line, 3.0, {}, TypeError, "data"),

@@ -1,0 +1,28 @@
+"""Settings of training that depend on how many rows there are."""
+
+from __future__ import annotations
+
+__all__ = ["batch_size_for", "patience_for"]
+
+
+def batch_size_for(rows: int | None) -> int:
+    """Rows per step by the number of rows to train on; None where it is not known.
+
+    Steps, not rows, are what a small table lacks: an epoch has about thirty of them, until a batch
+    has 256 rows, from where on larger ones save time alone.
+
+    Example:
+        >>> [batch_size_for(rows) for rows in (100, 1_000, 4_000, 100_000, None)]
+        [32, 32, 128, 256, 256]
+    """
+    if rows is None:
+        return 256
+    size = 32
+    while size < 256 and rows / size > 60:
+        size *= 2
+    return size
+
+
+def patience_for(rows: int | None) -> int:
+    """Epochs without a better NLL after which training stops, by the number of rows."""
+    return 20

@@ -1,0 +1,121 @@
+"""Locations and scales of training rows, which become a part of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from made_flows._checks import expect
+from made_flows.training.data import Rows, Source
+from made_flows.transforms.units import Units
+
+__all__ = ["robust_moments", "set_units", "units_of"]
+
+_KEPT = 100_000
+"""Rows of a stream that are kept to measure it."""
+
+_FAR = 20.0
+"""Spreads from the median at which values stop counting: an outlier counts as much as one here."""
+
+
+def units_of(model: nn.Module) -> list[Units]:
+    """The units in which a model, or every part of a mixture, takes its data; often none."""
+    standardizable: Any = getattr(model, "standardizable", None)
+    return list(standardizable()) if callable(standardizable) else []
+
+
+def set_units(found: list[Units], train: Source) -> None:
+    """Set units from the rows to train on.
+
+    Raises:
+        ValueError: for columns that are constant, by their numbers.
+    """
+    if not found:
+        return
+    x, context = _sample(train)
+    location, scale = robust_moments(x)
+    constant = (scale == 0).nonzero().flatten().tolist()
+    if constant:
+        each = ", ".join(f"column {i} constant at {location[i]:g}" for i in constant[:5])
+        more = f" and {len(constant) - 5} more" if len(constant) > 5 else ""
+        raise ValueError(
+            f"Expected the training rows of {train.name} to vary in every column; got "
+            f"{each}{more}. A density is infinite there: leave such columns out, add noise to "
+            f"them, or train with standardize=False"
+        )
+    of_context: tuple[Tensor, ...] = ()
+    if context is not None:
+        middle, spread = robust_moments(context)
+        of_context = middle, torch.where(spread > 0, spread, 1.0)
+    for units in found:
+        units.set(location, scale, *of_context)
+
+
+def robust_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Mean and standard deviation of every column of rows (N, D), whatever a few of them hold.
+
+    Values further from the median than twenty times the spread (that of a normal distribution
+    with the same distance between its 5th and 95th percentile) count as if they were there.
+    Without such values, these are the plain mean and standard deviation. NaN does not count. A
+    constant column has scale 0, and so has one that rounding alone tells from a constant.
+
+    Example:
+        >>> x = torch.cat([torch.linspace(-1, 1, 999), torch.tensor([1e9])])
+        >>> location, scale = robust_moments(x[:, None])
+        >>> location.abs() < 0.02, scale < 1
+        (tensor([True]), tensor([True]))
+    """
+    rows = x.detach().double()
+    resolution = torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
+    low, middle, high = _quantiles(rows)
+    spread = (high - low) / 3.29
+    limit = torch.where(spread > 0, _FAR * spread, torch.inf)
+    # The difference first: a square of 1e9 leaves nothing of 1.
+    away = torch.maximum(torch.minimum(rows - middle, limit), -limit)
+    count = (~away.isnan()).sum(dim=0).clamp(min=1)
+    mean = away.nansum(dim=0) / count
+    variance = (away - mean).square().nansum(dim=0) / (count - 1).clamp(min=1)
+    scale = variance.sqrt()
+    noise = resolution * torch.maximum(middle.abs(), mean.abs())
+    scale = torch.where(scale > 0.5 * noise, scale, 0.0)
+    return middle + mean, scale
+
+
+def _quantiles(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The 5th, 50th and 95th percentile of every column, wider apart where those are equal."""
+    middle = rows.nanmedian(dim=0).values.nan_to_num()
+    ordered = rows.sort(dim=0).values  # NaN last
+    count = (~rows.isnan()).sum(dim=0)
+    last = (count - 1).clamp(min=0)
+    low = high = middle
+    for part in (0.0, 0.01, 0.05):
+        places = torch.stack([(part * last).floor(), ((1 - part) * last).ceil()]).long()
+        ends = ordered.gather(0, places).nan_to_num()
+        wider = ends[1] > ends[0]
+        # The narrowest that is not empty: the ends alone would let an outlier set the scale.
+        low, high = torch.where(wider, ends[0], low), torch.where(wider, ends[1], high)
+    return low, middle, high
+
+
+def _sample(train: Source) -> tuple[Tensor, Tensor | None]:
+    """Rows in memory, or about as many of a stream's as can be kept, from all of one pass."""
+    if isinstance(train, Rows):
+        return train.x, train.context
+    xs: list[Tensor] = []
+    contexts: list[Tensor | None] = []
+    stride, seen = 1, 0
+    for x, context in train.read():
+        rows = torch.arange(-seen % stride, len(x), stride)
+        seen += len(x)
+        xs.append(x.cpu()[rows])
+        contexts.append(None if context is None else context.cpu()[rows])
+        if sum(map(len, xs)) > _KEPT:
+            xs = [torch.cat(xs)[::2]]
+            present = [context for context in contexts if context is not None]
+            contexts = [torch.cat(present)[::2] if present else None]
+            stride *= 2
+    present = [context for context in contexts if context is not None]
+    expect(len(xs) > 0, train.name, "to give at least one row", "none")
+    return torch.cat(xs), torch.cat(present) if present else None

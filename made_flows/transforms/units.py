@@ -1,0 +1,161 @@
+"""Units: location and scale of data and contexts, as a part of the model fitted to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from made_flows._checks import check_event, expect, non_negative_integer, positive_integer
+from made_flows.transforms.base import Transform
+
+__all__ = ["Units"]
+
+_NAMES = ("location", "scale", "context_location", "context_scale")
+
+
+class Units(Transform):
+    r"""The units of a model's data and contexts: those of the network are the standardised ones.
+
+    .. math:: u_i = (x_i - m_i) / s_i, \qquad
+        \log p(x) = \log p_u(u) - \sum_i \log s_i
+
+    Every density model and flow has one. It is the identity, and holds nothing, until
+    :func:`made_flows.fit` sets it from training rows. Its numbers stay in double precision
+    whatever the dtype of the model, and so does the difference :math:`x - m`: a column of
+    :math:`10^9 \pm 1` is no different from one of :math:`0 \pm 1`, as far as its rows tell them
+    apart.
+
+    Args:
+        features: number of features D.
+        context: number of context variables C.
+
+    Attributes:
+        location, scale: m and s, (D,); None where data are not standardised.
+        context_location, context_scale: the same of contexts, (C,).
+        settled: whether the weights behind it are those of some training, in these units.
+
+    Example:
+        >>> units = Units(1)
+        >>> units.set(torch.tensor([5e4]), torch.tensor([1e4]))
+        >>> units.to_noise(torch.tensor([[4e4], [7e4]]))[0]
+        tensor([[-1.],
+                [ 2.]])
+    """
+
+    location: Tensor | None
+    scale: Tensor | None
+    context_location: Tensor | None
+    context_scale: Tensor | None
+    like: Tensor
+
+    def __init__(self, features: int, context: int = 0) -> None:
+        super().__init__()
+        self.features = positive_integer(features, "features")
+        self.context_features = non_negative_integer(context, "context")
+        for name in _NAMES:
+            self.register_buffer(name, None)
+        # Says in which dtype the network reads: it moves with the model.
+        self.register_buffer("like", torch.zeros(()), persistent=False)
+        self.settled = False
+
+    @property
+    def active(self) -> bool:
+        """Whether data or contexts are standardised."""
+        return self.location is not None or self.context_location is not None
+
+    def set(
+        self,
+        location: Tensor,
+        scale: Tensor,
+        context_location: Tensor | None = None,
+        context_scale: Tensor | None = None,
+    ) -> None:
+        """Take locations and scales of data (D,) and of contexts (C,)."""
+        given = (location, scale, context_location, context_scale)
+        sizes = (self.features,) * 2 + (self.context_features,) * 2
+        for name, value, size in zip(_NAMES, given, sizes, strict=True):
+            if value is None:
+                setattr(self, name, None)
+                continue
+            expect(tuple(value.shape) == (size,), name, f"of shape ({size},)", tuple(value.shape))
+            if name.endswith("scale"):
+                valid = bool((torch.isfinite(value) & (value > 0)).all())
+                expect(valid, name, "to be positive and finite", value.tolist())
+            setattr(self, name, _exact(value.detach().clone(), self.like.device))
+
+    def clear(self) -> None:
+        """Become the identity."""
+        for name in _NAMES:
+            setattr(self, name, None)
+
+    def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event(x, "x", self.features)
+        return self.standardize(x), -self.log_scale().sum().expand(x.shape[:-1])
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event(z, "z", self.features)
+        return self.restore(z), self.log_scale().sum().expand(z.shape[:-1])
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """Data (..., D) in the units of the network, in its dtype."""
+        return self._reduced(x, self.location, self.scale)
+
+    def standardize_context(self, context: Tensor | None) -> Tensor | None:
+        """Contexts (..., C) in the units of the network, in its dtype."""
+        if context is None or self.context_location is None:
+            return context
+        check_event(context, "context", self.context_features)
+        return self._reduced(context, self.context_location, self.context_scale)
+
+    def restore(self, u: Tensor) -> Tensor:
+        """Data (..., D) from values in the units of the network."""
+        if self.location is None or self.scale is None:
+            return u
+        location, scale = self.location.to(u.device), self.scale.to(u.device)
+        return torch.addcmul(location, u.to(location.dtype), scale).to(u.dtype)
+
+    def log_scale(self) -> Tensor:
+        """The logarithms of the scales (D,), in the dtype of the network; zeros for none."""
+        if self.scale is None:
+            return self.like.expand(self.features)
+        return self.scale.log().to(self.like)
+
+    def _reduced(self, x: Tensor, location: Tensor | None, scale: Tensor | None) -> Tensor:
+        if location is None or scale is None:
+            return x
+        location, scale = location.to(x.device), scale.to(x.device)
+        return ((x.to(location.dtype) - location) / scale).to(self.like.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Units:
+        before = {name: self._buffers[name] for name in _NAMES}
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            moved = self._buffers[name]
+            if value is not None and moved is not None:
+                self._buffers[name] = _exact(value, moved.device, moved)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *others: Any, **more: Any
+    ) -> None:
+        saved = {name: state_dict.get(prefix + name) for name in _NAMES}
+        for name, value in saved.items():
+            if isinstance(value, Tensor) and self._buffers[name] is None:
+                self._buffers[name] = torch.zeros_like(value)
+        super()._load_from_state_dict(state_dict, prefix, *others, **more)
+        self.settled = True  # weights that come from elsewhere were trained in the units given
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}" if self.active else "identity"
+
+
+def _exact(value: Tensor, device: torch.device, moved: Tensor | None = None) -> Tensor:
+    """A tensor of constants on a device in double precision, where the device has it."""
+    if device.type == "mps":
+        return value.to(device, torch.float32)
+    if moved is not None and moved.dtype == torch.float64:
+        return moved
+    return value.to(device, torch.float64)
