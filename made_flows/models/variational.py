@@ -25,6 +25,10 @@ __all__ = ["DampedAffine", "TriangularAffine", "posterior_flow"]
 _SCALE_STEP = 4.0
 """How much faster a logarithm of a scale moves than other parameters."""
 
+_UNDAMPED = 32
+"""Dimensions up to which maps move by full steps. Beyond, Adam at 0.01 diverges without damping: of
+300 independent normals, four particles, the ELBO was -1e10 after 200 steps, and -548 with it."""
+
 
 @saveable
 class DampedAffine(Affine):
@@ -69,7 +73,7 @@ class DampedAffine(Affine):
 class TriangularAffine(Transform):
     r"""A learned affine map with a lower triangular matrix.
 
-    .. math:: x = m + e^{s} \odot (z + L z)
+    .. math:: x = m + e^{s} \odot (z + g L z)
 
     with L strictly lower triangular: of standard normal noise it makes every multivariate normal
     distribution.
@@ -77,17 +81,20 @@ class TriangularAffine(Transform):
     Args:
         location: where m starts, (D,).
         scale: where :math:`e^s` starts, positive, (D,) or one for all.
+        gain: g, below one where D is large: steps of one size for all entries of L, as Adam's are,
+            move :math:`L z` by the number of its entries.
 
     Raises:
-        ValueError: for shapes that differ and scales that are not positive.
+        ValueError: for shapes that differ, and scales or gains that are not positive.
 
     Example:
         >>> TriangularAffine(torch.tensor([3.0, 4.0]), 2.0).to_data(torch.ones(2))[0].detach()
         tensor([5., 6.])
     """
 
-    def __init__(self, location: Any, scale: Any = 1.0) -> None:
+    def __init__(self, location: Any, scale: Any = 1.0, gain: float = 1.0) -> None:
         super().__init__()
+        self.gain = real_number(gain, "gain", above=0)
         location = torch.as_tensor(location, dtype=torch.get_default_dtype())
         expect(location.dim() == 1, "location", "of shape (D,)", tuple(location.shape))
         scale = torch.as_tensor(scale, dtype=location.dtype)
@@ -108,8 +115,9 @@ class TriangularAffine(Transform):
 
     @property
     def lower(self) -> Tensor:
-        """The matrix L, (D, D)."""
-        return self.matrix.tril(-1)
+        """The matrix g L, (D, D)."""
+        lower = self.matrix.tril(-1)
+        return lower if self.gain == 1 else self.gain * lower
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_event(x, "x", self.features, self.location.dtype)
@@ -126,7 +134,7 @@ class TriangularAffine(Transform):
         return x, log_scale.sum().expand(z.shape[:-1])
 
     def extra_repr(self) -> str:
-        return f"features={self.features}"
+        return f"features={self.features}" + (f", gain={self.gain:g}" if self.gain != 1 else "")
 
 
 def posterior_flow(
@@ -134,7 +142,7 @@ def posterior_flow(
     init_scale: Any = 1.0,
     transforms: int = 3,
     hidden_features: Sequence[int] | None = None,
-    gain: float = 0.3,
+    gain: float | None = None,
     **flow: Any,
 ) -> Flow:
     r"""An inverse autoregressive flow that starts at a normal distribution of given moments.
@@ -147,7 +155,9 @@ def posterior_flow(
         location, init_scale: of the normal distribution, about.
         transforms: number of autoregressive transforms, the linear one among them.
         hidden_features: widths of the hidden layers; by default two of D units, and at least 64.
-        gain: of the autoregressive transforms, see :class:`DampedAffine`.
+        gain: of the autoregressive transforms, see :class:`DampedAffine`; by default 0.3, and in
+            more than 32 dimensions 0.3 * 32 / D, so that a step of training moves samples as far
+            in a thousand dimensions as in thirty.
         flow: further arguments of :class:`~made_flows.IAF`; by default ``activation="tanh"``,
             ``direct=True`` and, as ``bijection``, a :class:`DampedAffine`.
 
@@ -159,7 +169,10 @@ def posterior_flow(
         >>> flow().sample((5,)).shape
         torch.Size([5, 2])
     """
-    outer = TriangularAffine(location, init_scale)
+    location = torch.as_tensor(location)
+    damping = min(1.0, _UNDAMPED / max(location.numel(), 1))
+    outer = TriangularAffine(location, init_scale, damping)
+    gain = 0.3 * damping if gain is None else gain
     features, transforms = outer.features, positive_integer(transforms, "transforms")
     if hidden_features is None:
         hidden_features = (max(64, features),) * 2

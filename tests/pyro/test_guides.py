@@ -422,6 +422,22 @@ def test_the_conjugate_posterior_is_found() -> None:
     torch.testing.assert_close(median, posterior.mean, atol=0.05, rtol=0)
 
 
+def test_many_dimensions_do_not_diverge_at_a_large_step() -> None:
+    y = 2**0.5 * torch.randn(300)
+
+    def model(y: torch.Tensor) -> None:
+        with pyro.plate("rows", len(y)):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    guide = AutoIAF(model, hidden_features=(64,))
+    elbo = Trace_ELBO(4, vectorize_particles=True, max_plate_nesting=1)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
+    losses = [svi.step(y) for _ in range(150)]
+    evidence = float(dist.Normal(0.0, 2**0.5).log_prob(y).sum())
+    assert -sum(losses[-20:]) / 20 > evidence - 60
+
+
 def test_float64_models() -> None:
     guide = AutoIAF(linear)
     svi = SVI(linear, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
