@@ -1,97 +1,223 @@
-"""What was made of some tensors, kept while they do not change, and never longer.
+"""What was made of some tensors, kept while they are what they were, and never longer.
 
-A tensor is known by identity, version and place. Writes through ``.data`` leave the version as
-it is, so that a digest of sampled values can be compared too.
+A :class:`Stamp` is what some tensors were at a moment: which they are, where they lie, how often
+they were written to, and every bit of what is in them, since writes through ``.data``, NumPy or
+another view of the memory count nowhere. A :class:`TensorCache` keeps values under the stamps of
+what they were made of. Nothing else in the library decides whether values are still the same.
 """
 
 from __future__ import annotations
 
+import ctypes
+import itertools
+import operator
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from threading import RLock
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-__all__ = ["TensorCache"]
+from made_flows._torch import is_traced
+
+__all__ = ["Stamp", "TensorCache"]
 
 T = TypeVar("T")
 
-WHOLE = 32_768
-"""Words up to which all of a tensor is compared. ``gradcheck``, for one, changes weights singly and
-through ``.data``."""
+_PLAIN = (Tensor, nn.Parameter)
+"""Classes of tensors that are what they seem. Others may hold their values elsewhere."""
 
-WATCHED = 256
-"""Words of a larger tensor that are compared. Reading all of a large network takes as long as
-inverting it for a row. Changes through ``.data`` of only a few weights of a large tensor can go
-unnoticed, those in any other way cannot."""
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Stamp:
+    """What some tensors were at a moment, for the question whether they still are.
+
+    On the CPU a digest of all bits is compared; what changes several words goes unnoticed only by
+    chance, in less than one case in 2^32. Without Numba (its compiler makes the digest), on other
+    devices and for unusual strides a copy is compared, bit by bit. Only while ``torch.jit.trace``
+    or a CUDA graph records are values taken to be what versions say.
+
+    Made by :meth:`of`. It holds no tensor.
+
+    Attributes:
+        facts: what else is to be the same, compared by ``==``.
+    """
+
+    __slots__ = ("_looks", "_references", "_values", "facts")
+
+    facts: Any
+    _references: list[weakref.ref[Tensor]]
+    _looks: list[Any]
+    _values: _Values
+
+    @staticmethod
+    def of(
+        tensors: Sequence[Tensor], facts: Any = None, *, gone: Callable[[Any], None] | None = None
+    ) -> Stamp | None:
+        """The stamp of some tensors, None where one cannot tell what they are.
+
+        That is so for the stand-ins of compilers, of ``torch.func`` and of fake or meta tensors,
+        for tensors without memory of their own, and while a CUDA graph records.
+
+        Args:
+            tensors: the tensors.
+            facts: what else counts.
+            gone: called when one of the tensors is gone for good.
+        """
+        if not all(type(tensor) in _PLAIN and not tensor.is_meta for tensor in tensors):
+            return None
+        stamp = Stamp()
+        try:
+            stamp.facts, stamp._looks = facts, _looks(tensors)
+            stamp._values = _Values(tensors)
+        except RuntimeError:  # there is no memory to look at
+            return None
+        stamp._references = [weakref.ref(tensor, gone) for tensor in tensors]
+        return stamp
+
+    def holds(self, tensors: Sequence[Tensor], facts: Any = None) -> bool:
+        """Whether these are the same tensors, and what they were."""
+        references = self._references
+        if len(references) != len(tensors) or self.facts != facts:
+            return False
+        for reference, tensor in zip(references, tensors, strict=True):
+            if reference() is not tensor:
+                return False
+        try:
+            # Values last: they are read at the places that the rest says are still theirs.
+            return self._looks == _looks(tensors) and self._values.hold(tensors)
+        except RuntimeError:
+            return False
+
+
+_LOOK = operator.attrgetter("_version", "device", "dtype", "shape")
+_LOOK_TRACED = operator.attrgetter("_version", "device", "dtype")  # a trace would record the shape
+_LOOK_UNCOUNTED = operator.attrgetter("device", "dtype", "shape")
+
+
+def _looks(tensors: Sequence[Tensor]) -> list[Any]:
+    """How often each was written to, and how and where it lies: offsets are part of the place."""
+    look = _LOOK_TRACED if is_traced() else _LOOK
+    try:
+        first = [*map(look, tensors)]
+    except RuntimeError:  # tensors made in inference mode do not count their changes
+        first = [(_LOOK_UNCOUNTED if t.is_inference() else look)(t) for t in tensors]
+    return [first, [*map(Tensor.data_ptr, tensors)], [*map(Tensor.stride, tensors)]]
+
+
+class _Values:
+    """The values of some tensors: a digest where they can be read, copies of the others."""
+
+    __slots__ = ("copies", "digest", "spans")
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.spans: Any = None
+        self.digest = 0
+        self.copies: list[tuple[int, Tensor]] = []
+        if is_traced():
+            return
+        digest = _compiled_digest()
+        spans: list[int] = []
+        for place, tensor in enumerate(tensors):
+            _expect_memory(tensor)
+            span = None if digest is None else _span(tensor)
+            if span is not None:
+                spans += span
+            elif _recorded(tensor):
+                raise RuntimeError("values cannot be read while a graph records")
+            else:
+                self.copies.append((place, _bits(tensor).clone()))
+        if digest is not None and spans:
+            self.spans = (ctypes.c_int64 * len(spans))(*spans)
+            self.digest = digest(self.spans)
+
+    def hold(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the tensors, which still lie where they lay, have the same values."""
+        if self.spans is not None:
+            digest = _compiled_digest()
+            if digest is None or digest(self.spans) != self.digest:
+                return False
+        if not self.copies or is_traced():
+            return True
+        # All comparisons are asked for before the first answer is waited for.
+        pairs = [(copy, tensors[place]) for place, copy in self.copies]
+        equal = [(copy == _bits(now)).all() for copy, now in pairs if not _recorded(now)]
+        return all(map(bool, equal))
 
 
 @lru_cache(maxsize=1)
-def _compiled_digest() -> Callable[[Any, Any, Any], int]:
-    # Only what was packed for the compiled sweeps is compared, so that Numba is there.
-    from made_flows._digest import digest
+def _compiled_digest() -> Callable[[Any], int] | None:
+    try:
+        from made_flows._digest import digest
+    except ImportError:
+        return None
+    return digest
 
-    return digest  # type: ignore[no-any-return]
+
+def _expect_memory(tensor: Tensor) -> None:
+    """Raise where a tensor's storage was made smaller than the tensor: reading it is fatal."""
+    if tensor.numel():
+        steps = zip(tensor.stride(), tensor.shape, strict=True)
+        last = tensor.storage_offset() + sum(step * (count - 1) for step, count in steps)
+        if (last + 1) * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise RuntimeError("the tensor's storage was made smaller than the tensor")
 
 
-@dataclass
-class _Watch:
-    """Where the values of some tensors lie: 32-bit words, as many, and how far apart to look.
-
-    Tensors must be alive, and at these places, when a digest is taken.
-    """
-
-    addresses: NDArray[np.int64]
-    words: NDArray[np.int64]
-    steps: NDArray[np.int64]
-
-    @staticmethod
-    def of(tensors: Sequence[Tensor]) -> _Watch | None:
-        """A watch on tensors, None where one of them is not laid out in one piece."""
-        if not all(tensor.is_contiguous() and tensor.device.type == "cpu" for tensor in tensors):
+def _span(tensor: Tensor) -> tuple[int, int, int, int] | None:
+    """Address, number of pieces, bytes of a piece and between pieces; None for other layouts."""
+    if tensor.device.type != "cpu":
+        return None
+    address, size = tensor.data_ptr(), tensor.element_size()
+    if tensor.is_contiguous():
+        return (address, 1, tensor.numel() * size, 0)
+    # Dimensions from the longest step on. The first may have gaps: columns of a matrix, say.
+    laid = sorted(zip(tensor.stride(), tensor.shape, strict=True), reverse=True)
+    dense = 1
+    for step, count in laid[:0:-1]:
+        if count > 1 and step != dense:
             return None
-        words = np.array([tensor.numel() * tensor.element_size() // 4 for tensor in tensors])
-        return _Watch(
-            np.array([tensor.data_ptr() for tensor in tensors]),
-            words,
-            # Odd steps, so that samples do not stay in a few columns of a matrix.
-            np.where(words <= WHOLE, 1, words // WATCHED | 1),
-        )
-
-    def digest(self) -> int:
-        """A number that changes with the words looked at."""
-        return _compiled_digest()(self.addresses, self.words, self.steps)
+        dense *= count
+    step, count = laid[0]
+    return (address, count, dense * size, step * size)
 
 
-@dataclass
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor as integers, which are equal where all bits are: NaN, and zeros of both signs."""
+    kind = _BITS.get(tensor.element_size())
+    plain = tensor.detach()
+    return plain if kind is None else plain.view(kind)
+
+
+def _recorded(tensor: Tensor) -> bool:
+    """Whether work on a tensor's device is recorded and not done, so that nothing can be read."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 class _Entry(Generic[T]):
-    tensors: list[weakref.ref[Tensor]]
-    stamps: list[tuple[int, int]]
-    watch: _Watch | None
-    digest: int
-    value: T
+    __slots__ = ("stamp", "used", "value")
+
+    def __init__(self, stamp: Stamp, value: T, used: int) -> None:
+        self.stamp, self.value, self.used = stamp, value, used
 
 
 class TensorCache(Generic[T]):
-    """Values made of lists of tensors.
+    """Values made of lists of tensors, each kept while the tensors live and are what they were.
+
+    There is no lock, which a fork could leave locked: single operations on a dictionary are
+    atomic, and two threads that make the same value at once both make the right one. A copy, or
+    one that was pickled, starts empty.
 
     Args:
-        digest: whether values of tensors are compared too.
         size: how many values are kept; the one not used for longest goes first.
     """
 
-    def __init__(self, *, digest: bool, size: int = 64) -> None:
-        self.digest = digest
+    def __init__(self, size: int = 64) -> None:
         self.size = size
-        self._entries: OrderedDict[tuple[Any, ...], _Entry[T]] = OrderedDict()
-        # Reentrant: a tensor may die, and its callback run, while this thread holds the lock.
-        self._lock = RLock()
+        self._entries: dict[Any, _Entry[T]] = {}
+        self._clock = itertools.count()
 
     def get(self, key: Any, tensors: Sequence[Tensor], make: Callable[[], T]) -> T:
         """The value of these tensors, made anew if any of them changed since it was made.
@@ -99,38 +225,60 @@ class TensorCache(Generic[T]):
         Args:
             key: what else the value depends on.
             tensors: what it is made of.
-            make: makes it.
+            make: makes it, of nothing else. What it makes must not hold the tensors themselves.
         """
-        try:
-            stamps = [(tensor._version, tensor.data_ptr()) for tensor in tensors]
-        except RuntimeError:  # tensors made in inference mode do not count their changes
+        if torch.compiler.is_compiling():
             return make()
         place = (key, *map(id, tensors))
-        # An entry goes when one of its tensors does, so that these are the very tensors.
         entry = self._entries.get(place)
-        if (
-            entry is not None
-            and entry.stamps == stamps
-            and (entry.watch is None or entry.watch.digest() == entry.digest)
-        ):
+        if entry is not None and entry.stamp.holds(tensors):
+            entry.used = next(self._clock)
             return entry.value
-        watch, digest = None, 0
-        if self.digest:
-            watch = _Watch.of(tensors)
-            if watch is None:
-                return make()
-            # Before the value: a change meanwhile leaves it outdated, not unnoticed.
-            digest = watch.digest()
-        value = make()
-
-        def drop(_: Any) -> None:
-            with self._lock:
-                self._entries.pop(place, None)
-
-        with self._lock:
-            references = [weakref.ref(tensor, drop) for tensor in tensors]
-            self._entries[place] = _Entry(references, stamps, watch, digest, value)
-            self._entries.move_to_end(place)
-            while len(self._entries) > self.size:
-                self._entries.popitem(last=False)
+        # Before the value: a change meanwhile leaves it outdated, not unnoticed.
+        stamp = Stamp.of(tensors, gone=_Dropper(self, place))
+        if stamp is None:
+            return make()
+        with _lasting(tensors):
+            value = make()
+        self._entries[place] = _Entry(stamp, value, next(self._clock))
+        while len(self._entries) > self.size:
+            self._drop_oldest()
         return value
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _drop_oldest(self) -> None:
+        entries = self._entries.copy()
+        oldest = min(entries, key=lambda place: entries[place].used, default=None)
+        self._entries.pop(oldest, None)
+
+    def __deepcopy__(self, memo: Any) -> TensorCache[T]:
+        return TensorCache(self.size)
+
+    def __reduce__(self) -> Any:
+        return TensorCache, (self.size,)
+
+
+class _Dropper:
+    """Drops a value when one of the tensors that it was made of is gone."""
+
+    def __init__(self, cache: TensorCache[Any], place: Any) -> None:
+        self._cache, self._place = weakref.ref(cache), place
+
+    def __call__(self, _: Any) -> None:
+        cache = self._cache()
+        if cache is not None:
+            cache._entries.pop(self._place, None)
+
+
+@contextmanager
+def _lasting(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Within, what is made can be used under all modes that a later call may be under."""
+    with torch.inference_mode(False), torch.no_grad():
+        device = tensors[0].device.type if tensors else "cpu"
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                yield
+        else:
+            yield

@@ -1,46 +1,199 @@
-"""A digest of tensors' values at the speed of memory."""
+"""A digest of what lies in memory, of every bit of it, at the speed of memory.
+
+It is compiled by LLVM itself, in some hundredths of a second: Numba would take seconds to look at
+it in every process that starts.
+"""
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from llvmlite import ir
-from numba import carray, njit, types
-from numba.extending import intrinsic
+from llvmlite import binding, ir
 
 __all__ = ["digest"]
 
+_LANES = 64
+"""32-bit words that are taken in at once, each into a state of its own: four registers of 512 bits,
+eight of 256. Fewer would wait for the multiplications."""
 
-@intrinsic
-def _pointer(typingctx: Any, address: Any) -> Any:
-    """An address as a pointer to 32-bit words."""
+_LONG, _BYTE = ir.IntType(64), ir.IntType(8)
+_WORDS = ir.VectorType(ir.IntType(32), _LANES)
+_BLOCK = 4 * _LANES  # bytes
 
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
+# Odd numbers without a pattern: a product with one can be undone.
+_ODD = {32: (2654435761, 2246822519), 64: (11400714785074694791, 14029467366897019727)}
+_TURN = {32: 13, 64: 31}
 
-    return types.CPointer(types.uint32)(address), codegen
+
+def _mix(builder: Any, state: Any, word: Any) -> Any:
+    """Take words into states: state <- rotate(state + a * word) * b, with odd a and b.
+
+    Of two different words, or of two different states, never the same state is made, so that a
+    change of one word alone cannot be missed. The product before the rotation is what keeps
+    natural changes (a sign, a factor of two) of two words from undoing each other.
+    """
+    kind = state.type
+    bits = kind.width if kind == _LONG else kind.element.width
+
+    def constant(value: int) -> Any:
+        return ir.Constant(kind, value if kind == _LONG else [value] * _LANES)
+
+    outer, inner = _ODD[bits]
+    state = builder.add(state, builder.mul(word, constant(inner)))
+    high = builder.shl(state, constant(_TURN[bits]))
+    low = builder.lshr(state, constant(bits - _TURN[bits]))
+    return builder.mul(builder.or_(high, low), constant(outer))
 
 
-@njit(nogil=True)
-def digest(addresses: Any, words: Any, steps: Any) -> int:
-    """A number that changes when one of the words at some addresses does.
+def _load(builder: Any, address: Any, kind: Any) -> Any:
+    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
+    value.align = 1  # views may begin anywhere
+    return value
+
+
+class _Writer:
+    """Writes the function: variables on the stack, loops, and the one loop that has to be fast."""
+
+    def __init__(self, module: Any) -> None:
+        function = ir.Function(module, ir.FunctionType(_LONG, [_LONG, _LONG]), "digest")
+        self.builder = ir.IRBuilder(function.append_basic_block())
+        spans, count = function.args
+        self.state, self.span, self.at = self.variable(), self.variable(), self.variable()
+        self.lanes = self.builder.alloca(_WORDS)
+        self.piece, self.lane = self.variable(), self.variable()
+        self.set(self.state, self.number(0))
+        self.each(self.span, count, lambda span: self.write_span(spans, span))
+        self.builder.ret(self.get(self.state))
+
+    def number(self, value: int) -> Any:
+        return ir.Constant(_LONG, value)
+
+    def variable(self) -> Any:
+        return self.builder.alloca(_LONG)
+
+    def get(self, variable: Any) -> Any:
+        return self.builder.load(variable)
+
+    def set(self, variable: Any, value: Any) -> None:
+        self.builder.store(value, variable)
+
+    def loop(self, condition: Callable[[], Any], body: Callable[[], None]) -> None:
+        head, inside, after = (self.builder.append_basic_block() for _ in range(3))
+        self.builder.branch(head)
+        self.builder.position_at_end(head)
+        self.builder.cbranch(condition(), inside, after)
+        self.builder.position_at_end(inside)
+        body()
+        self.builder.branch(head)
+        self.builder.position_at_end(after)
+
+    def each(self, index: Any, count: Any, body: Callable[[Any], None]) -> None:
+        def once() -> None:
+            body(self.get(index))
+            self.set(index, self.builder.add(self.get(index), self.number(1)))
+
+        self.set(index, self.number(0))
+        self.loop(lambda: self.builder.icmp_signed("<", self.get(index), count), once)
+
+    def write_span(self, spans: Any, span: Any) -> None:
+        b = self.builder
+        row = b.add(spans, b.mul(span, self.number(32)))
+        first, pieces, size, step = (
+            _load(b, b.add(row, self.number(8 * column)), _LONG) for column in range(4)
+        )
+        self.each(
+            self.piece,
+            pieces,
+            lambda piece: self.write_piece(b.add(first, b.mul(piece, step)), size),
+        )
+
+    def write_piece(self, address: Any, size: Any) -> None:
+        b = self.builder
+        end = b.add(address, size)
+        blocks = b.sdiv(size, self.number(_BLOCK))
+        self.set(self.at, address)
+        with b.if_then(b.icmp_signed(">", blocks, self.number(0))):
+            self.write_blocks(address, blocks)
+            self.set(self.at, b.add(address, b.mul(blocks, self.number(_BLOCK))))
+            first = b.ptrtoint(self.lanes, _LONG)
+            self.each(
+                self.lane,
+                self.number(_BLOCK // 8),
+                lambda lane: self.take(b.add(first, b.mul(lane, self.number(8))), _LONG),
+            )
+        for kind in (_LONG, _BYTE):
+            width = self.number(kind.width // 8)
+
+            def fits(width: Any = width) -> Any:
+                return b.icmp_signed("<=", b.add(self.get(self.at), width), end)
+
+            def take(kind: Any = kind, width: Any = width) -> None:
+                self.take(self.get(self.at), kind)
+                self.set(self.at, b.add(self.get(self.at), width))
+
+            self.loop(fits, take)
+
+    def take(self, address: Any, kind: Any) -> None:
+        """Take a word or byte at an address into the one state."""
+        word = _load(self.builder, address, kind)
+        word = word if kind == _LONG else self.builder.zext(word, _LONG)
+        self.set(self.state, _mix(self.builder, self.get(self.state), word))
+
+    def write_blocks(self, address: Any, blocks: Any) -> None:
+        """Take blocks (at least one) into the lanes, which stay in registers."""
+        b = self.builder
+        before, inside, after = b.block, b.append_basic_block(), b.append_basic_block()
+        b.branch(inside)
+        b.position_at_end(inside)
+        index, kept = b.phi(_LONG), b.phi(_WORDS)
+        words = _load(b, b.add(address, b.mul(index, self.number(_BLOCK))), _WORDS)
+        taken = _mix(b, kept, words)
+        following = b.add(index, self.number(1))
+        # Each lane starts elsewhere, so that words that change lanes are noticed as well.
+        seeds = [(lane + 1) * _ODD[32][0] % 2**32 for lane in range(_LANES)]
+        for variable, start, later in (
+            (index, self.number(0), following),
+            (kept, ir.Constant(_WORDS, seeds), taken),
+        ):
+            variable.add_incoming(start, before)
+            variable.add_incoming(later, inside)
+        b.cbranch(b.icmp_signed("<", following, blocks), inside, after)
+        b.position_at_end(after)
+        b.store(taken, self.lanes)
+
+
+def _compile() -> tuple[Any, Callable[[int, int], int]]:
+    if binding.llvm_version_info[0] < 20:  # later ones do so themselves, and refuse to be asked
+        binding.initialize()
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    module = ir.Module()
+    _Writer(module)
+    target = binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(),
+        features=binding.get_host_cpu_features().flatten(),
+        opt=3,
+        jit=True,
+    )
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(str(module)), target)
+    engine.finalize_object()
+    kind = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_int64, ctypes.c_int64)
+    return engine, kind(engine.get_function_address("digest"))
+
+
+_ENGINE, _RUN = _compile()  # the code lives as long as the engine
+
+
+def digest(spans: ctypes.Array[ctypes.c_int64]) -> int:
+    """A number made of all bits of some spans of memory; another one after practically any change.
+
+    A change of one word changes it for certain. One of several words goes unnoticed only by
+    chance, in less than one case in 2^32. Other threads run meanwhile.
 
     Args:
-        addresses: of the first word of each tensor.
-        words: how many words each has.
-        steps: look at every how-many-th word.
+        spans: address, number of pieces, bytes of a piece, bytes from one piece to the next, of
+            each span, one after the other. Addresses need not be aligned.
     """
-    total = np.uint64(0)
-    for t in range(len(addresses)):
-        values = carray(_pointer(addresses[t]), words[t])
-        part = np.uint32(0)
-        if steps[t] == 1:
-            for i in range(words[t]):
-                # The place takes part, so that values that change places are noticed as well.
-                part += values[i] ^ (np.uint32(i) * np.uint32(2654435761))
-        else:
-            for i in range(0, words[t], steps[t]):
-                part += values[i] ^ (np.uint32(i) * np.uint32(2654435761))
-        total = total * np.uint64(6364136223846793005) + np.uint64(part)
-    return total  # type: ignore[no-any-return]
+    return _RUN(ctypes.addressof(spans), len(spans) // 4)

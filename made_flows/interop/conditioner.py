@@ -55,7 +55,7 @@ class ForeignConditioner:
         self.parameter_major = parameter_major
         self._call = call
         self._texts: dict[bool, str] = {}
-        self._levels: TensorCache[Tensor] = TensorCache(digest=False, size=2)
+        self._levels: TensorCache[Tensor] = TensorCache(size=2)
         for layer in self.layers:
             if None in (part.running_mean for part in (layer.norm, layer.reads_norm) if part):
                 raise NotUnderstoodError("batch normalisation keeps no running statistics")

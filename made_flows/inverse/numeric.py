@@ -14,7 +14,7 @@ from made_flows.nn.spec import LayerSpec, Structure, mask_places, parse, unpack
 
 __all__ = ["Numeric", "NumericLayer", "make_numeric", "symbolic_for"]
 
-_SYMBOLIC: TensorCache[Symbolic] = TensorCache(digest=False)
+_SYMBOLIC: TensorCache[Symbolic] = TensorCache()
 
 
 def symbolic_for(text: str, tensors: Sequence[Tensor]) -> Symbolic:

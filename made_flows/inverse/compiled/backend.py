@@ -158,7 +158,7 @@ class Ready:
     transposed: NDArray[Any] | None = None
 
 
-_READY: TensorCache[Ready] = TensorCache(digest=True)
+_READY: TensorCache[Ready] = TensorCache()
 
 
 def ready_for(text: str, tensors: Sequence[Tensor]) -> Ready | None:
