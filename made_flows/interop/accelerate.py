@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Transform
 from made_flows._checks import expect_type
 from made_flows.interop.class_swap import Swapped, mix_in, original_class, unmix
 from made_flows.interop.fast_layer import FastLayer
-from made_flows.interop.registry import find, host_of
+from made_flows.interop.libraries import find, library_of
 from made_flows.interop.validation import NotUnderstoodError
 
 __all__ = ["AccelerationReport", "AccelerationWarning", "accelerate", "acceleration", "restore"]
@@ -156,7 +156,7 @@ def acceleration(model: Any) -> AccelerationReport:
 
 def _kind(layer: Any) -> str:
     kind = original_class(layer)
-    library = host_of(layer) or kind.__module__.partition(".")[0]
+    library = library_of(layer) or kind.__module__.partition(".")[0]
     return f"{library} {kind.__name__}"
 
 
@@ -169,11 +169,11 @@ _PARTS = ("transforms", "parts", "base_dist", "base_transform", "transform", "_i
 def _layers(model: Any) -> list[tuple[str, Any]]:
     """Names and objects of every layer of a known library within, each object once."""
     kinds = (nn.Module, Distribution, Transform, list, tuple)
-    known = isinstance(model, kinds) or host_of(model) is not None
+    known = isinstance(model, kinds) or library_of(model) is not None
     expect_type(known, "model", "to be a module, distribution, transform or list of them", model)
     found: dict[int, tuple[str, Any]] = {}
     for name, part in _walk(model, "", set()):
-        if host_of(part) is not None or isinstance(part, FastLayer):
+        if library_of(part) is not None or isinstance(part, FastLayer):
             found.setdefault(id(part), (name or "(itself)", part))
     return list(found.values())
 
@@ -194,13 +194,17 @@ def _walk(part: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
             yield from _walk(child, f"{prefix}{i}", seen)
         return
     is_module = isinstance(part, nn.Module)
-    if not is_module and not isinstance(part, Distribution | Transform) and host_of(part) is None:
+    if (
+        not is_module
+        and not isinstance(part, Distribution | Transform)
+        and library_of(part) is None
+    ):
         return
     yield name, part
     if is_module:
         for child_name, child in part.named_children():
             yield from _walk(child, f"{prefix}{child_name}", seen)
-    if not is_module or isinstance(part, Transform) or host_of(part) == "pyro":
+    if not is_module or isinstance(part, Transform) or library_of(part) == "pyro":
         for child_name in _PARTS:
             child = vars(part).get(child_name)
             if child is not None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from made_flows._cache import TensorCache
 from made_flows.interop.layers import HostLayer
-from made_flows.interop.validation import NotUnderstoodError
+from made_flows.interop.validation import NotUnderstoodError, expect_own
 from made_flows.nn.activations import activation_name
+from made_flows.nn.made import MADE
 from made_flows.nn.masks import adjacency_levels
 from made_flows.nn.spec import LayerSpec, NetworkSpec
 
-__all__ = ["ForeignConditioner", "depends_on_mode"]
+__all__ = ["ForeignConditioner", "expect_network", "own_conditioner"]
 
 
 class ForeignConditioner:
@@ -62,7 +64,6 @@ class ForeignConditioner:
         rows = self.layers[-1].linear.weight.shape[0]
         if rows != features * parameters:
             raise NotUnderstoodError(f"it has {rows} outputs for {features} x {parameters}")
-        self._noisy = [module for module in net.modules() if depends_on_mode(module)]
         _ = self.ranks
 
     @property
@@ -118,10 +119,6 @@ class ForeignConditioner:
         self._texts.clear()
         return self
 
-    def steady(self) -> bool:
-        """Whether the network computes the same in every call: no dropout, no batch statistics."""
-        return not any(module.training for module in self._noisy)
-
     def parameters(self) -> Iterator[nn.Parameter]:
         """The network's weights."""
         return self.net.parameters()
@@ -168,8 +165,36 @@ def _reach(layer: HostLayer, reach: Tensor) -> Tensor:
     return ((mask != 0).to(reach) @ reach > 0).to(reach)
 
 
-def depends_on_mode(module: nn.Module) -> bool:
-    """Whether a module computes something else in training than in evaluation."""
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return module.p > 0
-    return isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.RReLU))
+def expect_network(net: Any, library: type, names: Sequence[str] = ("forward",)) -> None:
+    """Raise unless a network computes what its class says.
+
+    Args:
+        net: the network.
+        library: the library's class. A class of a plug-in with a forward pass of its own names the
+            methods of that in ``made_flows_network``, and is taken for the library's.
+        names: methods that neither a subclass nor the object itself may have replaced.
+    """
+    for kind in type(net).__mro__:
+        if "made_flows_network" in vars(kind):
+            library, names = kind, vars(kind)["made_flows_network"]
+            break
+    expect_own(net, library, names)
+
+
+def own_conditioner(net: Any, parameters: int) -> MADE | None:
+    """The network of this library that a foreign layer holds, None if it holds another.
+
+    Args:
+        net: the layer's network: a MADE, or what gives a MADE another library's interface.
+        parameters: parameters of every feature that the layer takes.
+
+    Raises:
+        NotUnderstoodError: if it has another number of them.
+    """
+    made = getattr(net, "made", net)
+    if not isinstance(made, MADE):
+        return None
+    expect_own(made, MADE, ("forward", "evaluate", "compute", "spec"))
+    if set(made.outputs) != {parameters}:
+        raise NotUnderstoodError(f"its network gives {made.outputs} parameters, not {parameters}")
+    return made

@@ -1,24 +1,21 @@
-"""What a layer of a host needs for a fast inverse, made when it is needed and kept beside it."""
+"""What a foreign layer needs for a fast inverse, made when it is needed and kept beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from made_flows.interop.conditioner import ForeignConditioner
-from made_flows.interop.own import OwnConditioner
 from made_flows.interop.validation import NotUnderstoodError, Watch
 from made_flows.inverse.sequential import Conditioner, sequential_inverse
 from made_flows.inverse.steps import BijectionStep
+from made_flows.nn.made import MADE
 from made_flows.univariate.bijections import Bijection
 
-__all__ = ["Fast", "FastLayer", "log_det_skipped", "skip_log_det"]
+__all__ = ["Fast", "FastLayer"]
 
 _KEPT = "_made_flows_fast"
 
@@ -28,20 +25,25 @@ class Fast:
     """The fast inverse of one layer.
 
     Args:
-        conditioner: the layer's network.
-        bijection: its elementwise map.
+        conditioner: the layer's network as the sequential inverse sees it.
+        bijection: the layer's elementwise map.
+        net: the layer's network as the layer calls it; by default the conditioner's.
         differentiable: whether derivatives of the map can be taken as the inverse takes them.
         settings: what of the layer it was made of.
     """
 
-    conditioner: ForeignConditioner | OwnConditioner
+    conditioner: ForeignConditioner | MADE
     bijection: Bijection
+    net: nn.Module | None = None
     differentiable: bool = True
     settings: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         self.step = BijectionStep(self.bijection, "inverse")
-        self.watch = Watch(self.conditioner.net)
+        inner = self.conditioner
+        net = (inner if isinstance(inner, MADE) else inner.net) if self.net is None else self.net
+        self.watch = Watch(net)
+        self._noisy = [module for module in net.modules() if _depends_on_mode(module)]
 
     def solve(self, known: Tensor, context: Tensor | None = None) -> Tensor:
         """Where the layer maps to the given values (..., D)."""
@@ -49,55 +51,62 @@ class Fast:
         return sequential_inverse(conditioner, self.step, known.unsqueeze(-1), context)
 
     def can_solve(self, known: Any, context: Any = None) -> bool:
-        """Whether the fast inverse gives what the host's own would, for these arguments.
+        """Whether the fast inverse gives what the library's own would, for these arguments.
 
-        A single feature is left to the host, whose loop is then one pass.
+        A single feature is left to the library, whose loop is then one pass.
         """
         conditioner = self.conditioner
+        device = next(iter(conditioner.parameters())).device
         return (
             conditioner.features > 1
-            and _fits(known, conditioner.features, conditioner)
+            and self._fits(known, conditioner.features, device)
             and known.numel() > 0
             and (
                 context is None
-                or (conditioner.context > 0 and _fits(context, conditioner.context, conditioner))
+                or (conditioner.context > 0 and self._fits(context, conditioner.context, device))
             )
-            and conditioner.steady()
-            and (self.differentiable or not _asks_for_gradient(conditioner, known, context))
+            and self.steady()
+            and (self.differentiable or not self._asks_for_gradient(known, context))
             and torch.autograd.forward_ad._current_level < 0
-            and not torch.is_autocast_enabled(conditioner.device.type)
+            and not torch.is_autocast_enabled(device.type)
+        )
+
+    def steady(self) -> bool:
+        """Whether the network computes the same in every call: no dropout, no batch statistics."""
+        return not any(module.training for module in self._noisy)
+
+    def _fits(self, tensor: Any, size: int, device: torch.device) -> bool:
+        return (
+            isinstance(tensor, Tensor)
+            and tensor.dim() > 0
+            and tensor.shape[-1] == size
+            and tensor.dtype == self.conditioner.dtype
+            and tensor.device == device
+        )
+
+    def _asks_for_gradient(self, *tensors: Tensor | None) -> bool:
+        return torch.is_grad_enabled() and (
+            any(tensor is not None and tensor.requires_grad for tensor in tensors)
+            or any(weight.requires_grad for weight in self.conditioner.parameters())
         )
 
 
-def _fits(tensor: Any, size: int, conditioner: ForeignConditioner | OwnConditioner) -> bool:
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.dim() > 0
-        and tensor.shape[-1] == size
-        and tensor.dtype == conditioner.dtype
-        and tensor.device == conditioner.device
-    )
-
-
-def _asks_for_gradient(
-    conditioner: ForeignConditioner | OwnConditioner, *tensors: Tensor | None
-) -> bool:
-    return torch.is_grad_enabled() and (
-        any(tensor is not None and tensor.requires_grad for tensor in tensors)
-        or any(weight.requires_grad for weight in conditioner.parameters())
-    )
+def _depends_on_mode(module: nn.Module) -> bool:
+    """Whether a module computes something else in training than in evaluation."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.RReLU))
 
 
 class FastLayer:
-    """Mixed into a host's layer: finds out how it works when that is first needed.
+    """Mixed into a foreign layer: reads how it works when that is first needed.
 
-    And again when the layer has changed.
-
-    Nothing of what it finds out is saved or copied: a copy finds out for itself.
+    It reads again when the layer has changed. Nothing of what it reads is saved or copied: a copy
+    reads for itself.
     """
 
     def made_flows_read(self) -> Fast:
-        """Reads the layer; raises :class:`NotUnderstoodError` where it cannot."""
+        """Read the layer; raise :class:`NotUnderstoodError` where it cannot be understood."""
         raise NotImplementedError
 
     def made_flows_settings(self) -> tuple[Any, ...]:
@@ -128,7 +137,7 @@ class FastLayer:
     def made_flows_ready(self, known: Any, context: Any = None) -> Fast | None:
         """The fast inverse if it gives what the layer's own would, None if not."""
         if torch.compiler.is_compiling():
-            return None  # nothing of what is looked up here can be traced; the host's loop can
+            return None  # nothing of what is looked up here can be traced; the library's loop can
         fast = self.made_flows_current()
         try:
             return fast if fast is not None and fast.can_solve(known, context) else None
@@ -136,18 +145,18 @@ class FastLayer:
             return None
 
     def made_flows_keep(self, fast: Fast) -> Fast:
-        """Keeps a fast inverse beside the layer, where it is no part of its state."""
+        """Keep a fast inverse beside the layer, where it is no part of its state."""
         fast.settings = self.made_flows_settings()
         self.__dict__[_KEPT] = fast
         return fast
 
     def made_flows_forget(self) -> None:
-        """Drops what was found out."""
+        """Drop what was read."""
         self.__dict__.pop(_KEPT, None)
 
     @staticmethod
     def made_flows_rebind(layer: Any) -> None:
-        """Brings methods that a layer has bound to itself in line with its class."""
+        """Bring methods that a layer has bound to itself in line with its class."""
 
     def __getstate__(self) -> Any:
         inherited = getattr(super(), "__getstate__", None)  # Python 3.10's objects have none
@@ -155,21 +164,3 @@ class FastLayer:
         if not isinstance(state, dict):
             return state
         return {name: value for name, value in state.items() if name != _KEPT}
-
-
-_VALUES_WANTED: ContextVar[bool] = ContextVar("log_det_skipped", default=False)
-
-
-@contextmanager
-def skip_log_det() -> Iterator[None]:
-    """Within, the caller drops log-determinants, so that layers need not compute them."""
-    token = _VALUES_WANTED.set(True)
-    try:
-        yield
-    finally:
-        _VALUES_WANTED.reset(token)
-
-
-def log_det_skipped() -> bool:
-    """Whether the caller wants values alone."""
-    return _VALUES_WANTED.get()

@@ -12,8 +12,7 @@ from nflows.transforms.base import Transform as HostTransform
 from torch import Tensor, nn
 
 from made_flows._checks import expect_type
-from made_flows.interop.fast_layer import log_det_skipped
-from made_flows.interop.nflows import FastFlow
+from made_flows.interop.libraries.nflows import FastFlow
 from made_flows.models.flows import Flow
 from made_flows.transforms.base import Transform
 
@@ -118,12 +117,15 @@ class AsTransform(HostTransform):
         total = inputs.new_zeros(inputs.shape[:-1])
         for transform in reversed(self._chain()):
             given = context if transform.context else None
-            if log_det_skipped():
-                inputs = transform.generate(inputs, given)
-            else:
-                inputs, log_det = transform.to_data(inputs, given)
-                total = total + log_det
+            inputs, log_det = transform.to_data(inputs, given)
+            total = total + log_det
         return inputs, total
+
+    def made_flows_generate(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Data (rows, D) from noise (rows, D), without log-determinants."""
+        for transform in reversed(self._chain()):
+            inputs = transform.generate(inputs, context if transform.context else None)
+        return inputs
 
     def _chain(self) -> list[Any]:
         return list(self.transforms)

@@ -15,7 +15,7 @@ from nflows.utils import torchutils
 from torch import Tensor
 
 from made_flows._checks import non_negative_integer, positive_integer
-from made_flows.interop.nflows import FastFlow
+from made_flows.interop.libraries.nflows import FastFlow
 from made_flows.nflows.transforms import MaskedAffineAutoregressiveTransform
 
 __all__ = ["Flow", "MaskedAutoregressiveFlow", "StandardNormal"]

@@ -13,7 +13,7 @@ from nflows.transforms import made as host
 from torch import Tensor
 
 from made_flows._checks import check_event, expect_type, non_negative_integer, positive_integer
-from made_flows.interop.nflows import conditioner_of
+from made_flows.interop.libraries.nflows import conditioner_of
 from made_flows.interop.validation import Watch
 from made_flows.inverse.sequential import HeadStep, sequential_inverse
 from made_flows.nflows.connectivity import wire
@@ -31,8 +31,6 @@ class TrainingModeWarning(UserWarning):
 
 class _Network:
     """What the two versions of nflows' network have in common here."""
-
-    made_flows_network = True
 
     initial_layer: Any
     final_layer: Any
@@ -124,6 +122,8 @@ class MADE(_Network, host.MADE):
         torch.Size([10, 6])
     """
 
+    made_flows_network = ("forward",)
+
     def __init__(
         self,
         features: int,
@@ -194,6 +194,8 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
         >>> made.log_prob(torch.zeros(10, 3), context).shape, made.sample(5, context).shape
         (torch.Size([10]), torch.Size([10, 5, 3]))
     """
+
+    made_flows_network = ("forward",)
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from nflows.transforms.splines import rational_quadratic
 from torch import Tensor
 
 from made_flows._checks import expect, positive_integer
-from made_flows.interop.nflows import FastInverse
+from made_flows.interop.libraries.nflows import FastInverse
 from made_flows.nflows.networks import MADE
 
 __all__ = [

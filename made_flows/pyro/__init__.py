@@ -21,10 +21,6 @@ from made_flows.pyro.conditional_flows import (
     ConditionalIAF,
     ConditionalMAF,
 )
-from made_flows.pyro.conditional_transforms import (
-    ConditionalAffineAutoregressive,
-    ConditionalSplineAutoregressive,
-)
 from made_flows.pyro.constructors import (
     affine_autoregressive,
     conditional_affine_autoregressive,
@@ -43,10 +39,14 @@ from made_flows.pyro.distributions import (
 )
 from made_flows.pyro.flow_transforms import IAF, MAF, FlowTransform
 from made_flows.pyro.guides import AutoIAF
-from made_flows.pyro.made_network import MADENetwork
-from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN
+from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN, MADENetwork
 from made_flows.pyro.refinement import Refinement, refine
-from made_flows.pyro.transforms import AffineAutoregressive, SplineAutoregressive
+from made_flows.pyro.transforms import (
+    AffineAutoregressive,
+    ConditionalAffineAutoregressive,
+    ConditionalSplineAutoregressive,
+    SplineAutoregressive,
+)
 
 __all__ = [
     "IAF",

@@ -7,7 +7,6 @@ A network of this library, or Pyro's own, is inverted in about one pass. Any oth
 from __future__ import annotations
 
 import functools
-import weakref
 from typing import Any, cast
 
 import torch
@@ -15,14 +14,18 @@ from pyro import nn as pyro_nn
 from torch import Tensor, nn
 
 from made_flows._checks import check_event, expect_type
-from made_flows.inverse.sequential import Conditioner, sequential_inverse
-from made_flows.inverse.steps import BijectionStep
+from made_flows.interop.libraries import pyro as interop
 from made_flows.nn.made import MADE
-from made_flows.pyro.made_network import MADENetwork
-from made_flows.pyro.networks import ConditionalAutoRegressiveNN
+from made_flows.pyro.networks import ConditionalAutoRegressiveNN, MADENetwork
 from made_flows.univariate.bijections import Bijection
 
-__all__ = ["ConditionedNetwork", "network_of", "parameters_of", "solve"]
+__all__ = [
+    "ConditionedNetwork",
+    "network_of",
+    "parameters_of",
+    "pass_by_pass",
+    "without_context",
+]
 
 
 class ConditionedNetwork(nn.Module):
@@ -82,78 +85,27 @@ def network_of(network: Any) -> Any:
     return network
 
 
-def parameters_of(network: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-    """Parameters (..., D, K) of a network at x (..., D), whatever tuple of tensors it returns."""
-    if isinstance(network, ConditionedNetwork):
-        return parameters_of(network.network, x, network.context)
+def parameters_of(network: Any, x: Tensor) -> Tensor:
+    """Parameters (..., D, K) of a network at x (..., D), whatever it returns."""
+    network, context = without_context(network)
     # Straight to the layout wanted, unless someone listens to the module's calls.
     if not _watched(network):
         if isinstance(network, MADENetwork):
             return cast(Tensor, network.made(x, context))
         if isinstance(network, ConditionalAutoRegressiveNN):
             return network.evaluate(x, context)
-    result = network(x) if context is None else network(x, context=context)
-    parts = result if isinstance(result, tuple) else (result,)
-    if all(part.dim() == x.dim() for part in parts):
-        return torch.stack(parts, dim=-1)
-    return torch.cat(parts, dim=-2).transpose(-1, -2)
+    return interop.parameters_of(network, x, context)
 
 
-def solve(network: Any, bijection: Bijection, y: Tensor) -> Tensor:
-    """The x (..., D) that a transform which reads x maps to y (..., D)."""
-    conditioner, context = _conditioner(network)
-    if conditioner is None:
-        return _pass_by_pass(network, bijection, y)
-    check_event(y, "y", conditioner.features, conditioner.dtype)
-    step = BijectionStep(bijection, "inverse")
-    return sequential_inverse(conditioner, step, y.unsqueeze(-1), context)
-
-
-def _conditioner(network: Any) -> tuple[Conditioner | None, Tensor | None]:
-    """The network as the sequential inverse takes it, None if it is of an unknown kind."""
+def without_context(network: Any) -> tuple[Any, Tensor | None]:
+    """A network, and the context that it is under, if it is under one."""
     if isinstance(network, ConditionedNetwork):
-        return _conditioner(network.network)[0], network.context
-    if isinstance(network, (ConditionalAutoRegressiveNN, MADENetwork)):
-        return cast(Conditioner, network), None
-    if isinstance(network, pyro_nn.ConditionalAutoRegressiveNN) and _computes_as_pyro(network):
-        twin = _TWINS.get(network)
-        if twin is None:
-            twin = _TWINS[network] = _Twin(network)
-        return cast(Conditioner, twin), None
-    return None, None
+        return network.network, network.context
+    return network, None
 
 
-def _computes_as_pyro(network: Any) -> bool:
-    """Whether a network of Pyro's is not a subclass, nor hooked, to compute something else."""
-    kind = type(network)
-    known = (pyro_nn.AutoRegressiveNN.forward, pyro_nn.ConditionalAutoRegressiveNN.forward)
-    return (
-        kind.forward in known
-        and kind._forward is pyro_nn.ConditionalAutoRegressiveNN._forward
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
-    )
-
-
-class _Twin(ConditionalAutoRegressiveNN):
-    """A network of Pyro's, its layers and all, as one of this library's."""
-
-    def __init__(self, network: Any) -> None:
-        nn.Module.__init__(self)
-        self.set_shapes(network.input_dim, network.context_dim, network.param_dims)
-        self.layers, self.skip_layer = network.layers, network.skip_layer
-        self.f = network.f
-        self.__dict__["_network"] = weakref.ref(network)
-
-    @property
-    def permutation(self) -> Tensor:  # type: ignore[override]
-        return cast(Tensor, self.__dict__["_network"]().permutation)
-
-
-_TWINS: weakref.WeakKeyDictionary[nn.Module, _Twin] = weakref.WeakKeyDictionary()
-
-
-def _pass_by_pass(network: Any, bijection: Bijection, y: Tensor) -> Tensor:
-    """The inverse by D passes of the network, for networks that cannot be looked into."""
+def pass_by_pass(network: Any, bijection: Bijection, y: Tensor) -> Tensor:
+    """The x (..., D) that a transform which reads x maps to y (..., D), by D passes."""
     x = torch.zeros_like(y)
     columns = torch.arange(y.shape[-1], device=y.device)
     for index in network.permutation:

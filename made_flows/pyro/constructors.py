@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from made_flows._checks import positive_integer
-from made_flows.pyro.conditional_transforms import (
+from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN
+from made_flows.pyro.transforms import (
+    AffineAutoregressive,
     ConditionalAffineAutoregressive,
     ConditionalSplineAutoregressive,
+    SplineAutoregressive,
 )
-from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN
-from made_flows.pyro.transforms import AffineAutoregressive, SplineAutoregressive
 
 __all__ = [
     "affine_autoregressive",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -14,25 +13,62 @@ from made_flows._checks import (
     check_broadcast,
     check_context,
     check_event,
+    expect,
     expect_type,
     non_negative_integer,
     positive_integer,
     widths,
 )
-from made_flows._torch import has_concrete_values
 from made_flows.nn import masks as mk
-from made_flows.nn.activations import activation_name, make_activation
+from made_flows.nn.activations import make_activation
 from made_flows.nn.connectivity import DependencyWarning
-from made_flows.nn.linear import MaskedLinear, run_weight_hooks
+from made_flows.nn.linear import MaskedLinear
+from made_flows.nn.made import MADE
 from made_flows.nn.masked_mlp import masked_pass
-from made_flows.nn.spec import LayerSpec, NetworkSpec
-from made_flows.pyro.shapes import PyroShapes
 
-__all__ = ["AutoRegressiveNN", "ConditionalAutoRegressiveNN"]
+__all__ = ["AutoRegressiveNN", "ConditionalAutoRegressiveNN", "MADENetwork"]
 
 _RELU = nn.ReLU()
 _NEAR_ZERO = 0.01
 """Gain of the output layer: transforms start near the identity, as those of a MADE do."""
+
+
+class PyroShapes(nn.Module):
+    """The part of Pyro's interface that says how parameters are laid out."""
+
+    permutation: Tensor
+
+    def set_shapes(self, input_dim: int, context_dim: int, param_dims: Sequence[int]) -> None:
+        self.input_dim, self.context_dim = input_dim, context_dim
+        self.param_dims = [
+            positive_integer(p, f"param_dims[{i}]") for i, p in enumerate(param_dims)
+        ]
+        expect(len(self.param_dims) > 0, "param_dims", "to name at least one parameter", param_dims)
+        self.count_params = len(self.param_dims)
+        self.output_multiplier = sum(self.param_dims)
+        self.all_ones = set(self.param_dims) == {1}
+        ends = [sum(self.param_dims[: i + 1]) for i in range(self.count_params)]
+        starts = [end - size for end, size in zip(ends, self.param_dims, strict=True)]
+        self.param_slices = [slice(s, e) for s, e in zip(starts, ends, strict=True)]
+
+    @property
+    def features(self) -> int:
+        """Number of features D, by the library's own name."""
+        return self.input_dim
+
+    def get_permutation(self) -> Tensor:
+        """The order: ``permutation[k]`` is the feature generated k-th."""
+        return self.permutation
+
+    def shaped(self, parameters: Tensor) -> Any:
+        """Parameters (..., K, D) in Pyro's shapes."""
+        if self.output_multiplier == 1:
+            return parameters.squeeze(-2)
+        if self.count_params == 1:
+            return parameters
+        if self.all_ones:
+            return parameters.unbind(-2)
+        return tuple(parameters[..., part, :] for part in self.param_slices)
 
 
 class ConditionalAutoRegressiveNN(PyroShapes):
@@ -72,6 +108,9 @@ class ConditionalAutoRegressiveNN(PyroShapes):
         >>> mean.shape
         torch.Size([10, 4])
     """
+
+    made_flows_network = ("forward", "evaluate", "_output")
+    """The methods that are its forward pass."""
 
     skip_layer: MaskedLinear | None
 
@@ -145,13 +184,7 @@ class ConditionalAutoRegressiveNN(PyroShapes):
     @property
     def ranks(self) -> Tensor:
         """The rank of every feature, which the permutation says."""
-        key = (self.permutation, self.permutation._version)
-        known = self.__dict__.get("_ranks")
-        # The same tensor for the same permutation: the plan of the inverse is looked up by it.
-        if known is None or known[0] is not key[0] or known[1] != key[1]:
-            known = (*key, mk.ranks_from_order(self.permutation))
-            self.__dict__["_ranks"] = known
-        return cast(Tensor, known[2])
+        return mk.ranks_from_order(self.permutation)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -159,8 +192,7 @@ class ConditionalAutoRegressiveNN(PyroShapes):
         return cast(MaskedLinear, self.layers[-1]).weight.dtype
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_ranks", "_parts", "_activation")
-        return {key: value for key, value in self.__dict__.items() if key not in derived}
+        return {key: value for key, value in self.__dict__.items() if key != "_activation"}
 
     # ------------------------------------------------------------------ computing
 
@@ -197,51 +229,6 @@ class ConditionalAutoRegressiveNN(PyroShapes):
             # Not a submodule, or a parametric activation would be in the state dict twice.
             kept = self.__dict__["_activation"] = (self.f, make_activation(self.f))
         return kept[1]
-
-    def spec(self, context: Tensor | None = None) -> NetworkSpec:
-        """The network as the sequential inverse sees it, with what a context (rows, C) adds."""
-        activation = activation_name(self._module())
-        run_weight_hooks((*self.layers, self.skip_layer))
-        layers = []
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
-            linear = cast(MaskedLinear, layer)
-            weight: Tensor = linear.weight
-            mask, base = linear.mask, None
-            if index == 0:
-                weight, mask, base = self._split("layers.0", linear, context)
-            if index == last and context is not None and self.skip_layer is not None:
-                added = self._split("skip_layer", self.skip_layer, context)[2]
-                base = added if base is None or added is None else base + added
-            layers.append(LayerSpec(weight, mask, linear.bias, base=base, activation=activation))
-        direct = None
-        if self.skip_layer is not None:
-            direct = LayerSpec(*self._split("skip_layer", self.skip_layer, None)[:2])
-        return NetworkSpec.of_layers(
-            self.ranks,
-            layers,
-            direct,
-            parameters=(self.output_multiplier,),
-            parameter_major=True,
-        )
-
-    def _split(
-        self, name: str, linear: MaskedLinear, context: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Weight and mask of the features' columns, and what the context's columns add."""
-        size = self.context_dim
-        weight, mask = linear.weight, linear.mask
-        base = None
-        if context is not None:
-            base = nn.functional.linear(context, weight[:, :size] * mask[:, :size])
-        if size == 0:
-            return weight, mask, base
-        parts = self.__dict__.setdefault("_parts", {})
-        return (
-            _columns(parts, f"{name}.weight", weight, size),
-            _columns(parts, f"{name}.mask", mask, size),
-            base,
-        )
 
 
 class AutoRegressiveNN(ConditionalAutoRegressiveNN):
@@ -281,16 +268,61 @@ def _with_context(mask: Tensor, context_dim: int) -> Tensor:
     return torch.cat([everything, mask], dim=1)
 
 
-def _columns(known: dict[str, Any], name: str, tensor: Tensor, start: int) -> Tensor:
-    """The columns of a matrix from a given one on: the same view while it is the same matrix.
+class MADENetwork(PyroShapes):
+    """A :class:`~made_flows.MADE` with the interface of Pyro's networks.
 
-    The plan of the sequential inverse is looked up by its tensors. The view counts changes of
-    the matrix with it.
+    It works inside Pyro's own transforms, and brings what Pyro's networks do not have: residual
+    blocks, any order or graph, a linear path of the context, orders redrawn in training.
+
+    Args:
+        made: the network, with ``parameters`` the sum of ``param_dims``.
+        param_dims: parameters per feature, as for :class:`AutoRegressiveNN`; by default one
+            tensor for each.
+
+    Raises:
+        TypeError: for another kind of network.
+        ValueError: where ``param_dims`` do not add up to the network's parameters, which must be
+            the same number for all features, with one input each.
+
+    Example:
+        >>> import torch, made_flows as mf
+        >>> network = MADENetwork(mf.MADE(4, hidden_features=(16, 16), residual=True))
+        >>> mean, log_scale = network(torch.zeros(10, 4))
+        >>> mean.shape
+        torch.Size([10, 4])
     """
-    if not has_concrete_values(tensor):
-        return tensor[:, start:]
-    entry = known.get(name)
-    if entry is None or entry[0]() is not tensor or entry[1] != tensor.data_ptr():
-        entry = (weakref.ref(tensor), tensor.data_ptr(), tensor.detach()[:, start:])
-        known[name] = entry
-    return cast(Tensor, entry[2])
+
+    def __init__(self, made: MADE, param_dims: Sequence[int] | None = None) -> None:
+        super().__init__()
+        expect_type(isinstance(made, MADE), "made", "to be a MADE", made)
+        total = set(made.outputs)
+        expect(set(made.inputs) == {1}, "made", "to have one input per feature", made.inputs)
+        expect(len(total) == 1, "made", "to have the same parameters for all", made.outputs)
+        if param_dims is None:
+            param_dims = (1,) * made.outputs[0]
+        self.set_shapes(made.features, made.context, param_dims)
+        expect(
+            {self.output_multiplier} == total,
+            "param_dims",
+            f"to add up to the network's {made.outputs[0]} parameters",
+            param_dims,
+        )
+        self.made = made
+
+    @property
+    def permutation(self) -> Tensor:  # type: ignore[override]
+        """The order, which training may redraw."""
+        return self.made.order
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.made.dtype
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Any:
+        """Parameters in Pyro's shapes, from x (..., D) and context (..., C)."""
+        return self.shaped(self.made(x, context).transpose(-1, -2))
+
+    def check_context(self, context: Tensor | None) -> Tensor | None:
+        """The context, checked against what the network was made for."""
+        return self.made.check_context(context)

@@ -1,24 +1,41 @@
-"""Pyro's autoregressive transforms, noise to data, fast in both directions."""
+"""Pyro's autoregressive transforms, with and without a context, fast in both directions."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
+import torch
+from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from made_flows._checks import expect, positive_integer, real_number
+from made_flows._checks import check_event, expect, positive_integer, real_number
 from made_flows._torch import has_concrete_values
+from made_flows.interop.fast_layer import Fast, FastLayer
+from made_flows.interop.libraries.pyro import conditioner_of
+from made_flows.interop.validation import NotUnderstoodError
 from made_flows.pyro.base import VectorTransform
-from made_flows.pyro.conditioners import network_of, parameters_of, solve
+from made_flows.pyro.conditioners import (
+    ConditionedNetwork,
+    network_of,
+    parameters_of,
+    pass_by_pass,
+    without_context,
+)
 from made_flows.pyro.splines import PyroLinearSpline, PyroQuadraticSpline
 from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
 from made_flows.univariate.scales import ScaleRule, make_scale_rule
 
-__all__ = ["AffineAutoregressive", "ClippedScale", "SplineAutoregressive"]
+__all__ = [
+    "AffineAutoregressive",
+    "ClippedScale",
+    "ConditionalAffineAutoregressive",
+    "ConditionalSplineAutoregressive",
+    "SplineAutoregressive",
+]
 
 
-class _Autoregressive(VectorTransform):
+class _Autoregressive(FastLayer, VectorTransform):
     """y = g(x; parameters of a network at x): the common part of Pyro's two kinds."""
 
     autoregressive = True
@@ -38,10 +55,26 @@ class _Autoregressive(VectorTransform):
         return y, each.sum(dim=-1)
 
     def to_noise(self, y: Tensor) -> tuple[Tensor, None]:
-        return solve(self.arn, self.bijection, y), None
+        network, context = without_context(self.arn)
+        check_event(y, "y", self.features, getattr(network, "dtype", None))
+        fast = self.made_flows_ready(y, context)
+        if fast is None:
+            return pass_by_pass(self.arn, self.bijection, y), None
+        return fast.solve(y, context), None
 
     def log_det(self, x: Tensor, y: Tensor) -> Tensor:
         return self.bijection.forward(x, self._theta(x))[1].sum(dim=-1)
+
+    def made_flows_read(self) -> Fast:
+        network = without_context(self.arn)[0]
+        sizes = list(getattr(network, "param_dims", ()))
+        if sum(sizes) != self.bijection.outputs:
+            raise NotUnderstoodError(f"its network gives {sizes} parameters")
+        return Fast(conditioner_of(network, sizes), self.bijection, network)
+
+    def made_flows_settings(self) -> tuple[Any, ...]:
+        network = without_context(self.arn)[0]
+        return network, getattr(network, "f", None), self.bijection
 
     def _theta(self, x: Tensor) -> Tensor:
         parameters = parameters_of(self.arn, x)
@@ -220,3 +253,130 @@ def _spline(count_bins: int, bound: float, order: str) -> Bijection:
     kind: Any = PyroLinearSpline if order == "linear" else PyroQuadraticSpline
     spline: Bijection = kind(count_bins, bound)
     return spline
+
+
+# ---------------------------------------------------------------------- under a context
+
+
+class _Conditional(FastLayer, ConditionalTransformModule):
+    """A network, and the transform that it makes under a context.
+
+    Args:
+        autoregressive_nn: the network.
+        kwargs: further arguments of the transform.
+    """
+
+    def __init__(self, autoregressive_nn: Any, **kwargs: Any) -> None:
+        super().__init__()
+        self.nn = network_of(autoregressive_nn)
+        self.kwargs = kwargs
+        self._transform(self.nn)  # complains now rather than when it is called
+
+    def _transform(self, network: Any) -> _Autoregressive:
+        raise NotImplementedError
+
+    def _conditioned(self, context: Tensor) -> _Autoregressive:
+        """The transform under a context, which shares what is known of the network."""
+        transform = self._transform(ConditionedNetwork(self.nn, context))
+        fast = None if torch.compiler.is_compiling() else self.made_flows_current()
+        if fast is not None:
+            transform.made_flows_keep(Fast(fast.conditioner, transform.bijection, fast.net))
+        return transform
+
+    def made_flows_read(self) -> Fast:
+        return self._transform(self.nn).made_flows_read()
+
+    def made_flows_settings(self) -> tuple[Any, ...]:
+        return self.nn, getattr(self.nn, "f", None), tuple(sorted(self.kwargs.items()))
+
+
+class ConditionalAffineAutoregressive(_Conditional):
+    r"""Pyro's inverse autoregressive flow with a context, fast in both directions.
+
+    .. math:: y_i = \mu_i(x_{<i}, c) + \sigma_i(x_{<i}, c)\, x_i
+
+    Args:
+        autoregressive_nn: the network, called as ``network(x, context=c)``.
+        log_scale_min_clip, log_scale_max_clip, sigmoid_bias, stable, scale: as for
+            :class:`AffineAutoregressive`.
+
+    Raises:
+        TypeError, ValueError: as there.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> from made_flows.pyro import ConditionalAutoRegressiveNN
+        >>> network = ConditionalAutoRegressiveNN(10, 4, [40])
+        >>> transform = ConditionalAffineAutoregressive(network)
+        >>> base = dist.Normal(torch.zeros(10), torch.ones(10))
+        >>> flow = dist.ConditionalTransformedDistribution(base, [transform])
+        >>> flow.condition(torch.zeros(3, 4)).sample((3,)).shape
+        torch.Size([3, 10])
+    """
+
+    def __init__(
+        self,
+        autoregressive_nn: Any,
+        log_scale_min_clip: float = -5.0,
+        log_scale_max_clip: float = 3.0,
+        sigmoid_bias: float = 2.0,
+        stable: bool = False,
+        *,
+        scale: str | ScaleRule | None = None,
+    ) -> None:
+        super().__init__(
+            autoregressive_nn,
+            log_scale_min_clip=log_scale_min_clip,
+            log_scale_max_clip=log_scale_max_clip,
+            sigmoid_bias=sigmoid_bias,
+            stable=stable,
+            scale=scale,
+        )
+
+    def _transform(self, network: Any) -> AffineAutoregressive:
+        return AffineAutoregressive(network, **self.kwargs)
+
+    def condition(self, context: Tensor) -> AffineAutoregressive:
+        """The transform under a context (..., C), with the network among its parameters."""
+        return cast(AffineAutoregressive, self._conditioned(context))
+
+
+class ConditionalSplineAutoregressive(_Conditional):
+    r"""Pyro's autoregressive rational spline with a context, fast in both directions.
+
+    .. math:: y_i = g(x_i; \theta_i(x_{<i}, c))
+
+    Args:
+        input_dim: number of features D.
+        autoregressive_nn: the network, called as ``network(x, context=c)``.
+        count_bins, bound, order: as for :class:`SplineAutoregressive`.
+
+    Raises:
+        TypeError, ValueError: as there.
+
+    Example:
+        >>> import torch
+        >>> from made_flows.pyro import ConditionalAutoRegressiveNN
+        >>> network = ConditionalAutoRegressiveNN(3, 2, [30], param_dims=[8, 8, 7, 8])
+        >>> transform = ConditionalSplineAutoregressive(3, network).condition(torch.zeros(5, 2))
+        >>> transform(torch.zeros(5, 3)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        autoregressive_nn: Any,
+        count_bins: int = 8,
+        bound: float = 3.0,
+        order: str = "linear",
+    ) -> None:
+        self.__dict__["input_dim"] = input_dim  # before the module is set up, for its checks
+        super().__init__(autoregressive_nn, count_bins=count_bins, bound=bound, order=order)
+
+    def _transform(self, network: Any) -> SplineAutoregressive:
+        return SplineAutoregressive(cast(int, self.input_dim), network, **self.kwargs)
+
+    def condition(self, context: Tensor) -> SplineAutoregressive:
+        """The transform under a context (..., C), with the network among its parameters."""
+        return cast(SplineAutoregressive, self._conditioned(context))

@@ -686,7 +686,7 @@ def test_a_version_of_a_library_that_is_not_known(monkeypatch: pytest.MonkeyPatc
     def missing(name: str) -> None:
         raise ImportError("cannot import name 'MaskedMLP'")
 
-    monkeypatch.setattr("made_flows.interop.registry.import_module", missing)
+    monkeypatch.setattr("made_flows.interop.libraries.import_module", missing)
     with pytest.warns(mf.AccelerationWarning, match="this version of zuko is not known"):
         mf.accelerate(make(LAYERS["zuko"]))
 

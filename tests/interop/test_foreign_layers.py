@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import made_flows as mf
-from made_flows.interop.registry import NotUnderstoodError, find
+from made_flows.interop.libraries import NotUnderstoodError, find
 from made_flows.inverse.compiled.rational_spline import invert
 from made_flows.nn.activations import activation_of_name
 from made_flows.nn.spec import NetworkSpec, parse, unpack

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows.interop.conditioner import ForeignConditioner
-from made_flows.interop.fast_layer import FastLayer, log_det_skipped
+from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.layers import IDENTITY, HostLayer, elementwise
 from made_flows.interop.validation import NotUnderstoodError, expect_own
 
@@ -133,16 +133,21 @@ class FastInverse(FastLayer):
     def inverse(self, inputs: Any, context: Any = None) -> tuple[Tensor, Tensor]:
         """Where the transform maps to the inputs, and log |det| of the inverse's Jacobian."""
         # Of two features the loop's two passes are as much work as a sweep and the pass after it.
-        few = inputs.shape[-1] <= 2 and not log_det_skipped()
-        fast = None if few else self.made_flows_ready(inputs, context)
-        if fast is None or inputs.dim() != 2:
+        fast = None if inputs.shape[-1] <= 2 else self._ready(inputs, context)
+        if fast is None:
             result: tuple[Tensor, Tensor] = super().inverse(inputs, context)  # type: ignore[misc]
             return result
         outputs = fast.solve(inputs, context)
-        if log_det_skipped():
-            return outputs, inputs.new_zeros(len(inputs))
         parameters = self.autoregressive_net(outputs, context)
         return outputs, self._elementwise_inverse(inputs, parameters)[1]
+
+    def made_flows_generate(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Where the transform maps to the inputs, without the pass for a log-determinant."""
+        fast = self._ready(inputs, context)
+        return self.inverse(inputs, context)[0] if fast is None else fast.solve(inputs, context)
+
+    def _ready(self, inputs: Any, context: Any) -> Fast | None:
+        return self.made_flows_ready(inputs, context) if inputs.dim() == 2 else None
 
     def made_flows_settings(self) -> tuple[Any, ...]:
         own, net = self.__dict__, self.autoregressive_net

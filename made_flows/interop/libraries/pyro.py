@@ -1,4 +1,4 @@
-"""Layers of Pyro: its autoregressive network, affine and spline transforms."""
+"""Layers of Pyro: its autoregressive networks, affine and spline transforms."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from typing import Any
 import torch
 from pyro.distributions import transforms as host
 from pyro.distributions.transforms.spline import ConditionalSpline
-from torch import Tensor
+from pyro.nn import auto_reg_nn
+from torch import Tensor, nn
 
 from made_flows.interop.bijections import HostMap
 from made_flows.interop.class_swap import mix_in
+from made_flows.interop.conditioner import ForeignConditioner, expect_network, own_conditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
-from made_flows.interop.pyro_networks import conditioner_of
+from made_flows.interop.layers import HostLayer, elementwise
 from made_flows.interop.validation import NotUnderstoodError, expect_own
 from made_flows.inverse.compiled.rational_spline import EDGES, SplineKernel
+from made_flows.nn.linear import MaskedLinear
+from made_flows.nn.made import MADE
 from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
 from made_flows.univariate.scales import ScaleRule
 
-__all__ = ["FastAffine", "FastConditional", "FastSpline", "find"]
+__all__ = ["FastAffine", "FastConditional", "FastSpline", "conditioner_of", "find", "parameters_of"]
 
 _CONDITIONAL = (host.ConditionalAffineAutoregressive, host.ConditionalSplineAutoregressive)
 _WITHOUT_INVERSE = (
@@ -81,7 +85,7 @@ class FastAffine(FastLayer):
 
     def made_flows_settings(self) -> tuple[Any, ...]:
         limits = (self.log_scale_min_clip, self.log_scale_max_clip)
-        return self.arn, self.stable, self.sigmoid_bias, *limits
+        return *_network_settings(self.arn), self.stable, self.sigmoid_bias, *limits
 
     @staticmethod
     def made_flows_rebind(layer: Any) -> None:
@@ -120,7 +124,8 @@ class FastSpline(FastLayer):
 
     def made_flows_settings(self) -> tuple[Any, ...]:
         spline = self.spline
-        return self.arn, spline, spline.nn, spline.count_bins, spline.bound, spline.order
+        settings = (spline, spline.nn, spline.count_bins, spline.bound, spline.order)
+        return *_network_settings(self.arn), *settings
 
 
 class FastConditional(FastLayer):
@@ -136,14 +141,14 @@ class FastConditional(FastLayer):
         if fast is not None:
             affine = isinstance(transform, host.AffineAutoregressive)
             mix_in(transform, FastAffine if affine else FastSpline)
-            transform.made_flows_keep(Fast(fast.conditioner, fast.bijection))
+            transform.made_flows_keep(Fast(fast.conditioner, fast.bijection, fast.net))
         return transform
 
     def made_flows_read(self) -> Fast:
         return _read_conditional(self)
 
     def made_flows_settings(self) -> tuple[Any, ...]:
-        return self.nn, tuple(sorted(self.kwargs.items()))
+        return *_network_settings(self.nn), tuple(sorted(self.kwargs.items()))
 
 
 def _solve(layer: FastLayer, arn: Any, y: Tensor) -> Tensor | None:
@@ -155,6 +160,11 @@ def _solve(layer: FastLayer, arn: Any, y: Tensor) -> Tensor | None:
     return fast.solve(y, context)
 
 
+def _network_settings(arn: Any) -> tuple[Any, ...]:
+    """A network, and the activation that may be a function: a watch over modules misses it."""
+    return arn, getattr(arn.func if isinstance(arn, partial) else arn, "f", None)
+
+
 def _covers(context: Tensor, y: Tensor) -> bool:
     """Whether a context can be expanded to the rows of y, as Pyro does it."""
     try:
@@ -162,6 +172,79 @@ def _covers(context: Tensor, y: Tensor) -> bool:
     except RuntimeError:
         return False
     return bool(shape == y.shape[:-1])
+
+
+# ---------------------------------------------------------------------- networks
+
+
+def conditioner_of(net: Any, sizes: list[int]) -> ForeignConditioner | MADE:
+    """A network with Pyro's interface as a conditioner.
+
+    Args:
+        net: a network of Pyro, of the plug-in, or a MADE with Pyro's interface.
+        sizes: numbers of the parameters that a transform takes.
+
+    Raises:
+        NotUnderstoodError: for another network, or one that computes something else.
+    """
+    made = own_conditioner(net, sum(sizes))
+    if made is None:
+        unconditional = isinstance(net, auto_reg_nn.AutoRegressiveNN)
+        library = auto_reg_nn.ConditionalAutoRegressiveNN
+        expect_network(
+            net, auto_reg_nn.AutoRegressiveNN if unconditional else library, ("forward", "_forward")
+        )
+    if list(net.param_dims) != sizes:
+        raise NotUnderstoodError(f"its network gives {net.param_dims} parameters, not {sizes}")
+    if made is not None:
+        return made
+    layers = []
+    for linear in net.layers:
+        units = linear.weight.shape[0]
+        layers.append(HostLayer(_linear(linear), elementwise(net.f, units, linear.weight)))
+    layers[-1] = HostLayer(net.layers[-1])
+    direct = None if net.skip_layer is None else HostLayer(_linear(net.skip_layer))
+    context = net.context_dim
+    if context:
+        # The context's columns come first.
+        layers[0].columns = slice(context, None)
+        layers[0].base = first = layers[0].context_term
+        if direct is not None:
+            direct.columns = slice(context, None)
+            layers[-1].base = added = direct.context_term
+            if len(layers) == 1:
+                layers[0].base = lambda given: first(given) + added(given)
+
+    def call(x: Tensor, given: Tensor | None) -> Tensor:
+        return parameters_of(net, x, given)
+
+    return ForeignConditioner(
+        net,
+        layers,
+        features=net.input_dim,
+        parameters=sum(sizes),
+        context=context,
+        direct=direct,
+        parameter_major=True,
+        call=call,
+    )
+
+
+def parameters_of(net: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
+    """Parameters (..., D, K) of a network at x (..., D), whatever tuple of tensors it returns."""
+    outputs = net(x) if context is None else net(x, context=context)
+    parts = outputs if isinstance(outputs, tuple) else (outputs,)
+    if all(part.dim() == x.dim() for part in parts):
+        return torch.stack(parts, dim=-1)
+    return torch.cat(parts, dim=-2).transpose(-1, -2)
+
+
+def _linear(linear: Any) -> nn.Module:
+    own = isinstance(linear, MaskedLinear)
+    expect_own(linear, MaskedLinear if own else auto_reg_nn.MaskedLinear)
+    if own and linear.has_mask_weights:
+        raise NotUnderstoodError("its masks have weights of their own")
+    return linear  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------------- reading
@@ -180,7 +263,17 @@ def _read_affine(layer: Any) -> Fast:
         known = (getattr(kind, function), getattr(type(layer), function))
         if bound is not None and getattr(bound, "__func__", None) not in known:
             raise NotUnderstoodError(f"{type(layer).__name__} has a {name} of its own")
-    return Fast(conditioner_of(layer.arn, [1, 1]), _affine(**_settings_of(layer)))
+    return _fast(layer.arn, [1, 1], _affine(**_settings_of(layer)))
+
+
+def _fast(arn: Any, sizes: list[int], bijection: Bijection) -> Fast:
+    """The fast inverse over a network, perhaps a ``functools.partial`` of one with a context."""
+    net = arn
+    if isinstance(arn, partial):
+        if arn.args or set(arn.keywords) != {"context"}:
+            raise NotUnderstoodError("its network is called with further arguments")
+        net = arn.func
+    return Fast(conditioner_of(net, sizes), bijection, net)
 
 
 def _settings_of(layer: Any) -> dict[str, Any]:
@@ -208,7 +301,7 @@ def _read_spline(layer: Any) -> Fast:
     if spline.nn is not layer.arn:
         raise NotUnderstoodError("its spline has a network of its own")
     bijection = _spline(spline.count_bins, spline.bound, spline.order)
-    return Fast(conditioner_of(layer.arn, _sizes(spline.count_bins, spline.order)), bijection)
+    return _fast(layer.arn, _sizes(spline.count_bins, spline.order), bijection)
 
 
 def _sizes(bins: int, order: str) -> list[int]:
@@ -254,7 +347,7 @@ def _read_conditional(layer: Any) -> Fast:
         sizes, bijection = _sizes(bins, order), _spline(**layer.kwargs)
         kind = host.ConditionalSplineAutoregressive
     _expect_inverse(layer, kind, FastConditional, ("condition",))
-    return Fast(conditioner_of(layer.nn, sizes), bijection)
+    return _fast(layer.nn, sizes, bijection)
 
 
 def _expect_inverse(layer: Any, kind: type, fast: type, methods: tuple[str, ...]) -> None:

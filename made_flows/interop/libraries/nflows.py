@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 from nflows.flows.base import Flow
 from nflows.nn.nde import made as nde
 from nflows.transforms import autoregressive as host
 from nflows.transforms import made
-from nflows.transforms.base import CompositeTransform, InverseTransform
+from nflows.transforms.base import CompositeTransform
 from nflows.transforms.splines import cubic, linear, quadratic, rational_quadratic
+from nflows.utils.torchutils import merge_leading_dims, repeat_rows, split_leading_dim
 from torch import Tensor
 
 from made_flows.interop import bijections as maps
-from made_flows.interop import resmade as mades
-from made_flows.interop.class_swap import original_class
-from made_flows.interop.conditioner import ForeignConditioner
-from made_flows.interop.fast_layer import Fast, FastLayer, skip_log_det
-from made_flows.interop.own import OwnConditioner, is_own
-from made_flows.interop.validation import NotUnderstoodError, expect_own
+from made_flows.interop.conditioner import ForeignConditioner, expect_network, own_conditioner
+from made_flows.interop.fast_layer import Fast
+from made_flows.interop.libraries import _resmade as mades
+from made_flows.interop.validation import NotUnderstoodError
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 
-__all__ = ["FastFlow", "FastInverse", "conditioner_of", "find"]
+__all__ = ["FastFlow", "FastInverse", "conditioner_of", "find", "generate"]
 
 _TRANSFORMS = mades.MadeVersion(made, activates_first=True)
 _NDE = mades.MadeVersion(nde)
@@ -58,38 +56,40 @@ class FastInverse(mades.FastInverse):
 class FastFlow:
     """Sampling without log-determinants, which nflows computes and drops."""
 
+    _transform: Any
+    _distribution: Any
+    _embedding_net: Any
+
     def _sample(self, num_samples: int, context: Any) -> Tensor:
-        with skip_log_det() if _nobody_asks(self) else nullcontext():
-            samples: Tensor = super()._sample(num_samples, context)  # type: ignore[misc]
-        return samples
+        embedded = self._embedding_net(context)
+        noise = self._distribution.sample(num_samples, context=embedded)
+        if embedded is None:
+            return generate(self._transform, noise)
+        # One row of the context for each sample of it.
+        rows = repeat_rows(embedded, num_reps=num_samples)
+        samples = generate(self._transform, merge_leading_dims(noise, num_dims=2), rows)
+        split: Tensor = split_leading_dim(samples, shape=[-1, num_samples])
+        return split
 
 
-def _nobody_asks(flow: Any) -> bool:
-    """Whether no part of a flow can use a log-determinant while it samples.
+def generate(transform: Any, inputs: Tensor, context: Any = None) -> Tensor:
+    """Where a transform of nflows maps to the inputs; log-determinants only where they come along.
 
-    nflows' own parts do not. A user's transform, base or embedding network might.
+    Args:
+        transform: any transform of nflows' interface. One that has a method
+            ``made_flows_generate`` is asked by that.
+        inputs: (rows, D).
+        context: (rows, C) or None.
     """
-    others = (flow._distribution, flow._embedding_net)
-    return (
-        _is_plain(flow._transform)
-        and _library(flow._distribution) in _PLAIN
-        and not any(isinstance(part, FastLayer) for other in others for part in other.modules())
-    )
-
-
-_PLAIN = ("nflows", "made_flows")
-
-
-def _library(module: Any) -> str:
-    return original_class(module).__module__.partition(".")[0]
-
-
-def _is_plain(transform: Any) -> bool:
-    if _library(transform) not in _PLAIN:
-        return False
-    if isinstance(transform, CompositeTransform):
-        return all(map(_is_plain, transform._transforms))
-    return not isinstance(transform, InverseTransform) or _is_plain(transform._transform)
+    if type(transform).inverse is CompositeTransform.inverse and "inverse" not in vars(transform):
+        for part in reversed(transform._transforms):
+            inputs = generate(part, inputs, context)
+        return inputs
+    if hasattr(transform, "made_flows_generate"):
+        values: Tensor = transform.made_flows_generate(inputs, context)
+        return values
+    outputs: Tensor = transform.inverse(inputs, context)[0]
+    return outputs
 
 
 def conditioner_of(net: Any, parameters: int) -> ForeignConditioner:
@@ -106,8 +106,7 @@ def conditioner_of(net: Any, parameters: int) -> ForeignConditioner:
         version, library = _NDE, mixture if isinstance(net, mixture) else nde.MADE
     else:
         raise NotUnderstoodError(f"the masks of a {type(net).__name__} are not known")
-    # Networks of the plug-in define forward anew, as a check of what they are given.
-    expect_own(net, type(net) if getattr(net, "made_flows_network", False) else library)
+    expect_network(net, library)
     return mades.made_conditioner(net, version, parameters)
 
 
@@ -117,9 +116,8 @@ def _read(layer: Any) -> Fast:
         if isinstance(layer, kind):
             mades.expect_known(layer, host.AutoregressiveTransform, kind, methods)
             net, outputs = layer.autoregressive_net, layer._output_dim_multiplier()
-            if is_own(net) and not isinstance(net, made.MADE):
-                return Fast(OwnConditioner(net, outputs), bijection(layer))
-            return Fast(conditioner_of(net, outputs), bijection(layer))
+            conditioner = own_conditioner(net, outputs) or conditioner_of(net, outputs)
+            return Fast(conditioner, bijection(layer), net)
     raise NotUnderstoodError(f"the elementwise map of a {type(layer).__name__} is not known")
 
 

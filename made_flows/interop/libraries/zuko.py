@@ -100,7 +100,7 @@ def _read(layer: Any) -> Fast:
     if layer.passes < levels:
         raise NotUnderstoodError(f"its {layer.passes} passes leave its {levels} levels unfinished")
     bijection, differentiable = _bijection(layer)
-    return Fast(conditioner, bijection, differentiable)
+    return Fast(conditioner, bijection, differentiable=differentiable)
 
 
 def _bijection(layer: Any) -> tuple[Bijection, bool]:
