@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from made_flows._registry import REGISTRY
+from made_flows._registry import class_name, find_class, is_saveable
 from made_flows.nn.activations import ACTIVATIONS, activation_code, make_activation
 
-__all__ = ["ARGUMENTS", "decode", "encode"]
+__all__ = ["ARGUMENTS", "Decoder", "Encoder"]
 
 ARGUMENTS = "arguments/"
 """How the names of argument tensors start; no name in a state dict has a slash."""
@@ -26,36 +26,29 @@ ARGUMENTS = "arguments/"
 _CONSTANTS = {"elu": "alpha", "leaky_relu": "negative_slope", "softplus": "beta"}
 
 
-def encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON.
+class Encoder:
+    """Writes values as JSON.
 
-    Args:
-        value: the argument, or an object of a registered class.
-        name: the argument's name, for errors.
-        tensors: receives the tensors found.
-
-    Raises:
-        TypeError: for a kind that cannot be written, naming the argument.
+    Attributes:
+        tensors: the tensors found, by the names that stand for them.
+        classes: the classes of the objects found, by their names in files.
     """
-    return _Encoder(tensors).encode(value, name)
 
-
-def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that :func:`encode` wrote, its objects constructed anew.
-
-    Raises:
-        ValueError: for an unknown class or kind.
-        Exception: of a constructor that refuses its arguments.
-    """
-    return _Decoder(tensors).decode(value)
-
-
-class _Encoder:
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
-        self.objects: dict[int, int] = {}  # by identity: an object used twice is one object
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.classes: dict[str, type] = {}
+        self._objects: dict[int, int] = {}  # by identity: an object used twice is one object
 
     def encode(self, value: Any, name: str) -> Any:
+        """A value as JSON.
+
+        Args:
+            value: the argument, or an object of a registered class.
+            name: the argument's name, for errors.
+
+        Raises:
+            TypeError: for a kind that cannot be written, naming the argument.
+        """
         if value is None or isinstance(value, (bool, str)):
             return value
         if isinstance(value, (int, np.integer)):
@@ -65,7 +58,7 @@ class _Encoder:
             return number if math.isfinite(number) else {"float": str(number)}
         if isinstance(value, np.bool_):
             return bool(value)
-        if isinstance(value, list):
+        if isinstance(value, (list, nn.ModuleList)):
             return [self.encode(item, f"{name}[{i}]") for i, item in enumerate(value)]
         if isinstance(value, tuple):
             return {"tuple": [self.encode(item, f"{name}[{i}]") for i, item in enumerate(value)]}
@@ -74,27 +67,30 @@ class _Encoder:
         if isinstance(value, torch.dtype):
             return {"dtype": str(value).removeprefix("torch.")}
         if isinstance(value, Tensor):
-            return {"tensor": self._tensor(value)}
+            return {"tensor": self.tensor(value)}
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-            return {"array": self._tensor(torch.from_numpy(np.ascontiguousarray(value).copy()))}
-        if REGISTRY.get(type(value).__name__) is type(value) and hasattr(value, "_arguments"):
+            return {"array": self.tensor(torch.from_numpy(np.ascontiguousarray(value).copy()))}
+        if is_saveable(type(value)) and hasattr(value, "_arguments"):
             return self._object(value, name)
         return self._activation(value, name)
 
     def _arguments(self, values: Mapping[str, Any], name: str) -> dict[str, Any]:
         return {key: self.encode(value, f"{name}.{key}") for key, value in values.items()}
 
-    def _tensor(self, value: Tensor) -> str:
+    def tensor(self, value: Tensor) -> str:
+        """The name under which a tensor is written."""
         key = f"{ARGUMENTS}{len(self.tensors)}"
         self.tensors[key] = value.detach().cpu().contiguous().clone()
         return key
 
     def _object(self, value: Any, name: str) -> dict[str, Any]:
-        if id(value) in self.objects:
-            return {"same": self.objects[id(value)]}
+        if id(value) in self._objects:
+            return {"same": self._objects[id(value)]}
         arguments = self._arguments(value._arguments, name)
-        self.objects[id(value)] = len(self.objects)
-        return {"class": type(value).__name__, "arguments": arguments}
+        self._objects[id(value)] = len(self._objects)
+        written = class_name(type(value))
+        self.classes[written] = type(value)
+        return {"class": written, "arguments": arguments}
 
     def _activation(self, value: Any, name: str) -> dict[str, Any]:
         if isinstance(value, type) and issubclass(value, nn.Module):
@@ -112,13 +108,29 @@ class _Encoder:
         return {"activation": list(code)}
 
 
-class _Decoder:
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+class Decoder:
+    """Makes the values that an :class:`Encoder` wrote, their objects constructed anew.
+
+    Args:
+        tensors: the tensors of the file.
+        classes: classes to take for their names, in place of those registered.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], classes: Mapping[str, type] | None = None
+    ) -> None:
         self.tensors = tensors
-        self.objects: list[Any] = []
+        self.classes = {} if classes is None else classes
+        self._objects: list[Any] = []
 
     def decode(self, value: Any) -> Any:
-        if isinstance(value, list):
+        """A value from its JSON.
+
+        Raises:
+            ValueError: for an unknown class or kind.
+            Exception: of a constructor that refuses its arguments.
+        """
+        if isinstance(value, (list, nn.ModuleList)):
             return [self.decode(item) for item in value]
         if not isinstance(value, dict):
             return value
@@ -139,7 +151,7 @@ class _Decoder:
             tensor = self.tensors[content]
             return tensor if kind == "tensor" else tensor.numpy()
         if kind == "same":
-            return self.objects[content]
+            return self._objects[content]
         if kind == "activation":
             name, constant = content
             activation = make_activation(name)
@@ -150,15 +162,11 @@ class _Decoder:
 
     def _object(self, value: dict[str, Any]) -> Any:
         name = value["class"]
-        if name not in REGISTRY:
-            raise ValueError(
-                f"Expected a registered class; got {name!r}. If it is a class of your own, import "
-                f"the module that defines it, decorated with made_flows.saveable"
-            )
-        kind = REGISTRY[name]
+        known = isinstance(name, str) and name in self.classes
+        kind = self.classes[name] if known else find_class(name)
         arguments = {key: self.decode(item) for key, item in value["arguments"].items()}
         made = _call(kind, arguments)
-        self.objects.append(made)
+        self._objects.append(made)
         return made
 
 

@@ -6,10 +6,12 @@ and its arguments, and any other name is refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import stat
 import uuid
-from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,24 +21,41 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from made_flows._checks import expect_type
-from made_flows._registry import REGISTRY
-from made_flows.serialization.arguments import ARGUMENTS, decode, encode
+from made_flows._checks import expect, expect_type
+from made_flows._registry import is_saveable
+from made_flows.serialization.record import describe, rebuild, undisturbed
 
 __all__ = ["FORMAT_VERSION", "load", "save"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """The version of the files written; :func:`load` reads this one and those before it."""
 
 _KEY = "made_flows"
+_CHECKSUM = "made_flows_checksum"
+_BUILDING = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What constructors raise that are called with what they do not expect."""
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Save a model: its class, its constructor's arguments, its parameters and buffers.
 
+    What was changed after the model was made is saved with it: attributes, modules put in the
+    place of others, frozen parameters, modes of parts, ties between weights. What cannot be written
+    is refused: parametrized and pruned weights, hooks on a forward, layers of unknown classes. A
+    model is made of what would be written, and compared, before a file is touched. (Hooks of
+    gradients, and attributes that begin with an underscore, are taken for no part of a model.)
+
     The file is in the safetensors format, whose tensors any safetensors reader can load. It is
     written beside its place and moved there when complete, so that an interrupted save leaves
-    what was there before.
+    what was there before. A checksum tells :func:`load` whether it is as it was written.
 
     Args:
         model: a model of this library, or of a class decorated with ``saveable``.
@@ -44,8 +63,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: for a model of another class, or one made with an argument that cannot be
-            written as numbers and text, such as a function of one's own.
+            written as numbers and text, such as a function of one's own; for a path of another
+            type.
+        ValueError: for a model that is not what its arguments make, in a way that a file cannot
+            say, with what to do about it.
         FileNotFoundError: when the folder does not exist.
+        IsADirectoryError: when the path is a folder.
 
     Example:
         >>> import tempfile, pathlib, made_flows as mf
@@ -54,35 +77,54 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         >>> type(load(path)).__name__
         'GaussianMADE'
     """
-    name = type(model).__name__
     expect_type(
-        REGISTRY.get(name) is type(model) and hasattr(model, "state_dict"),
+        is_saveable(type(model)) and hasattr(model, "state_dict"),
         "model",
         "to be of a class that can be saved (decorate a class of your own with "
         "made_flows.saveable, or save model.state_dict())",
         model,
     )
-    path = Path(path).resolve()
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"Expected the folder of path to exist; got {path.parent}")
+    place = _expect_path(path)
+    if place.is_dir():
+        raise IsADirectoryError(f"Expected path to be a file to write; got {place}, a folder")
+    if not place.parent.is_dir():
+        raise FileNotFoundError(f"Expected the folder of path to exist; got {place.parent}")
 
-    arguments: dict[str, Tensor] = {}
-    tree = encode(model, name, arguments)
-    tensors, aliases = _distinct(model)
+    text, tensors = describe(model)
     header = {
         "format": _KEY,
         "format_version": FORMAT_VERSION,
         "library_version": _library_version(),
-        **tree,
-        "training": model.training,
-        "aliases": aliases,
+        **text,
     }
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    written = json.dumps(header, allow_nan=False)
+    metadata = {_KEY: written, _CHECKSUM: checksum(written, tensors)}
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
     try:
-        save_file(tensors | arguments, temporary, {_KEY: json.dumps(header, allow_nan=False)})
-        temporary.replace(path)
+        temporary.touch()  # with the mode that new files get here, which safetensors' lack
+        mode = stat.S_IMODE((place if place.exists() else temporary).stat().st_mode)
+        save_file(tensors, temporary, metadata)
+        temporary.chmod(mode)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # complete on the disk, before it takes the other's place
+        temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _expect_path(path: Any) -> Path:
+    expect_type(isinstance(path, (str, os.PathLike)), "path", "to be a str or os.PathLike", path)
+    return Path(path).resolve()
+
+
+def checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """A hash of all that a file says: its header as it stands there, and its tensors."""
+    total = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def load(
@@ -104,7 +146,8 @@ def load(
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: for a file that is damaged, is not from this library, was written in a newer
-            format, names an unknown class, or does not fit the class.
+            format, names an unknown class, does not fit the class, or asks for more numbers than
+            it holds; for a device that torch does not know.
 
     Example:
         >>> import tempfile, pathlib, made_flows as mf
@@ -120,27 +163,31 @@ def load(
         "to be a floating-point torch.dtype",
         dtype,
     )
-    path = Path(path)
-    if not path.is_file():
+    if device is not None:
+        try:
+            device = torch.device(device)
+        except (RuntimeError, TypeError):
+            words = "to be a device that torch knows, such as 'cpu' or 'cuda'"
+            expect(False, "device", words, repr(device))
+    place = _expect_path(path)
+    if not place.is_file():
         raise FileNotFoundError(f"Expected path to be a file; got {path}, which is not one")
+    with undisturbed():
+        model = _built(place)
+    return model.to(device=device, dtype=dtype)
+
+
+def _built(path: Path) -> nn.Module:
     header, tensors = _read(path)
     try:
-        # Constructors draw initial weights: not from the caller's generator.
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            model = decode(header, tensors)
-        aliases = dict(header.get("aliases", {}))
-        state = {k: v for k, v in tensors.items() if not k.startswith(ARGUMENTS)}
-        state |= {name: tensors[source] for name, source in aliases.items()}
-        _make_room(model, state)
-        model.load_state_dict(state)
-        model.train(bool(header.get("training", True)))
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return rebuild(header, tensors)
+    except _BUILDING as error:
         written = header.get("library_version", "unknown")
         raise ValueError(
             f"Expected {path} to hold a model that this version of made_flows "
-            f"({_library_version()}) can build; got one written by version {written}, and: {error}"
+            f"({_library_version()}) can build; got one written by version {written}, and: "
+            f"{error or type(error).__name__}"
         ) from error
-    return model.to(device=device, dtype=dtype)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -176,48 +223,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"by made_flows {header.get('library_version')} (this is {_library_version()}). "
             f"Upgrade made_flows"
         )
+    # Files of the first format have no checksum.
+    if (number > 1 or _CHECKSUM in metadata) and metadata.get(_CHECKSUM) != checksum(
+        metadata[_KEY], tensors
+    ):
+        raise ValueError(
+            f"Expected {path} to be as it was written; got contents that do not fit its "
+            f"checksum: it was damaged or changed. Save or copy it again"
+        )
     return header, tensors
-
-
-def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a state dict, each once and on its own memory, and the other names of them."""
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    seen: dict[tuple[Any, ...], str] = {}
-    storages: set[Any] = set()
-    for name, value in model.state_dict().items():
-        expect_type(isinstance(value, Tensor), f"state {name!r}", "to be a tensor", value)
-        storage = (value.device, value.untyped_storage().data_ptr())
-        view = (*storage, value.storage_offset(), value.shape, value.stride(), value.dtype)
-        if value.numel() and view in seen:
-            aliases[name] = seen[view]
-            continue
-        seen[view] = name
-        # safetensors refuses views that share memory: all but the first get their own.
-        copy = value.detach().cpu().contiguous()
-        tensors[name] = copy.clone() if storage in storages else copy
-        storages.add(storage)
-    return tensors, aliases
-
-
-def _make_room(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Give a model's tensors the dtypes of a state dict: loading would round to their own."""
-    floats = Counter(
-        state[name].dtype
-        for name, _ in model.named_parameters()
-        if name in state and state[name].is_floating_point()
-    )
-    if floats:  # the constants outside the state dict follow the weights
-        model.to(floats.most_common(1)[0][0])
-    for prefix, module in model.named_modules():
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            saved = state.get(f"{prefix}.{name}" if prefix else name)
-            if tensor is None or saved is None:
-                continue
-            if saved.dtype != tensor.dtype:
-                tensor.data = tensor.data.to(saved.dtype)
-            if 0 in tensor.stride():  # an expanded tensor cannot be written to
-                tensor.data = tensor.data.contiguous()
 
 
 def _library_version() -> str:
