@@ -1,0 +1,99 @@
+"""Masked linear layers: the blocks of large masks are those of the mask as it is now."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from made_flows.nn import block_linear
+from made_flows.nn.linear import MaskedLinear
+
+N = 450  # large enough for products by blocks
+
+
+def _mask() -> Tensor:
+    """A random block-triangular mask."""
+    rows, columns = torch.randint(1, 40, (N, 1)), torch.randint(40, (N,)).sort().values
+    return rows.sort(dim=0).values > columns
+
+
+def _assigned(layer: MaskedLinear) -> None:
+    layer.mask = _mask().float()
+
+
+def _assigned_to_state(layer: MaskedLinear) -> None:
+    layer.load_state_dict({**layer.state_dict(), "mask": _mask().float()}, assign=True)
+
+
+def _loaded(layer: MaskedLinear) -> None:
+    layer.load_state_dict({**layer.state_dict(), "mask": _mask().float()})
+
+
+def _through_data(layer: MaskedLinear) -> None:
+    layer.mask.data.copy_(_mask())
+
+
+def _data_replaced(layer: MaskedLinear) -> None:
+    layer.mask.data = _mask().float()
+
+
+def _one_connection_through_data(layer: MaskedLinear) -> None:
+    layer.mask.data[0, N - 1] = 1
+
+
+def _flipped(layer: MaskedLinear) -> None:
+    layer.mask.data = layer.mask.data.flip(0, 1).t()
+
+
+CHANGES: dict[str, Callable[[MaskedLinear], None]] = {
+    "assigned": _assigned,
+    "assigned by load_state_dict": _assigned_to_state,
+    "loaded": _loaded,
+    "through .data": _through_data,
+    ".data replaced": _data_replaced,
+    "one connection through .data": _one_connection_through_data,
+    "flipped": _flipped,
+}
+
+
+def _check(layer: MaskedLinear) -> None:
+    x = torch.randn(3, N, requires_grad=True)
+    expected = x @ (layer.weight * layer.mask).t() + layer.bias
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    parameters = (x, layer.weight)
+    found = torch.autograd.grad(layer(x).square().sum(), parameters)
+    wanted = torch.autograd.grad(expected.square().sum(), parameters)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_map_follows_the_mask(change: Callable[[MaskedLinear], None]) -> None:
+    layer = MaskedLinear(_mask())
+    assert block_linear.blocks_of(layer.mask) is not None
+    _check(layer)
+    for _ in range(3):
+        change(layer)
+        _check(layer)
+        _check(copy.deepcopy(layer))
+
+
+def test_what_is_first_called_in_inference_mode_can_be_trained() -> None:
+    layer = MaskedLinear(_mask())
+    with torch.inference_mode():
+        layer(torch.randn(2, N))
+    _check(layer)
+
+
+def test_a_layer_made_in_inference_mode_passes_gradients_on() -> None:
+    with torch.inference_mode():
+        layer = MaskedLinear(_mask())
+    x = torch.randn(3, N, requires_grad=True)
+    expected = x @ (layer.weight * layer.mask).t() + layer.bias
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    (found,) = torch.autograd.grad(layer(x).square().sum(), x)
+    (wanted,) = torch.autograd.grad(expected.square().sum(), x)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
