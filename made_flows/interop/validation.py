@@ -1,70 +1,13 @@
-"""Whether a foreign network is what it was when it was read, and computes what its class says."""
+"""Whether what was read off a foreign network is still the same."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from made_flows.nn.validation import NotUnderstoodError, Watch, expect_own
 
 __all__ = ["Kept", "NotUnderstoodError", "Watch", "expect_own"]
-
-
-class NotUnderstoodError(Exception):
-    """A foreign layer computes something that is not known here; the message says what."""
-
-
-def expect_own(module: Any, library: type, names: Sequence[str] = ("forward",)) -> None:
-    """Raise unless a module is of a library's class and computes what that class computes.
-
-    Args:
-        module: the object.
-        library: the library's class.
-        names: methods that neither a subclass nor the object itself may have replaced.
-    """
-    kind = type(module)
-    if not isinstance(module, library):
-        raise NotUnderstoodError(f"{kind.__name__} is not a {_full_name(library)}")
-    for name in names:
-        if getattr(kind, name) is not getattr(library, name) or name in vars(module):
-            raise NotUnderstoodError(f"{kind.__name__} has a {name} of its own")
-
-
-def _full_name(kind: type) -> str:
-    return f"{kind.__module__.split('.')[0]} {kind.__name__}"
-
-
-class Watch:
-    """Remembers the modules that a network consists of.
-
-    Args:
-        root: the network.
-
-    Raises:
-        NotUnderstoodError: if a module has forward hooks, which may change what it computes.
-    """
-
-    def __init__(self, root: nn.Module) -> None:
-        self._seen = [(module, tuple(module._modules.values())) for module in root.modules()]
-        for module, _ in self._seen:
-            if module._forward_hooks or module._forward_pre_hooks:
-                raise NotUnderstoodError(f"{type(module).__name__} has forward hooks")
-            if "forward" in vars(module):
-                raise NotUnderstoodError(f"a {type(module).__name__} has a forward of its own")
-
-    def unchanged(self) -> bool:
-        """Whether they are still the same modules, without hooks. Costs some microseconds."""
-        for module, children in self._seen:
-            own = module.__dict__
-            if (
-                own["_forward_hooks"]
-                or own["_forward_pre_hooks"]
-                or tuple(own["_modules"].values()) != children
-                or "forward" in own
-            ):
-                return False
-        return True
 
 
 class Kept:

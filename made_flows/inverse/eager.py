@@ -182,7 +182,7 @@ def solve(
             )
             features = numeric.symbolic.features[at]
             parameters = _unpack(state.z[-1][:, state.units(depth, rank, rank + 1)], counts[at])
-            fresh = step(noise[:, features], parameters)
+            fresh = step(noise[:, features], parameters, features)
             if values is None:
                 values = fresh.new_zeros(rows, numeric.structure.features)
             values[:, features] = fresh.to(values.dtype)

@@ -13,8 +13,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
+from made_flows.inverse.steps import HeadStep
 from made_flows.nn.linear import MaskedLinear, run_weight_hooks
 from made_flows.nn.made import MADE
+from made_flows.nn.validation import NotUnderstoodError
 from made_flows.univariate.heads import Head
 
 __all__ = ["sample_row_orders"]
@@ -47,6 +50,19 @@ def sample_row_orders(
     Returns:
         Values (N, D).
     """
+    try:
+        made.expect_understood()
+    except NotUnderstoodError as reason:
+        warn_of_passes(made, made.features, reason)
+        return d_pass_inverse(
+            lambda x: made.evaluate(x, context, order),
+            order.argsort(dim=-1),
+            HeadStep(head),
+            noise,
+            known=values,
+            prefix=known,
+            dtype=made.dtype,
+        )
     width = len(made.input_features) + len(made.output_features) + 2 * sum(made.shape.hidden)
     rows = max(_CHUNK // width, 1)
     pieces = zip(
@@ -100,7 +116,9 @@ class _Sweep:
                     self._finish(layer, torch.tensor(of_degree[rank], device=order.device))
             feature = order[:, rank]
             parameters = made.unpack(self._outputs())[rows, feature]
-            drawn = self.head.step(noise[rows, feature], parameters).to(self.values.dtype)
+            drawn = self.head.step_at(noise[rows, feature], parameters, feature).to(
+                self.values.dtype
+            )
             given = self.values[rows, feature]
             self.values[rows, feature] = torch.where(rank < known, given, drawn)
             encoded = self.head.encode(self.values, self.inputs.dtype)

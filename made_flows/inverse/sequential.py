@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from made_flows._checks import check_broadcast
 from made_flows._torch import as_rows, is_untransformed
 from made_flows.inverse import ops as operators
+from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.steps import HeadStep, Step
 from made_flows.nn.spec import NetworkSpec
+from made_flows.nn.validation import NotUnderstoodError
 
 __all__ = ["Conditioner", "HeadStep", "Step", "sequential_inverse"]
 
@@ -62,6 +64,9 @@ def sequential_inverse(
         known: (..., D), values of which those of the first ``prefix`` ranks are kept.
         prefix: how many ranks are known.
 
+    A network whose layers are not all there is to it is inverted by a pass for every rank, with a
+    :class:`~made_flows.inverse.d_pass.SlowInverseWarning`.
+
     Returns:
         x, (..., D). It carries gradients to noise, weights, context and known values where they
         ask for one and the step is differentiable. Hidden units are never dropped.
@@ -79,9 +84,25 @@ def sequential_inverse(
         if known is not None:
             known = known.expand(*batch, features)
 
+    try:
+        with torch.no_grad():
+            network = conditioner.spec(_context_rows(context, batch))
+    except NotUnderstoodError as reason:
+        warn_of_passes(conditioner, features, reason)
+
+        def evaluate(inputs: Tensor) -> Tensor:
+            return conditioner.evaluate(inputs, context)
+
+        return d_pass_inverse(
+            evaluate,
+            conditioner.ranks,
+            step,
+            noise,
+            known=known,
+            prefix=prefix,
+            dtype=conditioner.dtype,
+        )
     with torch.no_grad():
-        rows = _context_rows(context, batch)
-        network = conditioner.spec(rows)
         x = operators.solve(
             noise if len(batch) == 1 else noise.reshape(-1, *noise.shape[-2:]),
             None if known is None else known.reshape(-1, features),

@@ -31,8 +31,15 @@ class Step(Protocol):
     differentiable: bool
     """Whether values are differentiable in noise and parameters."""
 
-    def __call__(self, noise: Tensor, parameters: Tensor) -> Tensor:
-        """Values from noise (..., P) and parameters (..., K): (...)."""
+    filler: float
+    """A value that stands for one that is not known yet."""
+
+    def __call__(self, noise: Tensor, parameters: Tensor, features: Tensor | None = None) -> Tensor:
+        """Values (...) from noise (..., P) and parameters (..., K).
+
+        ``features`` says which feature each value belongs to, and broadcasts to the values; None
+        stands for all features in their order.
+        """
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """What the network reads for all features' values (N, D): (N, inputs)."""
@@ -57,9 +64,12 @@ class HeadStep:
         self.identity_encoding = type(head).encode is Head.encode
         # Gradients take values for what the network reads.
         self.differentiable = head.has_rsample and self.identity_encoding
+        self.filler = head.filler
 
-    def __call__(self, noise: Tensor, parameters: Tensor) -> Tensor:
-        return self.head.step(noise, parameters)
+    def __call__(self, noise: Tensor, parameters: Tensor, features: Tensor | None = None) -> Tensor:
+        if features is None:
+            features = torch.arange(parameters.shape[-2], device=parameters.device)
+        return self.head.step_at(noise, parameters, features)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return self.head.encode(x, dtype)
@@ -81,6 +91,7 @@ class BijectionStep:
 
     identity_encoding = True
     differentiable = True
+    filler = 0.0
 
     def __init__(self, bijection: Bijection, direction: Literal["forward", "inverse"]) -> None:
         expect(
@@ -93,7 +104,7 @@ class BijectionStep:
         self.direction = direction
         self.name = f"{direction}:{bijection.key}"
 
-    def __call__(self, noise: Tensor, parameters: Tensor) -> Tensor:
+    def __call__(self, noise: Tensor, parameters: Tensor, features: Tensor | None = None) -> Tensor:
         if self.direction == "forward":
             return self.bijection.forward(noise[..., 0], parameters)[0]
         return self.bijection.inverse(noise[..., 0], parameters)[0]

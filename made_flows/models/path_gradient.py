@@ -17,6 +17,7 @@ from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import DampedAffine, TriangularAffine
 from made_flows.nn.made import MADE
+from made_flows.nn.validation import NotUnderstoodError
 from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
 
@@ -141,11 +142,14 @@ _DERIVATIVES: dict[type, Callable[[Tensor], Tensor]] = {
 
 
 def _plain(made: MADE) -> bool:
-    """Whether a network is made of masked layers, activations and direct connections alone."""
+    """Say whether a network is made of masked layers, activations and direct connections alone."""
+    try:
+        made.expect_understood()
+    except NotUnderstoodError:
+        return False
     layers = made.masked_layers() + ([] if made.direct is None else [made.direct])
     return (
-        type(made) is MADE
-        and type(made.activation) in _DERIVATIVES
+        type(made.activation) in _DERIVATIVES
         and not (made.residual or made.dropout or made.context)
         and not any(layer.has_mask_weights for layer in layers)
     )

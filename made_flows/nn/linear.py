@@ -14,7 +14,7 @@ from made_flows._cache import TensorCache
 from made_flows._torch import is_untransformed
 from made_flows.nn.block_linear import SMALLEST, Block, block_linear, blocks_of
 
-__all__ = ["MaskedLinear", "RowMask", "returns_fresh", "run_weight_hooks"]
+__all__ = ["MaskedLinear", "RowMask", "is_weight_hook", "returns_fresh", "run_weight_hooks"]
 
 _BLOCKS: TensorCache[tuple[Block, ...] | None] = TensorCache(size=1024)
 """Of masks of large layers. To compare a mask with what it was takes a fraction of the time of
@@ -151,8 +151,14 @@ def returns_fresh(layer: nn.Module) -> bool:
 
     A hook may have kept it, and a subclass or a wrapper may return one of its arguments.
     """
+    # Nor may the result of a layer with backward hooks: torch gives a view of it.
     return type(layer) is MaskedLinear and not (
-        layer._forward_hooks or nn.modules.module._global_forward_hooks
+        layer._forward_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or nn.modules.module._global_forward_hooks
+        or nn.modules.module._global_backward_hooks
+        or nn.modules.module._global_backward_pre_hooks
     )
 
 
@@ -164,6 +170,11 @@ def run_weight_hooks(layers: Iterable[nn.Module | None]) -> None:
     """
     for layer in layers:
         for hook in tuple(layer._forward_pre_hooks.values()) if layer is not None else ():
-            name = getattr(hook, "_tensor_name", getattr(hook, "name", None))
-            if isinstance(name, str) and name in ("weight", "bias", "mask_weight"):
+            if is_weight_hook(hook):
                 hook(layer, ())
+
+
+def is_weight_hook(hook: Any) -> bool:
+    """Say whether a forward pre-hook does nothing but compute a weight, as pruning's does."""
+    name = getattr(hook, "_tensor_name", getattr(hook, "name", None))
+    return isinstance(name, str) and name in ("weight", "bias", "mask_weight")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from made_flows._checks import (
     boolean,
@@ -35,6 +36,7 @@ from made_flows.nn.made_spec import MADESpec
 from made_flows.nn.masked_mlp import MaskedMLP
 from made_flows.nn.per_row_orders import forward_row_orders
 from made_flows.nn.spec import NetworkSpec
+from made_flows.nn.validation import expect_own
 
 __all__ = ["MADE"]
 
@@ -261,13 +263,59 @@ class MADE(MaskedMLP):
         masks = reordering.masks_of(self, ranks, degrees)
         return self.compute(x, context, masks, self.dropout)
 
+    def evaluate(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        order: Tensor | Sequence[int] | None = None,
+    ) -> Tensor:
+        """Parameters of every feature without dropout, whatever the mode: what samples follow.
+
+        They are those of a call, with all that takes part in one: hooks, and a subclass's own
+        ``forward``.
+        """
+        if order is None and self._is_plain():
+            if not self.training or torch.compiler.is_compiling():
+                return self.compute(x, context)
+            with _without_dropout(self):
+                return self.compute(x, context)
+        with _without_dropout(self):
+            return cast(Tensor, self(x, context) if order is None else self(x, context, order))
+
+    def expect_understood(self) -> None:
+        """Raise where the network does not compute what its class says.
+
+        Raises:
+            NotUnderstoodError: for hooks, wrapped layers, and subclasses with a pass of their own.
+        """
+        self._read()
+
     def spec(self, context: Tensor | None = None) -> NetworkSpec:
-        """The network as the sequential inverse sees it, with what a context (rows, C) adds."""
+        """Describe the network to the sequential inverse, with what a context (rows, C) adds.
+
+        Raises:
+            NotUnderstoodError: see :meth:`expect_understood`.
+        """
+        return self._read().at(context)
+
+    def _read(self) -> MADESpec:
         description = self._description
         if description is None or not description.holds(self):
+            expect_own(self, MADE, ("__call__", "forward", "evaluate", "compute", "unpack"))
             description = MADESpec(self)
             self._description = None if torch.compiler.is_compiling() else description
-        return description.at(context)
+        return description
+
+    def _is_plain(self) -> bool:
+        """Say whether a call is :meth:`compute` and no more."""
+        kind = type(self)
+        return not (
+            kind.forward is not MADE.forward
+            or kind.__call__ is not MADE.__call__
+            or self._forward_hooks
+            or self._forward_pre_hooks
+            or "forward" in self.__dict__
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_description": None}
@@ -289,6 +337,20 @@ class MADE(MaskedMLP):
         if self.mask_weights:
             parts.append(f"mask_weights={self.mask_weights!r}")
         return ", ".join(parts)
+
+
+@contextmanager
+def _without_dropout(network: nn.Module) -> Iterator[None]:
+    """Let no module within drop anything."""
+    drops = nn.modules.dropout._DropoutNd
+    training = [part for part in network.modules() if isinstance(part, drops) and part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _with_block_ends(hidden: tuple[int, ...]) -> tuple[int, ...]:

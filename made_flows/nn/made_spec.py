@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from made_flows.nn.activations import activation_name
-from made_flows.nn.linear import MaskedLinear, run_weight_hooks
+from made_flows.nn.linear import MaskedLinear, is_weight_hook, run_weight_hooks
 from made_flows.nn.masked_mlp import MaskedMLP
 from made_flows.nn.spec import LayerSpec, NetworkSpec
+from made_flows.nn.validation import Watch, expect_own
 
 __all__ = ["MADESpec"]
 
@@ -29,14 +30,18 @@ class MADESpec:
     Attributes:
         network: without a context.
         with_context: its text and tensors where a context contributes too.
+
+    Raises:
+        NotUnderstoodError: where something else than masked layers and an elementwise activation
+            takes part in what it computes.
     """
 
     def __init__(self, made: MaskedMLP) -> None:
-        linears = [cast(MaskedLinear, layer) for layer in made.layers]
+        self._watch = _watch(made)
+        linears = made.masked_layers()
         run_weight_hooks((*linears, made.direct))
         self._contexts, self._offsets = _contexts(made), _offsets(made)
         self._activation = activation_name(made.activation)
-        self._modules = _modules(made)
         self.network = self._describe(made, linears, self._offsets)
         self.with_context = self._describe(made, linears, {*self._contexts, *self._offsets})
         places: list[tuple[dict[str, Any], str]] = [(made._buffers, "ranks")]
@@ -90,7 +95,7 @@ class MADESpec:
         """Whether the network is still made of the same modules and tensors."""
         return (
             not self._computed
-            and self._modules == _modules(made)
+            and self._watch.unchanged()
             and self._activation == activation_name(made.activation)
             and all(table.get(name) is tensor for table, name, tensor in self._tensors)
         )
@@ -114,7 +119,13 @@ def _offsets(made: MaskedMLP) -> dict[int, list[MaskedLinear]]:
     return found
 
 
-def _modules(made: MaskedMLP) -> tuple[nn.Module | None, ...]:
-    # Dictionaries: looking attributes of modules up takes several times as long.
-    layers = cast(nn.ModuleList, made._modules["layers"])
-    return (*made._modules.values(), *layers._modules.values())
+def _watch(made: MaskedMLP) -> Watch:
+    """Watch all modules that take part in the pass, which compute what their classes say."""
+    layers: list[nn.Module] = list(made.layers)
+    if made.direct is not None:
+        layers.append(made.direct)
+    for layer in layers:
+        expect_own(layer, MaskedLinear, ("__call__", "forward", "full_bias", "offset"))
+    # Layers of the context are not read but called, as in every other pass.
+    within = [made, made.layers, *layers, *made.activation.modules()]
+    return Watch(within, allowed=is_weight_hook)

@@ -186,10 +186,12 @@ class MaskedMLP(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         # Every call asks, and by dictionaries it takes 1 us in place of 4. Weights that are
-        # computed (parametrized, say) are attributes alone.
+        # computed (parametrized, say) are attributes alone; a layer that wraps another has none.
         first: Any = cast(nn.Module, self._modules["layers"])._modules["0"]
         weight = first._parameters.get("weight")
-        return cast(Tensor, first.weight if weight is None else weight).dtype
+        if weight is None:
+            weight = getattr(first, "weight", None)
+        return cast(Tensor, next(self.parameters()) if weight is None else weight).dtype
 
     def adds_to_stream(self, layer: int) -> bool:
         """Say whether a hidden layer ends a residual block."""

@@ -75,7 +75,23 @@ class Head(KeyedModule, ABC):
 
     @abstractmethod
     def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
-        """The value that noise becomes: (..., P), (..., K) -> (...)."""
+        """Turn noise (..., P) into values (...) by parameters (..., K)."""
+
+    def step_at(self, noise: Tensor, parameters: Tensor, features: Tensor) -> Tensor:
+        """Turn the noise of some features into their values; what sampling calls.
+
+        A head that differs from feature to feature overrides this in place of leaving it to
+        :meth:`step`.
+
+        Args:
+            noise: (..., P).
+            parameters: (..., K), with K at least the number of these features' own parameters.
+            features: which feature each value belongs to, integers that broadcast to (...).
+
+        Returns:
+            values (...).
+        """
+        return self.step(noise, parameters)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """What the network reads for values x (..., D): (..., inputs)."""

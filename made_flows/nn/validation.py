@@ -1,0 +1,87 @@
+"""Whether a network computes what its class says: no hooks, overriding subclasses, wrapped layers.
+
+The sequential inverse reads weights and masks, and never calls the layers. Where something else
+takes part in what they compute, it would follow another network than the one that scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+__all__ = ["NotUnderstoodError", "Watch", "expect_own"]
+
+
+class NotUnderstoodError(Exception):
+    """A network computes something that cannot be read off its weights; the message says what."""
+
+
+def expect_own(module: Any, library: type, names: Sequence[str] = ("forward",)) -> None:
+    """Raise unless a module is of a library's class and computes what that class computes.
+
+    Args:
+        module: the object.
+        library: the library's class.
+        names: methods that neither a subclass nor the object itself may have replaced.
+    """
+    kind = type(module)
+    if not isinstance(module, library):
+        raise NotUnderstoodError(f"{kind.__name__} is not a {_full_name(library)}")
+    for name in names:
+        if getattr(kind, name) is not getattr(library, name) or name in vars(module):
+            raise NotUnderstoodError(f"{kind.__name__} has a {name} of its own")
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__.split('.')[0]} {kind.__name__}"
+
+
+def _no_hook(hook: Any) -> bool:
+    return False
+
+
+class Watch:
+    """Remembers the modules that a network consists of.
+
+    Args:
+        modules: the network, with all modules within; or several modules, by themselves.
+        allowed: says of a forward pre-hook that it is accounted for (by default none is).
+
+    Raises:
+        NotUnderstoodError: if a module has forward hooks, which may change what it computes.
+    """
+
+    def __init__(
+        self, modules: nn.Module | Iterable[nn.Module], allowed: Callable[[Any], bool] = _no_hook
+    ) -> None:
+        within = modules.modules() if isinstance(modules, nn.Module) else modules
+        self._seen = [
+            (
+                module,
+                type(module),
+                tuple(module._modules.values()),
+                tuple(module._forward_pre_hooks.values()),
+            )
+            for module in within
+        ]
+        for module, kind, _, hooks in self._seen:
+            if module._forward_hooks or not all(map(allowed, hooks)):
+                raise NotUnderstoodError(f"{kind.__name__} has forward hooks")
+            if "forward" in vars(module):
+                raise NotUnderstoodError(f"a {kind.__name__} has a forward of its own")
+
+    def unchanged(self) -> bool:
+        """Say whether they are still the same modules, without hooks. It takes microseconds."""
+        for module, kind, children, hooks in self._seen:
+            own = module.__dict__
+            if (
+                own["_forward_hooks"]
+                or type(module) is not kind
+                or tuple(own["_modules"].values()) != children
+                or tuple(own["_forward_pre_hooks"].values()) != hooks
+                or "forward" in own
+            ):
+                return False
+        return True
