@@ -14,7 +14,7 @@ from made_flows._checks import expect_type
 from made_flows.interop.class_swap import Swapped, mix_in, original_class, unmix
 from made_flows.interop.fast_layer import FastLayer
 from made_flows.interop.libraries import find, library_of
-from made_flows.interop.validation import NotUnderstoodError
+from made_flows.nn.validation import NotUnderstoodError
 
 __all__ = ["AccelerationReport", "AccelerationWarning", "accelerate", "acceleration", "restore"]
 

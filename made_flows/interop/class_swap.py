@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from made_flows.interop.fast_layer import FastLayer
-from made_flows.interop.validation import NotUnderstoodError
+from made_flows.nn.validation import NotUnderstoodError
 
 __all__ = ["Swapped", "mix_in", "original_class", "unmix"]
 

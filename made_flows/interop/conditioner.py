@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from made_flows._cache import TensorCache
 from made_flows.interop.layers import HostLayer
-from made_flows.interop.validation import NotUnderstoodError, expect_own
 from made_flows.nn.activations import activation_name
 from made_flows.nn.made import MADE
 from made_flows.nn.masks import adjacency_levels
 from made_flows.nn.spec import LayerSpec, NetworkSpec
+from made_flows.nn.validation import NotUnderstoodError, expect_own
 
 __all__ = ["ForeignConditioner", "expect_network", "own_conditioner"]
 
@@ -56,7 +56,7 @@ class ForeignConditioner:
         self.counts = (parameters,)
         self.parameter_major = parameter_major
         self._call = call
-        self._texts: dict[bool, str] = {}
+        self._texts: dict[tuple[Any, ...], str] = {}
         self._levels: TensorCache[Tensor] = TensorCache(size=2)
         for layer in self.layers:
             if None in (part.running_mean for part in (layer.norm, layer.reads_norm) if part):
@@ -126,12 +126,19 @@ class ForeignConditioner:
     def spec(self, context: Tensor | None = None) -> NetworkSpec:
         """Its layers, with what a context (rows, C) contributes."""
         without = context is None
-        text = self._texts.get(without)
+        own = [layer.tensors() for layer in self.layers]
+        # A bias may be taken away, and a constant of an activation changed.
+        looks = (
+            without,
+            *map(len, own),
+            *(activation_name(layer.activation) for layer in self.layers),
+        )
+        text = self._texts.get(looks)
         if text is None:
-            text = self._texts[without] = self._structure(context)
+            text = self._texts[looks] = self._structure(context)
         tensors, bases = [self.ranks], []
-        for layer in self.layers:
-            tensors += layer.tensors()
+        for layer, of_layer in zip(self.layers, own, strict=True):
+            tensors += of_layer
             if context is not None:
                 bases += [of(context) for of in (layer.base, layer.gate) if of is not None]
         if self.direct is not None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from made_flows.interop.conditioner import ForeignConditioner
-from made_flows.interop.validation import NotUnderstoodError, Watch
 from made_flows.inverse.sequential import Conditioner, sequential_inverse
 from made_flows.inverse.steps import BijectionStep
 from made_flows.nn.made import MADE
+from made_flows.nn.validation import NotUnderstoodError, Watch
 from made_flows.univariate.bijections import Bijection
 
 __all__ = ["Fast", "FastLayer"]

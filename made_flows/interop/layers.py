@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from made_flows.interop.validation import Kept, NotUnderstoodError
+from made_flows._cache import TensorCache
 from made_flows.nn.activations import activation_code, make_activation
+from made_flows.nn.validation import NotUnderstoodError
 
 __all__ = ["IDENTITY", "HostLayer", "elementwise"]
 
@@ -45,28 +47,26 @@ class HostLayer:
     gate: OfContext | None = None
     columns: slice | None = None
     rows: Tensor | None = None
-    _kept: tuple[Kept, ...] = field(
-        default_factory=lambda: (Kept(), Kept(), Kept(), Kept(), Kept())
-    )
+    _kept: TensorCache[tuple[Tensor, ...]] = field(default_factory=lambda: TensorCache(size=4))
+    """Of what is made of the layer's tensors: the inverse knows a network by the identity of its
+    tensors, so that they may not be others in every call."""
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Weight, mask and bias: of the columns that read features, batch norm folded in."""
         weight, mask, bias = self.linear.weight, self.linear.mask, self.linear.bias
-        columns, folded, _, of_reads, reordered = self._kept
         if self.columns is not None:
-            weight, mask = columns.same(
-                weight.detach()[:, self.columns].contiguous(), mask[:, self.columns].contiguous()
-            )
+            take = partial(_columns, weight, mask, self.columns)
+            weight, mask = self._kept.get("columns", [weight, mask], take)
         if self.reads_norm is not None:
-            scale, shift = of_reads.same(*_scale_and_shift(self.reads_norm))
-            constant = (weight * mask) @ shift
-            weight, bias = folded.same(
-                weight * scale, constant if bias is None else constant + bias
+            normed = self._normed(self.reads_norm)
+            parts = [part for part in (weight, mask, bias, *normed) if part is not None]
+            weight, bias = self._kept.get(
+                "folded", parts, partial(_folded, weight, mask, bias, *normed)
             )
         if self.rows is not None:
-            order = self.rows.to(weight.device)
-            parts = [part.detach()[order] for part in (weight, mask, bias) if part is not None]
-            weight, mask, *rest = reordered.same(*parts)
+            parts = [part for part in (weight, mask, bias) if part is not None]
+            sort = partial(_rows, parts, self.rows)
+            weight, mask, *rest = self._kept.get("rows", [*parts, self.rows], sort)
             bias = rest[0] if rest else None
         return weight, mask, bias
 
@@ -89,7 +89,29 @@ class HostLayer:
 
     def normed(self) -> tuple[Tensor, ...]:
         """Scale and shift of the batch normalisation before the activation, if there is one."""
-        return () if self.norm is None else self._kept[2].same(*_scale_and_shift(self.norm))
+        return () if self.norm is None else self._normed(self.norm)
+
+    def _normed(self, norm: nn.BatchNorm1d) -> tuple[Tensor, ...]:
+        own = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        parts = [part for part in own if part is not None]
+        # What is None among them shows in which tensors they are.
+        return self._kept.get(("norm", norm.eps), parts, partial(_scale_and_shift, norm))
+
+
+def _columns(weight: Tensor, mask: Tensor, columns: slice) -> tuple[Tensor, ...]:
+    return weight[:, columns].contiguous(), mask[:, columns].contiguous()
+
+
+def _folded(
+    weight: Tensor, mask: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, ...]:
+    """Weight and bias with the normalisation of what a layer reads folded in."""
+    constant = (weight * mask) @ shift
+    return weight * scale, constant if bias is None else constant + bias
+
+
+def _rows(parts: Sequence[Tensor], order: Tensor) -> tuple[Tensor, ...]:
+    return tuple(part[order.to(part.device)] for part in parts)
 
 
 def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from made_flows._checks import check_event, expect_type, non_negative_integer, positive_integer
 from made_flows.interop.libraries.nflows import conditioner_of
-from made_flows.interop.validation import Watch
 from made_flows.inverse.sequential import HeadStep, sequential_inverse
 from made_flows.nflows.connectivity import wire
+from made_flows.nn.validation import Watch
 from made_flows.univariate.heads import GaussianMixture
 from made_flows.univariate.scales import ScaleRule
 

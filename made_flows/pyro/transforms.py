@@ -13,7 +13,7 @@ from made_flows._checks import check_event, expect, positive_integer, real_numbe
 from made_flows._torch import has_concrete_values
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.libraries.pyro import conditioner_of
-from made_flows.interop.validation import NotUnderstoodError
+from made_flows.nn.validation import NotUnderstoodError
 from made_flows.pyro.base import VectorTransform
 from made_flows.pyro.conditioners import (
     ConditionedNetwork,

@@ -2,7 +2,7 @@
 
 A file bears the library's name and has a function ``find``: it takes an object and gives the class
 to mix into it (:mod:`made_flows.interop.class_swap`), None if nothing is slow in the object, or
-raises :class:`~made_flows.interop.validation.NotUnderstoodError`. For a layer that class is a
+raises :class:`~made_flows.nn.validation.NotUnderstoodError`. For a layer that class is a
 :class:`~made_flows.interop.fast_layer.FastLayer`, whose ``made_flows_read`` reads the masks of the
 layer's network and names its elementwise map. The file is imported only when an object of its
 library is at hand.
@@ -14,7 +14,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from made_flows.interop.validation import NotUnderstoodError
+from made_flows.nn.validation import NotUnderstoodError
 
 __all__ = ["LIBRARIES", "NotUnderstoodError", "find", "library_of"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.layers import IDENTITY, HostLayer, elementwise
-from made_flows.interop.validation import NotUnderstoodError, expect_own
+from made_flows.nn.validation import NotUnderstoodError, expect_own
 
 __all__ = ["FastInverse", "MadeVersion", "expect_known", "made_conditioner"]
 

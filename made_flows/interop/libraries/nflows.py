@@ -18,7 +18,7 @@ from made_flows.interop import bijections as maps
 from made_flows.interop.conditioner import ForeignConditioner, expect_network, own_conditioner
 from made_flows.interop.fast_layer import Fast
 from made_flows.interop.libraries import _resmade as mades
-from made_flows.interop.validation import NotUnderstoodError
+from made_flows.nn.validation import NotUnderstoodError
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from made_flows.interop import bijections as maps
 from made_flows.interop.fast_layer import Fast
 from made_flows.interop.libraries import _resmade as mades
-from made_flows.interop.validation import NotUnderstoodError, expect_own
+from made_flows.nn.validation import NotUnderstoodError, expect_own
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 

@@ -16,10 +16,10 @@ from made_flows.interop.class_swap import mix_in
 from made_flows.interop.conditioner import ForeignConditioner, expect_network, own_conditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.layers import HostLayer, elementwise
-from made_flows.interop.validation import NotUnderstoodError, expect_own
 from made_flows.inverse.compiled.rational_spline import EDGES, SplineKernel
 from made_flows.nn.linear import MaskedLinear
 from made_flows.nn.made import MADE
+from made_flows.nn.validation import NotUnderstoodError, expect_own
 from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
 from made_flows.univariate.scales import ScaleRule
 

@@ -17,8 +17,8 @@ from made_flows.interop.bijections import HostMap
 from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.layers import IDENTITY, HostLayer, elementwise
-from made_flows.interop.validation import NotUnderstoodError, expect_own
 from made_flows.inverse.compiled.rational_spline import EDGES, SplineKernel
+from made_flows.nn.validation import NotUnderstoodError, expect_own
 from made_flows.univariate.bijections import Affine, Bijection
 from made_flows.univariate.scales import ScaleRule
 
