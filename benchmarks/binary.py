@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks._binary_data import PUBLISHED, TABLES, Table, load_table
 from benchmarks._binary_runs import Candidate, Scores, average, run
 from benchmarks.harness import Settings, markdown_table, parse_resumable, write_page
-from made_flows.models.mixture_base import mixture_weights
+from made_flows.models.mixture_weights import mixture_weights
 
 TEXT = """Mean negative log-likelihood of the test rows in nats, lower is better, with its standard
 error. Every candidate below is one network, trained over all orders, over four random ones, or in

@@ -38,7 +38,7 @@ from benchmarks.harness import (
     run_contenders,
     write_page,
 )
-from made_flows.diagnostics.pareto import smooth_weights
+from made_flows.diagnostics.pareto import pareto_smooth
 from made_flows.pyro import AutoIAF
 
 RATE, DECAY = 5e-3, 0.1 ** (1 / 3000)
@@ -139,7 +139,7 @@ def train(posterior: Posterior, guide: str, steps: int, evaluated: int, seed: in
         for _ in tqdm(range(steps), desc=f"{posterior.name}, {guide}", unit="step"):
             training.step()
         log_weights, sites = training.sample(evaluated)
-        smoothed = smooth_weights(log_weights)
+        smoothed = pareto_smooth(log_weights)
     except (RuntimeError, ValueError) as error:  # what a guide that diverged ends in
         return Result(failed=str(error).strip().splitlines()[0][:100] or "diverged")
     result = Result(

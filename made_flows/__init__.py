@@ -8,6 +8,7 @@ from made_flows.diagnostics.autoregressive import (
 )
 from made_flows.distributions.autoregressive import AutoregressiveDistribution
 from made_flows.distributions.conditional import ConditionalDistribution, ConditionalMixture
+from made_flows.distributions.flow import FlowDistribution
 from made_flows.distributions.mixture import MixtureDistribution
 from made_flows.interop.accelerate import (
     AccelerationReport,
@@ -17,15 +18,16 @@ from made_flows.interop.accelerate import (
     restore,
 )
 from made_flows.models.autoregressive_flows import IAF, MAF
-from made_flows.models.density import (
+from made_flows.models.base import Model
+from made_flows.models.density import DensityModel
+from made_flows.models.flows import Flow
+from made_flows.models.mades import (
     BernoulliMADE,
     CategoricalMADE,
-    DensityModel,
     GaussianMADE,
     GaussianMixtureMADE,
 )
-from made_flows.models.flows import Flow, FlowDistribution
-from made_flows.models.mixture_base import MixtureGain, WeightFit
+from made_flows.models.mixture_weights import MixtureGain, WeightFit
 from made_flows.models.mixtures import Mixture, OrderMixture
 from made_flows.nn.connectivity import DependencyWarning
 from made_flows.nn.made import MADE
@@ -76,6 +78,7 @@ __all__ = [
     "Mixture",
     "MixtureDistribution",
     "MixtureGain",
+    "Model",
     "OrderMixture",
     "Permutation",
     "RationalQuadraticSpline",

@@ -19,6 +19,7 @@ __all__ = [
     "check_event",
     "check_expanded",
     "check_finite",
+    "check_sample_shape",
     "check_values",
     "expect",
     "expect_type",
@@ -155,6 +156,24 @@ def check_expanded(to: Sequence[int], batch_shape: torch.Size) -> torch.Size:
             f"{tuple(shape)}"
         )
     return shape
+
+
+def check_sample_shape(shape: Any) -> torch.Size:
+    """The shape of the samples that are asked for; an integer n means (n,).
+
+    Raises:
+        TypeError: for what is no shape.
+        ValueError: for a negative size.
+    """
+    try:
+        size = torch.Size((int(shape),) if isinstance(shape, Integral) else shape)
+    except (TypeError, RuntimeError):
+        raise TypeError(
+            f"Expected sample_shape to be a sequence of integers, or an integer; got "
+            f"{type(shape).__name__} {shape!r}"
+        ) from None
+    expect(all(n >= 0 for n in size), "sample_shape", "to be of sizes >= 0", tuple(size))
+    return size
 
 
 def check_finite(x: Tensor, argument: str) -> None:

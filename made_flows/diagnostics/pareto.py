@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from made_flows._checks import expect, expect_type
 
-__all__ = ["SmoothedWeights", "fit_pareto", "pareto_smooth", "smooth_weights"]
+__all__ = ["SmoothedWeights", "fit_pareto", "pareto_smooth"]
 
 _SMALLEST_TAIL = 5
 
@@ -55,44 +51,6 @@ class SmoothedWeights:
     def reliable(self) -> bool:
         """Whether averages by these weights can be trusted: k-hat below the threshold."""
         return self.k_hat < self.threshold
-
-
-def smooth_weights(log_weights: Tensor, relative_efficiency: float = 1.0) -> SmoothedWeights:
-    """Pareto-smoothed importance sampling by arviz if it is installed, else :func:`pareto_smooth`.
-
-    Args:
-        log_weights: logarithms of unnormalised weights (S,).
-        relative_efficiency: r, the share of independent draws among them.
-
-    Raises:
-        TypeError, ValueError: as :func:`pareto_smooth` does.
-
-    Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> smoothed = smooth_weights(0.1 * torch.randn(1000, generator=generator))
-        >>> smoothed.reliable, 0.0 <= smoothed.log_evidence_error < 0.01
-        (True, True)
-    """
-    own = pareto_smooth(log_weights, relative_efficiency)
-    psislw = _arviz()
-    if psislw is None or math.isinf(own.k_hat):
-        return own
-    raw = log_weights.detach().double().cpu()
-    smoothed, k_hat = psislw(raw.numpy(), reff=relative_efficiency, normalize=False)
-    return SmoothedWeights(torch.from_numpy(smoothed), float(k_hat), own.threshold)
-
-
-@cache
-def _arviz() -> Callable[..., Any] | None:
-    """The smoothing of arviz, None where there is none of the interface that is meant."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own future, when it is imported
-            from arviz import psislw
-    except ImportError:
-        return None
-    found: Callable[..., Any] = psislw
-    return found
 
 
 def pareto_smooth(log_weights: Tensor, relative_efficiency: float = 1.0) -> SmoothedWeights:

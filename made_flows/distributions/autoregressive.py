@@ -1,92 +1,88 @@
-"""The distribution that a density model gives under a context."""
+"""The distribution that a conditioner and a head give under a context."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 
-from made_flows._checks import check_broadcast, check_event, check_expanded
+from made_flows._checks import check_broadcast, check_event
 from made_flows._torch import has_concrete_values
+from made_flows.distributions._protocols import Schedule
+from made_flows.distributions.base import VectorDistribution
 from made_flows.distributions.missing import ADVICE, fill, find_observed, outputs_for
 from made_flows.inverse.sequential import HeadStep, sequential_inverse
-
-if TYPE_CHECKING:
-    from made_flows.models.density import DensityModel
+from made_flows.nn.made import MADE
+from made_flows.univariate.heads import Head
 
 __all__ = ["AutoregressiveDistribution"]
 
 
-class AutoregressiveDistribution(Distribution):
-    """The distribution of a density model under a given context.
+class AutoregressiveDistribution(VectorDistribution):
+    r"""The distribution of a conditioner and a head under a given context.
+
+    .. math:: \log p(x \mid c) = \sum_i \log p(x_i \mid \theta_i(x_{<i}, c))
 
     Its batch shape is that of the context, () without one; its event shape is (D,). Scores take
     one pass of the network, samples one sequential inverse.
 
     Args:
-        model: the density model.
-        context: (..., C), if the model has one.
+        conditioner: the network, x and c to :math:`\theta`.
+        head: the distribution of one feature.
+        context: c, (..., C), if the conditioner takes one.
+        schedule: the orders and masks that the conditioner is trained on, if not its own alone.
         validate_args: whether values are checked before they are scored (torch's default: yes).
 
     Raises:
         ValueError: for a context that is missing, superfluous or of the wrong shape, and for
             values outside the support, naming the first row and column.
-    """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (as torch declares it)
+    Example:
+        >>> import made_flows as mf
+        >>> made = mf.MADE(3, parameters=2)
+        >>> AutoregressiveDistribution(made, mf.GaussianMADE(3).head).sample((5,)).shape
+        torch.Size([5, 3])
+    """
 
     def __init__(
         self,
-        model: DensityModel,
+        conditioner: MADE,
+        head: Head,
         context: Tensor | None = None,
         *,
+        schedule: Schedule | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.model = model
-        self.context = model.made.check_context(context)
-        batch_shape = torch.Size() if self.context is None else self.context.shape[:-1]
-        super().__init__(batch_shape, torch.Size((model.features,)), validate_args=validate_args)
+        self.conditioner, self.head, self.schedule = conditioner, head, schedule
+        self.context = conditioner.check_context(context)
+        batch_shape = () if self.context is None else self.context.shape[:-1]
+        super().__init__(batch_shape, conditioner.features, validate_args=validate_args)
 
     @property
     def support(self) -> Any:
         """Where values live: vectors of the head's support."""
-        return constraints.independent(self.model.head.support, 1)
+        return constraints.independent(self.head.support, 1)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether samples carry gradients."""
-        return HeadStep(self.model.head).differentiable
+        return HeadStep(self.head).differentiable
 
-    def expand(
-        self, batch_shape: Sequence[int], _instance: Distribution | None = None
-    ) -> AutoregressiveDistribution:
-        """The same distribution with a larger batch shape.
-
-        Raises:
-            ValueError: for a shape that the batch shape does not broadcast to.
-        """
-        new: AutoregressiveDistribution = self._get_checked_instance(
-            AutoregressiveDistribution, _instance
-        )
-        batch_shape = check_expanded(batch_shape, self.batch_shape)
-        new.model = self.model
-        new.context = None if self.context is None else self.context.expand(*batch_shape, -1)
-        Distribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    @property
+    def takes_missing(self) -> bool:
+        """Whether NaN stands for a missing value: where all orders are trained."""
+        return self.schedule is not None and self.schedule.any_order
 
     def _validate_sample(self, value: Tensor) -> None:
-        check_event(value, "value", self.model.features)
-        check_broadcast(value=value.shape[:-1], batch_shape=self.batch_shape)
+        super()._validate_sample(value)
         if not has_concrete_values(value):
             return
         try:
-            self.model.head.check_values(value)
+            self.head.check_values(value)
         except ValueError as error:
-            if self.model.takes_missing or not bool(torch.isnan(value).any()):
+            if self.takes_missing or not bool(torch.isnan(value).any()):
                 raise
             raise ValueError(f"{error}. {ADVICE}") from None
 
@@ -103,50 +99,45 @@ class AutoregressiveDistribution(Distribution):
         Raises:
             ValueError: for a model of one order, whose observed features do not come first in it.
         """
-        model = self.model
-        if observed is not None or model.takes_missing:
-            check_event(value, "value", model.features)
-            observed = find_observed(value, observed, nan=model.takes_missing)
+        if observed is not None or self.takes_missing:
+            check_event(value, "value", self.conditioner.features)
+            observed = find_observed(value, observed, nan=self.takes_missing)
             if observed is not None:
                 return self._marginal(value, observed)
         if self._validate_args:
             self._validate_sample(value)
-        inputs = model.head.encode(value, model.made.dtype)
-        each = model.head.log_prob(value, model.outputs(inputs, self.context)).sum(dim=-1)
+        inputs = self.head.encode(value, self.conditioner.dtype)
+        each = self.head.log_prob(value, self._parameters(inputs)).sum(dim=-1)
         return each.expand(check_broadcast(value=each.shape, batch_shape=self.batch_shape))
 
+    def _parameters(self, inputs: Tensor) -> Tensor:
+        """Parameters (..., D, K), in training those of orders that are drawn now."""
+        if self.schedule is not None and self.schedule.draws:
+            return self.schedule.outputs(self.conditioner, inputs, self.context)
+        parameters: Tensor = self.conditioner(inputs, self.context)
+        return parameters
+
     def _marginal(self, value: Tensor, observed: Tensor) -> Tensor:
-        model = self.model
-        value = fill(model.head, value, observed)
+        value = fill(self.head, value, observed)
         if self._validate_args:
             self._validate_sample(value)
-        inputs = model.head.encode(value, model.made.dtype)
-        parameters = outputs_for(model, inputs, self.context, observed, fresh=model.draws)
-        each = model.head.log_prob(value, parameters)
+        inputs = self.head.encode(value, self.conditioner.dtype)
+        fresh = self.schedule is not None and self.schedule.draws
+        parameters = outputs_for(
+            self.conditioner, inputs, self.context, observed, self.schedule, fresh=fresh
+        )
+        each = self.head.log_prob(value, parameters)
         score = torch.where(observed, each, torch.zeros_like(each)).sum(dim=-1)
         return score.expand(check_broadcast(value=score.shape, batch_shape=self.batch_shape))
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Samples of shape (*sample_shape, *batch_shape, D), by one sequential inverse."""
-        with torch.no_grad():
-            return self._draw(sample_shape)
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        made = self.conditioner
+        like = made.ranks.new_empty(0, dtype=made.dtype)
+        noise = self.head.noise(self._extended_shape(sample_shape), like)
+        return sequential_inverse(made, HeadStep(self.head), noise, self.context)
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Samples that carry gradients to weights and context, by one sequential inverse."""
-        if not self.has_rsample:
-            raise NotImplementedError(
-                f"Samples of a {type(self.model.head).__name__} head carry no gradients; "
-                "use sample()"
-            )
-        return self._draw(sample_shape)
+    def _origin(self) -> str:
+        return f"a {type(self.head).__name__} head"
 
-    def _draw(self, sample_shape: Sequence[int]) -> Tensor:
-        model = self.model
-        shape = self._extended_shape(torch.Size(sample_shape))
-        like = model.made.ranks.new_empty(0, dtype=model.made.dtype)
-        noise = model.head.noise(shape, like)
-        return sequential_inverse(model.made, HeadStep(model.head), noise, self.context)
-
-    def __repr__(self) -> str:
-        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
-        return f"AutoregressiveDistribution({type(self.model).__name__}, {shapes})"
+    def _summary(self) -> str:
+        return f"{type(self.head).__name__} head"

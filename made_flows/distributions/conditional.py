@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, constraints
+from torch.distributions import Categorical, constraints
 
-from made_flows._checks import check_broadcast, check_event, expect, positive_integer
+from made_flows._checks import check_broadcast, check_event, expect
 from made_flows._torch import as_rows, has_concrete_values
+from made_flows.distributions._protocols import Components, Schedule
+from made_flows.distributions.base import VectorDistribution
 from made_flows.distributions.missing import (
     check_answerable,
     fill,
@@ -22,24 +22,17 @@ from made_flows.distributions.missing import (
 from made_flows.distributions.mixture import sample_components
 from made_flows.inverse.per_row import sample_row_orders
 from made_flows.inverse.sequential import HeadStep, sequential_inverse
+from made_flows.nn.made import MADE
+from made_flows.univariate.heads import Head
 
-if TYPE_CHECKING:
-    from made_flows.models.density import DensityModel
-    from made_flows.models.mixture_base import MixtureModel
-
-__all__ = [
-    "CompletionDistribution",
-    "ConditionalDistribution",
-    "ConditionalMixture",
-    "HasConditionals",
-]
+__all__ = ["CompletionDistribution", "ConditionalDistribution", "ConditionalMixture"]
 
 _PATTERNS = 8
 """Patterns up to which each has a sequential inverse of its own: planning one takes as long as a
 good many ranks of all rows together."""
 
 
-class CompletionDistribution(Distribution, ABC):
+class CompletionDistribution(VectorDistribution):
     r"""The distribution of whole rows whose observed features are known.
 
     .. math:: p(x_{\text{missing}} \mid x_{\text{observed}}, c)
@@ -52,7 +45,7 @@ class CompletionDistribution(Distribution, ABC):
         observed: which are known, (..., D).
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (as torch declares it)
+    _batched: ClassVar[tuple[str, ...]] = ("x", "observed", "context")
 
     def __init__(self, x: Tensor, observed: Tensor, context: Tensor | None) -> None:
         shapes = {"x": x.shape[:-1], "observed": observed.shape[:-1]}
@@ -61,16 +54,7 @@ class CompletionDistribution(Distribution, ABC):
         batch = check_broadcast(**shapes)
         self.x, self.observed = x.expand(*batch, -1), observed.expand(*batch, -1)
         self.context = None if context is None else context.expand(*batch, -1)
-        super().__init__(batch, x.shape[-1:], validate_args=False)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Completed rows, (*sample_shape, *batch_shape, D)."""
-        with torch.no_grad():
-            return self._draw(torch.Size(sample_shape))
-
-    @abstractmethod
-    def _draw(self, sample_shape: torch.Size) -> Tensor:
-        """Completed rows."""
+        super().__init__(batch, x.shape[-1], validate_args=False)
 
     def _kept(self, samples: Tensor) -> Tensor:
         """Samples with the observed values as they were given, to the last bit."""
@@ -81,36 +65,6 @@ class CompletionDistribution(Distribution, ABC):
         batch = self.batch_shape
         return as_rows(self.x, batch), as_rows(self.observed, batch), as_rows(self.context, batch)
 
-    def __repr__(self) -> str:
-        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
-        return f"{type(self).__name__}({shapes})"
-
-
-class HasConditionals:
-    """What models have in common that answer for missing features."""
-
-    # Not an ABC: Pyro makes PyroModules of models, and classes have one metaclass.
-    def conditional(
-        self, x: Tensor, observed: Tensor | None = None, *, context: Tensor | None = None
-    ) -> CompletionDistribution:
-        """The distribution of the missing features of rows, given the observed ones."""
-        raise NotImplementedError
-
-    def impute(
-        self,
-        x: Tensor,
-        samples: int = 1,
-        observed: Tensor | None = None,
-        *,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """Rows with their missing values drawn, the observed ones unchanged: (samples, ..., D).
-
-        Arguments and errors are those of ``conditional``.
-        """
-        samples = positive_integer(samples, "samples")
-        return self.conditional(x, observed, context=context).sample((samples,))
-
 
 def known_values(x: Any, observed: Tensor | None, features: int) -> tuple[Tensor, Tensor]:
     """Values (..., D), and which are observed: those of a mask, or those that are not NaN."""
@@ -120,16 +74,18 @@ def known_values(x: Any, observed: Tensor | None, features: int) -> tuple[Tensor
 
 
 class ConditionalDistribution(CompletionDistribution):
-    r"""The missing features under a density model, in an order that puts the observed first.
+    r"""The missing features of a conditioner and a head, in an order that puts the observed first.
 
     Sampled by one sequential inverse for each pattern of missing features, with a known prefix;
     rows of many patterns advance together, rank by rank.
 
     Args:
-        model: the density model.
+        conditioner: the network.
+        head: the distribution of one feature.
         x: (..., D), NaN where a value is missing.
         observed: boolean (..., D), instead of NaN.
-        context: (..., C), if the model has one.
+        context: (..., C), if the conditioner takes one.
+        schedule: the orders and masks that the conditioner is trained on, if not its own alone.
 
     Raises:
         ValueError: for observed values outside the support; for a model of one order, whose
@@ -138,55 +94,49 @@ class ConditionalDistribution(CompletionDistribution):
 
     def __init__(
         self,
-        model: DensityModel,
+        conditioner: MADE,
+        head: Head,
         x: Tensor,
         observed: Tensor | None = None,
         context: Tensor | None = None,
+        *,
+        schedule: Schedule | None = None,
     ) -> None:
-        self.model = model
-        x, observed = known_values(x, observed, model.features)
-        context = model.made.check_context(context)
-        filled = fill(model.head, x, observed)
+        self.conditioner, self.head, self.schedule = conditioner, head, schedule
+        x, observed = known_values(x, observed, conditioner.features)
+        context = conditioner.check_context(context)
+        filled = fill(head, x, observed)
         if has_concrete_values(filled):
-            model.head.check_values(filled)
-        if not model.takes_missing:
-            check_answerable(model.made, observed)
+            head.check_values(filled)
+        if schedule is None or not schedule.any_order:
+            check_answerable(conditioner, observed)
         super().__init__(filled, observed, context)
 
     @property
     def support(self) -> Any:
         """Where values live: vectors of the head's support."""
-        return constraints.independent(self.model.head.support, 1)
+        return constraints.independent(self.head.support, 1)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether samples carry gradients."""
-        return HeadStep(self.model.head).differentiable
+        return HeadStep(self.head).differentiable
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of the missing entries of values (..., D), given the observed ones."""
-        check_event(value, "value", self.model.features)
-        check_broadcast(value=value.shape[:-1], batch_shape=self.batch_shape)
-        model = self.model
+        self._validate_sample(value)
         value = torch.where(self.observed, self.x.to(value.dtype), value)
         if has_concrete_values(value):
-            model.head.check_values(value)
-        inputs = model.head.encode(value, model.made.dtype)
-        parameters = outputs_for(model, inputs, self.context, self.observed)
-        each = model.head.log_prob(value, parameters)
+            self.head.check_values(value)
+        inputs = self.head.encode(value, self.conditioner.dtype)
+        parameters = outputs_for(
+            self.conditioner, inputs, self.context, self.observed, self.schedule
+        )
+        each = self.head.log_prob(value, parameters)
         return torch.where(self.observed, torch.zeros_like(each), each).sum(dim=-1)
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Completed rows that carry gradients to weights, context and known values."""
-        if not self.has_rsample:
-            raise NotImplementedError(
-                f"Samples of a {type(self.model.head).__name__} head carry no gradients; "
-                "use sample()"
-            )
-        return self._draw(torch.Size(sample_shape))
-
     def _draw(self, sample_shape: torch.Size) -> Tensor:
-        made, step = self.model.made, HeadStep(self.model.head)
+        made, step = self.conditioner, HeadStep(self.head)
         dtype = step.value_dtype(made.dtype)
         x, observed, context = self._rows()
         patterns, group = torch.unique(observed, dim=0, return_inverse=True)
@@ -203,7 +153,7 @@ class ConditionalDistribution(CompletionDistribution):
                 parts.append(known.expand(sample_shape.numel(), -1, -1))
                 continue
             network, prefix = network_for(made, pattern)
-            noise = self.model.head.noise((sample_shape.numel(), *known.shape), self._like())
+            noise = self.head.noise((sample_shape.numel(), *known.shape), self._like())
             of_rows = None if context is None else context[rows]
             parts.append(
                 sequential_inverse(network, step, noise, of_rows, known=known, prefix=prefix)
@@ -215,7 +165,7 @@ class ConditionalDistribution(CompletionDistribution):
 
     def _draw_by_rank(self, sample_shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Rows (samples * rows, D), those of all patterns together."""
-        made, head, count = self.model.made, self.model.head, sample_shape.numel()
+        made, head, count = self.conditioner, self.head, sample_shape.numel()
         x, observed, context = self._rows()
         noise = head.noise((count * len(x), made.features), self._like())
         places = made.ranks + made.features * (~observed).to(made.ranks.dtype)
@@ -231,8 +181,11 @@ class ConditionalDistribution(CompletionDistribution):
 
     def _like(self) -> Tensor:
         """An empty tensor of the network's device and dtype."""
-        made = self.model.made
+        made = self.conditioner
         return made.ranks.new_empty(0, dtype=made.dtype)
+
+    def _origin(self) -> str:
+        return f"a {type(self.head).__name__} head"
 
 
 class ConditionalMixture(CompletionDistribution):
@@ -251,9 +204,11 @@ class ConditionalMixture(CompletionDistribution):
         log_weights: logarithms of the weights of the components, (..., K).
     """
 
+    _batched = ("x", "observed", "context", "log_weights")
+
     def __init__(
         self,
-        mixture: MixtureModel,
+        mixture: Components,
         x: Tensor,
         observed: Tensor | None = None,
         context: Tensor | None = None,

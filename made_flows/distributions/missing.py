@@ -6,19 +6,15 @@ the model, and the rest need not be known: the marginal is exact.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from made_flows._checks import check_broadcast, check_event, expect_type
 from made_flows._torch import has_concrete_values
+from made_flows.distributions._protocols import Schedule
 from made_flows.nn import reordering as arrangements
 from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Head
-
-if TYPE_CHECKING:
-    from made_flows.models.density import DensityModel
 
 __all__ = [
     "ADVICE",
@@ -88,34 +84,35 @@ def check_answerable(made: MADE, observed: Tensor) -> None:
 
 
 def outputs_for(
-    model: DensityModel,
+    made: MADE,
     x: Tensor,
     context: Tensor | None,
     observed: Tensor,
+    schedule: Schedule | None,
     *,
     fresh: bool = False,
 ) -> Tensor:
     """Parameters (..., D, K) under orders that put each row's observed features first.
 
-    Observed features keep their relative order, and so do the missing ones, which follow. A model
-    that is not trained on all orders keeps its own, which has to put them first.
+    Observed features keep their relative order, and so do the missing ones, which follow. A
+    network that is not trained on all orders keeps its own, which has to put them first.
 
     Args:
-        model: the density model.
+        made: the network.
         x: what the network reads, (..., inputs); anything finite where values are missing.
         context: (..., C) or None.
         observed: (..., D).
+        schedule: the orders and masks that are trained, None for those of the network.
         fresh: whether relative orders (and degrees, where they are trained) are drawn anew.
     """
-    made = model.made
-    if not model.takes_missing or model.schedule is None:
+    if schedule is None or not schedule.any_order:
         check_answerable(made, observed)
         return torch.as_tensor(made(x, context))
     observed = observed.to(made.ranks.device)
     degrees = None
     if fresh:
         places = torch.rand(observed.shape, device="cpu").to(observed.device)
-        degrees = model.schedule.draw_degrees()
+        degrees = schedule.draw_degrees()
     else:
         places = made.ranks / made.features
     order = (places + (~observed).to(places.dtype)).argsort(dim=-1)

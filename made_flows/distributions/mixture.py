@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from made_flows._checks import check_broadcast, check_expanded
+from made_flows._checks import check_broadcast
 from made_flows._torch import as_rows
-
-if TYPE_CHECKING:
-    from made_flows.models.mixture_base import MixtureModel
+from made_flows.distributions._protocols import Components
+from made_flows.distributions.base import VectorDistribution
 
 __all__ = ["MixtureDistribution", "in_chunks", "sample_components"]
 
@@ -21,7 +20,7 @@ _ROWS = 8192
 """Rows that a component scores at once, so that memory does not grow with the number of rows."""
 
 
-class MixtureDistribution(Distribution):
+class MixtureDistribution(VectorDistribution):
     r"""A mixture of the distributions that several models give under one context.
 
     .. math:: \log p(x \mid c) = \log \sum_k w_k\, p_k(x \mid c)
@@ -29,20 +28,18 @@ class MixtureDistribution(Distribution):
     Components are evaluated one after the other, and rows in chunks: memory is that of one.
 
     Args:
-        mixture: the mixture of models.
+        mixture: the components and their weights.
         context: (..., C), if the models take one.
 
     Raises:
         ValueError, TypeError: as the components do, for their contexts and values.
     """
 
-    arg_constraints = {}  # noqa: RUF012 (as torch declares it)
-
-    def __init__(self, mixture: MixtureModel, context: Tensor | None = None) -> None:
+    def __init__(self, mixture: Components, context: Tensor | None = None) -> None:
         self.mixture, self.context = mixture, context
         first: Distribution = mixture.component(0)(context)
         self._support = first.support
-        super().__init__(first.batch_shape, first.event_shape, validate_args=False)
+        super().__init__(first.batch_shape, first.event_shape[0], validate_args=False)
 
     @property
     def support(self) -> Any:
@@ -65,9 +62,9 @@ class MixtureDistribution(Distribution):
         each = self.mixture.component_log_probs(value, self.context, observed)
         return each + self.mixture.log_weights(each)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
         """Samples of shape (*sample_shape, *batch_shape, D): of a component drawn for each."""
-        shape = self._extended_shape(torch.Size(sample_shape))[:-1]
+        shape = self._extended_shape(sample_shape)[:-1]
         weights = self.mixture.weights
         chosen = weights.new_zeros(0, dtype=torch.long)
         if shape.numel():
@@ -82,24 +79,8 @@ class MixtureDistribution(Distribution):
 
         return sample_components(chosen, draw).reshape(*shape, *self.event_shape)
 
-    def expand(
-        self, batch_shape: Sequence[int], _instance: Distribution | None = None
-    ) -> MixtureDistribution:
-        """The same distribution with a larger batch shape.
-
-        Raises:
-            ValueError: for a shape that the batch shape does not broadcast to.
-        """
-        batch_shape = check_expanded(batch_shape, self.batch_shape)
-        new: MixtureDistribution = self._get_checked_instance(MixtureDistribution, _instance)
-        new.mixture, new._support = self.mixture, self._support
-        new.context = None if self.context is None else self.context.expand(*batch_shape, -1)
-        Distribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
-        return new
-
-    def __repr__(self) -> str:
-        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
-        return f"MixtureDistribution({len(self.mixture)} components, {shapes})"
+    def _summary(self) -> str:
+        return f"{len(self.mixture)} components"
 
 
 def sample_components(chosen: Tensor, draw: Callable[[int, Tensor], Tensor]) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch.distributions import Distribution
 
 from made_flows._checks import expect, positive_integer
 from made_flows._registry import saveable
-from made_flows.models.density import DensityModel
+from made_flows.models.base import Model
 from made_flows.models.flows import Flow
 from made_flows.nn.made import MADE
 from made_flows.nn.masks import make_order
@@ -55,8 +57,8 @@ class MAF(Flow):
             graph are more flexible and stay triangular in its topological order, but
             :math:`x_i` may then depend on all its ancestors: information passes one edge per
             transform (Wehenkel & Louppe 2021, *Graphical Normalizing Flows*).
-        made: further arguments of :class:`~made_flows.MADE`: ``activation``, ``residual``,
-            ``direct``, ``dropout``, ``degrees``, ``generator``.
+        degrees, activation, residual, direct, dropout, mask_weights, generator: of every
+            conditioner, as for :class:`~made_flows.MADE`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -83,14 +85,23 @@ class MAF(Flow):
         normalize: Literal["batch", "actnorm"] | None = None,
         bijection: Literal["affine", "spline", "gated"] | Bijection = "affine",
         scale: str | ScaleRule | None = None,
-        base: Distribution | DensityModel | Flow | None = None,
+        base: Distribution | Model | None = None,
         adjacency: Any = None,
-        **made: Any,
+        degrees: Literal["even", "random"] = "even",
+        activation: Any = "relu",
+        residual: bool = False,
+        direct: bool = False,
+        dropout: float = 0.0,
+        mask_weights: bool | Literal["order"] = False,
+        generator: torch.Generator | None = None,
     ) -> None:
-        stack = _stack(
-            "data", features, context, transforms, hidden_features, order, normalize,
-            _make_bijection(bijection, scale), adjacency, made,
+        made = partial(
+            MADE, features, context, hidden_features, degrees=degrees, activation=activation,
+            residual=residual, direct=direct, dropout=dropout, mask_weights=mask_weights,
+            generator=generator,
         )  # fmt: skip
+        connectivity = _connectivity(features, transforms, order, adjacency)
+        stack = _stack("data", made, connectivity, _make_bijection(bijection, scale), normalize)
         super().__init__(stack, base)
 
 
@@ -108,11 +119,13 @@ class IAF(Flow):
         context: number of context variables C; 0 for none.
         transforms: number of autoregressive transforms; by default 5, or 1 with ``adjacency``.
         hidden_features: widths of the hidden layers of every conditioner.
-        order, normalize, bijection, scale, base, made: as for :class:`~made_flows.MAF`.
-            (``"batch"`` normalisation never sees data where samples are trained.)
+        order, normalize, bijection, scale, base: as for :class:`~made_flows.MAF`. (``"batch"``
+            normalisation never sees data where samples are trained.)
         adjacency: a directed acyclic graph as for a :class:`~made_flows.MADE`, here of the noise:
             with one transform, :math:`x_i` is made of its own noise and that of its parents. The
             density does not factorise by the graph; for that, take a MAF.
+        degrees, activation, residual, direct, dropout, mask_weights, generator: of every
+            conditioner, as for :class:`~made_flows.MADE`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -137,14 +150,23 @@ class IAF(Flow):
         normalize: Literal["batch", "actnorm"] | None = None,
         bijection: Literal["affine", "spline", "gated"] | Bijection = "affine",
         scale: str | ScaleRule | None = None,
-        base: Distribution | DensityModel | Flow | None = None,
+        base: Distribution | Model | None = None,
         adjacency: Any = None,
-        **made: Any,
+        degrees: Literal["even", "random"] = "even",
+        activation: Any = "relu",
+        residual: bool = False,
+        direct: bool = False,
+        dropout: float = 0.0,
+        mask_weights: bool | Literal["order"] = False,
+        generator: torch.Generator | None = None,
     ) -> None:
-        stack = _stack(
-            "noise", features, context, transforms, hidden_features, order, normalize,
-            _make_bijection(bijection, scale), adjacency, made,
+        made = partial(
+            MADE, features, context, hidden_features, degrees=degrees, activation=activation,
+            residual=residual, direct=direct, dropout=dropout, mask_weights=mask_weights,
+            generator=generator,
         )  # fmt: skip
+        connectivity = _connectivity(features, transforms, order, adjacency)
+        stack = _stack("noise", made, connectivity, _make_bijection(bijection, scale), normalize)
         super().__init__(stack, base)
 
 
@@ -163,42 +185,19 @@ def _make_bijection(bijection: str | Bijection, scale: str | ScaleRule | None) -
     return made
 
 
-def _stack(
-    reads: Literal["data", "noise"],
-    features: int,
-    context: int,
-    transforms: int | None,
-    hidden_features: Sequence[int],
-    order: Any,
-    normalize: str | None,
-    bijection: Bijection,
-    adjacency: Any,
-    made: dict[str, Any],
-) -> list[Transform]:
-    """The transforms of a MAF or IAF, from data to noise."""
+def _connectivity(
+    features: int, transforms: int | None, order: Any, adjacency: Any
+) -> list[dict[str, Any]]:
+    """The order, or the graph, of every transform: as arguments of its conditioner."""
     if transforms is None:
         transforms = 5 if adjacency is None else 1
     transforms = positive_integer(transforms, "transforms")
     features = positive_integer(features, "features")
-    valid = normalize in (None, "batch", "actnorm")
-    expect(valid, "normalize", "to be None, 'batch' or 'actnorm'", repr(normalize))
-    stack: list[Transform] = []
-    for number in range(transforms):
-        if adjacency is None:
-            connectivity = {"order": _order(features, order, number)}
-        else:
-            plain = isinstance(order, str) and order == "reverse"
-            expect(plain, "order", "to be left out when adjacency is given", repr(order))
-            connectivity = {"adjacency": adjacency}
-        conditioner = MADE(
-            features, context, hidden_features, bijection.outputs, **connectivity, **made
-        )
-        stack.append(AutoregressiveTransform(conditioner, bijection, reads))
-        if normalize == "batch":
-            stack.append(BatchNorm(features))
-        elif normalize == "actnorm":
-            stack.append(ActNorm(features))
-    return stack
+    if adjacency is None:
+        return [{"order": _order(features, order, number)} for number in range(transforms)]
+    plain = isinstance(order, str) and order == "reverse"
+    expect(plain, "order", "to be left out when adjacency is given", repr(order))
+    return [{"adjacency": adjacency}] * transforms
 
 
 def _order(features: int, order: Any, number: int) -> Any:
@@ -215,3 +214,24 @@ def _order(features: int, order: Any, number: int) -> Any:
         return "reversed" if number % 2 else "natural"
     given = make_order(features, order)
     return given.flip(0) if number % 2 else given
+
+
+def _stack(
+    reads: Literal["data", "noise"],
+    made: Callable[..., MADE],
+    connectivity: Sequence[dict[str, Any]],
+    bijection: Bijection,
+    normalize: str | None,
+) -> list[Transform]:
+    """The transforms of a MAF or IAF, from data to noise."""
+    valid = normalize in (None, "batch", "actnorm")
+    expect(valid, "normalize", "to be None, 'batch' or 'actnorm'", repr(normalize))
+    stack: list[Transform] = []
+    for arguments in connectivity:
+        conditioner = made(parameters=bijection.outputs, **arguments)
+        stack.append(AutoregressiveTransform(conditioner, bijection, reads))
+        if normalize == "batch":
+            stack.append(BatchNorm(conditioner.features))
+        elif normalize == "actnorm":
+            stack.append(ActNorm(conditioner.features))
+    return stack

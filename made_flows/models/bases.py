@@ -7,17 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, Transform
 
 from made_flows._checks import expect, expect_type, positive_integer
 from made_flows._registry import saveable
+from made_flows.models.base import Model
 
 __all__ = ["FixedBase", "StandardNormal", "make_base"]
 
 
 @saveable
-class StandardNormal(nn.Module):
+class StandardNormal(Model):
     """Independent standard normal noise.
 
     Args:
@@ -37,8 +38,7 @@ class StandardNormal(nn.Module):
         self.register_buffer("zero", torch.zeros(self.features))
         self.register_buffer("one", torch.ones(self.features))
 
-    def forward(self) -> Distribution:
-        """The distribution."""
+    def distribution(self, context: Tensor | None = None) -> Distribution:
         normal = Normal(self.zero, self.one, validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
@@ -46,7 +46,7 @@ class StandardNormal(nn.Module):
         return f"features={self.features}"
 
 
-class FixedBase(nn.Module):
+class FixedBase(Model):
     """A torch distribution as it is given; its tensors follow the module's dtype and device.
 
     They are constants: no parameters, not in the state dict, not trained. A base that is trained
@@ -74,19 +74,18 @@ class FixedBase(nn.Module):
                 f"torch.distributions.Independent(base, 1)"
             )
         (self.features,) = distribution.event_shape
-        self.distribution = distribution
+        self.fixed = distribution
 
-    def forward(self) -> Distribution:
-        """The distribution."""
-        return self.distribution
+    def distribution(self, context: Tensor | None = None) -> Distribution:
+        return self.fixed
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedBase:
         super()._apply(fn, recurse)
-        self.distribution = _moved(self.distribution, fn, {})
+        self.fixed = _moved(self.fixed, fn, {})
         return self
 
     def extra_repr(self) -> str:
-        return str(self.distribution)
+        return str(self.fixed)
 
 
 def _moved(value: Any, fn: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
@@ -104,7 +103,7 @@ def _moved(value: Any, fn: Callable[[Tensor], Tensor], done: dict[int, Any]) -> 
     return done[id(value)]
 
 
-def make_base(base: Any, features: int | None) -> nn.Module:
+def make_base(base: Any, features: int | None) -> Model:
     """A flow's base as a module: None for standard normal noise, a distribution, or a model."""
     if base is None:
         expect(features is not None, "base", "to be given to a flow without transforms", None)
@@ -112,12 +111,12 @@ def make_base(base: Any, features: int | None) -> nn.Module:
     if isinstance(base, Distribution):
         base = FixedBase(base)
     expect_type(
-        isinstance(base, nn.Module) and isinstance(getattr(base, "features", None), int),
+        isinstance(base, Model),
         "base",
         "to be None, a torch Distribution, or a model of this library",
         base,
     )
     if features is not None:
         expect(base.features == features, "base", f"to have {features} features", base.features)
-    module: nn.Module = base
-    return module
+    model: Model = base
+    return model

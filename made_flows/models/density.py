@@ -1,4 +1,4 @@
-"""Density models: a MADE with a head on it, called with a context to give a distribution."""
+"""Density models: a MADE with a head on it."""
 
 from __future__ import annotations
 
@@ -7,29 +7,22 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from made_flows._checks import expect, expect_type
 from made_flows._registry import saveable
 from made_flows.distributions.autoregressive import AutoregressiveDistribution
-from made_flows.distributions.conditional import ConditionalDistribution, HasConditionals
+from made_flows.distributions.conditional import ConditionalDistribution
+from made_flows.models.base import HasConditionals, Model
 from made_flows.models.order_schedule import OrderSchedule
 from made_flows.nn.made import MADE
-from made_flows.univariate.heads import Bernoulli, Categorical, Gaussian, GaussianMixture, Head
-from made_flows.univariate.scales import ScaleRule
+from made_flows.univariate.heads import Head
 
-__all__ = [
-    "AutoregressiveDistribution",
-    "BernoulliMADE",
-    "CategoricalMADE",
-    "DensityModel",
-    "GaussianMADE",
-    "GaussianMixtureMADE",
-]
+__all__ = ["DensityModel"]
 
 
 @saveable
-class DensityModel(nn.Module, HasConditionals):
+class DensityModel(Model, HasConditionals):
     r"""An autoregressive density: a MADE and a head.
 
     .. math:: \log p(x \mid c) = \sum_i \log p(x_i \mid \theta_i(x_{<i}, c))
@@ -95,9 +88,6 @@ class DensityModel(nn.Module, HasConditionals):
             expect(scheduled, "orders_per_batch", "to be left out without orders or masks",
                    orders_per_batch)  # fmt: skip
             self.schedule = OrderSchedule(made, orders, masks, orders_per_batch, generator)
-        self.takes_missing = self.schedule is not None and self.schedule.any_order
-        # Plain attributes: looking modules up takes longer.
-        self._drawn_in_training = self.schedule is not None
         start = head.initial_parameters()
         bias = made.layers[-1].bias
         if start is not None and isinstance(bias, Tensor):
@@ -105,18 +95,23 @@ class DensityModel(nn.Module, HasConditionals):
                 bias.copy_(start.repeat(made.features))
 
     @property
-    def features(self) -> int:
+    def features(self) -> int:  # type: ignore[override]
         """Number of features D."""
         return self.made.features
 
     @property
-    def context(self) -> int:
+    def context(self) -> int:  # type: ignore[override]
         """Number of context variables C."""
         return self.made.context
 
-    def forward(self, context: Tensor | None = None) -> AutoregressiveDistribution:
+    @property
+    def takes_missing(self) -> bool:
+        """Whether NaN stands for a missing value: where all orders are trained."""
+        return self.schedule is not None and self.schedule.any_order
+
+    def distribution(self, context: Tensor | None = None) -> AutoregressiveDistribution:
         """The distribution of the features, given the context (..., C)."""
-        return AutoregressiveDistribution(self, context)
+        return AutoregressiveDistribution(self.made, self.head, context, schedule=self.schedule)
 
     def arranged(self, order: Any = None, degrees: Sequence[Tensor] | None = None) -> DensityModel:
         """A model of the same weights, not copies of them, in another order.
@@ -134,12 +129,10 @@ class DensityModel(nn.Module, HasConditionals):
             >>> model.arranged([3, 1, 0, 2])().sample().shape
             torch.Size([4])
         """
-        return self._of(self.made.arranged(order, degrees))
-
-    def _of(self, made: MADE) -> DensityModel:
         other = copy.copy(self)
-        other._modules = {**self._modules, "made": made}
-        other._drawn_in_training = False
+        schedule = None if self.schedule is None else self.schedule.at_rest()
+        made = self.made.arranged(order, degrees)
+        other._modules = {**self._modules, "made": made, "schedule": schedule}
         return other
 
     def conditional(
@@ -170,177 +163,6 @@ class DensityModel(nn.Module, HasConditionals):
             >>> rest.sample((5,))[:, 0]
             tensor([1., 1., 1., 1., 1.])
         """
-        return ConditionalDistribution(self, x, observed, context)
-
-    @property
-    def draws(self) -> bool:
-        """Whether scores are those of drawn orders or masks: in training."""
-        return self._drawn_in_training and self.training
-
-    def outputs(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Parameters (..., D, K) from what the network reads, in training of drawn orders."""
-        if self.draws and self.schedule is not None:
-            return self.schedule.outputs(self.made, x, context)
-        parameters: Tensor = self.made(x, context)
-        return parameters
-
-
-@saveable
-class GaussianMADE(DensityModel):
-    r"""A MADE with Gaussian conditionals: mean and log-scale.
-
-    .. math:: x_i \mid x_{<i}, c \sim \mathcal N(\mu_i, s_i^2)
-
-    Args:
-        features: number of features D.
-        context: number of context variables C.
-        hidden_features: widths of the hidden layers.
-        scale: the rule from an output to the scale, see :class:`~made_flows.ScaleRule`.
-        made: further arguments of :class:`~made_flows.MADE`, and ``orders``, ``masks`` and
-            ``orders_per_batch`` of :class:`DensityModel`.
-
-    References:
-        Papamakarios et al. 2017, *Masked Autoregressive Flow*, section 2.2.
-
-    Example:
-        >>> import made_flows as mf
-        >>> mf.GaussianMADE(4)().rsample((7,)).shape
-        torch.Size([7, 4])
-    """
-
-    def __init__(
-        self,
-        features: int,
-        context: int = 0,
-        hidden_features: Sequence[int] = (64, 64),
-        *,
-        scale: str | ScaleRule = "bounded",
-        **made: Any,
-    ) -> None:
-        head = Gaussian(scale)
-        options = _options(made)
-        conditioner = MADE(features, context, hidden_features, head.outputs, **made)
-        super().__init__(conditioner, head, **options)
-
-
-@saveable
-class GaussianMixtureMADE(DensityModel):
-    r"""A MADE whose conditionals are mixtures of normals.
-
-    .. math:: p(x_i \mid x_{<i}, c) = \sum_k \pi_{ik}\, \mathcal N(x_i; \mu_{ik}, s_{ik}^2)
-
-    Args:
-        features: number of features D.
-        context: number of context variables C.
-        hidden_features: widths of the hidden layers.
-        components: number of components of every mixture.
-        scale: the rule from outputs to scales, see :class:`~made_flows.ScaleRule`.
-        made: further arguments of :class:`~made_flows.MADE`, and ``orders``, ``masks`` and
-            ``orders_per_batch`` of :class:`DensityModel`.
-
-    References:
-        Papamakarios et al. 2017, *Masked Autoregressive Flow*, section 4.1 (MADE MoG).
-
-    Example:
-        >>> import made_flows as mf
-        >>> mf.GaussianMixtureMADE(4, components=5)().sample((7,)).shape
-        torch.Size([7, 4])
-    """
-
-    def __init__(
-        self,
-        features: int,
-        context: int = 0,
-        hidden_features: Sequence[int] = (64, 64),
-        *,
-        components: int = 8,
-        scale: str | ScaleRule = "bounded",
-        **made: Any,
-    ) -> None:
-        head = GaussianMixture(components, scale)
-        options = _options(made)
-        conditioner = MADE(features, context, hidden_features, head.outputs, **made)
-        super().__init__(conditioner, head, **options)
-
-
-@saveable
-class BernoulliMADE(DensityModel):
-    r"""A MADE for binary data: logits.
-
-    .. math:: p(x_i = 1 \mid x_{<i}, c) = \sigma(\ell_i)
-
-    Args:
-        features: number of features D.
-        context: number of context variables C.
-        hidden_features: widths of the hidden layers.
-        made: further arguments of :class:`~made_flows.MADE`, and ``orders``, ``masks`` and
-            ``orders_per_batch`` of :class:`DensityModel`.
-
-    References:
-        Germain et al. 2015, *MADE: Masked Autoencoder for Distribution Estimation*.
-
-    Example:
-        >>> import made_flows as mf
-        >>> mf.BernoulliMADE(4)().sample((7,)).shape
-        torch.Size([7, 4])
-    """
-
-    def __init__(
-        self,
-        features: int,
-        context: int = 0,
-        hidden_features: Sequence[int] = (64, 64),
-        **made: Any,
-    ) -> None:
-        head = Bernoulli()
-        options = _options(made)
-        conditioner = MADE(features, context, hidden_features, head.outputs, **made)
-        super().__init__(conditioner, head, **options)
-
-
-@saveable
-class CategoricalMADE(DensityModel):
-    r"""A MADE for categories: values are integers, read by the network as one-hot vectors.
-
-    .. math:: p(x_i = k \mid x_{<i}, c) = \mathrm{softmax}(\ell_i)_k
-
-    Args:
-        features: number of features D.
-        context: number of context variables C.
-        hidden_features: widths of the hidden layers.
-        categories: number of categories, the same for all features or one number each.
-        made: further arguments of :class:`~made_flows.MADE`, and ``orders``, ``masks`` and
-            ``orders_per_batch`` of :class:`DensityModel`.
-
-    Example:
-        >>> import made_flows as mf
-        >>> mf.CategoricalMADE(3, categories=(2, 5, 3))().sample((7,)).shape
-        torch.Size([7, 3])
-    """
-
-    def __init__(
-        self,
-        features: int,
-        context: int = 0,
-        hidden_features: Sequence[int] = (64, 64),
-        *,
-        categories: int | Sequence[int],
-        **made: Any,
-    ) -> None:
-        head = Categorical(categories, features)
-        options = _options(made)
-        conditioner = MADE(
-            features, context, hidden_features, head.outputs, inputs=head.inputs, **made
+        return ConditionalDistribution(
+            self.made, self.head, x, observed, context, schedule=self.schedule
         )
-        super().__init__(conditioner, head, **options)
-
-
-def _options(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Take the arguments of a DensityModel out of those of its MADE."""
-    names = ("orders", "masks", "orders_per_batch")
-    options = {name: arguments.pop(name) for name in names if name in arguments}
-    if options.get("orders") is not None or options.get("masks") is not None:
-        options["generator"] = arguments.get("generator")
-        # Networks whose masks change gain from being told them.
-        arguments.setdefault("mask_weights", options.get("masks") is not None or "order")
-    return options

@@ -2,20 +2,201 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import expect, expect_type, positive_integer
+from made_flows._checks import (
+    check_event,
+    expect,
+    expect_type,
+    non_negative_integer,
+    positive_integer,
+    real_number,
+)
 from made_flows._registry import saveable
+from made_flows.distributions.conditional import ConditionalMixture
+from made_flows.distributions.mixture import MixtureDistribution, in_chunks
+from made_flows.models.base import HasConditionals, Model, check_model
 from made_flows.models.density import DensityModel
-from made_flows.models.mixture_base import MixtureModel
+from made_flows.models.mixture_weights import MixtureGain, WeightFit, fit_sparse_weights
 from made_flows.models.order_schedule import OrderSchedule
 from made_flows.nn import masks as mk
+from made_flows.training.optimization import modes_kept
 
-__all__ = ["Mixture", "OrderMixture"]
+__all__ = ["Mixture", "MixtureModel", "OrderMixture"]
+
+
+class MixtureModel(Model, HasConditionals, ABC):
+    """What mixtures have in common: components, weights, and a distribution when called.
+
+    Attributes:
+        weights: the weight of every component, (K,); they sum to one.
+        features: number of features D.
+        context: number of context variables C.
+    """
+
+    weights: Tensor
+
+    def set_weights(self, weights: Any, count: int) -> None:
+        """Register a number of weights, equal ones for None."""
+        if weights is None:
+            checked = torch.full((count,), 1 / count)
+        else:
+            checked = torch.as_tensor(weights, dtype=torch.get_default_dtype()).detach().clone()
+            shape = tuple(checked.shape)
+            expect(shape == (count,), "weights", f"of shape ({count},), one each", shape)
+            valid = bool((torch.isfinite(checked) & (checked >= 0)).all())
+            valid = valid and bool(checked.sum() > 0)
+            expect(valid, "weights", "to be >= 0, finite and not all 0", checked.tolist())
+            checked /= checked.sum()
+        self.register_buffer("weights", checked)
+
+    @abstractmethod
+    def component(self, k: int) -> Model:
+        """The k-th component."""
+
+    def log_weights(self, like: Tensor) -> Tensor:
+        """Logarithms of the weights, of the dtype and on the device of another tensor."""
+        weights = self.weights.to(like)
+        return (weights / weights.sum()).log()  # they were rounded to the model's own dtype
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def distribution(self, context: Tensor | None = None) -> MixtureDistribution:
+        """The distribution of the features, given the context (..., C)."""
+        return MixtureDistribution(self, context)
+
+    def component_log_probs(
+        self, x: Tensor, context: Tensor | None = None, observed: Tensor | None = None
+    ) -> Tensor:
+        """Log-probabilities (..., K) under every component; -inf where its weight is zero.
+
+        Args:
+            x: (..., D).
+            context: (..., C), if the models take one.
+            observed: boolean (..., D), which features are not missing.
+        """
+        check_event(x, "x", self.features)
+        columns: list[Tensor | None] = []
+        for k, weight in enumerate(self.weights.tolist()):
+            if weight == 0:
+                columns.append(None)
+                continue
+            component = self.component(k)
+            if observed is not None:
+                _expect_marginals(component)
+
+            def score(
+                x: Tensor, context: Tensor | None, observed: Tensor | None, model: Any = component
+            ) -> Tensor:
+                distribution = model.distribution(context)
+                given = (x,) if observed is None else (x, observed)
+                return torch.as_tensor(distribution.log_prob(*given))
+
+            columns.append(in_chunks(score, x, context, observed))
+        like = next(column for column in columns if column is not None)
+        absent = torch.full_like(like, -torch.inf, requires_grad=False)
+        return torch.stack([absent if c is None else c for c in columns], dim=-1)
+
+    def conditional(
+        self, x: Tensor, observed: Tensor | None = None, *, context: Tensor | None = None
+    ) -> ConditionalMixture:
+        """The distribution of the missing features of rows, given the observed ones.
+
+        Args:
+            x: (..., D), NaN where a value is missing.
+            observed: boolean (..., D), which values are not missing, instead of NaN.
+            context: (..., C), if the models take one.
+
+        Raises:
+            TypeError: for components that are no density models.
+            ValueError: as :meth:`made_flows.DensityModel.conditional` does.
+        """
+        for k in range(len(self)):
+            _expect_marginals(self.component(k))
+        return ConditionalMixture(self, x, observed, context)
+
+    @property
+    def takes_missing(self) -> bool:
+        """Whether NaN stands for a missing value: where all components were trained for that."""
+        models = (self.component(k) for k in range(len(self)))
+        return all(getattr(model, "takes_missing", False) for model in models)
+
+    @torch.no_grad()
+    def fit_weights(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        iterations: int = 1000,
+        tolerance: float = 1e-7,
+        threshold: float = 1e-3,
+    ) -> WeightFit:
+        r"""Set the weights to those under which held-out rows are most likely, by EM.
+
+        .. math:: w_k \leftarrow \frac1N \sum_n \frac{w_k\, p_k(x_n)}{\sum_j w_j\, p_j(x_n)}
+
+        The components are scored once, in evaluation mode. The likelihood is concave in the
+        weights and grows in every step. Then weights below the threshold are set to zero and the
+        others fitted again: their components cost nothing any more.
+
+        Args:
+            x: rows (N, D) that the components were not trained on.
+            context: (N, C), if the models take one.
+            iterations: the largest number of EM steps.
+            tolerance: stop when a step gains less than this many nats per row.
+            threshold: weights below it are dropped (the largest never is).
+
+        Returns:
+            The log-likelihoods of all steps, and the weights.
+
+        Raises:
+            ValueError: for no rows, a row that no component finds possible, or numbers out of
+                range.
+
+        References:
+            Dempster, Laird & Rubin 1977, section 4.3.
+        """
+        iterations = non_negative_integer(iterations, "iterations")
+        tolerance = real_number(tolerance, "tolerance")
+        threshold = real_number(threshold, "threshold")
+        expect(0 <= threshold < 1, "threshold", "to be in [0, 1)", threshold)
+        check_event(x, "x", self.features)
+        expect(x.dim() == 2 and len(x) > 0, "x", f"of shape (N, {self.features}), N > 0",
+               tuple(x.shape))  # fmt: skip
+        before = self.weights.clone()
+        self.weights.fill_(1 / len(self))  # a component of weight zero would not be scored
+        try:
+            with modes_kept(self):
+                scores = self.eval().component_log_probs(x, context).double()
+        except BaseException:
+            self.weights.copy_(before)
+            raise
+        self.weights.copy_(before)
+        possible = torch.isfinite(scores.amax(dim=1))
+        row = 0 if bool(possible.all()) else int((~possible).nonzero()[0])
+        expect(bool(possible.all()), "x", "to be possible under some component", f"row {row}")
+
+        weights, history = fit_sparse_weights(
+            scores, iterations=iterations, tolerance=tolerance, threshold=threshold
+        )
+        self.weights.copy_(weights)
+        return WeightFit(tuple(history), tuple(weights.tolist()))
+
+    @torch.no_grad()
+    def gain(self, x: Tensor, context: Tensor | None = None) -> MixtureGain:
+        """The mean log-likelihood of rows (N, D) beside that of each component (of weight > 0)."""
+        with modes_kept(self):
+            scores = self.eval().component_log_probs(x, context).double()
+        used = self.weights > 0
+        joint = scores[..., used] + self.log_weights(scores)[used]
+        each = scores[..., used].flatten(0, -2).mean(dim=0)
+        return MixtureGain(float(joint.logsumexp(dim=-1).mean()), tuple(each.tolist()))
 
 
 @saveable
@@ -51,20 +232,17 @@ class Mixture(MixtureModel):
         expect(len(components) > 0, "components", "to hold at least one model", "none")
         models: list[Any] = list(components)
         for i, model in enumerate(models):
-            known = isinstance(model, nn.Module) and isinstance(
-                getattr(model, "features", None), int
-            )
-            expect_type(known, f"components[{i}]", "to be a model with features", model)
+            check_model(model, f"components[{i}]")
             for name in ("features", "context"):
-                wanted, got = (getattr(m, name, 0) for m in (models[0], model))
+                wanted, got = (getattr(m, name) for m in (models[0], model))
                 expect(got == wanted, f"components[{i}]", f"to have {name}={wanted}", got)
         self.components = nn.ModuleList(models)
         self.training = any(model.training for model in models)
-        self.features, self.context = models[0].features, getattr(models[0], "context", 0)
+        self.features, self.context = models[0].features, models[0].context
         self.set_weights(weights, len(models))
 
-    def component(self, k: int) -> Any:
-        return self.components[k]
+    def component(self, k: int) -> Model:
+        return cast(Model, self.components[k])
 
 
 @saveable
@@ -163,3 +341,8 @@ def _orders_of(
     expect(len(orders) > 0, "orders", "to hold at least one order", "none")
     given = [mk.make_order(model.features, order) for order in orders]
     return torch.stack(given).to(model.made.ranks.device)
+
+
+def _expect_marginals(component: Any) -> None:
+    known = isinstance(component, (DensityModel, MixtureModel))
+    expect_type(known, "components", "to be density models, which know missing values", component)

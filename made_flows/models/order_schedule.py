@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal
@@ -47,6 +48,7 @@ class OrderSchedule(nn.Module):
 
     orders: Tensor | None
     degrees: Tensor | None
+    resting = False
 
     def __init__(
         self,
@@ -84,6 +86,17 @@ class OrderSchedule(nn.Module):
         else:
             expect_type(masks is None or self.any_degrees, "masks", words, masks)
         self.register_buffer("degrees", drawn)
+
+    @property
+    def draws(self) -> bool:
+        """Whether scores are under orders and masks drawn now: in training."""
+        return self.training and not self.resting
+
+    def at_rest(self) -> OrderSchedule:
+        """A view, not a copy, that knows what is trained and draws nothing in training."""
+        view = copy.copy(self)
+        view.resting = True
+        return view
 
     def _fresh_degrees(self, generator: torch.Generator | None = None) -> Tensor:
         """Degrees of all hidden layers, one after the other."""

@@ -5,7 +5,8 @@ a notebook show it. Nothing touches pyplot's state, so no display is needed and 
 """
 
 from made_flows.plotting._image_grid import image_grid
+from made_flows.plotting._masks import masks
 from made_flows.plotting._pair_plot import pair_plot
-from made_flows.plotting.pictures import masks, training_curve
+from made_flows.plotting._training_curve import training_curve
 
 __all__ = ["image_grid", "masks", "pair_plot", "training_curve"]

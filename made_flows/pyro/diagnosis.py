@@ -15,7 +15,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from made_flows._checks import expect, expect_type, positive_integer
-from made_flows.diagnostics.pareto import smooth_weights
+from made_flows.diagnostics.pareto import pareto_smooth
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -273,7 +273,7 @@ def _latent(of_model: Trace, shapes: Mapping[str, torch.Size], count: int) -> di
 
 
 def _summary(log_weights: Tensor, samples: Mapping[str, Tensor]) -> Diagnosis:
-    smoothed = smooth_weights(log_weights)
+    smoothed = pareto_smooth(log_weights)
     count = len(log_weights)
     return Diagnosis(
         k_hat=smoothed.k_hat,
@@ -286,7 +286,7 @@ def _summary(log_weights: Tensor, samples: Mapping[str, Tensor]) -> Diagnosis:
         log_weights=log_weights,
         smoothed_log_weights=smoothed.log_weights,
         samples=samples,
-        k_hat_parts=tuple(smooth_weights(part).k_hat for part in log_weights.chunk(_PARTS)),
+        k_hat_parts=tuple(pareto_smooth(part).k_hat for part in log_weights.chunk(_PARTS)),
     )
 
 

@@ -10,9 +10,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-import made_flows.models.density as core
+import made_flows.models.mades as core
 from made_flows._checks import expect_type
-from made_flows.models.flows import FlowDistribution
+from made_flows.distributions.flow import FlowDistribution
 from made_flows.pyro.cache import Memory
 from made_flows.pyro.modules import materialized
 
@@ -119,9 +119,9 @@ class ModelDistribution(TorchDistribution):
 
 def _scores_slowly(distribution: Distribution) -> bool:
     """Whether the log-density of a sample is cheaper when it is drawn than afterwards."""
-    return isinstance(distribution, FlowDistribution) and any(
-        transform.noise_pass == "sequential" for transform in distribution.flow._chain()
-    )
+    if not isinstance(distribution, FlowDistribution):
+        return False
+    return distribution.transform.noise_pass == "sequential"
 
 
 class PyroModel(nn.Module):

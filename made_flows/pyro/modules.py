@@ -16,7 +16,7 @@ from typing import Any
 from pyro.nn import PyroModule
 from torch import nn
 
-from made_flows.models.mixture_base import MixtureModel
+from made_flows.models.mixtures import MixtureModel
 from made_flows.nn.linear import MaskedLinear
 from made_flows.transforms.base import Transform
 from made_flows.univariate.bijections import Bijection

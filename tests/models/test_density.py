@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -413,12 +414,11 @@ def test_bad_calls(make: Make) -> None:
 def test_checks_are_switched_off_as_in_torch() -> None:
     model = MODELS["Bernoulli | plain"]()
     value = torch.full((4,), 0.5, dtype=F64)
-    unchecked = mf.AutoregressiveDistribution if hasattr(mf, "AutoregressiveDistribution") else None
-    assert unchecked is not None
-    assert unchecked(model, validate_args=False).log_prob(value).isfinite()
-    assert unchecked(model, validate_args=False).expand((2,)).log_prob(value).shape == (2,)
+    unchecked = partial(mf.AutoregressiveDistribution, model.made, model.head)
+    assert unchecked(validate_args=False).log_prob(value).isfinite()
+    assert unchecked(validate_args=False).expand((2,)).log_prob(value).shape == (2,)
     with pytest.raises(ValueError, match="to be 0 or 1"):
-        unchecked(model, validate_args=True).expand((2,)).log_prob(value)
+        unchecked(validate_args=True).expand((2,)).log_prob(value)
     Distribution.set_default_validate_args(False)
     assert model().log_prob(value).isfinite()
 

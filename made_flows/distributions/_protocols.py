@@ -1,0 +1,89 @@
+"""What distributions ask of the objects that they are made of, whoever provides them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from made_flows.nn.made import MADE
+
+__all__ = ["Components", "Invertible", "Schedule"]
+
+
+class Schedule(Protocol):
+    """The orders and masks that a conditioner is trained on.
+
+    Attributes:
+        any_order: whether every order is trained, so that any feature may be missing.
+        draws: whether scores are under orders and masks drawn now: in training.
+    """
+
+    @property
+    def any_order(self) -> bool: ...
+
+    @property
+    def draws(self) -> bool: ...
+
+    def outputs(self, made: MADE, x: Tensor, context: Tensor | None) -> Tensor:
+        """Parameters (..., D, K) under the orders and masks that are next."""
+
+    def draw_degrees(self) -> Sequence[Tensor] | None:
+        """The next degrees of every hidden layer, None for the network's own."""
+
+
+class Components(Protocol):
+    """The components of a mixture and their weights.
+
+    Attributes:
+        features: number of features D.
+        weights: the weight of every component, (K,).
+    """
+
+    features: int
+    weights: Tensor
+
+    def __len__(self) -> int: ...
+
+    def component(self, k: int) -> Any:
+        """The k-th component: a model, called with a context to give a distribution."""
+
+    def log_weights(self, like: Tensor) -> Tensor:
+        """Logarithms of the weights, of the dtype and on the device of another tensor."""
+
+    def component_log_probs(
+        self, x: Tensor, context: Tensor | None = None, observed: Tensor | None = None
+    ) -> Tensor:
+        """Log-probabilities (..., K) under every component."""
+
+
+class Invertible(Protocol):
+    """An invertible map between data and noise: one transform, or several in a row.
+
+    Attributes:
+        noise_pass, data_pass: how each direction is computed, ``"parallel"`` or ``"sequential"``.
+        differentiable: whether data carry gradients to the noise.
+        support: where data live.
+    """
+
+    @property
+    def noise_pass(self) -> str: ...
+
+    @property
+    def data_pass(self) -> str: ...
+
+    @property
+    def differentiable(self) -> bool: ...
+
+    @property
+    def support(self) -> Any: ...
+
+    def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Noise z (..., D) from data x (..., D), and log |det dz/dx| (...)."""
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data x (..., D) from noise z (..., D), and log |det dx/dz| (...)."""
+
+    def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Data from noise alone, without the work for log-determinants."""

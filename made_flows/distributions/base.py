@@ -1,0 +1,110 @@
+"""The base of this library's distributions: vectors, with parts that follow the batch shape."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from made_flows._checks import check_broadcast, check_event, check_expanded, check_sample_shape
+
+__all__ = ["VectorDistribution"]
+
+D = TypeVar("D", bound="VectorDistribution")
+
+
+class VectorDistribution(Distribution):
+    """A distribution of vectors, of event shape (D,).
+
+    A subclass draws (:meth:`_draw`), scores, and names in ``_batched`` those of its attributes
+    that have its batch shape: tensors (*batch_shape, anything) and distributions.
+
+    Args:
+        batch_shape: the shape of the batch.
+        features: number of features D.
+        validate_args: whether values are checked before they are scored (torch's default: yes).
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (as torch declares it)
+    _batched: ClassVar[tuple[str, ...]] = ("context",)
+
+    def __init__(
+        self, batch_shape: Sequence[int], features: int, *, validate_args: bool | None = None
+    ) -> None:
+        super().__init__(
+            torch.Size(batch_shape), torch.Size((features,)), validate_args=validate_args
+        )
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether samples carry gradients."""
+        return False
+
+    def expand(self: D, batch_shape: Sequence[int], _instance: Distribution | None = None) -> D:
+        """The same distribution with a larger batch shape.
+
+        Raises:
+            ValueError: for a shape that the batch shape does not broadcast to.
+        """
+        shape = check_expanded(batch_shape, self.batch_shape)
+        new: Any = copy.copy(self) if _instance is None else _instance
+        for name, value in vars(self).items():
+            vars(new).setdefault(name, value)
+        for name in self._batched:
+            setattr(new, name, _expanded(getattr(self, name), shape))
+        new._batch_shape = shape
+        expanded: D = new
+        return expanded
+
+    def _validate_sample(self, value: Tensor) -> None:
+        check_event(value, "value", self.event_shape[0])
+        check_broadcast(value=value.shape[:-1], batch_shape=self.batch_shape)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Samples of shape (*sample_shape, *batch_shape, D)."""
+        with torch.no_grad():
+            return self._draw(check_sample_shape(sample_shape))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Samples that carry gradients to whatever they are made of.
+
+        Raises:
+            NotImplementedError: where :attr:`has_rsample` is false.
+        """
+        self._check_rsample()
+        return self._draw(check_sample_shape(sample_shape))
+
+    @abstractmethod
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        """Samples of shape (*sample_shape, *batch_shape, D), with gradients if there are any."""
+
+    def _check_rsample(self) -> None:
+        if not self.has_rsample:
+            raise NotImplementedError(
+                f"Samples of {self._origin()} carry no gradients; use sample()"
+            )
+
+    def _origin(self) -> str:
+        """What samples come from, for errors."""
+        return f"a {type(self).__name__}"
+
+    def _summary(self) -> str:
+        """What the distribution is made of, in a word or two."""
+        return ""
+
+    def __repr__(self) -> str:
+        parts = [self._summary()] if self._summary() else []
+        parts += [f"batch_shape={tuple(self.batch_shape)}"]
+        parts += [f"event_shape={tuple(self.event_shape)}"]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _expanded(value: Any, batch_shape: torch.Size) -> Any:
+    if isinstance(value, Tensor):
+        return value.expand(*batch_shape, -1)
+    return value.expand(batch_shape) if isinstance(value, Distribution) else value

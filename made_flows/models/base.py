@@ -1,0 +1,80 @@
+"""The base of all models: modules that are called with a context to give a distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from made_flows._checks import expect_type, positive_integer
+from made_flows.distributions.conditional import CompletionDistribution
+
+__all__ = ["HasConditionals", "Model", "check_model"]
+
+
+class Model(nn.Module):
+    """A model of vectors: called with a context, it gives their distribution.
+
+    That is a :class:`torch.distributions.Distribution`. A model of one's own says its ``features``
+    and, if it takes one, its ``context``, and defines :meth:`distribution`; it can then be a
+    component of a :class:`~made_flows.Mixture` and the base of a :class:`~made_flows.Flow`.
+
+    Attributes:
+        features: number of features D.
+        context: number of context variables C; 0 for a model that takes none.
+
+    Example:
+        >>> import torch, made_flows as mf
+        >>> from torch.distributions import Independent, StudentT
+        >>> class HeavyTails(Model):
+        ...     features = 2
+        ...     def distribution(self, context=None):
+        ...         return Independent(StudentT(torch.full((2,), 3.0)), 1)
+        >>> mf.Mixture([mf.GaussianMADE(2), HeavyTails()])().sample((5,)).shape
+        torch.Size([5, 2])
+    """
+
+    # Not an ABC: Pyro makes PyroModules of models, and classes have one metaclass.
+    features: int
+    context: int = 0
+
+    def distribution(self, context: Tensor | None = None) -> Distribution:
+        """The distribution of the features, given the context (..., C)."""
+        raise NotImplementedError
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        """The distribution of the features, given the context (..., C)."""
+        return self.distribution(context)
+
+
+class HasConditionals:
+    """What models have in common that answer for missing features."""
+
+    def conditional(
+        self, x: Tensor, observed: Tensor | None = None, *, context: Tensor | None = None
+    ) -> CompletionDistribution:
+        """The distribution of the missing features of rows, given the observed ones."""
+        raise NotImplementedError
+
+    def impute(
+        self,
+        x: Tensor,
+        samples: int = 1,
+        observed: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Rows with their missing values drawn, the observed ones unchanged: (samples, ..., D).
+
+        Arguments and errors are those of ``conditional``.
+        """
+        samples = positive_integer(samples, "samples")
+        return self.conditional(x, observed, context=context).sample((samples,))
+
+
+def check_model(model: Any, argument: str) -> Model:
+    """The model, or a TypeError that names the argument."""
+    expect_type(isinstance(model, Model), argument, "to be a model with features", model)
+    checked: Model = model
+    return checked

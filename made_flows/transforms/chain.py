@@ -1,0 +1,79 @@
+"""Transforms in a row, as one map between data and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from made_flows.transforms.base import Transform
+
+__all__ = ["Chain"]
+
+
+class Chain:
+    r"""Transforms applied one after the other, listed from data to noise.
+
+    .. math:: z = f_K \circ \dots \circ f_1(x; c), \qquad
+        \log |\det J| = \sum_k \log |\det J_k|
+
+    Args:
+        transforms: the transforms, the first one next to the data.
+        support: where data live if there are no transforms: where the noise does.
+
+    Example:
+        >>> import made_flows as mf
+        >>> chain = Chain([mf.Log(2), mf.Standardize([0.0, 0.0], [2.0, 2.0])])
+        >>> chain.to_noise(torch.ones(2))
+        (tensor([0., 0.]), tensor(-1.3863))
+    """
+
+    def __init__(
+        self, transforms: Iterable[Transform], support: Any = constraints.real_vector
+    ) -> None:
+        self.transforms = list(transforms)
+        self.support = self.transforms[0].support if self.transforms else support
+
+    @property
+    def noise_pass(self) -> Literal["parallel", "sequential"]:
+        """How noise is computed from data."""
+        return _slowest(transform.noise_pass for transform in self.transforms)
+
+    @property
+    def data_pass(self) -> Literal["parallel", "sequential"]:
+        """How data are computed from noise."""
+        return _slowest(transform.data_pass for transform in self.transforms)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether data carry gradients to the noise."""
+        return all(transform.differentiable for transform in self.transforms)
+
+    def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Noise z (..., D) from data x (..., D), and log |det dz/dx| (...)."""
+        total = x.new_zeros(x.shape[:-1], dtype=None if x.is_floating_point() else torch.float32)
+        for transform in self.transforms:
+            x, log_det = transform.to_noise(x, context if transform.context else None)
+            total = total + log_det
+        return x, total
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data x (..., D) from noise z (..., D), and log |det dx/dz| (...)."""
+        total = z.new_zeros(z.shape[:-1])
+        for transform in reversed(self.transforms):
+            z, log_det = transform.to_data(z, context if transform.context else None)
+            total = total + log_det
+        return z, total
+
+    def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Data from noise alone, without the work for log-determinants."""
+        for transform in reversed(self.transforms):
+            z = transform.generate(z, context if transform.context else None)
+        return z
+
+
+def _slowest(passes: Iterable[str]) -> Literal["parallel", "sequential"]:
+    return "sequential" if "sequential" in passes else "parallel"
