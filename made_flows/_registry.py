@@ -40,7 +40,11 @@ def saveable(cls: type[T]) -> type[T]:
     @functools.wraps(constructor)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         if "_arguments" not in self.__dict__:
-            bound = dict(signature.bind(self, *args, **kwargs).arguments)
+            try:
+                bound = dict(signature.bind(self, *args, **kwargs).arguments)
+            except TypeError:
+                constructor(self, *args, **kwargs)  # raises it with the function's name
+                raise
             bound.pop(next(iter(signature.parameters)))
             for parameter in signature.parameters.values():
                 if parameter.kind is inspect.Parameter.VAR_KEYWORD:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from made_flows.nn.made import MADE
 
@@ -44,6 +44,9 @@ class Components(Protocol):
     features: int
     weights: Tensor
 
+    def modules(self) -> Iterator[nn.Module]:
+        """The modules whose weights take part."""
+
     def __len__(self) -> int: ...
 
     def component(self, k: int) -> Any:
@@ -78,6 +81,9 @@ class Invertible(Protocol):
 
     @property
     def support(self) -> Any: ...
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The modules whose weights take part."""
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise z (..., D) from data x (..., D), and log |det dz/dx| (...)."""

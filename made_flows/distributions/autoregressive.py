@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from made_flows._checks import check_broadcast, check_event
@@ -74,6 +75,10 @@ class AutoregressiveDistribution(VectorDistribution):
     def takes_missing(self) -> bool:
         """Whether NaN stands for a missing value: where all orders are trained."""
         return self.schedule is not None and self.schedule.any_order
+
+    def _modules(self) -> Iterator[nn.Module]:
+        yield from self.conditioner.modules()
+        yield from self.head.modules()
 
     def _validate_sample(self, value: Tensor) -> None:
         super()._validate_sample(value)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from made_flows._checks import check_broadcast, check_event, check_expanded, check_sample_shape
+from made_flows._checks import (
+    check_broadcast,
+    check_event,
+    check_expanded,
+    check_finite,
+    check_sample_shape,
+)
 
-__all__ = ["VectorDistribution"]
+__all__ = ["VectorDistribution", "weights_are_finite"]
 
 D = TypeVar("D", bound="VectorDistribution")
 
@@ -27,8 +33,11 @@ class VectorDistribution(Distribution):
     Args:
         batch_shape: the shape of the batch.
         features: number of features D.
-        validate_args: whether values are checked before they are scored (torch's default: yes).
+        validate_args: whether contexts, and values before they are scored, are checked (torch's
+            default: yes).
     """
+
+    context: Tensor | None
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (as torch declares it)
     _batched: ClassVar[tuple[str, ...]] = ("context",)
@@ -39,11 +48,17 @@ class VectorDistribution(Distribution):
         super().__init__(
             torch.Size(batch_shape), torch.Size((features,)), validate_args=validate_args
         )
+        if self._validate_args and self.context is not None:
+            check_finite(self.context, "context")
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether samples carry gradients."""
         return False
+
+    def _modules(self) -> Iterator[nn.Module]:
+        """The modules whose weights take part in scores, those inside them included."""
+        return iter(())
 
     def expand(self: D, batch_shape: Sequence[int], _instance: Distribution | None = None) -> D:
         """The same distribution with a larger batch shape.
@@ -102,6 +117,16 @@ class VectorDistribution(Distribution):
         parts += [f"batch_shape={tuple(self.batch_shape)}"]
         parts += [f"event_shape={tuple(self.event_shape)}"]
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def weights_are_finite(modules: Iterable[nn.Module]) -> Tensor | bool:
+    """Whether all weights are finite, and no buffer has NaN (bounds may be infinite)."""
+    checks = []
+    for module in modules:
+        checks += [torch.isfinite(weight).all() for weight in module.parameters(recurse=False)]
+        floats = (buffer for buffer in module.buffers(recurse=False) if buffer.is_floating_point())
+        checks += [~torch.isnan(buffer).any() for buffer in floats]
+    return torch.stack(checks).all() if checks else True
 
 
 def _expanded(value: Any, batch_shape: torch.Size) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, constraints
 
-from made_flows._checks import check_broadcast, check_event, expect
+from made_flows._checks import check_broadcast, check_event, check_finite, expect
 from made_flows._torch import as_rows, has_concrete_values
 from made_flows.distributions._protocols import Components, Schedule
 from made_flows.distributions.base import VectorDistribution
@@ -30,6 +30,9 @@ __all__ = ["CompletionDistribution", "ConditionalDistribution", "ConditionalMixt
 _PATTERNS = 8
 """Patterns up to which each has a sequential inverse of its own: planning one takes as long as a
 good many ranks of all rows together."""
+
+
+_NOT_FINITE = "NaN: weights that are not finite"
 
 
 class CompletionDistribution(VectorDistribution):
@@ -54,6 +57,8 @@ class CompletionDistribution(VectorDistribution):
         batch = check_broadcast(**shapes)
         self.x, self.observed = x.expand(*batch, -1), observed.expand(*batch, -1)
         self.context = None if context is None else context.expand(*batch, -1)
+        if context is not None:
+            check_finite(context, "context")
         super().__init__(batch, x.shape[-1], validate_args=False)
 
     def _kept(self, samples: Tensor) -> Tensor:
@@ -220,6 +225,8 @@ class ConditionalMixture(CompletionDistribution):
         joint = joint + mixture.log_weights(joint)
         total = torch.logsumexp(joint, dim=-1, keepdim=True)
         if has_concrete_values(total):
+            known = not bool(torch.isnan(total).any())
+            expect(known, "the components", "to score the observed features", _NOT_FINITE)
             possible = bool(torch.isfinite(total).all())
             expect(possible, "x", "to be possible under some component", "a row that is not")
         self.log_weights = joint - total

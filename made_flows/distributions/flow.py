@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from made_flows._checks import check_broadcast, check_finite, check_sample_shape
+from made_flows._torch import has_concrete_values
 from made_flows.distributions._protocols import Invertible
-from made_flows.distributions.base import VectorDistribution
+from made_flows.distributions.base import VectorDistribution, weights_are_finite
 
 __all__ = ["FlowDistribution"]
 
@@ -77,14 +78,36 @@ class FlowDistribution(VectorDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of values (..., D): of shape (...), broadcast with the batch shape.
 
-        It is -inf for a value so far out that its noise overflows.
+        It is -inf for a value so far out that its noise overflows, and NaN where weights are.
         """
         if self._validate_args:
             self._validate_sample(value)
         z, log_det = self.transform.to_noise(value, self.context)
-        log_prob = self.base.log_prob(z) + log_det
-        # Noise that overflows has no density, rather than an undefined one.
-        return torch.where(log_prob.isnan(), -torch.inf, log_prob)
+        log_prob: Tensor = self._score_noise(z) + log_det
+        undefined = log_prob.isnan()
+        # A device is not waited for where values are not to be checked.
+        look = self._validate_args or log_prob.device.type == "cpu"
+        if look and has_concrete_values(log_prob) and not bool(undefined.any()):
+            return log_prob
+        # Of numbers that are finite, only those that overflow make NaN. Noise that overflows has
+        # no density, rather than an undefined one.
+        overflowed = undefined & weights_are_finite(self._modules()) & ~value.isnan().any(dim=-1)
+        if self.context is not None:
+            overflowed = overflowed & ~self.context.isnan().any(dim=-1)
+        return torch.where(overflowed, -torch.inf, log_prob)
+
+    def _score_noise(self, z: Tensor) -> Tensor:
+        if not isinstance(self.base, VectorDistribution):
+            return self.base.log_prob(z)
+        # A model refuses values that are not finite, or takes NaN for missing ones.
+        lost = ~torch.isfinite(z).all(dim=-1)
+        scores = self.base.log_prob(torch.where(lost.unsqueeze(-1), 0.0, z))
+        return torch.where(lost, torch.nan, scores)
+
+    def _modules(self) -> Iterator[nn.Module]:
+        yield from self.transform.modules()
+        if isinstance(self.base, VectorDistribution):
+            yield from self.base._modules()
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Samples of shape (*sample_shape, *batch_shape, D)."""

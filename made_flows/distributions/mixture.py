@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from made_flows._checks import check_broadcast
@@ -40,6 +40,9 @@ class MixtureDistribution(VectorDistribution):
         first: Distribution = mixture.component(0)(context)
         self._support = first.support
         super().__init__(first.batch_shape, first.event_shape[0], validate_args=False)
+
+    def _modules(self) -> Iterator[nn.Module]:
+        yield from self.mixture.modules()
 
     @property
     def support(self) -> Any:

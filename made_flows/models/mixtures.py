@@ -178,6 +178,9 @@ class MixtureModel(Model, HasConditionals, ABC):
             self.weights.copy_(before)
             raise
         self.weights.copy_(before)
+        undefined = scores.isnan().any(dim=0)
+        k = int(undefined.nonzero()[0]) if bool(undefined.any()) else 0
+        expect(not bool(undefined.any()), f"components[{k}]", "to score every row", "NaN")
         possible = torch.isfinite(scores.amax(dim=1))
         row = 0 if bool(possible.all()) else int((~possible).nonzero()[0])
         expect(bool(possible.all()), "x", "to be possible under some component", f"row {row}")

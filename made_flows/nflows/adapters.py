@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from made_flows._checks import expect_type
 from made_flows.interop.libraries.nflows import FastFlow
+from made_flows.models.base import check_model
 from made_flows.models.flows import Flow
 from made_flows.transforms.base import Transform
 
@@ -46,13 +47,10 @@ class AsDistribution(HostDistribution):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        given: Any = model
-        known = isinstance(given, nn.Module) and isinstance(getattr(given, "features", None), int)
-        expect_type(known, "model", "to be a density model or flow of this library", model)
-        self.model = model
+        self.model = check_model(model, "model")
 
     def _given(self, context: Tensor | None) -> Any:
-        return self.model(context) if getattr(self.model, "context", 0) else self.model()
+        return self.model(context if self.model.context else None)
 
     def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
         scores: Tensor = self._given(context).log_prob(inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
+import torch
 from pyro.distributions import Normal, TransformedDistribution
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ import made_flows.models.autoregressive_flows as core
 from made_flows._checks import check_broadcast, check_event, expect, positive_integer
 from made_flows.pyro.flow_transforms import FlowTransform, check_flow
 from made_flows.univariate.bijections import Bijection
+from made_flows.univariate.scales import ScaleRule
 
 __all__ = ["ConditionalFlowTransform", "ConditionalIAF", "ConditionalMAF"]
 
@@ -57,7 +59,9 @@ class ConditionalMAF(ConditionalFlowTransform):
     Args:
         features: number of features D.
         context: number of context variables C.
-        transforms, hidden_features, flow: as for :class:`MAF`.
+        transforms, hidden_features: as for :class:`MAF`.
+        order, normalize, bijection, scale, adjacency, degrees, activation, residual, direct,
+            dropout, mask_weights, generator: as for :class:`made_flows.MAF`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -76,10 +80,29 @@ class ConditionalMAF(ConditionalFlowTransform):
         context: int,
         transforms: int = 1,
         hidden_features: Sequence[int] = (64, 64),
-        **flow: Any,
+        *,
+        order: Any = "reverse",
+        normalize: Literal["batch", "actnorm"] | None = None,
+        bijection: Literal["affine", "spline", "gated"] | Bijection = "affine",
+        scale: str | ScaleRule | None = None,
+        adjacency: Any = None,
+        degrees: Literal["even", "random"] = "even",
+        activation: Any = "relu",
+        residual: bool = False,
+        direct: bool = False,
+        dropout: float = 0.0,
+        mask_weights: bool | Literal["order"] = False,
+        generator: torch.Generator | None = None,
     ) -> None:
-        context = _checked(context, flow)
-        super().__init__(core.MAF(features, context, transforms, hidden_features, **flow))
+        context = positive_integer(context, "context")
+        super().__init__(
+            core.MAF(
+                features, context, transforms, hidden_features, order=order, normalize=normalize,
+                bijection=bijection, scale=scale, adjacency=adjacency, degrees=degrees,
+                activation=activation, residual=residual, direct=direct, dropout=dropout,
+                mask_weights=mask_weights, generator=generator,
+            )
+        )  # fmt: skip
 
 
 class ConditionalIAF(ConditionalFlowTransform):
@@ -99,8 +122,8 @@ class ConditionalIAF(ConditionalFlowTransform):
         transforms: number of steps T; the order of the features is reversed after each.
         hidden_features: widths of the hidden layers of every conditioner.
         bijection: ``"gated"`` for the update above, or another as for :class:`made_flows.IAF`.
-        flow: further arguments of :class:`made_flows.IAF`: ``order``, ``scale``, ``activation``,
-            ``residual``, ...
+        order, normalize, scale, adjacency, degrees, activation, residual, direct, dropout,
+            mask_weights, generator: as for :class:`made_flows.IAF`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -126,13 +149,28 @@ class ConditionalIAF(ConditionalFlowTransform):
         transforms: int = 2,
         hidden_features: Sequence[int] = (64, 64),
         *,
+        order: Any = "reverse",
+        normalize: Literal["batch", "actnorm"] | None = None,
         bijection: Literal["affine", "spline", "gated"] | Bijection = "gated",
-        **flow: Any,
+        scale: str | ScaleRule | None = None,
+        adjacency: Any = None,
+        degrees: Literal["even", "random"] = "even",
+        activation: Any = "relu",
+        residual: bool = False,
+        direct: bool = False,
+        dropout: float = 0.0,
+        mask_weights: bool | Literal["order"] = False,
+        generator: torch.Generator | None = None,
     ) -> None:
-        context = _checked(context, flow)
+        context = positive_integer(context, "context")
         super().__init__(
-            core.IAF(features, context, transforms, hidden_features, bijection=bijection, **flow)
-        )
+            core.IAF(
+                features, context, transforms, hidden_features, order=order, normalize=normalize,
+                bijection=bijection, scale=scale, adjacency=adjacency, degrees=degrees,
+                activation=activation, residual=residual, direct=direct, dropout=dropout,
+                mask_weights=mask_weights, generator=generator,
+            )
+        )  # fmt: skip
 
     def forward(self, loc: Tensor, scale: Tensor, context: Tensor) -> TransformedDistribution:
         """The distribution of z, of event shape (D,).
@@ -153,9 +191,3 @@ class ConditionalIAF(ConditionalFlowTransform):
         check_broadcast(loc=loc.shape[:-1], scale=scale.shape[:-1], context=context.shape[:-1])
         base = Normal(loc, scale).to_event(1)
         return TransformedDistribution(base, [self.condition(context)])
-
-
-def _checked(context: Any, flow: dict[str, Any]) -> int:
-    """The context's size, where the other arguments leave the base to Pyro."""
-    expect("base" not in flow, "base", "to be left out: a transform has none", flow.get("base"))
-    return positive_integer(context, "context")

@@ -13,6 +13,7 @@ from torch.distributions import Distribution, constraints
 import made_flows.models.mades as core
 from made_flows._checks import expect_type
 from made_flows.distributions.flow import FlowDistribution
+from made_flows.models.base import Model, check_model
 from made_flows.pyro.cache import Memory
 from made_flows.pyro.modules import materialized
 
@@ -124,7 +125,7 @@ def _scores_slowly(distribution: Distribution) -> bool:
     return distribution.transform.noise_pass == "sequential"
 
 
-class PyroModel(nn.Module):
+class PyroModel(Model):
     """A density model or flow whose call gives a distribution of Pyro.
 
     Args:
@@ -139,19 +140,12 @@ class PyroModel(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        known = isinstance(getattr(model, "features", None), int)
-        expect_type(known, "model", "to be a model of this library", model)
-        self.model = model
+        self.model = check_model(model, "model")
+        self.features, self.context = self.model.features, self.model.context
 
-    @property
-    def features(self) -> int:
-        """Number of features D."""
-        return cast(int, self.model.features)
-
-    @property
-    def context(self) -> int:
-        """Number of context variables C."""
-        return cast(int, self.model.context)
+    def distribution(self, context: Tensor | None = None) -> Distribution:
+        """The distribution under a context (..., C), as the model itself gives it."""
+        return self.model.distribution(context)
 
     def forward(self, context: Tensor | None = None) -> ModelDistribution:
         """The distribution under a context (..., C)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from made_flows._checks import check_broadcast, check_event, expect, expect_type
 from made_flows.models.flows import Flow
 from made_flows.pyro.base import VectorTransform
 from made_flows.transforms.base import Transform
+from made_flows.univariate.bijections import Bijection
+from made_flows.univariate.scales import ScaleRule
 
 __all__ = ["IAF", "MAF", "FlowTransform", "check_flow"]
 
@@ -107,8 +109,8 @@ class IAF(FlowTransform):
         features: number of features D.
         transforms: number of autoregressive transforms.
         hidden_features: widths of the hidden layers of every conditioner.
-        flow: further arguments of :class:`made_flows.IAF`: ``order``, ``bijection``, ``scale``,
-            ``activation``, ``residual``, ...
+        order, normalize, bijection, scale, adjacency, degrees, activation, residual, direct,
+            dropout, mask_weights, generator: as for :class:`made_flows.IAF`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -128,10 +130,28 @@ class IAF(FlowTransform):
         features: int,
         transforms: int = 1,
         hidden_features: Sequence[int] = (64, 64),
-        **flow: Any,
+        *,
+        order: Any = "reverse",
+        normalize: Literal["batch", "actnorm"] | None = None,
+        bijection: Literal["affine", "spline", "gated"] | Bijection = "affine",
+        scale: str | ScaleRule | None = None,
+        adjacency: Any = None,
+        degrees: Literal["even", "random"] = "even",
+        activation: Any = "relu",
+        residual: bool = False,
+        direct: bool = False,
+        dropout: float = 0.0,
+        mask_weights: bool | Literal["order"] = False,
+        generator: torch.Generator | None = None,
     ) -> None:
-        _no_context(flow, "ConditionalIAF")
-        super().__init__(core.IAF(features, 0, transforms, hidden_features, **flow))
+        super().__init__(
+            core.IAF(
+                features, 0, transforms, hidden_features, order=order, normalize=normalize,
+                bijection=bijection, scale=scale, adjacency=adjacency, degrees=degrees,
+                activation=activation, residual=residual, direct=direct, dropout=dropout,
+                mask_weights=mask_weights, generator=generator,
+            )
+        )  # fmt: skip
 
 
 class MAF(FlowTransform):
@@ -147,8 +167,8 @@ class MAF(FlowTransform):
         features: number of features D.
         transforms: number of autoregressive transforms.
         hidden_features: widths of the hidden layers of every conditioner.
-        flow: further arguments of :class:`made_flows.MAF`: ``order``, ``normalize``,
-            ``bijection``, ``scale``, ``activation``, ``residual``, ...
+        order, normalize, bijection, scale, adjacency, degrees, activation, residual, direct,
+            dropout, mask_weights, generator: as for :class:`made_flows.MAF`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -168,15 +188,28 @@ class MAF(FlowTransform):
         features: int,
         transforms: int = 1,
         hidden_features: Sequence[int] = (64, 64),
-        **flow: Any,
+        *,
+        order: Any = "reverse",
+        normalize: Literal["batch", "actnorm"] | None = None,
+        bijection: Literal["affine", "spline", "gated"] | Bijection = "affine",
+        scale: str | ScaleRule | None = None,
+        adjacency: Any = None,
+        degrees: Literal["even", "random"] = "even",
+        activation: Any = "relu",
+        residual: bool = False,
+        direct: bool = False,
+        dropout: float = 0.0,
+        mask_weights: bool | Literal["order"] = False,
+        generator: torch.Generator | None = None,
     ) -> None:
-        _no_context(flow, "ConditionalMAF")
-        super().__init__(core.MAF(features, 0, transforms, hidden_features, **flow))
-
-
-def _no_context(arguments: dict[str, Any], conditional: str) -> None:
-    for name in ("context", "base"):
-        expect(name not in arguments, name, f"to be left out (see {conditional})", arguments)
+        super().__init__(
+            core.MAF(
+                features, 0, transforms, hidden_features, order=order, normalize=normalize,
+                bijection=bijection, scale=scale, adjacency=adjacency, degrees=degrees,
+                activation=activation, residual=residual, direct=direct, dropout=dropout,
+                mask_weights=mask_weights, generator=generator,
+            )
+        )  # fmt: skip
 
 
 def check_flow(flow: Any) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.distributions import constraints
+from torch import Tensor, nn
 
 from made_flows.transforms.base import Transform
 
@@ -22,7 +21,7 @@ class Chain:
 
     Args:
         transforms: the transforms, the first one next to the data.
-        support: where data live if there are no transforms: where the noise does.
+        support: where data live if there are no transforms, as the noise does.
 
     Example:
         >>> import made_flows as mf
@@ -31,11 +30,14 @@ class Chain:
         (tensor([0., 0.]), tensor(-1.3863))
     """
 
-    def __init__(
-        self, transforms: Iterable[Transform], support: Any = constraints.real_vector
-    ) -> None:
+    def __init__(self, transforms: Iterable[Transform], support: Any = None) -> None:
         self.transforms = list(transforms)
-        self.support = self.transforms[0].support if self.transforms else support
+        self._support = support
+
+    @property
+    def support(self) -> Any:
+        """Where data live."""
+        return self.transforms[0].support if self.transforms else self._support
 
     @property
     def noise_pass(self) -> Literal["parallel", "sequential"]:
@@ -51,6 +53,11 @@ class Chain:
     def differentiable(self) -> bool:
         """Whether data carry gradients to the noise."""
         return all(transform.differentiable for transform in self.transforms)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The transforms, and the modules inside them."""
+        for transform in self.transforms:
+            yield from transform.modules()
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise z (..., D) from data x (..., D), and log |det dz/dx| (...)."""
