@@ -25,7 +25,8 @@ def test_arguments_are_named(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["GaussianMADE", "GaussianMixtureMADE", "BernoulliMADE", "CategoricalMADE", "MAF", "IAF"]
+    "name",
+    ["GaussianMADE", "GaussianMixtureMADE", "BernoulliMADE", "CategoricalMADE", "MAF", "IAF"],
 )
 def test_an_unknown_argument_is_pythons_own_error(name: str) -> None:
     more: dict[str, Any] = {"categories": 3} if name == "CategoricalMADE" else {}
