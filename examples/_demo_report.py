@@ -96,7 +96,8 @@ def level_with_the_best(rows: Sequence[Row]) -> list[bool]:
 
 
 def best_names(rows: Sequence[Row]) -> str:
-    """The best row's name, and those of the rows that are level with it."""
+    """The best row's name, and those of the rows that are level with it, of models fitted."""
+    rows = [row for row in rows if row.fit_seconds is not None]
     level = [row for mark, row in zip(level_with_the_best(rows), rows, strict=True) if mark]
     *others, last = [row.model for row in sorted(level, key=lambda row: -row.mean)]
     return f"{', '.join(others)} and {last}" if others else last
