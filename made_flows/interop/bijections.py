@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from made_flows.inverse.compiled.rational_spline import EDGES, SplineKernel, invert
+from made_flows.inverse.compiled.spline_inverse import invert
 from made_flows.univariate.bijections import Affine, Bijection
-from made_flows.univariate.step_kernel import StepKernel
+from made_flows.univariate.step_kernel import EDGES, SplineForm, StepKernel
 
 __all__ = ["HostMap", "ScaleFirst", "rational_quadratic", "shrinkage", "spline"]
 
@@ -29,7 +29,7 @@ class ScaleFirst(Affine):
         return super().inverse(y, parameters.flip(-1))
 
     def kernel(self) -> StepKernel:
-        return StepKernel("affine", self.scale, swapped=True)
+        return StepKernel("affine", self.scale, (1.0, 1.0))
 
 
 class HostMap(Bijection):
@@ -39,15 +39,15 @@ class HostMap(Bijection):
         outputs: parameters of every feature K.
         function: values (...), parameters (..., K) and whether the inverse is wanted, to values
             and logarithms of derivatives. It must treat every feature alike.
-        spline: the same map as a rational spline, if it is one: its inverse without gradients is
-            compiled.
+        spline: the same map as a rational spline, if it is one: its steps and its inverse
+            without gradients are compiled.
     """
 
     def __init__(
         self,
         outputs: int,
         function: Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]],
-        spline: SplineKernel | None = None,
+        spline: SplineForm | None = None,
     ) -> None:
         super().__init__()
         self.outputs = outputs
@@ -61,13 +61,16 @@ class HostMap(Bijection):
         solved = None if self.spline is None else invert(self.spline, y, parameters)
         return self.function(y, parameters, True) if solved is None else solved
 
+    def kernel(self) -> StepKernel | None:
+        return None if self.spline is None else self.spline.kernel()
+
 
 def spline(
     layer: Any,
     function: Callable[..., tuple[Tensor, Tensor]],
     split: Callable[[Tensor], dict[str, Tensor]],
     constants: tuple[str, ...] = (),
-    compiled: SplineKernel | None = None,
+    compiled: SplineForm | None = None,
 ) -> HostMap:
     """A spline of nflows or normflows, by the library's own function.
 
@@ -116,7 +119,7 @@ def rational_quadratic(layer: Any, splines: Any) -> HostMap:
         else splines.unconstrained_rational_quadratic_spline
     )
     bound = float(layer.tail_bound)
-    compiled = SplineKernel(
+    compiled = SplineForm(
         bins=bins,
         left=0.0 if layer.tails is None else -bound,
         width=1.0 if layer.tails is None else 2 * bound,

@@ -13,7 +13,7 @@ from made_flows.interop.layers import HostLayer
 from made_flows.nn.activations import activation_name
 from made_flows.nn.made import MADE
 from made_flows.nn.masks import adjacency_levels
-from made_flows.nn.spec import LayerSpec, NetworkSpec
+from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 
 __all__ = ["ForeignConditioner", "expect_network", "own_conditioner"]
@@ -56,7 +56,7 @@ class ForeignConditioner:
         self.counts = (parameters,)
         self.parameter_major = parameter_major
         self._call = call
-        self._texts: dict[tuple[Any, ...], str] = {}
+        self._structures: dict[tuple[Any, ...], Structure] = {}
         self._levels: TensorCache[Tensor] = TensorCache(size=2)
         for layer in self.layers:
             if None in (part.running_mean for part in (layer.norm, layer.reads_norm) if part):
@@ -116,7 +116,7 @@ class ForeignConditioner:
         self.layers[-1].rows = (feature + order).reshape(-1)
         call = self._call
         self._call = lambda x, context: call(x, context)[..., order]
-        self._texts.clear()
+        self._structures.clear()
         return self
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -133,9 +133,9 @@ class ForeignConditioner:
             *map(len, own),
             *(activation_name(layer.activation) for layer in self.layers),
         )
-        text = self._texts.get(looks)
-        if text is None:
-            text = self._texts[looks] = self._structure(context)
+        structure = self._structures.get(looks)
+        if structure is None:
+            structure = self._structures[looks] = self._structure(context)
         tensors, bases = [self.ranks], []
         for layer, of_layer in zip(self.layers, own, strict=True):
             tensors += of_layer
@@ -143,9 +143,9 @@ class ForeignConditioner:
                 bases += [of(context) for of in (layer.base, layer.gate) if of is not None]
         if self.direct is not None:
             tensors += self.direct.weights()[:2]
-        return NetworkSpec(text, tensors, bases)
+        return NetworkSpec(structure, tensors, bases)
 
-    def _structure(self, context: Tensor | None) -> str:
+    def _structure(self, context: Tensor | None) -> Structure:
         """How the layers hang together, which does not change from call to call."""
         layers = []
         for layer in self.layers:

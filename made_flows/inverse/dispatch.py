@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
@@ -14,13 +14,15 @@ from torch import Tensor
 
 from made_flows._checks import expect
 from made_flows.inverse import eager
-from made_flows.inverse.numeric import make_numeric, symbolic_for
-from made_flows.inverse.steps import Step
+from made_flows.inverse.numeric import Numeric, make_numeric, symbolic_for
+from made_flows.inverse.problem import Problem, TransposedProblem
+from made_flows.nn.spec import NetworkSpec
 
 __all__ = ["adjoint", "backend", "solve"]
 
-_CHOICES = ("auto", "eager")
-_chosen = os.environ.get("MADE_FLOWS_INVERSE", "auto")
+_CHOICES = ("auto", "eager", "compiled")
+_VARIABLE = "MADE_FLOWS_INVERSE"
+_chosen: str | None = None
 
 
 @contextmanager
@@ -28,8 +30,12 @@ def backend(choice: str) -> Iterator[None]:
     """Choose how sequential inverses are computed, for benchmarks and tests.
 
     Args:
-        choice: ``"auto"``, compiled wherever the compiled kernel can; ``"eager"``, always in
-            torch operations. The environment variable ``MADE_FLOWS_INVERSE`` sets the default.
+        choice: ``"auto"``, compiled wherever the compiled sweep can; ``"eager"``, always in
+            torch operations; ``"compiled"``, always compiled, or an error that says why not. The
+            environment variable ``MADE_FLOWS_INVERSE`` sets the default, which is ``"auto"``.
+
+    Raises:
+        ValueError: for another choice, here or in the environment variable.
 
     Example:
         >>> import made_flows as mf
@@ -43,6 +49,19 @@ def backend(choice: str) -> Iterator[None]:
         yield
     finally:
         _chosen = before
+
+
+def _choice() -> str:
+    """The choice in force."""
+    return _default() if _chosen is None else _chosen
+
+
+@lru_cache(maxsize=1)
+def _default() -> str:
+    # Read at the first inverse and not at import: an import should not fail for it.
+    choice = os.environ.get(_VARIABLE, "auto")
+    expect(choice in _CHOICES, _VARIABLE, f"to be one of {', '.join(_CHOICES)}", repr(choice))
+    return choice
 
 
 @lru_cache(maxsize=1)
@@ -59,40 +78,63 @@ def _compiled() -> ModuleType | None:
     return cpu
 
 
-def solve(
-    text: str,
-    step: Step,
-    noise: Tensor,
-    tensors: Sequence[Tensor],
-    bases: Sequence[Tensor],
-    known: Tensor | None,
-    prefix: int,
-) -> Tensor:
-    """The values of a sequential inverse; see :func:`made_flows.inverse.eager.solve`."""
-    cpu = _compiled() if noise.device.type == "cpu" and _chosen == "auto" else None
-    kernel = None if cpu is None else cpu.kernel_of(step)
-    ready = None if cpu is None or kernel is None else cpu.ready_for(text, tensors)
-    if cpu is not None and ready is not None:
-        values: Tensor = cpu.solve(ready, kernel, noise, tensors, bases, known, prefix)
-        dtype = step.value_dtype(noise.dtype)
-        return values if dtype == noise.dtype else values.to(dtype)
-    numeric = make_numeric(symbolic_for(text, tensors), tensors)
-    return eager.solve(numeric, step, noise, tensors, bases, known, prefix)
+def _backend_for(tensor: Tensor) -> ModuleType | None:
+    """The module of compiled sweeps, where rows such as these may take it."""
+    choice = _choice()
+    if choice == "eager":
+        return None
+    if tensor.device.type == "cpu":
+        cpu = _compiled()
+        if cpu is None:
+            _refuse("without Numba. pip install 'made-flows[fast]'")
+        return cpu
+    _refuse(f"on the device {tensor.device}: it is for the CPU")
+    return None
 
 
-def adjoint(
-    text: str,
-    gradient: Tensor,
-    slopes: Tensor,
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    bases: Sequence[Tensor],
-) -> Tensor:
-    """The solution of the transposed system; see :func:`made_flows.inverse.eager.adjoint`."""
-    cpu = _compiled() if gradient.device.type == "cpu" and _chosen == "auto" else None
-    ready = cpu.ready_for(text, tensors) if cpu is not None else None
-    if cpu is not None and ready is not None:
-        solution: Tensor = cpu.adjoint(ready, gradient, slopes, x, tensors, bases)
-        return solution
-    numeric = make_numeric(symbolic_for(text, tensors), tensors)
-    return eager.adjoint(numeric, gradient, slopes, x, tensors, bases)
+def _refuse(why: str) -> None:
+    """Raise if nothing but the compiled sweep will do."""
+    if _choice() == "compiled":
+        raise RuntimeError(
+            f"Expected a sequential inverse that can be compiled, as {_VARIABLE} or backend("
+            f'"compiled") asks; got one {why}. "auto" falls back to torch operations'
+        )
+
+
+def solve(problem: Problem) -> Tensor:
+    """The values of a sequential inverse; see :class:`~made_flows.inverse.problem.Problem`."""
+    cpu = _backend_for(problem.noise)
+    if cpu is not None:
+        kernel = cpu.kernel_of(problem.step)
+        ready = None if kernel is None else cpu.ready_for(problem.network)
+        if ready is not None:
+            values: Tensor = cpu.solve(ready, kernel, problem)
+            dtype = problem.step.value_dtype(problem.noise.dtype)
+            return values if dtype == values.dtype else values.to(dtype)
+        _refuse(
+            f"whose step ({problem.step.name}) has no kernel"
+            if kernel is None
+            else _unknown(problem.network)
+        )
+    return eager.solve(_numeric(problem.network), problem)
+
+
+def adjoint(problem: TransposedProblem) -> Tensor:
+    """The solution of a :class:`~made_flows.inverse.problem.TransposedProblem`."""
+    cpu = _backend_for(problem.gradient)
+    if cpu is not None:
+        ready = cpu.ready_for(problem.network)
+        if ready is not None:
+            solution: Tensor = cpu.adjoint(ready, problem)
+            return solution
+        _refuse(_unknown(problem.network))
+    return eager.adjoint(_numeric(problem.network), problem)
+
+
+def _unknown(network: NetworkSpec) -> str:
+    activations = ", ".join(sorted(set(network.structure.activations)))
+    return f"of a network of {network.tensors[1].dtype} with the activations {activations}"
+
+
+def _numeric(network: NetworkSpec) -> Numeric:
+    return make_numeric(symbolic_for(network), network.tensors)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from made_flows.inverse.numeric import Numeric
-from made_flows.inverse.steps import Step
+from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.nn.activations import activation_of_name
-from made_flows.nn.spec import unpack
+from made_flows.nn.spec import NetworkSpec
 
 __all__ = ["adjoint", "solve"]
 
@@ -37,9 +37,7 @@ def panels(numeric: Numeric, first: int = 0) -> list[tuple[int, int]]:
 class _Activations:
     """z and a of every layer for N rows, in sorted order, filled in degree by degree."""
 
-    def __init__(
-        self, numeric: Numeric, tensors: Sequence[Tensor], bases: Sequence[Tensor], rows: int
-    ) -> None:
+    def __init__(self, numeric: Numeric, network: NetworkSpec, rows: int) -> None:
         self.numeric = numeric
         self.functions = [activation_of_name(word) for word in numeric.structure.activations]
         like = numeric.output.weight
@@ -47,8 +45,8 @@ class _Activations:
         self.z: list[Tensor] = []
         self.a: list[Tensor] = []
         self.gates: list[Tensor | None] = []
-        _, described, _ = unpack(numeric.structure, tensors, bases)
-        for layer, origin in zip(numeric.layers, described, strict=True):
+        _, layers, _ = numeric.structure.unpack(network.tensors, network.bases)
+        for layer, origin in zip(numeric.layers, layers, strict=True):
             z = like.new_zeros(rows, len(layer.units))
             if layer.bias is not None:
                 z += layer.bias
@@ -112,10 +110,10 @@ class _Activations:
 
     def normed(self, layer: int, units: slice) -> Tensor:
         """What the activation of some units is applied to."""
-        planned, z = self.numeric.layers[layer], self.z[layer][:, units]
-        if planned.norm_scale is None or planned.norm_shift is None:
+        weights, z = self.numeric.layers[layer], self.z[layer][:, units]
+        if weights.norm_scale is None or weights.norm_shift is None:
             return z
-        return z * planned.norm_scale[units] + planned.norm_shift[units]
+        return z * weights.norm_scale[units] + weights.norm_shift[units]
 
     def fill(self, ranks: int) -> None:
         """All hidden units that the ranks below this number determine, at once."""
@@ -127,30 +125,19 @@ class _Activations:
             self.finish(layer, units)
 
 
-def solve(
-    numeric: Numeric,
-    step: Step,
-    noise: Tensor,
-    tensors: Sequence[Tensor],
-    bases: Sequence[Tensor],
-    known: Tensor | None = None,
-    prefix: int = 0,
-) -> Tensor:
+def solve(numeric: Numeric, problem: Problem) -> Tensor:
     """The values x with x_r = step(noise_r, parameters_r(x_<r)) for every rank r.
 
     Args:
-        numeric: the network's numeric.
-        step: how noise becomes a value.
-        noise: (N, D, P).
-        tensors, bases: the network's, see :class:`~made_flows.nn.spec.NetworkSpec`.
-        known: (N, D) values, of which the first ``prefix`` ranks are kept as they are.
-        prefix: how many ranks are known.
+        numeric: the network's weights, sorted.
+        problem: the network as it is, step, noise, and what is known.
 
     Returns:
         Values (N, D), of the dtype that the step gives.
     """
+    network, step, noise, known, prefix = problem
     rows = len(noise)
-    state = _Activations(numeric, tensors, bases, rows)
+    state = _Activations(numeric, network, rows)
     dtype = numeric.output.weight.dtype
     encoded_columns = numeric.symbolic.columns
     values: Tensor | None = None if known is None else known.clone()
@@ -195,7 +182,7 @@ def solve(
             else:
                 state.inputs[:, inputs] = step.encode(values, dtype)[:, encoded_columns[inputs]]
     if values is None:  # no rank: impossible, as there is at least one feature
-        raise ValueError("Expected a numeric with at least one rank; got none")
+        raise ValueError("Expected a network with at least one rank; got none")
     return values
 
 
@@ -212,35 +199,21 @@ def _unpack(outputs: Tensor, counts: Sequence[int]) -> Tensor:
     return padded
 
 
-def adjoint(
-    numeric: Numeric,
-    gradient: Tensor,
-    slopes: Tensor,
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    bases: Sequence[Tensor],
-) -> Tensor:
-    r"""Solve the transposed linearised system: the sweep run backwards.
-
-    With x_r = g(noise_r, p_r(x_<r)), the total derivative of a loss with respect to x_r is
-
-    .. math:: \lambda_r = \bar x_r + \sum_{s > r} (\partial p_s / \partial x_r)^\top
-        (\partial g / \partial p_s)\, \lambda_s
+def adjoint(numeric: Numeric, problem: TransposedProblem) -> Tensor:
+    """Solve the transposed linearised system: the sweep run backwards.
 
     The delta of a hidden unit of degree m is complete once all ranks from m on are done.
 
     Args:
-        numeric: the network's numeric.
-        gradient: (N, D), the loss's gradient with respect to every value alone.
-        slopes: (N, D, K), derivative of every value with respect to its own parameters.
-        x: (N, D), the solution.
-        tensors, bases: the network's.
+        numeric: the network's weights, sorted.
+        problem: the network as it is, and the system.
 
     Returns:
         lambda, (N, D).
     """
+    network, gradient, slopes, x = problem
     rows = len(x)
-    state = _Activations(numeric, tensors, bases, rows)
+    state = _Activations(numeric, network, rows)
     state.inputs.copy_(x[:, numeric.symbolic.columns])
     state.fill(numeric.symbolic.levels)
     depth = numeric.structure.depth
@@ -248,9 +221,9 @@ def adjoint(
         _derivative(state.functions[layer], state.normed(layer, slice(None)))
         for layer in range(depth)
     ]
-    for layer, planned in enumerate(numeric.hidden):
-        if planned.norm_scale is not None:
-            derivatives[layer] *= planned.norm_scale
+    for layer, weights in enumerate(numeric.hidden):
+        if weights.norm_scale is not None:
+            derivatives[layer] *= weights.norm_scale
     solution = gradient[:, numeric.symbolic.features].clone()
     slopes = slopes[:, numeric.symbolic.features]
     # Deltas with respect to W a of every layer; of the outputs they are slope * lambda.

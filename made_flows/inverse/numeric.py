@@ -1,4 +1,7 @@
-"""The numeric of a network for torch operations: weights sorted by degree, block-triangular."""
+"""The numeric phase: a network's weights in the places that the symbolic phase has found.
+
+It is done again whenever weights change. Sorted by degree, masked weights are block-triangular.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,23 @@ from torch import Tensor
 
 from made_flows._cache import TensorCache
 from made_flows.inverse.symbolic import Integers, Symbolic, analyse
-from made_flows.nn.spec import LayerSpec, Structure, mask_places, parse, unpack
+from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
 
-__all__ = ["Numeric", "NumericLayer", "make_numeric", "symbolic_for"]
+__all__ = ["Numeric", "NumericLayer", "make_numeric", "pick", "sorted_weight", "symbolic_for"]
 
 _SYMBOLIC: TensorCache[Symbolic] = TensorCache()
 
 
-def symbolic_for(text: str, tensors: Sequence[Tensor]) -> Symbolic:
-    """The symbolic of a network, kept while its ranks and masks do not change."""
-    masks = [tensors[place] for place in mask_places(text)]
-    return _SYMBOLIC.get(text, masks, lambda: analyse(parse(text), tensors))
+def symbolic_for(network: NetworkSpec) -> Symbolic:
+    """The symbolic phase of a network, kept while its ranks and masks do not change."""
+    structure, tensors = network.structure, network.tensors
+    masks = [tensors[place] for place in structure.mask_places]
+    return _SYMBOLIC.get(structure.key, masks, lambda: analyse(structure, tensors))
 
 
 @dataclass(frozen=True)
 class NumericLayer:
-    """One layer of a numeric, its units sorted by degree.
+    """The weights of one layer, its units sorted by degree.
 
     Args:
         units, starts, stream: see :class:`~made_flows.inverse.symbolic.SymbolicLayer`.
@@ -44,7 +48,7 @@ class NumericLayer:
 
 @dataclass(frozen=True)
 class Numeric:
-    """A network ready for the sequential inverse in torch operations.
+    """A network's weights, sorted.
 
     Args:
         symbolic: which unit stands where.
@@ -73,32 +77,40 @@ class Numeric:
 
 
 def make_numeric(symbolic: Symbolic, tensors: Sequence[Tensor]) -> Numeric:
-    """The numeric of a network with these weights."""
-    _, layers, direct = unpack(symbolic.structure, tensors)
-    planned = []
+    """Sort the weights of a network as its symbolic phase says."""
+    _, layers, direct = symbolic.structure.unpack(tensors)
+    sorted_layers = []
     for index, (layer, place) in enumerate(zip(layers, symbolic.layers, strict=True)):
         units = place.units
-        planned.append(
+        sorted_layers.append(
             NumericLayer(
                 units,
                 place.starts,
                 place.stream,
-                _sorted_weight(layer, units, symbolic.inputs_of(index)),
-                _pick(layer.bias, units),
-                _pick(layer.norm_scale, units),
-                _pick(layer.norm_shift, units),
+                sorted_weight(layer, units, symbolic.inputs_of(index)),
+                pick(layer.bias, units),
+                pick(layer.norm_scale, units),
+                pick(layer.norm_shift, units),
             )
         )
     between = None
     if direct is not None:
-        between = _sorted_weight(direct, planned[-1].units, symbolic.columns)
-    return Numeric(symbolic, tuple(planned), between)
+        between = sorted_weight(direct, sorted_layers[-1].units, symbolic.columns)
+    return Numeric(symbolic, tuple(sorted_layers), between)
 
 
-def _sorted_weight(layer: LayerSpec, units: Tensor, inputs: Tensor) -> Tensor:
-    masked = layer.weight.detach() * layer.mask
+def sorted_weight(layer: LayerSpec, units: Tensor, inputs: Tensor) -> Tensor:
+    """A layer's masked weights (units, inputs), sorted, in memory of their own.
+
+    Where the mask is zero the weight is left out, not multiplied: a NaN or an infinity there,
+    which no forward pass of a masked product should have read, changes nothing.
+    """
+    mask = layer.mask
+    weight = layer.weight.detach()
+    masked = torch.where(mask != 0, weight * mask.to(weight.dtype), torch.zeros_like(weight))
     return torch.index_select(masked.index_select(0, units), 1, inputs)
 
 
-def _pick(values: Tensor | None, units: Tensor) -> Tensor | None:
+def pick(values: Tensor | None, units: Tensor) -> Tensor | None:
+    """The values of some units, in memory of their own."""
     return None if values is None else values.detach().index_select(0, units)

@@ -4,6 +4,8 @@
 * ``implicit_solution``: the identity on values that were computed again by a differentiable step;
   its gradient solves the transposed system.
 * ``made_flows::adjoint_sweep``: that solve.
+
+Operators take tensors and plain values only: structures and steps cross them by their keys.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ import torch
 from torch import Tensor
 
 from made_flows._torch import is_traced, is_untransformed
-from made_flows.inverse import dispatch as backend
-from made_flows.inverse.steps import Step, step_of_name
+from made_flows.inverse import dispatch
+from made_flows.inverse.problem import Problem, TransposedProblem
+from made_flows.inverse.steps import step_of_name
+from made_flows.nn.spec import NetworkSpec, Structure
 
 __all__ = [
     "adjoint_sweep",
@@ -34,12 +38,13 @@ def sequential_inverse(
     known: Tensor | None,
     tensors: list[Tensor],
     bases: list[Tensor],
-    structure: str,
+    structure: int,
     step: str,
     prefix: int,
 ) -> Tensor:
     """Values (N, D) from noise (N, D, P); see :func:`made_flows.inverse.sequential_inverse`."""
-    return backend.solve(structure, step_of_name(step), noise, tensors, bases, known, prefix)
+    network = NetworkSpec(Structure.of_key(structure), tensors, bases)
+    return dispatch.solve(Problem(network, step_of_name(step), noise, known, prefix))
 
 
 @sequential_inverse.register_fake
@@ -48,7 +53,7 @@ def _(
     known: Tensor | None,
     tensors: list[Tensor],
     bases: list[Tensor],
-    structure: str,
+    structure: int,
     step: str,
     prefix: int,
 ) -> Tensor:
@@ -62,10 +67,11 @@ def adjoint_sweep(
     x: Tensor,
     tensors: list[Tensor],
     bases: list[Tensor],
-    structure: str,
+    structure: int,
 ) -> Tensor:
-    """The solution (N, D) of the transposed linearised system, see ``eager.adjoint``."""
-    return backend.adjoint(structure, gradient, slopes, x, tensors, bases)
+    """The solution (N, D) of a :class:`~made_flows.inverse.problem.TransposedProblem`."""
+    network = NetworkSpec(Structure.of_key(structure), tensors, bases)
+    return dispatch.adjoint(TransposedProblem(network, gradient, slopes, x))
 
 
 @adjoint_sweep.register_fake
@@ -75,7 +81,7 @@ def _(
     x: Tensor,
     tensors: list[Tensor],
     bases: list[Tensor],
-    structure: str,
+    structure: int,
 ) -> Tensor:
     return torch.empty_like(gradient, memory_format=torch.contiguous_format)
 
@@ -91,7 +97,7 @@ class _ImplicitSolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        again: Tensor, x: Tensor, slopes: Tensor, structure: str, count: int, *network: Tensor
+        again: Tensor, x: Tensor, slopes: Tensor, structure: int, count: int, *network: Tensor
     ) -> Tensor:
         return x.clone()
 
@@ -119,7 +125,7 @@ class _AdjointSweep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        gradient: Tensor, slopes: Tensor, x: Tensor, structure: str, count: int, *network: Tensor
+        gradient: Tensor, slopes: Tensor, x: Tensor, structure: int, count: int, *network: Tensor
     ) -> Tensor:
         tensors, bases = list(network[:count]), list(network[count:])
         solution: Tensor = adjoint_sweep(
@@ -139,17 +145,11 @@ class _AdjointSweep(torch.autograd.Function):
         )
 
 
-def implicit_solution(
-    again: Tensor,
-    x: Tensor,
-    slopes: Tensor,
-    tensors: list[Tensor],
-    bases: list[Tensor],
-    structure: str,
-) -> Tensor:
+def implicit_solution(again: Tensor, x: Tensor, slopes: Tensor, network: NetworkSpec) -> Tensor:
     """The solution x (N, D), whose gradient goes, through the transposed system, to ``again``."""
-    arguments = (again, x, slopes, structure, len(tensors), *tensors, *bases)
-    return _apply(_ImplicitSolution, *arguments)
+    tensors, bases = network.tensors, network.bases
+    key = network.structure.key
+    return _apply(_ImplicitSolution, again, x, slopes, key, len(tensors), *tensors, *bases)
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
@@ -157,22 +157,18 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
     return result
 
 
-def solve(
-    noise: Tensor,
-    known: Tensor | None,
-    tensors: list[Tensor],
-    bases: list[Tensor],
-    structure: str,
-    step: Step,
-    prefix: int,
-) -> Tensor:
+def solve(problem: Problem) -> Tensor:
     """The operator ``sequential_inverse``, or straight what it does where nothing looks on.
 
     An operator's way through torch takes 50 us, as long as a small inverse.
     """
+    network, step, noise, known, prefix = problem
     if is_untransformed(noise):
-        return backend.solve(structure, step, noise, tensors, bases, known, prefix)
-    values: Tensor = sequential_inverse(noise, known, tensors, bases, structure, step.name, prefix)
+        return dispatch.solve(problem)
+    key = network.structure.key
+    values: Tensor = sequential_inverse(
+        noise, known, network.tensors, network.bases, key, step.name, prefix
+    )
     return values
 
 

@@ -18,6 +18,7 @@ from made_flows._checks import check_broadcast
 from made_flows._torch import as_rows, is_untransformed
 from made_flows.inverse import ops as operators
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
+from made_flows.inverse.problem import Problem
 from made_flows.inverse.steps import HeadStep, Step
 from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError
@@ -39,7 +40,7 @@ class Conditioner(Protocol):
         """Its layers, with what a context (rows, C) contributes."""
 
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Its parameters (..., D, K), differentiable, of the network that ``network`` describes."""
+        """Its parameters (..., D, K), differentiable, of the network that ``spec`` describes."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Its weights."""
@@ -103,15 +104,9 @@ def sequential_inverse(
             dtype=conditioner.dtype,
         )
     with torch.no_grad():
-        x = operators.solve(
-            noise if len(batch) == 1 else noise.reshape(-1, *noise.shape[-2:]),
-            None if known is None else known.reshape(-1, features),
-            network.tensors,
-            network.bases,
-            network.structure,
-            step,
-            prefix,
-        )
+        flat = noise if len(batch) == 1 else noise.reshape(-1, *noise.shape[-2:])
+        given = None if known is None else known.reshape(-1, features)
+        x = operators.solve(Problem(network, step, flat, given, prefix))
         if len(batch) != 1:
             x = x.reshape(*batch, features)
     if step.differentiable and torch.is_grad_enabled():
@@ -133,9 +128,7 @@ def sequential_inverse(
         again.reshape(-1, features),
         x.reshape(-1, features),
         slopes.reshape(-1, *slopes.shape[-2:]),
-        network.tensors,
-        network.bases,
-        network.structure,
+        network,
     )
     return solution.reshape(*batch, features)
 

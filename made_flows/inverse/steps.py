@@ -14,7 +14,7 @@ from made_flows._checks import expect
 from made_flows._keys import KeyedModule
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.heads import Head
-from made_flows.univariate.step_kernel import StepKernel
+from made_flows.univariate.step_kernel import StepKernel, inherits_kernel
 
 __all__ = ["BijectionStep", "HeadStep", "Step", "step_of_name"]
 
@@ -78,7 +78,7 @@ class HeadStep:
         return self.head.value_dtype or dtype
 
     def kernel(self) -> StepKernel | None:
-        return self.head.kernel()
+        return self.head.kernel() if inherits_kernel(type(self.head)) else None
 
 
 class BijectionStep:
@@ -116,10 +116,10 @@ class BijectionStep:
         return dtype
 
     def kernel(self) -> StepKernel | None:
-        kernel = self.bijection.kernel()
+        kernel = self.bijection.kernel() if inherits_kernel(type(self.bijection)) else None
         if kernel is None or self.direction == "forward":
             return kernel
-        return kernel._replace(kind=f"{kernel.kind}_inverse")
+        return kernel._replace(inverse=True)
 
 
 def step_of_name(name: str) -> Step:

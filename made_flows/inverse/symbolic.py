@@ -1,8 +1,10 @@
-"""The symbolic of a numeric: which unit stands where once units are sorted by degree.
+"""The symbolic phase, once for all weights: which unit stands where, sorted by degree.
 
-Degrees are read off the masks (one more than the highest rank a unit can be reached from), so
-that a numeric can be made of any masked network, whoever built it and in whatever order its units
-stand. Sorted by degree, every weight is block-triangular.
+Sparse solvers look at the places of nonzero entries once (the symbolic phase), and at the entries
+whenever they change (the numeric phase). Here the masks are the places. Degrees are read off them
+(one more than the highest rank that a unit can be reached from), so that any masked network can
+be inverted, whoever built it and in whatever order its units stand. Sorted by degree, every weight
+is block-triangular.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from made_flows.nn.spec import Structure, unpack
+from made_flows.nn.spec import Structure
 
 __all__ = ["Integers", "Symbolic", "SymbolicLayer", "analyse"]
 
@@ -41,7 +43,7 @@ class SymbolicLayer:
 
 @dataclass(frozen=True)
 class Symbolic:
-    """A network, sorted.
+    """What is known of a network from its masks alone.
 
     Args:
         structure: how the layers hang together.
@@ -50,7 +52,7 @@ class Symbolic:
         outputs: how many outputs each of them has (no tensor, which would have to be waited for).
         columns: input columns sorted by rank, with ``column_starts``.
         layers: the hidden layers, then the output.
-        prepared: what an implementation made of it for itself.
+        prepared: what an implementation derived from it for itself, under its name.
     """
 
     structure: Structure
@@ -83,12 +85,12 @@ def _highest(mask: NDArray[np.bool_], below: Integers) -> Integers:
 
 
 def analyse(structure: Structure, tensors: Sequence[Tensor]) -> Symbolic:
-    """The symbolic of a network with these masks.
+    """Sort the units of a network with these masks.
 
     Raises:
         ValueError: if an output reads a feature that does not come before its own.
     """
-    ranks_tensor, layers, direct = unpack(structure, tensors)
+    ranks_tensor, layers, direct = structure.unpack(tensors)
     device = layers[0].weight.device
     ranks = ranks_tensor.cpu().numpy().astype(np.int64)
     levels = int(ranks.max()) + 1

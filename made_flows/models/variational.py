@@ -19,6 +19,7 @@ from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
 from made_flows.univariate.bijections import Affine
 from made_flows.univariate.scales import ScaleRule
+from made_flows.univariate.step_kernel import StepKernel
 
 __all__ = ["DampedAffine", "TriangularAffine", "posterior_flow"]
 
@@ -61,9 +62,8 @@ class DampedAffine(Affine):
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return super().inverse(y, self.gain * parameters)
 
-    def kernel(self) -> None:  # type: ignore[override]
-        """The compiled inverse has no gain."""
-        return
+    def kernel(self) -> StepKernel:
+        return StepKernel("affine", self.scale, (self.gain, 0.0))
 
     def extra_repr(self) -> str:
         return f"gain={self.gain:g}"

@@ -29,7 +29,7 @@ class MADESpec:
 
     Attributes:
         network: without a context.
-        with_context: its text and tensors where a context contributes too.
+        with_context: its structure and tensors where a context contributes too.
 
     Raises:
         NotUnderstoodError: where something else than masked layers and an elementwise activation

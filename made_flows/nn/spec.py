@@ -1,29 +1,35 @@
-"""A masked network as the sequential inverse sees it: a short text and a list of tensors.
+"""A masked network as the sequential inverse sees it: its structure, and a list of tensors.
 
-The text (static) says how the layers hang together; the tensors are ranks, weights, masks and
-biases, and the contributions of the context. Nothing else is needed, so that an operator can
-take a network of any library that is described this way.
+The structure says how the layers hang together; the tensors are ranks, weights, masks and biases,
+and the contributions of the context. Nothing else is needed, so that the inverse takes a network
+of any library that is described this way.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["LayerSpec", "NetworkSpec", "Structure", "mask_places", "parse", "unpack"]
+__all__ = ["LayerSpec", "NetworkSpec", "Structure"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Structure:
     """How the layers of a masked network hang together.
 
     Hidden layer l computes z = [z of ``adds_to``] + gate * (W a + b + base), and passes on
     a = activation(norm_scale * z + norm_shift); the output reads the last a, and the inputs
     where there are direct connections. Gate, base and norm are optional.
+
+    Structures are made by :meth:`intern` only. There is one object for each value, so that they
+    are compared by identity, and each has a key that stands for it where only plain values can
+    go.
 
     Args:
         features: number of features D.
@@ -47,10 +53,98 @@ class Structure:
     direct: bool
     parameter_major: bool = False
 
+    _by_value: ClassVar[dict[tuple[object, ...], Structure]] = {}
+    _by_key: ClassVar[dict[int, Structure]] = {}
+
+    @staticmethod
+    # A compiler does not look inside, but takes the object, which is the same in every call.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def intern(
+        features: int,
+        inputs: tuple[int, ...],
+        parameters: tuple[int, ...],
+        activations: tuple[str, ...],
+        adds_to: tuple[int, ...],
+        flags: tuple[str, ...],
+        direct: bool,
+        parameter_major: bool = False,
+    ) -> Structure:
+        """The one structure with these values."""
+        value = (
+            features, inputs, parameters, activations, adds_to, flags, direct, parameter_major,
+        )  # fmt: skip
+        structure = Structure._by_value.get(value)
+        if structure is None:
+            # Several threads may come here at once: one of their objects becomes the one.
+            structure = Structure._by_value.setdefault(value, Structure(*value))
+            Structure._by_key[structure.key] = structure
+        return structure
+
+    @staticmethod
+    def of_key(key: int) -> Structure:
+        """The structure with a key.
+
+        Raises:
+            KeyError: if this process has none, as for a graph that another process compiled.
+        """
+        return Structure._by_key[key]
+
+    @cached_property
+    def key(self) -> int:
+        """A number that stands for this structure.
+
+        It is made of the values alone. A graph that was compiled in another process, or kept
+        on disk, therefore finds the same structure under it or none, but never another one.
+        """
+        digest = hashlib.sha256(repr(self._value).encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1  # operators take signed numbers of 64 bits
+
+    @property
+    def _value(self) -> tuple[object, ...]:
+        return tuple(getattr(self, entry.name) for entry in fields(self))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Structure.intern, self._value  # copies and unpickled objects are the object itself
+
     @property
     def depth(self) -> int:
         """Number of hidden layers."""
         return len(self.activations)
+
+    @cached_property
+    def mask_places(self) -> tuple[int, ...]:
+        """Which of a network's tensors say who reads whom: the ranks, then the masks."""
+        places, at = [0], 1
+        for letters in self.flags:
+            places.append(at + 1)
+            at += 2 + ("b" in letters) + 2 * ("n" in letters)
+        return (*places, at + 1) if self.direct else tuple(places)
+
+    def unpack(
+        self, tensors: Sequence[Tensor], bases: Iterable[Tensor] = ()
+    ) -> tuple[Tensor, list[LayerSpec], LayerSpec | None]:
+        """Ranks, layers and direct connection, from the tensors of a :class:`NetworkSpec`."""
+        of_weights, of_context = iter(tensors), iter(bases)
+        ranks = next(of_weights)
+        layers = []
+        for index, letters in enumerate(self.flags):
+            weight, mask = next(of_weights), next(of_weights)
+            hidden = index < self.depth
+            layers.append(
+                LayerSpec(
+                    weight,
+                    mask,
+                    bias=next(of_weights) if "b" in letters else None,
+                    norm_scale=next(of_weights) if "n" in letters else None,
+                    norm_shift=next(of_weights) if "n" in letters else None,
+                    base=next(of_context, None) if "c" in letters else None,
+                    gate=next(of_context, None) if "g" in letters else None,
+                    activation=self.activations[index] if hidden else "identity:0.0",
+                    adds_to=self.adds_to[index] if hidden else -1,
+                )
+            )
+        direct = LayerSpec(next(of_weights), next(of_weights)) if self.direct else None
+        return ranks, layers, direct
 
 
 class LayerSpec(NamedTuple):
@@ -72,13 +166,13 @@ class NetworkSpec:
     """A masked network at this moment.
 
     Args:
-        structure: the text form of a :class:`Structure`.
+        structure: how its layers hang together.
         tensors: ranks; then weight, mask, bias, norm scale and shift of every layer; then weight
             and mask of the direct connection; those that exist.
         bases: contributions of the context, base and gate of every layer, each (rows, units).
     """
 
-    structure: str
+    structure: Structure
     tensors: list[Tensor]
     bases: list[Tensor] = field(default_factory=list)
 
@@ -91,7 +185,10 @@ class NetworkSpec:
         parameters: Sequence[int] = (1,),
         parameter_major: bool = False,
     ) -> NetworkSpec:
-        """The network of these layers (hidden ones, then the output)."""
+        """The network of these layers (hidden ones, then the output).
+
+        ``inputs`` and ``parameters`` have one number for each feature, or one for all.
+        """
         tensors, bases, flags = [ranks], [], []
         for layer in layers:
             tensors += [layer.weight, layer.mask]
@@ -111,83 +208,15 @@ class NetworkSpec:
             flags.append(letters)
         if direct is not None:
             tensors += [direct.weight, direct.mask]
-        words = [
-            str(len(ranks)),
-            _run_lengths(inputs),
-            _run_lengths(parameters),
-            ",".join(layer.activation for layer in layers[:-1]),
-            ",".join(str(layer.adds_to) for layer in layers[:-1]),
-            ",".join(flags),
-            ("d" if direct is not None else "") + ("p" if parameter_major else ""),
-        ]
-        return NetworkSpec("|".join(words), tensors, bases)
-
-
-def _run_lengths(counts: Sequence[int]) -> str:
-    if len(set(counts)) == 1:
-        return str(counts[0])
-    return ",".join(map(str, counts))
-
-
-@lru_cache(maxsize=1024)
-def parse(text: str) -> Structure:
-    """The structure that a text stands for."""
-    features, inputs, parameters, activations, adds_to, flags, layout = text.split("|")
-    count = int(features)
-
-    def each(word: str) -> tuple[int, ...]:
-        numbers = tuple(int(n) for n in word.split(","))
-        return numbers * count if len(numbers) == 1 else numbers
-
-    return Structure(
-        features=count,
-        inputs=each(inputs),
-        parameters=each(parameters),
-        activations=_words(activations),
-        adds_to=tuple(int(n) for n in _words(adds_to)),
-        flags=tuple(flags.split(",")),
-        direct="d" in layout,
-        parameter_major="p" in layout,
-    )
-
-
-@lru_cache(maxsize=1024)
-def mask_places(text: str) -> tuple[int, ...]:
-    """Which of a network's tensors say how it is wired: the ranks, then the masks."""
-    structure = parse(text)
-    places, at = [0], 1
-    for letters in structure.flags:
-        places.append(at + 1)
-        at += 2 + ("b" in letters) + 2 * ("n" in letters)
-    return (*places, at + 1) if structure.direct else tuple(places)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split(",")) if text else ()
-
-
-def unpack(
-    structure: Structure, tensors: Sequence[Tensor], bases: Iterable[Tensor] = ()
-) -> tuple[Tensor, list[LayerSpec], LayerSpec | None]:
-    """Ranks, layers and direct connection, from the tensors of a :class:`NetworkSpec`."""
-    of_weights, context_term = iter(tensors), iter(bases)
-    ranks = next(of_weights)
-    layers = []
-    for index, letters in enumerate(structure.flags):
-        weight, mask = next(of_weights), next(of_weights)
-        hidden = index < structure.depth
-        layers.append(
-            LayerSpec(
-                weight,
-                mask,
-                bias=next(of_weights) if "b" in letters else None,
-                norm_scale=next(of_weights) if "n" in letters else None,
-                norm_shift=next(of_weights) if "n" in letters else None,
-                base=next(context_term, None) if "c" in letters else None,
-                gate=next(context_term, None) if "g" in letters else None,
-                activation=structure.activations[index] if hidden else "identity:0.0",
-                adds_to=structure.adds_to[index] if hidden else -1,
-            )
+        features = len(ranks)
+        structure = Structure.intern(
+            features,
+            tuple(inputs) * features if len(inputs) == 1 else tuple(inputs),
+            tuple(parameters) * features if len(parameters) == 1 else tuple(parameters),
+            tuple(layer.activation for layer in layers[:-1]),
+            tuple(layer.adds_to for layer in layers[:-1]),
+            tuple(flags),
+            direct is not None,
+            parameter_major,
         )
-    direct = LayerSpec(next(of_weights), next(of_weights)) if structure.direct else None
-    return ranks, layers, direct
+        return NetworkSpec(structure, tensors, bases)

@@ -99,7 +99,7 @@ class Affine(Bijection):
         return x, -log_scale.expand_as(x)
 
     def kernel(self) -> StepKernel:
-        return StepKernel("affine", self.scale)
+        return StepKernel("affine", self.scale, (1.0, 0.0))
 
 
 @saveable

@@ -148,7 +148,7 @@ class Gaussian(Head):
         return mean + scale * noise[..., 0]
 
     def kernel(self) -> StepKernel:
-        return StepKernel("affine", self.scale)
+        return StepKernel("affine", self.scale, (1.0, 0.0))
 
 
 @saveable
@@ -310,7 +310,7 @@ class Categorical(Head):
         return one_hot if self.columns is None else one_hot.index_select(-1, self.columns)
 
     def kernel(self) -> StepKernel:
-        return StepKernel("categorical")
+        return StepKernel("categorical", one_hot=True)
 
     def check_values(self, x: Tensor) -> None:
         valid = (x >= 0) & (x < self.sizes) & (x == x.long())

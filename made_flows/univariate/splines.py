@@ -11,6 +11,7 @@ from torch import Tensor
 from made_flows._checks import expect, positive_integer, real_number
 from made_flows._registry import saveable
 from made_flows.univariate.bijections import Bijection
+from made_flows.univariate.step_kernel import SplineForm, StepKernel
 
 __all__ = ["RationalQuadraticSpline"]
 
@@ -122,6 +123,19 @@ class RationalQuadraticSpline(Bijection):
         ones = torch.ones_like(inner[:1])
         derivatives = torch.cat([ones, inner, ones])
         return x.movedim(0, -1), y.movedim(0, -1), derivatives.movedim(0, -1)
+
+    def kernel(self) -> StepKernel | None:
+        form = SplineForm(
+            bins=self.bins,
+            left=-self.bound,
+            width=2 * self.bound,
+            tails=True,
+            min_width=self.min_width,
+            min_height=self.min_height,
+            min_derivative=self.min_derivative,
+            derivative_offset=math.log(math.expm1(1 - self.min_derivative)),
+        )
+        return form.kernel()
 
     def _places(self, logits: Tensor, minimum: float) -> Tensor:
         """Knots that divide [-bound, bound] by the softmax of some logits, (bins, ...)."""

@@ -1,35 +1,120 @@
-"""What the compiled inverse is told about a step: a head or bijection names its kind here."""
+"""What the compiled inverse is told about a step: a head or bijection names its kernel here."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
-from made_flows.univariate.scales import ScaleRule
+from torch import nn
 
-__all__ = ["StepKernel"]
+from made_flows.univariate.scales import SCALE_RULES, ScaleRule
+
+__all__ = ["EDGES", "SplineForm", "StepKernel", "inherits_kernel"]
 
 
 class StepKernel(NamedTuple):
     """A step that the compiled inverse knows.
 
-    =====================  ==================================================================
-    kind                   value x from noise u and parameters
-    =====================  ==================================================================
-    ``affine``             m + s(a) u, parameters (m, a)
-    ``affine_inverse``     (u - m) / s(a)
-    ``gated``              s(a) u + (1 - s(a)) m
-    ``gated_inverse``      (u - (1 - s(a)) m) / s(a)
-    ``bernoulli``          1 if u < sigmoid(l) else 0, parameter l
-    ``categorical``        the category in whose part of the cumulative distribution u falls
-    ``mixture``            m_k + s(a_k) v, with k drawn by u; logits, then m, then a
-    =====================  ==================================================================
-
     Args:
-        kind: one of the above.
-        rule: the scale rule s, where there is one.
-        swapped: whether the parameters come as (a, m).
+        kind: the module of ``made_flows.inverse.compiled.steps`` that has the kernel; its
+            documentation says what the constants are.
+        rule: the scale rule, where there is one.
+        constants: what else the kernel is told.
+        inverse: whether the map is taken from data to noise, not from noise to data.
+        one_hot: whether the network reads values as one-hot columns, not as they are.
     """
 
     kind: str
     rule: ScaleRule | None = None
-    swapped: bool = False
+    constants: tuple[float, ...] = ()
+    inverse: bool = False
+    one_hot: bool = False
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """All that the kernel is told: direction, rule and its two constants, then the rest."""
+        rule = self.rule
+        code = 0 if rule is None else SCALE_RULES.index(rule.rule)
+        of_rule = (0.0, 0.0) if rule is None else rule.constants
+        return (float(self.inverse), float(code), *of_rule, *self.constants)
+
+    @property
+    def follows_rule(self) -> bool:
+        """Whether the scale rule does what its name says, and nothing more."""
+        rule = self.rule
+        return rule is None or (
+            type(rule).forward is ScaleRule.forward
+            and not rule._forward_hooks
+            and not rule._forward_pre_hooks
+        )
+
+
+_FREE = {"__init__", "__doc__", "__module__", "extra_repr", "log_prob", "noise", "check_values"}
+_FREE |= {"initial_parameters", "support", "__annotations__", "__qualname__"}
+"""What a subclass may define without changing what a step does."""
+
+
+def inherits_kernel(kind: type[nn.Module]) -> bool:
+    """Whether the kernel of a head or bijection stands for all that the class does.
+
+    A subclass that overrides a part of the map, but not ``kernel``, would otherwise be sampled
+    by another map than the one it scores by.
+    """
+    own: dict[str, Any] = {}
+    for index, parent in enumerate(kind.__mro__):
+        if "kernel" in vars(parent):
+            known = {name for base in kind.__mro__[index:] for name in vars(base)}
+            return not (own.keys() & known - _FREE)
+        own |= vars(parent)
+    return False
+
+
+EDGES = {"fixed": 0, "given": 1, "circular": 2}
+"""Derivatives at the two outer knots: a constant, parameters of their own, or one of the two."""
+
+
+class SplineForm(NamedTuple):
+    """How the parameters of a rational spline become knots.
+
+    A spline of K bins on [left, left + width] has as parameters the logits of K widths and K
+    heights, unconstrained derivatives at knots, and for linear splines unconstrained places
+    within bins. One kernel serves all libraries' splines, which differ in these numbers alone.
+
+    Args:
+        bins: number of bins K.
+        left, width: the interval.
+        tails: whether the map is the identity outside.
+        linear: rational-linear (Dolatabadi et al. 2020), not rational-quadratic.
+        divisor: what logits are divided by.
+        bound: logits a become a / (1 + abs(a) / bound).
+        min_width, min_height: smallest fractions of the interval.
+        min_derivative: added to derivatives.
+        derivative_bound: derivatives are exp(a / (1 + abs(a) / bound)) where it is positive,
+            softplus(a + derivative_offset) where it is zero.
+        derivative_offset: see there.
+        edges: see :data:`EDGES`.
+        edge: the constant derivative at outer knots.
+        min_place: smallest distance of a linear spline's inner point from the ends of a bin.
+    """
+
+    bins: int
+    left: float
+    width: float
+    tails: bool
+    linear: bool = False
+    divisor: float = 1.0
+    bound: float = math.inf
+    min_width: float = 0.0
+    min_height: float = 0.0
+    min_derivative: float = 0.0
+    derivative_bound: float = 0.0
+    derivative_offset: float = 0.0
+    edges: int = 0
+    edge: float = 1.0
+    min_place: float = 0.0
+
+    def kernel(self) -> StepKernel | None:
+        """The step of this spline; None for one that raises outside its interval."""
+        if not self.tails:
+            return None
+        return StepKernel("rational_spline", constants=tuple(float(number) for number in self))

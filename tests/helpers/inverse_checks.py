@@ -13,6 +13,7 @@ import made_flows as mf
 from made_flows.inverse import Conditioner, HeadStep, Step, sequential_inverse
 from made_flows.inverse.dispatch import backend
 from made_flows.inverse.steps import BijectionStep
+from made_flows.models.variational import DampedAffine
 from made_flows.univariate.bijections import Affine, GatedAffine
 from made_flows.univariate.splines import RationalQuadraticSpline
 from tests.helpers.d_pass import d_pass_inverse
@@ -46,6 +47,8 @@ BIJECTIONS: dict[str, Callable[[], Any]] = {
     "affine, clamp": lambda: Affine(mf.ScaleRule("clamp", low=-0.2, high=0.3)),
     "gated": GatedAffine,
     "spline": RationalQuadraticSpline,
+    "spline, narrow": lambda: RationalQuadraticSpline(3, 1.0, min_width=0.1, min_derivative=0.2),
+    "damped": lambda: DampedAffine(0.4, "softplus"),
 }
 
 STEPS: dict[str, Callable[[int], Step]] = {

@@ -247,13 +247,13 @@ def test_the_operators_pass_the_checks_of_torch() -> None:
     bases = [b.detach() for b in network.bases]
     step = HeadStep(model.head)
     noise = noise_of(step, 6, 4)
-    arguments = (noise, None, tensors, bases, network.structure, step.name, 0)
+    arguments = (noise, None, tensors, bases, network.structure.key, step.name, 0)
     torch.library.opcheck(ops.sequential_inverse, arguments)
     known = torch.zeros(6, 4, dtype=F64)
     torch.library.opcheck(ops.sequential_inverse, (noise, known, *arguments[2:6], 2))
     x = ops.sequential_inverse(*arguments)
     slopes = torch.randn(6, 4, 2, dtype=F64)
-    arguments = (torch.randn_like(x), slopes, x, tensors, bases, network.structure)
+    arguments = (torch.randn_like(x), slopes, x, tensors, bases, network.structure.key)
     torch.library.opcheck(ops.adjoint_sweep, arguments)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -16,6 +17,7 @@ import made_flows as mf
 from made_flows.inverse import HeadStep, eager, sequential_inverse
 from made_flows.inverse.dispatch import backend
 from made_flows.inverse.steps import BijectionStep
+from made_flows.univariate.bijections import Affine
 from made_flows.univariate.splines import RationalQuadraticSpline
 from tests.helpers.architectures import Architecture, architectures
 from tests.helpers.d_pass import d_pass_inverse
@@ -289,7 +291,9 @@ def test_other_precisions_run(head: str, dtype: torch.dtype) -> None:
 
 # ---------------------------------------------------------------------- what is compiled
 
-COMPILED_STEPS = [name for name in STEPS if "spline" not in name]
+COMPILED_STEPS = list(STEPS)
+FOLDER = Path(mf.__file__).parent / "inverse" / "compiled" / "steps"
+STEP_FILES = [path for path in FOLDER.glob("*.py") if path.stem != "__init__"]
 
 
 @pytest.fixture
@@ -325,10 +329,33 @@ def test_activations_are_compiled(activation: str, residual: bool) -> None:
     sequential_inverse(made, step, noise_of(step, 4, 3)).sum().backward()
 
 
+class OwnKnots(RationalQuadraticSpline):
+    """Overrides a part of the map and not its kernel, which is therefore another map's."""
+
+    def knots(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, y, derivatives = super().knots(parameters)
+        return 2 * x, 2 * y, derivatives
+
+
+class OwnRule(mf.ScaleRule):
+    def forward(self, a: Tensor) -> Tensor:
+        return 0.5 * super().forward(a)
+
+
+@pytest.mark.parametrize("kind", sorted(path.stem for path in STEP_FILES))
+def test_every_compiled_step_is_in_the_table(kind: str) -> None:
+    kernels = [make(3).kernel() for make in STEPS.values()]
+    assert kind in {kernel.kind for kernel in kernels if kernel is not None}
+
+
 @pytest.mark.usefixtures("_no_eager")
 def test_what_is_not_compiled_takes_torch_operations() -> None:
-    for option, name in (("own activation", "sampling, Gaussian"), ("plain", "forward, spline")):
-        step = STEPS[name](3)
+    own = OwnKnots().double()
+    for option, step in (
+        ("own activation", STEPS["sampling, Gaussian"](3)),
+        ("plain", BijectionStep(own, "forward")),
+        ("plain", BijectionStep(Affine(OwnRule("exp")), "inverse")),
+    ):
         made = NETWORKS[option](3, parameters=owner_of(step).outputs)
         with pytest.raises(RuntimeError, match="the sweep in torch operations"):
             sequential_inverse(made, step, noise_of(step, 4, 3))

@@ -16,12 +16,12 @@ from made_flows.interop.class_swap import mix_in
 from made_flows.interop.conditioner import ForeignConditioner, expect_network, own_conditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.layers import HostLayer, elementwise
-from made_flows.inverse.compiled.rational_spline import EDGES, SplineKernel
 from made_flows.nn.linear import MaskedLinear
 from made_flows.nn.made import MADE
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
 from made_flows.univariate.scales import ScaleRule
+from made_flows.univariate.step_kernel import EDGES, SplineForm
 
 __all__ = ["FastAffine", "FastConditional", "FastSpline", "conditioner_of", "find", "parameters_of"]
 
@@ -322,7 +322,7 @@ def _spline(count_bins: int = 8, bound: float = 3.0, order: str = "linear") -> B
         log_derivative = conditioned._cache_log_detJ
         return result, -log_derivative if inverse else log_derivative
 
-    compiled = SplineKernel(
+    compiled = SplineForm(
         bins=count_bins,
         left=-bound,
         width=2 * bound,

@@ -17,10 +17,10 @@ from made_flows.interop.bijections import HostMap
 from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.layers import IDENTITY, HostLayer, elementwise
-from made_flows.inverse.compiled.rational_spline import EDGES, SplineKernel
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 from made_flows.univariate.bijections import Affine, Bijection
 from made_flows.univariate.scales import ScaleRule
+from made_flows.univariate.step_kernel import EDGES, SplineForm
 
 __all__ = ["FastInverse", "FastTransform", "find"]
 
@@ -126,14 +126,14 @@ def _bijection(layer: Any) -> tuple[Bijection, bool]:
     return HostMap(layer.total, apply, compiled), function in _IN_CLOSED_FORM
 
 
-def _compiled(univariate: Any, shapes: Any) -> SplineKernel | None:
+def _compiled(univariate: Any, shapes: Any) -> SplineForm | None:
     """Zuko's rational-quadratic spline for the compiled inverse."""
     bins = prod(shapes[0])
     settings = univariate.keywords if isinstance(univariate, partial) else {}
     if [prod(s) for s in shapes] != [bins, bins, bins - 1] or not set(settings) <= _SPLINE_SETTINGS:
         return None
     bound, steepness = settings.get("bound", 5.0), -log(settings.get("slope", 1e-3))
-    return SplineKernel(
+    return SplineForm(
         bins=bins,
         left=-bound,
         width=2 * bound,

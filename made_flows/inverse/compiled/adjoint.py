@@ -6,9 +6,9 @@ The delta of a hidden unit of degree m is complete once all ranks from m on are 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from numba import njit
+from numba import carray, njit
 
 from made_flows.inverse.compiled.layout import (
     DELTA,
@@ -18,138 +18,130 @@ from made_flows.inverse.compiled.layout import (
     STREAM_INDEX,
     STREAM_SUM,
     SUM,
+    Tile,
     Z,
 )
-from made_flows.inverse.compiled.products import add_product
-from made_flows.inverse.compiled.simd import keep_apart, like
+from made_flows.inverse.compiled.simd import keep_apart, like, pointer_to
+from made_flows.inverse.compiled.solve import multiply
 from made_flows.inverse.compiled.units import finish_with_slopes, gather, multiply_gate, start_units
 
-__all__ = ["adjoint_tiles"]
+__all__ = ["Gradients", "adjoint_tiles"]
+
+
+class Gradients(NamedTuple):
+    """The batch, by addresses of contiguous arrays.
+
+    Args:
+        size: number of rows N.
+        x: of the values that were solved for, (N, D).
+        gradient: of the loss's gradients with respect to each of them alone, (N, D).
+        slopes: of derivatives of each with respect to its parameters, (N, D * widest).
+        solution: of the result, (N, D).
+        widest: parameters of a feature that has most of them.
+    """
+
+    size: int
+    x: int
+    gradient: int
+    slopes: int
+    solution: int
+    widest: int
 
 
 @njit(nogil=True, error_model="numpy")
-def finish_deltas(
-    work: Any,
-    layer: int,
-    first: int,
-    last: int,
-    row: int,
-    lanes: int,
-    table: Any,
-    streams: Any,
-    bases: Any,
-    base_rows: int,
-) -> None:
+def finish_deltas(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
     """Turn what came back to hidden units into the deltas of their weighted sums."""
     keep_apart()
+    work, _, lanes = tile
+    table = units.table
     delta0, slope0 = table[layer, DELTA], table[layer, SLOPE]
     delta = work[(delta0 + first) * lanes : (delta0 + last) * lanes]
     slopes = work[(slope0 + first) * lanes : (slope0 + last) * lanes]
     for j in range(len(delta)):
         delta[j] *= slopes[j]
-    if table[layer, SUM] >= 0:  # later blocks add to this layer"s z
+    if table[layer, SUM] >= 0:  # later blocks add to this layer's z
         sums = work[(table[layer, SUM] + first) * lanes : (table[layer, SUM] + last) * lanes]
         for j in range(len(delta)):
             delta[j] += sums[j]
     earlier = table[layer, STREAM_SUM]
     if earlier >= 0:
         for u in range(first, last):
-            place = earlier + streams[table[layer, STREAM_INDEX] + u]
+            place = earlier + units.streams[table[layer, STREAM_INDEX] + u]
             line = work[place * lanes : (place + 1) * lanes]
             own = work[(delta0 + u) * lanes : (delta0 + u + 1) * lanes]
             for j in range(lanes):
                 line[j] += own[j]
     if table[layer, GATE] >= 0:
-        multiply_gate(work, delta0, first, last, row, lanes, table[layer, GATE], bases, base_rows)
+        multiply_gate(tile, delta0, layer, first, last, units)
+
+
+@njit(nogil=True, error_model="numpy")
+def fill_activations(tile: Any, units: Any, ranks: Any, blocks: Any) -> None:
+    """Compute all hidden units of a tile whose inputs are all known."""
+    table, starts = units.table, ranks.starts
+    for p in range(len(ranks.panels) - 1):
+        r0, r1 = ranks.panels[p], ranks.panels[p + 1]
+        for layer in range(len(table) - 1):
+            u0, u1 = starts[layer, r0], starts[layer, r1]
+            z0 = table[layer, Z]
+            start_units(tile, z0, layer, u0, u1, units)
+            read = starts[layer - 1, r1] if layer > 0 else ranks.feature_starts[r1 - 1]
+            block, source = blocks.places[layer, p], table[layer, SOURCE]
+            multiply(tile, z0 + u0, source, blocks.weights, block, u1 - u0, read, u1 - u0)
+            finish_with_slopes(tile, layer, u0, u1, units)
 
 
 @njit(nogil=True, error_model="numpy")
 def pull(
-    work: Any,
+    tile: Any,
     target: int,
-    first: int,
-    last: int,
-    panel_first: int,
-    panel_last: int,
+    own: tuple[int, int],
+    panel: tuple[int, int],
     delta: int,
-    above_first: int,
-    above_last: int,
+    above: tuple[int, int],
     block_first: int,
     transposed: Any,
     block: int,
-    lanes: int,
 ) -> None:
-    """Add to units [first, last) at a place what units of the layer above send back.
+    """Add to units ``own`` at a place what the units ``above``, of the layer above, send back.
 
-    The block holds weights from the panel"s units to units of the layer above, from
-    ``block_first`` on.
+    All are ranges [first, last). The block holds weights from the panel's units to units of the
+    layer above, from ``block_first`` on.
     """
-    stride = panel_last - panel_first
-    add_product(
-        work,
-        (target + first) * lanes,
-        work,
-        (delta + above_first) * lanes,
-        transposed,
-        block + (above_first - block_first) * stride + first - panel_first,
-        stride,
-        lanes,
-        above_last - above_first,
-        last - first,
+    stride = panel[1] - panel[0]
+    place = block + (above[0] - block_first) * stride + own[0] - panel[0]
+    count = above[1] - above[0]
+    multiply(
+        tile, target + own[0], delta + above[0], transposed, place, stride, count, own[1] - own[0]
     )
 
 
 @njit(nogil=True, error_model="numpy")
-def fill_activations(
-    row: int,
-    lanes: int,
-    work: Any,
-    weights: Any,
-    vectors: Any,
-    constants: Any,
-    bases: Any,
-    base_rows: int,
-    table: Any,
-    starts: Any,
-    streams: Any,
-    feature_starts: Any,
-    panels: Any,
-    blocks: Any,
+def pull_to_inputs(
+    tile: Any,
+    place: int,
+    p: int,
+    own: tuple[int, int],
+    above: tuple[int, int],
+    units: Any,
+    ranks: Any,
+    back: Any,
 ) -> None:
-    """Compute all hidden units of a tile whose inputs are all known."""
-    for p in range(len(panels) - 1):
-        r0, r1 = panels[p], panels[p + 1]
-        for layer in range(len(table) - 1):
-            u0, u1 = starts[layer, r0], starts[layer, r1]
-            z0 = table[layer, Z]
-            start_units(work, z0, layer, u0, u1, row, lanes, table, vectors, bases, base_rows)
-            read = starts[layer - 1, r1] if layer > 0 else feature_starts[r1 - 1]
-            add_product(
-                work,
-                (z0 + u0) * lanes,
-                work,
-                table[layer, SOURCE] * lanes,
-                weights,
-                blocks[layer, p],
-                u1 - u0,
-                lanes,
-                read,
-                u1 - u0,
-            )
-            finish_with_slopes(
-                work,
-                layer,
-                u0,
-                u1,
-                row,
-                lanes,
-                table,
-                constants,
-                vectors,
-                streams,
-                bases,
-                base_rows,
-            )
+    """Add to lambda of features ``own`` what units of ranks ``above`` send back to them.
+
+    Units of the first layer do, and outputs where there are direct connections.
+    """
+    starts = ranks.starts
+    depth = len(units.table) - 1
+    r0, r1 = ranks.panels[p], ranks.panels[p + 1]
+    panel = (ranks.feature_starts[r0], ranks.feature_starts[r1])
+    for direct in range(1 + (len(back.direct) > 0)):
+        layer = depth if direct else 0
+        block = back.direct[p] if direct else back.places[0, p]
+        later = (starts[layer, above[0]], starts[layer, above[1]])
+        first = starts[layer, r0 + 1]
+        delta = units.table[layer, DELTA]
+        pull(tile, place, own, panel, delta, later, first, back.weights, block)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -157,182 +149,77 @@ def adjoint_tiles(
     first_row: int,
     last_row: int,
     lanes: int,
-    x: Any,
-    gradient: Any,
-    derivatives: Any,
-    solution: Any,
     work: Any,
-    weights: Any,
-    vectors: Any,
-    constants: Any,
-    bases: Any,
-    base_rows: int,
-    table: Any,
-    starts: Any,
-    streams: Any,
-    features: Any,
-    feature_starts: Any,
-    output_starts: Any,
-    panels: Any,
+    rows: Any,
+    units: Any,
+    ranks: Any,
     blocks: Any,
-    transposed: Any,
-    back_blocks: Any,
-    direct_back: Any,
-    lambda_place: int,
-    widest: int,
+    back: Any,
+    place: int,
 ) -> None:
     """Solve the transposed system for rows [first_row, last_row); see ``eager.adjoint``.
 
     Activations come first, all their inputs known; then the sweep runs from the last rank to
-    the first. Args: x, gradient and solution (N, D); derivatives (N, D * widest), of every value
-    with respect to its parameters; the rest as packed.
+    the first. ``rows`` is a :class:`Gradients`; ``units``, ``ranks``, ``blocks`` and ``back`` (the
+    transposed weights) are the tuples of :mod:`made_flows.inverse.compiled.layout`; ``place`` is
+    where lambda begins in the workspace.
     """
-    depth = len(table) - 1
-    ranks = len(feature_starts) - 1
-    direct = len(direct_back) > 0
+    table, starts, features = units.table, ranks.starts, ranks.features
+    depth, levels, widest = len(table) - 1, len(ranks.feature_starts) - 1, rows.widest
+    x = carray(pointer_to(rows.x, work), (rows.size, len(features)))
+    gradient = carray(pointer_to(rows.gradient, work), (rows.size, len(features)))
+    slopes = carray(pointer_to(rows.slopes, work), (rows.size, len(features) * widest))
+    solution = carray(pointer_to(rows.solution, work), (rows.size, len(features)))
+    outputs = table[depth, DELTA]
     for row in range(first_row, last_row, lanes):
+        tile = Tile(work, row, lanes)
         here = min(lanes, last_row - row)
         for i in range(len(features)):
             gather(x, features[i], row, lanes, work[i * lanes : (i + 1) * lanes])
-            place = lambda_place + i
-            gather(gradient, features[i], row, lanes, work[place * lanes : (place + 1) * lanes])
-        fill_activations(
-            row,
-            lanes,
-            work,
-            weights,
-            vectors,
-            constants,
-            bases,
-            base_rows,
-            table,
-            starts,
-            streams,
-            feature_starts,
-            panels,
-            blocks,
-        )
+            own = work[(place + i) * lanes : (place + i + 1) * lanes]
+            gather(gradient, features[i], row, lanes, own)
+        fill_activations(tile, units, ranks, blocks)
         for layer in range(depth):
             for start in (table[layer, DELTA], table[layer, SUM]):
                 if start >= 0:
-                    end = start + starts[layer, ranks]
+                    end = start + starts[layer, levels]
                     work[start * lanes : end * lanes] = like(work[0], 0.0)
-        outputs = table[depth, DELTA]
-        for p in range(len(panels) - 2, -1, -1):
-            r0, r1 = panels[p], panels[p + 1]
-            f0, f1 = feature_starts[r0], feature_starts[r1]
+        for p in range(len(ranks.panels) - 2, -1, -1):
+            r0, r1 = ranks.panels[p], ranks.panels[p + 1]
             # What later panels send back, in one product per layer. Inputs of rank r are read
             # by units of degree r + 1 and more, units of degree r by those of degree r and more.
-            pull(
-                work,
-                lambda_place,
-                f0,
-                f1,
-                f0,
-                f1,
-                table[0, DELTA],
-                starts[0, r1],
-                starts[0, ranks],
-                starts[0, r0 + 1],
-                transposed,
-                back_blocks[0, p],
-                lanes,
-            )
-            if direct:
-                pull(
-                    work,
-                    lambda_place,
-                    f0,
-                    f1,
-                    f0,
-                    f1,
-                    outputs,
-                    starts[depth, r1],
-                    starts[depth, ranks],
-                    starts[depth, r0 + 1],
-                    transposed,
-                    direct_back[p],
-                    lanes,
-                )
+            own_features = (ranks.feature_starts[r0], ranks.feature_starts[r1])
+            pull_to_inputs(tile, place, p, own_features, (r1, levels), units, ranks, back)
             for layer in range(depth):
-                u0, u1 = starts[layer, r0], starts[layer, r1]
+                panel = (starts[layer, r0], starts[layer, r1])
+                above = (starts[layer + 1, r1], starts[layer + 1, levels])
                 pull(
-                    work,
-                    table[layer, DELTA],
-                    u0,
-                    u1,
-                    u0,
-                    u1,
-                    table[layer + 1, DELTA],
-                    starts[layer + 1, r1],
-                    starts[layer + 1, ranks],
-                    starts[layer + 1, r0],
-                    transposed,
-                    back_blocks[layer + 1, p],
-                    lanes,
-                )
+                    tile, table[layer, DELTA], panel, panel, table[layer + 1, DELTA], above,
+                    starts[layer + 1, r0], back.weights, back.places[layer + 1, p],
+                )  # fmt: skip
             for r in range(r1 - 1, r0 - 1, -1):
-                i0, i1 = feature_starts[r], feature_starts[r + 1]
-                pull(
-                    work,
-                    lambda_place,
-                    i0,
-                    i1,
-                    f0,
-                    f1,
-                    table[0, DELTA],
-                    starts[0, r + 1],
-                    starts[0, r1],
-                    starts[0, r0 + 1],
-                    transposed,
-                    back_blocks[0, p],
-                    lanes,
-                )
-                if direct:
-                    pull(
-                        work,
-                        lambda_place,
-                        i0,
-                        i1,
-                        f0,
-                        f1,
-                        outputs,
-                        starts[depth, r + 1],
-                        starts[depth, r1],
-                        starts[depth, r0 + 1],
-                        transposed,
-                        direct_back[p],
-                        lanes,
-                    )
+                i0, i1 = ranks.feature_starts[r], ranks.feature_starts[r + 1]
+                pull_to_inputs(tile, place, p, (i0, i1), (r + 1, r1), units, ranks, back)
                 for i in range(i0, i1):
-                    own = work[(lambda_place + i) * lanes : (lambda_place + i + 1) * lanes]
+                    own = work[(place + i) * lanes : (place + i + 1) * lanes]
                     f = features[i]
-                    for k in range(output_starts[i + 1] - output_starts[i]):
-                        place = outputs + output_starts[i] + k
-                        line = work[place * lanes : (place + 1) * lanes]
-                        gather(derivatives, f * widest + k, row, lanes, line)
+                    for k in range(ranks.output_starts[i + 1] - ranks.output_starts[i]):
+                        at = outputs + ranks.output_starts[i] + k
+                        line = work[at * lanes : (at + 1) * lanes]
+                        gather(slopes, f * widest + k, row, lanes, line)
                         for j in range(lanes):
                             line[j] *= own[j]
                     for j in range(here):
                         solution[row + j, f] = own[j]
+                # Units of degree r read inputs of lower ranks only: all they fed is done.
                 for layer in range(depth - 1, -1, -1):
-                    u0, u1 = starts[layer, r0], starts[layer, r1]
                     v0, v1 = starts[layer, r], starts[layer, r + 1]
                     if v0 == v1:
                         continue
+                    panel = (starts[layer, r0], starts[layer, r1])
+                    above = (starts[layer + 1, r], starts[layer + 1, r1])
                     pull(
-                        work,
-                        table[layer, DELTA],
-                        v0,
-                        v1,
-                        u0,
-                        u1,
-                        table[layer + 1, DELTA],
-                        starts[layer + 1, r],
-                        starts[layer + 1, r1],
-                        starts[layer + 1, r0],
-                        transposed,
-                        back_blocks[layer + 1, p],
-                        lanes,
-                    )
-                    finish_deltas(work, layer, v0, v1, row, lanes, table, streams, bases, base_rows)
+                        tile, table[layer, DELTA], (v0, v1), panel, table[layer + 1, DELTA], above,
+                        starts[layer + 1, r0], back.weights, back.places[layer + 1, p],
+                    )  # fmt: skip
+                    finish_deltas(tile, layer, v0, v1, units)

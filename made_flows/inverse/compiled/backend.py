@@ -1,4 +1,4 @@
-"""The compiled inverse on the CPU: packs plans, and runs the sweeps over threads.
+"""The compiled inverse on the CPU: packs networks, and runs the sweeps over threads.
 
 Rows are shared out over a plain pool of Python threads whose kernels hold no interpreter lock.
 Numba's own parallel backends are not safe in forked processes, nor when several threads call.
@@ -6,92 +6,45 @@ Numba's own parallel backends are not safe in forked processes, nor when several
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from made_flows._cache import TensorCache
-from made_flows.inverse.compiled import adjoint as adjoint_sweep
-from made_flows.inverse.compiled import elementwise, packing, products, simd, steps, units
-from made_flows.inverse.compiled import solve as solve_sweep
+from made_flows.inverse.compiled import packing, simd
+from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
+from made_flows.inverse.compiled.compilation import Kernel, step_address
+from made_flows.inverse.compiled.elementwise import ACTIVATION_CODES
+from made_flows.inverse.compiled.layout import Blocks, StepCall, Units
 from made_flows.inverse.compiled.packing import Layout, Weights
+from made_flows.inverse.compiled.solve import Rows, solve_tiles
+from made_flows.inverse.compiled.steps import find_step, has_step
 from made_flows.inverse.numeric import symbolic_for
+from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import Step
 from made_flows.inverse.symbolic import Symbolic
-from made_flows.nn.spec import parse, unpack
+from made_flows.nn.spec import NetworkSpec, Structure
 from made_flows.univariate.step_kernel import StepKernel
 
 __all__ = ["Ready", "adjoint", "kernel_of", "ready_for", "solve"]
 
-_KINDS = {
-    "affine": 0,
-    "affine_inverse": 1,
-    "gated": 2,
-    "gated_inverse": 3,
-    "bernoulli": 4,
-    "categorical": 5,
-    "mixture": 6,
-}
 _DTYPES = (torch.float32, torch.float64)
-_NOTHING = {dtype: torch.empty(0, 0, dtype=dtype).numpy() for dtype in _DTYPES}
 
 _ROWS_ALONE = 6_000_000
 """Multiplications below which one thread does everything: handing work to another takes about
 0.1 ms, in which one does some 5 million."""
 
-
-# ---------------------------------------------------------------------- compilation
-
-
-def _sources() -> str:
-    """A digest of everything the kernels are made of: Numba itself looks at one file only."""
-    digest = hashlib.sha256()
-    for module in (simd, elementwise, products, units, steps, solve_sweep, adjoint_sweep):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    return digest.hexdigest()
-
-
-class _Compiled:
-    """A kernel, compiled at its first call and kept on disk where a folder can be written."""
-
-    def __init__(self, function: Callable[..., None]) -> None:
-        self.function = function
-        self.call: Callable[..., None] = self._with_cache()
-
-    def _with_cache(self) -> Callable[..., None]:
-        try:
-            compiled = njit(nogil=True, error_model="numpy", cache=True)(self.function)
-            compiled._cache._cache_file._source_stamp = _sources()
-        except (RuntimeError, OSError, AttributeError):
-            return self._without_cache()
-        return compiled  # type: ignore[no-any-return]
-
-    def _without_cache(self) -> Callable[..., None]:
-        compiled: Callable[..., None] = njit(nogil=True, error_model="numpy")(self.function)
-        return compiled
-
-    def __call__(self, *arguments: Any) -> None:
-        try:
-            self.call(*arguments)
-        except OSError:  # the cache could not be written after all
-            self.call = self._without_cache()
-            self.call(*arguments)
-
-
-_SOLVE = _Compiled(solve_sweep.solve_tiles.py_func)
-_ADJOINT = _Compiled(adjoint_sweep.adjoint_tiles.py_func)
+_SOLVE = Kernel(solve_tiles.py_func)
+_ADJOINT = Kernel(adjoint_tiles.py_func)
 
 
 # ---------------------------------------------------------------------- threads
@@ -125,17 +78,19 @@ def _workspace(size: int, dtype: torch.dtype) -> NDArray[Any]:
     spaces: dict[torch.dtype, NDArray[Any]] = _LOCAL.__dict__.setdefault("spaces", {})
     space = spaces.get(dtype)
     if space is None or len(space) < size:
-        space = spaces[dtype] = torch.empty(size, dtype=dtype).numpy()
+        space = spaces[dtype] = torch.empty(size, dtype=dtype, device="cpu").numpy()
     return space
 
 
 def _over_rows(rows: int, work: float, itemsize: int, run: Callable[[int, int, int], None]) -> None:
     """Call run(first row, last row, lanes) for shares of the rows, on as many threads as torch."""
     vector = simd.VECTOR_BYTES // itemsize
-    threads = max(1, min(torch.get_num_threads(), -(-rows // vector)))
+    threads = max(1, min(torch.get_num_threads(), -(-rows // vector)))  # a vector of rows each
     if rows * work < _ROWS_ALONE:
         threads = 1
     share = -(-rows // threads)
+    # Of a tile's four vectors every broadcast weight is used four times; few rows take fewer, as
+    # empty lanes are computed too.
     lanes = next((vector * n for n in (1, 2) if vector * n >= share), vector * 4)
     share = -(-share // lanes) * lanes
     shares = [(first, min(first + share, rows)) for first in range(0, rows, share)]
@@ -161,184 +116,132 @@ class Ready:
 _READY: TensorCache[Ready] = TensorCache()
 
 
-def ready_for(text: str, tensors: Sequence[Tensor]) -> Ready | None:
+def ready_for(network: NetworkSpec) -> Ready | None:
     """The network packed, None where the compiled sweeps do not know its activations or dtype."""
-    if tensors[1].dtype not in _DTYPES or not _knows_activations(text):
+    structure, tensors = network.structure, network.tensors
+    if tensors[1].dtype not in _DTYPES or not _knows_activations(structure):
         return None
 
     def make() -> Ready:
-        symbolic = symbolic_for(text, tensors)
+        symbolic = symbolic_for(network)
         layout = symbolic.prepared.get("cpu")
         if layout is None:
             layout = symbolic.prepared["cpu"] = packing.layout_of(symbolic)
         return Ready(symbolic, layout, packing.pack(symbolic, layout, tensors))
 
-    return _READY.get(text, tensors, make)
+    return _READY.get(structure.key, tensors, make)
 
 
 @lru_cache(maxsize=1024)
-def _knows_activations(text: str) -> bool:
-    names = (word.split(":")[0] for word in parse(text).activations)
-    return all(name in elementwise.ACTIVATION_CODES for name in names)
+def _knows_activations(structure: Structure) -> bool:
+    names = (word.split(":")[0] for word in structure.activations)
+    return all(name in ACTIVATION_CODES for name in names)
 
 
 def kernel_of(step: Step) -> StepKernel | None:
     """What the compiled sweep should do for a step, None if it does not know how."""
     kernel = step.kernel()
-    return kernel if kernel is not None and kernel.kind in _KINDS else None
+    if kernel is None or not kernel.follows_rule or not has_step(kernel.kind):
+        return None
+    return kernel
 
 
-def _instructions(kernel: StepKernel, parts: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """A step in numbers: kind, rule, whether swapped, parts of noise, one-hot; its constants."""
-    rule = kernel.rule
-    name, constants = (None, (0.0, 0.0)) if rule is None else (rule.rule, rule.constants)
-    return _in_numbers(kernel.kind, name, constants, kernel.swapped, parts)
+def _call_of(kernel: StepKernel, parts: int, dtype: torch.dtype) -> StepCall:
+    """How the sweep calls a step."""
+    # By the rule's values: the constants of a rule may be changed.
+    return _call(kernel.kind, kernel.numbers, parts, kernel.one_hot, dtype == torch.float32)
 
 
 @lru_cache(maxsize=256)
-def _in_numbers(
-    kind: str, rule: str | None, constants: tuple[float, float], swapped: bool, parts: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    # By their values: the constants of a rule may be changed.
-    code = 0 if rule is None else elementwise.RULE_CODES[rule]
-    numbers = [_KINDS[kind], code, swapped, parts, kind == "categorical"]
-    return np.array(numbers, dtype=np.int64), np.array(constants)
+def _call(
+    kind: str, numbers: tuple[float, ...], parts: int, one_hot: bool, single: bool
+) -> StepCall:
+    return StepCall(step_address(find_step(kind), single), np.array(numbers), parts, one_hot)
 
 
-def _numpy(tensor: Tensor) -> NDArray[Any]:
-    """A tensor's values in one piece; without the calls that a plain tensor does not need."""
+def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in one piece; without the calls that a plain tensor does not need."""
     if tensor.requires_grad:
         tensor = tensor.detach()
-    array: NDArray[Any] = (tensor if tensor.is_contiguous() else tensor.contiguous()).numpy()
-    return array
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def _bases(
-    symbolic: Symbolic, tensors: Sequence[Tensor], bases: Sequence[Tensor], dtype: Any
-) -> tuple[NDArray[Any], int]:
+def _units(ready: Ready, network: NetworkSpec, table: NDArray[np.int64]) -> Units:
+    """What units are made of, with the context's contributions to this call."""
+    packed, streams = ready.weights, ready.layout.streams
+    context, rows = _context(ready.symbolic, network, packed.weights.dtype)
+    return Units(table, streams, packed.constants, packed.vectors, context, rows)
+
+
+def _context(symbolic: Symbolic, network: NetworkSpec, dtype: Any) -> tuple[NDArray[Any], int]:
     """The context's contributions, unit by unit, and how many rows there are of them."""
-    if not bases:
+    if not network.bases:
         return np.zeros(0, dtype), 1
-    _, layers, _ = unpack(symbolic.structure, tensors, bases)
+    _, layers, _ = symbolic.structure.unpack(network.tensors, network.bases)
+    like = network.tensors[1].dtype
+    # Unit by unit: the rows of a unit, which are lanes, are neighbours.
     parts = [
-        values.detach().index_select(1, place.units).t().reshape(-1)
+        values.detach().to(like).index_select(1, place.units).t().reshape(-1)
         for place, layer in zip(symbolic.layers, layers, strict=True)
         for values in (layer.base, layer.gate)
         if values is not None
     ]
-    return torch.cat(parts).numpy(), len(bases[0])
+    return torch.cat(parts).numpy(), len(network.bases[0])
 
 
-def solve(
-    ready: Ready,
-    kernel: StepKernel,
-    noise: Tensor,
-    tensors: Sequence[Tensor],
-    bases: Sequence[Tensor],
-    known: Tensor | None = None,
-    prefix: int = 0,
-) -> Tensor:
-    """The values, as :func:`made_flows.inverse.eager.solve` gives them, in the noise's dtype."""
+def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
+    """The values, as :func:`made_flows.inverse.eager.solve` gives them, in the network's dtype."""
+    network, _, noise, known, prefix = problem
     rows, dimension, parts = noise.shape
-    dtype = noise.dtype
-    symbolic, layout, packed = ready.symbolic, ready.layout, ready.weights
-    values = torch.empty(rows, dimension, dtype=dtype)
+    dtype = network.tensors[1].dtype
+    layout, packed = ready.layout, ready.weights
+    values = torch.empty(rows, dimension, dtype=dtype, device="cpu")
     if rows:
-        instructions, constants = _instructions(kernel, parts)
-        context_term, base_rows = _bases(symbolic, tensors, bases, packed.weights.dtype)
-        flat = _numpy(noise).reshape(rows, dimension * parts)
-        given = _NOTHING[dtype] if known is None else _numpy(known.to(dtype))
-        filled = values.numpy()
+        noise = _plain(noise, dtype)
+        known = noise if known is None else _plain(known, dtype)
+        # By address; the names above keep the tensors alive.
+        batch = Rows(rows, noise.data_ptr(), known.data_ptr(), values.data_ptr(), prefix)
+        units = _units(ready, network, layout.table)
+        blocks = Blocks(packed.weights, layout.blocks, layout.direct_blocks)
+        step = _call_of(kernel, parts, dtype)
 
         def run(first: int, last: int, lanes: int) -> None:
-            _SOLVE(
-                first,
-                last,
-                lanes,
-                flat,
-                given,
-                prefix,
-                filled,
-                _workspace(layout.rows * lanes, dtype),
-                packed.weights,
-                packed.vectors,
-                packed.constants,
-                context_term,
-                base_rows,
-                layout.table,
-                layout.starts,
-                layout.streams,
-                layout.features,
-                layout.feature_starts,
-                layout.column_starts,
-                layout.output_starts,
-                layout.input_starts,
-                layout.panels,
-                layout.blocks,
-                layout.direct_blocks,
-                instructions,
-                constants,
-                layout.scratch,
-            )
+            work = _workspace(layout.rows * lanes, dtype)
+            _SOLVE(first, last, lanes, work, batch, units, layout.ranks, blocks, step,
+                   layout.scratch)  # fmt: skip
 
         _over_rows(rows, layout.size, values.element_size(), run)
     return values
 
 
-def adjoint(
-    ready: Ready,
-    gradient: Tensor,
-    slopes: Tensor,
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    bases: Sequence[Tensor],
-) -> Tensor:
+def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
     """The solution of the transposed system, as ``made_flows.inverse.eager.adjoint`` gives it."""
+    network, gradient, slopes, x = problem
     rows, dimension = gradient.shape
-    dtype = gradient.dtype
-    symbolic, layout, packed = ready.symbolic, ready.layout, ready.weights
+    dtype = network.tensors[1].dtype
+    layout, packed = ready.layout, ready.weights
     transposed = ready.transposed
     if transposed is None:
         # Of the same weights: what is ready was compared with them when it was fetched.
-        transposed = ready.transposed = packing.pack_transposed(symbolic, layout, tensors)
-    solution = torch.empty(rows, dimension, dtype=dtype)
+        transposed = packing.pack_transposed(ready.symbolic, layout, network.tensors)
+        ready.transposed = transposed
+    solution = torch.empty(rows, dimension, dtype=dtype, device="cpu")
     if rows:
-        context_term, base_rows = _bases(symbolic, tensors, bases, packed.weights.dtype)
-        widest = slopes.shape[-1]
-        at = _numpy(x)
-        own = _numpy(gradient)
-        derivatives = _numpy(slopes).reshape(rows, dimension * widest)
-        filled = solution.numpy()
+        gradient, slopes, x = (_plain(tensor, dtype) for tensor in (gradient, slopes, x))
+        batch = Gradients(
+            rows, x.data_ptr(), gradient.data_ptr(), slopes.data_ptr(), solution.data_ptr(),
+            slopes.shape[-1],
+        )  # fmt: skip
+        units = _units(ready, network, layout.adjoint_table)
+        blocks = Blocks(packed.weights, layout.blocks, layout.direct_blocks)
+        back = Blocks(transposed, layout.back_blocks, layout.direct_back)
 
         def run(first: int, last: int, lanes: int) -> None:
-            _ADJOINT(
-                first,
-                last,
-                lanes,
-                at,
-                own,
-                derivatives,
-                filled,
-                _workspace(layout.adjoint_rows * lanes, dtype),
-                packed.weights,
-                packed.vectors,
-                packed.constants,
-                context_term,
-                base_rows,
-                layout.adjoint_table,
-                layout.starts,
-                layout.streams,
-                layout.features,
-                layout.feature_starts,
-                layout.output_starts,
-                layout.panels,
-                layout.blocks,
-                transposed,
-                layout.back_blocks,
-                layout.direct_back,
-                layout.lambda_place,
-                widest,
-            )
+            work = _workspace(layout.adjoint_rows * lanes, dtype)
+            _ADJOINT(first, last, lanes, work, batch, units, layout.ranks, blocks, back,
+                     layout.lambda_place)  # fmt: skip
 
         _over_rows(rows, 2 * layout.size, solution.element_size(), run)
     return solution

@@ -2,8 +2,9 @@
 
 The C library's functions work on one number at a time. These are polynomials without branches,
 so that LLVM works on a vector of lanes at once; they are accurate to a few units in the last
-place (tests/test_cpu_math.py holds them against the C library's). Methods: range reduction by
-multiples of log 2 and a Taylor polynomial; the logarithm by its series in (x - 1) / (x + 1).
+place (the tests hold every activation, scale rule and step against torch's). Methods: range
+reduction by multiples of log 2 and a Taylor polynomial; the logarithm by its series in
+(x - 1) / (x + 1).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numba.extending import overload
 
 from made_flows.inverse.compiled.simd import keep_apart, like, split_power
 
-__all__ = ["ACTIVATION_CODES", "RULE_CODES", "activate", "scale", "slope"]
+__all__ = ["ACTIVATION_CODES", "activate", "exp", "scale", "sigmoid", "slope", "softplus"]
 
 ACTIVATION_CODES = {
     "identity": 0,
@@ -30,8 +31,6 @@ ACTIVATION_CODES = {
     "softplus": 7,
     "gelu": 8,
 }
-
-RULE_CODES = {"exp": 0, "bounded": 1, "softsign": 2, "clamp": 3, "softplus": 4, "sigmoid": 5}
 
 _F32_SHIFT = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer in the low bits
 _F64_SHIFT = 6755399441055744.0  # 1.5 * 2^52
@@ -249,29 +248,29 @@ def slope(code: int, constant: float, z: Any) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def scale(rule: int, c0: float, c1: float, s: Any) -> None:
-    """Replace raw values by their scales under a rule, in place."""
+    """Replace raw values by their scales under a rule (of ``SCALE_RULES``), in place."""
     keep_apart()
     a0, a1 = like(s[0], c0), like(s[0], c1)
     one = like(s[0], 1.0)
-    if rule == 0:
-        for i in range(len(s)):
-            s[i] = exp(s[i])
-    elif rule == 1:
+    if rule == 0:  # bounded
         for i in range(len(s)):
             s[i] = exp(a0 * tanh(s[i] / a0))
-    elif rule == 2:
+    elif rule == 1:  # softsign
         for i in range(len(s)):
             s[i] = exp(s[i] / (one + abs(s[i]) / a0))
-    elif rule == 3:
+    elif rule == 2:  # exp
+        for i in range(len(s)):
+            s[i] = exp(s[i])
+    elif rule == 3:  # softplus
+        limit = like(s[0], 20.0)  # as torch does: above it, the identity
+        for i in range(len(s)):
+            v = s[i] + a0
+            s[i] = (v if v > limit else softplus(v)) + a1
+    elif rule == 4:  # sigmoid
+        for i in range(len(s)):
+            s[i] = sigmoid(s[i] + a0) + a1
+    else:  # clamp
         for i in range(len(s)):
             v = s[i]
             v = a0 if v < a0 else v
             s[i] = exp(a1 if v > a1 else v)
-    elif rule == 4:
-        limit = like(s[0], 20.0)
-        for i in range(len(s)):
-            v = s[i] + a0
-            s[i] = (v if v > limit else softplus(v)) + a1
-    else:
-        for i in range(len(s)):
-            s[i] = sigmoid(s[i] + a0) + a1

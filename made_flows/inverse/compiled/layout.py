@@ -1,13 +1,132 @@
-"""Columns of the table of layers that the sweeps read.
+"""How a network lies in memory for the compiled sweeps: the arguments of the kernels.
 
-Z, A, SLOPE, DELTA, SUM: rows of the tile's workspace where a layer's weighted sums, activations,
-derivatives of activations, deltas, and deltas sent back to a residual stream begin. SOURCE: where
-what it reads begins. STREAM, STREAM_SUM: where z, and the sum of deltas, of the layer it adds to
-begin; STREAM_INDEX: where its units' places in that layer begin. BIAS, NORM: places in the
-vectors. BASE, GATE: units of the context's contributions before the layer's own. UNITS: how many
-it has. ACTIVATION: a code. -1 stands for none.
+Kernels take a few named tuples of arrays. Numba hands the parts of a tuple to a function one by
+one, so that each tuple holds what one group of functions needs, and no more.
 """
 
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "ACTIVATION",
+    "BASE",
+    "BIAS",
+    "COLUMNS",
+    "DELTA",
+    "GATE",
+    "NORM",
+    "SLOPE",
+    "SOURCE",
+    "STREAM",
+    "STREAM_INDEX",
+    "STREAM_SUM",
+    "SUM",
+    "UNITS",
+    "A",
+    "Blocks",
+    "Integers",
+    "Ranks",
+    "StepCall",
+    "Tile",
+    "Units",
+    "Z",
+]
+
+Integers = NDArray[np.int64]
+
+# Columns of the table of layers. Z, A, SLOPE, DELTA, SUM: the rows of the tile's workspace where a
+# layer's weighted sums, activations, derivatives of activations, deltas, and deltas sent back to a
+# residual stream begin. SOURCE: where what it reads begins. STREAM, STREAM_SUM: where z, and the
+# sum of deltas, of the layer it adds to begin; STREAM_INDEX: where its units' places in that layer
+# begin. BIAS, NORM: places in the vectors. BASE, GATE: units of the context's contributions before
+# the layer's own. UNITS: how many it has. ACTIVATION: a code. -1 stands for none.
 Z, A, SLOPE, SOURCE, BIAS, ACTIVATION, STREAM, STREAM_INDEX = range(8)
 BASE, GATE, NORM, DELTA, SUM, UNITS, STREAM_SUM = range(8, 15)
 COLUMNS = 15
+
+
+class Tile(NamedTuple):
+    """Some rows of the batch, which advance together.
+
+    Args:
+        work: the workspace, rows of ``lanes`` numbers, one for each row of the batch.
+        row: the first row of the batch.
+        lanes: rows of the batch in a tile, a multiple of what a vector register holds.
+    """
+
+    work: NDArray[Any]
+    row: int
+    lanes: int
+
+
+class Units(NamedTuple):
+    """What units are made of, besides their weights.
+
+    Args:
+        table: a row for each layer, see the columns above.
+        streams: places of the units that units add to.
+        constants: of the activations.
+        vectors: biases and norms.
+        context: the context's contributions, unit by unit.
+        context_rows: how many there are of each; row n of the batch has row n modulo these.
+    """
+
+    table: Integers
+    streams: Integers
+    constants: NDArray[np.float64]
+    vectors: NDArray[Any]
+    context: NDArray[Any]
+    context_rows: int
+
+
+class Ranks(NamedTuple):
+    """Which features, columns and units come when.
+
+    Args:
+        panels: ranks at which panels start, and the number of ranks.
+        starts: (layers, ranks + 1), units of lower degree (outputs: rank).
+        features, feature_starts, column_starts: as the symbolic phase has them.
+        output_starts, input_starts: places of a feature's outputs and columns, by sorted feature.
+    """
+
+    panels: Integers
+    starts: Integers
+    features: Integers
+    feature_starts: Integers
+    column_starts: Integers
+    output_starts: Integers
+    input_starts: Integers
+
+
+class Blocks(NamedTuple):
+    """Weights in blocks, one for each layer and panel of ranks.
+
+    Args:
+        weights: all blocks, one after the other.
+        places: where the block of each layer and panel begins, (layers, panels).
+        direct: the same for the direct connection, (panels,), or empty.
+    """
+
+    weights: NDArray[Any]
+    places: Integers
+    direct: Integers
+
+
+class StepCall(NamedTuple):
+    """How the sweep calls a step, see :mod:`made_flows.inverse.compiled.steps`.
+
+    Args:
+        address: where its machine code begins.
+        numbers: what it is told.
+        parts: parts of noise.
+        one_hot: whether the network reads values as one-hot columns.
+    """
+
+    address: int
+    numbers: NDArray[np.float64]
+    parts: int
+    one_hot: bool

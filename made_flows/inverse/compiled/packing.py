@@ -1,4 +1,4 @@
-"""How a network lies in memory for the compiled sweeps."""
+"""Packing: the arrays of the kernels, from the symbolic phase (the layout) and the weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numba import njit
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,18 +29,22 @@ from made_flows.inverse.compiled.layout import (
     SUM,
     UNITS,
     A,
+    Integers,
+    Ranks,
     Z,
 )
-from made_flows.inverse.symbolic import Integers, Symbolic
-from made_flows.nn.spec import LayerSpec, unpack
+from made_flows.inverse.compiled.steps import SCRATCH
+from made_flows.inverse.numeric import pick, sorted_weight
+from made_flows.inverse.symbolic import Symbolic
+from made_flows.nn.spec import LayerSpec
 
 __all__ = ["Layout", "Weights", "layout_of", "pack", "pack_transposed"]
 
 _PANEL_UNITS = 24
 """Units of the widest layer in a panel, about: two blocks of registers."""
 
-_SCRATCH_ROWS = 6
-"""Rows of the workspace that a step may use: three of its own, the value, two parts of noise."""
+_STEP_ROWS = SCRATCH + 3
+"""Rows of the workspace for a step: its scratch space, the value, two parts of noise."""
 
 
 @dataclass(frozen=True)
@@ -52,33 +56,24 @@ class Layout:
     reads it in one stream.
 
     Args:
-        panels: ranks at which panels start, and the number of ranks.
+        ranks: which features and units come when.
         blocks: place of the block of each layer and panel, (layers, panels).
         direct_blocks: place of direct connections' blocks, (panels,), or empty.
         size: numbers in all blocks.
         back_blocks, direct_back, back_size: the same for the transposed weights.
-        starts: (layers, ranks + 1), units of lower degree.
-        features, feature_starts, column_starts: of the symbolic.
-        output_starts, input_starts: places of a feature's outputs and columns, by sorted feature.
         streams: places of the units that units add to.
-        table: layers' places in the workspace and elsewhere, see ``kernels.columns``, for solving.
-        rows, scratch: rows that the workspace needs, and where a step's own begin.
+        table: layers' places in the workspace and elsewhere, for solving.
+        rows, scratch: rows that the workspace needs, and where the step's begin.
         adjoint_table, adjoint_rows, lambda_place: the same for the adjoint.
     """
 
-    panels: Integers
+    ranks: Ranks
     blocks: Integers
     direct_blocks: Integers
     size: int
     back_blocks: Integers
     direct_back: Integers
     back_size: int
-    starts: Integers
-    features: Integers
-    feature_starts: Integers
-    column_starts: Integers
-    output_starts: Integers
-    input_starts: Integers
     streams: Integers
     table: Integers
     rows: int
@@ -104,6 +99,7 @@ class Weights:
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
+    """The array of a tensor that nobody else has: sharing memory pins a storage to its size."""
     array: NDArray[Any] = tensor.detach().numpy()
     return array
 
@@ -116,7 +112,7 @@ def _panels(symbolic: Symbolic) -> Integers:
 
 
 def layout_of(symbolic: Symbolic) -> Layout:
-    """The layout of a network."""
+    """Lay a network out."""
     depth, levels = symbolic.structure.depth, symbolic.levels
     panels = _panels(symbolic)
     starts = np.stack([layer.starts for layer in symbolic.layers])
@@ -171,23 +167,26 @@ def layout_of(symbolic: Symbolic) -> Layout:
     features = _numpy(symbolic.features)
     counts = np.array(symbolic.structure.parameters)[features]
     inputs = np.array(symbolic.structure.inputs)[features]
-    return Layout(
+    ranks = Ranks(
         panels=panels,
-        blocks=blocks,
-        direct_blocks=direct_blocks,
-        size=int(size),
-        back_blocks=back_blocks,
-        direct_back=direct_back,
-        back_size=int(back_size),
         starts=starts,
         features=features,
         feature_starts=symbolic.feature_starts,
         column_starts=symbolic.column_starts,
         output_starts=np.append(0, np.cumsum(counts)).astype(np.int64),
         input_starts=np.append(0, np.cumsum(inputs)).astype(np.int64),
+    )
+    return Layout(
+        ranks=ranks,
+        blocks=blocks,
+        direct_blocks=direct_blocks,
+        size=int(size),
+        back_blocks=back_blocks,
+        direct_back=direct_back,
+        back_size=int(back_size),
         streams=np.concatenate(streams),
         table=table,
-        rows=scratch + _SCRATCH_ROWS,
+        rows=scratch + _STEP_ROWS,
         scratch=scratch,
         adjoint_table=adjoint,
         adjoint_rows=lambda_place + len(features),
@@ -247,77 +246,63 @@ def _place_contexts(symbolic: Symbolic, table: Integers) -> None:
 # ---------------------------------------------------------------------- weights
 
 
-@njit(nogil=True)
-def _store(
-    out: Any, place: int, weight: Any, mask: Any, units: Any, inputs: Any, transposed: bool
-) -> None:
-    """Write a masked block: input-major, or unit-major where transposed."""
-    count, read = len(units), len(inputs)
-    for u in range(count):
-        row = units[u]
-        for k in range(read):
-            column = inputs[k]
-            value = weight[row, column] if mask[row, column] else weight.dtype.type(0)
-            out[place + (u * read + k if transposed else k * count + u)] = value
-
-
 def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weights:
-    """The weights of a network, in blocks."""
-    _, layers, direct = unpack(symbolic.structure, tensors)
+    """Write the weights of a network in blocks."""
+    _, layers, direct = symbolic.structure.unpack(tensors)
     depth = symbolic.structure.depth
-    dtype = _numpy(layers[0].weight).dtype
-    weights = np.empty(layout.size + 1, dtype)
-    for index, layer in enumerate(layers):
-        arrays = _arrays(layer)
-        units, inputs = _numpy(symbolic.layers[index].units), _numpy(symbolic.inputs_of(index))
-        for p, (r0, r1) in enumerate(pairwise(layout.panels)):
-            rows = units[layout.starts[index, r0] : layout.starts[index, r1]]
-            read = inputs[: _read(symbolic, index, r1)]
-            _store(weights, layout.blocks[index, p], *arrays, rows, read, False)
+    ranks = layout.ranks
+    vectors = _vectors(symbolic, layers)
+    weights = np.empty(layout.size + 1, vectors.dtype)
+    chains = [
+        (layer, index, symbolic.inputs_of(index), layout.blocks[index])
+        for index, layer in enumerate(layers)
+    ]
     if direct is not None:
-        arrays = _arrays(direct)
-        units, inputs = _numpy(symbolic.layers[depth].units), _numpy(symbolic.columns)
-        for p, (r0, r1) in enumerate(pairwise(layout.panels)):
-            rows = units[layout.starts[depth, r0] : layout.starts[depth, r1]]
-            read = inputs[: _read(symbolic, 0, r1)]
-            _store(weights, layout.direct_blocks[p], *arrays, rows, read, False)
+        chains.append((direct, depth, symbolic.columns, layout.direct_blocks))
+    for layer, index, inputs, places in chains:
+        matrix = sorted_weight(layer, symbolic.layers[index].units, inputs)
+        columns = _numpy(matrix.t())
+        of_inputs = layer is direct or index == 0
+        for p, (r0, r1) in enumerate(pairwise(ranks.panels)):
+            u0, u1 = ranks.starts[index, r0], ranks.starts[index, r1]
+            block = columns[: _read(symbolic, 0 if of_inputs else index, r1), u0:u1]
+            weights[places[p] : places[p] + block.size].reshape(block.shape)[...] = block
     words = symbolic.structure.activations
     constants = np.array([float(word.split(":")[1]) for word in words] + [0.0])
-    return Weights(weights, _vectors(symbolic, layers, dtype), constants)
+    return Weights(weights, vectors, constants)
 
 
 def pack_transposed(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> NDArray[Any]:
-    """The transposed weights of a network, in blocks, for the adjoint."""
-    _, layers, direct = unpack(symbolic.structure, tensors)
-    depth = symbolic.structure.depth
-    weights = np.empty(layout.back_size + 1, _numpy(layers[0].weight).dtype)
+    """Write the transposed weights of a network in blocks, for the adjoint."""
+    _, layers, direct = symbolic.structure.unpack(tensors)
+    depth, ranks = symbolic.structure.depth, layout.ranks
     chains = [(layer, index, layout.back_blocks[index]) for index, layer in enumerate(layers)]
     if direct is not None:
         chains.append((direct, depth, layout.direct_back))
+    weights: NDArray[Any] | None = None
     for layer, index, places in chains:
-        arrays = _arrays(layer)
-        units = _numpy(symbolic.layers[index].units)
         of_inputs = layer is direct or index == 0
-        inputs = _numpy(symbolic.columns if of_inputs else symbolic.inputs_of(index))
-        below = symbolic.feature_starts if of_inputs else layout.starts[index - 1]
-        for p, (r0, r1) in enumerate(pairwise(layout.panels)):
+        inputs = symbolic.columns if of_inputs else symbolic.inputs_of(index)
+        matrix = _numpy(sorted_weight(layer, symbolic.layers[index].units, inputs))
+        if weights is None:
+            weights = np.empty(layout.back_size + 1, matrix.dtype)
+        below = symbolic.feature_starts if of_inputs else ranks.starts[index - 1]
+        for p, (r0, r1) in enumerate(pairwise(ranks.panels)):
             # An input of rank r is read by units of degree r + 1 and more.
-            rows = units[layout.starts[index, r0 + 1 if of_inputs else r0] :]
-            _store(weights, places[p], *arrays, rows, inputs[below[r0] : below[r1]], True)
+            first = ranks.starts[index, r0 + 1 if of_inputs else r0]
+            block = matrix[first:, below[r0] : below[r1]]
+            weights[places[p] : places[p] + block.size].reshape(block.shape)[...] = block
+    if weights is None:  # no layer: impossible, as there is an output
+        raise ValueError("Expected a network with at least one layer; got none")
     return weights
 
 
-def _arrays(layer: LayerSpec) -> tuple[NDArray[Any], NDArray[Any]]:
-    return _numpy(layer.weight), _numpy(layer.mask)
-
-
-def _vectors(symbolic: Symbolic, layers: Sequence[LayerSpec], dtype: Any) -> NDArray[Any]:
+def _vectors(symbolic: Symbolic, layers: Sequence[LayerSpec]) -> NDArray[Any]:
     parts = []
     for layer, place in zip(layers, symbolic.layers, strict=True):
-        units = place.units.numpy()
-        parts.append(
-            np.zeros(len(units), dtype) if layer.bias is None else _numpy(layer.bias)[units]
-        )
+        units = place.units
+        bias = pick(layer.bias, units)
+        parts.append(layer.weight.detach().new_zeros(len(units)) if bias is None else bias)
         if layer.norm_scale is not None and layer.norm_shift is not None:
-            parts += [_numpy(layer.norm_scale)[units], _numpy(layer.norm_shift)[units]]
-    return np.concatenate([*parts, np.zeros(1, dtype)])
+            parts += [layer.norm_scale.detach()[units], layer.norm_shift.detach()[units]]
+    return _numpy(torch.cat([*parts, parts[0].new_zeros(1)]))

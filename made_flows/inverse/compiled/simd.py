@@ -1,9 +1,10 @@
 """The inner loop of the compiled inverse, written in vector instructions of LLVM.
 
-A block of hidden units times a tile of rows is kept in registers while a loop runs over the
-inputs that the units read. The rows of a tile are the lanes of the vectors, so that a weight is
-one broadcast number. A plain Numba loop, which LLVM vectorises but does not keep in registers,
-ran at 40 % of the speed on the sizes of the benchmark (``python -m benchmarks.inverse``).
+The sums of a block of hidden units, for a tile of rows, are kept in registers while a loop runs
+over the inputs that the units read. The rows of a tile are the lanes of the vectors, so that a
+weight is one number, broadcast to all lanes. A plain Numba loop, which LLVM vectorises but does
+not keep in registers, ran at 40 % of the speed on the sizes of the benchmark
+(``python -m benchmarks.inverse``).
 """
 
 from __future__ import annotations
@@ -20,15 +21,21 @@ __all__ = [
     "ACCUMULATORS",
     "VECTOR_BYTES",
     "block_product",
+    "call_step",
     "fill_rows",
     "keep_apart",
     "like",
+    "pointer_to",
     "split_power",
 ]
 
 
 def _host() -> tuple[int, int]:
-    """Bytes in a vector register of this machine, and accumulators that fit in its registers."""
+    """Bytes in a vector register of this machine, and sums that fit in its registers.
+
+    Of 32 registers (16 with AVX2 and SSE) some are needed for the inputs and the broadcast weight:
+    24 (12) may hold sums.
+    """
     features = llvm.get_host_cpu_features()
     if features.get("avx512f"):
         return 64, 24
@@ -94,6 +101,8 @@ def block_product(units: int, vectors: int) -> Any:
                 for part in range(vectors):
                     offset = builder.add(row, ir.Constant(word, part * width))
                     places.append(at(c_start, offset, vector))
+            # Rows begin where a tile's do, not where a vector would like them to: loads and
+            # stores ask for the alignment of one number only, which costs nothing here.
             starts = [builder.load(place, align=size) for place in places]
 
             before = builder.block
@@ -105,6 +114,7 @@ def block_product(units: int, vectors: int) -> Any:
             builder.position_at_end(loop)
             k = builder.phi(word)
             k.add_incoming(zero, before)
+            # The sums are values that go round the loop, not places in memory: registers.
             sums = []
             for start in starts:
                 total = builder.phi(vector)
@@ -118,6 +128,7 @@ def block_product(units: int, vectors: int) -> Any:
             ]
             zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
             new = []
+            # Input-major weights: those of the block's units for one input are neighbours.
             for unit in range(units):
                 weight = builder.load(builder.gep(w_row, [ir.Constant(word, unit)], inbounds=True))
                 single = builder.insert_element(
@@ -233,3 +244,44 @@ def like(typingctx: Any, value: Any, number: Any) -> Any:
         return context.cast(builder, arguments[1], sig.args[1], sig.args[0])
 
     return value(value, number), codegen
+
+
+@intrinsic
+def pointer_to(typingctx: Any, address: Any, work: Any) -> Any:
+    """An address as a pointer to numbers of the type that an array has.
+
+    A tensor crosses into the kernels by its address: NumPy's view of it would take longer to
+    make, and would pin its storage to its size for good.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        kind = context.get_data_type(sig.args[1].dtype)
+        return builder.inttoptr(arguments[0], kind.as_pointer())
+
+    return types.CPointer(work.dtype)(address, work), codegen
+
+
+@intrinsic
+def call_step(typingctx: Any, address: Any, work: Any, numbers: Any, places: Any) -> Any:
+    """Call the step at an address; see ``made_flows.inverse.compiled.steps`` for what it takes.
+
+    A call through a pointer, so that the sweep is compiled once for all steps, and a step
+    without the sweep.
+    """
+    signature = types.void(address, work, numbers, places)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        data = [
+            context.make_array(sig.args[i])(context, builder, arguments[i]).data for i in (1, 2)
+        ]
+        word = ir.IntType(64)
+        rows = [
+            builder.sext(value, word) if value.type.width < 64 else value
+            for value in cgutils.unpack_tuple(builder, arguments[3])
+        ]
+        kinds = [data[0].type, data[1].type, *(word for _ in rows)]
+        function = ir.FunctionType(ir.VoidType(), kinds)
+        builder.call(builder.inttoptr(arguments[0], function.as_pointer()), [*data, *rows])
+        return context.get_dummy_value()
+
+    return signature, codegen

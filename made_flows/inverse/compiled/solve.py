@@ -1,23 +1,125 @@
 """The compiled sweep: all steps of the sequential inverse for tiles of rows.
 
 Activations of a tile stand feature by feature, the rows of the tile side by side, so that rows
-are the lanes of vectors. Ranks are taken in panels: before a panel one product per layer brings
-in everything earlier; inside it small products do the rest. The arrays are laid out by
-:mod:`made_flows.inverse.compiled.packing`.
+are the lanes of vectors. Ranks are taken in panels, as in a blocked triangular solve: before a
+panel one product per layer brings in everything earlier, in large blocks that run at the speed of
+a matrix product; inside it small products do the rest.
+
+Weights above the diagonal, which a masked network does not have, are never read: a block ends
+where its units' inputs do. The arrays are laid out by :mod:`made_flows.inverse.compiled.packing`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from numba import njit
+from numba import carray, njit
 
-from made_flows.inverse.compiled.layout import SOURCE, Z
+from made_flows.inverse.compiled.layout import SOURCE, Tile, Z
 from made_flows.inverse.compiled.products import add_product
-from made_flows.inverse.compiled.steps import put_inputs, take_step
+from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointer_to
+from made_flows.inverse.compiled.steps import SCRATCH
 from made_flows.inverse.compiled.units import finish_units, gather, start_units
 
-__all__ = ["solve_tiles"]
+__all__ = ["Rows", "solve_tiles"]
+
+
+class Rows(NamedTuple):
+    """The batch, by addresses of contiguous arrays.
+
+    Args:
+        size: number of rows N.
+        noise: of u, (N, D * P).
+        known: of values (N, D) of which the first ``prefix`` ranks are kept.
+        values: of the result, (N, D).
+        prefix: how many ranks are known.
+    """
+
+    size: int
+    noise: int
+    known: int
+    values: int
+    prefix: int
+
+
+@njit(nogil=True, error_model="numpy")
+def put_inputs(work: Any, first: int, last: int, lanes: int, x: Any, one_hot: bool) -> None:
+    """Write what the network reads for a feature's values: the values, or one-hot columns."""
+    keep_apart()
+    if not one_hot:
+        line = work[first * lanes : (first + 1) * lanes]
+        for j in range(lanes):
+            line[j] = x[j]
+        return
+    one, zero = like(x[0], 1.0), like(x[0], 0.0)
+    for c in range(first, last):
+        line = work[c * lanes : (c + 1) * lanes]
+        category = like(x[0], c - first)
+        for j in range(lanes):
+            line[j] = one if x[j] == category else zero
+
+
+@njit(nogil=True, error_model="numpy")
+def multiply(
+    tile: Any,
+    target: int,
+    source: int,
+    weights: Any,
+    block: int,
+    stride: int,
+    inputs: int,
+    units: int,
+) -> None:
+    """Add to rows of the workspace, from ``target`` on, what rows from ``source`` on contribute.
+
+    The block holds, for one input after the other, weights of ``stride`` units, of which
+    ``units`` are used.
+    """
+    work, _, lanes = tile
+    add_product(
+        work, target * lanes, work, source * lanes, weights, block, stride, lanes, inputs, units
+    )
+
+
+@njit(nogil=True, error_model="numpy")
+def keep_known(
+    tile: Any, r0: int, r1: int, here: int, known: Any, values: Any, x0: int, ranks: Any, one: bool
+) -> None:
+    """Take the values of ranks [r0, r1) from those that are known."""
+    keep_apart()
+    work, row, lanes = tile
+    x = work[x0 * lanes : (x0 + 1) * lanes]
+    for i in range(ranks.feature_starts[r0], ranks.feature_starts[r1]):
+        f = ranks.features[i]
+        gather(known, f, row, lanes, x)
+        for j in range(here):
+            values[row + j, f] = x[j]
+        put_inputs(work, ranks.input_starts[i], ranks.input_starts[i + 1], lanes, x, one)
+
+
+@njit(nogil=True, error_model="numpy")
+def take_steps(
+    tile: Any, r: int, here: int, noise: Any, values: Any, place: int, scratch: int, ranks: Any,
+    step: Any,
+) -> None:  # fmt: skip
+    """Find the values of a rank's features, whose parameters stand from ``place`` on."""
+    keep_apart()
+    work, row, lanes = tile
+    x0 = scratch + SCRATCH
+    x = work[x0 * lanes : (x0 + 1) * lanes]
+    i0, i1 = ranks.feature_starts[r], ranks.feature_starts[r + 1]
+    for i in range(i0, i1):
+        f = ranks.features[i]
+        for part in range(step.parts):
+            u = work[(x0 + 1 + part) * lanes : (x0 + 2 + part) * lanes]
+            gather(noise, f * step.parts + part, row, lanes, u)
+        parameters = place + ranks.output_starts[i] - ranks.output_starts[i0]
+        count = ranks.output_starts[i + 1] - ranks.output_starts[i]
+        rows = (lanes, parameters, count, x0 + 1, scratch, x0)
+        call_step(step.address, work, step.numbers, rows)
+        for j in range(here):
+            values[row + j, f] = x[j]
+        put_inputs(work, ranks.input_starts[i], ranks.input_starts[i + 1], lanes, x, step.one_hot)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -25,137 +127,67 @@ def solve_tiles(
     first_row: int,
     last_row: int,
     lanes: int,
-    noise: Any,
-    known: Any,
-    prefix: int,
-    values: Any,
     work: Any,
-    weights: Any,
-    vectors: Any,
-    constants: Any,
-    bases: Any,
-    base_rows: int,
-    table: Any,
-    starts: Any,
-    streams: Any,
-    features: Any,
-    feature_starts: Any,
-    column_starts: Any,
-    output_starts: Any,
-    input_starts: Any,
-    panels: Any,
+    rows: Any,
+    units: Any,
+    ranks: Any,
     blocks: Any,
-    direct_blocks: Any,
     step: Any,
-    step_constants: Any,
     scratch: int,
 ) -> None:
     """Solve rows [first_row, last_row), a tile of ``lanes`` rows after the other.
 
-    Args: noise (N, P * D), known and values (N, D); the rest as packed.
+    ``rows`` is a :class:`Rows`; ``units``, ``ranks``, ``blocks`` and ``step`` are the tuples of
+    :mod:`made_flows.inverse.compiled.layout`; ``scratch`` is where the step's own rows of the
+    workspace begin.
     """
-    depth = len(table) - 1
-    out = table[depth, Z]
-    kind, rule, swapped, parts = step[0], step[1], step[2] == 1, step[3]
-    direct = len(direct_blocks) > 0
+    table, starts, column_starts = units.table, ranks.starts, ranks.column_starts
+    depth, count = len(table) - 1, len(ranks.features)
+    noise = carray(pointer_to(rows.noise, work), (rows.size, count * step.parts))
+    known = carray(pointer_to(rows.known, work), (rows.size, count))
+    values = carray(pointer_to(rows.values, work), (rows.size, count))
+    out, weights, prefix = table[depth, Z], blocks.weights, rows.prefix
+    direct = len(blocks.direct) > 0
     for row in range(first_row, last_row, lanes):
+        tile = Tile(work, row, lanes)
         here = min(lanes, last_row - row)
-        for p in range(len(panels) - 1):
-            r0, r1 = panels[p], panels[p + 1]
+        for p in range(len(ranks.panels) - 1):
+            r0, r1 = ranks.panels[p], ranks.panels[p + 1]
             given = r1 <= prefix  # all ranks of the panel are known
             o0, o1 = starts[depth, r0], starts[depth, r1]
+            if given:
+                keep_known(
+                    tile, r0, r1, here, known, values, scratch + SCRATCH, ranks, step.one_hot
+                )
+            # Everything that earlier panels computed, in one product per layer. Where the panel
+            # is known, its own inputs come in too, and its outputs are not needed.
             for layer in range(depth + 1):
                 u0, u1 = starts[layer, r0], starts[layer, r1]
                 if layer == depth:
                     if given:
                         continue
-                    start_units(
-                        work, out - o0, layer, o0, o1, row, lanes, table, vectors, bases, base_rows
-                    )
+                    start_units(tile, out - o0, layer, o0, o1, units)
                     place = out
                 else:
-                    start_units(
-                        work,
-                        table[layer, Z],
-                        layer,
-                        u0,
-                        u1,
-                        row,
-                        lanes,
-                        table,
-                        vectors,
-                        bases,
-                        base_rows,
-                    )
+                    start_units(tile, table[layer, Z], layer, u0, u1, units)
                     place = table[layer, Z] + u0
+                until = r1 if given else r0
+                if layer > 0:
+                    read = starts[layer - 1, until]
+                else:
+                    read = column_starts[r1 - 1 if given else r0]
+                block = blocks.places[layer, p]
+                source = table[layer, SOURCE]
+                multiply(tile, place, source, weights, block, u1 - u0, read, u1 - u0)
                 if given:
-                    continue
-                done = starts[layer - 1, r0] if layer > 0 else column_starts[r0]
-                add_product(
-                    work,
-                    place * lanes,
-                    work,
-                    table[layer, SOURCE] * lanes,
-                    weights,
-                    blocks[layer, p],
-                    u1 - u0,
-                    lanes,
-                    done,
-                    u1 - u0,
-                )
-            if direct and not given:
-                add_product(
-                    work,
-                    out * lanes,
-                    work,
-                    0,
-                    weights,
-                    direct_blocks[p],
-                    o1 - o0,
-                    lanes,
-                    column_starts[r0],
-                    o1 - o0,
-                )
+                    finish_units(tile, layer, u0, u1, units)
             if given:
-                for r in range(r0, r1):
-                    for i in range(feature_starts[r], feature_starts[r + 1]):
-                        f = features[i]
-                        x = work[scratch * lanes : (scratch + 1) * lanes]
-                        gather(known, f, row, lanes, x)
-                        for j in range(here):
-                            values[row + j, f] = x[j]
-                        put_inputs(work, input_starts[i], input_starts[i + 1], lanes, x, step[4])
-                for layer in range(depth):
-                    u0, u1 = starts[layer, r0], starts[layer, r1]
-                    read = starts[layer - 1, r1] if layer > 0 else column_starts[r1 - 1]
-                    add_product(
-                        work,
-                        (table[layer, Z] + u0) * lanes,
-                        work,
-                        table[layer, SOURCE] * lanes,
-                        weights,
-                        blocks[layer, p],
-                        u1 - u0,
-                        lanes,
-                        read,
-                        u1 - u0,
-                    )
-                    finish_units(
-                        work,
-                        layer,
-                        u0,
-                        u1,
-                        row,
-                        lanes,
-                        table,
-                        constants,
-                        vectors,
-                        streams,
-                        bases,
-                        base_rows,
-                    )
                 continue
+            if direct:
+                block = blocks.direct[p]
+                multiply(tile, out, 0, weights, block, o1 - o0, column_starts[r0], o1 - o0)
             for r in range(r0, r1):
+                # The units of degree r, layer by layer; they read only what is already there.
                 for layer in range(depth + 1):
                     u0, u1 = starts[layer, r0], starts[layer, r1]
                     v0, v1 = starts[layer, r], starts[layer, r + 1]
@@ -164,77 +196,19 @@ def solve_tiles(
                     else:
                         done, read = column_starts[r0], column_starts[r]
                     place = out + v0 - o0 if layer == depth else table[layer, Z] + v0
-                    add_product(
-                        work,
-                        place * lanes,
-                        work,
-                        (table[layer, SOURCE] + done) * lanes,
-                        weights,
-                        blocks[layer, p] + done * (u1 - u0) + v0 - u0,
-                        u1 - u0,
-                        lanes,
-                        read - done,
-                        v1 - v0,
-                    )
+                    block = blocks.places[layer, p] + done * (u1 - u0) + v0 - u0
+                    source = table[layer, SOURCE] + done
+                    multiply(tile, place, source, weights, block, u1 - u0, read - done, v1 - v0)
                     if layer < depth:
-                        finish_units(
-                            work,
-                            layer,
-                            v0,
-                            v1,
-                            row,
-                            lanes,
-                            table,
-                            constants,
-                            vectors,
-                            streams,
-                            bases,
-                            base_rows,
-                        )
+                        finish_units(tile, layer, v0, v1, units)
                 v0, v1 = starts[depth, r], starts[depth, r + 1]
                 if direct:
                     done = column_starts[r0]
-                    add_product(
-                        work,
-                        (out + v0 - o0) * lanes,
-                        work,
-                        done * lanes,
-                        weights,
-                        direct_blocks[p] + done * (o1 - o0) + v0 - o0,
-                        o1 - o0,
-                        lanes,
-                        column_starts[r] - done,
-                        v1 - v0,
-                    )
-                for i in range(feature_starts[r], feature_starts[r + 1]):
-                    f = features[i]
-                    x = work[(scratch + 3) * lanes : (scratch + 4) * lanes]
-                    if r < prefix:
-                        gather(known, f, row, lanes, x)
-                    else:
-                        u = work[(scratch + 4) * lanes : (scratch + 6) * lanes]
-                        for part in range(parts):
-                            gather(
-                                noise,
-                                f * parts + part,
-                                row,
-                                lanes,
-                                u[part * lanes : (part + 1) * lanes],
-                            )
-                        take_step(
-                            kind,
-                            rule,
-                            step_constants[0],
-                            step_constants[1],
-                            swapped,
-                            work,
-                            out + output_starts[i] - o0,
-                            output_starts[i + 1] - output_starts[i],
-                            u,
-                            scratch,
-                            lanes,
-                            x,
-                        )
-                    for j in range(here):
-                        values[row + j, f] = x[j]
-                    put_inputs(work, input_starts[i], input_starts[i + 1], lanes, x, step[4])
+                    block = blocks.direct[p] + done * (o1 - o0) + v0 - o0
+                    read = column_starts[r] - done
+                    multiply(tile, out + v0 - o0, done, weights, block, o1 - o0, read, v1 - v0)
+                if r < prefix:
+                    x0 = scratch + SCRATCH
+                    keep_known(tile, r, r + 1, here, known, values, x0, ranks, step.one_hot)
+                else:
+                    take_steps(tile, r, here, noise, values, out + v0 - o0, scratch, ranks, step)

@@ -26,87 +26,60 @@ __all__ = ["finish_units", "finish_with_slopes", "gather", "multiply_gate", "sta
 
 
 @njit(nogil=True, error_model="numpy")
-def start_units(
-    work: Any,
-    place: int,
-    layer: int,
-    first: int,
-    last: int,
-    row: int,
-    lanes: int,
-    table: Any,
-    vectors: Any,
-    bases: Any,
-    base_rows: int,
-) -> None:
-    """Set z of units [first, last) to their biases and the context"s contributions."""
+def start_units(tile: Any, place: int, layer: int, first: int, last: int, units: Any) -> None:
+    """Set z of units [first, last) to their biases and the context's contributions."""
     keep_apart()
-    bias = table[layer, BIAS]
-    fill_rows(work, (place + first) * lanes, vectors, bias + first, last - first, lanes)
-    base = table[layer, BASE]
+    work, row, lanes = tile
+    context, rows = units.context, units.context_rows
+    bias = units.table[layer, BIAS]
+    fill_rows(work, (place + first) * lanes, units.vectors, bias + first, last - first, lanes)
+    base = units.table[layer, BASE]
     if base < 0:
         return
     for u in range(first, last):
         line = work[(place + u) * lanes : (place + u + 1) * lanes]
-        if base_rows == 1:
-            value = bases[base + u]
+        if rows == 1:
+            value = context[base + u]
             for j in range(lanes):
                 line[j] += value
             continue
-        values = bases[(base + u) * base_rows : (base + u + 1) * base_rows]
-        at = row % base_rows
+        values = context[(base + u) * rows : (base + u + 1) * rows]
+        at = row % rows
         for j in range(lanes):
             line[j] += values[at]
-            at += 1
-            if at == base_rows:
+            at += 1  # counted on: a division in every lane would take longer than the sum
+            if at == rows:
                 at = 0
 
 
 @njit(nogil=True, error_model="numpy")
-def multiply_gate(
-    work: Any,
-    place: int,
-    first: int,
-    last: int,
-    row: int,
-    lanes: int,
-    gate: int,
-    bases: Any,
-    base_rows: int,
-) -> None:
-    """Multiply rows of the workspace, one for each unit in [first, last), by the units" gates."""
+def multiply_gate(tile: Any, place: int, layer: int, first: int, last: int, units: Any) -> None:
+    """Multiply rows of the workspace, one for each unit in [first, last), by the units' gates."""
     keep_apart()
+    work, row, lanes = tile
+    context, rows = units.context, units.context_rows
+    gate = units.table[layer, GATE]
     for u in range(first, last):
         line = work[(place + u) * lanes : (place + u + 1) * lanes]
-        at = row % base_rows
+        at = row % rows
         for j in range(lanes):
-            line[j] *= bases[(gate + u) * base_rows + at]
+            line[j] *= context[(gate + u) * rows + at]
             at += 1
-            if at == base_rows:
+            if at == rows:
                 at = 0
 
 
 @njit(nogil=True, error_model="numpy")
-def sum_units(
-    work: Any,
-    layer: int,
-    first: int,
-    last: int,
-    row: int,
-    lanes: int,
-    table: Any,
-    vectors: Any,
-    streams: Any,
-    bases: Any,
-    base_rows: int,
-) -> None:
+def sum_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
     """Gate, residual and norm of hidden units whose products are all in: what is activated."""
     keep_apart()
     if first >= last:
         return
+    work, _, lanes = tile
+    table, streams, vectors = units.table, units.streams, units.vectors
     z0, a0 = table[layer, Z], table[layer, A]
     if table[layer, GATE] >= 0:
-        multiply_gate(work, z0, first, last, row, lanes, table[layer, GATE], bases, base_rows)
+        multiply_gate(tile, z0, layer, first, last, units)
     if table[layer, STREAM] >= 0:
         for u in range(first, last):
             unit = streams[table[layer, STREAM_INDEX] + u]
@@ -116,63 +89,40 @@ def sum_units(
             for j in range(lanes):
                 line[j] += earlier[j]
     out = work[(a0 + first) * lanes : (a0 + last) * lanes]
-    if z0 != a0:
+    if z0 != a0:  # another layer will add to this z, which must therefore stay
         z = work[(z0 + first) * lanes : (z0 + last) * lanes]
         for j in range(len(out)):
             out[j] = z[j]
     norm = table[layer, NORM]
     if norm >= 0:
-        units = table[layer, UNITS]
+        count = table[layer, UNITS]
         for u in range(first, last):
             line = work[(a0 + u) * lanes : (a0 + u + 1) * lanes]
-            factor, shift = vectors[norm + u], vectors[norm + units + u]
+            factor, shift = vectors[norm + u], vectors[norm + count + u]
             for j in range(lanes):
                 line[j] = line[j] * factor + shift
 
 
 @njit(nogil=True, error_model="numpy")
-def finish_units(
-    work: Any,
-    layer: int,
-    first: int,
-    last: int,
-    row: int,
-    lanes: int,
-    table: Any,
-    constants: Any,
-    vectors: Any,
-    streams: Any,
-    bases: Any,
-    base_rows: int,
-) -> None:
+def finish_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
     """Hidden units whose products are all in."""
     if first >= last:
         return
-    sum_units(work, layer, first, last, row, lanes, table, vectors, streams, bases, base_rows)
-    out = work[(table[layer, A] + first) * lanes : (table[layer, A] + last) * lanes]
-    activate(table[layer, ACTIVATION], constants[layer], out)
+    sum_units(tile, layer, first, last, units)
+    place, lanes = units.table[layer, A], tile.lanes
+    out = tile.work[(place + first) * lanes : (place + last) * lanes]
+    activate(units.table[layer, ACTIVATION], units.constants[layer], out)
 
 
 @njit(nogil=True, error_model="numpy")
-def finish_with_slopes(
-    work: Any,
-    layer: int,
-    first: int,
-    last: int,
-    row: int,
-    lanes: int,
-    table: Any,
-    constants: Any,
-    vectors: Any,
-    streams: Any,
-    bases: Any,
-    base_rows: int,
-) -> None:
+def finish_with_slopes(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
     """Hidden units whose products are all in, and the derivatives of their activations."""
     if first >= last:
         return
-    sum_units(work, layer, first, last, row, lanes, table, vectors, streams, bases, base_rows)
-    code, constant = table[layer, ACTIVATION], constants[layer]
+    sum_units(tile, layer, first, last, units)
+    work, _, lanes = tile
+    table, vectors = units.table, units.vectors
+    code, constant = table[layer, ACTIVATION], units.constants[layer]
     out = work[(table[layer, A] + first) * lanes : (table[layer, A] + last) * lanes]
     place, norm = table[layer, SLOPE], table[layer, NORM]
     slopes = work[(place + first) * lanes : (place + last) * lanes]
@@ -189,7 +139,11 @@ def finish_with_slopes(
 
 @njit(nogil=True, error_model="numpy")
 def gather(rows: Any, column: int, row: int, lanes: int, line: Any) -> None:
-    """A column of some rows into the lanes; lanes past the last row repeat it."""
+    """Copy a column of some rows into the lanes.
+
+    Lanes past the last row repeat it: what they compute is thrown away, but must not read past
+    the end, nor be slow as numbers that are not finite can be.
+    """
     keep_apart()
     count = len(rows)
     for j in range(lanes):

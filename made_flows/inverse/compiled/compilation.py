@@ -1,0 +1,140 @@
+"""Compilation: kernels that Numba compiles when they are first needed, and keeps on disk.
+
+A file of the cache that was cut off, or whose bits have changed, must not break every sample of
+a user's, nor run as machine code. Every file therefore carries a digest of itself; one that does
+not agree with it is compiled again, and said so once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import njit, types
+from numba.core.caching import IndexDataCacheFile
+from numba.core.ccallback import CFunc
+
+__all__ = ["Kernel", "step_address"]
+
+_LOG = logging.getLogger("made_flows")
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+@lru_cache(maxsize=1)
+def _sources() -> str:
+    """A digest of everything that kernels are made of: Numba itself looks at one file only."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]
+    """The files of Numba's cache of a function, each with a digest in front."""
+
+    def _load_index(self) -> dict[Any, Any]:
+        try:
+            stamp, overloads = self._read(self._index_path)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:
+            self._say(self._index_path, error)
+            return {}
+        return overloads if stamp == self._source_stamp else {}
+
+    def _save_index(self, overloads: dict[Any, Any]) -> None:
+        self._write(self._index_path, (self._source_stamp, overloads))
+
+    def _load_data(self, name: str) -> Any:
+        path = self._data_path(name)
+        try:
+            return self._read(path)
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            self._say(path, error)
+            return None
+
+    def _save_data(self, name: str, data: Any) -> None:
+        self._write(self._data_path(name), data)
+
+    def _read(self, path: str) -> Any:
+        content = Path(path).read_bytes()
+        digest, data = content[:32], content[32:]
+        if hashlib.sha256(data).digest() != digest:
+            raise pickle.UnpicklingError("its contents are not what was written")
+        return pickle.loads(data)
+
+    def _write(self, path: str, value: Any) -> None:
+        data = self._dump(value)
+        with self._open_for_write(path) as file:
+            file.write(hashlib.sha256(data).digest() + data)
+
+    def _say(self, path: str, error: Exception) -> None:
+        _LOG.warning("A compiled kernel is compiled again, since %s is damaged: %s", path, error)
+
+
+def _keep_on_disk(compiled: Any) -> None:
+    """Let a function that Numba compiles be kept in files that are checked."""
+    cache = compiled._cache
+    files = cache._cache_file
+    base = files._index_name.removesuffix(".nbi")
+    cache._cache_file = _CheckedFiles(cache.cache_path, base, _sources())
+
+
+class Kernel:
+    """A function compiled at its first call, and kept on disk where a folder can be written."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
+        self.call = self._with_cache()
+
+    def _with_cache(self) -> Callable[..., None]:
+        try:
+            compiled: Any = njit(cache=True, **_OPTIONS)(self.function)
+            _keep_on_disk(compiled)
+        except (RuntimeError, OSError, AttributeError):
+            return self._without_cache()
+        return compiled  # type: ignore[no-any-return]
+
+    def _without_cache(self) -> Callable[..., None]:
+        compiled: Callable[..., None] = njit(**_OPTIONS)(self.function)
+        return compiled
+
+    def __call__(self, *arguments: Any) -> None:
+        try:
+            self.call(*arguments)
+        except OSError:  # the cache could not be written after all
+            self.call = self._without_cache()
+            self.call(*arguments)
+
+
+_STEPS: list[Any] = []
+"""Compiled steps: their machine code lives as long as these objects."""
+
+
+@lru_cache(maxsize=256)
+def step_address(function: Callable[..., None], single: bool) -> int:
+    """The address of a compiled step, in single or double precision."""
+    number = types.float32 if single else types.float64
+    signature = types.void(
+        types.CPointer(number), types.CPointer(types.float64), *[types.int64] * 6
+    )
+    definition = (signature.args, signature.return_type)
+    compiled: Any = CFunc(function, definition, {}, {"error_model": "numpy"})
+    try:
+        compiled.enable_caching()
+        _keep_on_disk(compiled)
+        compiled.compile()
+    except (RuntimeError, OSError, AttributeError):
+        compiled = CFunc(function, definition, {}, {"error_model": "numpy"})
+        compiled.compile()
+    _STEPS.append(compiled)
+    address: int = compiled.address
+    return address

@@ -1,0 +1,28 @@
+"""A binary step: 1 where u < sigmoid(l), else 0, from the logit l."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from made_flows.inverse.compiled.elementwise import sigmoid
+from made_flows.inverse.compiled.simd import like
+from made_flows.inverse.compiled.steps import line
+
+__all__ = ["step"]
+
+
+def step(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    noise: int,
+    scratch: int,
+    x: int,
+) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    logits, u, value = line(work, parameters, lanes), line(work, noise, lanes), line(work, x, lanes)
+    one, zero = like(u[0], 1.0), like(u[0], 0.0)
+    for j in range(lanes):
+        value[j] = one if u[j] < sigmoid(logits[j]) else zero

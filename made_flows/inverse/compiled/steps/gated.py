@@ -1,0 +1,34 @@
+"""A gated step, x = s(a) u + (1 - s(a)) m, or its inverse, from the parameters m and a."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from made_flows.inverse.compiled.elementwise import scale
+from made_flows.inverse.compiled.simd import like
+from made_flows.inverse.compiled.steps import line
+
+__all__ = ["step"]
+
+
+def step(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    noise: int,
+    scratch: int,
+    x: int,
+) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    target, s = line(work, parameters, lanes), line(work, parameters + 1, lanes)
+    u, value = line(work, noise, lanes), line(work, x, lanes)
+    one = like(s[0], 1.0)
+    scale(int(numbers[1]), numbers[2], numbers[3], s)
+    if numbers[0] == 0.0:
+        for j in range(lanes):
+            value[j] = s[j] * u[j] + (one - s[j]) * target[j]
+    else:
+        for j in range(lanes):
+            value[j] = (u[j] - (one - s[j]) * target[j]) / s[j]

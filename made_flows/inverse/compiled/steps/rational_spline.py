@@ -1,0 +1,242 @@
+"""A step of a monotone rational spline, or its inverse; the identity outside of its interval.
+
+Constants: those of a :class:`~made_flows.univariate.step_kernel.SplineForm`, in its order. The
+parameters of a feature are K logits of widths, K of heights, derivatives at knots, and for linear
+splines K places within bins.
+
+The kernel leaves in its scratch space what the logarithm of the derivative is made of (see
+:mod:`made_flows.inverse.compiled.spline_inverse`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba import njit
+
+from made_flows.inverse.compiled.elementwise import exp, softplus
+from made_flows.inverse.compiled.simd import keep_apart, like
+from made_flows.inverse.compiled.steps import line
+
+__all__ = ["step"]
+
+
+def step(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    noise: int,
+    scratch: int,
+    x: int,
+) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    bins, inverse, linear = int(numbers[4]), numbers[0] != 0.0, numbers[8] != 0.0
+    derivatives = parameters + 2 * bins
+    knots = count - 2 * bins - (bins if linear else 0)  # rows of derivatives
+    fractions(work, numbers, lanes, parameters, bins, scratch, 0)
+    fractions(work, numbers, lanes, parameters + bins, bins, scratch, 1)
+
+    u, value = line(work, noise, lanes), line(work, x, lanes)
+    place, left, bottom = (
+        line(work, scratch, lanes),
+        line(work, scratch + 1, lanes),
+        line(work, scratch + 2, lanes),
+    )
+    width, height = line(work, scratch + 3, lanes), line(work, scratch + 4, lanes)
+    start, end, inner = (
+        line(work, scratch + 5, lanes),
+        line(work, scratch + 6, lanes),
+        line(work, scratch + 7, lanes),
+    )
+    from_x, from_y = line(work, scratch + 8, lanes), line(work, scratch + 9, lanes)
+    zero, one = like(u[0], 0.0), like(u[0], 1.0)
+    origin, size = like(u[0], numbers[5]), like(u[0], numbers[6])
+    for j in range(lanes):
+        place[j] = (u[j] - origin) / size
+        from_x[j] = zero
+        from_y[j] = zero
+    # Find the bins without a branch: every bin that begins at or below the value takes its lane
+    # over, so that the last one to do so is the right one. Raw derivatives are picked with it, and
+    # made positive for two knots, not for all.
+    for k in range(bins):
+        w, h = line(work, parameters + k, lanes), line(work, parameters + bins + k, lanes)
+        at = line(work, derivatives + edge_row(k, bins, knots, numbers[16]), lanes)
+        following = line(work, derivatives + edge_row(k + 1, bins, knots, numbers[16]), lanes)
+        middle = line(work, derivatives + knots + k if linear else parameters, lanes)
+        fixed_at = like(u[0], 1.0 if k == 0 and numbers[16] == 0.0 else 0.0)
+        fixed_end = like(u[0], 1.0 if k == bins - 1 and numbers[16] == 0.0 else 0.0)
+        first = k == 0
+        known = from_y if inverse else from_x
+        for j in range(lanes):
+            take = first or place[j] >= known[j]
+            left[j] = from_x[j] if take else left[j]
+            bottom[j] = from_y[j] if take else bottom[j]
+            width[j] = w[j] if take else width[j]
+            height[j] = h[j] if take else height[j]
+            start[j] = at[j] if take else start[j]
+            end[j] = following[j] if take else end[j]
+            inner[j] = middle[j] if take else inner[j]
+        # Rows that the search is done with tell whether a knot is an outer one.
+        outer_start, outer_end = line(work, scratch + 10, lanes), line(work, scratch + 11, lanes)
+        for j in range(lanes):
+            take = first or place[j] >= known[j]
+            outer_start[j] = fixed_at if take else outer_start[j]
+            outer_end[j] = fixed_end if take else outer_end[j]
+        for j in range(lanes):
+            from_x[j] += w[j]
+            from_y[j] += h[j]
+    positive(work, numbers, lanes, scratch + 5, scratch + 10)
+    positive(work, numbers, lanes, scratch + 6, scratch + 11)
+    if linear:
+        rational_linear(work, numbers, lanes, scratch, inverse)
+    else:
+        rational_quadratic(work, lanes, scratch, inverse)
+    # Where xi is now: the value's place in its bin on the other axis.
+    xi = line(work, scratch + 8, lanes)
+    for j in range(lanes):
+        inside = place[j] >= zero and place[j] <= one
+        other = left[j] + width[j] * xi[j] if inverse else bottom[j] + height[j] * xi[j]
+        value[j] = origin + size * other if inside else u[j]
+
+
+@njit(error_model="numpy")
+def edge_row(knot: int, bins: int, knots: int, edges: float) -> int:
+    """The row of a knot's raw derivative; any row, where it is a constant."""
+    if edges == 0.0:
+        return max(0, min(knot - 1, knots - 1))
+    return knot % knots
+
+
+@njit(nogil=True, error_model="numpy")
+def fractions(
+    work: Any, numbers: Any, lanes: int, first: int, bins: int, scratch: int, part: int
+) -> None:
+    """Replace logits of widths (part 0) or heights (1) by fractions of the interval."""
+    keep_apart()
+    highest, total = line(work, scratch, lanes), line(work, scratch + 1, lanes)
+    one = like(highest[0], 1.0)
+    divisor, bound = like(one, numbers[9]), like(one, numbers[10])
+    least = like(one, numbers[11 + part])
+    rest = like(one, 1.0 - numbers[11 + part] * bins)
+    for j in range(lanes):
+        highest[j] = like(one, -math.inf)
+        total[j] = like(one, 0.0)
+    for k in range(bins):
+        a = line(work, first + k, lanes)
+        for j in range(lanes):
+            scaled = a[j] / divisor
+            a[j] = scaled / (one + abs(scaled) / bound)
+            highest[j] = max(highest[j], a[j])
+    for k in range(bins):
+        a = line(work, first + k, lanes)
+        for j in range(lanes):
+            a[j] = exp(a[j] - highest[j])
+            total[j] += a[j]
+    for k in range(bins):
+        a = line(work, first + k, lanes)
+        for j in range(lanes):
+            a[j] = least + rest * a[j] / total[j]
+
+
+@njit(nogil=True, error_model="numpy")
+def positive(work: Any, numbers: Any, lanes: int, row: int, outer: int) -> None:
+    """Replace raw derivatives by positive ones; at outer knots by a constant."""
+    keep_apart()
+    a, fixed = line(work, row, lanes), line(work, outer, lanes)
+    zero, one = like(a[0], 0.0), like(a[0], 1.0)
+    least, bound = like(one, numbers[13]), like(one, numbers[14])
+    offset, edge = like(one, numbers[15]), like(one, numbers[17])
+    if numbers[14] > 0.0:
+        for j in range(lanes):
+            a[j] = exp(a[j] / (one + abs(a[j]) / bound))
+    else:
+        for j in range(lanes):
+            a[j] = least + softplus(a[j] + offset)
+    for j in range(lanes):
+        a[j] = edge if fixed[j] > zero else a[j]
+
+
+@njit(nogil=True, error_model="numpy")
+def rational_quadratic(work: Any, lanes: int, scratch: int, inverse: bool) -> None:
+    """From a value's place in its bin on one axis to that on the other."""
+    keep_apart()
+    place, left, bottom = (
+        line(work, scratch, lanes),
+        line(work, scratch + 1, lanes),
+        line(work, scratch + 2, lanes),
+    )
+    width, height = line(work, scratch + 3, lanes), line(work, scratch + 4, lanes)
+    start, end = line(work, scratch + 5, lanes), line(work, scratch + 6, lanes)
+    out = line(work, scratch + 8, lanes)
+    zero, one, two = like(place[0], 0.0), like(place[0], 1.0), like(place[0], 2.0)
+    if not inverse:
+        for j in range(lanes):  # Durkan et al. 2019, equation 4
+            xi = min(max((place[j] - left[j]) / width[j], zero), one)
+            slope = height[j] / width[j]
+            across = xi * (one - xi)
+            below = slope * (one - two * across) + (start[j] + end[j]) * across
+            out[j] = (slope * xi * xi + start[j] * across) / below
+        return
+    for j in range(lanes):
+        # The root of Durkan et al. 2019, equations 6-8, with a discriminant that is a sum of
+        # squares and without a difference of nearly equal numbers.
+        theta = min(max((place[j] - bottom[j]) / height[j], zero), one)
+        slope = height[j] / width[j]
+        difference = start[j] * (one - theta) - end[j] * theta
+        b = difference + two * slope * theta
+        across = theta * (one - theta)
+        root = math.sqrt(difference * difference + two * two * slope * slope * across)
+        size = abs(b)
+        xi = (
+            two * slope * theta / (size + root)
+            if b >= zero
+            else (size + root) / (two * (slope + size))
+        )
+        out[j] = min(max(xi, zero), one)
+
+
+@njit(nogil=True, error_model="numpy")
+def rational_linear(work: Any, numbers: Any, lanes: int, scratch: int, inverse: bool) -> None:
+    """The same for a bin that is divided in two (Dolatabadi et al. 2020, section 3)."""
+    keep_apart()
+    place, left, bottom = (
+        line(work, scratch, lanes),
+        line(work, scratch + 1, lanes),
+        line(work, scratch + 2, lanes),
+    )
+    width, height = line(work, scratch + 3, lanes), line(work, scratch + 4, lanes)
+    start, end, raw = (
+        line(work, scratch + 5, lanes),
+        line(work, scratch + 6, lanes),
+        line(work, scratch + 7, lanes),
+    )
+    out = line(work, scratch + 8, lanes)
+    zero, one = like(place[0], 0.0), like(place[0], 1.0)
+    least, rest = like(one, numbers[18]), like(one, 1.0 - 2.0 * numbers[18])
+    for j in range(lanes):
+        inner = least + rest / (one + exp(-raw[j]))
+        # Weights of the bin's last end and of its inner point, whose height is middle.
+        slope = height[j] / width[j]
+        last = math.sqrt(start[j] / end[j])
+        weight = (inner * start[j] + (one - inner) * last * end[j]) / slope
+        middle = inner * last / ((one - inner) + inner * last)
+        raw[j] = inner
+        if inverse:
+            theta = min(max((place[j] - bottom[j]) / height[j], zero), one)
+            lower = theta <= middle
+            above = inner * theta if lower else weight * (theta - middle)
+            below = weight * (middle - theta) if lower else last * (one - theta)
+            out[j] = above / (theta + below) if lower else (above + inner * below) / (above + below)
+        else:
+            xi = min(max((place[j] - left[j]) / width[j], zero), one)
+            lower = xi <= inner
+            above = weight * middle * xi if lower else last * (xi - inner)
+            below = (inner - xi) if lower else weight * (one - xi)
+            out[j] = (
+                above / (below + weight * xi)
+                if lower
+                else (middle * below + above) / (below + above)
+            )

@@ -1,0 +1,51 @@
+"""What the sweeps are given, as the operators, the dispatch and all implementations hand it on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from made_flows.inverse.steps import Step
+from made_flows.nn.spec import NetworkSpec
+
+__all__ = ["Problem", "TransposedProblem"]
+
+
+class Problem(NamedTuple):
+    """Find values x with x_r = step(noise_r, p_r(x_<r)) for every rank r.
+
+    Args:
+        network: the network p.
+        step: how noise becomes a value.
+        noise: (N, D, P).
+        known: (N, D) values, of which the first ``prefix`` ranks are kept as they are, or None.
+        prefix: how many ranks are known.
+    """
+
+    network: NetworkSpec
+    step: Step
+    noise: Tensor
+    known: Tensor | None = None
+    prefix: int = 0
+
+
+class TransposedProblem(NamedTuple):
+    r"""Solve the transposed linearised system of a :class:`Problem`.
+
+    With x_r = g(noise_r, p_r(x_<r)), the total derivative of a loss with respect to x_r is
+
+    .. math:: \lambda_r = \bar x_r + \sum_{s > r} (\partial p_s / \partial x_r)^\top
+        (\partial g / \partial p_s)\, \lambda_s
+
+    Args:
+        network: the network p.
+        gradient: (N, D), the loss's gradient with respect to every value alone.
+        slopes: (N, D, K), derivative of every value with respect to its own parameters.
+        x: (N, D), the solution.
+    """
+
+    network: NetworkSpec
+    gradient: Tensor
+    slopes: Tensor
+    x: Tensor
