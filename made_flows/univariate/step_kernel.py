@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -54,6 +55,7 @@ _FREE |= {"initial_parameters", "support", "__annotations__", "__qualname__"}
 """What a subclass may define without changing what a step does."""
 
 
+@lru_cache(maxsize=256)
 def inherits_kernel(kind: type[nn.Module]) -> bool:
     """Whether the kernel of a head or bijection stands for all that the class does.
 
