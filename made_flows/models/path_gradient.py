@@ -88,11 +88,7 @@ def _past(transform: Transform, z: Tensor, score: Tensor) -> ScoredSample:
     """Past one transform: from noise (N, D) and its score to data."""
     if isinstance(transform, TriangularAffine):
         x, log_det = transform.to_data(z)
-        with torch.no_grad():
-            columns = torch.linalg.solve_triangular(
-                transform.lower.mT, score.T, upper=True, unitriangular=True
-            )
-            return ScoredSample(x, log_det, columns.T * torch.exp(-transform.log_scale))
+        return ScoredSample(x, log_det, transform.pull_back(score))
     if isinstance(transform, AutoregressiveTransform) and transform.reads == "noise":
         made, bijection = transform.conditioner, transform.bijection
         if type(bijection) is DampedAffine and bijection.scale.rule == "bounded" and _plain(made):

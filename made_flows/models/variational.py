@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -73,26 +73,40 @@ class DampedAffine(Affine):
 class TriangularAffine(Transform):
     r"""A learned affine map with a lower triangular matrix.
 
-    .. math:: x = m + e^{s} \odot (z + g L z)
+    .. math:: x = o + W\,\bigl(m + e^{s} \odot (z + g L z)\bigr)
 
     with L strictly lower triangular: of standard normal noise it makes every multivariate normal
-    distribution.
+    distribution. The origin o and the lower triangular units W are given and stay: where a
+    posterior is narrow, far away or stretched, steps of training are then of its own size.
 
     Args:
         location: where m starts, (D,).
         scale: where :math:`e^s` starts, positive, (D,) or one for all.
         gain: g, below one where D is large: steps of one size for all entries of L, as Adam's are,
             move :math:`L z` by the number of its entries.
+        origin: o, (D,); None for zero.
+        units: W, lower triangular with a positive diagonal, (D, D); None for the identity.
 
     Raises:
-        ValueError: for shapes that differ, and scales or gains that are not positive.
+        ValueError: for shapes that differ, scales or gains that are not positive, and units that
+            are no such matrix.
 
     Example:
         >>> TriangularAffine(torch.tensor([3.0, 4.0]), 2.0).to_data(torch.ones(2))[0].detach()
         tensor([5., 6.])
     """
 
-    def __init__(self, location: Any, scale: Any = 1.0, gain: float = 1.0) -> None:
+    origin: Tensor | None
+    units: Tensor | None
+
+    def __init__(
+        self,
+        location: Any,
+        scale: Any = 1.0,
+        gain: float = 1.0,
+        origin: Any = None,
+        units: Any = None,
+    ) -> None:
         super().__init__()
         self.gain = real_number(gain, "gain", above=0)
         location = torch.as_tensor(location, dtype=torch.get_default_dtype())
@@ -107,6 +121,19 @@ class TriangularAffine(Transform):
         # would take a thousand of them.
         diagonal = scale.log().expand(location.shape) / _SCALE_STEP
         self.matrix = nn.Parameter(torch.diag(diagonal))
+        given = (origin is None) == (units is None)
+        expect(given, "units", "to be given with an origin, or neither", units)
+        shapes = {"origin": location.shape, "units": self.matrix.shape}
+        for name, value in (("origin", origin), ("units", units)):
+            if value is not None:
+                value = torch.as_tensor(value, dtype=location.dtype)
+                wanted = f"of shape {tuple(shapes[name])}"
+                expect(value.shape == shapes[name], name, wanted, tuple(value.shape))
+            self.register_buffer(name, value)
+        if self.units is not None:
+            lower = torch.equal(self.units, self.units.tril())
+            fits = lower and bool((self.units.diagonal() > 0).all())
+            expect(fits, "units", "to be lower triangular with a positive diagonal", units)
 
     @property
     def log_scale(self) -> Tensor:
@@ -121,17 +148,44 @@ class TriangularAffine(Transform):
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_event(x, "x", self.features, self.location.dtype)
-        log_scale = self.log_scale
-        y = (x - self.location) * torch.exp(-log_scale)
-        columns = y.reshape(-1, self.features).T
+        columns = x.reshape(-1, self.features).T
+        if self.units is not None and self.origin is not None:
+            columns = columns - self.origin.unsqueeze(-1)
+            columns = torch.linalg.solve_triangular(self.units, columns, upper=False)
+        columns = (columns - self.location.unsqueeze(-1)) * torch.exp(-self.log_scale).unsqueeze(-1)
         z = torch.linalg.solve_triangular(self.lower, columns, upper=False, unitriangular=True)
-        return z.T.reshape(x.shape), -log_scale.sum().expand(x.shape[:-1])
+        return z.T.reshape(x.shape), -self._log_det().expand(x.shape[:-1])
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_event(z, "z", self.features, self.location.dtype)
-        log_scale = self.log_scale
-        x = self.location + torch.exp(log_scale) * (z + F.linear(z, self.lower))
-        return x, log_scale.sum().expand(z.shape[:-1])
+        x = self.location + torch.exp(self.log_scale) * (z + F.linear(z, self.lower))
+        if self.units is not None and self.origin is not None:
+            x = self.origin + F.linear(x, self.units)
+        return x, self._log_det().expand(z.shape[:-1])
+
+    def _log_det(self) -> Tensor:
+        log_det = self.log_scale.sum()
+        return log_det if self.units is None else log_det + self.units.diagonal().log().sum()
+
+    @torch.no_grad()
+    def pull_back(self, score: Tensor) -> Tensor:
+        """Map the score at noise (N, D) to that at data, by the inverse of the transposed map."""
+        columns = torch.linalg.solve_triangular(
+            self.lower.mT, score.T, upper=True, unitriangular=True
+        ) * torch.exp(-self.log_scale).unsqueeze(-1)
+        if self.units is not None:
+            columns = torch.linalg.solve_triangular(self.units.mT, columns, upper=True)
+        return cast(Tensor, columns.T)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Origin and units are found out while training: a new transform takes those of the file.
+        for name in ("origin", "units"):
+            value = state_dict.get(f"{prefix}{name}")
+            if value is not None and getattr(self, name) is None:
+                setattr(self, name, torch.empty_like(value).to(self.location))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         return f"features={self.features}" + (f", gain={self.gain:g}" if self.gain != 1 else "")
@@ -143,6 +197,8 @@ def posterior_flow(
     transforms: int = 3,
     hidden_features: Sequence[int] | None = None,
     gain: float | None = None,
+    origin: Any = None,
+    units: Any = None,
     **flow: Any,
 ) -> Flow:
     r"""An inverse autoregressive flow that starts at a normal distribution of given moments.
@@ -158,6 +214,7 @@ def posterior_flow(
         gain: of the autoregressive transforms, see :class:`DampedAffine`; by default 0.3, and in
             more than 32 dimensions 0.3 * 32 / D, so that a step of training moves samples as far
             in a thousand dimensions as in thirty.
+        origin, units: of the triangular map, see :class:`TriangularAffine`.
         flow: further arguments of :class:`~made_flows.IAF`; by default ``activation="tanh"``,
             ``direct=True`` and, as ``bijection``, a :class:`DampedAffine`.
 
@@ -171,7 +228,7 @@ def posterior_flow(
     """
     location = torch.as_tensor(location)
     damping = min(1.0, _UNDAMPED / max(location.numel(), 1))
-    outer = TriangularAffine(location, init_scale, damping)
+    outer = TriangularAffine(location, init_scale, damping, origin, units)
     gain = 0.3 * damping if gain is None else gain
     features, transforms = outer.features, positive_integer(transforms, "transforms")
     if hidden_features is None:

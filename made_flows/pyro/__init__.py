@@ -37,6 +37,7 @@ from made_flows.pyro.distributions import (
     PyroModel,
     to_pyro,
 )
+from made_flows.pyro.fitting import GuideFit, fit_guide
 from made_flows.pyro.flow_transforms import IAF, MAF, FlowTransform
 from made_flows.pyro.guides import AutoIAF
 from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN, MADENetwork
@@ -66,6 +67,7 @@ __all__ = [
     "FlowTransform",
     "GaussianMADE",
     "GaussianMixtureMADE",
+    "GuideFit",
     "MADENetwork",
     "ModelDistribution",
     "PyroModel",
@@ -75,6 +77,7 @@ __all__ = [
     "conditional_affine_autoregressive",
     "conditional_spline_autoregressive",
     "diagnose",
+    "fit_guide",
     "refine",
     "spline_autoregressive",
     "to_pyro",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pyro import poutine
@@ -184,7 +184,8 @@ class Diagnosis:
 
     def _average(self, draws: Tensor) -> Tensor:
         weights = self.weights.to(draws.device)
-        return torch.tensordot(weights, draws.to(weights.dtype), dims=1).to(draws.dtype)
+        average: Tensor = torch.tensordot(weights, draws.to(weights.dtype), dims=1)
+        return average.to(draws.dtype)
 
     def __repr__(self) -> str:
         parts = ""
@@ -266,9 +267,9 @@ def diagnose(
 
 def _latent(of_model: Trace, shapes: Mapping[str, torch.Size], count: int) -> dict[str, Tensor]:
     """The latent variables of a trace by site, (count, *shape): without dimensions of plates."""
+    nodes: Any = of_model.nodes
     return {
-        name: of_model.nodes[name]["value"].detach().reshape(count, *shape)
-        for name, shape in shapes.items()
+        name: nodes[name]["value"].detach().reshape(count, *shape) for name, shape in shapes.items()
     }
 
 
@@ -307,6 +308,23 @@ def _log_weight(of_model: Trace, of_guide: Trace) -> Tensor:
     return torch.as_tensor(total).reshape(1)
 
 
+def plate_nesting(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> int:
+    """How many dimensions the plates of a model and its guide take."""
+    with torch.no_grad(), poutine.block():
+        frames = [
+            frame
+            for trace in _traces(model, guide, args, kwargs)
+            for site in trace.nodes.values()
+            for frame in (site.get("cond_indep_stack") or ())
+        ]
+    return -min([frame.dim for frame in frames if frame.dim is not None], default=0)
+
+
 def _layout(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -328,5 +346,5 @@ def _layout(
             known = trace is of_guide or site["is_observed"] or name in of_guide.nodes
             expect(known, "guide", "to sample every latent variable of the model", f"no {name!r}")
             if trace is of_model and not site["is_observed"]:
-                shapes[name] = site["value"].shape
+                shapes[name] = cast(Tensor, site["value"]).shape
     return -min(dims), shapes

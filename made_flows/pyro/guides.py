@@ -25,7 +25,7 @@ from made_flows._checks import (
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import posterior_flow
-from made_flows.pyro.diagnosis import Diagnosis, diagnose
+from made_flows.pyro.diagnosis import Diagnosis, diagnose, plate_nesting
 from made_flows.pyro.flow_transforms import FlowTransform
 from made_flows.pyro.gradient_guard import GradientGuard
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger
@@ -43,7 +43,8 @@ _CALLED = "that was called once, to know the model"
 def init_to_prior_median(site: dict[str, Any]) -> Tensor:
     """The median of a site's prior: exact where it has a quantile function.
 
-    Otherwise that of a thousand draws, fewer where these would be very large. (Pyro's
+    Otherwise that of a thousand draws, fewer where these would be very large; of an improper prior
+    the middle of its support, where the unconstrained value is zero. (Pyro's
     ``init_to_median`` takes fifteen draws for all, by which it is a third of a standard deviation
     off: too far for posteriors that are much narrower than their priors.)
 
@@ -61,7 +62,12 @@ def init_to_prior_median(site: dict[str, Any]) -> Tensor:
     if exact is not None:
         return exact
     size = max(fn.shape().numel(), 1)
-    return cast(Tensor, init_to_median(site, num_samples=min(max(10**6 // size, 15), 1000)))
+    try:
+        return cast(Tensor, init_to_median(site, num_samples=min(max(10**6 // size, 15), 1000)))
+    except NotImplementedError:  # improper priors, flat on the support, have no draws
+        constrain = biject_to(fn.support)
+        zeros = torch.zeros(constrain.inverse_shape(fn.shape()))
+        return cast(Tensor, constrain(zeros))
 
 
 def _exact_median(fn: Any) -> Tensor | None:
@@ -160,6 +166,51 @@ class AutoIAF(AutoContinuous):
         location = self._init_loc()
         flow = posterior_flow(location.cpu(), *self._arguments, **self._flow_arguments)
         self.transform = FlowTransform(flow.to(location.device, location.dtype))
+
+    def model_given(self) -> Callable[..., Any]:
+        """The model.
+
+        Raises:
+            ValueError: for a guide that was unpickled, which is without its model.
+        """
+        hint = "with its model (made_flows.pyro.diagnose and refine take one)"
+        expect(self._given_model is not None, "guide", hint, "an unpickled one")
+        (model,) = self._given_model
+        return model
+
+    def init_point(self, init_loc_fn: Callable[..., Any]) -> Tensor:
+        """Where an initialisation function would start: unconstrained, (latent_dim,)."""
+        trace: Any = self.prototype_trace
+        parts = []
+        for name, site in trace.iter_stochastic_nodes():
+            given = {**site, "name": name}
+            value = init_loc_fn(given)
+            value = (value() if callable(value) else value).detach()
+            parts.append(biject_to(site["fn"].support).inv(value).reshape(-1))
+        return torch.cat(parts)
+
+    def plate_nesting(self, *args: Any, **kwargs: Any) -> int:
+        """How many dimensions the plates of the model take, for vectorised particles."""
+        return plate_nesting(self.model_given(), self, args, kwargs)
+
+    def restart(self, origin: Tensor, units: Tensor) -> None:
+        """Begin anew at a normal distribution, in whose units the flow then works.
+
+        Args:
+            origin: its mean (latent_dim,), of the unconstrained variables.
+            units: lower triangular factor of its covariance (latent_dim, latent_dim).
+        """
+        zero = cast(StandardNormal, self.flow.base).zero
+        size = len(origin)
+        flow = posterior_flow(
+            torch.zeros(size),
+            1.0,
+            *self._arguments[1:],
+            origin=origin.detach().cpu().to(torch.get_default_dtype()),
+            units=units.detach().cpu().to(torch.get_default_dtype()),
+            **self._flow_arguments,
+        )
+        self.transform = FlowTransform(flow.to(zero.device, zero.dtype))
 
     def get_base_dist(self) -> dist.Distribution:
         """Standard normal noise."""
@@ -308,9 +359,7 @@ class AutoIAF(AutoContinuous):
             Diagnosis of a guide by 1000 samples
               Pareto k-hat ...
         """
-        hint = "with its model (see made_flows.pyro.diagnose)"
-        expect(self._given_model is not None, "guide", hint, "an unpickled one")
-        (model,) = self._given_model
+        model = self.model_given()
         return diagnose(model, self, *args, samples=samples, vectorize=vectorize, **kwargs)
 
     def refine(
@@ -340,11 +389,8 @@ class AutoIAF(AutoContinuous):
             >>> guide.refine(draws=10, warmup=10, progress=False).samples["x"].shape
             torch.Size([2, 10])
         """
-        hint = "with its model (see made_flows.pyro.refine)"
-        expect(self._given_model is not None, "guide", hint, "an unpickled one")
-        (model,) = self._given_model
         return refine(
-            model,
+            self.model_given(),
             self,
             *args,
             draws=draws,

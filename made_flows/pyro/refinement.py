@@ -108,10 +108,11 @@ def refine(
     draws, chains = positive_integer(draws, "draws"), positive_integer(chains, "chains")
     warmup = positive_integer(warmup, "warmup")
     expect(draws >= 4, "draws", "to be at least 4, for R-hat", draws)
-    expect(guide.prototype_trace is not None, "guide", "that was called once", "a new one")
+    trace: Any = guide.prototype_trace
+    expect(trace is not None, "guide", "that was called once", "a new one")
     neutra = NeuTraReparam(guide)
     warped = poutine.reparam(model, config=neutra._reparam_config)
-    first = next(iter(name for name, _ in guide.prototype_trace.iter_stochastic_nodes()))
+    first = next(name for name, _ in trace.iter_stochastic_nodes())
     site = f"{first}_shared_latent"
     found: list[dict[str, Tensor]] = []
     for _ in range(chains):
@@ -137,11 +138,9 @@ def refine(
 
 def _by_site(guide: AutoContinuous, neutra: NeuTraReparam, z: Tensor) -> dict[str, Tensor]:
     """Noise (draws, D) as values of the sites, (draws, *shape), one draw at a time."""
+    trace: Any = guide.prototype_trace
     each = [neutra.transform_sample(row) for row in z]
-    shapes = {
-        name: tuple(site["value"].shape)
-        for name, site in guide.prototype_trace.iter_stochastic_nodes()
-    }
+    shapes = {name: tuple(site["value"].shape) for name, site in trace.iter_stochastic_nodes()}
     return {
         name: torch.stack([values[name].reshape(shape) for values in each])
         for name, shape in shapes.items()

@@ -1,0 +1,286 @@
+"""Where a guide starts: a normal approximation found along the way to the mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoContinuous
+from torch import Tensor
+from torch.distributions import biject_to
+
+__all__ = ["JointDensity", "NormalStart", "find_start"]
+
+_STEPS = 120
+"""Iterations of L-BFGS from every start."""
+
+_LOOKS = 8
+"""Places along the way at which a normal approximation is tried."""
+
+_DRAWS = 24
+"""Draws by which one is judged."""
+
+_HESSIAN_UP_TO = 200
+"""Dimensions up to which second derivatives are taken, one backward pass for each."""
+
+
+class NormalStart(NamedTuple):
+    """A normal approximation of a posterior.
+
+    Args:
+        location: mean (D,), of the unconstrained variables.
+        factor: lower triangular factor of the covariance (D, D).
+        elbo: estimated evidence lower bound.
+    """
+
+    location: Tensor
+    factor: Tensor
+    elbo: float
+
+
+class JointDensity:
+    """The logarithm of p(data, u) of a model, of unconstrained latent variables in one vector.
+
+    In float64 where the model can be run in it: the curvature of a posterior of data in natural
+    units is beyond float32.
+
+    Args:
+        model: the model.
+        guide: a guide of it that was called before, which knows sites, shapes and supports.
+        args, kwargs: of the model.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: AutoContinuous,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self._model, self._guide = model, guide
+        self._args, self._kwargs = args, dict(kwargs)
+        self.dtype = torch.get_default_dtype()
+        wide = (_widened(self._args), _widened(self._kwargs))
+        narrow, self.dtype = (self._args, self._kwargs, self.dtype), torch.float64
+        self._args, self._kwargs = wide
+        try:
+            self.value_and_gradient(torch.zeros(guide.latent_dim, dtype=torch.float64))
+        except (RuntimeError, TypeError, ValueError):  # data that the model holds itself
+            self._args, self._kwargs, self.dtype = narrow
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The density at u (D,), a scalar."""
+        values: dict[str, Tensor] = {}
+        total = u.new_zeros(())
+        with self._arithmetic():
+            for site, unconstrained in self._guide._unpack_latent(u):
+                transform = biject_to(site["fn"].support)
+                value = transform(unconstrained)
+                total = total + transform.log_abs_det_jacobian(unconstrained, value).sum()
+                values[site["name"]] = value
+            conditioned = poutine.condition(self._model, data=values)
+            with poutine.block():
+                trace = poutine.trace(conditioned).get_trace(*self._args, **self._kwargs)
+            return total + torch.as_tensor(trace.log_prob_sum())
+
+    def value_and_gradient(self, u: Tensor) -> tuple[float, Tensor]:
+        """The density and its gradient; minus infinity and zeros where it is no number."""
+        u = u.detach().requires_grad_()
+        with torch.enable_grad():
+            try:
+                value = self(u)
+            except ValueError:  # arguments outside a distribution's range, by overflow
+                return -math.inf, torch.zeros_like(u)
+            (gradient,) = torch.autograd.grad(value, u)
+        if not (bool(value.isfinite()) and bool(gradient.isfinite().all())):
+            return -math.inf, torch.zeros_like(gradient)
+        return float(value.detach()), gradient
+
+    def hessian(self, u: Tensor) -> Tensor:
+        """Second derivatives (D, D), by one backward pass for each dimension."""
+        u = u.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self(u), u, create_graph=True)
+            rows = [torch.autograd.grad(part, u, retain_graph=True)[0] for part in gradient]
+        full = torch.stack(rows)
+        return ((full + full.mT) / 2).detach()
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def _widened(value: Any) -> Any:
+    """Arguments with their float32 tensors in float64."""
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype == torch.float32 else value
+    if type(value) in (list, tuple):
+        return type(value)(_widened(item) for item in value)
+    if type(value) is dict:
+        return {key: _widened(item) for key, item in value.items()}
+    return value
+
+
+def find_start(
+    density: JointDensity, starts: Mapping[str, Tensor], generator: torch.Generator
+) -> tuple[str, NormalStart]:
+    """The best normal approximation found along the ways from some points to their modes.
+
+    Pathfinder's idea: modes can be far from where the mass is (a funnel has one at its infinitely
+    narrow end), but the way there passes it, and an estimate of the ELBO says where.
+
+    Args:
+        density: of the joint distribution.
+        starts: points (D,) by name.
+        generator: source of randomness.
+
+    Returns:
+        the name of the point and the approximation.
+
+    Raises:
+        ValueError: if the density is no number at all of the points.
+
+    References:
+        Zhang, Carpenter, Gelman & Vehtari 2022, *Pathfinder: Parallel Quasi-Newton Variational
+        Inference*, sections 2-3.
+    """
+    best: tuple[str, NormalStart] | None = None
+    for name, point in starts.items():
+        for found in _along_the_way(density, point.to(density.dtype), generator):
+            if best is None or found.elbo > best[1].elbo:
+                best = name, found
+    if best is None or best[1].elbo == -math.inf:
+        raise ValueError(
+            "Expected model to have a finite density somewhere near its start; got none that is "
+            f"a number, from {', '.join(starts)}. Give the guide an init_loc_fn where it has one"
+        )
+    return best
+
+
+def _along_the_way(
+    density: JointDensity, point: Tensor, generator: torch.Generator
+) -> Iterator[NormalStart]:
+    """Normal approximations on the way from a point to its mode."""
+    path = _ascend(density, point)
+    if not path:
+        return
+    places = sorted({round(i * (len(path) - 1) / (_LOOKS - 1)) for i in range(_LOOKS)})
+    found = [_judge(density, *path[place], generator) for place in places]
+    yield from found
+    if len(point) > _HESSIAN_UP_TO:
+        return
+    top = max(found, key=lambda start: start.elbo)
+    for location in (top.location, _newton(density, path[-1][0])):
+        covariance = _inverse(-density.hessian(location))
+        yield _judge(density, location, covariance, generator)
+
+
+def _ascend(density: JointDensity, point: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Points on the way of L-BFGS to the mode, with its estimates of the covariance."""
+    u = point.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [u], max_iter=1, history_size=10, line_search_fn="strong_wolfe", tolerance_change=0
+    )
+    last = math.nan
+
+    def closure() -> Tensor:
+        nonlocal last
+        last, gradient = density.value_and_gradient(u)
+        u.grad = -gradient
+        # A wall that is no number is a high one for the line search.
+        return torch.tensor(-last if math.isfinite(last) else 1e30, dtype=torch.float64)
+
+    path: list[tuple[Tensor, Tensor]] = []
+    before, still = -math.inf, 0
+    for _ in range(_STEPS):
+        optimizer.step(closure)
+        here, gradient = density.value_and_gradient(u)
+        if not math.isfinite(here):
+            break
+        path.append((u.detach().clone(), _lbfgs_covariance(optimizer, len(point), u)))
+        still = still + 1 if here - before < 1e-4 else 0
+        if still == 3 or float(gradient.abs().max()) < 1e-8:
+            break
+        before = here
+    return path
+
+
+def _lbfgs_covariance(optimizer: torch.optim.LBFGS, size: int, u: Tensor) -> Tensor:
+    """The inverse Hessian that L-BFGS has found out so far (D, D)."""
+    state = optimizer.state[u]
+    result: Tensor = torch.eye(size, dtype=u.dtype) * state.get("H_diag", 1.0)
+    for y, s, rho in zip(
+        state.get("old_dirs") or (),
+        state.get("old_stps") or (),
+        state.get("ro") or (),
+        strict=True,
+    ):
+        # One update by Broyden, Fletcher, Goldfarb and Shanno: (I - r s y') H (I - r y s') + r s s'
+        Hy = result @ y
+        result = result - rho * (torch.outer(s, Hy) + torch.outer(Hy, s))
+        result = result + (rho * rho * (y @ Hy) + rho) * torch.outer(s, s)
+    return result
+
+
+def _newton(density: JointDensity, u: Tensor) -> Tensor:
+    """The mode, from a point not far from it: L-BFGS creeps where directions differ in scale."""
+    value, gradient = density.value_and_gradient(u)
+    for _ in range(15):
+        step = _inverse(-density.hessian(u)) @ gradient
+        for halving in range(8):
+            there = u + step / 2**halving
+            new, new_gradient = density.value_and_gradient(there)
+            if new > value:
+                break
+        else:
+            return u
+        gain, u, value, gradient = new - value, there, new, new_gradient
+        if gain < 1e-6:
+            break
+    return u
+
+
+def _inverse(precision: Tensor) -> Tensor:
+    """The inverse of a symmetric matrix with its eigenvalues made positive."""
+    if not bool(precision.isfinite().all()):
+        return torch.eye(len(precision), dtype=precision.dtype)
+    # Of the matrix in units in which its diagonal is one: scales may differ by ten powers of ten.
+    diagonal = precision.diagonal().abs()
+    unit = diagonal.clamp(min=max(float(diagonal.max()), 1.0) * 1e-20).rsqrt()
+    values, vectors = torch.linalg.eigh(unit[:, None] * precision * unit)
+    floor = float(values.abs().max()) * 100 * torch.finfo(values.dtype).eps
+    half = vectors * values.abs().clamp(min=floor).rsqrt()
+    half = unit[:, None] * half
+    inverse: Tensor = half @ half.mT
+    return inverse
+
+
+def _judge(
+    density: JointDensity, location: Tensor, covariance: Tensor, generator: torch.Generator
+) -> NormalStart:
+    """A normal approximation with an estimate of its ELBO."""
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if int(failed) or not bool(factor.isfinite().all()):
+        factor = torch.diag(covariance.diagonal().clamp(min=1e-12).sqrt())
+    log_scale = float(factor.diagonal().log().sum())
+    total = 0.0
+    with torch.no_grad():
+        for _ in range(_DRAWS):
+            z = torch.randn(len(location), dtype=torch.float64, generator=generator)
+            log_q = float(-0.5 * (z @ z)) - 0.5 * len(z) * math.log(2 * math.pi) - log_scale
+            try:
+                value = float(density(location + factor @ z.to(factor.dtype)))
+            except ValueError:  # arguments outside a distribution's range, by overflow
+                value = -math.inf
+            total += value - log_q
+    elbo = total / _DRAWS
+    return NormalStart(location, factor, elbo if math.isfinite(elbo) else -math.inf)

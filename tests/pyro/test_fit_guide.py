@@ -1,0 +1,164 @@
+"""Fitting a guide from start to verdict, on posteriors that are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor
+from torch.distributions import constraints
+
+from made_flows.models.variational import TriangularAffine
+from made_flows.pyro import AutoIAF, fit_guide
+from made_flows.pyro.starts import JointDensity, find_start
+
+F64 = torch.float64
+
+
+def regression(X: Tensor, y: Tensor) -> None:
+    """Flat priors: the posterior of b is a Student t around the least squares."""
+    b = pyro.sample("b", dist.ImproperUniform(constraints.real_vector, (), (X.shape[1],)))
+    s = pyro.sample("s", dist.ImproperUniform(constraints.positive, (), ()))
+    mean = (b.unsqueeze(-2) @ X.mT).squeeze(-2)
+    pyro.sample("y", dist.Normal(mean, s.unsqueeze(-1)).to_event(1), obs=y)
+
+
+def natural_units() -> tuple[Tensor, Tensor]:
+    """A temperature on a year: intercept and slope are correlated by -0.99999."""
+    year = torch.arange(1952.0, 2012.0)
+    return torch.stack([torch.ones(60), year], 1), 0.02 * year - 20 + 0.6 * torch.randn(60)
+
+
+def funnel() -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 3.0))
+    with pyro.plate("four", 4):
+        pyro.sample("x", dist.Normal(0.0, (z / 2).exp()))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[AutoIAF, Tensor, Tensor]:
+    torch.manual_seed(0)
+    X, y = natural_units()
+    guide = AutoIAF(regression, transforms=2)
+    fit_guide(guide, X, y, budget="fast", seed=0, progress=False)
+    return guide, X, y
+
+
+def test_data_in_natural_units(fitted: tuple[AutoIAF, Tensor, Tensor]) -> None:
+    guide, X, y = fitted
+    X, y = X.double(), y.double()
+    mean = torch.linalg.lstsq(X, y).solution
+    free = len(y) - X.shape[1]
+    # A flat prior on the deviation: a t distribution with one degree of freedom less.
+    covariance = (y - X @ mean).square().sum() / (free - 3) * torch.linalg.inv(X.T @ X)
+    deviation = covariance.diagonal().sqrt()
+    draws = guide.get_posterior().sample((8000,))[:, :2].double()
+    assert ((draws.mean(0) - mean) / deviation).abs().max() < 0.1
+    torch.testing.assert_close(draws.std(0) / deviation, torch.ones(2, dtype=F64), atol=0.1, rtol=0)
+    assert draws.T.corrcoef()[0, 1] < -0.9999
+
+
+def test_a_fitted_guide_is_loaded_into_a_new_one(fitted: tuple[AutoIAF, Tensor, Tensor]) -> None:
+    guide, X, y = fitted
+    new = AutoIAF(regression, transforms=2)
+    new(X, y)
+    new.load_state_dict(guide.state_dict())
+    points = guide.get_posterior().sample((5,))
+    torch.testing.assert_close(new.log_prob(points), guide.log_prob(points))
+
+
+def test_the_mode_of_a_funnel_is_not_where_it_starts() -> None:
+    guide = AutoIAF(funnel)
+    guide()
+    density = JointDensity(funnel, guide, (), {})
+    assert density.dtype == F64
+    points = {"the middle": torch.zeros(5), "outside": torch.tensor([4.0, 5.0, -3.0, 9.0, 1.0])}
+    name, start = find_start(density, points, torch.Generator().manual_seed(0))
+    # The density grows without bound towards z = -infinity, x = 0; the mass is at z = 0 +- 3.
+    assert abs(float(start.location[0])) < 6
+    assert -8 < start.elbo < 0.5
+    assert name in points
+
+
+def test_starts_of_a_normal_posterior_are_exact() -> None:
+    covariance = torch.tensor([[1e-8, 0.9e-2], [0.9e-2, 1e4]])
+    location = torch.tensor([3.0, -5e4])
+
+    def model() -> None:
+        pyro.sample("x", dist.MultivariateNormal(location.double(), covariance.double()))
+
+    guide = AutoIAF(model, init_loc_fn=lambda site: torch.zeros(2, dtype=F64))
+    guide()
+    point = {"zero": torch.zeros(2, dtype=F64)}
+    _, start = find_start(
+        JointDensity(model, guide, (), {}), point, torch.Generator().manual_seed(0)
+    )
+    assert start.elbo == pytest.approx(0.0, abs=1e-3)
+    found = start.factor @ start.factor.mT
+    torch.testing.assert_close(found, covariance.double(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_a_triangular_map_in_units_of_its_own(shape: tuple[int, ...]) -> None:
+    units = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [-3.0, 0.1, 4.0]], dtype=F64)
+    with torch.random.fork_rng():
+        transform = TriangularAffine([1.0, 2.0, 3.0], 0.5, 1.0, [5.0, 0.0, -1.0], units).double()
+        with torch.no_grad():
+            transform.matrix.add_(0.3 * torch.randn(3, 3))
+    z = torch.randn(*shape, 3, dtype=F64)
+    x, log_det = transform.to_data(z)
+    back, log_back = transform.to_noise(x)
+    torch.testing.assert_close(back, z)
+    torch.testing.assert_close(log_back, -log_det)
+    rows = z.reshape(-1, 3)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda v: transform.to_data(v)[0]))(rows)
+    torch.testing.assert_close(jacobian.slogdet().logabsdet, log_det.reshape(-1))
+    score = torch.randn(len(rows), 3, dtype=F64)
+    expected = torch.linalg.solve(jacobian.mT, score.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(transform.pull_back(score), expected.detach())
+
+
+def test_seeds() -> None:
+    def one(seed: int) -> list[float]:
+        guide = AutoIAF(funnel, transforms=1, hidden_features=(8,))
+        return fit_guide(guide, budget="fast", seed=seed, progress=False).elbo[:20]
+
+    state = torch.get_rng_state()
+    first = one(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one(3) == first
+
+
+def _nowhere() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.factor("wall", x * math.nan)
+
+
+BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "guide": (lambda: fit_guide(AutoNormal(funnel)), TypeError, "guide to be an AutoIAF"),
+    "budget": (lambda: fit_guide(AutoIAF(funnel), budget="all"), ValueError, "budget"),
+    "density": (lambda: fit_guide(AutoIAF(_nowhere), progress=False), ValueError, "finite density"),
+    "units": (lambda: TriangularAffine([0.0, 0.0], origin=[0.0, 0.0]), ValueError, "units"),
+    "upper": (
+        lambda: TriangularAffine([0.0] * 2, origin=[0.0] * 2, units=[[1.0, 2.0], [0.0, 1.0]]),
+        ValueError,
+        "lower triangular",
+    ),
+    "origin": (
+        lambda: TriangularAffine([0.0] * 2, origin=[0.0] * 3, units=torch.eye(2)),
+        ValueError,
+        "origin",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments(name: str) -> None:
+    call, kind, message = BAD[name]
+    with pytest.raises(kind, match=message):
+        call()
