@@ -50,7 +50,8 @@ PUBLIC = {
         ConditionalIAF ConditionalMAF ConditionalSplineAutoregressive Diagnosis FlowTransform
         GaussianMADE GaussianMixtureMADE MADENetwork ModelDistribution PyroModel
         SplineAutoregressive affine_autoregressive conditional_affine_autoregressive
-        conditional_spline_autoregressive diagnose refine spline_autoregressive to_pyro Refinement
+        conditional_spline_autoregressive diagnose fit_guide GuideFit refine
+        spline_autoregressive to_pyro Refinement
     """,
     "made_flows.nflows": """
         MADE AsDistribution AsFlow AsTransform Flow MaskedAffineAutoregressiveTransform
