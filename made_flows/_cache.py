@@ -40,7 +40,7 @@ class Stamp:
     devices and for unusual strides a copy is compared, bit by bit. Only while ``torch.jit.trace``
     or a CUDA graph records are values taken to be what versions say.
 
-    Made by :meth:`of`. It holds no tensor.
+    Made by :meth:`of`. It holds no tensor. A copy of a stamp, or one that was pickled, says no.
 
     Attributes:
         facts: what else is to be the same, compared by ``==``.
@@ -48,10 +48,11 @@ class Stamp:
 
     __slots__ = ("_looks", "_references", "_values", "facts")
 
-    facts: Any
-    _references: list[weakref.ref[Tensor]]
-    _looks: list[Any]
-    _values: _Values
+    def __init__(self) -> None:
+        self.facts: Any = None
+        self._references: list[weakref.ref[Tensor]] = []
+        self._looks: list[Any] | None = None
+        self._values: _Values | None = None
 
     @staticmethod
     def of(
@@ -80,17 +81,20 @@ class Stamp:
 
     def holds(self, tensors: Sequence[Tensor], facts: Any = None) -> bool:
         """Whether these are the same tensors, and what they were."""
-        references = self._references
-        if len(references) != len(tensors) or self.facts != facts:
+        references, values = self._references, self._values
+        if values is None or len(references) != len(tensors) or self.facts != facts:
             return False
         for reference, tensor in zip(references, tensors, strict=True):
             if reference() is not tensor:
                 return False
         try:
             # Values last: they are read at the places that the rest says are still theirs.
-            return self._looks == _looks(tensors) and self._values.hold(tensors)
+            return self._looks == _looks(tensors) and values.hold(tensors)
         except RuntimeError:
             return False
+
+    def __reduce__(self) -> Any:
+        return Stamp, ()
 
 
 _LOOK = operator.attrgetter("_version", "device", "dtype", "shape")
@@ -122,8 +126,8 @@ class _Values:
         digest = _compiled_digest()
         spans: list[int] = []
         for place, tensor in enumerate(tensors):
-            _expect_memory(tensor)
             span = None if digest is None else _span(tensor)
+            _expect_memory(tensor, span)
             if span is not None:
                 spans += span
             elif _recorded(tensor):
@@ -157,18 +161,9 @@ def _compiled_digest() -> Callable[[Any], int] | None:
     return digest
 
 
-def _expect_memory(tensor: Tensor) -> None:
-    """Raise where a tensor's storage was made smaller than the tensor: reading it is fatal."""
-    if tensor.numel():
-        steps = zip(tensor.stride(), tensor.shape, strict=True)
-        last = tensor.storage_offset() + sum(step * (count - 1) for step, count in steps)
-        if (last + 1) * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise RuntimeError("the tensor's storage was made smaller than the tensor")
-
-
 def _span(tensor: Tensor) -> tuple[int, int, int, int] | None:
     """Address, number of pieces, bytes of a piece and between pieces; None for other layouts."""
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         return None
     address, size = tensor.data_ptr(), tensor.element_size()
     if tensor.is_contiguous():
@@ -182,6 +177,20 @@ def _span(tensor: Tensor) -> tuple[int, int, int, int] | None:
         dense *= count
     step, count = laid[0]
     return (address, count, dense * size, step * size)
+
+
+def _expect_memory(tensor: Tensor, span: tuple[int, int, int, int] | None) -> None:
+    """Raise where a tensor's storage was made smaller than the tensor: reading it is fatal."""
+    storage = tensor.untyped_storage()
+    if span is not None:
+        address, pieces, size, step = span
+    else:
+        size = tensor.element_size()
+        address, pieces, step = tensor.data_ptr(), 2 * bool(tensor.numel()), 0
+        for each, count in zip(tensor.stride(), tensor.shape, strict=True):
+            step += each * (count - 1) * size
+    if pieces and address + (pieces - 1) * step + size > storage.data_ptr() + storage.nbytes():
+        raise RuntimeError("the tensor's storage was made smaller than the tensor")
 
 
 def _bits(tensor: Tensor) -> Tensor:

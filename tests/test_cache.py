@@ -214,6 +214,14 @@ def test_nothing_is_kept_of_tensors_that_cannot_be_looked_at(give: Any, compare:
     assert len(cache) == 0
 
 
+def test_copies_of_a_stamp_say_no() -> None:
+    weight = torch.randn(3)
+    stamp = Stamp.of([weight])
+    for other in (copy.deepcopy(stamp), copy.copy(stamp), pickle.loads(pickle.dumps(stamp))):
+        assert not other.holds([weight])
+        assert not other.holds([])
+
+
 # ---------------------------------------------------------------------- what is kept
 
 

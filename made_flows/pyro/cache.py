@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from made_flows._cache import Stamp
 from made_flows._torch import is_traced, is_transformed
 
-__all__ = ["Memory"]
-
-_LARGE = 1024
-"""Tensors of more values than this are compared at some of their values."""
+__all__ = ["Memory", "state_of"]
 
 
 class Memory:
@@ -99,33 +97,20 @@ class _Pair:
         self.x: Tensor | None = x
         self.y: weakref.ref[Tensor] = weakref.ref(y, _Forgetter(self))
         self.log_det = log_det
-        tensors, self._modes = _state(module)
-        tensors += (x, y, *others)
-        self._tensors = [weakref.ref(tensor) for tensor in tensors]
-        self._counts = _counts(tensors)
-        # Writes through .data do not count as versions: look at the values too.
-        tracing = is_traced()
-        self._views = [] if tracing else [_view(t) for t in tensors if t.is_floating_point()]
-        self._values = _values(self._views)
+        tensors, modes = state_of(module)
+        self._stamp = Stamp.of([*tensors, x, y, *others], modes)
 
     def forget(self) -> None:
         """Let go of the tensors."""
         self.x = self.log_det = None
-        self._views = []
 
     def holds(self, module: nn.Module) -> bool:
         """Whether everything is as it was."""
         y = self.y()
-        tensors, modes = _state(module)
-        if self.x is None or y is None or modes != self._modes:
+        if self._stamp is None or self.x is None or y is None:
             return False
-        tensors += (self.x, y, *self._others)
-        return (
-            len(tensors) == len(self._tensors)
-            and all(ref() is tensor for ref, tensor in zip(self._tensors, tensors, strict=True))
-            and _counts(tensors) == self._counts
-            and _values(self._views) == self._values
-        )
+        tensors, modes = state_of(module)
+        return self._stamp.holds([*tensors, self.x, y, *self._others], modes)
 
 
 class _Forgetter:
@@ -140,7 +125,7 @@ class _Forgetter:
             pair.forget()
 
 
-def _state(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
+def state_of(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
     """All tensors that a module computes with, and what else a result depends on."""
     modes: list[Any] = [
         torch.is_grad_enabled(),
@@ -175,25 +160,3 @@ def _under_effects(part: Any) -> list[Tensor]:
             "distributions that keep the weights of their call"
         )
     return [getattr(part, name) for name in (*part._pyro_samples, *part._pyro_params)]
-
-
-def _counts(tensors: list[Tensor]) -> list[tuple[int, int]]:
-    """How often each tensor was written to, and where it is."""
-    try:
-        return [(tensor._version, tensor.data_ptr()) for tensor in tensors]
-    except RuntimeError:  # those of inference mode do not count
-        return [(-1, tensor.data_ptr()) for tensor in tensors]
-
-
-def _view(tensor: Tensor) -> Any:
-    """The memory of a tensor, or some of a large one, for NumPy; nothing where that would cost."""
-    if tensor.device.type != "cpu" or tensor.dtype is torch.bfloat16:
-        return None
-    values = tensor.detach()
-    if tensor.numel() > _LARGE:
-        values = values.reshape(-1)[:: tensor.numel() // _LARGE + 1]
-    return values.numpy()
-
-
-def _values(views: list[Any]) -> list[int]:
-    return [0 if view is None else hash(view.tobytes()) for view in views]
