@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from made_flows._checks import expect, expect_type
 from made_flows._keys import KeyedModule
+from made_flows._torch import has_concrete_values, is_transformed
 
 __all__ = [
     "ACTIVATIONS",
@@ -18,6 +19,7 @@ __all__ = [
     "activation_code",
     "activation_name",
     "activation_of_name",
+    "is_elementwise",
     "make_activation",
     "may_overwrite",
 ]
@@ -82,15 +84,17 @@ class _Wrapped(KeyedModule):
         return "" if isinstance(self.function, nn.Module) else str(self.function)
 
 
-def make_activation(activation: Any) -> nn.Module:
-    """The activation as a module: from a name, a module, a module class or a function.
+def make_activation(activation: Any, argument: str = "activation") -> nn.Module:
+    """Make a module of an activation: of a name, a module, a module class or a function.
 
     Args:
         activation: one of the names in :data:`ACTIVATIONS`, an ``nn.Module`` (or a class of
             them that needs no arguments), or an elementwise function of a tensor.
+        argument: what errors call it.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, and for what does not treat every number by itself and
+            all alike (a softmax, a layer normalisation, slopes that differ from unit to unit).
         TypeError: for anything that cannot be called.
 
     Example:
@@ -99,13 +103,51 @@ def make_activation(activation: Any) -> nn.Module:
     """
     if isinstance(activation, str):
         names = ", ".join(ACTIVATIONS)
-        expect(activation in ACTIVATIONS, "activation", f"to be one of {names}", repr(activation))
+        expect(activation in ACTIVATIONS, argument, f"to be one of {names}", repr(activation))
         return ACTIVATIONS[activation]()
+    kind = activation if isinstance(activation, type) else type(activation)
     if isinstance(activation, type) and issubclass(activation, nn.Module):
-        activation = activation()
-    expect_type(callable(activation), "activation", "to be a name, module or function", activation)
-    known = isinstance(activation, nn.Module) and activation_code(activation) is not None
-    return activation if known or isinstance(activation, _Wrapped) else _Wrapped(activation)
+        try:
+            activation = activation()
+        except TypeError:
+            expect_type(False, argument, "to be a class that needs no arguments", kind)
+    expect_type(callable(activation), argument, "to be a name, module or function", activation)
+    if isinstance(activation, _Wrapped):
+        return activation
+    known = activation_code(activation) is not None
+    if not known:
+        name = getattr(activation, "__name__", kind.__name__)
+        expected = "to be elementwise, every number by itself and all alike"
+        expect(is_elementwise(activation), argument, expected, name)
+    return activation if known and isinstance(activation, nn.Module) else _Wrapped(activation)
+
+
+@torch.no_grad()
+def is_elementwise(activation: Callable[[Tensor], Tensor]) -> bool:
+    """Say whether a module or function treats every number by itself, and all alike.
+
+    It is tried out, a module in evaluation mode: on a matrix, and on some of its numbers in another
+    shape.
+    """
+    modules = list(activation.modules()) if isinstance(activation, nn.Module) else []
+    weights = [p for m in modules for p in m._parameters.values() if p is not None]
+    like = weights[0] if weights else torch.empty(0, device="cpu")
+    if not has_concrete_values(like) or is_transformed():
+        return True
+    training = [module.training for module in modules]
+    z = torch.linspace(-2, 2, 24, dtype=like.dtype, device=like.device).reshape(4, 6)
+    try:
+        for module in modules:
+            module.training = False
+        whole, some = activation(z.clone()), activation(z.reshape(24, 1)[7:].clone())
+        return whole.shape == z.shape and bool(
+            torch.allclose(whole.reshape(24, 1)[7:], some, rtol=1e-4, atol=1e-6, equal_nan=True)
+        )
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError):
+        return False
+    finally:
+        for module, mode in zip(modules, training, strict=True):
+            module.training = mode
 
 
 def activation_code(activation: Any) -> tuple[str, float] | None:

@@ -143,7 +143,7 @@ class MaskedMLP(nn.Module):
         self.inputs, self.outputs = shape.inputs, shape.outputs
         self.residual = shape.residual
         self.mask_weights = mask_weights
-        self.activation = make_activation(activation)
+        self.activation = activation
         self.dropout = nn.Dropout(dropout) if dropout else None
         some, every, last = bool(mask_weights), mask_weights is True, len(connectivity.masks) - 1
         self.layers = nn.ModuleList(
@@ -164,6 +164,10 @@ class MaskedMLP(nn.Module):
             self.register_buffer(f"degrees_{layer}", layer_degrees)
         self._register_places()
         self.reset_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Assigned later, an activation is checked and wrapped as one given at first.
+        super().__setattr__(name, make_activation(value) if name == "activation" else value)
 
     # ------------------------------------------------------------------ structure
 

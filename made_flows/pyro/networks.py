@@ -144,7 +144,7 @@ class ConditionalAutoRegressiveNN(PyroShapes):
             skip = _with_context(rows[:, None] > ranks, context_dim)
             self.skip_layer = MaskedLinear(skip, bias=False)
         self.f = make_activation(nonlinearity) if isinstance(nonlinearity, str) else nonlinearity
-        expect_type(callable(self.f), "nonlinearity", "to be a module, function or name", self.f)
+        make_activation(self.f, "nonlinearity")  # raises where it is none
         for last in (self.layers[-1], self.skip_layer):
             if isinstance(last, MaskedLinear):
                 last.reset_parameters(gain=_NEAR_ZERO)

@@ -47,14 +47,13 @@ def made_conditioner(net: Any, version: MadeVersion, parameters: int) -> Foreign
     """
     library = version.module
     layers = [_linear(net.initial_layer, library)]
-    features, units = net.initial_layer.in_features, net.initial_layer.out_features
-    weight = net.initial_layer.weight
+    features = net.initial_layer.in_features
     blocks = list(net.blocks)
     residual = isinstance(blocks[0], library.MaskedResidualBlock) if blocks else True
     context = getattr(net, "context_layer", None)
     takes = 0 if context is None else context.in_features
     if version.activates_first:
-        own = elementwise(net.activation, units, weight)
+        own = elementwise(net.activation)
         if context is not None:
             layers[0].base = _activated(context, net.activation)
         if not net.use_residual_blocks:
@@ -64,7 +63,7 @@ def made_conditioner(net: Any, version: MadeVersion, parameters: int) -> Foreign
     if type(getattr(net, "preprocessing", IDENTITY)) is not nn.Identity:
         raise NotUnderstoodError("it preprocesses its inputs")
     for block in blocks:
-        activation = elementwise(block.activation, units, weight)
+        activation = elementwise(block.activation)
         if residual:
             expect_own(block, library.MaskedResidualBlock)
             _add_residual(layers, block, activation, version)

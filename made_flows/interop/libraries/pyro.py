@@ -198,10 +198,7 @@ def conditioner_of(net: Any, sizes: list[int]) -> ForeignConditioner | MADE:
         raise NotUnderstoodError(f"its network gives {net.param_dims} parameters, not {sizes}")
     if made is not None:
         return made
-    layers = []
-    for linear in net.layers:
-        units = linear.weight.shape[0]
-        layers.append(HostLayer(_linear(linear), elementwise(net.f, units, linear.weight)))
+    layers = [HostLayer(_linear(linear), elementwise(net.f)) for linear in net.layers]
     layers[-1] = HostLayer(net.layers[-1])
     direct = None if net.skip_layer is None else HostLayer(_linear(net.skip_layer))
     context = net.context_dim

@@ -186,7 +186,6 @@ def _append(layers: list[HostLayer], module: nn.Module) -> None:
             raise NotUnderstoodError("its network has a residual block around an activation")
         layers[-1].adds_to = stream
     elif layers and layers[-1].activation is IDENTITY:
-        units = layers[-1].linear.out_features
-        layers[-1].activation = elementwise(module, units, layers[-1].linear.weight)
+        layers[-1].activation = elementwise(module)
     else:
         raise NotUnderstoodError(f"its network has a {type(module).__name__} out of place")
