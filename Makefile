@@ -35,7 +35,7 @@ endif
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo      fit density models to real data; about a minute'
+	@echo 'make demo      fit density models to real data; a minute or two'
 	@echo 'make test      all tests'
 	@echo 'make lint      ruff: rules and format;   make format repairs what can be repaired'
 	@echo 'make types     mypy, strict'
