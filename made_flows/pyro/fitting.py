@@ -123,6 +123,7 @@ def fit_guide(
     model = guide.model_given()
     began = time.perf_counter()
     with torch.random.fork_rng(enabled=seed is not None, devices=()):
+        guide(*args, **kwargs)  # makes it know the model, with draws of its own if it is new
         if seed is not None:
             torch.manual_seed(seed)
         plan = BUDGETS[budget]
@@ -141,7 +142,6 @@ def _start(
     random_starts: int,
 ) -> tuple[str, NormalStart]:
     """The best normal approximation, from the guide's own start and from random ones."""
-    guide(*args, **kwargs)  # makes it know the model
     points = {"its own start": guide._init_loc()}
     for index in range(random_starts):
         kind = (init_to_uniform, init_to_sample)[index % 2]
