@@ -71,7 +71,8 @@ class MixtureDistribution(VectorDistribution):
         weights = self.mixture.weights
         chosen = weights.new_zeros(0, dtype=torch.long)
         if shape.numel():
-            chosen = torch.multinomial(weights, shape.numel(), replacement=True)
+            precise = torch.promote_types(weights.dtype, torch.float32)
+            chosen = torch.multinomial(weights.to(precise), shape.numel(), replacement=True)
         rows = as_rows(self.context, shape)
 
         def draw(k: int, at: Tensor) -> Tensor:

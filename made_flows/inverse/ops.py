@@ -57,7 +57,8 @@ def _(
     step: str,
     prefix: int,
 ) -> Tensor:
-    return noise.new_empty(noise.shape[:2], dtype=step_of_name(step).value_dtype(noise.dtype))
+    weight = tensors[1]  # noise may be of a higher precision than the network
+    return noise.new_empty(noise.shape[:2], dtype=step_of_name(step).value_dtype(weight.dtype))
 
 
 @torch.library.custom_op("made_flows::adjoint_sweep", mutates_args=())

@@ -71,7 +71,10 @@ class Head(KeyedModule, ABC):
 
     @abstractmethod
     def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Noise of shape (*shape, P), of the dtype and on the device of another tensor."""
+        """Draw noise of shape (*shape, P), on the device of a tensor ``like`` and of its dtype.
+
+        Uniform numbers are drawn in float32 at least, as those of half precision are too coarse.
+        """
 
     @abstractmethod
     def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
@@ -191,7 +194,7 @@ class GaussianMixture(Head):
         return torch.logsumexp(each, dim=-1) - 0.5 * math.log(2 * math.pi)
 
     def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        uniform = torch.rand(*shape, dtype=like.dtype, device=like.device)
+        uniform = _uniform(shape, like)
         return torch.stack([uniform, torch.randn_like(uniform)], dim=-1)
 
     def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
@@ -199,7 +202,7 @@ class GaussianMixture(Head):
         chosen = _choose(noise[..., 0], logits).unsqueeze(-1)
         mean = means.gather(-1, chosen).squeeze(-1)
         scale: Tensor = torch.exp(self.scale(raw.gather(-1, chosen)).squeeze(-1))
-        return mean + scale * noise[..., 1]
+        return mean + scale * noise[..., 1].to(mean.dtype)
 
     def initial_parameters(self) -> Tensor:
         places = (torch.arange(self.components) + 0.5) / self.components
@@ -235,11 +238,13 @@ class Bernoulli(Head):
         return F.logsigmoid(torch.where(x > 0, logit, -logit))
 
     def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        return torch.rand(*shape, 1, dtype=like.dtype, device=like.device)
+        return _uniform((*shape, 1), like)
 
     def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
-        probability = torch.sigmoid(parameters.squeeze(-1))
-        return (noise[..., 0] < probability).to(probability.dtype)
+        uniform = noise[..., 0]
+        dtype = torch.promote_types(uniform.dtype, parameters.dtype)
+        probability = torch.sigmoid(parameters.squeeze(-1).to(dtype))
+        return (uniform < probability).to(parameters.dtype)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.to(dtype)
@@ -299,7 +304,7 @@ class Categorical(Head):
         return logits.gather(-1, chosen.expand(*shape, 1)).squeeze(-1)
 
     def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        return torch.rand(*shape, 1, dtype=like.dtype, device=like.device)
+        return _uniform((*shape, 1), like)
 
     def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
         return _choose(noise[..., 0], parameters)
@@ -322,8 +327,19 @@ class Categorical(Head):
         return f"categories={self.categories[0] if same else self.categories}"
 
 
+def _uniform(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Draw uniform numbers, of float32 at least.
+
+    Those of half precision are multiples of 1/256 or 1/2048: what is less probable would never be
+    drawn, or much too often.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.rand(*shape, dtype=dtype, device=like.device)
+
+
 def _choose(uniform: Tensor, logits: Tensor) -> Tensor:
-    """The category in whose part of the cumulative distribution a uniform number falls."""
+    """Find the category in whose part of the cumulative distribution a uniform number falls."""
+    logits = logits.to(torch.promote_types(uniform.dtype, logits.dtype))
     weights = torch.exp(logits - logits.amax(dim=-1, keepdim=True))
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[..., -1:]

@@ -440,3 +440,47 @@ def test_a_head_of_ones_own_has_exact_gradients_or_refuses(kind: type[heads.Head
         strict=True,
     ):
         close(mine, reference, rtol=1e-8)
+
+
+# ---------------------------------------------------------------------- half precision
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_rare_values_are_as_rare_in_half_precision(dtype: torch.dtype) -> None:
+    logit = torch.full((200_000, 1, 1), -8.0, dtype=dtype)
+    head = heads.Bernoulli()
+    x = head.step(head.noise((200_000, 1), logit), logit)
+    assert x.dtype == dtype
+    # 67 are expected; in steps of 1/256 there were none, or eight hundred.
+    assert 30 <= int(x.float().sum()) <= 120
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("name", ["categorical", "mixture"])
+def test_every_component_is_drawn_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    logits = torch.tensor([0.0, -7.0, 0.0], dtype=dtype)
+    if name == "categorical":
+        head: Any = heads.Categorical(3, features=1)
+        drawn = head.step(head.noise((100_000, 1), logits), logits.expand(100_000, 1, 3))
+    else:
+        head = heads.GaussianMixture(3, scale="exp")
+        parameters = torch.cat(
+            [logits, torch.arange(3).to(dtype), torch.full((3,), -9.0).to(dtype)]
+        )
+        drawn = head.step(head.noise((100_000, 1), logits), parameters.expand(100_000, 1, 9))
+        assert drawn.dtype == dtype
+    counts = torch.bincount(drawn.float().round().long().flatten(), minlength=3)
+    assert 15 <= int(counts[1]) <= 85  # 46 are expected
+    assert abs(int(counts[0] - counts[2])) < 1500
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_models_draw_in_half_precision_as_they_score(dtype: torch.dtype) -> None:
+    model = mf.BernoulliMADE(2, hidden_features=())
+    with torch.no_grad():
+        model.made.layers[0].bias.fill_(-8.0)  # type: ignore[union-attr, operator]
+    x = model.to(dtype)().sample((100_000,))
+    assert x.dtype == dtype
+    assert 30 <= int(x.float().sum()) <= 120
