@@ -8,6 +8,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
+SECONDS ?= 3600
 BENCH ?= $(filter-out harness,$(basename $(notdir $(wildcard benchmarks/[!_]*.py))))
 
 VENV := .venv
@@ -31,12 +32,13 @@ ifeq ($(IDENTITY),)
 $(error Expected PYTHON to name a Python 3.10 or newer; '$(PYTHON)' does not run)
 endif
 
-.PHONY: all demo test lint format types doctest docs bench clean help venv broken
+.PHONY: all demo test fuzz lint format types doctest docs bench clean help venv broken
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      fit density models to real data; a minute or two'
 	@echo 'make test      all tests'
+	@echo 'make fuzz      random models against a second way to compute them; an hour (SECONDS=600)'
 	@echo 'make lint      ruff: rules and format;   make format repairs what can be repaired'
 	@echo 'make types     mypy, strict'
 	@echo 'make doctest   the examples in docstrings, README and docs'
@@ -82,6 +84,10 @@ demo: $(DEMO_STAMP)
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(STEP) --junit $(VENV)/test-report.xml 'make test' \
 	  $(PY) -m pytest -n $(JOBS) --junitxml=$(VENV)/test-report.xml $(ARGS)
+
+fuzz: $(STAMP)
+	@OMP_NUM_THREADS=1 MADE_FLOWS_FUZZ_SECONDS=$(SECONDS) $(STEP) --note 'no difference found' \
+	  'make fuzz' $(PY) -m pytest -q -s tests/test_fuzz.py -k as_long_as_asked $(ARGS)
 
 lint: $(STAMP)
 	@$(STEP) 'make lint (rules)' $(PY) -m ruff check .
