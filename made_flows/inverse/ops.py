@@ -29,6 +29,7 @@ __all__ = [
     "refuse_tracing",
     "sequential_inverse",
     "solve",
+    "transposed_solve",
 ]
 
 
@@ -144,6 +145,17 @@ class _AdjointSweep(torch.autograd.Function):
             "Expected first derivatives of a sequential inverse; got second ones, which are not "
             "available. Differentiate the parallel pass instead"
         )
+
+
+def transposed_solve(gradient: Tensor, slopes: Tensor, x: Tensor, network: NetworkSpec) -> Tensor:
+    """The solution (N, D) of a :class:`~made_flows.inverse.problem.TransposedProblem`."""
+    if is_untransformed(gradient):
+        return dispatch.adjoint(TransposedProblem(network, gradient.contiguous(), slopes, x))
+    key = network.structure.key
+    solution: Tensor = adjoint_sweep(
+        gradient.contiguous(), slopes, x, network.tensors, network.bases, key
+    )
+    return solution
 
 
 def implicit_solution(again: Tensor, x: Tensor, slopes: Tensor, network: NetworkSpec) -> Tensor:

@@ -23,7 +23,7 @@ from made_flows.inverse.steps import HeadStep, Step
 from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError
 
-__all__ = ["Conditioner", "HeadStep", "Step", "sequential_inverse"]
+__all__ = ["Conditioner", "HeadStep", "Step", "pull_back", "sequential_inverse"]
 
 
 class Conditioner(Protocol):
@@ -131,6 +131,37 @@ def sequential_inverse(
         network,
     )
     return solution.reshape(*batch, features)
+
+
+def pull_back(
+    conditioner: Conditioner, step: Step, noise: Tensor, x: Tensor, gradient: Tensor
+) -> Tensor:
+    r"""Take a gradient at the solution of a sequential inverse back to its noise, by one sweep.
+
+    .. math:: v = \Bigl(\frac{\partial x}{\partial u}\Bigr)^{\!\top} g
+
+    Args:
+        conditioner: the network, without a context.
+        step: its step.
+        noise: u, (N, D, 1).
+        x: the solution (N, D).
+        gradient: g, (N, D).
+
+    Returns:
+        v, (N, D), a constant.
+
+    Raises:
+        NotUnderstoodError: for a network whose layers are not all there is to it.
+    """
+    with torch.no_grad():
+        network = conditioner.spec(None)
+        parameters = conditioner.evaluate(x)
+    with torch.enable_grad():
+        leaves = noise.detach().requires_grad_(), parameters.detach().requires_grad_()
+        direct, slopes = torch.autograd.grad(step(*leaves).sum(), leaves)
+    with torch.no_grad():
+        swept = operators.transposed_solve(gradient, slopes, x, network)
+        return swept * direct.squeeze(-1)
 
 
 def _context_rows(context: Tensor | None, batch: torch.Size) -> Tensor | None:

@@ -8,11 +8,13 @@ of log q with respect to the sample.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from made_flows.inverse.sequential import Conditioner, pull_back
+from made_flows.inverse.steps import BijectionStep
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import DampedAffine, TriangularAffine
@@ -22,6 +24,9 @@ from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
 
 __all__ = ["ScoredSample", "sample_with_score"]
+
+_JACOBIAN_UP_TO = 32
+"""Features up to which the Jacobian of an affine transform takes less time than a sweep."""
 
 
 class ScoredSample(NamedTuple):
@@ -44,8 +49,9 @@ def sample_with_score(flow: Flow, noise: Tensor) -> ScoredSample:
     .. math:: \nabla_x \log q(x) = J^{-\top} \nabla_z \bigl(\log p_0(z) - \log |\det J|\bigr),
         \qquad J = \partial x / \partial z
 
-    transform by transform, so that no Jacobian is the product of many. Each Jacobian is computed in
-    full, so that the work grows with the square of D.
+    transform by transform, so that no Jacobian is the product of many. The transposed system of an
+    autoregressive transform is solved by one sweep over its network; where there are few features,
+    or the network is not known in its parts, the Jacobian is computed in full.
 
     Args:
         flow: a flow without a context, whose samples are a parallel pass.
@@ -89,13 +95,39 @@ def _past(transform: Transform, z: Tensor, score: Tensor) -> ScoredSample:
     if isinstance(transform, TriangularAffine):
         x, log_det = transform.to_data(z)
         return ScoredSample(x, log_det, transform.pull_back(score))
-    if isinstance(transform, AutoregressiveTransform) and transform.reads == "noise":
+    if type(transform) is AutoregressiveTransform and transform.reads == "noise":
         made, bijection = transform.conditioner, transform.bijection
-        if type(bijection) is DampedAffine and bijection.scale.rule == "bounded" and _plain(made):
+        if (
+            transform.features <= _JACOBIAN_UP_TO
+            and type(bijection) is DampedAffine
+            and bijection.scale.rule == "bounded"
+            and _plain(made)
+        ):
             return _past_affine(made, bijection, z, score)
+        try:
+            return _by_sweep(transform, z, score)
+        except NotUnderstoodError:
+            pass  # a network with hooks, say, which a sweep over its layers would leave out
     x, log_det = transform.to_data(z)
     jacobian, of_log_det = _by_autograd(transform, z.detach())
     return ScoredSample(x, log_det, _solved(jacobian, score - of_log_det))
+
+
+def _by_sweep(transform: AutoregressiveTransform, z: Tensor, score: Tensor) -> ScoredSample:
+    """Past an autoregressive transform of any kind, in the work of a pass or two.
+
+    The sample x is known and z solves the sequential inverse at x, so that the transposed system
+    of the Jacobian is the one that this inverse's gradient solves.
+    """
+    with torch.enable_grad():
+        start = z if z.requires_grad else z.detach().requires_grad_()
+        x, log_det = transform.to_data(start)
+        (of_log_det,) = torch.autograd.grad(log_det.sum(), start, retain_graph=True)
+    step = BijectionStep(transform.bijection, "inverse")
+    conditioner = cast(Conditioner, transform.conditioner)
+    wanted = score - of_log_det
+    score = pull_back(conditioner, step, x.detach().unsqueeze(-1), z.detach(), wanted)
+    return ScoredSample(x, log_det, score)
 
 
 def _solved(jacobian: Tensor, wanted: Tensor, ranks: Tensor | None = None) -> Tensor:

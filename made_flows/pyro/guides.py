@@ -33,8 +33,6 @@ from made_flows.pyro.refinement import Refinement, refine
 
 __all__ = ["AutoIAF"]
 
-_PATH_GRADIENT_UP_TO = 32
-"""Latent dimensions up to which path gradients are the default: they cost the square of that."""
 _DRAWS = 8192
 """Samples for medians and quantiles."""
 _CALLED = "that was called once, to know the model"
@@ -108,9 +106,9 @@ class AutoIAF(AutoContinuous):
         init_loc_fn: where the guide starts, one of Pyro's initialisation functions; by default the
             median of the prior, exact where the prior has a quantile function.
         init_scale: standard deviation of the unconstrained variables at the start.
-        path_gradient: whether ELBOs get path gradients; None for up to 32 latent dimensions, since
-            their work grows with the square. Objectives other than the ELBO that differentiate
-            through samples (``RenyiELBO``) need ``False``: there the rest has another mean.
+        path_gradient: whether ELBOs get path gradients. Objectives other than the ELBO that
+            differentiate through samples (``RenyiELBO``) need ``False``: there the rest has
+            another mean.
         flow: further arguments of :class:`made_flows.IAF`: ``order``, ``bijection``, ``scale``,
             ``activation``, ``residual``, ...
 
@@ -143,7 +141,7 @@ class AutoIAF(AutoContinuous):
         init_loc_fn: Callable[..., Any] = init_to_prior_median,
         init_scale: float = 0.1,
         *,
-        path_gradient: bool | None = None,
+        path_gradient: bool = True,
         **flow: Any,
     ) -> None:
         expect_type(callable(model), "model", "to be a function or module", model)
@@ -226,9 +224,7 @@ class AutoIAF(AutoContinuous):
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowPosterior:
         """The distribution of the unconstrained latent variables (latent_dim,)."""
         posterior = FlowPosterior(self.get_base_dist(), [self.get_transform()])
-        chosen = self._path_gradient
-        few = self.latent_dim <= _PATH_GRADIENT_UP_TO
-        posterior.path_gradient = few if chosen is None else chosen
+        posterior.path_gradient = self._path_gradient
         posterior.guard = self._guard
         return posterior
 
