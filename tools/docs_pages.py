@@ -46,7 +46,7 @@ GROUPS = [
         "Density models",
         "A MADE and a head. Called with a context, a model gives a torch distribution.",
         ours(
-            "GaussianMADE GaussianMixtureMADE BernoulliMADE CategoricalMADE DensityModel "
+            "GaussianMADE GaussianMixtureMADE BernoulliMADE CategoricalMADE DensityModel Model "
             "AutoregressiveDistribution ConditionalDistribution OrderMixture Mixture "
             "MixtureDistribution ConditionalMixture MixtureGain WeightFit"
         ),
