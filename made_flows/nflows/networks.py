@@ -14,9 +14,10 @@ from torch import Tensor
 
 from made_flows._checks import check_event, expect_type, non_negative_integer, positive_integer
 from made_flows.interop.libraries.nflows import conditioner_of
+from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.sequential import HeadStep, sequential_inverse
 from made_flows.nflows.connectivity import wire
-from made_flows.nn.validation import Watch
+from made_flows.nn.validation import NotUnderstoodError, Watch
 from made_flows.univariate.heads import GaussianMixture
 from made_flows.univariate.scales import ScaleRule
 
@@ -250,12 +251,37 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
         """
         number = positive_integer(num_samples, "num_samples")
         self._check_context_of_samples(context)
-        conditioner, step = self._sampler()
+        head = GaussianMixture(
+            self.num_mixture_components, ScaleRule("softplus", offset=0.0, floor=self.epsilon)
+        )
         rows = () if context is None else (len(context),)
         like = self.final_layer.weight.new_empty(0)
-        noise = step.head.noise((number, *rows, self._features), like)
-        samples = sequential_inverse(conditioner, step, noise, context)
+        noise = head.noise((number, *rows, self._features), like)
+        try:
+            samples = sequential_inverse(self._conditioner(), HeadStep(head), noise, context)
+        except NotUnderstoodError as reason:
+            samples = self._sample_by_passes(HeadStep(head), noise, context, reason)
         return samples if context is None else samples.transpose(0, 1)
+
+    def _sample_by_passes(
+        self, step: HeadStep, noise: Tensor, context: Tensor | None, reason: NotUnderstoodError
+    ) -> Tensor:
+        """Sample by a pass for every feature, where the layers are not all there is."""
+        warn_of_passes(self, self._features, reason)
+        rows = None if context is None else context.repeat(len(noise), 1)
+
+        def evaluate(x: Tensor) -> Tensor:
+            outputs: Tensor = self(x.flatten(0, -2), rows)
+            return outputs.reshape(*x.shape, -1)[..., self._head_order()]
+
+        ranks = torch.arange(self._features, device=noise.device)
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            return d_pass_inverse(evaluate, ranks, step, noise)
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def _check_context_of_samples(self, context: Tensor | None) -> None:
         expect_type(
@@ -263,21 +289,20 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
         )
         self._check(self.final_layer.weight.new_empty(self._features), context)
 
-    def _sampler(self) -> tuple[Any, HeadStep]:
-        """The network as a conditioner, and the head; kept while the network is the same."""
+    def _head_order(self) -> Tensor:
+        """Where the parameters of the head stand among a feature's outputs."""
+        # nflows lists logit, mean and width component by component, the head one after other.
+        return torch.arange(3 * self.num_mixture_components).reshape(-1, 3).T.reshape(-1)
+
+    def _conditioner(self) -> Any:
+        """The network as a conditioner; kept while it consists of the same modules."""
         kept = self.__dict__.get("_made_flows_sampler")
-        if kept is None or kept[0] != self.epsilon or not kept[1].unchanged():
+        if kept is None or not kept[0].unchanged():
             net: Any = self
-            head = GaussianMixture(
-                self.num_mixture_components, ScaleRule("softplus", offset=0.0, floor=self.epsilon)
-            )
-            parameters = 3 * self.num_mixture_components
-            # nflows lists logit, mean and width component by component, the head one after other.
-            order = torch.arange(parameters).reshape(-1, 3).T.reshape(-1)
-            conditioner = conditioner_of(net, parameters).reordered(order)
-            kept = (self.epsilon, Watch(net), conditioner, HeadStep(head))
+            order = self._head_order()
+            kept = Watch(net), conditioner_of(net, len(order)).reordered(order)
             self.__dict__["_made_flows_sampler"] = kept
-        return kept[2], kept[3]
+        return kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
         own = self.__dict__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -114,7 +113,8 @@ class MaskedLinear(nn.Module):
 
     def masked(self, mask: Tensor) -> MaskedLinear:
         """A layer of the same weights, not copies of them, under another mask."""
-        other = copy.copy(self)
+        other = type(self).__new__(type(self))  # a parametrized layer refuses to be copied
+        other.__dict__ = dict(self.__dict__)
         other._parameters, other._buffers = dict(self._parameters), dict(self._buffers)
         other._buffers["mask"] = mask.to(self.mask)
         return other
