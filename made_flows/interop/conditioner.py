@@ -95,7 +95,8 @@ class ForeignConditioner:
                 reach = torch.maximum(reach, reaches[layer.adds_to])
             reaches.append(reach)
         if self.direct is not None:
-            reach = torch.maximum(reach, _reach(self.direct, torch.eye(self.features).to(reach)))
+            own = torch.eye(self.features, device=self.device)
+            reach = torch.maximum(reach, _reach(self.direct, own))
         shape = (self.features, -1, self.features)
         if self.parameter_major:
             reach = reach.reshape(-1, self.features, self.features).transpose(0, 1)
@@ -112,12 +113,16 @@ class ForeignConditioner:
 
     def reordered(self, order: Tensor) -> ForeignConditioner:
         """The same network with the parameters of every feature in another order, in place."""
-        feature = torch.arange(self.features)[:, None] * self.counts[0]
+        feature = torch.arange(self.features, device=order.device)[:, None] * self.counts[0]
         self.layers[-1].rows = (feature + order).reshape(-1)
         call = self._call
         self._call = lambda x, context: call(x, context)[..., order]
         self._structures.clear()
         return self
+
+    def settings(self) -> tuple[Any, ...]:
+        """Which activations work in place: they may be set to do so."""
+        return tuple(getattr(layer.activation, "inplace", False) for layer in self.layers)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The network's weights."""

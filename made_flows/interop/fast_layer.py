@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from made_flows._torch import has_concrete_values, is_traced
 from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.inverse.sequential import Conditioner, sequential_inverse
 from made_flows.inverse.steps import BijectionStep
@@ -42,8 +43,15 @@ class Fast:
         self.step = BijectionStep(self.bijection, "inverse")
         inner = self.conditioner
         net = (inner if isinstance(inner, MADE) else inner.net) if self.net is None else self.net
-        self.watch = Watch(net)
+        self._watch = Watch(net)
         self._noisy = [module for module in net.modules() if _depends_on_mode(module)]
+        self._activations = inner.settings() if isinstance(inner, ForeignConditioner) else ()
+
+    def holds(self) -> bool:
+        """Whether the network is made of what it was made of when it was read."""
+        inner = self.conditioner
+        activations = inner.settings() if isinstance(inner, ForeignConditioner) else ()
+        return self._watch.unchanged() and activations == self._activations
 
     def solve(self, known: Tensor, context: Tensor | None = None) -> Tensor:
         """Where the layer maps to the given values (..., D)."""
@@ -59,6 +67,7 @@ class Fast:
         device = next(iter(conditioner.parameters())).device
         return (
             conditioner.features > 1
+            and device.type != "meta"
             and self._fits(known, conditioner.features, device)
             and known.numel() > 0
             and (
@@ -67,8 +76,9 @@ class Fast:
             )
             and self.steady()
             and (self.differentiable or not self._asks_for_gradient(known, context))
-            and torch.autograd.forward_ad._current_level < 0
+            and _reverse_mode_once()
             and not torch.is_autocast_enabled(device.type)
+            and _all_finite(known, context)
         )
 
     def steady(self) -> bool:
@@ -89,6 +99,33 @@ class Fast:
             any(tensor is not None and tensor.requires_grad for tensor in tensors)
             or any(weight.requires_grad for weight in self.conditioner.parameters())
         )
+
+
+def _reverse_mode_once() -> bool:
+    """Whether derivatives that are being taken, if any, are those that the fast inverse has.
+
+    It has first ones in reverse mode, and no trace of torch.jit records them.
+    """
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    kinds = [level.key() for level in levels]
+    return (
+        torch.autograd.forward_ad._current_level < 0
+        and torch._C._functorch.TransformType.Jvp not in kinds
+        and kinds.count(torch._C._functorch.TransformType.Grad) < 2
+        and not (is_traced() and torch.is_grad_enabled())
+    )
+
+
+def _all_finite(*tensors: Tensor | None) -> bool:
+    """Whether all values are finite, as far as they can be read.
+
+    What becomes of others is for the library's own passes to say.
+    """
+    # A sum is finite only where all values are; it takes a tenth of the time of looking at each.
+    return all(
+        tensor is None or not has_concrete_values(tensor) or bool(tensor.detach().sum().isfinite())
+        for tensor in tensors
+    )
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
@@ -120,6 +157,8 @@ class FastLayer:
             if fast is None or not self._made_flows_holds(fast):
                 if torch._C._functorch.peek_interpreter_stack() is not None:
                     return None  # under torch.func masks cannot be read
+                if any(weight.is_meta for weight in cast(nn.Module, self).parameters()):
+                    return None  # nor where there are no values
                 fast = self.made_flows_keep(self.made_flows_read())
         except NotUnderstoodError:
             self.__dict__.pop(_KEPT, None)
@@ -132,7 +171,7 @@ class FastLayer:
         same = len(new) == len(old) and all(
             a is b or (not isinstance(a, Tensor) and a == b) for a, b in zip(new, old, strict=True)
         )
-        return same and fast.watch.unchanged()
+        return same and fast.holds()
 
     def made_flows_ready(self, known: Any, context: Any = None) -> Fast | None:
         """The fast inverse if it gives what the layer's own would, None if not."""

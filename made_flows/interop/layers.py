@@ -15,7 +15,7 @@ from made_flows._cache import TensorCache
 from made_flows.nn.activations import activation_code, is_elementwise, make_activation
 from made_flows.nn.validation import NotUnderstoodError
 
-__all__ = ["IDENTITY", "HostLayer", "elementwise"]
+__all__ = ["IDENTITY", "HostLayer", "elementwise", "expect_stream_kept"]
 
 IDENTITY = nn.Identity()
 
@@ -140,3 +140,25 @@ def elementwise(activation: Any) -> nn.Module:
         name = getattr(activation, "__name__", type(activation).__name__)
         raise NotUnderstoodError(f"its activation {name} is not elementwise")
     return make_activation(activation)
+
+
+def expect_stream_kept(activation: Any, units: int, like: Tensor) -> None:
+    """Raise if an activation works in place where a residual block still needs what it reads.
+
+    The block then adds to what the activation left there, which is another network than the one
+    of its layers.
+
+    Args:
+        activation: a module or function, the first part of a residual block.
+        units: how many units it is applied to.
+        like: a tensor of the network's dtype and device.
+
+    Raises:
+        NotUnderstoodError: if it works in place.
+    """
+    z = torch.linspace(-2, 2, units, dtype=like.dtype, device=like.device)
+    kept = z.clone()
+    with torch.no_grad():
+        activation(z[None])
+    if not torch.equal(z, kept):
+        raise NotUnderstoodError("its activation works in place, over what residual blocks add to")

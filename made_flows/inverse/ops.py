@@ -105,11 +105,14 @@ class _ImplicitSolution(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
         _, x, slopes, ctx.structure, ctx.count, *network = inputs
         ctx.save_for_backward(x, slopes, *network)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:  # autograd's zero, where a recorded pass goes another way
+            return (None,) * len(ctx.needs_input_grad)
         refuse_forward_mode()
         x, slopes, *network = ctx.saved_tensors
         if torch.compiler.is_compiling():  # it does not trace one function inside another

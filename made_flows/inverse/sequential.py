@@ -8,8 +8,8 @@ the weights are not masked). Gradients come from the implicit function theorem.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from made_flows._torch import as_rows, is_untransformed
 from made_flows.inverse import ops as operators
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.problem import Problem
+from made_flows.inverse.second_order import with_second_derivatives
 from made_flows.inverse.steps import HeadStep, Step
 from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError
@@ -130,7 +131,29 @@ def sequential_inverse(
         slopes.reshape(-1, *slopes.shape[-2:]),
         network,
     )
-    return solution.reshape(*batch, features)
+
+    def by_passes(given: Sequence[Tensor | None]) -> Tensor:
+        u, c, before = cast(tuple[Tensor, Tensor | None, Tensor | None], given)
+        levels = int(conditioner.ranks.max()) + 1
+        warn_of_passes(conditioner, levels, "a backward pass is recorded (create_graph=True)")
+        return d_pass_inverse(
+            lambda inputs: conditioner.evaluate(inputs, c),
+            conditioner.ranks,
+            step,
+            u,
+            known=before,
+            prefix=prefix,
+            dtype=conditioner.dtype,
+        )
+
+    modules = (_module(conditioner), step.owner)
+    solution = solution.reshape(*batch, features)
+    return with_second_derivatives(solution, modules, (noise, context, known), by_passes)
+
+
+def _module(conditioner: Conditioner) -> nn.Module:
+    """The module that holds a conditioner's weights."""
+    return conditioner if isinstance(conditioner, nn.Module) else cast(Any, conditioner).net
 
 
 def pull_back(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from made_flows._checks import expect
 from made_flows._keys import KeyedModule
@@ -33,6 +33,10 @@ class Step(Protocol):
 
     filler: float
     """A value that stands for one that is not known yet."""
+
+    @property
+    def owner(self) -> nn.Module:
+        """The head or bijection whose step it is."""
 
     def __call__(self, noise: Tensor, parameters: Tensor, features: Tensor | None = None) -> Tensor:
         """Values (...) from noise (..., P) and parameters (..., K).
@@ -65,6 +69,10 @@ class HeadStep:
         # Gradients take values for what the network reads.
         self.differentiable = head.has_rsample and self.identity_encoding
         self.filler = head.filler
+
+    @property
+    def owner(self) -> nn.Module:
+        return self.head
 
     def __call__(self, noise: Tensor, parameters: Tensor, features: Tensor | None = None) -> Tensor:
         if features is None:
@@ -103,6 +111,10 @@ class BijectionStep:
         self.bijection = bijection
         self.direction = direction
         self.name = f"{direction}:{bijection.key}"
+
+    @property
+    def owner(self) -> nn.Module:
+        return self.bijection
 
     def __call__(self, noise: Tensor, parameters: Tensor, features: Tensor | None = None) -> Tensor:
         if self.direction == "forward":

@@ -229,14 +229,32 @@ def test_forward_mode_through_a_backward_pass_is_refused() -> None:
         torch.func.jvp(lambda g: pull(g)[0], (cotangent,), (cotangent,))
 
 
-def test_second_derivatives_are_refused_and_never_zero() -> None:
+def test_second_derivatives_under_torch_func_are_refused_and_never_zero() -> None:
     model = MODELS["Gaussian | plain"]()
-    noise = noise_of(HeadStep(model.head), 4).requires_grad_()
-    [gradient] = torch.autograd.grad(
-        call_of(model)(noise, None).pow(2).sum(), noise, create_graph=True
-    )
+    noise = noise_of(HeadStep(model.head), 4)
+
+    def loss(noise: Tensor) -> Tensor:
+        return call_of(model)(noise, None).pow(2).sum()
+
     with pytest.raises(NotImplementedError, match="got second ones"):
-        torch.autograd.grad(gradient.sum(), noise)
+        torch.func.grad(lambda u: torch.func.grad(loss)(u).sum())(noise)
+
+
+@pytest.mark.filterwarnings("ignore::made_flows.inverse.d_pass.SlowInverseWarning")
+def test_second_derivatives_go_through_whole_passes() -> None:
+    model = MODELS["Gaussian | plain"]()
+    step = HeadStep(model.head)
+    noise = noise_of(step, 4).requires_grad_()
+    weights = list(model.parameters())
+    found = []
+    for solve in (
+        lambda: call_of(model)(noise, None),
+        lambda: d_pass_inverse(model.made, step, noise),
+    ):
+        first = torch.autograd.grad(solve().pow(2).sum(), [noise, *weights], create_graph=True)
+        penalty = sum(gradient.pow(2).sum() for gradient in first)
+        found.append([*first, *torch.autograd.grad(penalty, [noise, *weights])])
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_the_operators_pass_the_checks_of_torch() -> None:

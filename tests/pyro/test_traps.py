@@ -274,6 +274,7 @@ def test_trap_8_a_density_in_one_pass_keeps_its_weights(name: str, way: str) -> 
 
 JITTED: dict[str, Any] = {
     "affine": lambda: mp.affine_autoregressive(3, hidden_dims=[8]),
+    "inverse of affine": lambda: mp.affine_autoregressive(3, hidden_dims=[8]).inv,
     "spline": lambda: mp.spline_autoregressive(3, hidden_dims=[8], count_bins=4),
     "IAF": lambda: mp.IAF(3, 2, (8,)),
     "IAF, gated": lambda: mp.IAF(3, 1, (8,), bijection="gated", activation="elu"),
@@ -316,12 +317,11 @@ def test_trap_9_a_traced_loss_is_the_loss(name: str) -> None:
     assert not torch.allclose(found[0][0], found[-1][0])
 
 
-@pytest.mark.parametrize("kind", [mp.MAF, lambda D: mp.affine_autoregressive(D).inv])
-def test_trap_9_gradients_that_a_trace_cannot_record_are_refused(kind: Any) -> None:
+def test_trap_9_gradients_that_a_trace_cannot_record_are_refused() -> None:
     pyro.clear_param_store()
     loss = JitTrace_ELBO(ignore_jit_warnings=True)
     with pytest.raises(NotImplementedError, match=r"sequential inverse outside torch.jit.trace"):
-        loss.loss_and_grads(funnel, guide_with(kind(3)))
+        loss.loss_and_grads(funnel, guide_with(mp.MAF(3)))
 
 
 def test_trap_9_a_traced_loss_trains() -> None:

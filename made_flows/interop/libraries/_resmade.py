@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
-from made_flows.interop.layers import IDENTITY, HostLayer, elementwise
+from made_flows.interop.layers import IDENTITY, HostLayer, elementwise, expect_stream_kept
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 
 __all__ = ["FastInverse", "MadeVersion", "expect_known", "made_conditioner"]
@@ -92,6 +92,8 @@ def _add_residual(
     norms = list(block.batch_norm_layers) if block.use_batch_norm else [None, None]
     context = getattr(block, "context_layer", None)
     inner, outer = (_linear(linear, version.module) for linear in block.linear_layers)
+    if norms[0] is None:
+        expect_stream_kept(block.activation, inner.linear.in_features, inner.linear.weight)
     layers[stream].activation, layers[stream].norm = activation, _norm(norms[0])
     inner.activation, inner.norm = activation, _norm(norms[1])
     outer.adds_to = stream

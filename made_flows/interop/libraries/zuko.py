@@ -16,7 +16,7 @@ from zuko.utils import unpack
 from made_flows.interop.bijections import HostMap
 from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
-from made_flows.interop.layers import IDENTITY, HostLayer, elementwise
+from made_flows.interop.layers import IDENTITY, HostLayer, elementwise, expect_stream_kept
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 from made_flows.univariate.bijections import Affine, Bijection
 from made_flows.univariate.scales import ScaleRule
@@ -178,6 +178,9 @@ def _append(layers: list[HostLayer], module: nn.Module) -> None:
     elif isinstance(module, networks.Residual):
         expect_own(module, networks.Residual)
         stream = len(layers) - 1
+        if not isinstance(module[0], networks.MaskedLinear):
+            linear = layers[stream].linear
+            expect_stream_kept(module[0], linear.out_features, linear.weight)
         for part in module:
             _append(layers, part)
         if len(layers) == stream + 1:
