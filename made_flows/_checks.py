@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from made_flows._torch import has_concrete_values
 
@@ -19,15 +19,22 @@ __all__ = [
     "check_event",
     "check_expanded",
     "check_finite",
+    "check_generator",
     "check_sample_shape",
     "check_values",
+    "described",
     "expect",
+    "expect_real",
     "expect_type",
     "non_negative_integer",
     "positive_integer",
     "real_number",
     "widths",
 ]
+
+
+_LONGEST = 80
+"""Characters of a value that an error shows."""
 
 
 def expect(condition: bool, argument: str, expected: str, got: object) -> None:
@@ -39,7 +46,18 @@ def expect(condition: bool, argument: str, expected: str, got: object) -> None:
 def expect_type(condition: bool, argument: str, expected: str, got: object) -> None:
     """Raise a TypeError of the same form, which names the type got, unless the condition holds."""
     if not condition:
-        raise TypeError(f"Expected {argument} {expected}; got {type(got).__name__} {got!r}")
+        raise TypeError(f"Expected {argument} {expected}; got {described(got)}")
+
+
+def described(got: object) -> str:
+    """The type of an object and what it is, in a line: of a module or tensor not all of it."""
+    kind = type(got).__name__
+    if isinstance(got, Tensor):
+        return f"{kind} of shape {tuple(got.shape)}"
+    if isinstance(got, nn.Module):
+        return kind
+    text = " ".join(repr(got).split())
+    return f"{kind} {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}"
 
 
 def _integer(value: Any, argument: str, minimum: int, kind: str) -> int:
@@ -97,6 +115,9 @@ def check_event(x: Any, argument: str, size: int, dtype: torch.dtype | None = No
     """Check that x is a tensor whose last dimension has the given size (and the given dtype)."""
     expect_type(isinstance(x, Tensor), argument, "to be a torch.Tensor", x)
     tensor: Tensor = x
+    if tensor.layout != torch.strided:
+        raise TypeError(f"Expected {argument} to be dense; got {tensor.layout}: .to_dense()")
+    expect_real(tensor, argument)
     if tensor.dim() == 0 or tensor.shape[-1] != size:
         raise ValueError(f"Expected {argument} of shape (..., {size}); got {tuple(tensor.shape)}")
     if dtype is not None and tensor.dtype != dtype and not torch.is_autocast_enabled():
@@ -124,7 +145,7 @@ def check_context(
         if context is not None:
             raise ValueError(
                 f"Expected no context, since the {owner} was made with {argument}=0; got one of "
-                f"shape {tuple(context.shape)}"
+                f"shape {tuple(getattr(context, 'shape', ()))}"
             )
         return None
     if context is None:
@@ -147,9 +168,9 @@ def check_broadcast(**shapes: Sequence[int]) -> torch.Size:
         raise ValueError(f"Expected shapes that broadcast together; got {named}") from None
 
 
-def check_expanded(to: Sequence[int], batch_shape: torch.Size) -> torch.Size:
+def check_expanded(to: Any, batch_shape: torch.Size) -> torch.Size:
     """The batch shape that a distribution is expanded to, or a ValueError if its own does not."""
-    shape = torch.Size(to)
+    shape = check_sample_shape(to, "batch_shape")
     if check_broadcast(expanded=shape, batch_shape=batch_shape) != shape:
         raise ValueError(
             f"Expected a shape that batch_shape {tuple(batch_shape)} broadcasts to; got "
@@ -158,8 +179,8 @@ def check_expanded(to: Sequence[int], batch_shape: torch.Size) -> torch.Size:
     return shape
 
 
-def check_sample_shape(shape: Any) -> torch.Size:
-    """The shape of the samples that are asked for; an integer n means (n,).
+def check_sample_shape(shape: Any, argument: str = "sample_shape") -> torch.Size:
+    """The shape that is asked for; an integer n means (n,).
 
     Raises:
         TypeError: for what is no shape.
@@ -168,12 +189,41 @@ def check_sample_shape(shape: Any) -> torch.Size:
     try:
         size = torch.Size((int(shape),) if isinstance(shape, Integral) else shape)
     except (TypeError, RuntimeError):
-        raise TypeError(
-            f"Expected sample_shape to be a sequence of integers, or an integer; got "
-            f"{type(shape).__name__} {shape!r}"
-        ) from None
-    expect(all(n >= 0 for n in size), "sample_shape", "to be of sizes >= 0", tuple(size))
-    return size
+        size = None
+    known = size is not None and not isinstance(shape, bool)
+    expect_type(known, argument, "to be a sequence of integers, or an integer", shape)
+    checked = cast(torch.Size, size)
+    expect(all(n >= 0 for n in checked), argument, "to be of sizes >= 0", tuple(checked))
+    return checked
+
+
+def check_generator(generator: Any, *, draws: bool = True) -> None:
+    """Refuse what is no random generator, and one of which nothing would be drawn."""
+    known = generator is None or isinstance(generator, torch.Generator)
+    expect_type(known, "generator", "to be a torch.Generator or None", generator)
+    expect(generator is None or draws, "generator", "to be left out, as nothing is drawn", "one")
+
+
+def expect_real(x: Tensor, argument: str) -> None:
+    """Raise a TypeError for complex numbers."""
+    if x.is_complex():
+        raise TypeError(f"Expected {argument} to be real; got {x.dtype}")
+
+
+def as_numbers(value: Any, argument: str) -> Tensor:
+    """An array-like as a dense tensor of real numbers.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    try:
+        tensor = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError):
+        expect_type(False, argument, "to hold numbers, in rows of one length", value)
+        raise
+    expect_type(tensor.layout == torch.strided, argument, "to be dense", tensor.layout)
+    expect_real(tensor, argument)
+    return tensor
 
 
 def check_finite(x: Tensor, argument: str) -> None:

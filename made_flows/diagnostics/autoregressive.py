@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, positive_integer
+from made_flows._checks import check_generator, expect, expect_type, positive_integer
 from made_flows.nn import masks as mk
 from made_flows.nn.made import MADE
 
@@ -93,7 +93,15 @@ def check_autoregressive(
         autoregressive in 3 features (by masks and autograd), fully connected
     """
     points = positive_integer(points, "points")
+    check_generator(generator)
+    expect_type(callable(conditioner), "conditioner", "to be a MADE or a function", conditioner)
     if isinstance(conditioner, MADE):
+        same = features is None or features == conditioner.features
+        expect(same, "features", f"to be {conditioner.features}, as the MADE has them", features)
+        plain = isinstance(order, str) and order == "natural"
+        expect(plain, "order", "to be left out for a MADE, which has its own", repr(order))
+        if context is not None:
+            conditioner.check_context(context)
         features, ranks = conditioner.features, conditioner.ranks.cpu()
         if conditioner.context and context is None:
             context = torch.randn(conditioner.context, generator=generator)
@@ -139,6 +147,7 @@ def _dependence(
     def outputs(x: Tensor) -> Tensor:
         result = function(x) if context is None else function(x, context)
         result = torch.stack(list(result), dim=-1) if isinstance(result, tuple) else result
+        expect_type(isinstance(result, Tensor), "outputs", "to be a tensor", result)
         if result.dim() == 1:
             result = result.unsqueeze(-1)
         expect(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, expect_type
+from made_flows._checks import expect, expect_real, expect_type, real_number
 
 __all__ = ["SmoothedWeights", "fit_pareto", "pareto_smooth"]
 
@@ -83,11 +83,12 @@ def pareto_smooth(log_weights: Tensor, relative_efficiency: float = 1.0) -> Smoo
     expect_type(isinstance(log_weights, Tensor), "log_weights", "to be a tensor", log_weights)
     shape = tuple(log_weights.shape)
     expect(len(shape) == 1 and shape[0] > 1, "log_weights", "of shape (S,) with S > 1", shape)
+    expect_real(log_weights, "log_weights")
     log_weights = log_weights.detach().double().cpu()
     expect(not bool(log_weights.isnan().any()), "log_weights", "without NaN", "some")
     largest = log_weights.max()
     expect(bool(largest.isfinite()), "log_weights", "with a finite largest one", float(largest))
-    expect(relative_efficiency > 0, "relative_efficiency", "to be positive", relative_efficiency)
+    relative_efficiency = real_number(relative_efficiency, "relative_efficiency", above=0)
 
     count = len(log_weights)
     # Exponentials that are zero in float64 would be ties of their own.

@@ -63,7 +63,10 @@ class CompletionDistribution(VectorDistribution):
 
     def _kept(self, samples: Tensor) -> Tensor:
         """Samples with the observed values as they were given, to the last bit."""
-        return torch.where(self.observed, self.x.to(samples.dtype), samples)
+        dtype = samples.dtype
+        if self.x.is_floating_point() and dtype.is_floating_point:
+            dtype = torch.promote_types(self.x.dtype, dtype)
+        return torch.where(self.observed, self.x.to(dtype), samples.to(dtype))
 
     def _rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, masks and contexts as lists of rows."""

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 from made_flows._checks import expect_type, positive_integer
 from made_flows.distributions.conditional import CompletionDistribution
 
-__all__ = ["HasConditionals", "Model", "check_model"]
+__all__ = [
+    "HasConditionals",
+    "Model",
+    "check_model",
+    "is_everywhere",
+    "same_support",
+    "value_support",
+]
 
 
 class Model(nn.Module):
@@ -42,6 +50,12 @@ class Model(nn.Module):
     def distribution(self, context: Tensor | None = None) -> Distribution:
         """The distribution of the features, given the context (..., C)."""
         raise NotImplementedError
+
+    @property
+    def support(self) -> Any:
+        """Where values live: a constraint."""
+        like = next(self.parameters(), torch.empty(0))
+        return self.distribution(like.new_zeros(self.context) if self.context else None).support
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         """The distribution of the features, given the context (..., C)."""
@@ -78,3 +92,33 @@ def check_model(model: Any, argument: str) -> Model:
     expect_type(isinstance(model, Model), argument, "to be a model with features", model)
     checked: Model = model
     return checked
+
+
+def is_everywhere(support: Any) -> bool:
+    """Whether a constraint holds for all vectors of reals."""
+    return type(value_support(support)) is type(constraints.real)
+
+
+def same_support(one: Any, other: Any) -> bool:
+    """Whether two constraints are of one kind, with equal bounds."""
+    one, other = value_support(one), value_support(other)
+    bounds, others = vars(one), vars(other)
+    return (
+        type(one) is type(other)
+        and bounds.keys() == others.keys()
+        and all(_equal(bounds[name], others[name]) for name in bounds)
+    )
+
+
+def value_support(support: Any) -> Any:
+    """The constraint of a single value, of one of vectors."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
+def _equal(one: Any, other: Any) -> bool:
+    numbers = all(isinstance(bound, (int, float, Tensor)) for bound in (one, other))
+    if not numbers:
+        return bool(one is other)
+    return bool((torch.as_tensor(one) == torch.as_tensor(other)).all())

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Independent, Normal, Transform
 
 from made_flows._checks import expect, expect_type, positive_integer
 from made_flows._registry import saveable
-from made_flows.models.base import Model
+from made_flows.models.base import Model, is_everywhere, value_support
 
 __all__ = ["FixedBase", "StandardNormal", "make_base"]
 
@@ -119,4 +119,9 @@ def make_base(base: Any, features: int | None) -> Model:
     if features is not None:
         expect(base.features == features, "base", f"to have {features} features", base.features)
     model: Model = base
+    # Noise is anywhere: transforms map all reals to all reals.
+    if features is not None:
+        reals = is_everywhere(model.support)
+        wanted = "to have all reals as the support of every feature"
+        expect(reals, "base", wanted, value_support(model.support))
     return model

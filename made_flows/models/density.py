@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, expect_type
+from made_flows._checks import check_generator, expect, expect_type
 from made_flows._registry import saveable
 from made_flows.distributions.autoregressive import AutoregressiveDistribution
 from made_flows.distributions.conditional import ConditionalDistribution
@@ -18,7 +19,7 @@ from made_flows.models.order_schedule import OrderSchedule
 from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Head
 
-__all__ = ["DensityModel"]
+__all__ = ["DensityModel", "draws_now"]
 
 
 @saveable
@@ -84,6 +85,7 @@ class DensityModel(Model, HasConditionals):
         self.head = head
         self.schedule = None
         scheduled = orders is not None or masks is not None
+        check_generator(generator, draws=draws_now(orders) or draws_now(masks))
         if scheduled or orders_per_batch != 1:
             expect(scheduled, "orders_per_batch", "to be left out without orders or masks",
                    orders_per_batch)  # fmt: skip
@@ -166,3 +168,8 @@ class DensityModel(Model, HasConditionals):
         return ConditionalDistribution(
             self.made, self.head, x, observed, context, schedule=self.schedule
         )
+
+
+def draws_now(value: Any) -> bool:
+    """Whether orders or masks are a number, to be drawn when a model is made."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -54,6 +54,9 @@ class Flow(Model):
 
     def __init__(self, transforms: Sequence[Transform], base: Any = None) -> None:
         super().__init__()
+        given: Any = transforms
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        expect_type(several, "transforms", "to be a sequence of transforms", transforms)
         transforms = list(transforms)
         for i, transform in enumerate(transforms):
             name = f"transforms[{i}]"

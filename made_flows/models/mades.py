@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from made_flows._registry import saveable
-from made_flows.models.density import DensityModel
+from made_flows.models.density import DensityModel, draws_now
 from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Bernoulli, Categorical, Gaussian, GaussianMixture
 from made_flows.univariate.scales import ScaleRule
@@ -68,11 +68,11 @@ class GaussianMADE(DensityModel):
             features, context, hidden_features, head.outputs, order=order, degrees=degrees,
             activation=activation, residual=residual, direct=direct, dropout=dropout,
             adjacency=adjacency, mask_weights=_mask_weights(mask_weights, orders, masks),
-            generator=generator,
+            generator=_of_network(generator, orders, masks, order, degrees),
         )  # fmt: skip
         super().__init__(
             conditioner, head, orders=orders, masks=masks, orders_per_batch=orders_per_batch,
-            generator=generator,
+            generator=generator if draws_now(orders) or draws_now(masks) else None,
         )  # fmt: skip
 
 
@@ -130,11 +130,11 @@ class GaussianMixtureMADE(DensityModel):
             features, context, hidden_features, head.outputs, order=order, degrees=degrees,
             activation=activation, residual=residual, direct=direct, dropout=dropout,
             adjacency=adjacency, mask_weights=_mask_weights(mask_weights, orders, masks),
-            generator=generator,
+            generator=_of_network(generator, orders, masks, order, degrees),
         )  # fmt: skip
         super().__init__(
             conditioner, head, orders=orders, masks=masks, orders_per_batch=orders_per_batch,
-            generator=generator,
+            generator=generator if draws_now(orders) or draws_now(masks) else None,
         )  # fmt: skip
 
 
@@ -188,11 +188,11 @@ class BernoulliMADE(DensityModel):
             features, context, hidden_features, head.outputs, order=order, degrees=degrees,
             activation=activation, residual=residual, direct=direct, dropout=dropout,
             adjacency=adjacency, mask_weights=_mask_weights(mask_weights, orders, masks),
-            generator=generator,
+            generator=_of_network(generator, orders, masks, order, degrees),
         )  # fmt: skip
         super().__init__(
             conditioner, head, orders=orders, masks=masks, orders_per_batch=orders_per_batch,
-            generator=generator,
+            generator=generator if draws_now(orders) or draws_now(masks) else None,
         )  # fmt: skip
 
 
@@ -244,12 +244,13 @@ class CategoricalMADE(DensityModel):
         conditioner = MADE(
             features, context, hidden_features, head.outputs, inputs=head.inputs, order=order,
             degrees=degrees, activation=activation, residual=residual, direct=direct,
-            dropout=dropout, adjacency=adjacency, generator=generator,
+            dropout=dropout, adjacency=adjacency,
+            generator=_of_network(generator, orders, masks, order, degrees),
             mask_weights=_mask_weights(mask_weights, orders, masks),
         )  # fmt: skip
         super().__init__(
             conditioner, head, orders=orders, masks=masks, orders_per_batch=orders_per_batch,
-            generator=generator,
+            generator=generator if draws_now(orders) or draws_now(masks) else None,
         )  # fmt: skip
 
 
@@ -259,3 +260,9 @@ def _mask_weights(given: Any, orders: Any, masks: Any) -> Any:
         return given
     # Networks whose masks change gain from being told them.
     return True if masks is not None else "order" if orders is not None else False
+
+
+def _of_network(generator: Any, orders: Any, masks: Any, order: Any, degrees: Any) -> Any:
+    """The generator for a network: none where orders and masks alone are drawn from it."""
+    drawn = "random" in (order if isinstance(order, str) else None, degrees)
+    return generator if drawn or not (draws_now(orders) or draws_now(masks)) else None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from made_flows._checks import (
+    as_numbers,
     check_event,
+    check_generator,
     expect,
     expect_type,
     non_negative_integer,
@@ -20,7 +23,7 @@ from made_flows._checks import (
 from made_flows._registry import saveable
 from made_flows.distributions.conditional import ConditionalMixture
 from made_flows.distributions.mixture import MixtureDistribution, in_chunks
-from made_flows.models.base import HasConditionals, Model, check_model
+from made_flows.models.base import HasConditionals, Model, check_model, same_support, value_support
 from made_flows.models.density import DensityModel
 from made_flows.models.mixture_weights import MixtureGain, WeightFit, fit_sparse_weights
 from made_flows.models.order_schedule import OrderSchedule
@@ -46,7 +49,7 @@ class MixtureModel(Model, HasConditionals, ABC):
         if weights is None:
             checked = torch.full((count,), 1 / count)
         else:
-            checked = torch.as_tensor(weights, dtype=torch.get_default_dtype()).detach().clone()
+            checked = as_numbers(weights, "weights").to(torch.get_default_dtype(), copy=True)
             shape = tuple(checked.shape)
             expect(shape == (count,), "weights", f"of shape ({count},), one each", shape)
             valid = bool((torch.isfinite(checked) & (checked >= 0)).all())
@@ -164,11 +167,10 @@ class MixtureModel(Model, HasConditionals, ABC):
         """
         iterations = non_negative_integer(iterations, "iterations")
         tolerance = real_number(tolerance, "tolerance")
+        expect(tolerance >= 0, "tolerance", "to be >= 0", tolerance)
         threshold = real_number(threshold, "threshold")
         expect(0 <= threshold < 1, "threshold", "to be in [0, 1)", threshold)
-        check_event(x, "x", self.features)
-        expect(x.dim() == 2 and len(x) > 0, "x", f"of shape (N, {self.features}), N > 0",
-               tuple(x.shape))  # fmt: skip
+        self._check_rows(x)
         before = self.weights.clone()
         self.weights.fill_(1 / len(self))  # a component of weight zero would not be scored
         try:
@@ -191,9 +193,15 @@ class MixtureModel(Model, HasConditionals, ABC):
         self.weights.copy_(weights)
         return WeightFit(tuple(history), tuple(weights.tolist()))
 
+    def _check_rows(self, x: Tensor) -> None:
+        check_event(x, "x", self.features)
+        wanted = f"of shape (N, {self.features}), N > 0"
+        expect(x.dim() == 2 and len(x) > 0, "x", wanted, tuple(x.shape))
+
     @torch.no_grad()
     def gain(self, x: Tensor, context: Tensor | None = None) -> MixtureGain:
         """The mean log-likelihood of rows (N, D) beside that of each component (of weight > 0)."""
+        self._check_rows(x)
         with modes_kept(self):
             scores = self.eval().component_log_probs(x, context).double()
         used = self.weights > 0
@@ -218,8 +226,8 @@ class Mixture(MixtureModel):
 
     Raises:
         TypeError: for components that are no models.
-        ValueError: for none of them, for numbers of features or context variables that differ,
-            and for weights of another number or sign.
+        ValueError: for none of them, for numbers of features or context variables or supports
+            that differ, and for weights of another number or sign.
 
     Example:
         >>> import made_flows as mf
@@ -239,6 +247,10 @@ class Mixture(MixtureModel):
             for name in ("features", "context"):
                 wanted, got = (getattr(m, name) for m in (models[0], model))
                 expect(got == wanted, f"components[{i}]", f"to have {name}={wanted}", got)
+            wanted, got = models[0].support, model.support
+            same = same_support(wanted, got)
+            wanted, got = value_support(wanted), value_support(got)
+            expect(same, f"components[{i}]", f"to have the first one's support, {wanted}", got)
         self.components = nn.ModuleList(models)
         self.training = any(model.training for model in models)
         self.features, self.context = models[0].features, models[0].context
@@ -267,8 +279,9 @@ class OrderMixture(MixtureModel):
 
     Raises:
         TypeError: for anything but a density model.
-        ValueError: for the model of a graph, orders that are no permutations, more orders than
-            the fixed set has that the model was trained on.
+        ValueError: for the model of a graph or of one order, orders that are no permutations,
+            more orders than the fixed set has that the model was trained on, and a generator
+            where nothing is drawn.
 
     References:
         Uria, Murray, Larochelle 2014, *A Deep and Tractable Density Estimator*, section 4.
@@ -295,6 +308,11 @@ class OrderMixture(MixtureModel):
         super().__init__()
         expect_type(isinstance(model, DensityModel), "model", "to be a DensityModel", model)
         expect(model.made.graph is None, "model", "to have an order", "the model of a graph")
+        wanted = "to be made with orders or masks, so that there are several to mix"
+        expect(model.schedule is not None, "model", wanted, "a model of one order")
+        fixed = not (orders is None or isinstance(orders, Integral))
+        masks = model.schedule is not None and model.schedule.any_degrees
+        check_generator(generator, draws=masks or not fixed)
         self.model = model
         self.training = model.training
         self.features, self.context = model.features, model.context

@@ -15,6 +15,7 @@ from made_flows._checks import (
     check_broadcast,
     check_context,
     check_event,
+    check_generator,
     expect,
     non_negative_integer,
     positive_integer,
@@ -132,6 +133,8 @@ class MADE(MaskedMLP):
             hidden=_with_block_ends(hidden) if residual else hidden,
             residual=residual,
         )
+        named = order if isinstance(order, str) else None
+        check_generator(generator, draws=adjacency is None and "random" in (named, degrees))
         if adjacency is None:
             ranks = mk.ranks_from_order(mk.make_order(features, order, generator))
             connectivity = connect_in_order(shape, ranks, degrees, generator)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from made_flows._checks import check_finite
+from made_flows._checks import as_numbers, check_finite, expect, expect_type
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "GREY", "ORANGE", "figure_of", "matrix", "tidy"]
+__all__ = ["BLUE", "GREY", "ORANGE", "figure_of", "matrix", "texts", "tidy"]
 
 BLUE, ORANGE, GREY = "#1f5a96", "#d9741a", "#8a8f98"
 
@@ -43,11 +43,19 @@ def tidy(ax: Axes) -> None:
 
 def matrix(values: Any, name: str, *, missing: bool = False) -> NDArray[np.float64]:
     """Finite values of shape (N, D) as an array, NaN among them where some may be missing."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-    array = np.asarray(values, dtype=np.float64)
+    array = as_numbers(values, name).cpu().double().numpy()
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"Expected {name} of shape (N, D); got {array.shape}")
     known = torch.from_numpy(array)
     check_finite(known.nan_to_num(0.0, torch.inf, -torch.inf) if missing else known, name)
     return array
+
+
+def texts(values: Any, name: str, count: int | None = None) -> list[str]:
+    """Names as a list, of a number if one is given."""
+    several = isinstance(values, Sequence) and not isinstance(values, str)
+    several = several and all(isinstance(value, str) for value in values)
+    expect_type(several, name, "to be a sequence of strings", values)
+    given = len(values)
+    expect(count is None or given == count, name, f"to have {count} entries", given)
+    return list(values)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from made_flows._checks import expect, positive_integer
-from made_flows.plotting._figures import figure_of, matrix
+from made_flows._checks import expect, expect_type, positive_integer
+from made_flows.plotting._figures import figure_of, matrix, texts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +44,10 @@ def image_grid(
         (19, 91)
     """
     pixels = matrix(images, "images", missing=True)
+    given: Any = shape
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    expect_type(several, "shape", "to be (height, width) or (height, width, 3)", shape)
+    titles = texts(titles, "titles")
     sizes = tuple(positive_integer(size, "shape") for size in shape)
     colour = len(sizes) == 3 and sizes[2] == 3
     expect(colour or len(sizes) == 2, "shape", "to be (height, width) or (height, width, 3)", shape)
@@ -57,7 +61,8 @@ def image_grid(
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
 
-    height, titles = sizes[0], titles[: -(-len(pixels) // columns)]
+    height, rows = sizes[0], -(-len(pixels) // columns)
+    expect(len(titles) <= rows, "titles", f"to have {rows} entries at most, one a row", len(titles))
     across = 7.0 if columns >= 8 else max(2.0, 0.9 * columns)
     ax = _axes(across, across * canvas.shape[0] / canvas.shape[1], titles)
     ax.set_facecolor(_PAPER)

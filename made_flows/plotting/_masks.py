@@ -39,7 +39,7 @@ def masks(model: nn.Module) -> Figure:
         >>> [ax.get_title() for ax in figure.axes]
         ['hidden 1', 'hidden 2', 'output', 'all together']
     """
-    expect_type(hasattr(model, "modules"), "model", "to be a MADE, or to have one", model)
+    expect_type(isinstance(model, nn.Module), "model", "to be a MADE, or to have one", model)
     made = next((module for module in model.modules() if isinstance(module, MADE)), None)
     if made is None:
         raise TypeError(f"Expected model to be a MADE, or to have one; got {type(model).__name__}")

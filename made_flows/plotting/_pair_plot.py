@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from made_flows._checks import expect, positive_integer
-from made_flows.plotting._figures import BLUE, ORANGE, figure_of, matrix, tidy
+from made_flows.plotting._figures import BLUE, ORANGE, figure_of, matrix, texts, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ def pair_plot(
     other: Any = None,
     names: Sequence[str] | None = None,
     max_features: int = 8,
-    labels: tuple[str, str] = ("samples", "other"),
+    labels: Sequence[str] = ("samples", "other"),
 ) -> Figure:
     """Every pair of features, as points and the regions that hold 50% and 90% of them.
 
@@ -52,8 +52,10 @@ def pair_plot(
         sets.append(matrix(other, "other"))
     features = sets[0].shape[1]
     expect(sets[-1].shape[1] == features, "other", f"to have {features} columns", sets[-1].shape[1])
-    names = [f"$x_{{{i}}}$" for i in range(features)] if names is None else list(names)
-    expect(len(names) == features, "names", f"to have {features} entries", len(names))
+    if names is None:
+        names = [f"$x_{{{i}}}$" for i in range(features)]
+    names = texts(names, "names", features)
+    labels = texts(labels, "labels", 2)
     shown = min(features, positive_integer(max_features, "max_features"))
     side = max(1.45 * shown, 3.0)
     figure = figure_of(side, side)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from made_flows._checks import expect_type
 from made_flows.plotting._figures import BLUE, GREY, figure_of, tidy
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ def training_curve(history: Curves, ax: Axes | None = None) -> Figure:
         >>> figure.axes[0].get_xlabel()
         'epoch'
     """
+    names = ("train", "validation", "best_epoch", "best", "epochs")
+    known = all(hasattr(history, name) for name in names)
+    expect_type(known, "history", "to be what fit returned", history)
+    expect_type(ax is None or hasattr(ax, "plot"), "ax", "to be axes of matplotlib, or None", ax)
     if ax is None:
         ax = figure_of(5.6, 3.4).add_subplot()
     curves = {"training": (history.train, GREY), "validation": (history.validation, BLUE)}

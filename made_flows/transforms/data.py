@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from made_flows._checks import (
+    as_numbers,
     check_event,
     check_finite,
     check_values,
@@ -89,11 +90,13 @@ class Logit(Transform):
     Args:
         low: l, (D,).
         high: h, (D,).
-        margin: :math:`\lambda`, which keeps the ends of the intervals finite.
+        margin: :math:`\lambda`, which keeps the ends of the intervals finite: the density reaches
+            :math:`\lambda (h - l) / (1 - 2 \lambda)` beyond them, and is normalised there. With 0
+            it ends at l and h, which have no noise themselves.
 
     Raises:
         ValueError: for bounds of which one alone is infinite, for intervals that are empty, and,
-            naming row and column, for values outside the intervals.
+            naming row and column, for values outside the intervals as the margin widens them.
 
     References:
         Papamakarios et al. 2017, *Masked Autoregressive Flow*, appendix D (images).
@@ -140,7 +143,13 @@ class Logit(Transform):
 
     @property
     def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.interval(self.low, self.high), 1)
+        low, high, length = self._interval()
+        beyond = self.margin * length / (1 - 2 * self.margin)
+        low, high = (
+            torch.where(self.bounded, *ends)
+            for ends in ((low - beyond, self.low), (high + beyond, self.high))
+        )
+        return constraints.independent(constraints.interval(low, high), 1)
 
     def _interval(self) -> tuple[Tensor, Tensor, Tensor]:
         """Lower and upper ends, and lengths; 0, 1 and 1 where there are no bounds."""
@@ -148,18 +157,23 @@ class Logit(Transform):
         high = torch.where(self.bounded, self.high, 1.0)
         return low, high, high - low
 
+    def _shares(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The shares p and 1 - p of the interval on both sides of a value, and its length.
+
+        Both from their own end, as 1 - p would lose the small ones.
+        """
+        low, high, length = self._interval()
+        at, inner = torch.where(self.bounded, x, 0.5), 1 - 2 * self.margin
+        below = self.margin + inner * (at - low) / length
+        return below, self.margin + inner * (high - at) / length, length
+
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_event(x, "x", self.features, self.low.dtype)
-        within = (x >= self.low) & (x <= self.high)
-        if self.margin == 0:
-            within = (x > self.low) & (x < self.high)
-        check_values(x, within, "value", "to be between the bounds of its column")
-        low, high, length = self._interval()
         inner = 1 - 2 * self.margin
-        at = torch.where(self.bounded, x, 0.5)
-        # Both distances from the ends, as 1 - p would lose the small ones.
-        below = torch.log(self.margin + inner * (at - low) / length)
-        above = torch.log(self.margin + inner * (high - at) / length)
+        below, above, length = self._shares(x)
+        within = ~self.bounded | ((below > 0) & (above > 0))
+        check_values(x, within & ~torch.isnan(x), "value", "to be between the bounds of its column")
+        below, above = torch.log(below), torch.log(above)
         each = math.log(inner) - torch.log(length) - below - above
         log_det = torch.where(self.bounded, each, 0.0).sum(dim=-1)
         return torch.where(self.bounded, below - above, x), log_det
@@ -173,8 +187,9 @@ class Logit(Transform):
         near_low = low + length * (torch.sigmoid(at) - self.margin) / inner
         near_high = high - length * (torch.sigmoid(-at) - self.margin) / inner
         x = torch.where(at < 0, near_low, near_high)
-        # Noise beyond the margin's reach stands for the ends themselves.
-        x = torch.minimum(torch.maximum(x, low), high)
+        # Rounding must not carry a value past the last one that has noise.
+        below, above, _ = self._shares(x)
+        x = torch.where(below > 0, torch.where(above > 0, x, high), low)
         sigmoids = torch.nn.functional.logsigmoid(at) + torch.nn.functional.logsigmoid(-at)
         each = sigmoids + torch.log(length) - math.log(inner)
         log_det = torch.where(self.bounded, each, 0.0).sum(dim=-1)
@@ -206,14 +221,7 @@ class Log(Transform):
     def __init__(self, features: int, columns: Sequence[int] | None = None) -> None:
         super().__init__()
         self.features = positive_integer(features, "features")
-        chosen = torch.ones(self.features, dtype=torch.bool)
-        if columns is not None:
-            chosen.zero_()
-            for i, column in enumerate(columns):
-                index = non_negative_integer(column, f"columns[{i}]")
-                expect(index < features, f"columns[{i}]", f"to be below {features}", column)
-                chosen[index] = True
-        self.register_buffer("chosen", chosen, persistent=False)
+        self.register_buffer("chosen", _chosen(self.features, columns), persistent=False)
 
     @classmethod
     def fit(cls, x: Any) -> Log:
@@ -274,8 +282,7 @@ class Dequantize(Transform):
     def __init__(self, features: int, columns: Sequence[int] | None = None) -> None:
         super().__init__()
         self.features = positive_integer(features, "features")
-        chosen = Log(self.features, columns).chosen
-        self.register_buffer("chosen", chosen, persistent=False)
+        self.register_buffer("chosen", _chosen(self.features, columns), persistent=False)
         # Says in which dtype integers become noise: it moves with the model.
         self.register_buffer("one", torch.ones(()))
 
@@ -305,17 +312,33 @@ class Dequantize(Transform):
 
 def _rows(x: Any) -> Tensor:
     """Data as finite rows (N, D) in double precision."""
-    rows = torch.as_tensor(x).detach().double()
-    expect(rows.dim() == 2 and len(rows) > 0, "x", "of shape (N, D)", tuple(rows.shape))
+    rows = as_numbers(x, "x").double()
+    expect(rows.dim() == 2 and rows.numel() > 0, "x", "of shape (N, D)", tuple(rows.shape))
     check_finite(rows, "x")
     return rows
 
 
 def _columns(value: Any, argument: str) -> Tensor:
     """One number per column, as a tensor of floats."""
-    expect_type(not isinstance(value, str), argument, "to hold numbers", value)
-    tensor = torch.as_tensor(value).detach().clone()
+    tensor = as_numbers(value, argument).clone()
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
     expect(tensor.dim() == 1 and len(tensor) > 0, argument, "of shape (D,)", tuple(tensor.shape))
     return tensor
+
+
+def _chosen(features: int, columns: Any) -> Tensor:
+    """Which columns are meant, (D,): all of them for None."""
+    if columns is None:
+        return torch.ones(features, dtype=torch.bool)
+    chosen = torch.zeros(features, dtype=torch.bool)
+    several = isinstance(columns, Iterable) and not isinstance(columns, str)
+    expect_type(several, "columns", "to be a sequence of integers, or None", columns)
+    for i, column in enumerate(columns):
+        index = non_negative_integer(
+            column.item() if isinstance(column, Tensor) else column, f"columns[{i}]"
+        )
+        expect(index < features, f"columns[{i}]", f"to be below {features}", index)
+        expect(not bool(chosen[index]), f"columns[{i}]", "to be named once", index)
+        chosen[index] = True
+    return chosen

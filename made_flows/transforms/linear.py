@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from made_flows._checks import check_event, positive_integer
+from made_flows._checks import check_event, check_generator, positive_integer
 from made_flows._registry import saveable
 from made_flows.nn.masks import make_order, ranks_from_order
 from made_flows.transforms.base import Transform
@@ -43,6 +43,7 @@ class Permutation(Transform):
     ) -> None:
         super().__init__()
         self.features = positive_integer(features, "features")
+        check_generator(generator, draws=isinstance(order, str) and order == "random")
         self.register_buffer("order", make_order(self.features, order, generator))
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -86,6 +87,7 @@ class InvertibleLinear(Transform):
     def __init__(self, features: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.features = positive_integer(features, "features")
+        check_generator(generator)
         drawn = torch.randn(features, features, dtype=torch.float64, generator=generator)
         P, L, U = torch.linalg.lu(torch.linalg.qr(drawn).Q)
         diagonal = U.diagonal()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import check_event, expect, positive_integer, real_number
+from made_flows._checks import check_event, check_finite, expect, positive_integer, real_number
 from made_flows._registry import saveable
 from made_flows._torch import has_concrete_values
 from made_flows.transforms.base import Transform
@@ -142,6 +142,7 @@ class ActNorm(Transform):
         A column that is constant in these data keeps its scale.
         """
         check_event(x, "x", self.features, self.shift.dtype)
+        check_finite(x, "the first batch")
         rows = x.reshape(-1, self.features)
         expect(len(rows) > 1, "the first batch", "to have at least two rows", len(rows))
         std, mean = torch.std_mean(rows, dim=0)

@@ -598,3 +598,12 @@ def test_mistakes_are_refused(name: str) -> None:
     call, kind, message = MISTAKES[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_observed_values_keep_their_precision() -> None:
+    model = mf.GaussianMADE(3, orders="all")
+    x = torch.tensor([[1 / 3, math.nan, 2.0], [math.nan, 0.1, math.nan]], dtype=F64)
+    rows = model.impute(x, 2)
+    assert rows.dtype == F64
+    known = ~x.isnan()
+    assert torch.equal(rows[0][known], x[known])

@@ -327,6 +327,6 @@ def test_mistakes_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Gaussian | plain", "mixture | plain"])
-def test_an_untrained_schedule_is_no_condition(name: str) -> None:
-    mixture = mf.OrderMixture(CONTINUOUS[name](4), 3)
-    assert mixture().log_prob(mixture().sample((5,))).shape == (5,)
+def test_a_model_of_one_order_has_no_mixture_of_orders(name: str) -> None:
+    with pytest.raises(ValueError, match=r"made with orders or masks, .* got a model of one"):
+        mf.OrderMixture(CONTINUOUS[name](4), 3)

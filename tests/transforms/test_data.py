@@ -44,11 +44,26 @@ def test_logit_of_images_is_that_of_the_paper() -> None:
     torch.testing.assert_close(z, torch.special.logit(1e-6 + (1 - 2e-6) * pixels / 256))
 
 
-def test_noise_beyond_the_margin_stands_for_the_ends() -> None:
-    logit = mf.Logit([-1.0], [3.0], margin=0.01)
-    x, log_det = logit.to_data(torch.tensor([[-1e6], [1e6]]))
-    assert x.flatten().tolist() == [-1.0, 3.0]
-    logit.to_noise(x)  # still within the bounds
+@pytest.mark.parametrize("margin", [0.0, 1e-6, 0.05, 0.3])
+def test_the_density_of_a_logit_integrates_to_one(margin: float) -> None:
+    flow = mf.Flow([mf.Logit([-1.0], [3.0], margin=margin)]).double()
+    bounds = flow().support.base_constraint
+    low, high = float(bounds.lower_bound), float(bounds.upper_bound)
+    assert (low, high) == pytest.approx((-1 - 4 * margin / (1 - 2 * margin), 2 - low))
+    x = low + (high - low) * (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    total = flow().log_prob(x.unsqueeze(1)).exp().sum() * (high - low) / 100_000
+    assert float(total) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("low", [-1.0, 1000.0])
+@pytest.mark.parametrize("margin", [1e-6, 0.01])
+def test_extreme_noise_of_a_logit_can_be_scored(low: float, margin: float) -> None:
+    logit = mf.Logit([low], [low + 4], margin=margin)
+    x, log_det = logit.to_data(torch.tensor([[-1e6], [-30.0], [30.0], [1e6]]))
+    beyond = 4 * margin / (1 - 2 * margin)
+    assert bool((x >= low - 1.01 * beyond).all())
+    assert bool((x <= low + 4 + 1.01 * beyond).all())
+    assert bool(logit.to_noise(x)[0].isfinite().all())
     assert not log_det.isnan().any()
 
 
