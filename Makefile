@@ -41,7 +41,7 @@ help:
 	@echo 'make fuzz      random models against a second way to compute them; an hour (SECONDS=600)'
 	@echo 'make lint      ruff: rules and format;   make format repairs what can be repaired'
 	@echo 'make types     mypy, strict'
-	@echo 'make doctest   the examples in docstrings, README and docs'
+	@echo 'make doctest   the examples in docstrings, README, CONTRIBUTING and docs'
 	@echo 'make docs      the documentation, into site/'
 	@echo 'make bench     the benchmarks, into docs/benchmarks/ (long); one: make bench BENCH=inverse'
 	@echo 'make all       lint, types, doctest, docs, test, demo'
@@ -102,7 +102,7 @@ types: $(STAMP)
 
 doctest: $(STAMP)
 	@OMP_NUM_THREADS=1 $(STEP) 'make doctest (documents)' \
-	  $(PY) tools/run_documents.py README.md docs
+	  $(PY) tools/run_documents.py README.md CONTRIBUTING.md docs
 	@OMP_NUM_THREADS=1 $(STEP) --junit $(VENV)/doctest-report.xml 'make doctest' \
 	  $(PY) -m pytest --doctest-modules --junitxml=$(VENV)/doctest-report.xml made_flows
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 import pytest
+import torch
+
+import made_flows as mf
 
 PACKAGE = Path(__file__).resolve().parent.parent / "made_flows"
 LONGEST = 450
@@ -234,3 +238,69 @@ def test_modules_are_short(name: str) -> None:
 def test_users_errors_are_no_assertions(name: str) -> None:
     found = [node.lineno for node in ast.walk(TREES[name]) if isinstance(node, ast.Assert)]
     assert not found, f"Expected errors of `_checks`, which -O keeps; got assert in lines {found}"
+
+
+# --- What CONTRIBUTING says of the house ----------------------------------------------------------
+
+PROSE = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PLACES = re.findall(r"`([\w/]+\.py)`:\s+`([\w.]+)`", PROSE)
+
+
+@pytest.mark.parametrize(("file", "name"), sorted(set(PLACES)))
+def test_places_that_contributing_names_exist(file: str, name: str) -> None:
+    tree: ast.AST = TREES[module_name(PACKAGE / file)]
+    for part in name.split("."):
+        defined = {
+            getattr(node, "name", None): node
+            for node in ast.iter_child_nodes(tree)
+            if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        }
+        assert part in defined, f"Expected {name} in {file}"
+        tree = defined[part]
+
+
+def test_excerpts_of_contributing_are_lines_of_the_tree() -> None:
+    excerpts = re.findall(r"```py\n# (\S+)\n(.*?)```", PROSE, re.DOTALL)
+    assert len(excerpts) > 3
+    for file, code in excerpts:
+        text = (PACKAGE.parent / file).read_text(encoding="utf-8").splitlines()
+        missing = set(code.splitlines()) - set(text)
+        assert not missing, f"Expected lines of {file}; got {missing}"
+
+
+def calls_of(function: Callable[[], object]) -> list[tuple[str, str]]:
+    """The package's functions that a call enters, as (file, name), in order."""
+    calls = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(PACKAGE):
+            owner = frame.f_locals.get("self")
+            names = [frame.f_code.co_name]
+            for kind in type(owner).__mro__ if owner is not None else ():
+                if vars(kind).get(names[0]) is not None:
+                    names.insert(0, kind.__name__)
+                    break
+            calls.append((path.relative_to(PACKAGE).as_posix(), ".".join(names)))
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("walk", ["log_prob", "sample"])
+def test_walks_of_contributing_are_those_that_a_value_takes(walk: str) -> None:
+    pytest.importorskip("numba")
+    flow = mf.MAF(3, transforms=1).eval()
+    x = torch.zeros(2, 3)
+    functions = {"log_prob": lambda: flow().log_prob(x), "sample": lambda: flow().sample((2,))}
+    functions[walk]()  # compile
+    calls = iter(calls_of(functions[walk]))
+    text = PROSE.partition(f"<!-- walk: {walk} -->")[2].partition("\n\n")[0]
+    steps = re.findall(r"`([\w/]+\.py)`:\s+`([\w.]+)`", text)
+    assert len(steps) > 8
+    for step in steps:
+        assert step in calls, f"Expected {step} to be called after the ones before it"
