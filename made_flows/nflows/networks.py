@@ -296,13 +296,15 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
 
     def _conditioner(self) -> Any:
         """The network as a conditioner; kept while it consists of the same modules."""
+        net: Any = self
+        # Functions are no modules, so that a watch over modules does not see them.
+        functions = [vars(block).get("activation") for block in net.blocks]
         kept = self.__dict__.get("_made_flows_sampler")
-        if kept is None or not kept[0].unchanged():
-            net: Any = self
+        if kept is None or kept[0] != functions or not kept[1].unchanged():
             order = self._head_order()
-            kept = Watch(net), conditioner_of(net, len(order)).reordered(order)
+            kept = functions, Watch(net), conditioner_of(net, len(order)).reordered(order)
             self.__dict__["_made_flows_sampler"] = kept
-        return kept[1]
+        return kept[2]
 
     def __getstate__(self) -> dict[str, Any]:
         own = self.__dict__

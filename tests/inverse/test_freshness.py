@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+import made_flows as mf
 from made_flows.inverse import HeadStep, sequential_inverse
 from made_flows.inverse.dispatch import backend
 from made_flows.nn.linear import MaskedLinear
@@ -241,3 +245,127 @@ def test_copies_are_inverted_with_their_own_weights_and_functions() -> None:
     same(check_values(model.made, HeadStep(model.head), noise), before)
     del model
     same(check_values(other.made, HeadStep(other.head), noise), after)
+
+
+# ---------------------------------------------------------------------- through .data, 100 times
+
+
+def _hidden(model: Any) -> list[Any]:
+    return list(model.made.layers)
+
+
+def _negate_biases(model: Any) -> None:
+    for layer in _hidden(model):
+        layer.bias.data.mul_(-1)
+
+
+def _negate_a_row(model: Any) -> None:
+    _hidden(model)[1].weight.data[3].neg_()
+
+
+def _double(model: Any) -> None:
+    for layer in _hidden(model):
+        layer.weight.data.mul_(2)
+
+
+def _transpose(model: Any) -> None:
+    weight = _hidden(model)[1].weight
+    weight.data = weight.data.t()
+
+
+def _negate_output_bias(model: Any) -> None:
+    _hidden(model)[-1].bias.data.neg_()
+
+
+def _clip(model: Any) -> None:
+    for layer in _hidden(model):
+        sizes = layer.weight.data.abs().flatten()
+        limit = float(sizes.kthvalue(int(0.999 * len(sizes))).values)
+        layer.weight.data.clamp_(-limit, limit)
+
+
+def _prune(model: Any) -> None:
+    for layer in _hidden(model):
+        layer.weight.data[torch.rand_like(layer.weight) < 0.001] = 0
+
+
+TRIALS: dict[str, tuple[Callable[[Any], None], int]] = {
+    "biases negated": (_negate_biases, 32),
+    "one row negated": (_negate_a_row, 128),
+    "weights doubled": (_double, 64),
+    "transposed": (_transpose, 48),
+    "bias of the output negated": (_negate_output_bias, 64),
+    "clipped, 0.1 %": (_clip, 256),
+    "pruned, 0.1 %": (_prune, 384),
+}
+
+
+@pytest.mark.parametrize(("change", "units"), TRIALS.values(), ids=TRIALS)
+def test_a_change_through_data_is_noticed_in_all_of_100_trials(
+    change: Callable[[Any], None], units: int
+) -> None:
+    stale = []
+    for seed in range(100):
+        torch.manual_seed(seed)
+        model = scatter(mf.BernoulliMADE(8, hidden_features=(units, units)), 1.0)
+
+        def sample(of: Any, seed: int = seed) -> torch.Tensor:
+            torch.manual_seed(seed)
+            parameters: torch.Tensor = of().sample((64,))
+            return parameters
+
+        before = sample(model)
+        change(model)
+        after = sample(model)
+        if not torch.equal(after, sample(copy.deepcopy(model))):
+            stale.append((seed, torch.equal(after, before)))
+    assert not stale
+
+
+_FORKS = """
+import os, sys, threading, time, warnings
+import torch
+import made_flows as mf
+
+warnings.simplefilter("ignore")  # Python's own, of forks under threads
+torch.set_num_threads(1)
+models = [mf.GaussianMADE(4, hidden_features=(8,)) for _ in range(3)]
+
+def sample():
+    for model in models:
+        model.made.layers[0].weight.data.add_(0.001)
+        model().sample((2,))
+
+sample()
+stop = False
+def run():
+    while not stop:
+        sample()
+
+threads = [threading.Thread(target=run, daemon=True) for _ in range(3)]
+for thread in threads:
+    thread.start()
+hung = 0
+for _ in range(40):
+    child = os.fork()
+    if child == 0:
+        for model in models:
+            model().sample((2,))
+        os._exit(0)
+    end = time.monotonic() + 20
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > end:
+            hung += 1
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            break
+        time.sleep(0.001)
+stop = True
+sys.exit(hung)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_children_that_are_forked_while_threads_sample_do_not_hang() -> None:
+    run = subprocess.run([sys.executable, "-c", _FORKS], timeout=600, check=False)
+    assert run.returncode == 0
