@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from made_flows.nn.made import MADE
 
-__all__ = ["Components", "Invertible", "Schedule"]
+__all__ = ["Components", "Invertible", "Schedule", "Units"]
 
 
 class Schedule(Protocol):
@@ -31,6 +31,19 @@ class Schedule(Protocol):
 
     def draw_degrees(self) -> Sequence[Tensor] | None:
         """The next degrees of every hidden layer, None for the network's own."""
+
+
+class Units(Protocol):
+    """Location and scale of data whose network works in standardised units."""
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """Data (..., D) in the units of the network, in its dtype."""
+
+    def restore(self, u: Tensor) -> Tensor:
+        """Data (..., D) from values in the units of the network."""
+
+    def log_scale(self) -> Tensor:
+        """The logarithms of the scales (D,)."""
 
 
 class Components(Protocol):

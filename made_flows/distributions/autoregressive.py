@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from made_flows._checks import check_broadcast, check_event
 from made_flows._torch import has_concrete_values
-from made_flows.distributions._protocols import Schedule
+from made_flows.distributions._protocols import Schedule, Units
 from made_flows.distributions.base import VectorDistribution
 from made_flows.distributions.missing import ADVICE, fill, find_observed, outputs_for
 from made_flows.inverse.sequential import HeadStep, sequential_inverse
@@ -34,6 +34,8 @@ class AutoregressiveDistribution(VectorDistribution):
         head: the distribution of one feature.
         context: c, (..., C), if the conditioner takes one.
         schedule: the orders and masks that the conditioner is trained on, if not its own alone.
+        units: of the values, if they are not those of the network (a context is in the
+            network's).
         validate_args: whether values are checked before they are scored (torch's default: yes).
 
     Raises:
@@ -54,9 +56,11 @@ class AutoregressiveDistribution(VectorDistribution):
         context: Tensor | None = None,
         *,
         schedule: Schedule | None = None,
+        units: Units | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self.conditioner, self.head, self.schedule = conditioner, head, schedule
+        self.units = units
         self.context = conditioner.check_context(context)
         batch_shape = () if self.context is None else self.context.shape[:-1]
         super().__init__(batch_shape, conditioner.features, validate_args=validate_args)
@@ -111,8 +115,11 @@ class AutoregressiveDistribution(VectorDistribution):
                 return self._marginal(value, observed)
         if self._validate_args:
             self._validate_sample(value)
-        inputs = self.head.encode(value, self.conditioner.dtype)
-        each = self.head.log_prob(value, self._parameters(inputs)).sum(dim=-1)
+        u = value if self.units is None else self.units.standardize(value)
+        inputs = self.head.encode(u, self.conditioner.dtype)
+        each = self.head.log_prob(u, self._parameters(inputs)).sum(dim=-1)
+        if self.units is not None:
+            each = each - self.units.log_scale().sum()
         return each.expand(check_broadcast(value=each.shape, batch_shape=self.batch_shape))
 
     def _parameters(self, inputs: Tensor) -> Tensor:
@@ -126,12 +133,17 @@ class AutoregressiveDistribution(VectorDistribution):
         value = fill(self.head, value, observed)
         if self._validate_args:
             self._validate_sample(value)
-        inputs = self.head.encode(value, self.conditioner.dtype)
+        u = value
+        if self.units is not None:  # what is filled in is of the network's units
+            u = fill(self.head, self.units.standardize(value), observed)
+        inputs = self.head.encode(u, self.conditioner.dtype)
         fresh = self.schedule is not None and self.schedule.draws
         parameters = outputs_for(
             self.conditioner, inputs, self.context, observed, self.schedule, fresh=fresh
         )
-        each = self.head.log_prob(value, parameters)
+        each = self.head.log_prob(u, parameters)
+        if self.units is not None:
+            each = each - self.units.log_scale()
         score = torch.where(observed, each, torch.zeros_like(each)).sum(dim=-1)
         return score.expand(check_broadcast(value=score.shape, batch_shape=self.batch_shape))
 
@@ -139,7 +151,8 @@ class AutoregressiveDistribution(VectorDistribution):
         made = self.conditioner
         like = made.ranks.new_empty(0, dtype=made.dtype)
         noise = self.head.noise(self._extended_shape(sample_shape), like)
-        return sequential_inverse(made, HeadStep(self.head), noise, self.context)
+        u = sequential_inverse(made, HeadStep(self.head), noise, self.context)
+        return u if self.units is None else self.units.restore(u)
 
     def _origin(self) -> str:
         return f"a {type(self.head).__name__} head"

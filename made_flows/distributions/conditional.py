@@ -10,7 +10,7 @@ from torch.distributions import Categorical, constraints
 
 from made_flows._checks import check_broadcast, check_event, check_finite, expect
 from made_flows._torch import as_rows, has_concrete_values
-from made_flows.distributions._protocols import Components, Schedule
+from made_flows.distributions._protocols import Components, Schedule, Units
 from made_flows.distributions.base import VectorDistribution
 from made_flows.distributions.missing import (
     check_answerable,
@@ -94,6 +94,8 @@ class ConditionalDistribution(CompletionDistribution):
         observed: boolean (..., D), instead of NaN.
         context: (..., C), if the conditioner takes one.
         schedule: the orders and masks that the conditioner is trained on, if not its own alone.
+        units: of the values, if they are not those of the network (a context is in the
+            network's).
 
     Raises:
         ValueError: for observed values outside the support; for a model of one order, whose
@@ -109,8 +111,10 @@ class ConditionalDistribution(CompletionDistribution):
         context: Tensor | None = None,
         *,
         schedule: Schedule | None = None,
+        units: Units | None = None,
     ) -> None:
         self.conditioner, self.head, self.schedule = conditioner, head, schedule
+        self.units = units
         x, observed = known_values(x, observed, conditioner.features)
         context = conditioner.check_context(context)
         filled = fill(head, x, observed)
@@ -136,22 +140,26 @@ class ConditionalDistribution(CompletionDistribution):
         value = torch.where(self.observed, self.x.to(value.dtype), value)
         if has_concrete_values(value):
             self.head.check_values(value)
+        if self.units is not None:
+            value = self.units.standardize(value)
         inputs = self.head.encode(value, self.conditioner.dtype)
         parameters = outputs_for(
             self.conditioner, inputs, self.context, self.observed, self.schedule
         )
         each = self.head.log_prob(value, parameters)
+        if self.units is not None:
+            each = each - self.units.log_scale()
         return torch.where(self.observed, torch.zeros_like(each), each).sum(dim=-1)
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         made, step = self.conditioner, HeadStep(self.head)
         dtype = step.value_dtype(made.dtype)
-        x, observed, context = self._rows()
+        x, observed, context = self._network_rows()
         patterns, group = torch.unique(observed, dim=0, return_inverse=True)
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         many = len(patterns) > max(_PATTERNS, made.features // 16)
         if many and made.graph is None and not torch.is_grad_enabled():
-            return self._kept(self._draw_by_rank(sample_shape, dtype).reshape(shape))
+            return self._restored(self._draw_by_rank(sample_shape, dtype).reshape(shape))
         by_pattern = torch.argsort(group, stable=True)
         sizes = torch.bincount(group, minlength=len(patterns)).tolist()
         parts = []
@@ -169,12 +177,22 @@ class ConditionalDistribution(CompletionDistribution):
         if not parts:
             return x.new_empty(shape, dtype=dtype)
         samples = torch.cat(parts, dim=1).index_select(1, torch.argsort(by_pattern))
-        return self._kept(samples.reshape(shape))
+        return self._restored(samples.reshape(shape))
+
+    def _network_rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values in the units of the network, masks and contexts as lists of rows."""
+        x, observed, context = self._rows()
+        if self.units is not None:
+            x = fill(self.head, self.units.standardize(x), observed)
+        return x, observed, context
+
+    def _restored(self, samples: Tensor) -> Tensor:
+        return self._kept(samples if self.units is None else self.units.restore(samples))
 
     def _draw_by_rank(self, sample_shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Rows (samples * rows, D), those of all patterns together."""
         made, head, count = self.conditioner, self.head, sample_shape.numel()
-        x, observed, context = self._rows()
+        x, observed, context = self._network_rows()
         noise = head.noise((count * len(x), made.features), self._like())
         places = made.ranks + made.features * (~observed).to(made.ranks.dtype)
         return sample_row_orders(

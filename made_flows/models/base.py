@@ -10,6 +10,7 @@ from torch.distributions import Distribution, constraints
 
 from made_flows._checks import expect_type, positive_integer
 from made_flows.distributions.conditional import CompletionDistribution
+from made_flows.transforms.units import Units
 
 __all__ = [
     "HasConditionals",
@@ -60,6 +61,13 @@ class Model(nn.Module):
     def forward(self, context: Tensor | None = None) -> Distribution:
         """The distribution of the features, given the context (..., C)."""
         return self.distribution(context)
+
+    def standardizable(self) -> list[Units]:
+        """The units in which the model takes its data, where training may set them.
+
+        None by default: of a model that transforms its data itself, and of discrete ones.
+        """
+        return []
 
 
 class HasConditionals:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from made_flows._checks import check_generator, expect, expect_type
 from made_flows._registry import saveable
@@ -17,6 +18,7 @@ from made_flows.distributions.conditional import ConditionalDistribution
 from made_flows.models.base import HasConditionals, Model
 from made_flows.models.order_schedule import OrderSchedule
 from made_flows.nn.made import MADE
+from made_flows.transforms.units import Units
 from made_flows.univariate.heads import Head
 
 __all__ = ["DensityModel", "draws_now"]
@@ -83,6 +85,7 @@ class DensityModel(Model, HasConditionals):
                 )
         self.made = made
         self.head = head
+        self.units = Units(made.features, made.context)
         self.schedule = None
         scheduled = orders is not None or masks is not None
         check_generator(generator, draws=draws_now(orders) or draws_now(masks))
@@ -113,7 +116,17 @@ class DensityModel(Model, HasConditionals):
 
     def distribution(self, context: Tensor | None = None) -> AutoregressiveDistribution:
         """The distribution of the features, given the context (..., C)."""
-        return AutoregressiveDistribution(self.made, self.head, context, schedule=self.schedule)
+        return AutoregressiveDistribution(
+            self.made,
+            self.head,
+            self.units.standardize_context(context),
+            schedule=self.schedule,
+            units=self.units if self.units.active else None,
+        )
+
+    def standardizable(self) -> list[Units]:
+        """The model's units, where its values are real numbers."""
+        return [self.units] if self.head.support is constraints.real else []
 
     def arranged(self, order: Any = None, degrees: Sequence[Tensor] | None = None) -> DensityModel:
         """A model of the same weights, not copies of them, in another order.
@@ -166,7 +179,13 @@ class DensityModel(Model, HasConditionals):
             tensor([1., 1., 1., 1., 1.])
         """
         return ConditionalDistribution(
-            self.made, self.head, x, observed, context, schedule=self.schedule
+            self.made,
+            self.head,
+            x,
+            observed,
+            self.units.standardize_context(context),
+            schedule=self.schedule,
+            units=self.units if self.units.active else None,
         )
 
 

@@ -12,11 +12,12 @@ from made_flows._checks import check_context, expect, expect_type
 from made_flows._registry import saveable
 from made_flows.distributions.flow import FlowDistribution
 from made_flows.models.base import Model
-from made_flows.models.bases import make_base
+from made_flows.models.bases import FixedBase, StandardNormal, make_base
 from made_flows.models.density import DensityModel
 from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
 from made_flows.transforms.chain import Chain
+from made_flows.transforms.units import Units
 
 __all__ = ["Flow"]
 
@@ -67,35 +68,46 @@ class Flow(Model):
         self.transforms = nn.ModuleList(transforms)
         self.base = make_base(base, transforms[0].features if transforms else None)
         self.features = self.base.features
-        sizes = (*(transform.context for transform in self._chain()), self.base.context)
+        sizes = (*(transform.context for transform in transforms), self.base.context)
         contexts = [size for size in sizes if size]
         expect(len(set(contexts)) <= 1, "transforms and base", "to take one context", contexts)
         self.context = contexts[0] if contexts else 0
+        self.units = Units(self.features, self.context)
 
     def _chain(self) -> list[Transform]:
-        return [cast(Transform, transform) for transform in self.transforms]
+        """The transforms from data to noise, the units of the data first if they have any."""
+        chain = [cast(Transform, transform) for transform in self.transforms]
+        return [self.units, *chain] if self.units.location is not None else chain
+
+    def standardizable(self) -> list[Units]:
+        """The flow's units, if its transforms are all trained ones and its base is not trained."""
+        inner = self.base.standardizable()
+        free = isinstance(self.base, (StandardNormal, FixedBase)) or bool(inner)
+        free = free and not any(units.active or units.settled for units in inner)
+        free = free and all(cast(Transform, each).unit_free for each in self.transforms)
+        return [self.units] if free else []
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """The distribution of the data, given the context (..., C)."""
-        context = check_context(context, self.context, "flow")
+        context = self.units.standardize_context(check_context(context, self.context, "flow"))
         base, chain = self.base_distribution(context), self._chain()
         return FlowDistribution(Chain(chain) if chain else Chain([], base.support), base, context)
 
     def base_distribution(self, context: Tensor | None = None) -> Distribution:
-        """The distribution of the noise, given a context that was checked."""
+        """The distribution of the noise, given a context that was checked, in network units."""
         return self.base.distribution(context if self.base.context else None)
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise z (..., D) from data x (..., D), and log |det dz/dx| (...)."""
-        return Chain(self._chain()).to_noise(x, context)
+        return Chain(self._chain()).to_noise(x, self.units.standardize_context(context))
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data x (..., D) from noise z (..., D), and log |det dx/dz| (...)."""
-        return Chain(self._chain()).to_data(z, context)
+        return Chain(self._chain()).to_data(z, self.units.standardize_context(context))
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Data from noise alone, without the work for log-determinants."""
-        return Chain(self._chain()).generate(z, context)
+        return Chain(self._chain()).generate(z, self.units.standardize_context(context))
 
     def summary(self) -> str:
         """What the flow consists of, and which direction of each transform is sequential.

@@ -29,6 +29,7 @@ from made_flows.models.mixture_weights import MixtureGain, WeightFit, fit_sparse
 from made_flows.models.order_schedule import OrderSchedule
 from made_flows.nn import masks as mk
 from made_flows.training.optimization import modes_kept
+from made_flows.transforms.units import Units
 
 __all__ = ["Mixture", "MixtureModel", "OrderMixture"]
 
@@ -57,6 +58,13 @@ class MixtureModel(Model, HasConditionals, ABC):
             expect(valid, "weights", "to be >= 0, finite and not all 0", checked.tolist())
             checked /= checked.sum()
         self.register_buffer("weights", checked)
+
+    def standardizable(self) -> list[Units]:
+        """The units of all components, where all of them have some that training may set."""
+        each = [self.component(k).standardizable() for k in range(len(self))]
+        # The orders of one model share its units.
+        distinct = {id(units): units for found in each for units in found}
+        return list(distinct.values()) if all(each) else []
 
     @abstractmethod
     def component(self, k: int) -> Model:

@@ -14,6 +14,7 @@ from made_flows._registry import saveable
 from made_flows.models.autoregressive_flows import IAF
 from made_flows.models.flows import Flow
 from made_flows.nn.made import MADE
+from made_flows.nn.masked_mlp import HIDDEN_GAIN
 from made_flows.nn.masks import make_order
 from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
@@ -241,6 +242,9 @@ def posterior_flow(
     # One more than needed, so that orders take turns with that of the linear transform.
     order = first if isinstance(order, str) and order == "reverse" else order
     inner = IAF(features, 0, transforms, hidden_features, order=order, **given)
+    for module in inner.modules():
+        if isinstance(module, MADE):  # what starts smooth is for few rows, of which there are none
+            module.scale_hidden(1 / HIDDEN_GAIN)
     linear = MADE(features, 0, (), 2, order=first)
     stack = [AutoregressiveTransform(linear, DampedAffine(gain), "noise"), *inner._chain()[1:]]
     return Flow([outer, *stack])

@@ -92,8 +92,9 @@ class AsTransform(HostTransform):
     def __init__(self, transforms: Transform | Sequence[Transform] | Flow) -> None:
         super().__init__()
         given: Any = transforms
+        self.units = None
         if isinstance(given, Flow):
-            given = given.transforms
+            self.units, given = given.units, given.transforms
         elif isinstance(given, Transform):
             given = [given]
         known = isinstance(given, Sequence | nn.ModuleList) and all(
@@ -105,6 +106,7 @@ class AsTransform(HostTransform):
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise (rows, D) from data (rows, D), and log-determinants (rows,)."""
         total = inputs.new_zeros(inputs.shape[:-1])
+        context = self._reduced(context)
         for transform in self._chain():
             inputs, log_det = transform.to_noise(inputs, context if transform.context else None)
             total = total + log_det
@@ -113,6 +115,7 @@ class AsTransform(HostTransform):
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (rows, D) from noise (rows, D), and log-determinants (rows,)."""
         total = inputs.new_zeros(inputs.shape[:-1])
+        context = self._reduced(context)
         for transform in reversed(self._chain()):
             given = context if transform.context else None
             inputs, log_det = transform.to_data(inputs, given)
@@ -121,12 +124,18 @@ class AsTransform(HostTransform):
 
     def made_flows_generate(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Data (rows, D) from noise (rows, D), without log-determinants."""
+        context = self._reduced(context)
         for transform in reversed(self._chain()):
             inputs = transform.generate(inputs, context if transform.context else None)
         return inputs
 
     def _chain(self) -> list[Any]:
-        return list(self.transforms)
+        active = self.units is not None and self.units.location is not None
+        return [self.units, *self.transforms] if active else list(self.transforms)
+
+    def _reduced(self, context: Tensor | None) -> Tensor | None:
+        """The context in the units of the flow's networks."""
+        return context if self.units is None else self.units.standardize_context(context)
 
 
 class AsFlow(FastFlow, HostFlow):

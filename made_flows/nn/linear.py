@@ -68,13 +68,16 @@ class MaskedLinear(nn.Module):
         self.reset_parameters()
 
     @torch.no_grad()
-    def reset_parameters(self, gain: float = 1.0, extra_inputs: int | Tensor = 0) -> None:
+    def reset_parameters(
+        self, gain: float = 1.0, extra_inputs: int | Tensor = 0, zero_bias: bool = False
+    ) -> None:
         """Draw weights anew.
 
         Args:
-            gain: factor on the weights' standard deviation; below one the bias starts at zero.
+            gain: factor on the standard deviation of weights and bias.
             extra_inputs: how many inputs the same units read through another layer, a number or
                 one for each row, (outputs, 1).
+            zero_bias: whether the bias starts at zero.
         """
         visible = (self.mask.sum(dim=1, keepdim=True) + extra_inputs).clamp(min=1)
         bound = (3.0 / visible).sqrt()
@@ -83,7 +86,8 @@ class MaskedLinear(nn.Module):
             self.mask_weight.zero_()
         if self.bias is not None:
             # Spread the kinks of the units over the data, as torch.nn.Linear does.
-            self.bias.uniform_(-1, 1).mul_((bound / 3**0.5).squeeze(1) if gain == 1 else 0.0)
+            spread = (bound / 3**0.5).squeeze(1) * gain
+            self.bias.uniform_(-1, 1).mul_(0.0 if zero_bias else spread)
 
     def forward(self, x: Tensor, mask: Tensor | RowMask | None = None) -> Tensor:
         """The map of x, (..., inputs) -> (..., outputs), under another mask where one is given."""

@@ -13,7 +13,10 @@ from made_flows.nn.activations import activate, make_activation
 from made_flows.nn.connectivity import Connectivity, Shape, feature_reach
 from made_flows.nn.linear import MaskedLinear, RowMask, returns_fresh
 
-__all__ = ["MaskedMLP", "Masks", "masked_pass"]
+__all__ = ["HIDDEN_GAIN", "MaskedMLP", "Masks", "masked_pass"]
+
+HIDDEN_GAIN = 0.5
+"""Gain of the hidden layers: functions that start smooth overfit a small table later."""
 
 _NEAR_ZERO = 0.01
 """Gain of the layers that should hardly count at the start: outputs and ends of residual blocks."""
@@ -232,15 +235,25 @@ class MaskedMLP(nn.Module):
         last = len(layers) - 1
         for index, layer in enumerate(layers):
             near_zero = index == last or self.adds_to_stream(index)
-            layer.reset_parameters(gain=_NEAR_ZERO if near_zero else 1.0)
+            gain = _NEAR_ZERO if near_zero else HIDDEN_GAIN
+            layer.reset_parameters(gain=gain, zero_bias=near_zero)
         if self.input_context is not None:
             # The first layer's units read features and context: one variance for both.
             first, context = layers[0], self.input_context
-            first.reset_parameters(extra_inputs=context.mask.sum(1, keepdim=True))
-            context.reset_parameters(extra_inputs=first.mask.sum(1, keepdim=True))
+            first.reset_parameters(HIDDEN_GAIN, context.mask.sum(1, keepdim=True))
+            context.reset_parameters(HIDDEN_GAIN, first.mask.sum(1, keepdim=True))
         for layer_or_none in (self.direct, self.output_context):
             if layer_or_none is not None:
                 layer_or_none.reset_parameters(gain=_NEAR_ZERO)
+
+    @torch.no_grad()
+    def scale_hidden(self, factor: float) -> None:
+        """Multiply the weights and biases of hidden layers, but for the ends of residual blocks."""
+        for index, layer in enumerate(self.masked_layers()[:-1]):
+            if not self.adds_to_stream(index):
+                layer.weight.mul_(factor)
+                if layer.bias is not None:
+                    layer.bias.mul_(factor)
 
     # ------------------------------------------------------------------ computing
 

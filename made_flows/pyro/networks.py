@@ -147,7 +147,7 @@ class ConditionalAutoRegressiveNN(PyroShapes):
         make_activation(self.f, "nonlinearity")  # raises where it is none
         for last in (self.layers[-1], self.skip_layer):
             if isinstance(last, MaskedLinear):
-                last.reset_parameters(gain=_NEAR_ZERO)
+                last.reset_parameters(gain=_NEAR_ZERO, zero_bias=True)
         self._warn_of_lost_dependencies(ranks)
 
     def _warn_of_lost_dependencies(self, ranks: Tensor) -> None:

@@ -22,13 +22,14 @@ from made_flows._checks import (
     real_number,
 )
 from made_flows.training.data import Batch, Rows, Source, Target, open_data, split
-from made_flows.training.defaults import batch_size_for
+from made_flows.training.defaults import batch_size_for, dropout_for
 from made_flows.training.history import History, Losses, TrainingError
 from made_flows.training.optimization import (
     Average,
     Optimizer,
     Rates,
     Weights,
+    dropping,
     left_in_evaluation,
     make_optimizer,
     modes_kept,
@@ -50,8 +51,10 @@ def fit(
     learning_rate: float = 1e-3,
     max_epochs: int = 200,
     patience: int | None = 20,
+    max_seconds: float | None = None,
     clip_norm: float | None = 5.0,
     weight_decay: float = 0.0,
+    dropout: float | None = None,
     optimizer: Optimizer | None = None,
     schedule: Literal["cosine"] | None = None,
     average: float | None = None,
@@ -95,8 +98,12 @@ def fit(
         learning_rate: of Adam; an ``optimizer`` has its own.
         max_epochs: the largest number of passes over the data. 0 trains nothing.
         patience: stop after this many epochs without a lower NLL; None never does.
+        max_seconds: end the epoch after this time, and training with it; None never does.
         clip_norm: gradients are scaled down to this total norm; None leaves them.
         weight_decay: decoupled weight decay of AdamW.
+        dropout: probability of dropping a hidden unit while training, for networks that have no
+            dropout of their own. By default 0.2 where there are fewer than fifty rows for each
+            column, none where there are more.
         optimizer: an optimizer of the model's parameters, or a function that makes one from them,
             used instead.
         schedule: ``"cosine"`` lowers the learning rate to zero over ``max_epochs`` (Loshchilov &
@@ -136,12 +143,17 @@ def fit(
         patience=None if patience is None else positive_integer(patience, "patience"),
         clip_norm=math.inf if clip_norm is None else real_number(clip_norm, "clip_norm", above=0),
         average=None if average is None else real_number(average, "average", above=0),
+        max_seconds=(
+            math.inf if max_seconds is None else real_number(max_seconds, "max_seconds", above=0)
+        ),
         progress=progress,
     )
     expect_type(isinstance(progress, (bool, str)), "progress", "to be a bool or a text", progress)
     expect(options.average is None or options.average < 1, "average", "to be below 1", average)
     expect(schedule in (None, "cosine"), "schedule", "to be None or 'cosine'", repr(schedule))
     real_number(learning_rate, "learning_rate", above=0)
+    if dropout is not None:
+        expect(0 <= real_number(dropout, "dropout") < 1, "dropout", "to be in [0, 1)", dropout)
     expect(
         real_number(weight_decay, "weight_decay") >= 0, "weight_decay", "to be >= 0", weight_decay
     )
@@ -157,8 +169,9 @@ def fit(
     modes = modes_kept(model) if keep_training_mode else left_in_evaluation(model)
     with seeded(seed, target.device) as generator, modes:
         train, held_out = _sources(data, context, validation, target, batch_size, generator)
-        if batch_size is None:
-            batch_size = batch_size_for(len(train) if isinstance(train, Rows) else None)
+        known_rows = len(train) if isinstance(train, Rows) else None
+        batch_size = batch_size_for(known_rows) if batch_size is None else batch_size
+        dropout = dropout_for(known_rows, target.features) if dropout is None else dropout
         adam, parameters = make_optimizer(optimizer, model, learning_rate, weight_decay)
         _expect_callable(model, context)
         ema = None if options.average is None else Average(parameters, options.average)
@@ -167,11 +180,12 @@ def fit(
         if options.max_epochs:
             set_units(found, train)
         try:
-            return run(train, held_out)
+            with dropping(model, dropout):
+                return run(train, held_out)
         finally:
             trained = run.history.best_epoch > 0
-            for units in known:
-                units.settled = units.settled or trained
+            for units in known if trained else ():
+                units.settle()
             for units in () if trained else found:  # the model is the one that came
                 units.clear()
 
@@ -194,6 +208,7 @@ class _Options:
     patience: int | None
     clip_norm: float
     average: float | None
+    max_seconds: float
     progress: bool | str
 
 
@@ -232,9 +247,11 @@ class _Run:
     batch_size: int
     history: History = field(default_factory=History)
     steps: int | None = None  # in an epoch, once counted
+    end: float = math.inf
 
     def __call__(self, train: Source, held_out: Source | None) -> History:
         history, best, start = self.history, Weights(self.model), time.perf_counter()
+        self.end = start + self.options.max_seconds
         progress = self.options.progress
         bar = tqdm(
             total=self.options.max_epochs,
@@ -256,6 +273,9 @@ class _Run:
                         best = Weights(self.model)
                 bar.set_postfix(history.latest())
                 bar.update()
+                if time.perf_counter() > self.end:
+                    history.stop_reason = "max_seconds"
+                    break
                 if epoch - history.best_epoch == self.options.patience:
                     history.stop_reason = "patience"
                     break
@@ -294,6 +314,8 @@ class _Run:
             if losses.add(loss, norm, len(batch[0])):
                 bar.set_postfix(self.history.latest() | {"train": f"{losses.mean:.4g}"})
             self.steps = taken + 1
+            if time.perf_counter() > self.end:
+                break
         losses.read()
 
     @torch.no_grad()

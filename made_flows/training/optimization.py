@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from made_flows._checks import expect, expect_type
+from made_flows.nn.made import MADE
 
 __all__ = [
     "Average",
     "Optimizer",
     "Rates",
     "Weights",
+    "dropping",
     "left_in_evaluation",
     "make_optimizer",
     "modes_kept",
@@ -108,6 +110,19 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def dropping(model: nn.Module, probability: float) -> Iterator[None]:
+    """Drop hidden units in the networks that have no dropout of their own, for a while."""
+    made = [m for m in model.modules() if isinstance(m, MADE) and m.dropout is None]
+    for network in made if probability else ():
+        network.dropout = nn.Dropout(probability).train(network.training)
+    try:
+        yield
+    finally:
+        for network in made:
+            network.dropout = None
 
 
 @contextmanager

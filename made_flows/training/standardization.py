@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ __all__ = ["robust_moments", "set_units", "units_of"]
 _KEPT = 100_000
 """Rows of a stream that are kept to measure it."""
 
+_OUTLYING = 100.0
 _FAR = 20.0
 """Spreads from the median at which values stop counting: an outlier counts as much as one here."""
 
@@ -51,6 +53,22 @@ def set_units(found: list[Units], train: Source) -> None:
         of_context = middle, torch.where(spread > 0, spread, 1.0)
     for units in found:
         units.set(location, scale, *of_context)
+    _warn_of_outliers((x.double() - location) / scale, train.name)
+
+
+def _warn_of_outliers(u: Tensor, name: str) -> None:
+    """Warn of values that will rule the likelihood: a normal tail hardly knows them possible."""
+    size = u.abs().nan_to_num(0.0)
+    if bool(size.max() > _OUTLYING):
+        row, column = divmod(int(size.argmax()), u.shape[1])
+        rows = int((size > _OUTLYING).any(dim=1).sum())
+        warnings.warn(
+            f"{rows} of the rows of {name} to train on {'is' if rows == 1 else 'are'} more than "
+            f"{_OUTLYING:g} standard deviations out: the furthest {float(size.max()):.3g}, in "
+            f"column {column} (row {row} of those measured). Few rows will rule the likelihood: "
+            f"leave them out, or take logarithms of such columns",
+            stacklevel=4,
+        )
 
 
 def robust_moments(x: Tensor) -> tuple[Tensor, Tensor]:

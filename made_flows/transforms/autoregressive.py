@@ -51,6 +51,8 @@ class AutoregressiveTransform(Transform):
         (torch.Size([10, 3]), torch.Size([10]))
     """
 
+    unit_free = True
+
     def __init__(
         self,
         conditioner: MADE,

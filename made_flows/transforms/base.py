@@ -22,6 +22,8 @@ class Transform(nn.Module, ABC):
         context: number of context variables C; 0 for a transform that takes none.
         noise_pass, data_pass: how each direction is computed, ``"parallel"`` or ``"sequential"``.
         differentiable: whether :meth:`to_data` carries gradients.
+        unit_free: whether it is trained in whatever units data have, so that
+            :func:`made_flows.fit` may standardise them before it.
 
     Example:
         >>> class Scale(Transform):
@@ -44,6 +46,7 @@ class Transform(nn.Module, ABC):
     noise_pass: Literal["parallel", "sequential"] = "parallel"
     data_pass: Literal["parallel", "sequential"] = "parallel"
     differentiable: bool = True
+    unit_free: bool = False
 
     @abstractmethod
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,8 @@ class Permutation(Transform):
 
     order: Tensor
 
+    unit_free = True
+
     def __init__(
         self,
         features: int,
@@ -83,6 +85,8 @@ class InvertibleLinear(Transform):
 
     permutation: Tensor
     signs: Tensor
+
+    unit_free = True
 
     def __init__(self, features: int, generator: torch.Generator | None = None) -> None:
         super().__init__()

@@ -50,6 +50,8 @@ class BatchNorm(Transform):
     variance: Tensor
     batches: Tensor
 
+    unit_free = True
+
     def __init__(self, features: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
         super().__init__()
         self.features = positive_integer(features, "features")
@@ -127,6 +129,8 @@ class ActNorm(Transform):
     """
 
     initialized: Tensor
+
+    unit_free = True
 
     def __init__(self, features: int) -> None:
         super().__init__()

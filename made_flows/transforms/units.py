@@ -35,7 +35,6 @@ class Units(Transform):
     Attributes:
         location, scale: m and s, (D,); None where data are not standardised.
         context_location, context_scale: the same of contexts, (C,).
-        settled: whether the weights behind it are those of some training, in these units.
 
     Example:
         >>> units = Units(1)
@@ -59,12 +58,21 @@ class Units(Transform):
             self.register_buffer(name, None)
         # Says in which dtype the network reads: it moves with the model.
         self.register_buffer("like", torch.zeros(()), persistent=False)
-        self.settled = False
+        self._settled = False  # not a part of what the model is: files need not say it
 
     @property
     def active(self) -> bool:
         """Whether data or contexts are standardised."""
         return self.location is not None or self.context_location is not None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the weights behind it are those of some training, in these units."""
+        return self._settled
+
+    def settle(self) -> None:
+        """Note that the weights behind it were trained."""
+        self._settled = True
 
     def set(
         self,
@@ -146,7 +154,7 @@ class Units(Transform):
             if isinstance(value, Tensor) and self._buffers[name] is None:
                 self._buffers[name] = torch.zeros_like(value)
         super()._load_from_state_dict(state_dict, prefix, *others, **more)
-        self.settled = True  # weights that come from elsewhere were trained in the units given
+        self._settled = True  # weights that come from elsewhere were trained in the units given
 
     def extra_repr(self) -> str:
         return f"features={self.features}" if self.active else "identity"

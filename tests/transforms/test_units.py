@@ -1,0 +1,282 @@
+"""Units: data and contexts in natural units, standardised inside a model."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import made_flows as mf
+from made_flows.training.standardization import robust_moments
+from made_flows.transforms.units import Units
+
+QUIET = {"progress": False, "seed": 0, "max_epochs": 2}
+SHAPE = {"hidden_features": (8, 8)}
+
+MODELS = {
+    "GaussianMADE": lambda c=0: mf.GaussianMADE(3, c, **SHAPE),
+    "GaussianMADE of all orders": lambda c=0: mf.GaussianMADE(3, c, **SHAPE, orders="all"),
+    "GaussianMixtureMADE": lambda c=0: mf.GaussianMixtureMADE(3, c, **SHAPE),
+    "MAF": lambda c=0: mf.MAF(3, c, 2, **SHAPE),
+    "spline MAF": lambda c=0: mf.MAF(3, c, 2, **SHAPE, bijection="spline"),
+    "IAF": lambda c=0: mf.IAF(3, c, 1, **SHAPE),
+    "MAF with batch normalisation": lambda c=0: mf.MAF(3, c, 2, **SHAPE, normalize="batch"),
+    "MAF-MoG": lambda c=0: mf.MAF(3, c, 2, **SHAPE, base=mf.GaussianMixtureMADE(3, c, **SHAPE)),
+    "Mixture": lambda c=0: mf.Mixture([mf.GaussianMADE(3, c, **SHAPE), mf.MAF(3, c, 1, **SHAPE)]),
+    "OrderMixture": lambda c=0: mf.OrderMixture(mf.GaussianMADE(3, c, **SHAPE, orders="all"), 3),
+}
+
+SCALE = torch.tensor([1e6, 1e-6, 30.0], dtype=torch.float64)
+SHIFT = torch.tensor([5e7, 3e-6, -1000.0], dtype=torch.float64)
+
+
+def rows(n: int = 200, columns: int = 3, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, columns, generator=generator, dtype=torch.float64)
+    return x @ (torch.eye(columns, dtype=torch.float64) + 0.5).triu()
+
+
+def made(name: str, context: int = 0) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name](context)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_units_give_the_same_model(name: str):
+    """In units of 1e-6 to 1e6 the likelihood is that of standard ones, plus the Jacobian."""
+    x = rows()
+    plain, natural = made(name), made(name)
+    first = mf.fit(plain, x, **QUIET)
+    second = mf.fit(natural, x * SCALE + SHIFT, **QUIET)
+    jacobian = float(SCALE.log().sum())
+    assert second.best == pytest.approx(first.best + jacobian, abs=1e-3)
+    torch.testing.assert_close(
+        natural().log_prob(x * SCALE + SHIFT),
+        plain().log_prob(x) - jacobian, rtol=1e-3, atol=1e-3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_are_in_the_units_of_the_data(name: str):
+    x = rows() * SCALE + SHIFT
+    model = made(name)
+    mf.fit(model, x, **QUIET)
+    samples = model().sample((500,)).double()
+    spread = x.std(dim=0)
+    assert bool(((samples.mean(dim=0) - x.mean(dim=0)).abs() < spread).all())
+    assert bool((samples.std(dim=0) > 0.3 * spread).all())
+    assert bool((samples.std(dim=0) < 4 * spread).all())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_contexts_too(name: str):
+    c = rows(200, 2, seed=1)
+    x = rows() + c[:, :1]
+    scale, shift = torch.tensor([1e5, 1e-4]).double(), torch.tensor([1e6, 7.0]).double()
+    plain, natural = made(name, 2), made(name, 2)
+    first = mf.fit(plain, x, c, **QUIET)
+    second = mf.fit(natural, x, c * scale + shift, **QUIET)
+    assert second.best == pytest.approx(first.best, abs=1e-3)
+    given = c * scale + shift
+    torch.testing.assert_close(
+        natural(given).log_prob(x), plain(c).log_prob(x), rtol=1e-3, atol=1e-3
+    )
+    assert natural(given).sample((4,)).shape == (4, 200, 3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_they_are_saved_and_loaded(name: str, tmp_path):
+    x = rows() * SCALE + SHIFT
+    model = made(name)
+    mf.fit(model, x, **QUIET)
+    mf.save(model, tmp_path / "model.safetensors")
+    loaded = mf.load(tmp_path / "model.safetensors")
+    assert torch.equal(loaded().log_prob(x), model().log_prob(x))
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied().log_prob(x), model().log_prob(x))
+    other = made(name)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.eval()().log_prob(x), model().log_prob(x))
+    # Files of models without units have no names of them.
+    assert not any("units" in key for key in made(name).state_dict())
+
+
+@pytest.mark.parametrize("name", ["GaussianMADE", "MAF"])
+def test_they_keep_their_precision_whatever_the_models(name: str):
+    """A column of 1e9 +- 1, which float32 cannot tell from a constant."""
+    x = rows() + 1e9
+    model = made(name)
+    mf.fit(model, x, **QUIET)
+    assert next(model.parameters()).dtype == torch.float32
+    reference = made(name)
+    mf.fit(reference, rows(), **QUIET)
+    there = model().log_prob(x)
+    torch.testing.assert_close(there, reference().log_prob(rows()), rtol=1e-3, atol=1e-3)
+    model.double().float()
+    assert torch.equal(model().log_prob(x), there)
+    single = (rows() * 1e6 + 1e9).float()
+    again = made(name)
+    assert math.isfinite(mf.fit(again, single, **QUIET).best)
+    assert again().log_prob(single).dtype == torch.float32
+
+
+def test_log_prob_integrates_to_one():
+    x = 100 + 5 * rows(300, 1)
+    model = mf.GaussianMixtureMADE(1, hidden_features=(8,))
+    mf.fit(model, x, progress=False, seed=0, max_epochs=5)
+    grid = torch.linspace(0, 200, 20_001, dtype=torch.float64)[:, None]
+    total = model().log_prob(grid).detach().double().exp().sum() * 0.01
+    assert float(total) == pytest.approx(1, abs=1e-3)
+
+
+def test_round_trip_and_gradients():
+    model = mf.MAF(3, 2, 2, **SHAPE)
+    c = rows(50, 2, seed=2) * 100
+    mf.fit(model, rows(50) * SCALE + SHIFT, c, **QUIET)
+    context = c[:20]
+    x, log_prob = model(context).rsample_and_log_prob()
+    torch.testing.assert_close(model(context).log_prob(x), log_prob, rtol=1e-3, atol=1e-2)
+    z, log_det = model.to_noise(x, context)
+    back, inverse = model.to_data(z, context)
+    spread = torch.tensor([1e6, 1e-6, 30.0])
+    torch.testing.assert_close(back / spread, x.detach() / spread, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(log_det, -inverse, rtol=1e-3, atol=1e-2)
+    assert torch.equal(model.generate(z, context), back)
+
+
+def test_marginals_and_conditionals():
+    """Of a model of all orders, whose missing values have no units to count."""
+    torch.manual_seed(0)
+    plain = mf.GaussianMADE(3, **SHAPE, orders="all")
+    natural = copy.deepcopy(plain)
+    x = rows()
+    x[::3, 1] = math.nan
+    mf.fit(plain, x, **QUIET)
+    mf.fit(natural, x * SCALE + SHIFT, **QUIET)
+    observed = ~x.isnan()
+    jacobian = (observed * SCALE.log()).sum(dim=1)
+    torch.testing.assert_close(
+        natural().log_prob(x * SCALE + SHIFT), plain().log_prob(x).double() - jacobian,
+        rtol=1e-3, atol=1e-3, check_dtype=False,
+    )  # fmt: skip
+    known = (x * SCALE + SHIFT)[:30]
+    rest = natural.conditional(known)
+    completed = rest.sample((5,))
+    kept = observed[:30].expand(5, -1, -1)
+    assert torch.equal(completed[kept], known.to(completed.dtype).expand(5, -1, -1)[kept])
+    spread = ((completed - SHIFT) / SCALE)[~kept]
+    assert bool((spread.abs() < 20).all())
+    full = torch.where(x.isnan(), 0.3, x)[:30]
+    torch.testing.assert_close(
+        rest.log_prob(full * SCALE + SHIFT),
+        plain.conditional(x[:30]).log_prob(full) - (~observed[:30] * SCALE.log()).sum(dim=1),
+        rtol=1e-3, atol=1e-3, check_dtype=False,
+    )  # fmt: skip
+
+
+def test_outliers_do_not_set_the_scale():
+    x = rows(1000)
+    spoiled = x.clone()
+    spoiled[3] = 1e6
+    location, scale = robust_moments(spoiled)
+    assert bool((location - x.mean(dim=0)).abs().max() < 0.1)
+    assert bool((scale / x.std(dim=0)).max() < 1.6)
+    torch.testing.assert_close(robust_moments(x), (x.mean(dim=0), x.std(dim=0)))
+    model = mf.GaussianMADE(3, **SHAPE)
+    with pytest.warns(UserWarning, match=r"1 of the rows of data.*standard deviations out"):
+        history = mf.fit(model, spoiled, **QUIET)
+    assert math.isfinite(history.best)
+    assert float(model().log_prob(x).detach().mean()) > -8
+
+
+def test_columns_of_mostly_one_value_have_a_scale():
+    x = torch.zeros(500, 1)
+    x[:20, 0] = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    _, scale = robust_moments(x)
+    assert 0 < float(scale) < 1
+
+
+def test_constant_columns_are_named():
+    x = rows(50)
+    x[:, 1] = 7.25
+    model = mf.MAF(3, transforms=1, **SHAPE)
+    with pytest.raises(ValueError, match=r"vary in every column; got column 1 constant at 7\.25"):
+        mf.fit(model, x, **QUIET)
+    mf.fit(model, x, **QUIET, standardize=False)  # asked for, it is as it was
+    single = (rows(50) + 1e9).float()  # rounding leaves a few multiples of 64
+    with pytest.raises(ValueError, match="vary in every column"):
+        mf.fit(mf.GaussianMADE(3, **SHAPE), single, **QUIET)
+
+
+def test_a_constant_context_is_no_matter():
+    c = torch.ones(60, 1)
+    model = mf.GaussianMADE(3, 1, **SHAPE)
+    assert math.isfinite(mf.fit(model, rows(60), c, **QUIET).best)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mf.BernoulliMADE(3, **SHAPE),
+        lambda: mf.CategoricalMADE(3, categories=2, **SHAPE),
+        lambda: mf.Flow([mf.Standardize([1.0] * 3, [2.0] * 3)], base=mf.MAF(3, 0, 1, **SHAPE)),
+        lambda: mf.Flow([mf.Dequantize(3)], base=mf.MAF(3, 0, 1, **SHAPE)),
+        lambda: mf.Mixture([mf.GaussianMADE(3, **SHAPE), mf.BernoulliMADE(3, **SHAPE)]),
+    ],
+)
+def test_models_with_units_of_their_own_are_left_alone(make):
+    x = (rows(60) > 0).float()
+    model = make()
+    mf.fit(model, x, **QUIET)
+    assert not any(module.active for module in model.modules() if isinstance(module, Units))
+
+
+def test_a_model_keeps_its_units():
+    model = mf.MAF(3, transforms=1, **SHAPE)
+    mf.fit(model, rows(), **QUIET)
+    location = model.units.location.clone()
+    mf.fit(model, rows() + 50, **QUIET)
+    assert torch.equal(model.units.location, location)
+    trained = mf.MAF(3, transforms=1, **SHAPE)
+    mf.fit(trained, rows(), **QUIET, standardize=False)
+    mf.fit(trained, rows(), **QUIET)
+    assert not trained.units.active
+    loaded = mf.MAF(3, transforms=1, **SHAPE)
+    loaded.load_state_dict(trained.state_dict())
+    mf.fit(loaded, rows(), **QUIET)
+    assert not loaded.units.active
+
+
+def test_a_training_that_never_was_leaves_none():
+    model = mf.MAF(3, transforms=1, **SHAPE)
+    mf.fit(model, rows(), progress=False, max_epochs=0)
+    assert not model.units.active
+    with pytest.raises(mf.TrainingError):
+        mf.fit(model, rows(), optimizer=lambda p: torch.optim.SGD(p, lr=1e30), clip_norm=None,
+               progress=False, max_epochs=3, batch_size=10)  # fmt: skip
+    assert not model.units.active
+
+
+@pytest.mark.parametrize("size", [16, 50])
+def test_batches_of_a_stream_are_measured(size: int):
+    x = rows(300) * SCALE + SHIFT
+
+    class Again:
+        def __iter__(self):
+            return iter(x.split(size))
+
+    model = mf.MAF(3, transforms=1, **SHAPE)
+    mf.fit(model, Again(), validation=None, **QUIET)
+    torch.testing.assert_close(model.units.location, x.mean(dim=0))
+    torch.testing.assert_close(model.units.scale, x.std(dim=0))
+
+
+def test_bad_arguments():
+    units = Units(2)
+    with pytest.raises(ValueError, match=r"location of shape \(2,\)"):
+        units.set(torch.zeros(3), torch.ones(3))
+    with pytest.raises(ValueError, match="scale to be positive"):
+        units.set(torch.zeros(2), torch.zeros(2))
