@@ -20,6 +20,7 @@ from made_flows.interop.accelerate import (
 from made_flows.models.autoregressive_flows import IAF, MAF
 from made_flows.models.base import Model
 from made_flows.models.density import DensityModel
+from made_flows.models.estimate import EstimateWarning, estimate
 from made_flows.models.flows import Flow
 from made_flows.models.mades import (
     BernoulliMADE,
@@ -65,6 +66,7 @@ __all__ = [
     "DensityModel",
     "DependencyWarning",
     "Dequantize",
+    "EstimateWarning",
     "Flow",
     "FlowDistribution",
     "GatedAffine",
@@ -90,6 +92,7 @@ __all__ = [
     "accelerate",
     "acceleration",
     "check_autoregressive",
+    "estimate",
     "fit",
     "load",
     "restore",

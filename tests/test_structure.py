@@ -42,11 +42,12 @@ PUBLIC = {
         IAF MADE MAF AccelerationReport AccelerationWarning ActNorm Affine
         AutoregressiveDistribution AutoregressiveError AutoregressiveReport AutoregressiveTransform
         BatchNorm BernoulliMADE Bijection CategoricalMADE ConditionalDistribution ConditionalMixture
-        DensityModel DependencyWarning Dequantize Flow FlowDistribution GatedAffine GaussianMADE
+        DensityModel DependencyWarning Dequantize EstimateWarning Flow FlowDistribution GatedAffine
+        GaussianMADE
         GaussianMixtureMADE Head History InvertibleLinear Log Logit Mixture MixtureDistribution
         MixtureGain Model OrderMixture Permutation RationalQuadraticSpline ScaleRule Standardize
-        TrainingError Transform WeightFit accelerate acceleration check_autoregressive fit load
-        restore save saveable
+        TrainingError Transform WeightFit accelerate acceleration check_autoregressive estimate
+        fit load restore save saveable
     """,
     "made_flows.pyro": """
         IAF MAF AffineAutoregressive AutoIAF AutoRegressiveNN BernoulliMADE CategoricalMADE

@@ -61,7 +61,11 @@ GROUPS = [
         "The conditioner itself, for models of one's own.",
         ours("MADE DependencyWarning"),
     ),
-    Group("Training", "From rows to a trained model.", ours("fit History TrainingError")),
+    Group(
+        "Training",
+        "From rows to a trained model.",
+        ours("estimate fit History TrainingError EstimateWarning"),
+    ),
     Group("Files", "Models in files, and back.", ours("save load saveable")),
     Group(
         "Bijections and heads",

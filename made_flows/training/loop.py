@@ -6,7 +6,7 @@ import inspect
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -22,7 +22,12 @@ from made_flows._checks import (
     real_number,
 )
 from made_flows.training.data import Batch, Rows, Source, Target, open_data, split
-from made_flows.training.defaults import batch_size_for, dropout_for
+from made_flows.training.defaults import (
+    batch_size_for,
+    dropout_for,
+    learning_rate_for,
+    max_epochs_for,
+)
 from made_flows.training.history import History, Losses, TrainingError
 from made_flows.training.optimization import (
     Average,
@@ -48,8 +53,8 @@ def fit(
     validation: Any = 0.1,
     standardize: bool = True,
     batch_size: int | None = None,
-    learning_rate: float = 1e-3,
-    max_epochs: int = 200,
+    learning_rate: float | None = None,
+    max_epochs: int | None = None,
     patience: int | None = 20,
     max_seconds: float | None = None,
     clip_norm: float | None = 5.0,
@@ -95,8 +100,10 @@ def fit(
         batch_size: rows per step, at most: an epoch is cut into batches of equal size (of two or
             three for an odd number in pairs). By default from 32 for a thousand rows to 256 from
             eight thousand. A stream of batches has its own.
-        learning_rate: of Adam; an ``optimizer`` has its own.
-        max_epochs: the largest number of passes over the data. 0 trains nothing.
+        learning_rate: of Adam; by default 3e-3 for up to two thousand rows and 1e-3 for more. An
+            ``optimizer`` has its own.
+        max_epochs: the largest number of passes over the data; by default 200, and for few rows
+            as many as make 6000 steps, up to 1000. 0 trains nothing.
         patience: stop after this many epochs without a lower NLL; None never does.
         max_seconds: end the epoch after this time, and training with it; None never does.
         clip_norm: gradients are scaled down to this total norm; None leaves them.
@@ -139,7 +146,7 @@ def fit(
     if batch_size is not None:
         batch_size = positive_integer(batch_size, "batch_size")
     options = _Options(
-        max_epochs=non_negative_integer(max_epochs, "max_epochs"),
+        max_epochs=-1 if max_epochs is None else non_negative_integer(max_epochs, "max_epochs"),
         patience=None if patience is None else positive_integer(patience, "patience"),
         clip_norm=math.inf if clip_norm is None else real_number(clip_norm, "clip_norm", above=0),
         average=None if average is None else real_number(average, "average", above=0),
@@ -151,7 +158,8 @@ def fit(
     expect_type(isinstance(progress, (bool, str)), "progress", "to be a bool or a text", progress)
     expect(options.average is None or options.average < 1, "average", "to be below 1", average)
     expect(schedule in (None, "cosine"), "schedule", "to be None or 'cosine'", repr(schedule))
-    real_number(learning_rate, "learning_rate", above=0)
+    if learning_rate is not None:
+        real_number(learning_rate, "learning_rate", above=0)
     if dropout is not None:
         expect(0 <= real_number(dropout, "dropout") < 1, "dropout", "to be in [0, 1)", dropout)
     expect(
@@ -172,7 +180,10 @@ def fit(
         known_rows = len(train) if isinstance(train, Rows) else None
         batch_size = batch_size_for(known_rows) if batch_size is None else batch_size
         dropout = dropout_for(known_rows, target.features) if dropout is None else dropout
-        adam, parameters = make_optimizer(optimizer, model, learning_rate, weight_decay)
+        rate = learning_rate_for(known_rows) if learning_rate is None else learning_rate
+        if max_epochs is None:
+            options = replace(options, max_epochs=max_epochs_for(known_rows, batch_size))
+        adam, parameters = make_optimizer(optimizer, model, rate, weight_decay)
         _expect_callable(model, context)
         ema = None if options.average is None else Average(parameters, options.average)
         rates = Rates(adam, schedule)

@@ -1,0 +1,182 @@
+"""estimate(): rows in, a mixture of trained models out."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+import made_flows as mf
+from made_flows.models.estimate import EstimateWarning
+from made_flows.models.gaussian_mixture import fit_gaussians, gaussian_model
+
+QUICK = {"budget": "fast", "progress": False, "seed": 0}
+
+
+def ring(n: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    angle = 2 * math.pi * torch.rand(n, generator=generator)
+    noise = 0.1 * torch.randn(n, 2, generator=generator)
+    return torch.stack([angle.cos(), angle.sin()], dim=1) + noise
+
+
+def normal(n: int, columns: int = 3, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, columns, generator=generator) @ (torch.eye(columns) + 0.5).triu()
+
+
+@torch.no_grad()
+def score(model, x: Tensor, context: Tensor | None = None) -> float:
+    return float(model(context).log_prob(x).double().mean())
+
+
+def test_it_finds_what_a_normal_distribution_does_not():
+    x, test = ring(300), ring(500, seed=1)
+    model = mf.estimate(x, **QUICK, max_seconds=8)
+    assert isinstance(model, mf.Mixture)
+    assert not model.training
+    joint = MultivariateNormal(x.mean(0), x.T.cov())
+    assert score(model, test) > float(joint.log_prob(test).mean()) + 0.5
+    assert model().sample((7,)).shape == (7, 2)
+
+
+def test_it_is_no_worse_than_a_normal_distribution_where_that_is_true():
+    x, test = normal(60, 6), normal(1000, 6, seed=1)
+    model = mf.estimate(x, **QUICK, max_seconds=5)
+    joint = MultivariateNormal(x.mean(0), x.T.cov())
+    assert score(model, test) > float(joint.log_prob(test).mean()) - 0.1
+
+
+def test_natural_units_and_files(tmp_path):
+    x = ring(120)
+    scale, shift = torch.tensor([1e4, 1e-3]), torch.tensor([5e4, 1.0])
+    model = mf.estimate(x * scale + shift, **QUICK, max_seconds=4)
+    plain = score(model, x * scale + shift) + float(scale.log().sum())
+    assert plain > -2.3  # a normal distribution has -2.2 at best where the rows are
+    mf.save(model, tmp_path / "model.safetensors")
+    loaded = mf.load(tmp_path / "model.safetensors")
+    assert score(loaded, x * scale + shift) == score(model, x * scale + shift)
+
+
+def test_contexts():
+    c = normal(200, 2, seed=3)
+    x = 3 * c[:, :1] + 0.1 * normal(200, 2)
+    model = mf.estimate(x, c, **QUICK, max_seconds=6)
+    assert score(model, x, c) > -1.0
+    assert model(c[:5]).sample().shape == (5, 2)
+
+
+@pytest.mark.parametrize("kind", ["bool", "zeros and ones", "categories"])
+def test_discrete_rows(kind: str):
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(0, 2 if kind != "categories" else 4, (150, 1), generator=generator)
+    x = torch.cat([first, first, torch.randint(0, 2, (150, 2), generator=generator)], dim=1)
+    given = x.bool() if kind == "bool" else x.float() if kind == "zeros and ones" else x
+    model = mf.estimate(given, **QUICK, max_seconds=40)
+    independent = 3 * math.log(2) + math.log(2 if kind != "categories" else 4)
+    if kind == "categories":
+        independent += math.log(2)
+    rows = x if kind == "categories" else x.float()
+    assert score(model, rows) > -independent + 0.3
+    samples = model().sample((50,))
+    assert float((samples[:, 0] == samples[:, 1]).float().mean()) > 0.7
+
+
+def test_it_is_reproducible_and_leaves_the_generators_alone():
+    x = ring(60)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = mf.estimate(x, budget="fast", progress=False, seed=3, max_seconds=30)
+    assert torch.equal(torch.get_rng_state(), state)
+    second = mf.estimate(x, budget="fast", progress=False, seed=3, max_seconds=30)
+    assert score(first, x) == pytest.approx(score(second, x), abs=0.3)
+
+
+def test_it_says_what_it_chose_and_keeps_its_time(capsys):
+    start = time.perf_counter()
+    mf.estimate(ring(100), budget="good", max_seconds=3, seed=0)
+    assert time.perf_counter() - start < 40  # of a machine that does other work
+    said = capsys.readouterr().out
+    for word in ("100 rows of 2 real features", "joint normal", "weight", "nats a row left out"):
+        assert word in said
+    mf.estimate(ring(50), **QUICK, max_seconds=1)
+    assert capsys.readouterr().out == ""
+
+
+def with_column(x: Tensor, column: Tensor) -> Tensor:
+    return torch.cat([x, column.reshape(-1, 1)], dim=1)
+
+
+NAN = normal(50)
+NAN[7, 1] = math.nan
+BAD = {
+    "few rows": (normal(9), "at least ten rows; got 9"),
+    "NaN": (NAN, r"got nan in row 7, column 1.*orders='all'"),
+    "a constant column": (with_column(normal(50), torch.ones(50)), "constant ones: 3"),
+    "a repeated column": (with_column(normal(50), 3 - 2 * normal(50)[:, 1]), "column 3, which is"),
+    "one dimension": (normal(50)[:, 0], r"of shape \(N, features\)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_rows(name: str):
+    x, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        mf.estimate(x, **QUICK)
+
+
+def test_other_bad_arguments():
+    with pytest.raises(ValueError, match="budget to be 'fast', 'good' or 'best'"):
+        mf.estimate(ring(50), budget="huge")
+    with pytest.raises(ValueError, match="context to have 50 rows"):
+        mf.estimate(ring(50), normal(40), **QUICK)
+    with pytest.raises(ValueError, match="max_seconds to be above 0"):
+        mf.estimate(ring(50), **QUICK, max_seconds=0)
+    with pytest.raises(TypeError, match="x to hold numbers"):
+        mf.estimate([["a"], ["b"]], **QUICK)
+
+
+def test_columns_whose_density_diverges_are_named():
+    x = with_column(normal(60), torch.arange(60.0) // 7)
+    with pytest.warns(EstimateWarning, match=r"integers only: 3.*Dequantize\(4, \[3\]\)"):
+        mf.estimate(x, **QUICK, max_seconds=0.5)
+    x = with_column(normal(60), 0.5 * (torch.arange(60.0) // 15))
+    with pytest.warns(EstimateWarning, match=r"few values: 3 \(4 in column 3\)"):
+        mf.estimate(x, **QUICK, max_seconds=0.5)
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_gaussians_as_models(components: int):
+    x = normal(200, 4).double() + 3
+    found = fit_gaussians(x, components, 1.0, torch.Generator().manual_seed(0))
+    model = gaussian_model(found).double()
+    torch.testing.assert_close(
+        model().log_prob(x).detach(), found.log_prob(x), rtol=1e-5, atol=1e-5
+    )
+    if components == 1:
+        joint = MultivariateNormal(x.mean(0), x.T.cov(correction=0))
+        assert float(found.log_prob(x).mean()) == pytest.approx(
+            float(joint.log_prob(x).mean()), abs=0.01
+        )
+
+
+def test_normal_distributions_given_contexts():
+    rows = normal(300, 5).double()
+    found = fit_gaussians(rows, 1, 1.0, torch.Generator().manual_seed(0))
+    model = gaussian_model(found, 2).double()
+    expected = found.log_prob(rows) - found.leading(2).log_prob(rows[:, :2])
+    got = model(rows[:, :2]).log_prob(rows[:, 2:]).detach()
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gaussians_of_few_rows_do_not_collapse():
+    x = normal(12, 5).double()
+    found = fit_gaussians(x, 3, 7.0, torch.Generator().manual_seed(0))
+    assert bool(torch.isfinite(found.log_prob(x)).all())
+    repeated = x[:3].repeat(5, 1)
+    again = fit_gaussians(repeated, 4, 0.5, torch.Generator().manual_seed(0))
+    assert bool(torch.isfinite(again.log_prob(x)).all())
