@@ -20,7 +20,8 @@ from made_flows.interop.accelerate import (
 from made_flows.models.autoregressive_flows import IAF, MAF
 from made_flows.models.base import Model
 from made_flows.models.density import DensityModel
-from made_flows.models.estimate import EstimateWarning, estimate
+from made_flows.models.estimate import estimate
+from made_flows.models.estimate_rows import EstimateWarning
 from made_flows.models.flows import Flow
 from made_flows.models.mades import (
     BernoulliMADE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,20 +10,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from made_flows._checks import check_finite, expect, expect_type, non_negative_integer
+from made_flows._checks import expect, non_negative_integer
 from made_flows.models.autoregressive_flows import MAF
 from made_flows.models.base import Model
+from made_flows.models.estimate_rows import check_columns, checked_rows, kind_of
 from made_flows.models.gaussian_mixture import fit_gaussians, gaussian_model
 from made_flows.models.mades import BernoulliMADE, CategoricalMADE
 from made_flows.models.mades import GaussianMixtureMADE as MixtureMADE
 from made_flows.models.mixture_weights import mixture_weights
 from made_flows.models.mixtures import Mixture
-from made_flows.training.convert import as_tensor
 from made_flows.training.history import TrainingError
 from made_flows.training.loop import fit
 from made_flows.training.standardization import robust_moments
 
-__all__ = ["EstimateWarning", "estimate"]
+__all__ = ["estimate"]
 
 Budget = Literal["fast", "good", "best"]
 
@@ -41,10 +40,6 @@ _GAUSSIAN_ROWS = 20_000
 """Rows that joint normal mixtures are fitted to, at most."""
 
 Make = Callable[[], Model]
-
-
-class EstimateWarning(UserWarning):
-    """Rows whose density is not what it seems: columns of integers or of few values."""
 
 
 @dataclass
@@ -129,95 +124,13 @@ def estimate(
     if seed is None:
         seed = int(torch.randint(2**62, (), device="cpu"))
     seed = non_negative_integer(seed, "seed")
-    rows, given = _checked(x, context)
-    kind = _kind_of(rows)
+    rows, given = checked_rows(x, context)
+    kind = kind_of(rows)
     if kind == "real":
-        _check_columns(rows)
+        check_columns(rows)
     run = _Run(rows, given, kind, budget, seed, progress, time.perf_counter() + limit)
     with torch.random.fork_rng(devices=[]):
         return run()
-
-
-def _checked(x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
-    """Rows and contexts as finite tensors."""
-    given: list[Tensor] = []
-    for value, name in ((x, "x"), (context, "context")):
-        if value is None and name == "context":
-            continue
-        rows = as_tensor(value, name).detach().cpu()
-        expect(rows.dim() == 2, name, "of shape (N, features)", tuple(rows.shape))
-        expect_type(not rows.is_complex(), name, "to be real", rows.dtype)
-        if rows.is_floating_point():
-            try:
-                check_finite(rows, name)
-            except ValueError as error:
-                if not bool(rows.isnan().any()):
-                    raise
-                raise ValueError(
-                    f"{error}. If NaN stands for a missing value, fit a model made with "
-                    f"orders='all', which takes it"
-                ) from None
-        given.append(rows)
-    count = len(given[0])
-    expect(count >= 10, "x", "to have at least ten rows", count)
-    if len(given) == 2 and len(given[1]) != count:
-        raise ValueError(f"Expected context to have {count} rows, as x has; got {len(given[1])}")
-    return given[0], given[1] if len(given) == 2 else None
-
-
-def _kind_of(x: Tensor) -> Literal["binary", "categories", "real"]:
-    """What the values are."""
-    if x.dtype == torch.bool or bool(((x == 0) | (x == 1)).all()):
-        return "binary"
-    if not x.is_floating_point() and int(x.min()) >= 0 and int(x.max()) < 256:
-        return "categories"
-    return "real"
-
-
-def _check_columns(x: Tensor) -> None:
-    """Refuse columns that have no density, and warn of those whose density diverges."""
-    location, scale = robust_moments(x)
-    constant = (scale == 0).nonzero().flatten().tolist()
-    if constant:
-        raise ValueError(
-            f"Expected the columns of x to vary; got constant ones: {_listed(constant)}. Leave "
-            f"them out: their density is infinite"
-        )
-    z = (x.double() - location) / scale
-    z = z - z.mean(dim=0)
-    z = z / z.norm(dim=0)
-    same = ((z.T @ z).abs() > 1 - 1e-12).triu(1).nonzero().tolist()
-    if same:
-        first, second = same[0]
-        raise ValueError(
-            f"Expected columns of x that do not repeat one another; got column {second}, which is "
-            f"column {first} in other units ({len(same)} such pairs). Leave one of each out: "
-            f"their joint density is infinite"
-        )
-    whole = (x == x.floor()).all(dim=0)
-    integers = whole.nonzero().flatten().tolist()
-    if integers:
-        warnings.warn(
-            f"Columns of x hold integers only: {_listed(integers)}. Densities diverge at values "
-            f"that repeat, so that likelihoods mean little. Spread them first: "
-            f"Flow([Dequantize({x.shape[1]}, {integers})], base=model)",
-            EstimateWarning,
-            stacklevel=3,
-        )
-    counts = [len(column.unique()) for column in x.T]
-    few = [i for i, count in enumerate(counts) if count < len(x) / 10 and i not in integers]
-    if few:
-        warnings.warn(
-            f"Columns of x hold few values: {_listed(few)} ({counts[few[0]]} in column {few[0]}). "
-            f"Densities diverge at values that repeat, so that likelihoods mean little",
-            EstimateWarning,
-            stacklevel=3,
-        )
-
-
-def _listed(columns: list[int]) -> str:
-    shown = ", ".join(map(str, columns[:8]))
-    return f"{shown} and {len(columns) - 8} more" if len(columns) > 8 else shown
 
 
 Train = Callable[[str, bool], _Part]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 import made_flows as mf
-from made_flows.models.estimate import EstimateWarning
+from made_flows.models.estimate_rows import EstimateWarning
 from made_flows.models.gaussian_mixture import fit_gaussians, gaussian_model
 
 QUICK = {"budget": "fast", "progress": False, "seed": 0}

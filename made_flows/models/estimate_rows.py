@@ -1,0 +1,101 @@
+"""What rows to estimate a density from have to be: finite, different, of some kind."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from made_flows._checks import check_finite, expect, expect_type
+from made_flows.training.convert import as_tensor
+from made_flows.training.standardization import robust_moments
+
+__all__ = ["EstimateWarning", "check_columns", "checked_rows", "kind_of"]
+
+
+class EstimateWarning(UserWarning):
+    """Rows whose density is not what it seems: columns of integers or of few values."""
+
+
+def checked_rows(x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
+    """Rows and contexts as finite tensors."""
+    given: list[Tensor] = []
+    for value, name in ((x, "x"), (context, "context")):
+        if value is None and name == "context":
+            continue
+        rows = as_tensor(value, name).detach().cpu()
+        expect(rows.dim() == 2, name, "of shape (N, features)", tuple(rows.shape))
+        expect_type(not rows.is_complex(), name, "to be real", rows.dtype)
+        if rows.is_floating_point():
+            try:
+                check_finite(rows, name)
+            except ValueError as error:
+                if not bool(rows.isnan().any()):
+                    raise
+                raise ValueError(
+                    f"{error}. If NaN stands for a missing value, fit a model made with "
+                    f"orders='all', which takes it"
+                ) from None
+        given.append(rows)
+    count = len(given[0])
+    expect(count >= 10, "x", "to have at least ten rows", count)
+    if len(given) == 2 and len(given[1]) != count:
+        raise ValueError(f"Expected context to have {count} rows, as x has; got {len(given[1])}")
+    return given[0], given[1] if len(given) == 2 else None
+
+
+def kind_of(x: Tensor) -> Literal["binary", "categories", "real"]:
+    """What the values are."""
+    if x.dtype == torch.bool or bool(((x == 0) | (x == 1)).all()):
+        return "binary"
+    if not x.is_floating_point() and int(x.min()) >= 0 and int(x.max()) < 256:
+        return "categories"
+    return "real"
+
+
+def check_columns(x: Tensor) -> None:
+    """Refuse columns that have no density, and warn of those whose density diverges."""
+    location, scale = robust_moments(x)
+    constant = (scale == 0).nonzero().flatten().tolist()
+    if constant:
+        raise ValueError(
+            f"Expected the columns of x to vary; got constant ones: {_listed(constant)}. Leave "
+            f"them out: their density is infinite"
+        )
+    z = (x.double() - location) / scale
+    z = z - z.mean(dim=0)
+    z = z / z.norm(dim=0)
+    same = ((z.T @ z).abs() > 1 - 1e-12).triu(1).nonzero().tolist()
+    if same:
+        first, second = same[0]
+        raise ValueError(
+            f"Expected columns of x that do not repeat one another; got column {second}, which is "
+            f"column {first} in other units ({len(same)} such pairs). Leave one of each out: "
+            f"their joint density is infinite"
+        )
+    whole = (x == x.floor()).all(dim=0)
+    integers = whole.nonzero().flatten().tolist()
+    if integers:
+        warnings.warn(
+            f"Columns of x hold integers only: {_listed(integers)}. Densities diverge at values "
+            f"that repeat, so that likelihoods mean little. Spread them first: "
+            f"Flow([Dequantize({x.shape[1]}, {integers})], base=model)",
+            EstimateWarning,
+            stacklevel=3,
+        )
+    counts = [len(column.unique()) for column in x.T]
+    few = [i for i, count in enumerate(counts) if count < len(x) / 10 and i not in integers]
+    if few:
+        warnings.warn(
+            f"Columns of x hold few values: {_listed(few)} ({counts[few[0]]} in column {few[0]}). "
+            f"Densities diverge at values that repeat, so that likelihoods mean little",
+            EstimateWarning,
+            stacklevel=3,
+        )
+
+
+def _listed(columns: list[int]) -> str:
+    shown = ", ".join(map(str, columns[:8]))
+    return f"{shown} and {len(columns) - 8} more" if len(columns) > 8 else shown
