@@ -20,6 +20,7 @@ __all__ = [
     "check_expanded",
     "check_finite",
     "check_generator",
+    "check_parameters",
     "check_sample_shape",
     "check_values",
     "described",
@@ -126,6 +127,13 @@ def check_event(x: Any, argument: str, size: int, dtype: torch.dtype | None = No
             f"Convert the one or the other: {argument}.to({dtype}) or model.to({tensor.dtype})"
         )
     return tensor
+
+
+def check_parameters(values: Any, parameters: Any, size: int, argument: str) -> None:
+    """Check values (...) and their parameters (..., size), which broadcast together."""
+    expect_type(isinstance(values, Tensor), argument, "to be a torch.Tensor", values)
+    check_event(parameters, "parameters", size)
+    check_broadcast(**{argument: values.shape, "parameters": parameters.shape[:-1]})
 
 
 def check_context(

@@ -17,6 +17,7 @@ from made_flows._checks import (
     check_event,
     check_generator,
     expect,
+    expect_type,
     non_negative_integer,
     positive_integer,
     real_number,
@@ -40,6 +41,8 @@ from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import expect_own
 
 __all__ = ["MADE"]
+
+_MASKED = "to be True, False or 'order'"
 
 
 @saveable
@@ -122,8 +125,10 @@ class MADE(MaskedMLP):
         hidden = widths(hidden_features, "hidden_features")
         dropout = real_number(dropout, "dropout")
         expect(0 <= dropout < 1, "dropout", "to be in [0, 1)", dropout)
-        known = mask_weights in (True, False, "order")
-        expect(known, "mask_weights", "to be True, False or 'order'", repr(mask_weights))
+        kind = type(mask_weights)
+        expect_type(kind in (bool, str), "mask_weights", _MASKED, mask_weights)
+        expect(kind is bool or mask_weights == "order", "mask_weights", _MASKED, mask_weights)
+        check_generator(generator)
         residual = boolean(residual, "residual") and len(hidden) > 1
         shape = Shape(
             features=features,
@@ -141,6 +146,7 @@ class MADE(MaskedMLP):
         else:
             given = not isinstance(order, str) or order != "natural"
             expect(not given, "order", "to be left out when adjacency is given", order)
+            expect(degrees == "even", "degrees", "to be left out when adjacency is given", degrees)
             connectivity = connect_by_graph(shape, mk.check_adjacency(adjacency, features, context))
         super().__init__(
             shape,
@@ -195,6 +201,8 @@ class MADE(MaskedMLP):
         References:
             Germain et al. 2015, sections 4.2-4.3.
         """
+        check_generator(generator)
+        order, degrees = boolean(order, "order"), boolean(degrees, "degrees")
         reordering.resample(self, generator, order=order, degrees=degrees)
 
     def arranged(self, order: Any = None, degrees: Sequence[Tensor] | None = None) -> MADE:
@@ -252,10 +260,7 @@ class MADE(MaskedMLP):
         Returns:
             (..., features, K).
         """
-        check_event(x, "x", self.input_features.shape[0], self.dtype)
-        context = self.check_context(context)
-        if context is not None:
-            check_broadcast(x=x.shape[:-1], context=context.shape[:-1])
+        context = self._check(x, context)
         if order is None and degrees is None:
             return self.compute(x, context, None, self.dropout)
         if degrees is not None:
@@ -278,12 +283,21 @@ class MADE(MaskedMLP):
         ``forward``.
         """
         if order is None and self._is_plain():
+            context = self._check(x, context)
             if not self.training or torch.compiler.is_compiling():
                 return self.compute(x, context)
             with _without_dropout(self):
                 return self.compute(x, context)
         with _without_dropout(self):
             return cast(Tensor, self(x, context) if order is None else self(x, context, order))
+
+    def _check(self, x: Tensor, context: Tensor | None) -> Tensor | None:
+        """Check what a pass reads, and return the context."""
+        check_event(x, "x", self.input_features.shape[0], self.dtype)
+        context = self.check_context(context)
+        if context is not None:
+            check_broadcast(x=x.shape[:-1], context=context.shape[:-1])
+        return context
 
     def expect_understood(self) -> None:
         """Raise where the network does not compute what its class says.

@@ -22,7 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, positive_integer
+from made_flows._checks import (
+    check_generator,
+    expect,
+    expect_type,
+    non_negative_integer,
+    positive_integer,
+)
+from made_flows._torch import has_concrete_values
 
 __all__ = [
     "adjacency_levels",
@@ -57,6 +64,7 @@ def make_order(
         tensor([3, 2, 1, 0])
     """
     features = positive_integer(features, "features")
+    check_generator(generator)
     if isinstance(order, str):
         if order == "natural":
             return torch.arange(features)
@@ -70,34 +78,60 @@ def make_order(
         given = torch.as_tensor(order).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         given = torch.empty(0)
-    valid = (
-        given.shape == (features,)
-        and not given.dtype.is_floating_point
-        and given.dtype is not torch.bool
-        and torch.equal(given.long().sort().values, torch.arange(features))
-    )
+    valid = given.shape == (features,) and _is_permutation(given)
     expect(valid, "order", f"to be a permutation of 0..{features - 1}", repr(order))
     return given.long().clone()
 
 
+def _is_permutation(order: Tensor) -> bool:
+    whole = not order.dtype.is_floating_point and not order.dtype.is_complex
+    places = torch.arange(len(order), device=order.device)
+    return (
+        whole and order.dtype is not torch.bool and torch.equal(order.long().sort().values, places)
+    )
+
+
 def ranks_from_order(order: Tensor) -> Tensor:
-    """The rank of every feature: ``ranks[order[k]] = k``.
+    """Compute the rank of every feature: ``ranks[order[k]] = k``.
+
+    Args:
+        order: (features,), or (..., features) for several orders.
+
+    Raises:
+        TypeError: for anything but a tensor.
+        ValueError: for a tensor that is no permutation.
 
     Example:
         >>> ranks_from_order(torch.tensor([2, 0, 1]))
         tensor([1, 2, 0])
     """
+    _expect_features(order, "order")
+    if order.dim() == 1 and has_concrete_values(order):
+        expected = f"to be a permutation of 0..{len(order) - 1}"
+        expect(_is_permutation(order), "order", expected, order.tolist())
     return torch.argsort(order)
 
 
 def order_from_ranks(ranks: Tensor) -> Tensor:
-    """The order that gives these ranks; features of equal rank stay in feature order.
+    """Compute the order that gives these ranks; features of equal rank stay in feature order.
+
+    Args:
+        ranks: (features,), or (..., features) for several orders.
+
+    Raises:
+        TypeError: for anything but a tensor.
 
     Example:
         >>> order_from_ranks(torch.tensor([1, 2, 0]))
         tensor([2, 0, 1])
     """
+    _expect_features(ranks, "ranks")
     return torch.argsort(ranks, stable=True)
+
+
+def _expect_features(given: Any, argument: str) -> None:
+    expect_type(isinstance(given, Tensor), argument, "to be a tensor of (..., features)", given)
+    expect(given.dim() > 0, argument, "to be of shape (..., features)", tuple(given.shape))
 
 
 def hidden_degrees(
@@ -133,8 +167,9 @@ def hidden_degrees(
     """
     width = positive_integer(width, "width")
     features = positive_integer(features, "features")
+    check_generator(generator)
     highest = features - 1
-    lowest = min(lowest, highest)
+    lowest = min(non_negative_integer(lowest, "lowest"), highest)
     count = highest - lowest + 1
     if rule == "even":
         # Counted down from the highest, so that a narrow layer keeps the highest.
@@ -314,6 +349,7 @@ def check_adjacency(adjacency: Any, features: int, context: int) -> Tensor:
         given = torch.as_tensor(adjacency).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         given = torch.empty(0)
+    given = given.to_dense() if given.layout != torch.strided else given
     shapes = sorted({(features, features), (features, features + context)})
     expected = "of shape " + " or ".join(map(str, shapes))
     expect(tuple(given.shape) in shapes, "adjacency", expected, tuple(given.shape))

@@ -72,8 +72,11 @@ def check_degrees(made: MaskedMLP, degrees: Any) -> tuple[Tensor, ...]:
     expect(len(degrees) == len(hidden), "degrees", f"of {len(hidden)} layers", len(degrees))
     checked: list[Tensor] = []
     for layer, (given, width) in enumerate(zip(degrees, hidden, strict=True)):
-        given = torch.as_tensor(given)
         name = f"degrees[{layer}]"
+        try:
+            given = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError):
+            expect_type(False, name, "to be integers", given)
         whole = not given.is_floating_point() and given.dtype is not torch.bool
         expect_type(whole, name, "to be integers", given.dtype)
         expect(given.shape == (width,), name, f"of shape ({width},)", tuple(given.shape))

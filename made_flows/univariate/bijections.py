@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect
+from made_flows._checks import check_parameters, expect
 from made_flows._keys import KeyedModule
 from made_flows._registry import saveable
 from made_flows.univariate.scales import ScaleRule, make_scale_rule
@@ -88,11 +88,13 @@ class Affine(Bijection):
         self.scale = make_scale_rule(scale)
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        check_parameters(x, parameters, 2, "x")
         shift, raw = parameters.unbind(-1)
         log_scale = self.scale(raw)
         return shift + torch.exp(log_scale) * x, log_scale.expand_as(shift + x)
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        check_parameters(y, parameters, 2, "y")
         shift, raw = parameters.unbind(-1)
         log_scale = self.scale(raw)
         x = (y - shift) * torch.exp(-log_scale)
@@ -135,12 +137,14 @@ class GatedAffine(Bijection):
         expect(self.scale.rule == "sigmoid", "scale", "to be a sigmoid rule", self.scale)
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        check_parameters(x, parameters, 2, "x")
         target, raw = parameters.unbind(-1)
         log_scale = self.scale(raw)
         y = torch.exp(log_scale) * x - torch.expm1(log_scale) * target
         return y, log_scale.expand_as(y)
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        check_parameters(y, parameters, 2, "y")
         target, raw = parameters.unbind(-1)
         log_scale = self.scale(raw)
         x = (y + torch.expm1(log_scale) * target) * torch.exp(-log_scale)

@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
-from made_flows._checks import check_finite, check_values, expect, positive_integer
+from made_flows._checks import (
+    check_finite,
+    check_parameters,
+    check_values,
+    expect,
+    positive_integer,
+)
 from made_flows._keys import KeyedModule
 from made_flows._registry import saveable
 from made_flows.univariate.scales import ScaleRule, make_scale_rule
@@ -137,6 +143,7 @@ class Gaussian(Head):
         self.scale = make_scale_rule(scale)
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        check_parameters(x, parameters, 2, "x")
         mean, raw = parameters.unbind(-1)
         log_precision = -self.scale(raw)
         z = (x - mean) * torch.exp(log_precision)
@@ -187,6 +194,7 @@ class GaussianMixture(Head):
         self.outputs = 3 * self.components
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        check_parameters(x, parameters, 3 * self.components, "x")
         logits, means, raw = parameters.chunk(3, dim=-1)
         log_scale = self.scale(raw)
         z = (x.unsqueeze(-1) - means) * torch.exp(-log_scale)
@@ -233,6 +241,7 @@ class Bernoulli(Head):
     has_rsample = False
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        check_parameters(x, parameters, 1, "x")
         logit = parameters.squeeze(-1)
         # Not 2 * x - 1: unsigned bytes would wrap round.
         return F.logsigmoid(torch.where(x > 0, logit, -logit))

@@ -8,13 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from made_flows._checks import expect, real_number
+from made_flows._checks import expect, expect_type, real_number
 from made_flows._registry import saveable
 
 __all__ = ["SCALE_RULES", "ScaleRule", "make_scale_rule"]
 
 SCALE_RULES = ("bounded", "softsign", "exp", "softplus", "sigmoid", "clamp")
 """The names of the scale rules."""
+
+_CONSTANTS: dict[str, tuple[str, ...]] = {
+    "bounded": ("bound",),
+    "softsign": ("bound",),
+    "exp": (),
+    "softplus": ("offset", "floor"),
+    "sigmoid": ("offset", "floor"),
+    "clamp": ("low", "high"),
+}
+"""The constants that every rule has."""
 
 
 @saveable
@@ -68,6 +78,16 @@ class ScaleRule(nn.Module):
         self.bound = real_number(bound, "bound", above=0)
         self.low, self.high = real_number(low, "low"), real_number(high, "high")
         expect(self.low < self.high, "low", "to be below high", (low, high))
+        given = {
+            "bound": self.bound != 7.0,
+            "floor": floor is not None,
+            "offset": offset is not None,
+            "low": self.low != -5.0,
+            "high": self.high != 3.0,
+        }
+        for name, is_given in given.items():
+            superfluous = is_given and name not in _CONSTANTS[rule]
+            expect(not superfluous, name, f"to be left out, as {rule!r} has none", "one")
         default_floor = 1e-3 if rule == "softplus" else 0.0
         self.floor = default_floor if floor is None else real_number(floor, "floor")
         expect(self.floor >= 0, "floor", "to be non-negative", floor)
@@ -80,7 +100,8 @@ class ScaleRule(nn.Module):
             self.offset = 2.0
 
     def forward(self, a: Tensor) -> Tensor:
-        """The logarithm of the scale, of a's shape."""
+        """Compute the logarithm of the scale, of a's shape."""
+        expect_type(isinstance(a, Tensor), "a", "to be a torch.Tensor", a)
         if self.rule == "bounded":
             return self.bound * torch.tanh(a / self.bound)
         if self.rule == "softsign":
@@ -102,24 +123,12 @@ class ScaleRule(nn.Module):
     @property
     def constants(self) -> tuple[float, float]:
         """The two constants that the rule uses (zero where it has none)."""
-        if self.rule in ("bounded", "softsign"):
-            return self.bound, 0.0
-        if self.rule in ("softplus", "sigmoid"):
-            return self.offset, self.floor
-        if self.rule == "clamp":
-            return self.low, self.high
-        return 0.0, 0.0
+        first, second, *_ = (*(getattr(self, name) for name in _CONSTANTS[self.rule]), 0.0, 0.0)
+        return first, second
 
     def extra_repr(self) -> str:
-        names = {
-            "bounded": ("bound",),
-            "softsign": ("bound",),
-            "exp": (),
-            "softplus": ("offset", "floor"),
-            "sigmoid": ("offset", "floor"),
-            "clamp": ("low", "high"),
-        }[self.rule]
-        return ", ".join([self.rule, *(f"{name}={getattr(self, name):.4g}" for name in names)])
+        constants = (f"{name}={getattr(self, name):.4g}" for name in _CONSTANTS[self.rule])
+        return ", ".join([self.rule, *constants])
 
 
 def make_scale_rule(scale: Any) -> ScaleRule:

@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from made_flows._checks import expect, positive_integer, real_number
+from made_flows._checks import (
+    check_event,
+    check_parameters,
+    expect,
+    positive_integer,
+    real_number,
+)
 from made_flows._registry import saveable
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.step_kernel import SplineForm, StepKernel
@@ -73,6 +79,7 @@ class RationalQuadraticSpline(Bijection):
         self.outputs = 3 * self.bins - 1
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        check_parameters(x, parameters, self.outputs, "x")
         inside = x.abs() <= self.bound
         # Where the spline is not used it is computed all the same: at a point that cannot fail,
         # since the gradient of torch.where is 0 * inf = NaN for a value that is not taken.
@@ -87,6 +94,7 @@ class RationalQuadraticSpline(Bijection):
         return torch.where(inside, y, x), torch.where(inside, log_derivative, 0.0)
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        check_parameters(y, parameters, self.outputs, "y")
         inside = y.abs() <= self.bound
         at = torch.where(inside, y, 0.0)
         left, width, bottom, height, start, end = self._bin(at, parameters, inverse=True)
@@ -113,6 +121,7 @@ class RationalQuadraticSpline(Bijection):
         Returns:
             Three tensors (..., bins + 1), the first two increasing from -bound to bound.
         """
+        check_event(parameters, "parameters", self.outputs)
         # Bins first while computing: reductions over a short last dimension are slow.
         rows = parameters.movedim(-1, 0)
         widths, heights, raw = rows.split([self.bins, self.bins, self.bins - 1])
