@@ -171,7 +171,11 @@ def test_bad_activations(name: str) -> None:
 
 
 @each_backend
-@pytest.mark.parametrize("new", [nn.Tanh(), "tanh", torch.tanh, nn.Softsign(), torch.sin], ids=str)
+@pytest.mark.parametrize(
+    "new",
+    [nn.Tanh(), "tanh", torch.tanh, nn.Softsign(), torch.sin],
+    ids=["Tanh()", "tanh", "torch.tanh", "Softsign()", "torch.sin"],
+)
 def test_an_activation_assigned_later_is_followed_everywhere(new: Any, choice: str) -> None:
     flow = _flow("relu")
     context = torch.randn(5, 2, dtype=F64)
