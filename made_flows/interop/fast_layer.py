@@ -166,6 +166,7 @@ class FastLayer:
         return fast
 
     def _made_flows_holds(self, fast: Fast) -> bool:
+        # Objects are compared and not values: what is kept reads the layer's tensors in each call.
         new, old = self.made_flows_settings(), fast.settings
         # Identity first: comparing tensors gives tensors.
         same = len(new) == len(old) and all(

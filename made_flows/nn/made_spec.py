@@ -93,6 +93,8 @@ class MADESpec:
 
     def holds(self, made: MaskedMLP) -> bool:
         """Whether the network is still made of the same modules and tensors."""
+        # It holds these tensors themselves, and nothing made of their values, so that who they
+        # are is all that counts here; values are compared where they are packed.
         return (
             not self._computed
             and self._watch.unchanged()
