@@ -36,7 +36,7 @@ def sample_row_orders(
     known: Tensor,
     context: Tensor | None = None,
 ) -> Tensor:
-    """Values of every row in its own order, from noise, given those of its first features.
+    """Draw values of every row in its own order, from noise, given those of its first features.
 
     Args:
         made: the network.
@@ -101,7 +101,7 @@ class _Sweep:
         self.offsets = [layer.offset() for layer in hidden]
 
     def run(self, noise: Tensor, order: Tensor, known: Tensor) -> Tensor:
-        """All ranks, one after the other."""
+        """Draw all ranks, one after the other."""
         made = self.made
         degrees = [d.tolist() for d in made.degrees]
         units: list[list[list[int]]] = [[[] for _ in range(made.features)] for _ in degrees]
@@ -127,7 +127,7 @@ class _Sweep:
         return self.values
 
     def _finish(self, layer: int, units: Tensor) -> None:
-        """The units of one degree in a hidden layer, whose inputs are all known."""
+        """Compute the units of one degree in a hidden layer, whose inputs are all known."""
         linear = self.layers[layer]
         if layer:
             z = self.a[layer - 1] @ self.weights[layer][units].t()
@@ -154,7 +154,7 @@ class _Sweep:
                 self.outputs += last.mask_weight[:, units].sum(dim=1)
 
     def _outputs(self) -> Tensor:
-        """The outputs with what the known inputs contribute directly."""
+        """Compute the outputs with what the known inputs contribute directly."""
         direct = self.made.direct if self.z else self.layers[0]
         if direct is None:
             return self.outputs

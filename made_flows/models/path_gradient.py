@@ -91,7 +91,7 @@ def sample_with_score(flow: Flow, noise: Tensor) -> ScoredSample:
 
 
 def _past(transform: Transform, z: Tensor, score: Tensor) -> ScoredSample:
-    """Past one transform: from noise (N, D) and its score to data."""
+    """Take noise and its score past one transform: from noise (N, D) and its score to data."""
     if isinstance(transform, TriangularAffine):
         x, log_det = transform.to_data(z)
         return ScoredSample(x, log_det, transform.pull_back(score))
@@ -131,7 +131,7 @@ def _by_sweep(transform: AutoregressiveTransform, z: Tensor, score: Tensor) -> S
 
 
 def _solved(jacobian: Tensor, wanted: Tensor, ranks: Tensor | None = None) -> Tensor:
-    """The solution of the transposed system, which may be triangular in the order of ranks."""
+    """Solve the transposed system, which may be triangular in the order of ranks."""
     order = [] if ranks is None else ranks.tolist()
     columns = wanted.unsqueeze(-1)
     if order and order in (sorted(order), sorted(order, reverse=True)):
@@ -143,7 +143,7 @@ def _solved(jacobian: Tensor, wanted: Tensor, ranks: Tensor | None = None) -> Te
 
 
 def _by_autograd(transform: Transform, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The Jacobian (N, D, D) of the data and the gradient (N, D) of its log-determinant.
+    """Compute the Jacobian (N, D, D) of the data and the gradient (N, D) of its log-determinant.
 
     From one pass with every row D + 1 times: copy i is asked for feature i, the last one for the
     log-determinant.
@@ -184,7 +184,7 @@ def _plain(made: MADE) -> bool:
 
 
 def _past_affine(made: MADE, bijection: DampedAffine, z: Tensor, score: Tensor) -> ScoredSample:
-    """Past an affine transform of a plain network."""
+    """Take noise and its score past an affine transform of a plain network."""
     layers = made.masked_layers()
     derivative = _DERIVATIVES[type(made.activation)]
     hidden: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Activation functions by name, and back: a name tells the compiled inverse what to compute."""
+"""Activations: made of names, modules or functions, and named so that operators can pass them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ _FUNCTIONS: dict[Any, tuple[str, float]] = {
 
 
 class _Wrapped(KeyedModule):
-    """A function or module that has no name here, under a key that operators can pass."""
+    """A function or module that is not a known one, with a key that operators can pass."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ def is_elementwise(activation: Callable[[Tensor], Tensor]) -> bool:
 
 
 def activation_code(activation: Any) -> tuple[str, float] | None:
-    """The name and constant of an activation, or None where it is not one of the known ones.
+    """Return the name and constant of an activation, None where it is not one of the known ones.
 
     The constant is ELU's alpha, leaky ReLU's slope, softplus' beta; 0 elsewhere. Exact types
     only: a subclass may compute something else.
@@ -223,7 +223,7 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def activation_name(activation: nn.Module) -> str:
-    """The activation as a word that :func:`activation_of_name` understands."""
+    """Name an activation so that :func:`activation_of_name` finds it again."""
     code = activation_code(activation)
     if code is not None:
         return f"{code[0]}:{code[1]!r}"
@@ -233,7 +233,7 @@ def activation_name(activation: nn.Module) -> str:
 
 
 def activation_of_name(name: str) -> Callable[[Tensor], Tensor]:
-    """The function that a word of :func:`activation_name` stands for."""
+    """Return the function that a name of :func:`activation_name` stands for."""
     kind, constant = name.split(":")
     if kind == "key":
         wrapped: nn.Module = KeyedModule.of_key(int(constant))

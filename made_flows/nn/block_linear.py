@@ -33,7 +33,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(mask: Tensor) -> tuple[Block, ...] | None:
-    """The blocks of a mask (units, inputs), None where they would not save much."""
+    """Divide a mask (units, inputs) into blocks; None where they would not save much."""
     rows, columns = mask.shape
     read = (mask != 0).cpu()
     blocks = []
@@ -115,7 +115,7 @@ def _weight_gradient(
 def block_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, blocks: tuple[Block, ...]
 ) -> Tensor:
-    """The masked linear map of x (..., inputs), of the blocks of its mask alone.
+    """Apply a masked linear map to x (..., inputs), computing the blocks of its mask alone.
 
     Args:
         x: (..., inputs).

@@ -59,7 +59,7 @@ class Shape:
         return torch.arange(self.features).repeat_interleave(torch.tensor(self.outputs))
 
     def adds_to_stream(self, layer: int) -> bool:
-        """Whether a hidden layer ends a residual block, so that its units are the stream's."""
+        """Say whether a hidden layer ends a residual block, so that its units are the stream's."""
         return self.residual and layer > 0 and layer % 2 == 0
 
 
@@ -96,7 +96,7 @@ def connect_in_order(
     *,
     shuffle: bool = False,
 ) -> Connectivity:
-    """Connectivity by degrees (Germain et al. 2015, equations 12-13).
+    """Connect units by their degrees (Germain et al. 2015, equations 12-13).
 
     Args:
         shape: the sizes of the network.
@@ -123,7 +123,7 @@ def connect_in_order(
 def draw_degrees(
     shape: Shape, rule: str, generator: torch.Generator | None = None, shuffle: bool = False
 ) -> list[Tensor]:
-    """Degrees of the units of every hidden layer, see :func:`connect_in_order`."""
+    """Draw the degrees of the units of every hidden layer, see :func:`connect_in_order`."""
     drawn: list[Tensor] = []
     # Units of degree 0 read the context alone: without one they would be constants.
     lowest = 0 if shape.context else 1
@@ -141,7 +141,7 @@ def draw_degrees(
 
 
 def connect_by_graph(shape: Shape, adjacency: Tensor) -> Connectivity:
-    """Connectivity by a directed acyclic graph.
+    """Connect units by a directed acyclic graph.
 
     Args:
         shape: the sizes of the network.
@@ -166,7 +166,7 @@ def connect_by_graph(shape: Shape, adjacency: Tensor) -> Connectivity:
 
 
 def feature_reach(shape: Shape, paths: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Which feature's parameters can depend on which feature, along several chains of masks."""
+    """Find which feature's parameters can depend on which, along several chains of masks."""
     reach = torch.stack([mk.connectivity(chain) for chain in paths]).any(dim=0)
     features = torch.arange(shape.features, device=reach.device)
     outputs = (shape.output_features.to(reach.device) == features[:, None]).float()
@@ -175,7 +175,7 @@ def feature_reach(shape: Shape, paths: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 def per_feature(value: Any, features: int, argument: str) -> tuple[int, ...]:
-    """One positive number for all features, or one for each, as a tuple with one for each."""
+    """Return one positive number for each feature, of one for all or of one for each."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         expect(len(value) == features, argument, f"to have {features} entries", len(value))
         return tuple(positive_integer(v, f"{argument}[{i}]") for i, v in enumerate(value))

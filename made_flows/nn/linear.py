@@ -24,7 +24,7 @@ class RowMask(Protocol):
     """A mask that differs from row to row, which knows how to apply itself."""
 
     def __call__(self, x: Tensor, layer: MaskedLinear) -> Tensor:
-        """The masked affine map of x, (..., inputs) -> (..., outputs)."""
+        """Apply a layer under this mask: (..., inputs) -> (..., outputs)."""
 
 
 class MaskedLinear(nn.Module):
@@ -90,7 +90,7 @@ class MaskedLinear(nn.Module):
             self.bias.uniform_(-1, 1).mul_(0.0 if zero_bias else spread)
 
     def forward(self, x: Tensor, mask: Tensor | RowMask | None = None) -> Tensor:
-        """The map of x, (..., inputs) -> (..., outputs), under another mask where one is given."""
+        """Apply the map, (..., inputs) -> (..., outputs), under another mask where one is given."""
         if mask is not None and not isinstance(mask, Tensor):
             return mask(x, self)
         bias = self.full_bias(mask) if self.has_mask_weights else self.bias
@@ -100,7 +100,7 @@ class MaskedLinear(nn.Module):
         return F.linear(x, self.weight * (self.mask if mask is None else mask), bias)
 
     def offset(self, mask: Tensor | None = None) -> Tensor | None:
-        """What a mask (..., outputs, inputs), or the own, adds to the bias: (..., outputs).
+        """Compute what a mask (..., outputs, inputs), or the own, adds to the bias: (..., outputs).
 
         None without mask weights.
         """
@@ -109,14 +109,14 @@ class MaskedLinear(nn.Module):
         return (self.mask_weight * (self.mask if mask is None else mask)).sum(dim=-1)
 
     def full_bias(self, mask: Tensor | None = None) -> Tensor | None:
-        """The bias with what the mask adds to it."""
+        """Compute the bias with what the mask adds to it."""
         offset = self.offset(mask)
         if offset is None or self.bias is None:
             return self.bias if offset is None else offset
         return self.bias + offset
 
     def masked(self, mask: Tensor) -> MaskedLinear:
-        """A layer of the same weights, not copies of them, under another mask."""
+        """Make a layer of the same weights, not copies of them, under another mask."""
         other = type(self).__new__(type(self))  # a parametrized layer refuses to be copied
         other.__dict__ = dict(self.__dict__)
         other._parameters, other._buffers = dict(self._parameters), dict(self._buffers)
@@ -124,7 +124,7 @@ class MaskedLinear(nn.Module):
         return other
 
     def _blocks_for(self, x: Tensor) -> tuple[Block, ...] | None:
-        """The blocks of the mask, where leaving empty ones out pays: large layers on the CPU."""
+        """Find the blocks of the mask where leaving empty ones out pays: large, and on the CPU."""
         if (
             self.in_features * self.out_features < SMALLEST
             or x.device.type != "cpu"

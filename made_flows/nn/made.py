@@ -157,7 +157,7 @@ class MADE(MaskedMLP):
             mask_weights=mask_weights,
         )
         self.hidden_features = hidden
-        self._description: MADESpec | None = None
+        self._spec: MADESpec | None = None
         self._warn_of_lost_dependencies(connectivity)
 
     def _warn_of_lost_dependencies(self, connectivity: Connectivity) -> None:
@@ -206,7 +206,7 @@ class MADE(MaskedMLP):
         reordering.resample(self, generator, order=order, degrees=degrees)
 
     def arranged(self, order: Any = None, degrees: Sequence[Tensor] | None = None) -> MADE:
-        """A network of the same weights (not copies of them) in another arrangement.
+        """Make a network of the same weights (not copies of them) with another order or degrees.
 
         What it computes, its inverse and its checks are those of a MADE made with this order and
         these degrees. It is cheap to make and meant for use at once: moved to another device or
@@ -238,7 +238,7 @@ class MADE(MaskedMLP):
     # ------------------------------------------------------------------ computing
 
     def check_context(self, context: Tensor | None) -> Tensor | None:
-        """The context, checked against what the network was made for."""
+        """Check a context against what the network was made for, and return it."""
         return check_context(context, self.context, "model", dtype=self.dtype)
 
     def forward(
@@ -248,7 +248,7 @@ class MADE(MaskedMLP):
         order: Tensor | Sequence[int] | None = None,
         degrees: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Parameters of every feature.
+        """Compute the parameters of every feature.
 
         Args:
             x: (..., inputs).
@@ -277,7 +277,7 @@ class MADE(MaskedMLP):
         context: Tensor | None = None,
         order: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
-        """Parameters of every feature without dropout, whatever the mode: what samples follow.
+        """Compute parameters without dropout, whatever the mode: what samples follow.
 
         They are those of a call, with all that takes part in one: hooks, and a subclass's own
         ``forward``.
@@ -316,12 +316,12 @@ class MADE(MaskedMLP):
         return self._read().at(context)
 
     def _read(self) -> MADESpec:
-        description = self._description
-        if description is None or not description.holds(self):
+        kept = self._spec
+        if kept is None or not kept.holds(self):
             expect_own(self, MADE, ("__call__", "forward", "evaluate", "compute", "unpack"))
-            description = MADESpec(self)
-            self._description = None if torch.compiler.is_compiling() else description
-        return description
+            kept = MADESpec(self)
+            self._spec = None if torch.compiler.is_compiling() else kept
+        return kept
 
     def _is_plain(self) -> bool:
         """Say whether a call is :meth:`compute` and no more."""
@@ -335,7 +335,7 @@ class MADE(MaskedMLP):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_description": None}
+        return {**self.__dict__, "_spec": None}
 
     def extra_repr(self) -> str:
         parts = [f"features={self.features}"]
@@ -371,7 +371,7 @@ def _without_dropout(network: nn.Module) -> Iterator[None]:
 
 
 def _with_block_ends(hidden: tuple[int, ...]) -> tuple[int, ...]:
-    """Widths of all layers: every residual block ends in a layer of the stream's width."""
+    """List the widths of all layers: a residual block ends in a layer of the stream's width."""
     stream, *inner = hidden
     return (stream, *(width for h in inner for width in (h, stream)))
 

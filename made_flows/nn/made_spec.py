@@ -1,4 +1,4 @@
-"""A MADE described as a network, kept while it is made of the same objects."""
+"""A MADE as the sequential inverse sees it, kept while it is made of the same objects."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class MADESpec:
         return NetworkSpec.of_layers(made.ranks, layers, direct, made.inputs, made.outputs)
 
     def at(self, context: Tensor | None) -> NetworkSpec:
-        """The network with what a context (rows, C), or None, and the masks contribute to it."""
+        """Add what a context (rows, C), or None, and the masks contribute to the network."""
         if context is None:
             if not self._offsets:
                 return self.network
@@ -81,7 +81,7 @@ class MADESpec:
         return NetworkSpec(self.with_context.structure, self.with_context.tensors, bases)
 
     def _bases(self, contexts: dict[int, MaskedLinear], context: Tensor | None) -> list[Tensor]:
-        """What is added to the layers that are based on something, each (rows, units)."""
+        """Compute what is added to the layers that are based on something, each (rows, units)."""
         rows = 1 if context is None else len(context)
         bases = []
         for index in sorted({*contexts, *self._offsets}):
@@ -92,7 +92,7 @@ class MADESpec:
         return bases
 
     def holds(self, made: MaskedMLP) -> bool:
-        """Whether the network is still made of the same modules and tensors."""
+        """Say whether the network is still made of the same modules and tensors."""
         # It holds these tensors themselves, and nothing made of their values, so that who they
         # are is all that counts here; values are compared where they are packed.
         return (
@@ -104,14 +104,14 @@ class MADESpec:
 
 
 def _contexts(made: MaskedMLP) -> dict[int, MaskedLinear]:
-    """The layers that a context contributes to, and the way it takes there."""
+    """Return the layers that a context contributes to, each with the layer that it goes through."""
     last = len(made.layers) - 1
     ways = {0: made.input_context, last: made.output_context}
     return {index: way for index, way in ways.items() if way is not None}
 
 
 def _offsets(made: MaskedMLP) -> dict[int, list[MaskedLinear]]:
-    """The layers that masks alone contribute to, and the weights of those masks."""
+    """Return the layers that masks alone contribute to, each with the layers of those masks."""
     found: dict[int, list[MaskedLinear]] = {}
     for index, layer in enumerate(made.layers):
         if cast(MaskedLinear, layer).has_mask_weights:

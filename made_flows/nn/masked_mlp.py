@@ -209,7 +209,7 @@ class MaskedMLP(nn.Module):
         return [cast(MaskedLinear, layer) for layer in self.layers]
 
     def reach(self) -> Tensor:
-        """Which feature's parameters can depend on which feature: boolean (features, features)."""
+        """Find which feature's parameters can depend on which: boolean (features, features)."""
         masks = [layer.mask for layer in self.masked_layers()]
         paths = [masks]
         if self.residual:
@@ -293,11 +293,11 @@ class MaskedMLP(nn.Module):
         return self.unpack(output)
 
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Parameters of every feature without dropout, whatever the mode: what samples follow."""
+        """Compute parameters without dropout, whatever the mode: what samples follow."""
         return self.compute(x, context)
 
     def unpack(self, output: Tensor) -> Tensor:
-        """Outputs (..., outputs) as (..., features, K), padded with -inf where K differs."""
+        """Arrange outputs (..., outputs) as (..., features, K), with -inf where K differs."""
         shape = (*output.shape[:-1], self.features, max(self.outputs))
         if self.output_places is None:
             return output.reshape(shape)

@@ -48,7 +48,7 @@ __all__ = [
 def make_order(
     features: int, order: Any = "natural", generator: torch.Generator | None = None
 ) -> Tensor:
-    """An order of features: ``order[k]`` is the feature generated k-th.
+    """Make an order of features: ``order[k]`` is the feature generated k-th.
 
     Args:
         features: number of features D.
@@ -142,7 +142,7 @@ def hidden_degrees(
     rule: str = "even",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Degrees of one hidden layer, sorted, between ``lowest`` and D-1.
+    """Choose the degrees of one hidden layer, sorted, between ``lowest`` and D-1.
 
     ``"even"`` spreads them evenly: every degree is present where the width allows, and the
     highest, which the last feature needs to see all others, always is. ``"random"`` draws them
@@ -183,7 +183,7 @@ def hidden_degrees(
 def degree_masks(
     input_ranks: Tensor, degrees: Sequence[Tensor], output_ranks: Tensor
 ) -> list[Tensor]:
-    """Masks of a chain of layers, each of shape (units, inputs), True where a weight lives.
+    """Make the masks of a chain of layers, each (units, inputs), True where a weight lives.
 
     Args:
         input_ranks: rank of the feature that each input column belongs to.
@@ -208,7 +208,7 @@ def degree_masks(
 
 
 def connectivity(masks: Sequence[Tensor]) -> Tensor:
-    """Which output can depend on which input, through a chain of masks: their boolean product.
+    """Find which output can depend on which input through a chain of masks: their product.
 
     Args:
         masks: masks of shape (units, inputs), first layer first.
@@ -227,7 +227,7 @@ def connectivity(masks: Sequence[Tensor]) -> Tensor:
 def lost_dependencies(
     reach: Tensor, ranks: Tensor, allowed: Tensor | None = None
 ) -> list[tuple[int, int]]:
-    """The pairs (feature, earlier feature) that an order allows and the masks do not connect.
+    """List the pairs (feature, earlier feature) that an order allows and masks do not connect.
 
     Args:
         reach: boolean (features, features), whether feature i's parameters can depend on feature j.
@@ -246,7 +246,7 @@ def lost_dependencies(
 
 
 def adjacency_levels(adjacency: Tensor) -> Tensor:
-    """Topological level of every feature of a directed acyclic graph.
+    """Find the topological level of every feature of a directed acyclic graph.
 
     Args:
         adjacency: boolean (features, features); ``adjacency[i, j]`` says that feature i may
@@ -281,7 +281,7 @@ def adjacency_levels(adjacency: Tensor) -> Tensor:
 
 
 def _find_cycle(parents: np.ndarray[Any, Any], open_: np.ndarray[Any, Any]) -> list[int]:
-    """A cycle among the features that are still open: each of them has an open parent."""
+    """Find a cycle among the features that are still open: each of them has an open parent."""
     path = [int(np.flatnonzero(open_)[0])]
     while True:
         parent = int(np.flatnonzero(parents[path[-1]] & open_)[0])
@@ -293,7 +293,7 @@ def _find_cycle(parents: np.ndarray[Any, Any], open_: np.ndarray[Any, Any]) -> l
 def ancestor_masks(
     adjacency: Tensor, input_columns: Tensor, hidden: Sequence[int], output_features: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Masks of a chain of layers that connect feature i to column j where a graph says so.
+    """Make masks of a chain of layers that connect feature i to column j where a graph says so.
 
     Every hidden unit stands for a set of columns that it may read: one of the distinct parent
     sets of the graph, dealt out evenly and sorted by degree. A unit reads a unit whose set is
@@ -332,12 +332,12 @@ def ancestor_masks(
 
 
 def _contains(large: Tensor, small: Tensor) -> Tensor:
-    """For boolean rows as sets: entry [l, s] says whether set l contains set s."""
+    """Compare boolean rows as sets: entry [l, s] says whether set l contains set s."""
     return (~large).float() @ small.float().T == 0
 
 
 def check_adjacency(adjacency: Any, features: int, context: int) -> Tensor:
-    """An adjacency as a boolean matrix of shape (features, features + context).
+    """Check an adjacency, and return it as a boolean matrix (features, features + context).
 
     Args:
         adjacency: (features, features), where every feature depends on the whole context, or

@@ -41,18 +41,18 @@ class Bijection(KeyedModule, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Values y from x (...) and parameters (..., K), and the logarithm of dy/dx."""
+        """Map x (...) by parameters (..., K) to y, and return the logarithm of dy/dx with it."""
 
     @abstractmethod
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Values x from y (...) and parameters (..., K), and the logarithm of dx/dy."""
+        """Map y (...) by parameters (..., K) to x, and return the logarithm of dx/dy with it."""
 
     def initial_parameters(self) -> Tensor | None:
-        """Parameters that an untrained network should give, (K,); None for zeros."""
+        """Return the parameters that an untrained network should give, (K,); None for zeros."""
         return None
 
     def kernel(self) -> StepKernel | None:
-        """What the compiled inverse should do for a step, None if it does not know this map."""
+        """Name the kernel of the compiled inverse for a step; None if it has none for this map."""
         return None
 
 

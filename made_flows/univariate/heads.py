@@ -73,7 +73,7 @@ class Head(KeyedModule, ABC):
 
     @abstractmethod
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """Log-probability (density) of values (..., D) under parameters (..., D, K): (..., D)."""
+        """Compute the log-probability (density) of values (..., D) by parameters (..., D, K)."""
 
     @abstractmethod
     def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
@@ -103,15 +103,15 @@ class Head(KeyedModule, ABC):
         return self.step(noise, parameters)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """What the network reads for values x (..., D): (..., inputs)."""
+        """Encode values x (..., D) as what the network reads, (..., inputs)."""
         return x
 
     def initial_parameters(self) -> Tensor | None:
-        """Parameters that an untrained network should give, (K,); None for zeros."""
+        """Return the parameters that an untrained network should give, (K,); None for zeros."""
         return None
 
     def kernel(self) -> StepKernel | None:
-        """What the compiled inverse should do for a step, None if it does not know this head."""
+        """Name the kernel of the compiled inverse for a step; None if it has none for this head."""
         return None
 
     def check_values(self, x: Tensor) -> None:

@@ -132,7 +132,7 @@ class ScaleRule(nn.Module):
 
 
 def make_scale_rule(scale: Any) -> ScaleRule:
-    """A scale rule from its name, or the rule itself."""
+    """Make a scale rule of its name; a rule is returned as it is."""
     if isinstance(scale, ScaleRule):
         return scale
     names = ", ".join(SCALE_RULES)

@@ -114,7 +114,7 @@ class RationalQuadraticSpline(Bijection):
         return torch.where(inside, x, y), torch.where(inside, log_derivative, 0.0)
 
     def knots(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Places x and y of the knots, and derivatives there, from parameters (..., K).
+        """Turn parameters (..., K) into the places x and y of the knots, and derivatives there.
 
         Another way to write parameters as knots is a subclass that overrides this.
 
@@ -147,14 +147,14 @@ class RationalQuadraticSpline(Bijection):
         return form.kernel()
 
     def _places(self, logits: Tensor, minimum: float) -> Tensor:
-        """Knots that divide [-bound, bound] by the softmax of some logits, (bins, ...)."""
+        """Place knots that divide [-bound, bound] by the softmax of some logits, (bins, ...)."""
         parts = minimum + (1 - minimum * self.bins) * F.softmax(logits, dim=0)
         inner = (2 * parts[:-1].cumsum(dim=0) - 1) * self.bound
         end = torch.full_like(inner[:1], self.bound)
         return torch.cat([-end, inner, end])
 
     def _bin(self, at: Tensor, parameters: Tensor, inverse: bool) -> list[Tensor]:
-        """Left, width, bottom, height and both derivatives of the bins that values fall in."""
+        """Find left, width, bottom, height and both derivatives of the bins that values fall in."""
         shape = torch.broadcast_shapes(at.shape, parameters.shape[:-1])
         knots = [
             places.expand(*shape, places.shape[-1]).movedim(-1, 0)
@@ -170,7 +170,7 @@ class RationalQuadraticSpline(Bijection):
 
 
 def _log_derivative(xi: Tensor, slope: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Logarithm of dy/dx within a bin (Durkan et al. 2019, equation 5)."""
+    """Compute the logarithm of dy/dx within a bin (Durkan et al. 2019, equation 5)."""
     rest = 1 - xi
     across = xi * rest
     above = end * xi * xi + 2 * slope * across + start * rest * rest
