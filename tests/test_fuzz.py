@@ -325,8 +325,8 @@ def expected(
             answers["sample"] = answers["sample"].detach()
     else:
         flow = PlainFlow(model, activation, rounding)
-        answers["noise"] = flow.to_noise(rows, contexts)[0]
-        answers["log_prob"] = flow.log_prob(rows, contexts)
+        answers["noise"], log_det = flow.to_noise(rows, contexts)
+        answers["log_prob"] = flow.of_noise(answers["noise"], log_det)
         z = noise.reshape(rows.shape)
         answers["sample"], log_det = flow.to_data(z, contexts)
         answers["drawn"] = answers["sample"]
@@ -438,7 +438,7 @@ def compare(
         spread, size = (t.amax(dim=-1, keepdim=True).expand(t.shape) for t in (spread, size))
     allowed = 50 * spread + NEARLY[case.dtype] * (1 + size)
     wrong = ~((got.double() - right).abs() <= allowed)
-    known = torch.isfinite(right) & torch.isfinite(spread) & (right.abs() < 1e8)
+    known = torch.isfinite(right) & torch.isfinite(spread) & (right.abs() < 1e6)
     if name == "sample":
         known &= sure.unsqueeze(-1)
     wrong &= known
