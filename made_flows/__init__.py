@@ -6,7 +6,14 @@ from made_flows.diagnostics.autoregressive import (
     AutoregressiveReport,
     check_autoregressive,
 )
+from made_flows.diagnostics.univariate import (
+    BijectionReport,
+    HeadReport,
+    check_bijection,
+    check_head,
+)
 from made_flows.distributions.autoregressive import AutoregressiveDistribution
+from made_flows.distributions.base import TrainingModeWarning
 from made_flows.distributions.conditional import ConditionalDistribution, ConditionalMixture
 from made_flows.distributions.flow import FlowDistribution
 from made_flows.distributions.mixture import MixtureDistribution
@@ -41,10 +48,13 @@ from made_flows.transforms.base import Transform
 from made_flows.transforms.data import Dequantize, Log, Logit, Standardize
 from made_flows.transforms.linear import InvertibleLinear, Permutation
 from made_flows.transforms.normalization import ActNorm, BatchNorm
+from made_flows.univariate import heads as heads
 from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
 from made_flows.univariate.heads import Head
 from made_flows.univariate.scales import ScaleRule
 from made_flows.univariate.splines import RationalQuadraticSpline
+
+__version__ = "0.1.0"
 
 __all__ = [
     "IAF",
@@ -61,6 +71,7 @@ __all__ = [
     "BatchNorm",
     "BernoulliMADE",
     "Bijection",
+    "BijectionReport",
     "CategoricalMADE",
     "ConditionalDistribution",
     "ConditionalMixture",
@@ -74,6 +85,7 @@ __all__ = [
     "GaussianMADE",
     "GaussianMixtureMADE",
     "Head",
+    "HeadReport",
     "History",
     "InvertibleLinear",
     "Log",
@@ -88,11 +100,14 @@ __all__ = [
     "ScaleRule",
     "Standardize",
     "TrainingError",
+    "TrainingModeWarning",
     "Transform",
     "WeightFit",
     "accelerate",
     "acceleration",
     "check_autoregressive",
+    "check_bijection",
+    "check_head",
     "estimate",
     "fit",
     "load",

@@ -41,13 +41,13 @@ PUBLIC = {
     "made_flows": """
         IAF MADE MAF AccelerationReport AccelerationWarning ActNorm Affine
         AutoregressiveDistribution AutoregressiveError AutoregressiveReport AutoregressiveTransform
-        BatchNorm BernoulliMADE Bijection CategoricalMADE ConditionalDistribution ConditionalMixture
-        DensityModel DependencyWarning Dequantize EstimateWarning Flow FlowDistribution GatedAffine
-        GaussianMADE
-        GaussianMixtureMADE Head History InvertibleLinear Log Logit Mixture MixtureDistribution
-        MixtureGain Model OrderMixture Permutation RationalQuadraticSpline ScaleRule Standardize
-        TrainingError Transform WeightFit accelerate acceleration check_autoregressive estimate
-        fit load restore save saveable
+        BatchNorm BernoulliMADE Bijection BijectionReport CategoricalMADE ConditionalDistribution
+        ConditionalMixture DensityModel DependencyWarning Dequantize EstimateWarning Flow
+        FlowDistribution GatedAffine GaussianMADE GaussianMixtureMADE Head HeadReport History
+        InvertibleLinear Log Logit Mixture MixtureDistribution MixtureGain Model OrderMixture
+        Permutation RationalQuadraticSpline ScaleRule Standardize TrainingError TrainingModeWarning
+        Transform WeightFit accelerate acceleration check_autoregressive check_bijection check_head
+        estimate fit load restore save saveable
     """,
     "made_flows.pyro": """
         IAF MAF AffineAutoregressive AutoIAF AutoRegressiveNN BernoulliMADE CategoricalMADE
@@ -239,6 +239,13 @@ def test_modules_are_short(name: str) -> None:
 def test_users_errors_are_no_assertions(name: str) -> None:
     found = [node.lineno for node in ast.walk(TREES[name]) if isinstance(node, ast.Assert)]
     assert not found, f"Expected errors of `_checks`, which -O keeps; got assert in lines {found}"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'path = "made_flows/__init__.py"' in text
+    version = importlib.import_module("made_flows").__version__
+    assert [part.isdecimal() for part in version.split(".")[:2]] == [True, True]
 
 
 # --- What CONTRIBUTING says of the house ----------------------------------------------------------

@@ -41,6 +41,8 @@ def ours(names: str) -> list[str]:
     return [f"made_flows.{name}" for name in names.split()]
 
 
+HEADS = ["Gaussian", "GaussianMixture", "Bernoulli", "Categorical"]  # of made_flows.heads
+
 GROUPS = [
     Group(
         "Density models",
@@ -64,13 +66,16 @@ GROUPS = [
     Group(
         "Training",
         "From rows to a trained model.",
-        ours("estimate fit History TrainingError EstimateWarning"),
+        ours("estimate fit History TrainingError TrainingModeWarning EstimateWarning"),
     ),
     Group("Files", "Models in files, and back.", ours("save load saveable")),
     Group(
         "Bijections and heads",
         "What the parameters of one feature mean: a monotone map, or a distribution.",
-        ours("Bijection Affine GatedAffine RationalQuadraticSpline Head ScaleRule"),
+        [
+            *ours("Bijection Affine GatedAffine RationalQuadraticSpline Head ScaleRule"),
+            *(f"made_flows.univariate.heads.{name}" for name in HEADS),
+        ],
     ),
     Group(
         "Transforms",
@@ -92,7 +97,10 @@ GROUPS = [
         "Diagnostics",
         "Checks of what a network claims to be. For posteriors there is "
         "[`made_flows.pyro.diagnose`][].",
-        ours("check_autoregressive AutoregressiveReport AutoregressiveError"),
+        ours(
+            "check_autoregressive AutoregressiveReport AutoregressiveError check_bijection "
+            "BijectionReport check_head HeadReport"
+        ),
     ),
     Group("Plotting", "Pictures, by matplotlib (extra `plot`).", ["made_flows.plotting.*"]),
     Group(

@@ -95,6 +95,10 @@ class Invertible(Protocol):
     @property
     def support(self) -> Any: ...
 
+    @property
+    def random_part(self) -> str:
+        """What makes noise random at this moment, as dropout does; empty if nothing does."""
+
     def modules(self) -> Iterator[nn.Module]:
         """The modules whose weights take part."""
 

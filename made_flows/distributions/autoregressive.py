@@ -80,6 +80,11 @@ class AutoregressiveDistribution(VectorDistribution):
         """Whether NaN stands for a missing value: where all orders are trained."""
         return self.schedule is not None and self.schedule.any_order
 
+    def _random_part(self) -> str:
+        if self.schedule is not None and self.schedule.draws:
+            return "orders or masks that are drawn"
+        return _dropped(self.conditioner)
+
     def _modules(self) -> Iterator[nn.Module]:
         yield from self.conditioner.modules()
         yield from self.head.modules()
@@ -108,6 +113,7 @@ class AutoregressiveDistribution(VectorDistribution):
         Raises:
             ValueError: for a model of one order, whose observed features do not come first in it.
         """
+        self._warn_of_training_mode()
         if observed is not None or self.takes_missing:
             check_event(value, "value", self.conditioner.features)
             observed = find_observed(value, observed, nan=self.takes_missing)
@@ -159,3 +165,9 @@ class AutoregressiveDistribution(VectorDistribution):
 
     def _summary(self) -> str:
         return f"{type(self.head).__name__} head"
+
+
+def _dropped(conditioner: MADE) -> str:
+    """What drops hidden units of a network at this moment."""
+    dropout = conditioner.dropout
+    return "units that are dropped" if dropout is not None and dropout.training else ""

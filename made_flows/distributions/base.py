@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -19,7 +20,12 @@ from made_flows._checks import (
     check_sample_shape,
 )
 
-__all__ = ["VectorDistribution", "weights_are_finite"]
+__all__ = ["TrainingModeWarning", "VectorDistribution", "weights_are_finite"]
+
+
+class TrainingModeWarning(UserWarning):
+    """A model is in training mode, where its scores are random, and nothing is trained."""
+
 
 D = TypeVar("D", bound="VectorDistribution")
 
@@ -59,6 +65,22 @@ class VectorDistribution(Distribution):
     def _modules(self) -> Iterator[nn.Module]:
         """The modules whose weights take part in scores, those inside them included."""
         return iter(())
+
+    def _random_part(self) -> str:
+        """What makes a score in training mode another one every time; empty if nothing does."""
+        return ""
+
+    def _warn_of_training_mode(self) -> None:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+        part = self._random_part()
+        if part:
+            warnings.warn(
+                f"Expected a model in evaluation mode to be scored without gradients; got one in "
+                f"training mode, where {part} make scores random. Call model.eval() before",
+                TrainingModeWarning,
+                stacklevel=3,
+            )
 
     def expand(self: D, batch_shape: Sequence[int], _instance: Distribution | None = None) -> D:
         """The same distribution with a larger batch shape.

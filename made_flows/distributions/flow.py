@@ -80,6 +80,7 @@ class FlowDistribution(VectorDistribution):
 
         It is -inf for a value so far out that its noise overflows, and NaN where weights are.
         """
+        self._warn_of_training_mode()
         if self._validate_args:
             self._validate_sample(value)
         z, log_det = self.transform.to_noise(value, self.context)
@@ -103,6 +104,9 @@ class FlowDistribution(VectorDistribution):
         lost = ~torch.isfinite(z).all(dim=-1)
         scores = self.base.log_prob(torch.where(lost.unsqueeze(-1), 0.0, z))
         return torch.where(lost, torch.nan, scores)
+
+    def _random_part(self) -> str:
+        return self.transform.random_part
 
     def _modules(self) -> Iterator[nn.Module]:
         yield from self.transform.modules()

@@ -13,6 +13,7 @@ from nflows.transforms import made as host
 from torch import Tensor
 
 from made_flows._checks import check_event, expect_type, non_negative_integer, positive_integer
+from made_flows.distributions.base import TrainingModeWarning
 from made_flows.interop.libraries.nflows import conditioner_of
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.sequential import HeadStep, sequential_inverse
@@ -24,10 +25,6 @@ from made_flows.univariate.scales import ScaleRule
 __all__ = ["MADE", "MixtureOfGaussiansMADE", "TrainingModeWarning"]
 
 Activation = Callable[[Tensor], Tensor]
-
-
-class TrainingModeWarning(UserWarning):
-    """Batch normalisation is in training mode where nothing is trained."""
 
 
 class _Network:

@@ -87,6 +87,11 @@ class AutoregressiveTransform(Transform):
             with torch.no_grad():
                 bias.copy_(start.repeat(conditioner.features))
 
+    @property
+    def random_part(self) -> str:
+        dropout = self.conditioner.dropout
+        return "units that are dropped" if dropout is not None and dropout.training else ""
+
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.reads == "data":
             z, each = self.bijection.inverse(x, self.conditioner(x, context))

@@ -61,6 +61,11 @@ class Transform(nn.Module, ABC):
         return self.to_data(z, context)[0]
 
     @property
+    def random_part(self) -> str:
+        """What makes noise random at this moment, as dropout does; empty if nothing does."""
+        return ""
+
+    @property
     def support(self) -> constraints.Constraint:
         """Where data live."""
         return cast(constraints.Constraint, constraints.real_vector)

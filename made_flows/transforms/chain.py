@@ -54,6 +54,12 @@ class Chain:
         """Whether data carry gradients to the noise."""
         return all(transform.differentiable for transform in self.transforms)
 
+    @property
+    def random_part(self) -> str:
+        """What makes noise random at this moment; empty if nothing does."""
+        parts = (transform.random_part for transform in self.transforms)
+        return next((part for part in parts if part), "")
+
     def modules(self) -> Iterator[nn.Module]:
         """The transforms, and the modules inside them."""
         for transform in self.transforms:

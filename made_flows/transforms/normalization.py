@@ -64,6 +64,10 @@ class BatchNorm(Transform):
         self.register_buffer("variance", torch.ones(self.features))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
+    @property
+    def random_part(self) -> str:
+        return "means and variances of the rows beside them" if self.training else ""
+
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_event(x, "x", self.features, self.shift.dtype)
         mean, variance = self._statistics(x) if self.training else (self.mean, self.variance)

@@ -1,0 +1,279 @@
+"""Checks of bijections and heads by numbers: what a user's own says of itself is what it does."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from made_flows._checks import (
+    as_numbers,
+    check_generator,
+    expect,
+    expect_type,
+    positive_integer,
+    real_number,
+)
+from made_flows.univariate.bijections import Bijection
+from made_flows.univariate.heads import Head
+
+__all__ = ["BijectionReport", "HeadReport", "check_bijection", "check_head"]
+
+M = TypeVar("M", bound=nn.Module)
+
+_GRID = 20_001
+_REACH = 12.0
+_DRAWS = 20_000
+_DISTANCE = 2.7 / _DRAWS**0.5
+"""The Kolmogorov-Smirnov distance that draws of the right distribution exceed once in a million."""
+
+
+@dataclass(frozen=True)
+class BijectionReport:
+    """The largest errors that :func:`check_bijection` met.
+
+    Args:
+        round_trip: of the inverse of the image, relative to the value where that is above 1.
+        log_derivative: of the logarithms of both derivatives.
+    """
+
+    round_trip: float
+    log_derivative: float
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """The largest errors that :func:`check_head` met.
+
+    Args:
+        total: of the total probability, which is to be 1.
+        samples: the largest distance between the distribution functions of samples and of scores.
+    """
+
+    total: float
+    samples: float
+
+
+def check_bijection(
+    bijection: Bijection,
+    parameters: Any = None,
+    *,
+    points: int = 200,
+    tolerance: float = 1e-6,
+    generator: torch.Generator | None = None,
+) -> BijectionReport:
+    r"""Check a bijection's inverse, and its logarithms of derivatives against autograd.
+
+    .. math:: f^{-1}(f(x)) = x, \qquad \ell(x) = \log f'(x), \qquad
+        \ell^{-1}(f(x)) = -\log f'(x)
+
+    in float64, at random values and parameters.
+
+    Args:
+        bijection: the bijection.
+        parameters: (..., K); by default standard normal numbers around its initial parameters.
+        points: number of values, each with parameters of its own.
+        tolerance: the largest error that passes.
+        generator: source of values and parameters.
+
+    Returns:
+        The largest errors.
+
+    Raises:
+        ValueError: for an error above the tolerance, a derivative that is not positive, and shapes
+            other than those of the values, naming the value and parameters.
+
+    Example:
+        >>> import made_flows as mf
+        >>> check_bijection(mf.RationalQuadraticSpline()).round_trip < 1e-9
+        True
+    """
+    expect_type(isinstance(bijection, Bijection), "bijection", "to be a Bijection", bijection)
+    points = positive_integer(points, "points")
+    tolerance = real_number(tolerance, "tolerance", above=0)
+    check_generator(generator)
+    bijection = _doubled(bijection)
+    like = torch.empty(0, dtype=torch.float64)
+    given = _parameters(bijection, (bijection.outputs,), parameters, points, generator)
+    x = 3 * torch.randn(given.shape[:-1], generator=generator).to(like)
+    leaf = x.clone().requires_grad_()
+    with torch.enable_grad():
+        y, log_slope = bijection.forward(leaf, given)
+        _expect_shape(y, x, "values of forward")
+        _expect_shape(log_slope, x, "log-derivatives of forward")
+        expect(y.requires_grad, "values of forward", "to depend on x by a gradient", "constants")
+        (slope,) = torch.autograd.grad(y.sum(), leaf)
+    with torch.no_grad():
+        back, log_inverse = bijection.inverse(y.detach(), given)
+    _expect_shape(back, x, "values of inverse")
+    _expect_shape(log_inverse, x, "log-derivatives of inverse")
+
+    def passes(error: Tensor, name: str, expected: Tensor, got: Tensor) -> float:
+        wrong = ~(error <= tolerance)
+        if bool(wrong.any()):
+            at = tuple(wrong.nonzero()[0].tolist())
+            raise ValueError(
+                f"Expected {name} to be {float(expected[at]):.6g} at x={float(x[at]):.6g} with "
+                f"parameters {given[at].tolist()}; got {float(got[at]):.6g}"
+            )
+        return float(error.max())
+
+    with torch.no_grad():
+        rising = torch.where(slope > 0, 0.0, torch.inf)
+        passes(rising, "the derivative of forward", slope.abs(), slope)
+        exact = slope.log()
+        trip = passes((back - x).abs() / x.abs().clamp(min=1), "inverse(forward(x))", x, back)
+        of_forward = passes((log_slope - exact).abs(), "forward's log-derivative", exact, log_slope)
+        of_inverse = passes(
+            (log_inverse + exact).abs(), "inverse's log-derivative", -exact, log_inverse
+        )
+    return BijectionReport(trip, max(of_forward, of_inverse))
+
+
+def check_head(
+    head: Head,
+    parameters: Any = None,
+    *,
+    points: int = 3,
+    tolerance: float = 1e-4,
+    generator: torch.Generator | None = None,
+) -> HeadReport:
+    r"""Check that a head's probabilities sum to one, and that its samples follow them.
+
+    .. math:: \int p(x)\, dx = 1, \qquad \sup_t |F_n(t) - F(t)| < 2.7 / \sqrt n
+
+    by quadrature or, where values are integers, by enumeration; in float64, under random
+    parameters. Samples are drawn from torch's global generator, 20000 of each feature.
+
+    Args:
+        head: the head. Its values are real, bounded on one or both sides, or integers in a range.
+        parameters: (..., D, K); by default standard normal numbers around its initial parameters.
+        points: number of random parameters.
+        tolerance: the largest error of a sum that passes.
+        generator: source of random parameters.
+
+    Returns:
+        The largest errors.
+
+    Raises:
+        ValueError: for a sum that is not one and for samples of another distribution, naming the
+            feature and its parameters.
+        TypeError: for a head with another support.
+
+    Example:
+        >>> import made_flows as mf
+        >>> check_head(mf.GaussianMixtureMADE(3).head).total < 1e-6
+        True
+    """
+    expect_type(isinstance(head, Head), "head", "to be a Head", head)
+    points = positive_integer(points, "points")
+    tolerance = real_number(tolerance, "tolerance", above=0)
+    check_generator(generator)
+    head = _doubled(head)
+    outputs = head.outputs if isinstance(head.outputs, tuple) else (head.outputs,)
+    given = _parameters(head, outputs, parameters, points, generator)
+    features = given.shape[-2]
+    largest = HeadReport(0.0, 0.0)
+    for each in given.reshape(-1, *given.shape[-2:]):
+        x, weights = _places(head.support, features)
+        with torch.no_grad():
+            mass = (head.log_prob(x, each).exp() * weights).nan_to_num(nan=torch.inf)
+            noise = head.noise((_DRAWS, features), each)
+            of_features = torch.arange(features).expand(_DRAWS, -1)
+            drawn = head.step_at(noise, each.expand(_DRAWS, -1, -1), of_features).double()
+        totals = mass.sum(dim=0)
+        for d in range(features):
+            total, where = float(totals[d]), f"of feature {d} with parameters {each[d].tolist()}"
+            if not abs(total - 1) <= tolerance:
+                raise ValueError(f"Expected probabilities {where} to sum to 1; got {total:.6g}")
+            values, places = drawn[:, d].contiguous(), x[:, d].double().contiguous()
+            distance = _distance(values, places, mass[:, d], discrete=head.support.is_discrete)
+            if not distance <= _DISTANCE + tolerance:
+                raise ValueError(
+                    f"Expected samples {where} to follow its probabilities; got distribution "
+                    f"functions {distance:.3g} apart"
+                )
+            largest = HeadReport(max(largest.total, abs(total - 1)), max(largest.samples, distance))
+    return largest
+
+
+def _doubled(module: M) -> M:
+    return copy.deepcopy(module).double().eval()
+
+
+def _expect_shape(got: Any, x: Tensor, name: str) -> None:
+    expect_type(isinstance(got, Tensor), name, "to be a tensor", got)
+    expect(got.shape == x.shape, name, f"of shape {tuple(x.shape)}", tuple(got.shape))
+
+
+def _parameters(
+    module: Bijection | Head,
+    outputs: tuple[int, ...],
+    given: Any,
+    points: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Parameters (points, K) of a bijection or (points, D, K) of a head, given ones or random."""
+    largest = max(outputs)
+    if given is not None:
+        checked = as_numbers(given, "parameters").double()
+        right = checked.dim() > 0 and checked.shape[-1] == largest
+        expect(right, "parameters", f"of shape (..., {largest})", tuple(checked.shape))
+        if isinstance(module, Head):
+            checked = checked if checked.dim() > 1 else checked.unsqueeze(0)
+        return checked
+    rows = (points, len(outputs)) if isinstance(module, Head) else (points,)
+    drawn = torch.randn(*rows, largest, generator=generator, dtype=torch.float64)
+    start = module.initial_parameters()
+    if start is not None:
+        drawn = drawn + start.double().reshape(*rows[1:], largest)
+    if isinstance(module, Head):
+        own = torch.arange(largest) < torch.tensor(outputs).unsqueeze(1)
+        drawn = drawn.masked_fill(~own, -torch.inf)
+    return drawn
+
+
+def _places(support: Any, features: int) -> tuple[Tensor, Tensor]:
+    """Values (N, D) all over a support, and the length or number (N, D) that each stands for."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if isinstance(support, type(constraints.boolean)):
+        x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        return x.expand(-1, features), torch.ones(2, features)
+    bounds = (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
+    low, high = (None if e is None else torch.as_tensor(e).expand(features) for e in bounds)
+    if isinstance(support, type(constraints.integer_interval(0, 1))) and low is not None:
+        above = cast(Tensor, high).long()
+        x = low.long() + torch.arange(int((above - low).max()) + 1).unsqueeze(1)
+        return torch.minimum(x, above), (x <= above).double()
+    # A step of t moves x in proportion to its distance from where the support, or its middle, is.
+    t = torch.linspace(-_REACH, _REACH, _GRID, dtype=torch.float64).unsqueeze(1)
+    t, step = t.expand(-1, features), 2 * _REACH / (_GRID - 1)
+    if isinstance(support, type(constraints.real)):
+        return torch.sinh(t), torch.cosh(t) * step
+    kinds = (constraints.greater_than, constraints.greater_than_eq, constraints.interval,
+             constraints.half_open_interval)  # fmt: skip
+    wanted = "to be real, bounded, boolean or integers in a range"
+    expect_type(isinstance(support, kinds), "support", wanted, support)
+    start = cast(Tensor, low)
+    if high is None:
+        return start + t.exp(), t.exp() * step
+    share, length = torch.sigmoid(2 * t), high - start
+    return start + length * share, 2 * length * share * (1 - share) * step
+
+
+def _distance(drawn: Tensor, x: Tensor, mass: Tensor, *, discrete: bool) -> float:
+    """The largest distance of the distribution function of draws from that of places' masses."""
+    order = x.argsort()
+    places, ordered = x[order], drawn.sort().values
+    until = torch.searchsorted(ordered, places, right=True) / len(drawn)
+    upper = mass[order].cumsum(0)
+    if discrete:
+        return float((until - upper).abs().max())
+    # Where values are continuous, a place stands for those around it: its own mass is no distance.
+    before = torch.searchsorted(ordered, places, right=False) / len(drawn)
+    return float(torch.maximum(before - upper, upper - mass[order] - until).max())
