@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from made_flows._cache import TensorCache
 from made_flows.interop.layers import HostLayer
 from made_flows.nn.activations import activation_name
+from made_flows.nn.linear import run_weight_hooks
 from made_flows.nn.made import MADE
 from made_flows.nn.masks import adjacency_levels
 from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
@@ -130,6 +131,8 @@ class ForeignConditioner:
 
     def spec(self, context: Tensor | None = None) -> NetworkSpec:
         """Its layers, with what a context (rows, C) contributes."""
+        every = self.layers if self.direct is None else [*self.layers, self.direct]
+        run_weight_hooks(layer.linear for layer in every)
         without = context is None
         own = [layer.tensors() for layer in self.layers]
         # A bias may be taken away, and a constant of an activation changed.

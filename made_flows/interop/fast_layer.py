@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from made_flows._torch import has_concrete_values, is_traced
 from made_flows.interop.conditioner import ForeignConditioner
+from made_flows.inverse.d_pass import warn_of_passes
 from made_flows.inverse.sequential import Conditioner, sequential_inverse
 from made_flows.inverse.steps import BijectionStep
+from made_flows.nn.linear import is_weight_hook
 from made_flows.nn.made import MADE
 from made_flows.nn.validation import NotUnderstoodError, Watch
 from made_flows.univariate.bijections import Bijection
@@ -43,7 +45,7 @@ class Fast:
         self.step = BijectionStep(self.bijection, "inverse")
         inner = self.conditioner
         net = (inner if isinstance(inner, MADE) else inner.net) if self.net is None else self.net
-        self._watch = Watch(net)
+        self._watch = Watch(net, is_weight_hook)
         self._noisy = [module for module in net.modules() if _depends_on_mode(module)]
         self._activations = inner.settings() if isinstance(inner, ForeignConditioner) else ()
 
@@ -58,14 +60,18 @@ class Fast:
         conditioner = cast(Conditioner, self.conditioner)
         return sequential_inverse(conditioner, self.step, known.unsqueeze(-1), context)
 
-    def can_solve(self, known: Any, context: Any = None) -> bool:
-        """Whether the fast inverse gives what the library's own would, for these arguments.
+    def expect_solvable(self, known: Any, context: Any = None) -> bool:
+        """Say whether the fast inverse gives what the library's own would, for these arguments.
 
-        A single feature is left to the library, whose loop is then one pass.
+        A single feature is left to the library, whose loop is then one pass; so are arguments that
+        do not fit, of which the library says what is wrong, and what depends on the mode.
+
+        Raises:
+            NotUnderstoodError: where it cannot, for a reason that a user may not think of.
         """
         conditioner = self.conditioner
         device = next(iter(conditioner.parameters())).device
-        return (
+        fits = (
             conditioner.features > 1
             and device.type != "meta"
             and self._fits(known, conditioner.features, device)
@@ -75,11 +81,14 @@ class Fast:
                 or (conditioner.context > 0 and self._fits(context, conditioner.context, device))
             )
             and self.steady()
-            and (self.differentiable or not self._asks_for_gradient(known, context))
-            and _reverse_mode_once()
-            and not torch.is_autocast_enabled(device.type)
-            and _all_finite(known, context)
         )
+        if not fits or not (self.differentiable or not self._asks_for_gradient(known, context)):
+            return False
+        _expect_reverse_mode_once()
+        if torch.is_autocast_enabled(device.type):
+            raise NotUnderstoodError("autocast computes parts of it in another precision")
+        _expect_finite(known, context)
+        return True
 
     def steady(self) -> bool:
         """Whether the network computes the same in every call: no dropout, no batch statistics."""
@@ -101,31 +110,30 @@ class Fast:
         )
 
 
-def _reverse_mode_once() -> bool:
-    """Whether derivatives that are being taken, if any, are those that the fast inverse has.
+def _expect_reverse_mode_once() -> None:
+    """Raise where derivatives are being taken that the fast inverse does not have.
 
     It has first ones in reverse mode, and no trace of torch.jit records them.
     """
     levels = torch._C._functorch.get_interpreter_stack() or ()
     kinds = [level.key() for level in levels]
-    return (
-        torch.autograd.forward_ad._current_level < 0
-        and torch._C._functorch.TransformType.Jvp not in kinds
-        and kinds.count(torch._C._functorch.TransformType.Grad) < 2
-        and not (is_traced() and torch.is_grad_enabled())
-    )
+    transform = torch._C._functorch.TransformType
+    if torch.autograd.forward_ad._current_level >= 0 or transform.Jvp in kinds:
+        raise NotUnderstoodError("derivatives are taken in forward mode")
+    if kinds.count(transform.Grad) > 1:
+        raise NotUnderstoodError("second derivatives are taken")
+    if is_traced() and torch.is_grad_enabled():
+        raise NotUnderstoodError("torch.jit.trace records gradients")
 
 
-def _all_finite(*tensors: Tensor | None) -> bool:
-    """Whether all values are finite, as far as they can be read.
-
-    What becomes of others is for the library's own passes to say.
-    """
-    # A sum is finite only where all values are; it takes a tenth of the time of looking at each.
-    return all(
-        tensor is None or not has_concrete_values(tensor) or bool(tensor.detach().sum().isfinite())
-        for tensor in tensors
-    )
+def _expect_finite(*tensors: Tensor | None) -> None:
+    """Raise unless all values are finite: what becomes of others, the library's own passes say."""
+    for tensor in tensors:
+        if tensor is None or not has_concrete_values(tensor):
+            continue
+        # A sum is finite only where all values are, and takes a tenth of the time of all of them.
+        if not bool(tensor.detach().sum().isfinite()):
+            raise NotUnderstoodError("some of the values are not finite")
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
@@ -152,17 +160,20 @@ class FastLayer:
 
     def made_flows_current(self) -> Fast | None:
         """The fast inverse of the layer as it is now, None where there is none."""
-        fast: Fast | None = self.__dict__.get(_KEPT)
         try:
-            if fast is None or not self._made_flows_holds(fast):
-                if torch._C._functorch.peek_interpreter_stack() is not None:
-                    return None  # under torch.func masks cannot be read
-                if any(weight.is_meta for weight in cast(nn.Module, self).parameters()):
-                    return None  # nor where there are no values
-                fast = self.made_flows_keep(self.made_flows_read())
+            return self._made_flows_look()
         except NotUnderstoodError:
-            self.__dict__.pop(_KEPT, None)
             return None
+
+    def _made_flows_look(self) -> Fast | None:
+        fast: Fast | None = self.__dict__.get(_KEPT)
+        if fast is None or not self._made_flows_holds(fast):
+            self.made_flows_forget()
+            if torch._C._functorch.peek_interpreter_stack() is not None:
+                return None  # under torch.func masks cannot be read
+            if any(weight.is_meta for weight in cast(nn.Module, self).parameters()):
+                return None  # nor where there are no values
+            fast = self.made_flows_keep(self.made_flows_read())
         return fast
 
     def _made_flows_holds(self, fast: Fast) -> bool:
@@ -175,13 +186,19 @@ class FastLayer:
         return same and fast.holds()
 
     def made_flows_ready(self, known: Any, context: Any = None) -> Fast | None:
-        """The fast inverse if it gives what the layer's own would, None if not."""
+        """The fast inverse if it gives what the layer's own would, None if not.
+
+        Warns:
+            SlowInverseWarning: once for each reason why the layer's own has to take its passes.
+        """
         if torch.compiler.is_compiling():
             return None  # nothing of what is looked up here can be traced; the library's loop can
-        fast = self.made_flows_current()
         try:
-            return fast if fast is not None and fast.can_solve(known, context) else None
-        except NotUnderstoodError:
+            fast = self._made_flows_look()
+            return fast if fast is not None and fast.expect_solvable(known, context) else None
+        except NotUnderstoodError as reason:
+            sized = isinstance(known, Tensor) and known.dim() > 0
+            warn_of_passes(self, known.shape[-1] if sized else 1, reason)
             return None
 
     def made_flows_keep(self, fast: Fast) -> Fast:

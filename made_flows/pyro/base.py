@@ -87,7 +87,7 @@ class VectorTransform(TransformModule):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log |dy/dx| (...), of the batch shape of x and y."""
-        known = self._memory.log_det_of(x, y) if self._cache_size else None
+        known = self._memory.along_with(y, x) if self._cache_size else None
         return self.log_det(x, y) if known is None else known
 
     def clear_cache(self) -> None:

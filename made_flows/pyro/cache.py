@@ -1,4 +1,4 @@
-"""A memory of the last pair that a transform computed, which is never believed for too long.
+"""A memory of what was computed last, which is never believed for too long.
 
 Scoring a sample right after it was drawn needs the noise that it came from. Hosts find it by the
 identity of the tensor alone, and so return what is no longer true after a parameter changed, or
@@ -21,10 +21,13 @@ __all__ = ["Memory", "state_of"]
 
 
 class Memory:
-    """The last pair of a transform: x, y and the logarithm of |dy/dx|.
+    """The last result y of a module: what it was made of, and what was computed along with it.
+
+    Of a transform that is a pair x and y, in either direction, and the logarithm of |dy/dx|; of a
+    distribution a sample y, and its log-probability.
 
     Args:
-        module: the transform, all of whose tensors count.
+        module: the module, all of whose tensors count.
         others: further tensors that count.
     """
 
@@ -33,22 +36,22 @@ class Memory:
         self._others = others
         self._pair: _Pair | None = None
 
-    def store(self, x: Tensor, y: Tensor, log_det: Tensor | None, made: Tensor) -> None:
-        """Remember a pair.
+    def store(self, x: Tensor | None, y: Tensor, along: Tensor | None, *, made: Tensor) -> None:
+        """Remember a result.
 
         Args:
-            x: (..., D).
+            x: (..., D), None where it is not to be asked for.
             y: (..., D).
-            log_det: the logarithm of |dy/dx| (...), if it came along.
-            made: the one of x and y that was computed from the other.
+            along: (...), what was computed along with them, if anything was.
+            made: the one of x and y that was computed.
         """
         module = self._module()
         self._pair = None
         if module is None or is_transformed():
             return
-        self._pair = _Pair(module, x, y, log_det, self._others)
+        self._pair = _Pair(module, x, y, along, self._others)
         if not is_traced():
-            for tensor in (made, log_det):
+            for tensor in (made, along):
                 if tensor is not None and tensor.grad_fn is not None:
                     # A backward pass frees the graph: before it does, the pair is forgotten.
                     tensor.grad_fn.register_prehook(_Forgetter(self._pair))
@@ -67,14 +70,14 @@ class Memory:
         pair = self._true_pair(y=y)
         return None if pair is None else pair.x
 
-    def log_det_of(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """The log-determinant of a pair, None if it is not known."""
+    def along_with(self, y: Tensor, x: Tensor | None = None) -> Tensor | None:
+        """What was computed along with a y (and the given x), None if it is not known."""
         pair = self._true_pair(x=x, y=y)
-        return None if pair is None else pair.log_det
+        return None if pair is None else pair.along
 
     def _true_pair(self, x: Tensor | None = None, y: Tensor | None = None) -> _Pair | None:
         pair, module = self._pair, self._module()
-        if pair is None or module is None or pair.x is None:
+        if pair is None or module is None or pair.forgotten:
             return None
         if (x is not None and pair.x is not x) or (y is not None and pair.y() is not y):
             return None
@@ -87,30 +90,34 @@ class _Pair:
     def __init__(
         self,
         module: nn.Module,
-        x: Tensor,
+        x: Tensor | None,
         y: Tensor,
-        log_det: Tensor | None,
+        along: Tensor | None,
         others: tuple[Tensor, ...],
     ) -> None:
         self._others = others
         # x is held and y only looked at: when a sample is gone, so is what it was made of.
-        self.x: Tensor | None = x
+        self.x = x
         self.y: weakref.ref[Tensor] = weakref.ref(y, _Forgetter(self))
-        self.log_det = log_det
+        self.along, self.forgotten = along, False
         tensors, modes = state_of(module)
-        self._stamp = Stamp.of([*tensors, x, y, *others], modes)
+        self._stamp = Stamp.of([*tensors, *self._known(y)], modes)
+
+    def _known(self, y: Tensor) -> list[Tensor]:
+        return [*([] if self.x is None else [self.x]), y, *self._others]
 
     def forget(self) -> None:
         """Let go of the tensors."""
-        self.x = self.log_det = None
+        self.x = self.along = None
+        self.forgotten = True
 
     def holds(self, module: nn.Module) -> bool:
         """Whether everything is as it was."""
         y = self.y()
-        if self._stamp is None or self.x is None or y is None:
+        if self._stamp is None or self.forgotten or y is None:
             return False
         tensors, modes = state_of(module)
-        return self._stamp.holds([*tensors, self.x, y, *self._others], modes)
+        return self._stamp.holds([*tensors, *self._known(y)], modes)
 
 
 class _Forgetter:

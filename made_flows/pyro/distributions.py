@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -14,6 +14,7 @@ import made_flows.models.mades as core
 from made_flows._checks import expect_type
 from made_flows.distributions.flow import FlowDistribution
 from made_flows.models.base import Model, check_model
+from made_flows.models.density import DensityModel
 from made_flows.pyro.cache import Memory
 from made_flows.pyro.modules import materialized
 
@@ -26,6 +27,9 @@ __all__ = [
     "PyroModel",
     "to_pyro",
 ]
+
+
+M = TypeVar("M", bound=DensityModel)
 
 
 class ModelDistribution(TorchDistribution):
@@ -85,7 +89,7 @@ class ModelDistribution(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of values (..., D), of shape (...)."""
-        known = self._memory.x_of(value)
+        known = self._memory.along_with(value)
         return self.distribution.log_prob(value) if known is None else known
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -104,7 +108,7 @@ class ModelDistribution(TorchDistribution):
     def _draw_and_score(self, sample_shape: Sequence[int]) -> Tensor:
         distribution = cast(FlowDistribution, self.distribution)
         value, log_prob = distribution.rsample_and_log_prob(torch.Size(sample_shape))
-        self._memory.store(log_prob, value, log_prob, made=value)
+        self._memory.store(None, value, log_prob, made=value)
         return value
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
@@ -185,41 +189,33 @@ class _ForPyro:
         return ModelDistribution(super().forward(context), model)  # type: ignore[misc]
 
 
-class BernoulliMADE(_ForPyro, core.BernoulliMADE):
-    """:class:`made_flows.BernoulliMADE`, giving distributions of Pyro.
+def _for_pyro(kind: type[M], example: str, shape: str) -> type[M]:
+    """Make the class of a density model for Pyro.
+
+    Args:
+        kind: the class of the density model.
+        example: of a call that gives a distribution.
+        shape: of a sample of it.
+    """
+    name = kind.__name__
+    described = f""":class:`made_flows.{name}`, giving distributions of Pyro.
 
     Example:
         >>> import pyro
-        >>> pyro.sample("x", BernoulliMADE(4, context=2)(torch.zeros(10, 2))).shape
-        torch.Size([10, 4])
+        >>> pyro.sample("x", {example}).shape
+        torch.Size({shape})
     """
+    namespace = {"__doc__": described, "__module__": __name__, "__qualname__": name}
+    return cast(type[M], type(name, (_ForPyro, kind), namespace))
 
 
-class CategoricalMADE(_ForPyro, core.CategoricalMADE):
-    """:class:`made_flows.CategoricalMADE`, giving distributions of Pyro.
-
-    Example:
-        >>> import pyro
-        >>> pyro.sample("x", CategoricalMADE(3, categories=(2, 5, 3))()).shape
-        torch.Size([3])
-    """
-
-
-class GaussianMADE(_ForPyro, core.GaussianMADE):
-    """:class:`made_flows.GaussianMADE`, giving distributions of Pyro.
-
-    Example:
-        >>> import pyro
-        >>> pyro.sample("x", GaussianMADE(4)()).shape
-        torch.Size([4])
-    """
-
-
-class GaussianMixtureMADE(_ForPyro, core.GaussianMixtureMADE):
-    """:class:`made_flows.GaussianMixtureMADE`, giving distributions of Pyro.
-
-    Example:
-        >>> import pyro
-        >>> pyro.sample("x", GaussianMixtureMADE(4, components=3)()).shape
-        torch.Size([4])
-    """
+BernoulliMADE = _for_pyro(
+    core.BernoulliMADE, "BernoulliMADE(4, context=2)(torch.zeros(10, 2))", "[10, 4]"
+)
+CategoricalMADE = _for_pyro(
+    core.CategoricalMADE, "CategoricalMADE(3, categories=(2, 5, 3))()", "[3]"
+)
+GaussianMADE = _for_pyro(core.GaussianMADE, "GaussianMADE(4)()", "[4]")
+GaussianMixtureMADE = _for_pyro(
+    core.GaussianMixtureMADE, "GaussianMixtureMADE(4, components=3)()", "[4]"
+)

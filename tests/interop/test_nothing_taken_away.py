@@ -20,6 +20,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import made_flows as mf
 import made_flows.nflows as mn
 import made_flows.pyro as mp
+from made_flows.inverse.d_pass import SlowInverseWarning
 from tests.helpers.foreign_layers import (
     LAYERS,
     C,
@@ -442,3 +443,16 @@ def test_a_setting_of_an_activation_counts() -> None:
             each.autoregressive_net.blocks[0].activation.alpha = 0.3
         torch.testing.assert_close(fast.inverse(u), layer.inverse(u))
     assert not torch.allclose(before, fast.inverse(u)[0])
+
+
+def test_pruned_layers_stay_fast_and_hooks_are_named_once() -> None:
+    row = LAYERS["nflows"]
+    u = row.values(ROWS, torch.float64)
+    fast = mf.accelerate(make(row))
+    _prune(fast)
+    with torch.no_grad():
+        assert fast.made_flows_ready(u) is not None
+        _linears(fast)[0].register_forward_hook(lambda *args: args[2])
+        with pytest.warns(SlowInverseWarning, match="5 passes .* MaskedLinear has forward hooks"):
+            fast.inverse(u)
+        fast.inverse(u)

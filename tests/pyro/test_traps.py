@@ -298,6 +298,7 @@ def guide_with(t: Any) -> Any:
     return guide
 
 
+@pytest.mark.filterwarnings("ignore::made_flows.inverse.d_pass.SlowInverseWarning")
 @pytest.mark.parametrize("name", JITTED)
 def test_trap_9_a_traced_loss_is_the_loss(name: str) -> None:
     pyro.clear_param_store()
