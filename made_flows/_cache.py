@@ -156,7 +156,7 @@ class _Values:
 def _compiled_digest() -> Callable[[Any], int] | None:
     try:
         from made_flows._digest import digest
-    except ImportError:
+    except (ImportError, OSError, RuntimeError):  # no compiler, or one that may not compile here
         return None
     return digest
 
@@ -220,10 +220,11 @@ class TensorCache(Generic[T]):
     one that was pickled, starts empty.
 
     Args:
-        size: how many values are kept; the one not used for longest goes first.
+        size: how many values are kept; the one not used for longest goes first. All go with their
+            tensors, so that this need not be small.
     """
 
-    def __init__(self, size: int = 64) -> None:
+    def __init__(self, size: int = 256) -> None:
         self.size = size
         self._entries: dict[Any, _Entry[T]] = {}
         self._clock = itertools.count()

@@ -179,7 +179,8 @@ def _compile() -> tuple[Any, Callable[[int, int], int]]:
     )
     engine = binding.create_mcjit_compiler(binding.parse_assembly(str(module)), target)
     engine.finalize_object()
-    kind = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_int64, ctypes.c_int64)
+    # A call that keeps the interpreter's lock: no other thread can free the memory meanwhile.
+    kind = ctypes.PYFUNCTYPE(ctypes.c_uint64, ctypes.c_int64, ctypes.c_int64)
     return engine, kind(engine.get_function_address("digest"))
 
 
@@ -190,7 +191,7 @@ def digest(spans: ctypes.Array[ctypes.c_int64]) -> int:
     """A number made of all bits of some spans of memory; another one after practically any change.
 
     A change of one word changes it for certain. One of several words goes unnoticed only by
-    chance, in less than one case in 2^32. Other threads run meanwhile.
+    chance, in less than one case in 2^32.
 
     Args:
         spans: address, number of pieces, bytes of a piece, bytes from one piece to the next, of

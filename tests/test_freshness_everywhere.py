@@ -22,6 +22,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 import made_flows as mf
 import made_flows.nflows as mn
 import made_flows.pyro as mp
+from made_flows import _cache
 from tests.helpers import foreign_layers as foreign
 
 D, C, ROWS = 5, 3, 4
@@ -429,6 +430,18 @@ def test_an_answer_is_never_of_old_weights(question: Question, change: Change) -
         before = after
     if change is _functional:
         assert torch.equal(_asked(question, model), first)
+
+
+COMPARED = ("signs through .data", "mask through .data", "new parameters", "pruned")
+
+
+@pytest.mark.parametrize("change", COMPARED)
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_so_it_is_without_the_compiled_digest(
+    question: Question, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cache, "_compiled_digest", lambda: None)
+    test_an_answer_is_never_of_old_weights(question, CHANGES[change])
 
 
 # ---------------------------------------------------------------------- modes
