@@ -7,7 +7,14 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-__all__ = ["as_rows", "has_concrete_values", "is_traced", "is_transformed", "is_untransformed"]
+__all__ = [
+    "as_rows",
+    "has_concrete_values",
+    "is_forward_mode",
+    "is_traced",
+    "is_transformed",
+    "is_untransformed",
+]
 
 
 def is_traced() -> bool:
@@ -18,6 +25,11 @@ def is_traced() -> bool:
 def is_transformed() -> bool:
     """Whether tensors may stand for others: while compiling, and under ``torch.func``."""
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_forward_mode() -> bool:
+    """Whether forward-mode derivatives are being taken (``jvp``, ``jacfwd``, dual tensors)."""
+    return bool(torch.autograd.forward_ad._current_level >= 0)
 
 
 def has_concrete_values(x: Tensor) -> bool:

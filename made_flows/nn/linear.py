@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from made_flows._cache import TensorCache
-from made_flows._torch import is_untransformed
+from made_flows._torch import is_forward_mode, is_untransformed
 from made_flows.nn.block_linear import SMALLEST, Block, block_linear, blocks_of
 
 __all__ = ["MaskedLinear", "RowMask", "is_weight_hook", "returns_fresh", "run_weight_hooks"]
@@ -130,6 +130,7 @@ class MaskedLinear(nn.Module):
             or x.device.type != "cpu"
             or not is_untransformed(x)
             or torch.is_autocast_enabled("cpu")
+            or is_forward_mode()  # which products of blocks do not have
             # Tensors made in inference mode cannot be kept for a backward pass.
             or self.mask.is_inference()
             or self.weight.is_inference()

@@ -597,3 +597,25 @@ def test_generators_make_networks_reproducible() -> None:
     ranks = {tuple(mf.MADE(6, order="random").ranks.tolist()) for _ in range(10)}
     assert len(ranks) > 5
     assert mk.order_from_ranks(make().ranks).tolist() == make().order.tolist()
+
+
+# Torch compiles a decomposition of its own for forward mode.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_large_layers_have_derivatives_of_every_order_and_mode() -> None:
+    made = made_of(features=4, hidden_features=(512, 512), parameters=1, activation="tanh")
+    x, v = torch.randn(2, 2, 4, dtype=torch.float64)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, v)
+        _, slope = torch.autograd.forward_ad.unpack_dual(made(dual))
+    step = 1e-6
+    torch.testing.assert_close(slope, (made(x + step * v) - made(x - step * v)) / (2 * step))
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(made(leaf).sum(), leaf, create_graph=True)
+    (second,) = torch.autograd.grad((gradient * v).sum(), leaf)
+
+    def gradient_at(point: Tensor) -> Tensor:
+        point = point.clone().requires_grad_()
+        return torch.autograd.grad(made(point).sum(), point)[0]
+
+    expected = (gradient_at(x + step * v) - gradient_at(x - step * v)) / (2 * step)
+    torch.testing.assert_close(second, expected, rtol=1e-5, atol=1e-8)
