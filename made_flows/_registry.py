@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["REGISTRY", "class_name", "find_class", "is_saveable", "saveable"]
+__all__ = [
+    "REGISTRY",
+    "class_name",
+    "find_class",
+    "former_defaults",
+    "is_saveable",
+    "saveable",
+]
 
 REGISTRY: dict[str, type] = {}
 """The classes that can be loaded, by the names that files give them."""
@@ -24,10 +31,11 @@ def saveable(cls: type[T]) -> type[T]:
 
     The arguments of the outermost constructor are kept in ``_arguments``: copies of lists, arrays
     and tensors, so that later changes of them are not taken for what the object was made with.
-    Defaults are left out, so that a file stays short; random generators are left out, as what
-    they drew is in the buffers. :func:`made_flows.save` writes them, and :func:`made_flows.load`
-    calls the class with them. A class of the same module and name replaces the one before, as
-    when a notebook's cell is run again; models of either can be saved.
+    Defaults are left out, so that a file stays short, but for those that were others once: a class
+    names what they were in ``_former_defaults``, for files that do not say. Random generators are
+    left out, as what they drew is in the buffers. :func:`made_flows.save` writes them, and
+    :func:`made_flows.load` calls the class with them. A class of the same module and name replaces
+    the one before, as when a notebook's cell is run again; models of either can be saved.
 
     Example:
         >>> import made_flows as mf
@@ -49,6 +57,8 @@ def saveable(cls: type[T]) -> type[T]:
             for parameter in signature.parameters.values():
                 if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                     bound.update(bound.pop(parameter.name, {}))
+            for name in former_defaults(cls, signature):
+                bound.setdefault(name, signature.parameters[name].default)
             # Past nn.Module.__setattr__, which would register modules found among the arguments.
             self.__dict__["_arguments"] = {
                 name: _copied(value)
@@ -61,6 +71,13 @@ def saveable(cls: type[T]) -> type[T]:
     cls._saveable = cls  # type: ignore[attr-defined]
     REGISTRY[class_name(cls)] = cls
     return cls
+
+
+def former_defaults(cls: type, signature: inspect.Signature | None = None) -> dict[str, Any]:
+    """What arguments stand for in files that leave them out, where it is not the default now."""
+    former: dict[str, Any] = getattr(cls, "_former_defaults", {})
+    parameters = (signature or inspect.signature(cls)).parameters
+    return {name: value for name, value in former.items() if name in parameters}
 
 
 def class_name(cls: type) -> str:

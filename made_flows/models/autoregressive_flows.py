@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.distributions import Distribution
@@ -39,7 +39,8 @@ class MAF(Flow):
         features: number of features D.
         context: number of context variables C; 0 for none.
         transforms: number of autoregressive transforms; by default 5, or 1 with ``adjacency``.
-        hidden_features: widths of the hidden layers of every conditioner.
+        hidden_features: widths of the hidden layers of every conditioner; by default two that
+            grow with the features, see :class:`~made_flows.MADE`.
         order: ``"reverse"`` takes the features in natural and reversed order by turns,
             ``"random"`` draws an order for every transform, and a permutation (``order[k]`` is
             the feature generated k-th) takes turns with its reverse.
@@ -57,8 +58,10 @@ class MAF(Flow):
             graph are more flexible and stay triangular in its topological order, but
             :math:`x_i` may then depend on all its ancestors: information passes one edge per
             transform (Wehenkel & Louppe 2021, *Graphical Normalizing Flows*).
-        degrees, activation, residual, direct, dropout, mask_weights, generator: of every
-            conditioner, as for :class:`~made_flows.MADE`.
+        activation: of every conditioner, see :class:`~made_flows.MADE`. Bounded ones such as the
+            default keep a row unlike all others from costing millions of nats.
+        degrees, residual, direct, dropout, mask_weights, generator: of every conditioner, as for
+            :class:`~made_flows.MADE`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -74,12 +77,17 @@ class MAF(Flow):
         (torch.Size([10]), torch.Size([5, 10, 3]))
     """
 
+    _former_defaults: ClassVar[dict[str, Any]] = {
+        "activation": "relu",
+        "hidden_features": (64, 64),
+    }
+
     def __init__(
         self,
         features: int,
         context: int = 0,
         transforms: int | None = None,
-        hidden_features: Sequence[int] = (64, 64),
+        hidden_features: Sequence[int] | None = None,
         *,
         order: Any = "reverse",
         normalize: Literal["batch", "actnorm"] | None = None,
@@ -88,7 +96,7 @@ class MAF(Flow):
         base: Distribution | Model | None = None,
         adjacency: Any = None,
         degrees: Literal["even", "random"] = "even",
-        activation: Any = "relu",
+        activation: Any = "tanh",
         residual: bool = False,
         direct: bool = False,
         dropout: float = 0.0,
@@ -118,14 +126,17 @@ class IAF(Flow):
         features: number of features D.
         context: number of context variables C; 0 for none.
         transforms: number of autoregressive transforms; by default 5, or 1 with ``adjacency``.
-        hidden_features: widths of the hidden layers of every conditioner.
+        hidden_features: widths of the hidden layers of every conditioner; by default two that
+            grow with the features, see :class:`~made_flows.MADE`.
         order, normalize, bijection, scale, base: as for :class:`~made_flows.MAF`. (``"batch"``
             normalisation never sees data where samples are trained.)
         adjacency: a directed acyclic graph as for a :class:`~made_flows.MADE`, here of the noise:
             with one transform, :math:`x_i` is made of its own noise and that of its parents. The
             density does not factorise by the graph; for that, take a MAF.
-        degrees, activation, residual, direct, dropout, mask_weights, generator: of every
-            conditioner, as for :class:`~made_flows.MADE`.
+        activation: of every conditioner, see :class:`~made_flows.MADE`. Bounded ones such as the
+            default keep a row unlike all others from costing millions of nats.
+        degrees, residual, direct, dropout, mask_weights, generator: of every conditioner, as for
+            :class:`~made_flows.MADE`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -139,12 +150,17 @@ class IAF(Flow):
         (torch.Size([10, 3]), torch.Size([10]))
     """
 
+    _former_defaults: ClassVar[dict[str, Any]] = {
+        "activation": "relu",
+        "hidden_features": (64, 64),
+    }
+
     def __init__(
         self,
         features: int,
         context: int = 0,
         transforms: int | None = None,
-        hidden_features: Sequence[int] = (64, 64),
+        hidden_features: Sequence[int] | None = None,
         *,
         order: Any = "reverse",
         normalize: Literal["batch", "actnorm"] | None = None,
@@ -153,7 +169,7 @@ class IAF(Flow):
         base: Distribution | Model | None = None,
         adjacency: Any = None,
         degrees: Literal["even", "random"] = "even",
-        activation: Any = "relu",
+        activation: Any = "tanh",
         residual: bool = False,
         direct: bool = False,
         dropout: float = 0.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -25,7 +25,8 @@ class GaussianMADE(DensityModel):
     Args:
         features: number of features D.
         context: number of context variables C.
-        hidden_features: widths of the hidden layers.
+        hidden_features: widths of the hidden layers; by default two that grow with the features,
+            see :class:`~made_flows.MADE`.
         scale: the rule from an output to the scale, see :class:`~made_flows.ScaleRule`.
         order, degrees, activation, residual, direct, dropout, adjacency, generator: as for
             :class:`~made_flows.MADE`.
@@ -43,16 +44,18 @@ class GaussianMADE(DensityModel):
         torch.Size([7, 4])
     """
 
+    _former_defaults: ClassVar[dict[str, Any]] = {"activation": "relu", "hidden_features": (64, 64)}
+
     def __init__(
         self,
         features: int,
         context: int = 0,
-        hidden_features: Sequence[int] = (64, 64),
+        hidden_features: Sequence[int] | None = None,
         *,
         scale: str | ScaleRule = "bounded",
         order: Any = "natural",
         degrees: Literal["even", "random"] = "even",
-        activation: Any = "relu",
+        activation: Any = "tanh",
         residual: bool = False,
         direct: bool = False,
         dropout: float = 0.0,
@@ -85,7 +88,8 @@ class GaussianMixtureMADE(DensityModel):
     Args:
         features: number of features D.
         context: number of context variables C.
-        hidden_features: widths of the hidden layers.
+        hidden_features: widths of the hidden layers; by default two that grow with the features,
+            see :class:`~made_flows.MADE`.
         components: number of components of every mixture.
         scale: the rule from outputs to scales, see :class:`~made_flows.ScaleRule`.
         order, degrees, activation, residual, direct, dropout, adjacency, generator: as for
@@ -104,17 +108,19 @@ class GaussianMixtureMADE(DensityModel):
         torch.Size([7, 4])
     """
 
+    _former_defaults: ClassVar[dict[str, Any]] = {"activation": "relu", "hidden_features": (64, 64)}
+
     def __init__(
         self,
         features: int,
         context: int = 0,
-        hidden_features: Sequence[int] = (64, 64),
+        hidden_features: Sequence[int] | None = None,
         *,
         components: int = 8,
         scale: str | ScaleRule = "bounded",
         order: Any = "natural",
         degrees: Literal["even", "random"] = "even",
-        activation: Any = "relu",
+        activation: Any = "tanh",
         residual: bool = False,
         direct: bool = False,
         dropout: float = 0.0,
@@ -147,7 +153,8 @@ class BernoulliMADE(DensityModel):
     Args:
         features: number of features D.
         context: number of context variables C.
-        hidden_features: widths of the hidden layers.
+        hidden_features: widths of the hidden layers; by default two that grow with the features,
+            see :class:`~made_flows.MADE`.
         order, degrees, activation, residual, direct, dropout, adjacency, generator: as for
             :class:`~made_flows.MADE`.
         orders, masks, orders_per_batch: the orders and degrees that are trained, as for
@@ -164,11 +171,13 @@ class BernoulliMADE(DensityModel):
         torch.Size([7, 4])
     """
 
+    _former_defaults: ClassVar[dict[str, Any]] = {"hidden_features": (64, 64)}
+
     def __init__(
         self,
         features: int,
         context: int = 0,
-        hidden_features: Sequence[int] = (64, 64),
+        hidden_features: Sequence[int] | None = None,
         *,
         order: Any = "natural",
         degrees: Literal["even", "random"] = "even",
@@ -205,7 +214,8 @@ class CategoricalMADE(DensityModel):
     Args:
         features: number of features D.
         context: number of context variables C.
-        hidden_features: widths of the hidden layers.
+        hidden_features: widths of the hidden layers; by default two that grow with the features,
+            see :class:`~made_flows.MADE`.
         categories: number of categories, the same for all features or one number each.
         order, degrees, activation, residual, direct, dropout, adjacency, generator: as for
             :class:`~made_flows.MADE`.
@@ -220,11 +230,13 @@ class CategoricalMADE(DensityModel):
         torch.Size([7, 3])
     """
 
+    _former_defaults: ClassVar[dict[str, Any]] = {"hidden_features": (64, 64)}
+
     def __init__(
         self,
         features: int,
         context: int = 0,
-        hidden_features: Sequence[int] = (64, 64),
+        hidden_features: Sequence[int] | None = None,
         *,
         categories: int | Sequence[int],
         order: Any = "natural",

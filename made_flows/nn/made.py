@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,20 @@ __all__ = ["MADE"]
 _MASKED = "to be True, False or 'order'"
 
 
+def default_widths(features: int) -> tuple[int, int]:
+    """Widths of two hidden layers for a number of features.
+
+    Four units for each feature, in multiples of 64 up to 512, and as many as there are features: in
+    fewer, dependencies would be lost.
+
+    Example:
+        >>> [default_widths(features)[0] for features in (5, 30, 100, 1000)]
+        [64, 128, 448, 1000]
+    """
+    width = 64 * -(-min(4 * features, 512) // 64)
+    return (max(width, features),) * 2
+
+
 @saveable
 class MADE(MaskedMLP):
     r"""Masked autoencoder: parameters of every feature from the features before it.
@@ -58,7 +72,8 @@ class MADE(MaskedMLP):
     Args:
         features: number of features D.
         context: number of context variables C; 0 for none.
-        hidden_features: widths of the hidden layers; ``()`` for a linear network. With
+        hidden_features: widths of the hidden layers; by default two of four units for each
+            feature, at least 64 (:func:`default_widths`); ``()`` for a linear network. With
             ``residual=True`` the first is the width of the residual stream, and each further one
             the inner width of a residual block.
         parameters: parameters per feature K, the same for all features or one number each.
@@ -102,11 +117,13 @@ class MADE(MaskedMLP):
         torch.Size([10, 3, 2])
     """
 
+    _former_defaults: ClassVar[dict[str, Any]] = {"hidden_features": (64, 64)}
+
     def __init__(
         self,
         features: int,
         context: int = 0,
-        hidden_features: Sequence[int] = (64, 64),
+        hidden_features: Sequence[int] | None = None,
         parameters: int | Sequence[int] = 2,
         *,
         inputs: int | Sequence[int] = 1,
@@ -122,7 +139,9 @@ class MADE(MaskedMLP):
     ) -> None:
         features = positive_integer(features, "features")
         context = non_negative_integer(context, "context")
-        hidden = widths(hidden_features, "hidden_features")
+        hidden: tuple[int, ...] = default_widths(features)
+        if hidden_features is not None:
+            hidden = widths(hidden_features, "hidden_features")
         dropout = real_number(dropout, "dropout")
         expect(0 <= dropout < 1, "dropout", "to be in [0, 1)", dropout)
         kind = type(mask_weights)

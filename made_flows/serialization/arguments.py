@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from made_flows._registry import class_name, find_class, is_saveable
+from made_flows._registry import class_name, find_class, former_defaults, is_saveable
 from made_flows.nn.activations import ACTIVATIONS, activation_code, make_activation
 
 __all__ = ["ARGUMENTS", "Decoder", "Encoder"]
@@ -165,6 +165,7 @@ class Decoder:
         known = isinstance(name, str) and name in self.classes
         kind = self.classes[name] if known else find_class(name)
         arguments = {key: self.decode(item) for key, item in value["arguments"].items()}
+        arguments = former_defaults(kind) | arguments
         made = _call(kind, arguments)
         self._objects.append(made)
         return made

@@ -88,7 +88,7 @@ def _made(kind: str, arguments: Mapping[str, Any]) -> int:
     if isinstance(bijection, dict) and isinstance(bijection.get("arguments"), dict):
         outputs *= max(1, _count(bijection["arguments"].get("bins")))
     least = features + outputs * _count(arguments.get("context"))
-    if "hidden_features" not in arguments:
+    if arguments.get("hidden_features") is None:
         return least + outputs
     hidden = _integers(arguments["hidden_features"])
     chains = [[inputs, *hidden, outputs]]

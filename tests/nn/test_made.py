@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import made_flows as mf
 from made_flows.nn import masks as mk
 from made_flows.nn.linear import MaskedLinear
+from made_flows.nn.masked_mlp import HIDDEN_GAIN
 from tests.helpers.architectures import Architecture, architectures, permutations
 from tests.helpers.density_models import NETWORKS, context_of, made_of, scatter
 
@@ -199,7 +200,7 @@ def test_fresh_hidden_units_are_of_one_scale_whatever_their_degree() -> None:
     z = nn.functional.linear(torch.randn(200, 50), made.layers[0].weight * made.layers[0].mask)
     by_degree = torch.stack([z[:, made.degrees[0] == d].std() for d in (1, 10, 49)])
     # About 20000 values each: standard errors below 2 per cent.
-    torch.testing.assert_close(by_degree, torch.ones(3), rtol=0.15, atol=0)
+    torch.testing.assert_close(by_degree, torch.full((3,), HIDDEN_GAIN), rtol=0.15, atol=0)
 
 
 # ---------------------------------------------------------------------- shapes

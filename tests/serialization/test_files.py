@@ -22,6 +22,7 @@ import made_flows as mf
 from made_flows import MADE
 from made_flows._registry import REGISTRY, class_name, saveable
 from made_flows.serialization.files import FORMAT_VERSION, checksum, load, save
+from made_flows.serialization.record import describe, rebuild
 from made_flows.univariate.heads import GaussianMixture
 
 
@@ -569,3 +570,36 @@ def test_every_truncation_is_noticed(path: Path):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match="Expected"):
             load(path)
+
+
+FORMER = {
+    "MAF": (lambda: mf.MAF(20, hidden_features=(64, 64), activation="relu"), 20),
+    "IAF": (lambda: mf.IAF(3, hidden_features=(64, 64), activation="relu"), 3),
+    "GaussianMADE": (lambda: mf.GaussianMADE(20, 0, (64, 64), activation="relu"), 20),
+    "GaussianMixtureMADE": (lambda: mf.GaussianMixtureMADE(3, 0, (64, 64), activation="relu"), 3),
+    "BernoulliMADE": (lambda: mf.BernoulliMADE(20, 0, (64, 64)), 20),
+    "MADE": (lambda: mf.MADE(20, 0, (64, 64)), 20),
+}
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_files_that_leave_defaults_out_have_those_of_their_time(name: str):
+    """Defaults change; a file that says nothing of them is of the time before they did."""
+    make, features = FORMER[name]
+    model = make().eval()
+    text, tensors = describe(model)
+    for argument in ("activation", "hidden_features"):
+        text["arguments"].pop(argument, None)
+    loaded = rebuild(text, tensors)
+    x = (torch.rand(5, features) < 0.5).float()
+    if name == "MADE":
+        assert torch.equal(loaded(x), model(x))
+    else:
+        assert torch.equal(loaded().log_prob(x), model().log_prob(x))
+
+
+@pytest.mark.parametrize("name", [name for name in FORMER if name != "MADE"])
+def test_files_say_what_was_a_default_once(name: str):
+    text, _ = describe(getattr(mf, name)(3))
+    assert "hidden_features" in text["arguments"]
+    assert ("activation" in text["arguments"]) == (name != "BernoulliMADE")

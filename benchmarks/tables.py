@@ -1,0 +1,362 @@
+"""Density estimation on continuous tables: this library's defaults beside what others give.
+
+    MADE_FLOWS_DATA=FOLDER python -m benchmarks.tables --splits 3
+
+What is finished is kept, one line a result, and a call goes on from there; the page is written
+anew from all results. With ``--splits 0`` it is only written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import made_flows as mf
+from benchmarks._tables_data import SMALLEST, Array, Split, cut, load_tables
+from benchmarks.harness import Settings, markdown_table, parse_resumable, write_page
+
+TEXT = """Mean log-likelihood of test rows in nats, higher is better, in units of the mean and
+standard deviation of the training rows. {runs}
+
+Rows that repeat are left out, and so are columns of fewer than twenty values or with a fifth of the
+rows at one value: they have no density, and who notices wins by any margin. A random fifth of the
+rows (two thousand at most) is tested; of the others at most ten thousand train. All flows are
+trained by the same loop, `mf.fit` at its defaults: Adam, a tenth of the training rows held out for
+early stopping. Flows of zuko and nflows have their own libraries' default sizes. The Gaussian
+mixture is scikit-learn's of full covariances, its number of components (1 to 10) chosen by BIC; the
+kernel density's bandwidth by cross-validation in five folds. Nothing was chosen by test rows."""
+
+OURS = ("MAF", "spline MAF", "mixture MADE")
+FLOWS = ("zuko MAF", "zuko NSF", "nflows MAF")
+
+
+# ---------------------------------------------------------------------- contenders
+
+
+def _normal(split: Split, seed: int) -> Array:
+    from sklearn.covariance import LedoitWolf
+
+    found = LedoitWolf().fit(split.train)
+    rows, normal = torch.from_numpy(split.test), torch.distributions.MultivariateNormal
+    mean, covariance = torch.from_numpy(found.location_), torch.from_numpy(found.covariance_)
+    return np.asarray(normal(mean, covariance).log_prob(rows))
+
+
+def _normal_mixture(split: Split, seed: int) -> Array:
+    from sklearn.mixture import GaussianMixture
+
+    best: tuple[float, Any] = (math.inf, None)
+    for components in range(1, 11):
+        if components > len(split.train) // 2:
+            break
+        found = GaussianMixture(components, random_state=seed, max_iter=300).fit(split.train)
+        best = min(best, (float(found.bic(split.train)), found), key=lambda each: each[0])
+    return np.asarray(best[1].score_samples(split.test))
+
+
+def _kernels(split: Split, seed: int) -> Array:
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.neighbors import KernelDensity
+
+    widths = {"bandwidth": np.geomspace(0.05, 2.0, 12)}
+    search = GridSearchCV(KernelDensity(), widths, cv=5).fit(split.train[:3000])
+    best = KernelDensity(bandwidth=search.best_params_["bandwidth"]).fit(split.train)
+    return np.asarray(best.score_samples(split.test))
+
+
+def _trained(make: Callable[[int], nn.Module]) -> Callable[[Split, int], Array]:
+    def run(split: Split, seed: int) -> Array:
+        torch.manual_seed(seed)
+        model = make(split.train.shape[1])
+        mf.fit(model, split.train.astype(np.float32), progress=False, seed=seed)
+        return _scores(model, split.test)
+
+    return run
+
+
+def _estimated(budget: Any) -> Callable[[Split, int], Array]:
+    def run(split: Split, seed: int) -> Array:
+        train = split.train.astype(np.float32)
+        model = mf.estimate(train, budget=budget, seed=seed, progress=False)
+        return _scores(model, split.test)
+
+    return run
+
+
+@torch.no_grad()
+def _scores(model: nn.Module, test: Array) -> Array:
+    pieces = torch.from_numpy(test.astype(np.float32)).split(1000)
+    return np.asarray(torch.cat([model().log_prob(piece).double() for piece in pieces]))
+
+
+class _Nflows(nn.Module):
+    """nflows' flow, called as the others are."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        from nflows.flows import MaskedAutoregressiveFlow
+
+        self.features, self.flow = features, MaskedAutoregressiveFlow(features, 64, 5, 2)
+
+    def forward(self) -> Any:
+        return self.flow
+
+
+def _zuko(kind: str) -> Callable[[int], nn.Module]:
+    def make(features: int) -> nn.Module:
+        import zuko
+
+        flow: nn.Module = getattr(zuko.flows, kind)(features)
+        return flow
+
+    return make
+
+
+CONTENDERS: dict[str, Callable[[Split, int], Array]] = {
+    "normal": _normal,
+    "normal mixture": _normal_mixture,
+    "kernel density": _kernels,
+    "zuko MAF": _trained(_zuko("MAF")),
+    "zuko NSF": _trained(_zuko("NSF")),
+    "nflows MAF": _trained(_Nflows),
+    "MAF": _trained(mf.MAF),
+    "spline MAF": _trained(lambda features: mf.MAF(features, bijection="spline")),
+    "mixture MADE": _trained(mf.GaussianMixtureMADE),
+    "estimate, fast": _estimated("fast"),
+    "estimate, good": _estimated("good"),
+    "estimate, best": _estimated("best"),
+}
+"""From a split and a seed to the log-likelihoods of the test rows."""
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def _run(table: str, name: str, split: Split, seed: int) -> dict[str, Any]:
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            scores = CONTENDERS[name](split, seed)
+            score, worst = float(scores.mean()), float(scores.min())
+        except (RuntimeError, ValueError) as error:
+            print(f"{table}, {name}: {error}", flush=True)
+            score = worst = -math.inf
+    seconds = time.perf_counter() - start
+    print(f"{table}, split {seed}, {name}: {score:.3f}, {seconds:.1f} s", flush=True)
+    return {
+        "table": table, "split": seed, "name": name, "score": score, "worst": worst,
+        "seconds": seconds, "rows": len(split.train), "features": split.train.shape[1],
+    }  # fmt: skip
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+# ---------------------------------------------------------------------- the page
+
+
+Results = dict[str, dict[str, dict[int, float]]]
+"""Scores by table, contender and split."""
+
+
+def _by_table(lines: Sequence[dict[str, Any]]) -> Results:
+    results: Results = {}
+    for line in lines:
+        of_table = results.setdefault(line["table"], {})
+        of_table.setdefault(line["name"], {})[line["split"]] = line["score"]
+    return results
+
+
+def _paired(first: dict[int, float], second: dict[int, float]) -> tuple[float, float]:
+    """The mean difference over common splits, and its standard error (NaN of one split)."""
+    both = sorted(set(first) & set(second))
+    differences = np.array([first[s] - second[s] for s in both])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(both)))
+
+
+def _common(results: Results, names: Sequence[str]) -> dict[str, list[int]]:
+    """The splits of every table that all these contenders have finished."""
+    found = {}
+    for table, of_table in results.items():
+        splits = [set(of_table.get(name, {})) for name in names]
+        common = set.intersection(*splits) if splits else set()
+        if common:
+            found[table] = sorted(common)
+    return found
+
+
+def summary(results: Results) -> str:
+    """Mean ranks, and how this library stands against each contender."""
+    names = [n for n in CONTENDERS if any(n in of_table for of_table in results.values())]
+    broad = [n for n in names if sum(n in t for t in results.values()) >= 0.8 * len(results)]
+    common = _common(results, broad)
+    if not common:
+        return "Nothing finished yet."
+    means = {
+        table: {n: float(np.mean([results[table][n][s] for s in splits])) for n in broad}
+        for table, splits in common.items()
+    }
+    ranks = {
+        n: np.mean([1 + sum(row[o] > row[n] for o in broad if o != n) for row in means.values()])
+        for n in broad
+    }
+    ours = [n for n in ("estimate, good", "estimate, fast", "spline MAF", "MAF") if n in broad]
+    rows = []
+    for name in sorted(broad, key=lambda each: ranks[each]):
+        cells = [name, f"{ranks[name]:.2f}"]
+        cells += ["-" if m == name else _tally(results, common, m, name) for m in ours]
+        rows.append(cells)
+    headings = ["contender", "mean rank", *(f"{mine} against it" for mine in ours)]
+    text = (
+        f"## Summary\n\nOver the {len(common)} tables that all of these have finished: mean rank, "
+        "and wins / ties / losses of this library's against each (a tie: within one standard error "
+        "of the paired difference over splits, or 0.05 nats)."
+    )
+    behind = ""
+    if "estimate, good" in broad or "estimate, fast" in broad:
+        mine = "estimate, good" if "estimate, good" in broad else "estimate, fast"
+        gaps = {t: max(row.values()) - row[mine] for t, row in means.items()}
+        worst = max(gaps, key=lambda each: gaps[each])
+        first = sum(gap <= 0.05 for gap in gaps.values())
+        behind = (
+            f"\n\n`{mine}` is first or within 0.05 nats of it on {first} of {len(gaps)} tables; "
+            f"the most that it is behind the best contender is {gaps[worst]:.2f} nats ({worst})."
+        )
+    return f"{text}\n\n{markdown_table(headings, rows)}{behind}"
+
+
+def _tally(results: Results, common: dict[str, list[int]], mine: str, other: str) -> str:
+    counts = [0, 0, 0]
+    for table in common:
+        mean, error = _paired(results[table][mine], results[table][other])
+        tie = max(0.05, 0.0 if math.isnan(error) else error)
+        counts[0 if mean > tie else 2 if mean < -tie else 1] += 1
+    return " / ".join(map(str, counts))
+
+
+def scores_section(results: Results, sizes: dict[str, tuple[int, int]]) -> str:
+    """The mean score of every contender on every table."""
+    names = [n for n in CONTENDERS if any(n in of_table for of_table in results.values())]
+    rows = []
+    for table, of_table in results.items():
+        means = {n: float(np.mean(list(of_table[n].values()))) for n in names if n in of_table}
+        best = max(means.values())
+        cells = [
+            f"{table} ({sizes[table][0]} x {sizes[table][1]}; {len(of_table[next(iter(means))])})"
+        ]
+        for n in names:
+            shown = f"{means[n]:.2f}" if n in means else "-"
+            cells.append(f"**{shown}**" if n in means and means[n] == best else shown)
+        rows.append(cells)
+    headings = ["table (training rows x columns; splits)", *names]
+    return f"## Scores\n\n{markdown_table(headings, rows)}"
+
+
+def differences_section(results: Results) -> str:
+    """The best flow of ours at its defaults, against the best of the others'."""
+    rows = []
+    for table, of_table in results.items():
+        groups = []
+        for group in (("MAF", "spline MAF"), FLOWS):
+            there = [n for n in group if n in of_table]
+            groups.append(max(there, key=lambda n: np.mean(list(of_table[n].values())), default=""))
+        mine, other = groups
+        if not mine or not other:
+            continue
+        mean, error = _paired(of_table[mine], of_table[other])
+        rows.append([table, mine, other, f"{mean:+.2f} ± {error:.2f}"])
+    text = (
+        "## Flows at their defaults\n\nThe better of this library's affine and spline MAF against "
+        "the best of zuko's and nflows' flows: the mean difference over splits and its standard "
+        "error (nan: of one split)."
+    )
+    headings = ["table", "ours", "theirs", "difference"]
+    return f"{text}\n\n{markdown_table(headings, rows)}"
+
+
+def seconds_section(lines: Sequence[dict[str, Any]]) -> str:
+    """How long training took."""
+    names = [n for n in CONTENDERS if any(line["name"] == n for line in lines)]
+    tables = list(dict.fromkeys(line["table"] for line in lines))
+    rows = []
+    for table in tables:
+        cells = [table]
+        for n in names:
+            taken = [
+                line["seconds"] for line in lines if (line["table"], line["name"]) == (table, n)
+            ]
+            cells.append(f"{np.median(taken):.1f}" if taken else "-")
+        rows.append(cells)
+    return (
+        "## Seconds\n\nMedian time of training and scoring, on a machine that did other work at "
+        f"the same time.\n\n{markdown_table(['table', *names], rows)}"
+    )
+
+
+def ablations_section(path: Path) -> str | None:
+    """The ablations behind the defaults, as they were written down."""
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", nargs="+", help="all that are there by default")
+    parser.add_argument(
+        "--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS)[:-1]
+    )
+    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of training, about")
+    return parse_resumable(parser, "tables", arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given, settings = parse(arguments)
+    tables = load_tables(given.tables)
+    if given.quick:
+        tables = {name: rows[:100] for name, rows in list(tables.items())[:1]}
+        given.contenders, given.splits = ["normal", "MAF"], 1
+    given.runs.mkdir(parents=True, exist_ok=True)
+    path = given.runs / "results.jsonl"
+    done = {(line["table"], line["split"], line["name"]) for line in _read(path)}
+    end = time.perf_counter() + 60 * given.minutes
+    # Split by split, so that what is there at any time is of all tables.
+    for seed in range(given.splits):
+        for table, rows in sorted(tables.items(), key=lambda each: each[1].size):
+            split = cut(rows, seed)
+            for name in given.contenders:
+                if (table, seed, name) in done or time.perf_counter() > end:
+                    continue
+                with path.open("a") as file:
+                    file.write(json.dumps(_run(table, name, split, seed)) + "\n")
+    lines = _read(path)
+    if not lines:
+        print("benchmarks.tables: no data, nothing written", flush=True)
+        return
+    results = _by_table(lines)
+    sizes = {line["table"]: (line["rows"], line["features"]) for line in lines}
+    most = max(len(splits) for of_table in results.values() for splits in of_table.values())
+    runs = f"{len(results)} tables of {SMALLEST} columns or more, up to {most} splits each."
+    sections = [TEXT.format(runs=runs), summary(results), differences_section(results)]
+    sections += [scores_section(results, sizes), seconds_section(lines)]
+    ablations = ablations_section(Path(__file__).with_name("tables_ablations.md"))
+    write_page(
+        "tables", "Continuous tables", [*sections, *([ablations] if ablations else [])], settings
+    )
+
+
+if __name__ == "__main__":
+    main()
