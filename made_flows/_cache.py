@@ -58,7 +58,7 @@ class Stamp:
     def of(
         tensors: Sequence[Tensor], facts: Any = None, *, gone: Callable[[Any], None] | None = None
     ) -> Stamp | None:
-        """The stamp of some tensors, None where one cannot tell what they are.
+        """Return the stamp of some tensors, None where one cannot tell what they are.
 
         That is so for the stand-ins of compilers, of ``torch.func`` and of fake or meta tensors,
         for tensors without memory of their own, and while a CUDA graph records.
@@ -80,7 +80,7 @@ class Stamp:
         return stamp
 
     def holds(self, tensors: Sequence[Tensor], facts: Any = None) -> bool:
-        """Whether these are the same tensors, and what they were."""
+        """Tell whether these are the same tensors, and what they were."""
         references, values = self._references, self._values
         if values is None or len(references) != len(tensors) or self.facts != facts:
             return False
@@ -103,7 +103,7 @@ _LOOK_UNCOUNTED = operator.attrgetter("device", "dtype", "shape")
 
 
 def _looks(tensors: Sequence[Tensor]) -> list[Any]:
-    """How often each was written to, and how and where it lies: offsets are part of the place."""
+    """Say how often each was written to, and how and where it lies, offsets included."""
     look = _LOOK_TRACED if is_traced() else _LOOK
     try:
         first = [*map(look, tensors)]
@@ -139,7 +139,7 @@ class _Values:
             self.digest = digest(self.spans)
 
     def hold(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the tensors, which still lie where they lay, have the same values."""
+        """Tell whether the tensors, which still lie where they lay, have the same values."""
         if self.spans is not None:
             digest = _compiled_digest()
             if digest is None or digest(self.spans) != self.digest:
@@ -162,7 +162,7 @@ def _compiled_digest() -> Callable[[Any], int] | None:
 
 
 def _span(tensor: Tensor) -> tuple[int, int, int, int] | None:
-    """Address, number of pieces, bytes of a piece and between pieces; None for other layouts."""
+    """Return address, number of pieces, their bytes and distance; None for other layouts."""
     if not tensor.is_cpu:
         return None
     address, size = tensor.data_ptr(), tensor.element_size()
@@ -194,14 +194,14 @@ def _expect_memory(tensor: Tensor, span: tuple[int, int, int, int] | None) -> No
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The tensor as integers, which are equal where all bits are: NaN, and zeros of both signs."""
+    """Read a tensor as integers, equal where all bits are: NaN, and zeros of both signs."""
     kind = _BITS.get(tensor.element_size())
     plain = tensor.detach()
     return plain if kind is None else plain.view(kind)
 
 
 def _recorded(tensor: Tensor) -> bool:
-    """Whether work on a tensor's device is recorded and not done, so that nothing can be read."""
+    """Tell whether work on a tensor's device is recorded and not done: nothing can be read."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
@@ -230,7 +230,7 @@ class TensorCache(Generic[T]):
         self._clock = itertools.count()
 
     def get(self, key: Any, tensors: Sequence[Tensor], make: Callable[[], T]) -> T:
-        """The value of these tensors, made anew if any of them changed since it was made.
+        """Return the value of these tensors, made anew if any of them changed since it was made.
 
         Args:
             key: what else the value depends on.
@@ -284,7 +284,7 @@ class _Dropper:
 
 @contextmanager
 def _lasting(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Within, what is made can be used under all modes that a later call may be under."""
+    """Make what lies within usable under all modes that a later call may be under."""
     with torch.inference_mode(False), torch.no_grad():
         device = tensors[0].device.type if tensors else "cpu"
         if torch.is_autocast_enabled(device):

@@ -51,7 +51,7 @@ def expect_type(condition: bool, argument: str, expected: str, got: object) -> N
 
 
 def described(got: object) -> str:
-    """The type of an object and what it is, in a line: of a module or tensor not all of it."""
+    """Say an object's type and what it is, in a line: of a module or tensor not all of it."""
     kind = type(got).__name__
     if isinstance(got, Tensor):
         return f"{kind} of shape {tuple(got.shape)}"
@@ -73,17 +73,17 @@ def _integer(value: Any, argument: str, minimum: int, kind: str) -> int:
 
 
 def positive_integer(value: Any, argument: str) -> int:
-    """The value as an int of at least 1."""
+    """Return the value as an int of at least 1."""
     return _integer(value, argument, 1, "positive")
 
 
 def non_negative_integer(value: Any, argument: str) -> int:
-    """The value as an int of at least 0."""
+    """Return the value as an int of at least 0."""
     return _integer(value, argument, 0, "non-negative")
 
 
 def real_number(value: Any, argument: str, *, above: float | None = None) -> float:
-    """The value as a finite float, strictly above a bound when one is given."""
+    """Return the value as a finite float, strictly above a bound when one is given."""
     expect_type(
         isinstance(value, Real) and not isinstance(value, bool), argument, "to be a number", value
     )
@@ -95,14 +95,14 @@ def real_number(value: Any, argument: str, *, above: float | None = None) -> flo
 
 
 def boolean(value: Any, argument: str) -> bool:
-    """The value as a bool; a string such as "no" is an error, not true."""
+    """Return the value as a bool; a string such as "no" is an error, not true."""
     whole = isinstance(value, (bool, np.bool_))
     expect_type(whole, argument, "to be True or False", value)
     return bool(value)
 
 
 def widths(value: Any, argument: str) -> tuple[int, ...]:
-    """The value as a tuple of positive layer widths (possibly empty)."""
+    """Return the value as a tuple of positive layer widths (possibly empty)."""
     expect_type(
         isinstance(value, Sequence) and not isinstance(value, str),
         argument,
@@ -144,7 +144,7 @@ def check_context(
     argument: str = "context",
     dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    """The context (..., size) of an owner ("model"), which was made with argument=size.
+    """Return the context (..., size) of an owner ("model"), which was made with argument=size.
 
     Raises:
         ValueError: for a context that is missing, superfluous or of another size.
@@ -165,7 +165,7 @@ def check_context(
 
 
 def check_broadcast(**shapes: Sequence[int]) -> torch.Size:
-    """The broadcast of several named shapes, or a ValueError that names them."""
+    """Broadcast several named shapes, or raise a ValueError that names them."""
     distinct = {shape for shape in map(tuple, shapes.values()) if shape}
     if len(distinct) <= 1:  # the common case; torch's own way takes longer than a small layer
         return torch.Size(next(iter(distinct), ()))
@@ -177,7 +177,7 @@ def check_broadcast(**shapes: Sequence[int]) -> torch.Size:
 
 
 def check_expanded(to: Any, batch_shape: torch.Size) -> torch.Size:
-    """The batch shape that a distribution is expanded to, or a ValueError if its own does not."""
+    """Check the batch shape that a distribution is expanded to against its own."""
     shape = check_sample_shape(to, "batch_shape")
     if check_broadcast(expanded=shape, batch_shape=batch_shape) != shape:
         raise ValueError(
@@ -188,7 +188,7 @@ def check_expanded(to: Any, batch_shape: torch.Size) -> torch.Size:
 
 
 def check_sample_shape(shape: Any, argument: str = "sample_shape") -> torch.Size:
-    """The shape that is asked for; an integer n means (n,).
+    """Return the shape that is asked for; an integer n means (n,).
 
     Raises:
         TypeError: for what is no shape.
@@ -219,7 +219,7 @@ def expect_real(x: Tensor, argument: str) -> None:
 
 
 def as_numbers(value: Any, argument: str) -> Tensor:
-    """An array-like as a dense tensor of real numbers.
+    """Convert an array-like to a dense tensor of real numbers.
 
     Raises:
         TypeError: for anything else.

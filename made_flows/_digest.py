@@ -188,7 +188,7 @@ _ENGINE, _RUN = _compile()  # the code lives as long as the engine
 
 
 def digest(spans: ctypes.Array[ctypes.c_int64]) -> int:
-    """A number made of all bits of some spans of memory; another one after practically any change.
+    """Hash all bits of some spans of memory: practically any change gives another number.
 
     A change of one word changes it for certain. One of several words goes unnoticed only by
     chance, in less than one case in 2^32.

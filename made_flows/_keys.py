@@ -37,5 +37,5 @@ class KeyedModule(nn.Module):
 
     @staticmethod
     def of_key(key: int) -> Any:
-        """The living object with a key."""
+        """Return the living object with a key."""
         return KeyedModule._objects[key]

@@ -81,19 +81,19 @@ def former_defaults(cls: type, signature: inspect.Signature | None = None) -> di
 
 
 def class_name(cls: type) -> str:
-    """The name of a class in files: with its module, but for the library's own classes."""
+    """Return the name of a class in files: with its module, but for the library's own classes."""
     if cls.__module__.partition(".")[0] == "made_flows":
         return cls.__name__
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def is_saveable(cls: type) -> bool:
-    """Whether a class was itself registered: what it inherits from does not count."""
+    """Tell whether a class was itself registered: what it inherits from does not count."""
     return vars(cls).get("_saveable") is cls
 
 
 def find_class(name: Any) -> type:
-    """The class that a file names.
+    """Return the class that a file names.
 
     A class of somebody's own is also found where it has moved to another module, or where the
     file is of a time when names had no module, as long as only one has its name. A name with a
@@ -116,7 +116,7 @@ def find_class(name: Any) -> type:
 
 
 def _copied(value: Any) -> Any:
-    """An argument, its plain containers, arrays and tensors copied; other objects as they are."""
+    """Copy an argument's plain containers, arrays and tensors; keep other objects."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, np.ndarray):

@@ -18,12 +18,12 @@ __all__ = [
 
 
 def is_traced() -> bool:
-    """Whether ``torch.jit.trace`` records what is done."""
+    """Tell whether ``torch.jit.trace`` records what is done."""
     return torch._C._get_tracing_state() is not None
 
 
 def is_transformed() -> bool:
-    """Whether tensors may stand for others: while compiling, and under ``torch.func``."""
+    """Tell whether tensors may stand for others: while compiling, and under ``torch.func``."""
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
@@ -33,7 +33,7 @@ def is_forward_mode() -> bool:
 
 
 def has_concrete_values(x: Tensor) -> bool:
-    """Whether a tensor's values may be read: not while compiling, tracing or under torch.func."""
+    """Tell whether a tensor's values may be read: not while compiling, tracing, in torch.func."""
     return not (
         torch.compiler.is_compiling()
         or is_traced()
@@ -43,7 +43,7 @@ def has_concrete_values(x: Tensor) -> bool:
 
 
 def is_untransformed(x: Tensor) -> bool:
-    """Whether a tensor is what it seems, and nothing (a compiler, transform or mode) looks on."""
+    """Tell whether a tensor is what it seems: no compiler, transform or mode looks on."""
     return (
         type(x) in (Tensor, nn.Parameter)
         and not is_transformed()
@@ -59,5 +59,5 @@ def as_rows(x: None, batch: torch.Size) -> None: ...
 @overload
 def as_rows(x: Tensor | None, batch: torch.Size) -> Tensor | None: ...
 def as_rows(x: Tensor | None, batch: torch.Size) -> Tensor | None:
-    """What broadcasts to (*batch, N), such as a context, as (rows, N); None stays None."""
+    """Return what broadcasts to (*batch, N), such as a context, as (rows, N); None stays None."""
     return None if x is None else x.expand(*batch, -1).reshape(-1, x.shape[-1])

@@ -136,7 +136,7 @@ def _dependence(
     points: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Whether outputs of feature i have a non-zero derivative in feature j at any point."""
+    """Tell whether outputs of feature i have a non-zero derivative in feature j at any point."""
     if isinstance(like, MADE):
         features, columns = like.features, like.input_features.cpu()
         device, dtype = like.ranks.device, like.dtype

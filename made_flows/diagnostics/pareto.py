@@ -54,7 +54,7 @@ class SmoothedWeights:
 
 
 def pareto_smooth(log_weights: Tensor, relative_efficiency: float = 1.0) -> SmoothedWeights:
-    r"""Pareto-smoothed importance sampling: the largest weights replaced by quantiles of a fit.
+    r"""Smooth importance weights: replace the largest by quantiles of a fitted Pareto tail.
 
     The :math:`M = \lceil \min(S / 5, 3 \sqrt{S / r}) \rceil` largest of S weights are fitted by a
     generalised Pareto distribution above the next one, replaced by its quantiles at
@@ -147,7 +147,7 @@ def fit_pareto(x: Tensor) -> tuple[float, float]:
 
 
 def _pareto_quantiles(share: Tensor, k: float, scale: float) -> Tensor:
-    """Quantiles of a generalised Pareto distribution that starts at zero."""
+    """Return quantiles of a generalised Pareto distribution that starts at zero."""
     if k == 0:
         return -scale * torch.log1p(-share)
     return scale * torch.expm1(-k * torch.log1p(-share)) / k

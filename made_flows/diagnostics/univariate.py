@@ -217,7 +217,7 @@ def _parameters(
     points: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Parameters (points, K) of a bijection or (points, D, K) of a head, given ones or random."""
+    """Make parameters (points, K) of a bijection or (points, D, K) of a head, given or random."""
     largest = max(outputs)
     if given is not None:
         checked = as_numbers(given, "parameters").double()
@@ -238,7 +238,7 @@ def _parameters(
 
 
 def _places(support: Any, features: int) -> tuple[Tensor, Tensor]:
-    """Values (N, D) all over a support, and the length or number (N, D) that each stands for."""
+    """Spread values (N, D) over a support, with the length or number (N, D) of each."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     if isinstance(support, type(constraints.boolean)):
@@ -267,7 +267,7 @@ def _places(support: Any, features: int) -> tuple[Tensor, Tensor]:
 
 
 def _distance(drawn: Tensor, x: Tensor, mass: Tensor, *, discrete: bool) -> float:
-    """The largest distance of the distribution function of draws from that of places' masses."""
+    """Compare the distribution function of draws with that of masses: largest distance."""
     order = x.argsort()
     places, ordered = x[order], drawn.sort().values
     until = torch.searchsorted(ordered, places, right=True) / len(drawn)

@@ -27,23 +27,23 @@ class Schedule(Protocol):
     def draws(self) -> bool: ...
 
     def outputs(self, made: MADE, x: Tensor, context: Tensor | None) -> Tensor:
-        """Parameters (..., D, K) under the orders and masks that are next."""
+        """Return parameters (..., D, K) under the orders and masks that are next."""
 
     def draw_degrees(self) -> Sequence[Tensor] | None:
-        """The next degrees of every hidden layer, None for the network's own."""
+        """Return the next degrees of every hidden layer, None for the network's own."""
 
 
 class Units(Protocol):
     """Location and scale of data whose network works in standardised units."""
 
     def standardize(self, x: Tensor) -> Tensor:
-        """Data (..., D) in the units of the network, in its dtype."""
+        """Convert data (..., D) to the units of the network, in its dtype."""
 
     def restore(self, u: Tensor) -> Tensor:
-        """Data (..., D) from values in the units of the network."""
+        """Convert values in the units of the network back to data (..., D)."""
 
     def log_scale(self) -> Tensor:
-        """The logarithms of the scales (D,)."""
+        """Return the logarithms of the scales (D,)."""
 
 
 class Components(Protocol):
@@ -58,20 +58,20 @@ class Components(Protocol):
     weights: Tensor
 
     def modules(self) -> Iterator[nn.Module]:
-        """The modules whose weights take part."""
+        """Return the modules whose weights take part."""
 
     def __len__(self) -> int: ...
 
     def component(self, k: int) -> Any:
-        """The k-th component: a model, called with a context to give a distribution."""
+        """Return the k-th component: a model, called with a context to give a distribution."""
 
     def log_weights(self, like: Tensor) -> Tensor:
-        """Logarithms of the weights, of the dtype and on the device of another tensor."""
+        """Return logarithms of the weights, of the dtype and on the device of another tensor."""
 
     def component_log_probs(
         self, x: Tensor, context: Tensor | None = None, observed: Tensor | None = None
     ) -> Tensor:
-        """Log-probabilities (..., K) under every component."""
+        """Return log-probabilities (..., K) under every component."""
 
 
 class Invertible(Protocol):
@@ -100,13 +100,13 @@ class Invertible(Protocol):
         """What makes noise random at this moment, as dropout does; empty if nothing does."""
 
     def modules(self) -> Iterator[nn.Module]:
-        """The modules whose weights take part."""
+        """Return the modules whose weights take part."""
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Noise z (..., D) from data x (..., D), and log |det dz/dx| (...)."""
+        """Map data x (..., D) to noise z (..., D), and return log |det dz/dx| (...)."""
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Data x (..., D) from noise z (..., D), and log |det dx/dz| (...)."""
+        """Map noise z (..., D) to data x (..., D), and return log |det dx/dz| (...)."""
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Data from noise alone, without the work for log-determinants."""
+        """Map noise to data, without the work for log-determinants."""

@@ -101,7 +101,7 @@ class AutoregressiveDistribution(VectorDistribution):
             raise ValueError(f"{error}. {ADVICE}") from None
 
     def log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
-        """Log-probability of values (..., D): of shape (...), broadcast with the batch shape.
+        """Return log-probabilities (...) of values (..., D), broadcast with the batch shape.
 
         Where values are missing, that of the observed ones (their marginal), under an order that
         puts these first: exactly the marginal of the model in that order.
@@ -129,7 +129,7 @@ class AutoregressiveDistribution(VectorDistribution):
         return each.expand(check_broadcast(value=each.shape, batch_shape=self.batch_shape))
 
     def _parameters(self, inputs: Tensor) -> Tensor:
-        """Parameters (..., D, K), in training those of orders that are drawn now."""
+        """Return parameters (..., D, K), in training those of orders that are drawn now."""
         if self.schedule is not None and self.schedule.draws:
             return self.schedule.outputs(self.conditioner, inputs, self.context)
         parameters: Tensor = self.conditioner(inputs, self.context)
@@ -168,6 +168,6 @@ class AutoregressiveDistribution(VectorDistribution):
 
 
 def _dropped(conditioner: MADE) -> str:
-    """What drops hidden units of a network at this moment."""
+    """Return what drops hidden units of a network at this moment."""
     dropout = conditioner.dropout
     return "units that are dropped" if dropout is not None and dropout.training else ""

@@ -63,11 +63,11 @@ class VectorDistribution(Distribution):
         return False
 
     def _modules(self) -> Iterator[nn.Module]:
-        """The modules whose weights take part in scores, those inside them included."""
+        """Return the modules whose weights take part in scores, those inside them included."""
         return iter(())
 
     def _random_part(self) -> str:
-        """What makes a score in training mode another one every time; empty if nothing does."""
+        """Say what makes scores in training mode random; empty if nothing does."""
         return ""
 
     def _warn_of_training_mode(self) -> None:
@@ -83,7 +83,7 @@ class VectorDistribution(Distribution):
             )
 
     def expand(self: D, batch_shape: Sequence[int], _instance: Distribution | None = None) -> D:
-        """The same distribution with a larger batch shape.
+        """Expand to a larger batch shape.
 
         Raises:
             ValueError: for a shape that the batch shape does not broadcast to.
@@ -103,12 +103,12 @@ class VectorDistribution(Distribution):
         check_broadcast(value=value.shape[:-1], batch_shape=self.batch_shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Samples of shape (*sample_shape, *batch_shape, D)."""
+        """Draw samples of shape (*sample_shape, *batch_shape, D)."""
         with torch.no_grad():
             return self._draw(check_sample_shape(sample_shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Samples that carry gradients to whatever they are made of.
+        """Draw samples that carry gradients to whatever they are made of.
 
         Raises:
             NotImplementedError: where :attr:`has_rsample` is false.
@@ -118,7 +118,7 @@ class VectorDistribution(Distribution):
 
     @abstractmethod
     def _draw(self, sample_shape: torch.Size) -> Tensor:
-        """Samples of shape (*sample_shape, *batch_shape, D), with gradients if there are any."""
+        """Draw samples (*sample_shape, *batch_shape, D), with gradients if there are any."""
 
     def _check_rsample(self) -> None:
         if not self.has_rsample:
@@ -127,11 +127,11 @@ class VectorDistribution(Distribution):
             )
 
     def _origin(self) -> str:
-        """What samples come from, for errors."""
+        """Return what samples come from, for errors."""
         return f"a {type(self).__name__}"
 
     def _summary(self) -> str:
-        """What the distribution is made of, in a word or two."""
+        """Return what the distribution is made of, in a word or two."""
         return ""
 
     def __repr__(self) -> str:
@@ -142,7 +142,7 @@ class VectorDistribution(Distribution):
 
 
 def weights_are_finite(modules: Iterable[nn.Module]) -> Tensor | bool:
-    """Whether all weights are finite, and no buffer has NaN (bounds may be infinite)."""
+    """Tell whether all weights are finite, and no buffer has NaN (bounds may be infinite)."""
     checks = []
     for module in modules:
         checks += [torch.isfinite(weight).all() for weight in module.parameters(recurse=False)]

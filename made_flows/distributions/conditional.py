@@ -62,20 +62,20 @@ class CompletionDistribution(VectorDistribution):
         super().__init__(batch, x.shape[-1], validate_args=False)
 
     def _kept(self, samples: Tensor) -> Tensor:
-        """Samples with the observed values as they were given, to the last bit."""
+        """Keep the observed values of samples as they were given, to the last bit."""
         dtype = samples.dtype
         if self.x.is_floating_point() and dtype.is_floating_point:
             dtype = torch.promote_types(self.x.dtype, dtype)
         return torch.where(self.observed, self.x.to(dtype), samples.to(dtype))
 
     def _rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values, masks and contexts as lists of rows."""
+        """Return values, masks and contexts as lists of rows."""
         batch = self.batch_shape
         return as_rows(self.x, batch), as_rows(self.observed, batch), as_rows(self.context, batch)
 
 
 def known_values(x: Any, observed: Tensor | None, features: int) -> tuple[Tensor, Tensor]:
-    """Values (..., D), and which are observed: those of a mask, or those that are not NaN."""
+    """Return values (..., D) and which are observed: by a mask, or those that are not NaN."""
     x = check_event(x, "x", features)
     found = find_observed(x, observed, nan=True)
     return x, torch.ones_like(x, dtype=torch.bool) if found is None else found
@@ -135,7 +135,7 @@ class ConditionalDistribution(CompletionDistribution):
         return HeadStep(self.head).differentiable
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of the missing entries of values (..., D), given the observed ones."""
+        """Score the missing entries of values (..., D), given the observed ones."""
         self._validate_sample(value)
         value = torch.where(self.observed, self.x.to(value.dtype), value)
         if has_concrete_values(value):
@@ -180,7 +180,7 @@ class ConditionalDistribution(CompletionDistribution):
         return self._restored(samples.reshape(shape))
 
     def _network_rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values in the units of the network, masks and contexts as lists of rows."""
+        """Return values in the units of the network, masks and contexts as lists of rows."""
         x, observed, context = self._rows()
         if self.units is not None:
             x = fill(self.head, self.units.standardize(x), observed)
@@ -190,7 +190,7 @@ class ConditionalDistribution(CompletionDistribution):
         return self._kept(samples if self.units is None else self.units.restore(samples))
 
     def _draw_by_rank(self, sample_shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Rows (samples * rows, D), those of all patterns together."""
+        """Return rows (samples * rows, D), those of all patterns together."""
         made, head, count = self.conditioner, self.head, sample_shape.numel()
         x, observed, context = self._network_rows()
         noise = head.noise((count * len(x), made.features), self._like())
@@ -206,7 +206,7 @@ class ConditionalDistribution(CompletionDistribution):
         )
 
     def _like(self) -> Tensor:
-        """An empty tensor of the network's device and dtype."""
+        """Return an empty tensor of the network's device and dtype."""
         made = self.conditioner
         return made.ranks.new_empty(0, dtype=made.dtype)
 
@@ -266,7 +266,7 @@ class ConditionalMixture(CompletionDistribution):
         return conditional
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of the missing entries of values (..., D), given the observed ones."""
+        """Score the missing entries of values (..., D), given the observed ones."""
         terms = []
         for k in (self.mixture.weights > 0).nonzero().flatten().tolist():
             part = self._component(k, self.x, self.observed, self.context)

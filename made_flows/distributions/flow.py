@@ -76,7 +76,7 @@ class FlowDistribution(VectorDistribution):
         check_finite(value, "value")
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of values (..., D): of shape (...), broadcast with the batch shape.
+        """Return log-densities (...) of values (..., D), broadcast with the batch shape.
 
         It is -inf for a value so far out that its noise overflows, and NaN where weights are.
         """
@@ -114,7 +114,7 @@ class FlowDistribution(VectorDistribution):
             yield from self.base._modules()
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Samples of shape (*sample_shape, *batch_shape, D)."""
+        """Draw samples of shape (*sample_shape, *batch_shape, D)."""
         with torch.no_grad():
             z = self.base.sample(check_sample_shape(sample_shape))
             return self.transform.generate(z, self.context)
@@ -123,7 +123,7 @@ class FlowDistribution(VectorDistribution):
         return self.transform.generate(self.base.rsample(sample_shape), self.context)
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Samples that carry gradients, and their log-density, from one way through the flow.
+        """Draw samples with gradients, and their log-density, in one way through the flow.
 
         In evaluation mode the log-density equals ``log_prob`` of the samples, up to rounding.
         """

@@ -12,7 +12,7 @@ from torch import Tensor
 from made_flows._checks import check_broadcast, check_event, expect_type
 from made_flows._torch import has_concrete_values
 from made_flows.distributions._protocols import Schedule
-from made_flows.nn import reordering as arrangements
+from made_flows.nn import reordering
 from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Head
 
@@ -29,7 +29,7 @@ ADVICE = "If NaN stands for a missing value, use a model made with orders='all',
 
 
 def find_observed(value: Tensor, observed: Tensor | None, *, nan: bool) -> Tensor | None:
-    """Which values are observed, broadcast against them; None if all are.
+    """Return which values are observed, broadcast against them; None if all are.
 
     Args:
         value: (..., D).
@@ -55,7 +55,7 @@ def find_observed(value: Tensor, observed: Tensor | None, *, nan: bool) -> Tenso
 
 
 def fill(head: Head, value: Tensor, observed: Tensor) -> Tensor:
-    """The values with one of the support where they are missing: nothing may depend on it."""
+    """Put a value of the support where values are missing: nothing may depend on it."""
     filler = torch.as_tensor(head.filler, dtype=value.dtype, device=value.device)
     return torch.where(observed, value, filler)
 
@@ -92,7 +92,7 @@ def outputs_for(
     *,
     fresh: bool = False,
 ) -> Tensor:
-    """Parameters (..., D, K) under orders that put each row's observed features first.
+    """Compute parameters (..., D, K) under orders that put each row's observed ones first.
 
     Observed features keep their relative order, and so do the missing ones, which follow. A
     network that is not trained on all orders keeps its own, which has to put them first.
@@ -120,7 +120,7 @@ def outputs_for(
 
 
 def network_for(made: MADE, observed: Tensor) -> tuple[MADE, int]:
-    """The network in an order that puts the observed features (D,) first, and their ranks' number.
+    """Put the observed features (D,) first: the network in that order, and their number.
 
     For a graph, in which the observed have all their parents: with levels that put them first.
     """
@@ -130,4 +130,4 @@ def network_for(made: MADE, observed: Tensor) -> tuple[MADE, int]:
     known = len(torch.unique(places[observed]))
     if torch.equal(ranks, made.ranks):
         return made, known
-    return arrangements.view(made, ranks), known
+    return reordering.view(made, ranks), known

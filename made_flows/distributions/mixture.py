@@ -50,7 +50,7 @@ class MixtureDistribution(VectorDistribution):
         return self._support
 
     def log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
-        """Log-probability of values (..., D): of shape (...), broadcast with the batch shape.
+        """Return log-probabilities (...) of values (..., D), broadcast with the batch shape.
 
         Args:
             value: (..., D).
@@ -61,12 +61,12 @@ class MixtureDistribution(VectorDistribution):
         return torch.logsumexp(joint, dim=-1)
 
     def joint_log_probs(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
-        r"""The terms :math:`\log w_k + \log p_k(x)` of every component, (..., K)."""
+        r"""Return the terms :math:`\log w_k + \log p_k(x)` of every component, (..., K)."""
         each = self.mixture.component_log_probs(value, self.context, observed)
         return each + self.mixture.log_weights(each)
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
-        """Samples of shape (*sample_shape, *batch_shape, D): of a component drawn for each."""
+        """Draw samples (*sample_shape, *batch_shape, D), each from a component drawn for it."""
         shape = self._extended_shape(sample_shape)[:-1]
         weights = self.mixture.weights
         chosen = weights.new_zeros(0, dtype=torch.long)
@@ -88,7 +88,7 @@ class MixtureDistribution(VectorDistribution):
 
 
 def sample_components(chosen: Tensor, draw: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """Rows (N, D) of the components that were chosen for them.
+    """Return rows (N, D) of the components that were chosen for them.
 
     Args:
         chosen: the component of each row, (N,).
@@ -106,7 +106,7 @@ def sample_components(chosen: Tensor, draw: Callable[[int, Tensor], Tensor]) -> 
 
 
 def in_chunks(score: Callable[..., Tensor], value: Tensor, *others: Tensor | None) -> Tensor:
-    """A function of rows (..., D), and of what comes with each, a bounded number at a time.
+    """Return a function of rows (..., D), and of what comes with each, a bounded number at a time.
 
     Args:
         score: gives (...) for rows (..., D) and others.

@@ -131,7 +131,7 @@ def restore(model: T) -> T:
 
 
 def acceleration(model: Any) -> AccelerationReport:
-    """Which autoregressive layers of a model are fast in both directions, and which are not.
+    """Report which autoregressive layers of a model are fast in both directions.
 
     Args:
         model: as for :func:`accelerate`.
@@ -167,7 +167,7 @@ _PARTS = ("transforms", "parts", "base_dist", "base_transform", "transform", "_i
 
 
 def _layers(model: Any) -> list[tuple[str, Any]]:
-    """Names and objects of every layer of a known library within, each object once."""
+    """Return names and objects of every layer of a known library within, each object once."""
     kinds = (nn.Module, Distribution, Transform, list, tuple)
     known = isinstance(model, kinds) or library_of(model) is not None
     expect_type(known, "model", "to be a module, distribution, transform or list of them", model)
@@ -179,7 +179,7 @@ def _layers(model: Any) -> list[tuple[str, Any]]:
 
 
 def _has_own(model: Any) -> bool:
-    """Whether something of this library is within, which needs no acceleration."""
+    """Tell whether something of this library is within, which needs no acceleration."""
     kinds = (type(part) for _, part in _walk(model, "", set()))
     return any(kind.__module__.startswith("made_flows.") for kind in kinds)
 

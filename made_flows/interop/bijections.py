@@ -72,7 +72,7 @@ def spline(
     constants: tuple[str, ...] = (),
     compiled: SplineForm | None = None,
 ) -> HostMap:
-    """A spline of nflows or normflows, by the library's own function.
+    """Return a spline of nflows or normflows, by the library's own function.
 
     Args:
         layer: the transform.
@@ -92,13 +92,13 @@ def spline(
 
 
 def shrinkage(layer: Any) -> float:
-    """What nflows and normflows divide widths (and heights) by."""
+    """Return what nflows and normflows divide widths (and heights) by."""
     width = getattr(layer.autoregressive_net, "hidden_features", None)
     return 1.0 if width is None else sqrt(width)
 
 
 def rational_quadratic(layer: Any, splines: Any) -> HostMap:
-    """The rational-quadratic spline of nflows or normflows.
+    """Return the rational-quadratic spline of nflows or normflows.
 
     Args:
         layer: the transform.

@@ -59,7 +59,7 @@ def _mixed(original: type, mixin: type) -> type:
 
 
 def _anchor(original: type) -> tuple[type, ...]:
-    """A first base that makes objects of a class made here laid out as the original's.
+    """Return a first base that makes objects of a class made here laid out as the original's.
 
     Python lets an object change its class only where the two classes took on their attribute
     dictionary in the same place: at a subclass of the same class. (It is not ``object`` for
@@ -77,7 +77,7 @@ def _layout(kind: type) -> tuple[int, ...]:
 
 
 def original_class(layer: Any) -> type:
-    """The class of an object, before :func:`mix_in`."""
+    """Return the class of an object, before :func:`mix_in`."""
     kind = type(layer)
     return kind._made_flows_original if issubclass(kind, Swapped) else kind
 

@@ -109,11 +109,11 @@ class ForeignConditioner:
         return levels.to(self.device)
 
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Its parameters (..., D, K), by the network itself."""
+        """Compute parameters (..., D, K) by the network itself."""
         return self._call(x, context)
 
     def reordered(self, order: Tensor) -> ForeignConditioner:
-        """The same network with the parameters of every feature in another order, in place."""
+        """Put the parameters of every feature in another order, in place."""
         feature = torch.arange(self.features, device=order.device)[:, None] * self.counts[0]
         self.layers[-1].rows = (feature + order).reshape(-1)
         call = self._call
@@ -122,15 +122,15 @@ class ForeignConditioner:
         return self
 
     def settings(self) -> tuple[Any, ...]:
-        """Which activations work in place: they may be set to do so."""
+        """Return which activations work in place: they may be set to do so."""
         return tuple(getattr(layer.activation, "inplace", False) for layer in self.layers)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The network's weights."""
+        """Return the network's weights."""
         return self.net.parameters()
 
     def spec(self, context: Tensor | None = None) -> NetworkSpec:
-        """Its layers, with what a context (rows, C) contributes."""
+        """Describe the layers, with what a context (rows, C) contributes."""
         every = self.layers if self.direct is None else [*self.layers, self.direct]
         run_weight_hooks(layer.linear for layer in every)
         without = context is None
@@ -154,7 +154,7 @@ class ForeignConditioner:
         return NetworkSpec(structure, tensors, bases)
 
     def _structure(self, context: Tensor | None) -> Structure:
-        """How the layers hang together, which does not change from call to call."""
+        """Return how the layers hang together, which does not change from call to call."""
         layers = []
         for layer in self.layers:
             weight, mask, bias = layer.weights()
@@ -197,7 +197,7 @@ def expect_network(net: Any, library: type, names: Sequence[str] = ("forward",))
 
 
 def own_conditioner(net: Any, parameters: int) -> MADE | None:
-    """The network of this library that a foreign layer holds, None if it holds another.
+    """Return the network of this library that a foreign layer holds, None if it holds another.
 
     Args:
         net: the layer's network: a MADE, or what gives a MADE another library's interface.

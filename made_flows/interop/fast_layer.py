@@ -50,13 +50,13 @@ class Fast:
         self._activations = inner.settings() if isinstance(inner, ForeignConditioner) else ()
 
     def holds(self) -> bool:
-        """Whether the network is made of what it was made of when it was read."""
+        """Tell whether the network is made of what it was made of when it was read."""
         inner = self.conditioner
         activations = inner.settings() if isinstance(inner, ForeignConditioner) else ()
         return self._watch.unchanged() and activations == self._activations
 
     def solve(self, known: Tensor, context: Tensor | None = None) -> Tensor:
-        """Where the layer maps to the given values (..., D)."""
+        """Find what the layer maps to the given values (..., D)."""
         conditioner = cast(Conditioner, self.conditioner)
         return sequential_inverse(conditioner, self.step, known.unsqueeze(-1), context)
 
@@ -91,7 +91,7 @@ class Fast:
         return True
 
     def steady(self) -> bool:
-        """Whether the network computes the same in every call: no dropout, no batch statistics."""
+        """Tell whether every call computes the same: no dropout, no batch statistics."""
         return not any(module.training for module in self._noisy)
 
     def _fits(self, tensor: Any, size: int, device: torch.device) -> bool:
@@ -137,7 +137,7 @@ def _expect_finite(*tensors: Tensor | None) -> None:
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
-    """Whether a module computes something else in training than in evaluation."""
+    """Tell whether a module computes something else in training than in evaluation."""
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.p > 0
     return isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.RReLU))
@@ -155,11 +155,11 @@ class FastLayer:
         raise NotImplementedError
 
     def made_flows_settings(self) -> tuple[Any, ...]:
-        """The network, and everything else that the fast inverse is made of."""
+        """Return the network, and everything else that the fast inverse is made of."""
         raise NotImplementedError
 
     def made_flows_current(self) -> Fast | None:
-        """The fast inverse of the layer as it is now, None where there is none."""
+        """Return the fast inverse of the layer as it is now, None where there is none."""
         try:
             return self._made_flows_look()
         except NotUnderstoodError:
@@ -186,7 +186,7 @@ class FastLayer:
         return same and fast.holds()
 
     def made_flows_ready(self, known: Any, context: Any = None) -> Fast | None:
-        """The fast inverse if it gives what the layer's own would, None if not.
+        """Return the fast inverse if it gives what the layer's own would, None if not.
 
         Warns:
             SlowInverseWarning: once for each reason why the layer's own has to take its passes.

@@ -81,7 +81,7 @@ class HostLayer:
         return own if self.norm is None else [*own, *self.normed()]
 
     def context_term(self, context: Tensor) -> Tensor:
-        """What the columns that read the context add, (rows, units)."""
+        """Return what the columns that read the context add, (rows, units)."""
         columns = self.columns or slice(0)
         start, stop, _ = columns.indices(self.linear.weight.shape[1])
         rest = slice(0, start) if start else slice(stop, None)
@@ -115,7 +115,7 @@ def _rows(parts: Sequence[Tensor], order: Tensor) -> tuple[Tensor, ...]:
 
 
 def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Batch normalisation in evaluation mode, as a scale and a shift."""
+    """Express batch normalisation in evaluation mode as a scale and a shift."""
     mean, variance = norm.running_mean, norm.running_var
     if mean is None or variance is None:
         raise NotUnderstoodError("batch normalisation keeps no running statistics")

@@ -52,7 +52,7 @@ def backend(choice: str) -> Iterator[None]:
 
 
 def _choice() -> str:
-    """The choice in force."""
+    """Return the choice in force."""
     return _default() if _chosen is None else _chosen
 
 
@@ -66,7 +66,7 @@ def _default() -> str:
 
 @lru_cache(maxsize=1)
 def _compiled() -> ModuleType | None:
-    """The module of compiled sweeps, None without Numba; says so once."""
+    """Return the module of compiled sweeps, None without Numba; says so once."""
     if importlib.util.find_spec("numba") is None:
         logging.getLogger("made_flows").warning(
             "Numba is not installed: sequential inverses on the CPU run in torch operations, "
@@ -79,7 +79,7 @@ def _compiled() -> ModuleType | None:
 
 
 def _backend_for(tensor: Tensor) -> ModuleType | None:
-    """The module of compiled sweeps, where rows such as these may take it."""
+    """Return the module of compiled sweeps, where rows such as these may take it."""
     choice = _choice()
     if choice == "eager":
         return None
@@ -102,7 +102,7 @@ def _refuse(why: str) -> None:
 
 
 def solve(problem: Problem) -> Tensor:
-    """The values of a sequential inverse; see :class:`~made_flows.inverse.problem.Problem`."""
+    """Solve a :class:`~made_flows.inverse.problem.Problem` for its values."""
     cpu = _backend_for(problem.noise)
     if cpu is not None:
         kernel = cpu.kernel_of(problem.step)
@@ -120,7 +120,7 @@ def solve(problem: Problem) -> Tensor:
 
 
 def adjoint(problem: TransposedProblem) -> Tensor:
-    """The solution of a :class:`~made_flows.inverse.problem.TransposedProblem`."""
+    """Solve a :class:`~made_flows.inverse.problem.TransposedProblem`."""
     cpu = _backend_for(problem.gradient)
     if cpu is not None:
         ready = cpu.ready_for(problem.network)

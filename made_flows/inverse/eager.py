@@ -25,7 +25,7 @@ ones less work inside: 32 to 128 measured alike, within noise, on the sizes of t
 
 
 def panels(numeric: Numeric, first: int = 0) -> list[tuple[int, int]]:
-    """Ranges of ranks [start, stop) from a rank on, each with about the same number of units."""
+    """Cut the ranks from one on into ranges [start, stop) of about equally many units."""
     widest = max(len(layer.units) for layer in numeric.layers)
     size = max(1, round(_PANEL_UNITS * numeric.symbolic.levels / max(widest, 1)))
     return [
@@ -62,24 +62,24 @@ class _Activations:
             self.a.append(torch.empty_like(z))
 
     def source(self, layer: int) -> Tensor:
-        """What a layer reads."""
+        """Return what a layer reads."""
         return self.a[layer - 1] if layer else self.inputs
 
     def known(self, layer: int, rank: int) -> int:
-        """How many of the layer's inputs are known before anything of this rank is."""
+        """Return how many of the layer's inputs are known before anything of this rank is."""
         starts = (
             self.numeric.layers[layer - 1].starts if layer else self.numeric.symbolic.column_starts
         )
         return int(starts[rank])
 
     def readable(self, layer: int, degree: int) -> int:
-        """How many of the layer's inputs a unit of this degree (an output: of this rank) reads."""
+        """Count the layer's inputs that a unit of this degree (an output: of this rank) reads."""
         if layer:
             return int(self.numeric.layers[layer - 1].starts[degree + 1])
         return int(self.numeric.symbolic.column_starts[degree])
 
     def units(self, layer: int, start: int, stop: int) -> slice:
-        """The units of a layer with degrees (outputs: ranks) in [start, stop)."""
+        """Return the units of a layer with degrees (outputs: ranks) in [start, stop)."""
         starts = self.numeric.layers[layer].starts
         return slice(int(starts[start]), int(starts[stop]))
 
@@ -96,7 +96,7 @@ class _Activations:
             self.z[-1][:, units].addmm_(self.inputs[:, start:stop], weight.T)
 
     def finish(self, layer: int, units: slice) -> None:
-        """Gate, residual and activation of hidden units whose products are all in."""
+        """Apply gate, residual and activation to hidden units whose products are all in."""
         if units.start == units.stop:
             return
         z = self.z[layer][:, units]
@@ -109,14 +109,14 @@ class _Activations:
         self.a[layer][:, units] = self.functions[layer](self.normed(layer, units))
 
     def normed(self, layer: int, units: slice) -> Tensor:
-        """What the activation of some units is applied to."""
+        """Return what the activation of some units is applied to."""
         weights, z = self.numeric.layers[layer], self.z[layer][:, units]
         if weights.norm_scale is None or weights.norm_shift is None:
             return z
         return z * weights.norm_scale[units] + weights.norm_shift[units]
 
     def fill(self, ranks: int) -> None:
-        """All hidden units that the ranks below this number determine, at once."""
+        """Compute all hidden units that the ranks below this number determine, at once."""
         if ranks == 0:
             return
         for layer in range(self.numeric.structure.depth):
@@ -126,7 +126,7 @@ class _Activations:
 
 
 def solve(numeric: Numeric, problem: Problem) -> Tensor:
-    """The values x with x_r = step(noise_r, parameters_r(x_<r)) for every rank r.
+    """Return the values x with x_r = step(noise_r, parameters_r(x_<r)) for every rank r.
 
     Args:
         numeric: the network's weights, sorted.
@@ -187,7 +187,7 @@ def solve(numeric: Numeric, problem: Problem) -> Tensor:
 
 
 def _unpack(outputs: Tensor, counts: Sequence[int]) -> Tensor:
-    """Outputs (N, sum of counts) as (N, features, K), padded with -inf where counts differ."""
+    """Unpack outputs (N, sum of counts) to (N, features, K), padded with -inf."""
     largest = max(counts)
     if min(counts) == largest:
         return outputs.reshape(len(outputs), len(counts), largest)
@@ -231,7 +231,7 @@ def adjoint(numeric: Numeric, problem: TransposedProblem) -> Tensor:
     streams = [torch.zeros_like(z) for z in state.z[:-1]]  # deltas with respect to z
 
     def pull(layer: int, units: slice, above: slice) -> Tensor | None:
-        """What the given units of the next layer send back to some units of this one."""
+        """Return what the given units of the next layer send back to some units of this one."""
         if above.start >= above.stop or units.start >= units.stop:
             return None
         return deltas[layer + 1][:, above] @ numeric.layers[layer + 1].weight[above, units]

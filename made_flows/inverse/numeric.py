@@ -21,7 +21,7 @@ _SYMBOLIC: TensorCache[Symbolic] = TensorCache()
 
 
 def symbolic_for(network: NetworkSpec) -> Symbolic:
-    """The symbolic phase of a network, kept while its ranks and masks do not change."""
+    """Return the symbolic phase of a network, kept while its ranks and masks do not change."""
     structure, tensors = network.structure, network.tensors
     masks = [tensors[place] for place in structure.mask_places]
     return _SYMBOLIC.get(structure.key, masks, lambda: analyse(structure, tensors))
@@ -100,7 +100,7 @@ def make_numeric(symbolic: Symbolic, tensors: Sequence[Tensor]) -> Numeric:
 
 
 def sorted_weight(layer: LayerSpec, units: Tensor, inputs: Tensor) -> Tensor:
-    """A layer's masked weights (units, inputs), sorted, in memory of their own.
+    """Return a layer's masked weights (units, inputs), sorted, in memory of their own.
 
     Where the mask is zero the weight is left out, not multiplied: a NaN or an infinity there,
     which no forward pass of a masked product should have read, changes nothing.
@@ -112,5 +112,5 @@ def sorted_weight(layer: LayerSpec, units: Tensor, inputs: Tensor) -> Tensor:
 
 
 def pick(values: Tensor | None, units: Tensor) -> Tensor | None:
-    """The values of some units, in memory of their own."""
+    """Return the values of some units, in memory of their own."""
     return None if values is None else values.detach().index_select(0, units)

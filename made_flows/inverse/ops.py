@@ -43,7 +43,7 @@ def sequential_inverse(
     step: str,
     prefix: int,
 ) -> Tensor:
-    """Values (N, D) from noise (N, D, P); see :func:`made_flows.inverse.sequential_inverse`."""
+    """Solve for values (N, D); see :func:`made_flows.inverse.sequential_inverse`."""
     network = NetworkSpec(Structure.of_key(structure), tensors, bases)
     return dispatch.solve(Problem(network, step_of_name(step), noise, known, prefix))
 
@@ -71,7 +71,7 @@ def adjoint_sweep(
     bases: list[Tensor],
     structure: int,
 ) -> Tensor:
-    """The solution (N, D) of a :class:`~made_flows.inverse.problem.TransposedProblem`."""
+    """Solve a :class:`~made_flows.inverse.problem.TransposedProblem`, (N, D)."""
     network = NetworkSpec(Structure.of_key(structure), tensors, bases)
     return dispatch.adjoint(TransposedProblem(network, gradient, slopes, x))
 
@@ -151,7 +151,7 @@ class _AdjointSweep(torch.autograd.Function):
 
 
 def transposed_solve(gradient: Tensor, slopes: Tensor, x: Tensor, network: NetworkSpec) -> Tensor:
-    """The solution (N, D) of a :class:`~made_flows.inverse.problem.TransposedProblem`."""
+    """Solve a :class:`~made_flows.inverse.problem.TransposedProblem`, (N, D)."""
     if is_untransformed(gradient):
         return dispatch.adjoint(TransposedProblem(network, gradient.contiguous(), slopes, x))
     key = network.structure.key
@@ -162,7 +162,7 @@ def transposed_solve(gradient: Tensor, slopes: Tensor, x: Tensor, network: Netwo
 
 
 def implicit_solution(again: Tensor, x: Tensor, slopes: Tensor, network: NetworkSpec) -> Tensor:
-    """The solution x (N, D), whose gradient goes, through the transposed system, to ``again``."""
+    """Pass the gradient of a solution x (N, D), by the transposed system, to ``again``."""
     tensors, bases = network.tensors, network.bases
     key = network.structure.key
     return _apply(_ImplicitSolution, again, x, slopes, key, len(tensors), *tensors, *bases)
@@ -174,7 +174,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 
 
 def solve(problem: Problem) -> Tensor:
-    """The operator ``sequential_inverse``, or straight what it does where nothing looks on.
+    """Call the operator ``sequential_inverse``, or straight what it does where nothing looks on.
 
     An operator's way through torch takes 50 us, as long as a small inverse.
     """
@@ -219,7 +219,7 @@ def _folded(
     bases: list[Tensor],
     static: tuple[Any, ...],
 ) -> tuple[Tensor, int]:
-    """An operator over a mapped dimension: folded into the rows, or in a loop over networks.
+    """Apply an operator over a mapped dimension: folded into rows, or in a loop over networks.
 
     Args:
         operator: takes rows, tensors, bases and static arguments, gives (N, ...).

@@ -38,13 +38,13 @@ class Conditioner(Protocol):
         """The dtype of its weights."""
 
     def spec(self, context: Tensor | None = None) -> NetworkSpec:
-        """Its layers, with what a context (rows, C) contributes."""
+        """Describe the layers, with what a context (rows, C) contributes."""
 
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Its parameters (..., D, K), differentiable, of the network that ``spec`` describes."""
+        """Compute the parameters (..., D, K), differentiable, that ``spec`` describes."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Its weights."""
+        """Iterate over the weights."""
 
 
 def sequential_inverse(
@@ -56,7 +56,7 @@ def sequential_inverse(
     known: Tensor | None = None,
     prefix: int = 0,
 ) -> Tensor:
-    r"""Values of an autoregressive model from noise: :math:`x_r = g(u_r; p_r(x_{<r}, c))`.
+    r"""Solve an autoregressive model for its values: :math:`x_r = g(u_r; p_r(x_{<r}, c))`.
 
     Args:
         conditioner: the network p.
@@ -152,7 +152,7 @@ def sequential_inverse(
 
 
 def _module(conditioner: Conditioner) -> nn.Module:
-    """The module that holds a conditioner's weights."""
+    """Return the module that holds a conditioner's weights."""
     return conditioner if isinstance(conditioner, nn.Module) else cast(Any, conditioner).net
 
 
@@ -188,7 +188,7 @@ def pull_back(
 
 
 def _context_rows(context: Tensor | None, batch: torch.Size) -> Tensor | None:
-    """The context as (rows, C), so that row n of the batch has row n modulo rows of it."""
+    """Return the context as (rows, C), so that row n of the batch has row n modulo rows of it."""
     if context is None:
         return None
     context = context.detach()
@@ -208,7 +208,7 @@ def _asks_for_gradient(conditioner: Conditioner, *tensors: Tensor | None) -> boo
 
 
 def _slopes(step: Step, noise: Tensor, parameters: Tensor) -> Tensor:
-    """Derivative of every value with respect to its own parameters, (..., D, K)."""
+    """Differentiate every value with respect to its own parameters, (..., D, K)."""
     if is_untransformed(parameters):
         # torch.func refuses to work under hooks on saved tensors, which checkpointing sets.
         with torch.enable_grad():

@@ -39,20 +39,20 @@ class Step(Protocol):
         """The head or bijection whose step it is."""
 
     def __call__(self, noise: Tensor, parameters: Tensor, features: Tensor | None = None) -> Tensor:
-        """Values (...) from noise (..., P) and parameters (..., K).
+        """Compute values (...) from noise (..., P) and parameters (..., K).
 
         ``features`` says which feature each value belongs to, and broadcasts to the values; None
         stands for all features in their order.
         """
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """What the network reads for all features' values (N, D): (N, inputs)."""
+        """Return what the network reads for all features' values (N, D): (N, inputs)."""
 
     def value_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of values, for a network of the given dtype."""
+        """Return the dtype of values, for a network of the given dtype."""
 
     def kernel(self) -> StepKernel | None:
-        """What the compiled kernel should do, None if it cannot."""
+        """Return what the compiled kernel should do, None if it cannot."""
 
 
 class HeadStep:
@@ -135,7 +135,7 @@ class BijectionStep:
 
 
 def step_of_name(name: str) -> Step:
-    """The step that a name stands for."""
+    """Return the step that a name stands for."""
     kind, key = name.split(":")
     owner: Any = KeyedModule.of_key(int(key))
     if kind == "head":

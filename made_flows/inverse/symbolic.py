@@ -66,7 +66,7 @@ class Symbolic:
     prepared: dict[str, Any] = field(default_factory=dict)
 
     def inputs_of(self, layer: int) -> Tensor:
-        """The units (of the network's inputs, for the first layer) that a layer reads, sorted."""
+        """List the units (for the first layer: the inputs) that a layer reads, sorted."""
         return self.layers[layer - 1].units if layer else self.columns
 
 
@@ -75,7 +75,7 @@ def _starts(sorted_degrees: Integers, levels: int) -> Integers:
 
 
 def _highest(mask: NDArray[np.bool_], below: Integers) -> Integers:
-    """For every row of a mask, the largest value among the inputs it reads; 0 for none."""
+    """Find, for every row of a mask, the largest value among its inputs; 0 for none."""
     if mask.shape[1] == 0:
         return np.zeros(len(mask), dtype=np.int64)
     order = np.argsort(below, kind="stable")

@@ -204,7 +204,7 @@ def _make_bijection(bijection: str | Bijection, scale: str | ScaleRule | None) -
 def _connectivity(
     features: int, transforms: int | None, order: Any, adjacency: Any
 ) -> list[dict[str, Any]]:
-    """The order, or the graph, of every transform: as arguments of its conditioner."""
+    """Return the order, or the graph, of every transform: as arguments of its conditioner."""
     if transforms is None:
         transforms = 5 if adjacency is None else 1
     transforms = positive_integer(transforms, "transforms")
@@ -217,7 +217,7 @@ def _connectivity(
 
 
 def _order(features: int, order: Any, number: int) -> Any:
-    """The order of a transform, by its number."""
+    """Return the order of a transform, by its number."""
     if isinstance(order, str):
         expect(
             order in ("reverse", "random"),
@@ -239,7 +239,7 @@ def _stack(
     bijection: Bijection,
     normalize: str | None,
 ) -> list[Transform]:
-    """The transforms of a MAF or IAF, from data to noise."""
+    """Return the transforms of a MAF or IAF, from data to noise."""
     valid = normalize in (None, "batch", "actnorm")
     expect(valid, "normalize", "to be None, 'batch' or 'actnorm'", repr(normalize))
     stack: list[Transform] = []

@@ -49,7 +49,7 @@ class Model(nn.Module):
     context: int = 0
 
     def distribution(self, context: Tensor | None = None) -> Distribution:
-        """The distribution of the features, given the context (..., C)."""
+        """Return the distribution of the features, given the context (..., C)."""
         raise NotImplementedError
 
     @property
@@ -59,11 +59,11 @@ class Model(nn.Module):
         return self.distribution(like.new_zeros(self.context) if self.context else None).support
 
     def forward(self, context: Tensor | None = None) -> Distribution:
-        """The distribution of the features, given the context (..., C)."""
+        """Return the distribution of the features, given the context (..., C)."""
         return self.distribution(context)
 
     def standardizable(self) -> list[Units]:
-        """The units in which the model takes its data, where training may set them.
+        """Return the units in which the model takes its data, where training may set them.
 
         None by default: of a model that transforms its data itself, and of discrete ones.
         """
@@ -76,7 +76,7 @@ class HasConditionals:
     def conditional(
         self, x: Tensor, observed: Tensor | None = None, *, context: Tensor | None = None
     ) -> CompletionDistribution:
-        """The distribution of the missing features of rows, given the observed ones."""
+        """Return the distribution of the missing features of rows, given the observed ones."""
         raise NotImplementedError
 
     def impute(
@@ -87,7 +87,7 @@ class HasConditionals:
         *,
         context: Tensor | None = None,
     ) -> Tensor:
-        """Rows with their missing values drawn, the observed ones unchanged: (samples, ..., D).
+        """Draw the missing values of rows, the observed ones unchanged: (samples, ..., D).
 
         Arguments and errors are those of ``conditional``.
         """
@@ -96,19 +96,19 @@ class HasConditionals:
 
 
 def check_model(model: Any, argument: str) -> Model:
-    """The model, or a TypeError that names the argument."""
+    """Check a model, or raise a TypeError that names the argument."""
     expect_type(isinstance(model, Model), argument, "to be a model with features", model)
     checked: Model = model
     return checked
 
 
 def is_everywhere(support: Any) -> bool:
-    """Whether a constraint holds for all vectors of reals."""
+    """Tell whether a constraint holds for all vectors of reals."""
     return type(value_support(support)) is type(constraints.real)
 
 
 def same_support(one: Any, other: Any) -> bool:
-    """Whether two constraints are of one kind, with equal bounds."""
+    """Tell whether two constraints are of one kind, with equal bounds."""
     one, other = value_support(one), value_support(other)
     bounds, others = vars(one), vars(other)
     return (
@@ -119,7 +119,7 @@ def same_support(one: Any, other: Any) -> bool:
 
 
 def value_support(support: Any) -> Any:
-    """The constraint of a single value, of one of vectors."""
+    """Return the constraint of a single value, of one of vectors."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support

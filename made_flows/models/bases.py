@@ -89,7 +89,7 @@ class FixedBase(Model):
 
 
 def _moved(value: Any, fn: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
-    """A copy of a distribution with a function applied to every tensor in it."""
+    """Return a copy of a distribution with a function applied to every tensor in it."""
     if isinstance(value, Tensor):
         return fn(value)
     if isinstance(value, list):
@@ -104,7 +104,7 @@ def _moved(value: Any, fn: Callable[[Tensor], Tensor], done: dict[int, Any]) -> 
 
 
 def make_base(base: Any, features: int | None) -> Model:
-    """A flow's base as a module: None for standard normal noise, a distribution, or a model."""
+    """Make a base a module: None for standard normal noise, a distribution, or a model."""
     if base is None:
         expect(features is not None, "base", "to be given to a flow without transforms", None)
         return StandardNormal(positive_integer(features, "features"))

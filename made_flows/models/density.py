@@ -115,7 +115,7 @@ class DensityModel(Model, HasConditionals):
         return self.schedule is not None and self.schedule.any_order
 
     def distribution(self, context: Tensor | None = None) -> AutoregressiveDistribution:
-        """The distribution of the features, given the context (..., C)."""
+        """Return the distribution of the features, given the context (..., C)."""
         return AutoregressiveDistribution(
             self.made,
             self.head,
@@ -125,11 +125,11 @@ class DensityModel(Model, HasConditionals):
         )
 
     def standardizable(self) -> list[Units]:
-        """The model's units, where its values are real numbers."""
+        """Return the model's units, where its values are real numbers."""
         return [self.units] if self.head.support is constraints.real else []
 
     def arranged(self, order: Any = None, degrees: Sequence[Tensor] | None = None) -> DensityModel:
-        """A model of the same weights, not copies of them, in another order.
+        """Share the weights (no copies) with a model in another order.
 
         Its call gives the density under that order, in training too. See
         :meth:`made_flows.MADE.arranged`.
@@ -157,7 +157,7 @@ class DensityModel(Model, HasConditionals):
         *,
         context: Tensor | None = None,
     ) -> ConditionalDistribution:
-        """The distribution of the missing features of rows, given the observed ones.
+        """Return the distribution of the missing features of rows, given the observed ones.
 
         Models trained with ``orders="all"`` answer for any features; others where the observed
         ones come first in their order (for a graph: have all their parents).
@@ -190,5 +190,5 @@ class DensityModel(Model, HasConditionals):
 
 
 def draws_now(value: Any) -> bool:
-    """Whether orders or masks are a number, to be drawn when a model is made."""
+    """Tell whether orders or masks are a number, to be drawn when a model is made."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -199,7 +199,7 @@ class _Run:
     # ------------------------------------------------------------------ rows
 
     def _cut(self) -> list[Tensor]:
-        """The rows that are left out, fold by fold."""
+        """Return the rows that are left out, fold by fold."""
         order = torch.randperm(len(self.x), generator=self.generator)
         if len(self.x) <= _SMALL:
             return list(order.tensor_split(min(_FOLDS[self.budget], len(self.x) // 3)))
@@ -336,7 +336,7 @@ class _Run:
         return train
 
     def _standard_context(self) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Contexts in standard units, (N, C), and these units; without any, (N, 0) and none."""
+        """Put contexts (N, C) in standard units, with these; without any, (N, 0) and none."""
         if self.context is None:
             return torch.zeros(len(self.x), 0, dtype=torch.float64), ()
         location, scale = robust_moments(self.context)
@@ -344,7 +344,7 @@ class _Run:
         return (self.context.double() - location) / scale, (location, scale)
 
     def _over_gaussians(self) -> Model:
-        """A flow that starts as a joint normal mixture, its base."""
+        """Return a flow that starts as a joint normal mixture, its base."""
         location, scale = robust_moments(self.x)
         u = ((self.x.double() - location) / scale)[:_GAUSSIAN_ROWS]
         base = gaussian_model(fit_gaussians(u, *self.chosen, self.generator))

@@ -20,7 +20,7 @@ class EstimateWarning(UserWarning):
 
 
 def checked_rows(x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
-    """Rows and contexts as finite tensors."""
+    """Return rows and contexts as finite tensors."""
     given: list[Tensor] = []
     for value, name in ((x, "x"), (context, "context")):
         if value is None and name == "context":
@@ -47,7 +47,7 @@ def checked_rows(x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def kind_of(x: Tensor) -> Literal["binary", "categories", "real"]:
-    """What the values are."""
+    """Return what the values are."""
     if x.dtype == torch.bool or bool(((x == 0) | (x == 1)).all()):
         return "binary"
     if not x.is_floating_point() and int(x.min()) >= 0 and int(x.max()) < 256:

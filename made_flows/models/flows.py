@@ -75,12 +75,12 @@ class Flow(Model):
         self.units = Units(self.features, self.context)
 
     def _chain(self) -> list[Transform]:
-        """The transforms from data to noise, the units of the data first if they have any."""
+        """List the transforms from data to noise, the units of the data first if there are any."""
         chain = [cast(Transform, transform) for transform in self.transforms]
         return [self.units, *chain] if self.units.location is not None else chain
 
     def standardizable(self) -> list[Units]:
-        """The flow's units, if its transforms are all trained ones and its base is not trained."""
+        """Find the flow's units, if all its transforms are trained and its base is not."""
         inner = self.base.standardizable()
         free = isinstance(self.base, (StandardNormal, FixedBase)) or bool(inner)
         free = free and not any(units.active or units.settled for units in inner)
@@ -88,29 +88,29 @@ class Flow(Model):
         return [self.units] if free else []
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
-        """The distribution of the data, given the context (..., C)."""
+        """Return the distribution of the data, given the context (..., C)."""
         context = self.units.standardize_context(check_context(context, self.context, "flow"))
         base, chain = self.base_distribution(context), self._chain()
         return FlowDistribution(Chain(chain) if chain else Chain([], base.support), base, context)
 
     def base_distribution(self, context: Tensor | None = None) -> Distribution:
-        """The distribution of the noise, given a context that was checked, in network units."""
+        """Return the distribution of the noise, given a checked context in network units."""
         return self.base.distribution(context if self.base.context else None)
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Noise z (..., D) from data x (..., D), and log |det dz/dx| (...)."""
+        """Map data x (..., D) to noise z (..., D), and return log |det dz/dx| (...)."""
         return Chain(self._chain()).to_noise(x, self.units.standardize_context(context))
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Data x (..., D) from noise z (..., D), and log |det dx/dz| (...)."""
+        """Map noise z (..., D) to data x (..., D), and return log |det dx/dz| (...)."""
         return Chain(self._chain()).to_data(z, self.units.standardize_context(context))
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Data from noise alone, without the work for log-determinants."""
+        """Map noise to data, without the work for log-determinants."""
         return Chain(self._chain()).generate(z, self.units.standardize_context(context))
 
     def summary(self) -> str:
-        """What the flow consists of, and which direction of each transform is sequential.
+        """Say what the flow consists of, and which direction of each transform is sequential.
 
         Example:
             >>> import made_flows as mf
@@ -144,7 +144,7 @@ class Flow(Model):
 
 
 def _parts(flow: Flow) -> list[tuple[nn.Module, str, str]]:
-    """The transforms and the base, through flows that are bases, and how their directions go."""
+    """List transforms and base, through flows that are bases, and how directions go."""
     parts: list[tuple[nn.Module, str, str]] = [
         (transform, transform.noise_pass, transform.data_pass) for transform in flow._chain()
     ]
@@ -156,7 +156,7 @@ def _parts(flow: Flow) -> list[tuple[nn.Module, str, str]]:
 
 
 def _short(module: nn.Module) -> str:
-    """A transform or base in a few words."""
+    """Return a transform or base in a few words."""
     if not isinstance(module, AutoregressiveTransform):
         return type(module).__name__
     made = module.conditioner

@@ -33,18 +33,18 @@ class Gaussians:
     factors: Tensor
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of rows (N, D): (N,)."""
+        """Return the log-density of rows (N, D): (N,)."""
         joint: Tensor = self.joint(x)
         score: Tensor = joint.logsumexp(dim=1)
         return score
 
     def leading(self, columns: int) -> Gaussians:
-        """The marginal of the first columns."""
+        """Return the marginal of the first columns."""
         factors = self.factors[:, :columns, :columns]
         return Gaussians(self.weights, self.means[:, :columns], factors)
 
     def joint(self, x: Tensor) -> Tensor:
-        """Logarithms of weight times density of every component, (N, K)."""
+        """Return the logarithms of weight times density of every component, (N, K)."""
         columns = (x - self.means[:, None]).mT
         z = torch.linalg.solve_triangular(self.factors, columns, upper=False)
         log_det = self.factors.diagonal(dim1=1, dim2=2).log().sum(dim=1)
@@ -99,7 +99,7 @@ def fit_gaussians(
 
 
 def _maximized(x: Tensor, share: Tensor, shrunk: Tensor, prior: float) -> Gaussians:
-    """The mixture under which rows are most likely, given each component's share of them."""
+    """Return the mixture under which rows are most likely, given each component's share of them."""
     count = share.sum(dim=0) + 1e-9
     means = (share.T @ x) / count[:, None]
     away = x - means[:, None]
@@ -113,7 +113,7 @@ def _maximized(x: Tensor, share: Tensor, shrunk: Tensor, prior: float) -> Gaussi
 
 
 def _nearest(x: Tensor, components: int, generator: torch.Generator) -> Tensor:
-    """The nearest of as many centres for every row, (N,): by k-means with spread-out starts."""
+    """Find the nearest of as many centres for every row, (N,): k-means, spread-out starts."""
     first = int(torch.randint(len(x), (), generator=generator))
     centres = x[first : first + 1]
     while len(centres) < components:
@@ -133,7 +133,7 @@ def _nearest(x: Tensor, components: int, generator: torch.Generator) -> Tensor:
 
 
 def gaussian_model(gaussians: Gaussians, context: int = 0) -> Mixture | GaussianMADE:
-    r"""A mixture of normal distributions as a model: linear Gaussian MADEs, one a component.
+    r"""Return a mixture of normal distributions as a model: linear Gaussian MADEs, one a component.
 
     With a context, its variables are the first columns, and a single component is conditional on
     them.

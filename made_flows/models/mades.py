@@ -267,7 +267,7 @@ class CategoricalMADE(DensityModel):
 
 
 def _mask_weights(given: Any, orders: Any, masks: Any) -> Any:
-    """What a network is given to tell masked inputs from zeros, where nothing is said of it."""
+    """Choose how a network tells masked inputs from zeros, where nothing is said of it."""
     if given is not None:
         return given
     # Networks whose masks change gain from being told them.
@@ -275,6 +275,6 @@ def _mask_weights(given: Any, orders: Any, masks: Any) -> Any:
 
 
 def _of_network(generator: Any, orders: Any, masks: Any, order: Any, degrees: Any) -> Any:
-    """The generator for a network: none where orders and masks alone are drawn from it."""
+    """Return the generator for a network: none where orders and masks alone are drawn from it."""
     drawn = "random" in (order if isinstance(order, str) else None, degrees)
     return generator if drawn or not (draws_now(orders) or draws_now(masks)) else None

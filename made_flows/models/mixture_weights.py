@@ -67,7 +67,7 @@ def mixture_weights(
     tolerance: float = 1e-7,
     history: list[float] | None = None,
 ) -> Tensor:
-    """The weights (K,) of a mixture under which rows are most likely, by EM.
+    """Find the weights (K,) of a mixture under which rows are most likely, by EM.
 
     Args:
         scores: log-probabilities (N, K) of the rows under every component.
@@ -100,7 +100,7 @@ def mixture_weights(
 def fit_sparse_weights(
     scores: Tensor, *, iterations: int, tolerance: float, threshold: float
 ) -> tuple[Tensor, list[float]]:
-    """The weights (K,) without those below a threshold, and the log-likelihoods of all steps.
+    """Fit weights (K,) without those below a threshold; return all log-likelihoods too.
 
     The weights are fitted, those below the threshold (the largest never is) are set to zero, and
     the others are fitted again.

@@ -60,7 +60,7 @@ class MixtureModel(Model, HasConditionals, ABC):
         self.register_buffer("weights", checked)
 
     def standardizable(self) -> list[Units]:
-        """The units of all components, where all of them have some that training may set."""
+        """Return the units of all components, where all of them have some that training may set."""
         each = [self.component(k).standardizable() for k in range(len(self))]
         # The orders of one model share its units.
         distinct = {id(units): units for found in each for units in found}
@@ -68,10 +68,10 @@ class MixtureModel(Model, HasConditionals, ABC):
 
     @abstractmethod
     def component(self, k: int) -> Model:
-        """The k-th component."""
+        """Return the k-th component."""
 
     def log_weights(self, like: Tensor) -> Tensor:
-        """Logarithms of the weights, of the dtype and on the device of another tensor."""
+        """Return logarithms of the weights, of the dtype and on the device of another tensor."""
         weights = self.weights.to(like)
         return (weights / weights.sum()).log()  # they were rounded to the model's own dtype
 
@@ -79,13 +79,13 @@ class MixtureModel(Model, HasConditionals, ABC):
         return len(self.weights)
 
     def distribution(self, context: Tensor | None = None) -> MixtureDistribution:
-        """The distribution of the features, given the context (..., C)."""
+        """Return the distribution of the features, given the context (..., C)."""
         return MixtureDistribution(self, context)
 
     def component_log_probs(
         self, x: Tensor, context: Tensor | None = None, observed: Tensor | None = None
     ) -> Tensor:
-        """Log-probabilities (..., K) under every component; -inf where its weight is zero.
+        """Score under every component, (..., K); -inf where its weight is zero.
 
         Args:
             x: (..., D).
@@ -117,7 +117,7 @@ class MixtureModel(Model, HasConditionals, ABC):
     def conditional(
         self, x: Tensor, observed: Tensor | None = None, *, context: Tensor | None = None
     ) -> ConditionalMixture:
-        """The distribution of the missing features of rows, given the observed ones.
+        """Return the distribution of the missing features of rows, given the observed ones.
 
         Args:
             x: (..., D), NaN where a value is missing.
@@ -208,7 +208,7 @@ class MixtureModel(Model, HasConditionals, ABC):
 
     @torch.no_grad()
     def gain(self, x: Tensor, context: Tensor | None = None) -> MixtureGain:
-        """The mean log-likelihood of rows (N, D) beside that of each component (of weight > 0)."""
+        """Compare the mean log-likelihood of rows (N, D) with that of each component."""
         self._check_rows(x)
         with modes_kept(self):
             scores = self.eval().component_log_probs(x, context).double()
@@ -335,7 +335,7 @@ class OrderMixture(MixtureModel):
         self.set_weights(weights, count)
 
     def component(self, k: int) -> DensityModel:
-        """The model in the k-th order."""
+        """Return the model in the k-th order."""
         degrees = None
         if self.degrees is not None:
             degrees = torch.split(self.degrees[k], list(self.model.made.shape.hidden))
@@ -351,7 +351,7 @@ def _orders_of(
     orders: Any,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """K orders, (K, D): those given, those the model knows, or fresh ones."""
+    """Return K orders, (K, D): those given, those the model knows, or fresh ones."""
     fixed = None if schedule is None else schedule.orders
     only_masks = schedule is not None and not schedule.any_order and fixed is None
     if orders is None or (isinstance(orders, int) and not isinstance(orders, bool)):

@@ -1,4 +1,4 @@
-"""Training over orders and masks: which arrangement of a network each batch is scored under."""
+"""Training over orders and masks: under which of them each batch is scored."""
 
 from __future__ import annotations
 
@@ -93,19 +93,19 @@ class OrderSchedule(nn.Module):
         return self.training and not self.resting
 
     def at_rest(self) -> OrderSchedule:
-        """A view, not a copy, that knows what is trained and draws nothing in training."""
+        """Return a view, not a copy, that knows what is trained and draws nothing in training."""
         view = copy.copy(self)
         view.resting = True
         return view
 
     def _fresh_degrees(self, generator: torch.Generator | None = None) -> Tensor:
-        """Degrees of all hidden layers, one after the other."""
+        """Return degrees of all hidden layers, one after the other."""
         # In random order, as a unit's place should not say how many ranks it may read.
         layers = draw_degrees(self.shape, "random", generator, shuffle=True)
         return torch.cat(layers) if layers else torch.empty(0, dtype=torch.long)
 
     def draw_orders(self, count: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """The next orders (count, features), None for the network's own."""
+        """Return the next orders (count, features), None for the network's own."""
         if self.any_order:
             size = (count, self.shape.features)
             return torch.rand(size, generator=generator, device="cpu").argsort(dim=-1)
@@ -116,7 +116,7 @@ class OrderSchedule(nn.Module):
     def draw_degrees(
         self, generator: torch.Generator | None = None, *, turn: int | None = None
     ) -> Sequence[Tensor] | None:
-        """The next degrees of every hidden layer, None for the network's own."""
+        """Return the next degrees of every hidden layer, None for the network's own."""
         if self.any_degrees:
             drawn = self._fresh_degrees(generator)
         elif self.degrees is None:
@@ -126,7 +126,7 @@ class OrderSchedule(nn.Module):
         return torch.split(drawn, list(self.shape.hidden))
 
     def outputs(self, made: MADE, x: Tensor, context: Tensor | None) -> Tensor:
-        """What a network makes of a batch, (..., features, K), under the next arrangements."""
+        """Compute the parameters (..., features, K) of a batch under the next orders and masks."""
         if self.per_batch == 1:
             orders, degrees = self.draw_orders(1), self.draw_degrees()
             self._turn += 1
@@ -161,7 +161,7 @@ class OrderSchedule(nn.Module):
 
 
 def _fixed_orders(features: int, orders: Any, generator: torch.Generator | None) -> Tensor:
-    """K orders, (K, features), checked or drawn."""
+    """Return K orders, (K, features), checked or drawn."""
     if isinstance(orders, Integral):
         count = positive_integer(orders, "orders")
         return torch.stack([mk.make_order(features, "random", generator) for _ in range(count)])

@@ -44,7 +44,7 @@ class ScoredSample(NamedTuple):
 
 
 def sample_with_score(flow: Flow, noise: Tensor) -> ScoredSample:
-    r"""Samples from noise, with the gradient of their log-density with respect to the sample.
+    r"""Draw samples from noise, with the gradient of their log-density in the sample.
 
     .. math:: \nabla_x \log q(x) = J^{-\top} \nabla_z \bigl(\log p_0(z) - \log |\det J|\bigr),
         \qquad J = \partial x / \partial z
@@ -114,7 +114,7 @@ def _past(transform: Transform, z: Tensor, score: Tensor) -> ScoredSample:
 
 
 def _by_sweep(transform: AutoregressiveTransform, z: Tensor, score: Tensor) -> ScoredSample:
-    """Past an autoregressive transform of any kind, in the work of a pass or two.
+    """Carry samples past an autoregressive transform of any kind, in the work of a pass or two.
 
     The sample x is known and z solves the sequential inverse at x, so that the transposed system
     of the Jacobian is the one that this inverse's gradient solves.

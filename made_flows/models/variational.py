@@ -202,7 +202,7 @@ def posterior_flow(
     units: Any = None,
     **flow: Any,
 ) -> Flow:
-    r"""An inverse autoregressive flow that starts at a normal distribution of given moments.
+    r"""Return an inverse autoregressive flow that starts at a normal distribution of given moments.
 
     Next to the data is a :class:`TriangularAffine`, which has all multivariate normal
     distributions, and then a linear autoregressive transform, whose shifts and logarithms of scales

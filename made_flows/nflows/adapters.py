@@ -104,7 +104,7 @@ class AsTransform(HostTransform):
         self.transforms = nn.ModuleList(given)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Noise (rows, D) from data (rows, D), and log-determinants (rows,)."""
+        """Map data (rows, D) to noise (rows, D), and return log-determinants (rows,)."""
         total = inputs.new_zeros(inputs.shape[:-1])
         context = self._reduced(context)
         for transform in self._chain():
@@ -113,7 +113,7 @@ class AsTransform(HostTransform):
         return inputs, total
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Data (rows, D) from noise (rows, D), and log-determinants (rows,)."""
+        """Map noise (rows, D) to data (rows, D), and return log-determinants (rows,)."""
         total = inputs.new_zeros(inputs.shape[:-1])
         context = self._reduced(context)
         for transform in reversed(self._chain()):
@@ -123,7 +123,7 @@ class AsTransform(HostTransform):
         return inputs, total
 
     def made_flows_generate(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Data (rows, D) from noise (rows, D), without log-determinants."""
+        """Map noise (rows, D) to data (rows, D), without log-determinants."""
         context = self._reduced(context)
         for transform in reversed(self._chain()):
             inputs = transform.generate(inputs, context if transform.context else None)
@@ -134,7 +134,7 @@ class AsTransform(HostTransform):
         return [self.units, *self.transforms] if active else list(self.transforms)
 
     def _reduced(self, context: Tensor | None) -> Tensor | None:
-        """The context in the units of the flow's networks."""
+        """Return the context in the units of the flow's networks."""
         return context if self.units is None else self.units.standardize_context(context)
 
 

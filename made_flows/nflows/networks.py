@@ -154,7 +154,7 @@ class MADE(_Network, host.MADE):
         self._set_up(features, context_features, use_residual_blocks, random_mask, use_batch_norm)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Parameters (rows, D m) of every feature."""
+        """Return parameters (rows, D m) of every feature."""
         self._check(inputs, context)
         outputs: Tensor = host.MADE.forward(self, inputs, context)
         return outputs
@@ -230,14 +230,14 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
         self._set_up(features, context_features, use_residual_blocks, random_mask, use_batch_norm)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Parameters (rows, D 3 components): logit, mean and raw width of every component."""
+        """Return parameters (rows, D 3 components): logit, mean, raw width of every component."""
         self._check(inputs, context)
         outputs: Tensor = nde.MixtureOfGaussiansMADE.forward(self, inputs, context)
         return outputs
 
     @torch.no_grad()
     def sample(self, num_samples: int, context: Tensor | None = None) -> Tensor:
-        """Samples by one sequential inverse.
+        """Draw samples by one sequential inverse.
 
         Args:
             num_samples: how many, for each row of the context.
@@ -287,12 +287,12 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
         self._check(self.final_layer.weight.new_empty(self._features), context)
 
     def _head_order(self) -> Tensor:
-        """Where the parameters of the head stand among a feature's outputs."""
+        """Return where the parameters of the head stand among a feature's outputs."""
         # nflows lists logit, mean and width component by component, the head one after other.
         return torch.arange(3 * self.num_mixture_components).reshape(-1, 3).T.reshape(-1)
 
     def _conditioner(self) -> Any:
-        """The network as a conditioner; kept while it consists of the same modules."""
+        """Return the network as a conditioner; kept while it consists of the same modules."""
         net: Any = self
         # Functions are no modules, so that a watch over modules does not see them.
         functions = [vars(block).get("activation") for block in net.blocks]

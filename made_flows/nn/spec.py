@@ -69,7 +69,7 @@ class Structure:
         direct: bool,
         parameter_major: bool = False,
     ) -> Structure:
-        """The one structure with these values."""
+        """Return the one structure with these values."""
         value = (
             features, inputs, parameters, activations, adds_to, flags, direct, parameter_major,
         )  # fmt: skip
@@ -82,7 +82,7 @@ class Structure:
 
     @staticmethod
     def of_key(key: int) -> Structure:
-        """The structure with a key.
+        """Return the structure with a key.
 
         Raises:
             KeyError: if this process has none, as for a graph that another process compiled.
@@ -123,7 +123,7 @@ class Structure:
     def unpack(
         self, tensors: Sequence[Tensor], bases: Iterable[Tensor] = ()
     ) -> tuple[Tensor, list[LayerSpec], LayerSpec | None]:
-        """Ranks, layers and direct connection, from the tensors of a :class:`NetworkSpec`."""
+        """Make ranks, layers and direct connection of a :class:`NetworkSpec`'s tensors."""
         of_weights, of_context = iter(tensors), iter(bases)
         ranks = next(of_weights)
         layers = []
@@ -185,7 +185,7 @@ class NetworkSpec:
         parameters: Sequence[int] = (1,),
         parameter_major: bool = False,
     ) -> NetworkSpec:
-        """The network of these layers (hidden ones, then the output).
+        """Return the network of these layers (hidden ones, then the output).
 
         ``inputs`` and ``parameters`` have one number for each feature, or one for all.
         """

@@ -21,7 +21,7 @@ BLUE, ORANGE, GREY = "#1f5a96", "#d9741a", "#8a8f98"
 
 
 def figure_of(width: float, height: float) -> Figure:
-    """A figure of a size in inches, on no display."""
+    """Make a figure of a size in inches, on no display."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -33,7 +33,7 @@ def figure_of(width: float, height: float) -> Figure:
 
 
 def tidy(ax: Axes) -> None:
-    """Axes without a box, in grey, so that the data stands out."""
+    """Draw axes without a box, in grey, so that the data stands out."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -42,7 +42,7 @@ def tidy(ax: Axes) -> None:
 
 
 def matrix(values: Any, name: str, *, missing: bool = False) -> NDArray[np.float64]:
-    """Finite values of shape (N, D) as an array, NaN among them where some may be missing."""
+    """Convert values of shape (N, D) to a finite array, with NaN where some may be missing."""
     array = as_numbers(values, name).cpu().double().numpy()
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"Expected {name} of shape (N, D); got {array.shape}")
@@ -52,7 +52,7 @@ def matrix(values: Any, name: str, *, missing: bool = False) -> NDArray[np.float
 
 
 def texts(values: Any, name: str, count: int | None = None) -> list[str]:
-    """Names as a list, of a number if one is given."""
+    """Return names as a list, of a number if one is given."""
     several = isinstance(values, Sequence) and not isinstance(values, str)
     several = several and all(isinstance(value, str) for value in values)
     expect_type(several, name, "to be a sequence of strings", values)

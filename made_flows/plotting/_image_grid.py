@@ -25,7 +25,7 @@ _TITLE, _GAP = 9, 5  # points: size of the titles, and room on both sides of the
 def image_grid(
     images: Any, shape: Sequence[int], columns: int = 10, titles: Sequence[str] = ()
 ) -> Figure:
-    """Rows of pixels as images, side by side.
+    """Draw rows of pixels as images, side by side.
 
     Args:
         images: (N, pixels) tensor or array, dark where large, orange where NaN.
@@ -86,7 +86,7 @@ def image_grid(
 
 
 def _side_by_side(images: NDArray[Any], columns: int, between: float) -> NDArray[Any]:
-    """Images (N, height, width, ...) as one, with lines of one pixel around each."""
+    """Join images (N, height, width, ...) to one, with lines of one pixel around each."""
     # One picture for all is sharper and faster than axes for each.
     rows, (height, width) = -(-len(images) // columns), images.shape[1:3]
     shape = (rows * (height + 1) + 1, columns * (width + 1) + 1, *images.shape[3:])
@@ -98,7 +98,7 @@ def _side_by_side(images: NDArray[Any], columns: int, between: float) -> NDArray
 
 
 def _axes(across: float, down: float, titles: Sequence[str]) -> Axes:
-    """Axes of a size in inches, in a figure with room for titles at their left."""
+    """Make axes of a size in inches, in a figure with room for titles at their left."""
     figure = figure_of(across, down)
     from matplotlib.textpath import TextPath
 

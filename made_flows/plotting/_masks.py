@@ -22,7 +22,7 @@ __all__ = ["masks"]
 
 
 def masks(model: nn.Module) -> Figure:
-    """The masks of a MADE, and what they leave connected: strictly below the diagonal.
+    """Draw the masks of a MADE, and what they leave connected: strictly below the diagonal.
 
     Rows are the units that read, columns the units they read, both sorted by degree (inputs and
     outputs by rank); a connection has the colour of its reader's degree.
@@ -66,7 +66,7 @@ class _Panel(NamedTuple):
 
 
 def _mask_panels(made: MADE) -> list[_Panel]:
-    """A panel for every layer, for direct connections and for the reach of the whole network."""
+    """List a panel for every layer, for direct connections and for the network's reach."""
     ranks = made.ranks.cpu()
     degrees = [ranks[made.input_features.cpu()], *(d.cpu() for d in made.degrees)]
     degrees.append(ranks[made.output_features.cpu()])
@@ -96,7 +96,7 @@ def _panel(
 
 
 def _sequential() -> ListedColormap:
-    """From light to dark blue, distinct from the white of no connection at both ends."""
+    """Make colours from light to dark blue, both distinct from the white of no connection."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
@@ -104,7 +104,7 @@ def _sequential() -> ListedColormap:
 
 
 def _cells(ax: Axes, rows: int, columns: int) -> None:
-    """Lines between cells that are large enough, and no numbers: places are not indices."""
+    """Draw lines between cells that are large enough, without numbers: places, not indices."""
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():

@@ -28,7 +28,7 @@ def pair_plot(
     max_features: int = 8,
     labels: Sequence[str] = ("samples", "other"),
 ) -> Figure:
-    """Every pair of features, as points and the regions that hold 50% and 90% of them.
+    """Draw every pair of features: points, and the regions that hold 50% and 90% of them.
 
     Args:
         samples: (N, D) tensor or array.
@@ -86,7 +86,7 @@ def pair_plot(
 
 
 def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
-    """A range that leaves out stray points: they would shrink all others to a dot."""
+    """Return a range that leaves out stray points: they would shrink all others to a dot."""
     low, high = (float(q) for q in np.quantile(values, [0.002, 0.998]))
     margin = 0.08 * (high - low) or 0.5
     return low - margin, high + margin
@@ -108,7 +108,7 @@ def _histogram(
 def _cloud(
     ax: Axes, pairs: NDArray[np.float64], limits: tuple[tuple[float, float], ...], colour: str
 ) -> None:
-    """Points, and contours of a smoothed histogram around the densest halves of them."""
+    """Draw points, and contours of a smoothed histogram around the densest halves of them."""
     points = pairs[:_MAX_POINTS]
     size = float(np.clip(60 / np.sqrt(len(points)), 1.0, 8.0))
     ax.scatter(points[:, 0], points[:, 1], s=size, color=colour, alpha=0.3, lw=0, rasterized=True)

@@ -33,7 +33,7 @@ class Curves(Protocol):
 
 
 def training_curve(history: Curves, ax: Axes | None = None) -> Figure:
-    """Training and validation NLL by epoch, with the epoch that was kept.
+    """Draw training and validation NLL by epoch, with the epoch that was kept.
 
     Args:
         history: what :func:`made_flows.fit` returned.

@@ -41,21 +41,21 @@ class VectorTransform(TransformModule):
     # ------------------------------------------------------------------ to be defined
 
     def to_data(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The data y (..., D) of noise x (..., D), and log |dy/dx| (...) if it comes along."""
+        """Map noise x (..., D) to data y (..., D), and log |dy/dx| (...) if it comes along."""
         raise NotImplementedError
 
     def to_noise(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The noise x (..., D) of data y (..., D), and log |dy/dx| (...) if it comes along."""
+        """Map data y (..., D) to noise x (..., D), and log |dy/dx| (...) if it comes along."""
         raise NotImplementedError
 
     def log_det(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log |dy/dx| (...) at a pair, by a parallel pass."""
+        """Return log |dy/dx| (...) at a pair, by a parallel pass."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ what hosts call
 
     def forward(self, x: Tensor) -> Tensor:
-        """Data y (..., D) from noise x (..., D)."""
+        """Map noise x (..., D) to data y (..., D)."""
         if self._cache_size:
             known = self._memory.y_of(x)
             if known is not None:
@@ -86,7 +86,7 @@ class VectorTransform(TransformModule):
         return self.to_noise(y)[0]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log |dy/dx| (...), of the batch shape of x and y."""
+        """Return log |dy/dx| (...), of the batch shape of x and y."""
         known = self._memory.along_with(y, x) if self._cache_size else None
         return self.log_det(x, y) if known is None else known
 
@@ -104,7 +104,7 @@ class VectorTransform(TransformModule):
         return cast(InverseTransformModule, inverse)
 
     def with_cache(self, cache_size: int = 1) -> VectorTransform:
-        """The same transform, sharing its modules, with a memory of its own or without one."""
+        """Share the transform's modules, with a memory of one's own or without one."""
         if cache_size not in (0, 1):
             raise ValueError(f"Expected cache_size to be 0 or 1; got {cache_size}")
         if cache_size == self._cache_size:
@@ -155,7 +155,7 @@ class InverseTransformModule(TransformModule):
         return self.transform.domain
 
     def forward(self, y: Tensor) -> Tensor:
-        """Noise from data."""
+        """Map data to noise."""
         return self.transform._inv_call(y)
 
     __call__ = nn.Module.__call__
@@ -171,7 +171,7 @@ class InverseTransformModule(TransformModule):
         return self.transform._call(x)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log-determinant of this direction."""
+        """Return the log-determinant of this direction."""
         return -self.transform.log_abs_det_jacobian(y, x)
 
     @property
@@ -180,7 +180,7 @@ class InverseTransformModule(TransformModule):
         return self.transform
 
     def with_cache(self, cache_size: int = 1) -> InverseTransformModule:
-        """The inverse of the transform with or without a memory."""
+        """Return the inverse of the transform with or without a memory."""
         if cache_size == self.transform._cache_size:
             return self
         return InverseTransformModule(self.transform.with_cache(cache_size))

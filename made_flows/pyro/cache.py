@@ -61,17 +61,17 @@ class Memory:
         self._pair = None
 
     def y_of(self, x: Tensor) -> Tensor | None:
-        """The y of an x, None if it is not known."""
+        """Return the y of an x, None if it is not known."""
         pair = self._true_pair(x=x)
         return None if pair is None else pair.y()
 
     def x_of(self, y: Tensor) -> Tensor | None:
-        """The x of a y, None if it is not known."""
+        """Return the x of a y, None if it is not known."""
         pair = self._true_pair(y=y)
         return None if pair is None else pair.x
 
     def along_with(self, y: Tensor, x: Tensor | None = None) -> Tensor | None:
-        """What was computed along with a y (and the given x), None if it is not known."""
+        """Return what was computed along with a y (and the given x), None if it is not known."""
         pair = self._true_pair(x=x, y=y)
         return None if pair is None else pair.along
 
@@ -112,7 +112,7 @@ class _Pair:
         self.forgotten = True
 
     def holds(self, module: nn.Module) -> bool:
-        """Whether everything is as it was."""
+        """Tell whether everything is as it was."""
         y = self.y()
         if self._stamp is None or self.forgotten or y is None:
             return False
@@ -133,7 +133,7 @@ class _Forgetter:
 
 
 def state_of(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
-    """All tensors that a module computes with, and what else a result depends on."""
+    """Return all tensors that a module computes with, and what else a result depends on."""
     modes: list[Any] = [
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -159,7 +159,7 @@ def state_of(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
 
 
 def _under_effects(part: Any) -> list[Tensor]:
-    """The weights of a PyroModule that are under a prior or a constraint: made anew per trace."""
+    """List the weights of a PyroModule under a prior or constraint: made anew per trace."""
     if part._pyro_samples and not part._pyro_context.active:
         raise ValueError(
             "Expected weights under a prior to be read inside a call of the PyroModule that "

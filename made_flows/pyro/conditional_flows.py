@@ -49,7 +49,7 @@ class ConditionalFlowTransform(ConditionalTransformModule):
         return cast(int, self.flow.features)
 
     def condition(self, context: Tensor) -> FlowTransform:
-        """The transform under a context (..., C), with the flow among its parameters."""
+        """Return the transform under a context (..., C), with the flow among its parameters."""
         return FlowTransform(self.flow, context)
 
 
@@ -173,7 +173,7 @@ class ConditionalIAF(ConditionalFlowTransform):
         )  # fmt: skip
 
     def forward(self, loc: Tensor, scale: Tensor, context: Tensor) -> TransformedDistribution:
-        """The distribution of z, of event shape (D,).
+        """Return the distribution of z, of event shape (D,).
 
         Args:
             loc: location (..., D) of the first step.

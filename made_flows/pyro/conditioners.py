@@ -58,16 +58,16 @@ class ConditionedNetwork(nn.Module):
         return cast(Tensor, self.network.permutation)
 
     def get_permutation(self) -> Tensor:
-        """The same."""
+        """Return the same."""
         return self.permutation
 
     def forward(self, x: Tensor) -> Any:
-        """The network's parameters under the context."""
+        """Return the network's parameters under the context."""
         return self.network(x, context=self.context)
 
 
 def network_of(network: Any) -> Any:
-    """What a transform keeps of the network it was given: a MADE gets Pyro's interface.
+    """Return what a transform keeps of the network it was given: a MADE gets Pyro's interface.
 
     Raises:
         TypeError: for anything that cannot be called or does not say its order.
@@ -86,7 +86,7 @@ def network_of(network: Any) -> Any:
 
 
 def parameters_of(network: Any, x: Tensor) -> Tensor:
-    """Parameters (..., D, K) of a network at x (..., D), whatever it returns."""
+    """Return parameters (..., D, K) of a network at x (..., D), whatever it returns."""
     network, context = without_context(network)
     # Straight to the layout wanted, unless someone listens to the module's calls.
     if not _watched(network):
@@ -98,14 +98,14 @@ def parameters_of(network: Any, x: Tensor) -> Tensor:
 
 
 def without_context(network: Any) -> tuple[Any, Tensor | None]:
-    """A network, and the context that it is under, if it is under one."""
+    """Return a network, and the context that it is under, if it is under one."""
     if isinstance(network, ConditionedNetwork):
         return network.network, network.context
     return network, None
 
 
 def pass_by_pass(network: Any, bijection: Bijection, y: Tensor) -> Tensor:
-    """The x (..., D) that a transform which reads x maps to y (..., D), by D passes."""
+    """Return the x (..., D) that a transform which reads x maps to y (..., D), by D passes."""
     x = torch.zeros_like(y)
     columns = torch.arange(y.shape[-1], device=y.device)
     for index in network.permutation:
@@ -115,6 +115,6 @@ def pass_by_pass(network: Any, bijection: Bijection, y: Tensor) -> Tensor:
 
 
 def _watched(network: Any) -> bool:
-    """Whether a module has hooks of its own, which calls must go through."""
+    """Tell whether a module has hooks of its own, which calls must go through."""
     own = vars(network)
     return bool(own.get("_forward_hooks") or own.get("_forward_pre_hooks"))

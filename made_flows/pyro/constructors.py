@@ -25,7 +25,7 @@ __all__ = [
 def affine_autoregressive(
     input_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any
 ) -> AffineAutoregressive:
-    """An :class:`AffineAutoregressive` with a network of its own.
+    """Make an :class:`AffineAutoregressive` with a network of its own.
 
     Args:
         input_dim: number of features D.
@@ -45,7 +45,7 @@ def affine_autoregressive(
 def conditional_affine_autoregressive(
     input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any
 ) -> ConditionalAffineAutoregressive:
-    """A :class:`ConditionalAffineAutoregressive` with a network of its own.
+    """Make a :class:`ConditionalAffineAutoregressive` with a network of its own.
 
     Args:
         input_dim: number of features D.
@@ -72,7 +72,7 @@ def spline_autoregressive(
     bound: float = 3.0,
     order: str = "linear",
 ) -> SplineAutoregressive:
-    """A :class:`SplineAutoregressive` with a network of its own.
+    """Make a :class:`SplineAutoregressive` with a network of its own.
 
     Args:
         input_dim: number of features D.
@@ -98,7 +98,7 @@ def conditional_spline_autoregressive(
     bound: float = 3.0,
     order: str = "linear",
 ) -> ConditionalSplineAutoregressive:
-    """A :class:`ConditionalSplineAutoregressive` with a network of its own.
+    """Make a :class:`ConditionalSplineAutoregressive` with a network of its own.
 
     Args:
         input_dim: number of features D.
@@ -123,7 +123,7 @@ def conditional_spline_autoregressive(
 
 
 def _param_dims(count_bins: int, order: str) -> list[int]:
-    """What a network gives for each feature, where Pyro's constructors know one order only."""
+    """Say what a network gives each feature, where Pyro's constructors know one order only."""
     count_bins = positive_integer(count_bins, "count_bins")
     dims = [count_bins, count_bins, count_bins - 1]
     return [*dims, count_bins] if order == "linear" else dims

@@ -133,18 +133,18 @@ class Diagnosis:
         return torch.softmax(self.smoothed_log_weights, dim=0)
 
     def mean(self) -> dict[str, Tensor]:
-        """Weighted mean of every latent variable, by site."""
+        """Return the weighted mean of every latent variable, by site."""
         return {name: self._average(draws) for name, draws in self.samples.items()}
 
     def std(self) -> dict[str, Tensor]:
-        """Weighted standard deviation of every latent variable, by site."""
+        """Return the weighted standard deviation of every latent variable, by site."""
         return {
             name: self._average((draws - self._average(draws)).square()).sqrt()
             for name, draws in self.samples.items()
         }
 
     def quantiles(self, quantiles: Sequence[float]) -> dict[str, Tensor]:
-        """Weighted quantiles of every latent variable, by site: (Q, *shape of the site).
+        """Return weighted quantiles of every latent variable, by site: (Q, *shape of the site).
 
         Args:
             quantiles: probabilities (Q,), between 0 and 1.
@@ -169,7 +169,7 @@ class Diagnosis:
     def resample(
         self, count: int | None = None, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Draws of equal weight, by site: the samples drawn again by their smoothed weights.
+        """Draw the samples again by their smoothed weights: draws of equal weight, by site.
 
         Args:
             count: how many, by default as many as there are samples.
@@ -211,7 +211,7 @@ def diagnose(
     vectorize: bool = True,
     **kwargs: Any,
 ) -> Diagnosis:
-    r"""Whether a guide can be trusted, by Pareto-smoothed importance sampling.
+    r"""Judge whether a guide can be trusted, by Pareto-smoothed importance sampling.
 
     Samples :math:`u_s` of the guide have weights :math:`w_s = p(\mathrm{data}, u_s) / q(u_s)`.
     How heavy the tail of the weights is, k-hat, says how many of them an average needs; their mean
@@ -266,7 +266,7 @@ def diagnose(
 
 
 def _latent(of_model: Trace, shapes: Mapping[str, torch.Size], count: int) -> dict[str, Tensor]:
-    """The latent variables of a trace by site, (count, *shape): without dimensions of plates."""
+    """Return a trace's latent variables by site, (count, *shape): without plates' dimensions."""
     nodes: Any = of_model.nodes
     return {
         name: nodes[name]["value"].detach().reshape(count, *shape) for name, shape in shapes.items()
@@ -297,7 +297,7 @@ def _traces(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[Trace, Trace]:
-    """Traces of the model and of the guide that it follows."""
+    """Return traces of the model and of the guide that it follows."""
     of_guide = poutine.trace(guide).get_trace(*args, **kwargs)
     of_model = poutine.trace(poutine.replay(model, trace=of_guide)).get_trace(*args, **kwargs)
     return prune_subsample_sites(of_model), prune_subsample_sites(of_guide)
@@ -314,7 +314,7 @@ def plate_nesting(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> int:
-    """How many dimensions the plates of a model and its guide take."""
+    """Return how many dimensions the plates of a model and its guide take."""
     with torch.no_grad(), poutine.block():
         frames = [
             frame
@@ -331,7 +331,7 @@ def _layout(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[int, dict[str, torch.Size]]:
-    """How many dimensions the plates take and the latent sites' shapes, of a checked model."""
+    """Count the dimensions of plates and list the latent sites' shapes, of a checked model."""
     of_model, of_guide = _traces(model, guide, args, kwargs)
     dims, shapes = [0], {}
     for trace in (of_model, of_guide):

@@ -84,23 +84,23 @@ class ModelDistribution(TorchDistribution):
     def expand(
         self, batch_shape: Sequence[int], _instance: Distribution | None = None
     ) -> ModelDistribution:
-        """The same distribution with a larger batch shape."""
+        """Expand to a larger batch shape."""
         return type(self)(self.distribution.expand(torch.Size(batch_shape)), self.model)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of values (..., D), of shape (...)."""
+        """Return the log-probability (...) of values (..., D)."""
         known = self._memory.along_with(value)
         return self.distribution.log_prob(value) if known is None else known
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Samples of shape (*sample_shape, *batch_shape, D)."""
+        """Draw samples of shape (*sample_shape, *batch_shape, D)."""
         with torch.no_grad():
             if _scores_slowly(self.distribution) and self.has_rsample:
                 return self._draw_and_score(sample_shape)
             return self.distribution.sample(torch.Size(sample_shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Samples that carry gradients."""
+        """Draw samples that carry gradients."""
         if _scores_slowly(self.distribution):
             return self._draw_and_score(sample_shape)
         return self.distribution.rsample(torch.Size(sample_shape))
@@ -112,7 +112,7 @@ class ModelDistribution(TorchDistribution):
         return value
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Refused: an autoregressive model has too many values."""
+        """Refuse: an autoregressive model has too many values."""
         raise NotImplementedError(
             f"Expected a site without enumeration; got one of {self.distribution}, whose values "
             f"are too many to enumerate. Sample it, or leave out infer={{'enumerate': ...}}"
@@ -123,7 +123,7 @@ class ModelDistribution(TorchDistribution):
 
 
 def _scores_slowly(distribution: Distribution) -> bool:
-    """Whether the log-density of a sample is cheaper when it is drawn than afterwards."""
+    """Tell whether the log-density of a sample is cheaper when it is drawn than afterwards."""
     if not isinstance(distribution, FlowDistribution):
         return False
     return distribution.transform.noise_pass == "sequential"
@@ -148,17 +148,17 @@ class PyroModel(Model):
         self.features, self.context = self.model.features, self.model.context
 
     def distribution(self, context: Tensor | None = None) -> Distribution:
-        """The distribution under a context (..., C), as the model itself gives it."""
+        """Return the distribution under a context (..., C), as the model itself gives it."""
         return self.model.distribution(context)
 
     def forward(self, context: Tensor | None = None) -> ModelDistribution:
-        """The distribution under a context (..., C)."""
+        """Return the distribution under a context (..., C)."""
         model = materialized(self.model)
         return ModelDistribution(model(context), model)
 
 
 def to_pyro(model: nn.Module) -> PyroModel:
-    """A density model or flow as one for Pyro, sharing its weights.
+    """Make a density model or flow one for Pyro, sharing its weights.
 
     Args:
         model: a model of this library.
@@ -181,7 +181,7 @@ class _ForPyro:
     """Mixed into a density model: its call gives a distribution of Pyro."""
 
     def forward(self, context: Tensor | None = None) -> ModelDistribution:
-        """The distribution under a context (..., C)."""
+        """Return the distribution under a context (..., C)."""
         module = cast(nn.Module, self)
         model = materialized(module)
         if model is not module:

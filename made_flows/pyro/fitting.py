@@ -141,7 +141,7 @@ def _start(
     kwargs: dict[str, Any],
     random_starts: int,
 ) -> tuple[str, NormalStart]:
-    """The best normal approximation, from the guide's own start and from random ones."""
+    """Return the best normal approximation, from the guide's own start and from random ones."""
     points = {"its own start": guide._init_loc()}
     for index in range(random_starts):
         kind = (init_to_uniform, init_to_sample)[index % 2]
@@ -214,7 +214,7 @@ def _train(
 
 
 def _rate(step: int, steps: int) -> float:
-    """The learning rate's share: a warm-up, then a cosine."""
+    """Return the learning rate's share: a warm-up, then a cosine."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
     return min(1.0, (step + 1) / _WARM_UP) * (_LAST_RATE + (1 - _LAST_RATE) * cosine)
 

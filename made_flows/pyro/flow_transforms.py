@@ -88,7 +88,7 @@ class FlowTransform(VectorTransform):
         return -cast(Tensor, self.flow.to_noise(y, self.context)[1])
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
-        """Shapes broadcast with the context's: a batch of contexts makes a batch."""
+        """Broadcast shapes with the context's: a batch of contexts makes a batch."""
         if self.context is None:
             return torch.Size(shape)
         batch = check_broadcast(values=shape[:-1], context=self.context.shape[:-1])
@@ -213,7 +213,7 @@ class MAF(FlowTransform):
 
 
 def check_flow(flow: Any) -> Any:
-    """The flow, if it is one of this library's.
+    """Return the flow, if it is one of this library's.
 
     Raises:
         TypeError: for another kind of object.

@@ -41,7 +41,7 @@ class GradientGuard:
         self._said = False
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        """The gradient (..., D) of draws, guarded."""
+        """Return the gradient (..., D) of draws, guarded."""
         # The largest entry and not the norm: squares overflow long before the numbers do.
         sizes = gradient.abs().amax(dim=-1, keepdim=True)
         finite = sizes.isfinite()

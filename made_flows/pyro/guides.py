@@ -39,7 +39,7 @@ _CALLED = "that was called once, to know the model"
 
 
 def init_to_prior_median(site: dict[str, Any]) -> Tensor:
-    """The median of a site's prior: exact where it has a quantile function.
+    """Return the median of a site's prior: exact where it has a quantile function.
 
     Otherwise that of a thousand draws, fewer where these would be very large; of an improper prior
     the middle of its support, where the unconstrained value is zero. (Pyro's
@@ -69,7 +69,7 @@ def init_to_prior_median(site: dict[str, Any]) -> Tensor:
 
 
 def _exact_median(fn: Any) -> Tensor | None:
-    """The median by the quantile function of a distribution of independent numbers."""
+    """Return the median by the quantile function of a distribution of independent numbers."""
     base = fn
     while isinstance(base, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
         base = base.base_dist
@@ -166,7 +166,7 @@ class AutoIAF(AutoContinuous):
         self.transform = FlowTransform(flow.to(location.device, location.dtype))
 
     def model_given(self) -> Callable[..., Any]:
-        """The model.
+        """Return the model.
 
         Raises:
             ValueError: for a guide that was unpickled, which is without its model.
@@ -177,7 +177,7 @@ class AutoIAF(AutoContinuous):
         return model
 
     def init_point(self, init_loc_fn: Callable[..., Any]) -> Tensor:
-        """Where an initialisation function would start: unconstrained, (latent_dim,)."""
+        """Return where an initialisation function would start: unconstrained, (latent_dim,)."""
         trace: Any = self.prototype_trace
         parts = []
         for name, site in trace.iter_stochastic_nodes():
@@ -188,7 +188,7 @@ class AutoIAF(AutoContinuous):
         return torch.cat(parts)
 
     def plate_nesting(self, *args: Any, **kwargs: Any) -> int:
-        """How many dimensions the plates of the model take, for vectorised particles."""
+        """Return how many dimensions the plates of the model take, for vectorised particles."""
         return plate_nesting(self.model_given(), self, args, kwargs)
 
     def restart(self, origin: Tensor, units: Tensor) -> None:
@@ -211,18 +211,18 @@ class AutoIAF(AutoContinuous):
         self.transform = FlowTransform(flow.to(zero.device, zero.dtype))
 
     def get_base_dist(self) -> dist.Distribution:
-        """Standard normal noise."""
+        """Return standard normal noise."""
         base = cast(StandardNormal, self.flow.base)
         normal: Any = dist.Normal(base.zero, base.one, validate_args=False)
         return cast(dist.Distribution, normal.to_event(1))
 
     def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
-        """The flow, from noise to unconstrained latent variables: also for ``NeuTraReparam``."""
+        """Return the flow, from noise to unconstrained variables: also for ``NeuTraReparam``."""
         expect("transform" in self.__dict__["_modules"], "guide", _CALLED, "a new one")
         return self.transform
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowPosterior:
-        """The distribution of the unconstrained latent variables (latent_dim,)."""
+        """Return the distribution of the unconstrained latent variables (latent_dim,)."""
         posterior = FlowPosterior(self.get_base_dist(), [self.get_transform()])
         posterior.path_gradient = self._path_gradient
         posterior.guard = self._guard
@@ -247,7 +247,7 @@ class AutoIAF(AutoContinuous):
     # ------------------------------------------------------------------ densities
 
     def log_prob(self, values: Tensor | Mapping[str, Tensor]) -> Tensor:
-        r"""Log-density of given points, from wherever: one sequential inverse per transform.
+        r"""Score given points, from wherever: one sequential inverse per transform.
 
         Args:
             values: unconstrained latent variables (..., latent_dim); or values of all sites, each
@@ -297,14 +297,14 @@ class AutoIAF(AutoContinuous):
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Median of every latent variable by itself, as :meth:`quantiles` finds it."""
+        """Return the median of every latent variable alone, as :meth:`quantiles` finds it."""
         return {name: value[0] for name, value in self.quantiles([0.5]).items()}
 
     @torch.no_grad()
     def quantiles(
         self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Quantiles of every latent variable by itself, of 8192 samples.
+        """Return quantiles of every latent variable alone, of 8192 samples.
 
         A flow has no closed form for them. The samples come from a scrambled Sobol sequence of
         fixed seed: the same answer every time, and less noise than independent draws have. They are
@@ -338,7 +338,7 @@ class AutoIAF(AutoContinuous):
     def diagnose(
         self, *args: Any, samples: int = 1000, vectorize: bool = True, **kwargs: Any
     ) -> Diagnosis:
-        """Whether to trust the guide: k-hat, effective sample size, evidence, and a sentence.
+        """Judge the guide: k-hat, effective sample size, evidence, and a sentence.
 
         Args:
             args, kwargs: of the model: its data.
@@ -414,7 +414,7 @@ class AutoIAF(AutoContinuous):
 
 
 def _even_noise(features: int) -> Tensor:
-    """Standard normal noise (8192, D) that is spread evenly, always the same."""
+    """Return standard normal noise (8192, D) that is spread evenly, always the same."""
     if features > SobolEngine.MAXDIM:
         return torch.randn(_DRAWS, features, generator=torch.Generator().manual_seed(0))
     uniform = SobolEngine(features, scramble=True, seed=0).draw(_DRAWS, dtype=torch.float64)

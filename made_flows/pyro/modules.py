@@ -49,7 +49,7 @@ for _kind in (Bijection, Head, MixtureModel, Transform):
 
 
 def materialized(model: nn.Module) -> nn.Module:
-    """The model as it is in this call: weights under Pyro's effects are tensors.
+    """Return the model as it is in this call: weights under Pyro's effects are tensors.
 
     Args:
         model: of any kind; one without a PyroModule in it is returned itself.
@@ -74,7 +74,7 @@ def materialized(model: nn.Module) -> nn.Module:
 
 
 def _plain(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
-    """A copy without effects, which shares everything but what is under them."""
+    """Return a copy without effects, which shares everything but what is under them."""
     if module in done:
         return done[module]
     modules = (kind for kind in type(module).__mro__ if issubclass(kind, nn.Module))

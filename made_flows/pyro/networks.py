@@ -57,11 +57,11 @@ class PyroShapes(nn.Module):
         return self.input_dim
 
     def get_permutation(self) -> Tensor:
-        """The order: ``permutation[k]`` is the feature generated k-th."""
+        """Return the order: ``permutation[k]`` is the feature generated k-th."""
         return self.permutation
 
     def shaped(self, parameters: Tensor) -> Any:
-        """Parameters (..., K, D) in Pyro's shapes."""
+        """Return parameters (..., K, D) in Pyro's shapes."""
         if self.output_multiplier == 1:
             return parameters.squeeze(-2)
         if self.count_params == 1:
@@ -197,19 +197,19 @@ class ConditionalAutoRegressiveNN(PyroShapes):
     # ------------------------------------------------------------------ computing
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Any:
-        """Parameters in Pyro's shapes, from x (..., D) and context (..., C)."""
+        """Return parameters in Pyro's shapes, from x (..., D) and context (..., C)."""
         output = self._output(x, context)
         shape = (*output.shape[:-1], self.output_multiplier, self.input_dim)
         return self.shaped(output.view(shape))
 
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Parameters (..., D, K), as the library's transforms read them."""
+        """Return parameters (..., D, K), as the library's transforms read them."""
         output = self._output(x, context)
         shape = (*output.shape[:-1], self.output_multiplier, self.input_dim)
         return output.view(shape).transpose(-1, -2)
 
     def check_context(self, context: Tensor | None) -> Tensor | None:
-        """The context, checked against what the network was made for."""
+        """Check the context against what the network was made for."""
         return check_context(
             context, self.context_dim, "network", argument="context_dim", dtype=self.dtype
         )
@@ -223,7 +223,7 @@ class ConditionalAutoRegressiveNN(PyroShapes):
         return masked_pass(list(self.layers), self._module(), x, direct=self.skip_layer)
 
     def _module(self) -> nn.Module:
-        """The activation as the library's own kind of module."""
+        """Return the activation as the library's own kind of module."""
         kept: tuple[Any, nn.Module] | None = self.__dict__.get("_activation")
         if kept is None or kept[0] is not self.f:
             # Not a submodule, or a parametric activation would be in the state dict twice.
@@ -263,7 +263,7 @@ class AutoRegressiveNN(ConditionalAutoRegressiveNN):
 
 
 def _with_context(mask: Tensor, context_dim: int) -> Tensor:
-    """A mask with columns for the context, which everything may read, before the features'."""
+    """Put columns for the context, which everything may read, before the features'."""
     everything = torch.ones(len(mask), context_dim, dtype=torch.bool, device=mask.device)
     return torch.cat([everything, mask], dim=1)
 
@@ -320,9 +320,9 @@ class MADENetwork(PyroShapes):
         return self.made.dtype
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Any:
-        """Parameters in Pyro's shapes, from x (..., D) and context (..., C)."""
+        """Return parameters in Pyro's shapes, from x (..., D) and context (..., C)."""
         return self.shaped(self.made(x, context).transpose(-1, -2))
 
     def check_context(self, context: Tensor | None) -> Tensor | None:
-        """The context, checked against what the network was made for."""
+        """Check the context against what the network was made for."""
         return self.made.check_context(context)

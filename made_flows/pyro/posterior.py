@@ -38,7 +38,7 @@ class FlowPosterior(dist.TransformedDistribution):
     _last: _Sample | None = None
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowPosterior:
-        """The same distribution with a larger batch shape."""
+        """Expand to a larger batch shape."""
         new = cast(FlowPosterior, super().expand(torch.Size(batch_shape), _instance))
         new.path_gradient, new.guard = self.path_gradient, self.guard
         return new
@@ -50,7 +50,7 @@ class FlowPosterior(dist.TransformedDistribution):
         return cast(Flow, transform.flow)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Samples (*sample_shape, *batch_shape, D) that carry gradients."""
+        """Draw samples (*sample_shape, *batch_shape, D) that carry gradients."""
         noise = self.base_dist.sample(torch.Size(sample_shape))  # without parameters
         plain = is_untransformed(noise)  # nothing traces or maps
         score: Tensor | None = None
@@ -66,7 +66,7 @@ class FlowPosterior(dist.TransformedDistribution):
         return x
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density (...) of points (..., D)."""
+        """Return the log-density (...) of points (..., D)."""
         last = self._last
         if last is not None and last.holds(x):
             last.log_prob = cast(Tensor, self.base_dist.log_prob(last.noise)) - last.log_det
@@ -75,7 +75,7 @@ class FlowPosterior(dist.TransformedDistribution):
         return cast(Tensor, self.base_dist.log_prob(noise)) + log_det
 
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
-        """The density for Pyro's ELBOs, which differentiate the last part."""
+        """Return the density for Pyro's ELBOs, which differentiate the last part."""
         log_prob, last = self.log_prob(x), self._last
         if last is None or last.score is None or last.log_prob is not log_prob:
             return ScoreParts(log_prob, _NONE, log_prob)
@@ -104,7 +104,7 @@ class _Sample:
         self._used = True
 
     def holds(self, x: Tensor) -> bool:
-        """Whether x is the sample, of weights that are what they were."""
+        """Tell whether x is the sample, of weights that are what they were."""
         if x is not self.x or self._used or self._stamp is None:
             return False
         tensors, modes = state_of(self._flow)

@@ -137,7 +137,7 @@ def refine(
 
 
 def _by_site(guide: AutoContinuous, neutra: NeuTraReparam, z: Tensor) -> dict[str, Tensor]:
-    """Noise (draws, D) as values of the sites, (draws, *shape), one draw at a time."""
+    """Convert noise (draws, D) to values of the sites, (draws, *shape), draw by draw."""
     trace: Any = guide.prototype_trace
     each = [neutra.transform_sample(row) for row in z]
     shapes = {name: tuple(site["value"].shape) for name, site in trace.iter_stochastic_nodes()}

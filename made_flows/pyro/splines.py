@@ -40,7 +40,7 @@ class PyroQuadraticSpline(RationalQuadraticSpline):
         super().__init__(bins, bound)
 
     def knots(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Places x and y of the knots, and derivatives there, from parameters (..., 3 K - 1)."""
+        """Place the knots, x and y, with derivatives there, by parameters (..., 3 K - 1)."""
         # Bins first while computing: reductions over a short last dimension are slow.
         widths, heights, raw = parameters.movedim(-1, 0).split(
             [self.bins, self.bins, self.bins - 1]
@@ -57,7 +57,7 @@ class PyroQuadraticSpline(RationalQuadraticSpline):
 
 
 def _places(logits: Tensor, minimum: float, bound: float) -> Tensor:
-    """Knots that divide [-bound, bound] by the softmax of some logits (bins, ...)."""
+    """Place knots that divide [-bound, bound] by the softmax of some logits (bins, ...)."""
     parts = minimum + (1 - minimum * len(logits)) * F.softmax(logits, dim=0)
     inner = (2 * parts[:-1].cumsum(dim=0) - 1) * bound
     end = torch.full_like(inner[:1], bound)
@@ -170,7 +170,7 @@ class _Bin:
         self.yc = y0 + height * share
 
     def half(self, first: Tensor) -> tuple[Tensor, ...]:
-        """Ends in xi, weights and ends in y of the half that each value is in."""
+        """Return ends in xi, weights and ends in y of the half that each value is in."""
         one = torch.ones_like(self.division)
         return (
             torch.where(first, 0.0, self.division),

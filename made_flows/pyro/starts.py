@@ -73,7 +73,7 @@ class JointDensity:
             self._args, self._kwargs, self.dtype = narrow
 
     def __call__(self, u: Tensor) -> Tensor:
-        """The density at u (D,), a scalar."""
+        """Return the density at u (D,), a scalar."""
         values: dict[str, Tensor] = {}
         total = u.new_zeros(())
         with self._arithmetic():
@@ -88,7 +88,7 @@ class JointDensity:
             return total + torch.as_tensor(trace.log_prob_sum())
 
     def value_and_gradient(self, u: Tensor) -> tuple[float, Tensor]:
-        """The density and its gradient; minus infinity and zeros where it is no number."""
+        """Return the density and its gradient; minus infinity and zeros where it is no number."""
         u = u.detach().requires_grad_()
         with torch.enable_grad():
             try:
@@ -101,7 +101,7 @@ class JointDensity:
         return float(value.detach()), gradient
 
     def hessian(self, u: Tensor) -> Tensor:
-        """Second derivatives (D, D), by one backward pass for each dimension."""
+        """Return second derivatives (D, D), by one backward pass for each dimension."""
         u = u.detach().requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self(u), u, create_graph=True)
@@ -120,7 +120,7 @@ class JointDensity:
 
 
 def _widened(value: Any) -> Any:
-    """Arguments with their float32 tensors in float64."""
+    """Return arguments with their float32 tensors in float64."""
     if isinstance(value, Tensor):
         return value.double() if value.dtype == torch.float32 else value
     if type(value) in (list, tuple):
@@ -133,7 +133,7 @@ def _widened(value: Any) -> Any:
 def find_start(
     density: JointDensity, starts: Mapping[str, Tensor], generator: torch.Generator
 ) -> tuple[str, NormalStart]:
-    """The best normal approximation found along the ways from some points to their modes.
+    """Return the best normal approximation found along the ways from some points to their modes.
 
     Pathfinder's idea: modes can be far from where the mass is (a funnel has one at its infinitely
     narrow end), but the way there passes it, and an estimate of the ELBO says where.
@@ -169,7 +169,7 @@ def find_start(
 def _along_the_way(
     density: JointDensity, point: Tensor, generator: torch.Generator
 ) -> Iterator[NormalStart]:
-    """Normal approximations on the way from a point to its mode."""
+    """Return normal approximations on the way from a point to its mode."""
     path = _ascend(density, point)
     if not path:
         return
@@ -185,7 +185,7 @@ def _along_the_way(
 
 
 def _ascend(density: JointDensity, point: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Points on the way of L-BFGS to the mode, with its estimates of the covariance."""
+    """Return points on the way of L-BFGS to the mode, with its estimates of the covariance."""
     u = point.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [u], max_iter=1, history_size=10, line_search_fn="strong_wolfe", tolerance_change=0
@@ -215,7 +215,7 @@ def _ascend(density: JointDensity, point: Tensor) -> list[tuple[Tensor, Tensor]]
 
 
 def _lbfgs_covariance(optimizer: torch.optim.LBFGS, size: int, u: Tensor) -> Tensor:
-    """The inverse Hessian that L-BFGS has found out so far (D, D)."""
+    """Return the inverse Hessian that L-BFGS has found out so far (D, D)."""
     state = optimizer.state[u]
     result: Tensor = torch.eye(size, dtype=u.dtype) * state.get("H_diag", 1.0)
     for y, s, rho in zip(
@@ -232,7 +232,7 @@ def _lbfgs_covariance(optimizer: torch.optim.LBFGS, size: int, u: Tensor) -> Ten
 
 
 def _newton(density: JointDensity, u: Tensor) -> Tensor:
-    """The mode, from a point not far from it: L-BFGS creeps where directions differ in scale."""
+    """Find the mode from a point near it: L-BFGS creeps where directions differ in scale."""
     value, gradient = density.value_and_gradient(u)
     for _ in range(15):
         step = _inverse(-density.hessian(u)) @ gradient
@@ -250,7 +250,7 @@ def _newton(density: JointDensity, u: Tensor) -> Tensor:
 
 
 def _inverse(precision: Tensor) -> Tensor:
-    """The inverse of a symmetric matrix with its eigenvalues made positive."""
+    """Return the inverse of a symmetric matrix with its eigenvalues made positive."""
     if not bool(precision.isfinite().all()):
         return torch.eye(len(precision), dtype=precision.dtype)
     # Of the matrix in units in which its diagonal is one: scales may differ by ten powers of ten.
@@ -267,7 +267,7 @@ def _inverse(precision: Tensor) -> Tensor:
 def _judge(
     density: JointDensity, location: Tensor, covariance: Tensor, generator: torch.Generator
 ) -> NormalStart:
-    """A normal approximation with an estimate of its ELBO."""
+    """Return a normal approximation with an estimate of its ELBO."""
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if int(failed) or not bool(factor.isfinite().all()):
         factor = torch.diag(covariance.diagonal().clamp(min=1e-12).sqrt())

@@ -184,7 +184,7 @@ class ClippedScale(ScaleRule):
 
 
 def _inward(a: Tensor, low: float, high: float, gradient: Tensor | None) -> Tensor | None:
-    """The gradient where it does not lead further out: descent moves against it."""
+    """Return the gradient where it does not lead further out: descent moves against it."""
     if gradient is None:  # autograd's zero
         return None
     outward = ((a > high) & (gradient < 0)) | ((a < low) & (gradient > 0))
@@ -242,7 +242,7 @@ class SplineAutoregressive(_Autoregressive):
 
 
 def _leave_out_copies(state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """State dicts of Pyro's spline transforms hold every weight a second time."""
+    """Leave out the second copy of every weight in state dicts of Pyro's splines."""
     for name in [name for name in state if name.startswith(f"{prefix}spline.nn.")]:
         del state[name]
 
@@ -276,7 +276,7 @@ class _Conditional(FastLayer, ConditionalTransformModule):
         raise NotImplementedError
 
     def _conditioned(self, context: Tensor) -> _Autoregressive:
-        """The transform under a context, which shares what is known of the network."""
+        """Return the transform under a context, which shares what is known of the network."""
         transform = self._transform(ConditionedNetwork(self.nn, context))
         fast = None if torch.compiler.is_compiling() else self.made_flows_current()
         if fast is not None:
@@ -337,7 +337,7 @@ class ConditionalAffineAutoregressive(_Conditional):
         return AffineAutoregressive(network, **self.kwargs)
 
     def condition(self, context: Tensor) -> AffineAutoregressive:
-        """The transform under a context (..., C), with the network among its parameters."""
+        """Return the transform under a context (..., C), with the network among its parameters."""
         return cast(AffineAutoregressive, self._conditioned(context))
 
 
@@ -378,5 +378,5 @@ class ConditionalSplineAutoregressive(_Conditional):
         return SplineAutoregressive(cast(int, self.input_dim), network, **self.kwargs)
 
     def condition(self, context: Tensor) -> SplineAutoregressive:
-        """The transform under a context (..., C), with the network among its parameters."""
+        """Return the transform under a context (..., C), with the network among its parameters."""
         return cast(SplineAutoregressive, self._conditioned(context))

@@ -40,7 +40,7 @@ class Encoder:
         self._objects: dict[int, int] = {}  # by identity: an object used twice is one object
 
     def encode(self, value: Any, name: str) -> Any:
-        """A value as JSON.
+        """Return a value as JSON.
 
         Args:
             value: the argument, or an object of a registered class.
@@ -78,7 +78,7 @@ class Encoder:
         return {key: self.encode(value, f"{name}.{key}") for key, value in values.items()}
 
     def tensor(self, value: Tensor) -> str:
-        """The name under which a tensor is written."""
+        """Return the name under which a tensor is written."""
         key = f"{ARGUMENTS}{len(self.tensors)}"
         self.tensors[key] = value.detach().cpu().contiguous().clone()
         return key
@@ -124,7 +124,7 @@ class Decoder:
         self._objects: list[Any] = []
 
     def decode(self, value: Any) -> Any:
-        """A value from its JSON.
+        """Return a value from its JSON.
 
         Raises:
             ValueError: for an unknown class or kind.

@@ -51,7 +51,7 @@ class Difference(NamedTuple):
 
 
 def differences(model: nn.Module, other: nn.Module) -> Iterator[Difference]:
-    """The differences between a model and another of its class.
+    """Return the differences between a model and another of its class.
 
     Modules that differ in kind are one difference, whatever is in them. Attributes that begin
     with an underscore are taken for caches, random generators for sources of noise, and neither
@@ -109,7 +109,7 @@ def _parametrized(module: nn.Module) -> set[str]:
 
 
 def _hooks(module: nn.Module) -> list[Any]:
-    """What runs before and after a module's forward; hooks of gradients are training's affair."""
+    """List what runs before and after a module's forward, hooks of gradients left out."""
     return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
 
 
@@ -123,7 +123,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _of_one_kind(a: Any, b: Any) -> bool:
-    """Whether modules are of one class, and made with the same arguments as far as is known."""
+    """Tell whether modules are of one class, and of the same arguments as far as is known."""
     if a is None and b is None:
         return True
     if not (isinstance(a, nn.Module) and isinstance(b, nn.Module)):
@@ -142,7 +142,7 @@ def _of_one_kind(a: Any, b: Any) -> bool:
 
 
 def _alike(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
-    """Whether two values are the same but for their identity."""
+    """Tell whether two values are the same but for their identity."""
     if a is b or (id(a), id(b)) in seen:  # seen before: part of itself
         return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):
@@ -169,7 +169,7 @@ def _alike(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
 
 
 def _activation(value: Any) -> tuple[str, float] | None:
-    """The activation that a name, class, module or function stands for."""
+    """Return the activation that a name, class, module or function stands for."""
     if isinstance(value, str):
         value = ACTIVATIONS.get(value)
     if isinstance(value, type):

@@ -118,7 +118,7 @@ def _expect_path(path: Any) -> Path:
 
 
 def checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
-    """A hash of all that a file says: its header as it stands there, and its tensors."""
+    """Hash all that a file says: its header as it stands there, and its tensors."""
     total = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous()
@@ -191,7 +191,7 @@ def _built(path: Path) -> nn.Module:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and the tensors of a file, checked as far as the model's class."""
+    """Return the header and the tensors of a file, checked as far as the model's class."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -32,7 +32,7 @@ _ROUNDS = 32
 
 
 def describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The text of a model, as what JSON can hold, and its tensors.
+    """Return the text of a model, as what JSON can hold, and its tensors.
 
     Raises:
         TypeError: for arguments and replaced modules that cannot be written.
@@ -82,7 +82,7 @@ def describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def rebuild(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The model of a text and tensors that :func:`describe` gave.
+    """Return the model of a text and tensors that :func:`describe` gave.
 
     Raises:
         AttributeError, ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError,
@@ -104,7 +104,7 @@ def rebuild(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Constructors draw weights: not from the caller's generator, nor on the caller's device."""
+    """Keep constructors, which draw weights, off the caller's generator and device."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False):
         yield
 
@@ -113,7 +113,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def _write(difference: Difference, encoder: Encoder) -> list[Any]:
-    """A difference as JSON: kind, path, name and value."""
+    """Return a difference as JSON: kind, path, name and value."""
     kind, path, name, value = difference
     if kind not in ("module", "attribute", "mode", "requires_grad"):
         _refuse(difference)
@@ -198,7 +198,7 @@ def _expect_values(model: nn.Module) -> None:
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a state dict, each once and on its own memory, and the other names of them."""
+    """List a state dict's tensors, each once and on its own memory, and their other names."""
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}

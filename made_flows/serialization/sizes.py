@@ -36,7 +36,7 @@ def check_sizes(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
 
 
 def _numbers(value: Any, held: int) -> int:
-    """The least number of weights and buffers that the objects in a value have."""
+    """Return the least number of weights and buffers that the objects in a value have."""
     if isinstance(value, list):
         return sum(_numbers(item, held) for item in value)
     if not isinstance(value, dict):
@@ -63,7 +63,7 @@ def _numbers(value: Any, held: int) -> int:
 
 
 def _own(kind: str, arguments: Mapping[str, Any]) -> int:
-    """The least number of an object's own weights and buffers; defaults count for nothing."""
+    """Bound an object's own weights and buffers from below; defaults count for nothing."""
     features = _count(arguments.get("features"))
     fixed = _count(arguments.get("orders")) * max(features, 1) + _count(arguments.get("masks"))
     if kind in _MADES:
@@ -74,7 +74,7 @@ def _own(kind: str, arguments: Mapping[str, Any]) -> int:
 
 
 def _made(kind: str, arguments: Mapping[str, Any]) -> int:
-    """The weights of a MADE made with these arguments, or with what they imply."""
+    """Return the weights of a MADE made with these arguments, or with what they imply."""
     features = _count(arguments.get("features"))
     outputs = inputs = features
     if kind == "MADE":
@@ -100,12 +100,12 @@ def _made(kind: str, arguments: Mapping[str, Any]) -> int:
 
 
 def _count(value: Any) -> int:
-    """A positive integer, or zero for anything else."""
+    """Return a positive integer, or zero for anything else."""
     return value if isinstance(value, int) and value > 0 else 0
 
 
 def _each(value: Any, features: int) -> int:
-    """A number for all features, or one for each, summed over the features."""
+    """Sum one number for all features, or one for each, over the features."""
     numbers = _integers(value)
     return (
         numbers[0] * features if isinstance(value, int) and numbers else sum(numbers or [features])
@@ -113,7 +113,7 @@ def _each(value: Any, features: int) -> int:
 
 
 def _integers(value: Any) -> list[int]:
-    """The positive integers in a value, as the encoder writes them."""
+    """Return the positive integers in a value, as the encoder writes them."""
     if isinstance(value, dict):
         return _integers(list(value.values()))
     if isinstance(value, list):

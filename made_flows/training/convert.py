@@ -15,20 +15,20 @@ __all__ = ["as_batch", "as_tensor", "dimensions", "is_batches"]
 
 
 def dimensions(x: Any) -> int | None:
-    """The number of dimensions of a tensor or of anything that converts to an array."""
+    """Return the number of dimensions of a tensor or of anything that converts to an array."""
     if isinstance(x, Tensor):
         return x.dim()
     return int(np.ndim(x)) if hasattr(x, "__array__") else None
 
 
 def is_batches(data: Sequence[Any]) -> bool:
-    """Whether a sequence holds batches, matrices or pairs of them, rather than rows."""
+    """Tell whether a sequence holds batches, matrices or pairs of them, rather than rows."""
     first = data[0] if len(data) else None
     return dimensions(first[0] if isinstance(first, (list, tuple)) and first else first) == 2
 
 
 def as_batch(batch: Any, name: str) -> tuple[Tensor, Tensor | None]:
-    """A batch, x or (x, context), as a pair of tensors."""
+    """Return a batch, x or (x, context), as a pair of tensors."""
     if isinstance(batch, (list, tuple)) and any(dimensions(part) is not None for part in batch):
         expect(len(batch) <= 2, name, "to be x or (x, context)", f"{len(batch)} parts")
         context = as_tensor(batch[1], f"the context of {name}") if len(batch) == 2 else None
@@ -37,7 +37,7 @@ def as_batch(batch: Any, name: str) -> tuple[Tensor, Tensor | None]:
 
 
 def as_tensor(x: Any, name: str) -> Tensor:
-    """A tensor of x, without a copy where it can be."""
+    """Return a tensor of x, without a copy where it can be."""
     if isinstance(x, Tensor):
         return x
     if isinstance(x, Sequence) and len(x) and all(isinstance(row, Tensor) for row in x):

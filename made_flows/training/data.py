@@ -110,7 +110,7 @@ class Target:
         return bool(self.missing) and x.is_floating_point()
 
     def move(self, x: Tensor) -> Tensor:
-        """The rows on the model's device, in a dtype that it takes."""
+        """Return the rows on the model's device, in a dtype that it takes."""
         return x.to(self.device, self._dtype_of(x), non_blocking=True)
 
     def _dtype_of(self, x: Tensor) -> torch.dtype:
@@ -130,13 +130,13 @@ class Rows:
         return len(self.x)
 
     def steps(self, batch_size: int) -> int:
-        """The number of batches in an epoch."""
+        """Return the number of batches in an epoch."""
         steps = -(-len(self) // batch_size)
         # Nor a batch of one row, which has no variance: of an odd number in pairs, one is of three.
         return steps if batch_size == 1 else min(steps, max(1, len(self) // 2))
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """Batches of equal size (to one row), shuffled where there is a generator."""
+        """Cut batches of equal size (to one row), shuffled where there is a generator."""
         steps = self.steps(batch_size)
         if generator is None:
             chunks: Iterable[Any] = (
@@ -152,7 +152,7 @@ class Rows:
             yield self.target.move(self.x[rows]), context
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[Rows, Rows]:
-        """Two random parts, the second of the given fraction."""
+        """Split at random in two parts, the second of the given fraction."""
         kept, held_out = split_indices(len(self), fraction, generator)
         return self._take(kept), self._take(held_out)
 
@@ -171,14 +171,14 @@ class Stream:
         self.source, self.target, self.name = source, target, name
 
     def steps(self, batch_size: int) -> int | None:
-        """The number of batches in an epoch, where the iterable says."""
+        """Return the number of batches in an epoch, where the iterable says."""
         try:
             return len(self.source)  # type: ignore[arg-type]
         except (TypeError, NotImplementedError):
             return None
 
     def read(self) -> Iterator[Batch]:
-        """One pass over the batches, where they are."""
+        """Read the batches once, where they are."""
         empty = True
         for number, batch in enumerate(self.source, 1):
             name = f"batch {number} of {self.name}"
@@ -193,12 +193,12 @@ class Stream:
             )
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """One pass over the batches, on the model's device (their sizes are the iterable's)."""
+        """Read the batches once, to the model's device (their sizes are the iterable's)."""
         for x, context in self.read():
             yield self.target.move(x), None if context is None else self.target.move(context)
 
     def collect(self) -> Rows:
-        """One pass over the batches, kept in memory."""
+        """Read the batches once and keep them in memory."""
         xs, contexts = zip(*self.read(), strict=True)
         missing = [i for i, context in enumerate(contexts, 1) if context is None]
         if missing and len(missing) < len(contexts):
@@ -210,7 +210,7 @@ class Stream:
         return Rows(torch.cat(xs), context, self.target, self.name)
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[Source, Source]:
-        """Two random parts: of a loader's dataset, else of the rows of one pass."""
+        """Split at random in two: a loader's dataset, else the rows of one pass."""
         parts = None
         if isinstance(self.source, DataLoader):
             parts = split_loader(self.source, fraction, generator)
@@ -286,7 +286,7 @@ def split(source: Source, fraction: float, generator: torch.Generator) -> tuple[
 
 
 def _holds_batches(data: Dataset[Any]) -> bool:
-    """Whether the items of a dataset are batches, which need not be of one size, not rows."""
+    """Tell whether a dataset's items are batches, of one size or not, in place of rows."""
     try:
         first = next(iter(data), None) if isinstance(data, IterableDataset) else data[0]
     except (LookupError, TypeError):  # an empty one, or one of other keys

@@ -6,7 +6,7 @@ __all__ = ["batch_size_for", "dropout_for", "learning_rate_for", "max_epochs_for
 
 
 def batch_size_for(rows: int | None) -> int:
-    """Rows per step by the number of rows to train on; None where it is not known.
+    """Choose the rows of a step by the number of rows; None where it is not known.
 
     Steps, not rows, are what a small table lacks: an epoch has about thirty of them, until a batch
     has 256 rows, from where on larger ones save time alone.
@@ -24,7 +24,7 @@ def batch_size_for(rows: int | None) -> int:
 
 
 def dropout_for(rows: int | None, features: int | None) -> float:
-    """The probability of dropping a hidden unit: 0.2 below fifty rows for each column.
+    """Return the probability of dropping a hidden unit: 0.2 below fifty rows for each column.
 
     Where rows are more, dropout slows training and ends a little worse.
 
@@ -37,12 +37,12 @@ def dropout_for(rows: int | None, features: int | None) -> float:
 
 
 def learning_rate_for(rows: int | None) -> float:
-    """The rate of Adam: three times as high where an epoch has few steps."""
+    """Return the rate of Adam: three times as high where an epoch has few steps."""
     return 3e-3 if rows is not None and rows <= 2000 else 1e-3
 
 
 def max_epochs_for(rows: int | None, batch_size: int) -> int:
-    """Passes over the rows, at most: 200, or as many as make 6000 steps, up to 1000.
+    """Choose the most passes over the rows: 200, or as many as make 6000 steps, up to 1000.
 
     Example:
         >>> [max_epochs_for(rows, 32) for rows in (100, 500, 10_000, None)]

@@ -67,7 +67,7 @@ stop_reason='max_epochs')
         return better
 
     def latest(self) -> dict[str, str]:
-        """The last epoch's numbers as short texts, for a progress bar."""
+        """Return the last epoch's numbers as short texts, for a progress bar."""
         curves = {"train": self.train, "validation": self.validation}
         return {name: f"{values[-1]:.4g}" for name, values in curves.items() if values} | (
             {"best": str(self.best_epoch)} if self.best_epoch else {}

@@ -23,7 +23,7 @@ __all__ = ["split_indices", "split_loader"]
 def split_loader(
     loader: DataLoader[Any], fraction: float, generator: torch.Generator
 ) -> tuple[DataLoader[Any], DataLoader[Any]] | None:
-    """Two loaders over random parts of the items; None for a loader that is not a plain one.
+    """Split a loader's items at random in two loaders; None for one that is not plain.
 
     Raises:
         ValueError: for a sampler that reads an item several times: it would be on both sides.
@@ -43,7 +43,7 @@ def split_loader(
 
 
 def split_indices(rows: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random places of the rows to train on, and of those held out."""
+    """Draw places of the rows to train on, and of those held out."""
     held_out = max(1, round(fraction * rows))
     expect(held_out < rows, "validation", "to leave rows to train on", f"{fraction} of {rows} rows")
     order = torch.randperm(rows, generator=generator, device="cpu")
@@ -51,7 +51,7 @@ def split_indices(rows: int, fraction: float, generator: torch.Generator) -> tup
 
 
 def _repeats(sampler: Any) -> bool:
-    """Whether a sampler may give an item several times in an epoch."""
+    """Tell whether a sampler may give an item several times in an epoch."""
     if isinstance(sampler, WeightedRandomSampler):
         return bool(sampler.replacement)
     if isinstance(sampler, RandomSampler):
@@ -60,7 +60,7 @@ def _repeats(sampler: Any) -> bool:
 
 
 def _is_plain(loader: DataLoader[Any]) -> bool:
-    """Whether a loader reads every item of a sized dataset once, so that items can be held out."""
+    """Tell whether a loader reads every item of a sized dataset once: some can be held out."""
     sampler = loader.sampler
     whole = type(sampler) is SequentialSampler or (
         type(sampler) is RandomSampler
@@ -73,7 +73,7 @@ def _is_plain(loader: DataLoader[Any]) -> bool:
 def _over_items(
     loader: DataLoader[Any], rows: Tensor, shuffle: bool, held_out: bool
 ) -> DataLoader[Any]:
-    """The same loader over some of its items."""
+    """Return the same loader over some of its items."""
     return DataLoader(
         Subset(loader.dataset, sorted(rows.tolist())),
         batch_size=loader.batch_size,

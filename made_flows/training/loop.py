@@ -231,7 +231,7 @@ def _sources(
     batch_size: int | None,
     generator: torch.Generator,
 ) -> tuple[Source, Source | None]:
-    """The rows to train on and those to validate on."""
+    """Return the rows to train on and those to validate on."""
     fraction: float | None = None
     if isinstance(validation, Real):
         fraction = real_number(validation, "validation")
@@ -304,7 +304,7 @@ class _Run:
         return history
 
     def _train(self, source: Source, losses: Losses, bar: Any) -> None:
-        """One epoch of steps."""
+        """Train for one epoch."""
         self.model.train()
         steps = source.steps(self.batch_size) or self.steps
         batches = source.batches(self.batch_size, self.generator)
@@ -331,7 +331,7 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self, source: Source) -> float:
-        """The mean NLL over a source, in evaluation mode."""
+        """Return the mean NLL over a source, in evaluation mode."""
         self.model.eval()
         total, rows = 0.0, 0
         for batch in source.batches(max(self.batch_size, 1024)):
@@ -342,7 +342,7 @@ class _Run:
 
 
 def negative_log_likelihood(model: nn.Module, batch: Batch) -> Tensor:
-    """The negative log-likelihood of every row of a batch."""
+    """Return the negative log-likelihood of every row of a batch."""
     x, context = batch
     distribution = model() if context is None else model(context)
     score: Any = getattr(distribution, "log_prob", None)

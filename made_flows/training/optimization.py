@@ -66,7 +66,7 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The averages in the place of the weights, for a while."""
+        """Put the averages in the place of the weights, for a while."""
         self._exchange()
         try:
             yield
@@ -150,7 +150,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
 def make_optimizer(
     optimizer: Optimizer | None, model: nn.Module, learning_rate: float, weight_decay: float
 ) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
-    """The optimizer to train a model with, and the parameters that it changes."""
+    """Return the optimizer to train a model with, and the parameters that it changes."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     expect(bool(parameters), "model", "to have parameters that require gradients", "none")
     if optimizer is None:

@@ -23,7 +23,7 @@ _FAR = 20.0
 
 
 def units_of(model: nn.Module) -> list[Units]:
-    """The units in which a model, or every part of a mixture, takes its data; often none."""
+    """Return the units in which a model, or every part of a mixture, takes its data; often none."""
     standardizable: Any = getattr(model, "standardizable", None)
     return list(standardizable()) if callable(standardizable) else []
 
@@ -72,7 +72,7 @@ def _warn_of_outliers(u: Tensor, name: str) -> None:
 
 
 def robust_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Mean and standard deviation of every column of rows (N, D), whatever a few of them hold.
+    r"""Estimate mean and deviation of every column of rows (N, D), whatever a few hold.
 
     Values further from the median than twenty times the spread (that of a normal distribution
     with the same distance between its 5th and 95th percentile) count as if they were there.
@@ -102,7 +102,7 @@ def robust_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantiles(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The 5th, 50th and 95th percentile of every column, wider apart where those are equal."""
+    """Find every column's 5th, 50th and 95th percentile, wider apart where those are equal."""
     middle = rows.nanmedian(dim=0).values.nan_to_num()
     ordered = rows.sort(dim=0).values  # NaN last
     count = (~rows.isnan()).sum(dim=0)
@@ -118,7 +118,7 @@ def _quantiles(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sample(train: Source) -> tuple[Tensor, Tensor | None]:
-    """Rows in memory, or about as many of a stream's as can be kept, from all of one pass."""
+    """Take rows in memory, or as many of a stream's as can be kept, from all of one pass."""
     if isinstance(train, Rows):
         return train.x, train.context
     xs: list[Tensor] = []

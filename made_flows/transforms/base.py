@@ -50,14 +50,14 @@ class Transform(nn.Module, ABC):
 
     @abstractmethod
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Noise z (..., D) from data x (..., D), and log |det dz/dx| (...)."""
+        """Map data x (..., D) to noise z (..., D), and return log |det dz/dx| (...)."""
 
     @abstractmethod
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Data x (..., D) from noise z (..., D), and log |det dx/dz| (...)."""
+        """Map noise z (..., D) to data x (..., D), and return log |det dx/dz| (...)."""
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Data from noise alone, for transforms whose log-determinant is extra work."""
+        """Map noise to data alone, for transforms whose log-determinant is extra work."""
         return self.to_data(z, context)[0]
 
     @property

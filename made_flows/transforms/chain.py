@@ -61,12 +61,12 @@ class Chain:
         return next((part for part in parts if part), "")
 
     def modules(self) -> Iterator[nn.Module]:
-        """The transforms, and the modules inside them."""
+        """Return the transforms, and the modules inside them."""
         for transform in self.transforms:
             yield from transform.modules()
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Noise z (..., D) from data x (..., D), and log |det dz/dx| (...)."""
+        """Map data x (..., D) to noise z (..., D), and return log |det dz/dx| (...)."""
         total = x.new_zeros(x.shape[:-1], dtype=None if x.is_floating_point() else torch.float32)
         for transform in self.transforms:
             x, log_det = transform.to_noise(x, context if transform.context else None)
@@ -74,7 +74,7 @@ class Chain:
         return x, total
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Data x (..., D) from noise z (..., D), and log |det dx/dz| (...)."""
+        """Map noise z (..., D) to data x (..., D), and return log |det dx/dz| (...)."""
         total = z.new_zeros(z.shape[:-1])
         for transform in reversed(self.transforms):
             z, log_det = transform.to_data(z, context if transform.context else None)
@@ -82,7 +82,7 @@ class Chain:
         return z, total
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Data from noise alone, without the work for log-determinants."""
+        """Map noise to data, without the work for log-determinants."""
         for transform in reversed(self.transforms):
             z = transform.generate(z, context if transform.context else None)
         return z

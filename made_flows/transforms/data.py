@@ -59,7 +59,7 @@ class Standardize(Transform):
 
     @classmethod
     def fit(cls, x: Any) -> Standardize:
-        """The transform that gives the columns of x (N, D) mean 0 and standard deviation 1."""
+        """Fit the transform that gives the columns of x (N, D) mean 0 and deviation 1."""
         rows = _rows(x)
         expect(len(rows) > 1, "x", "to have at least two rows", len(rows))
         std, mean = torch.std_mean(rows, dim=0)
@@ -127,7 +127,7 @@ class Logit(Transform):
 
     @classmethod
     def fit(cls, x: Any, widen: float = 0.1, margin: float = 1e-6) -> Logit:
-        """The transform whose intervals are the ranges of the columns of x (N, D).
+        """Return the transform whose intervals are the ranges of the columns of x (N, D).
 
         Args:
             x: the data.
@@ -158,7 +158,7 @@ class Logit(Transform):
         return low, high, high - low
 
     def _shares(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The shares p and 1 - p of the interval on both sides of a value, and its length.
+        """Return the shares p and 1 - p of the interval on both sides of a value, and its length.
 
         Both from their own end, as 1 - p would lose the small ones.
         """
@@ -225,7 +225,7 @@ class Log(Transform):
 
     @classmethod
     def fit(cls, x: Any) -> Log:
-        """The transform of the columns of x (N, D) that hold positive values only."""
+        """Return the transform of the columns of x (N, D) that hold positive values only."""
         rows = _rows(x)
         return cls(rows.shape[1], (rows > 0).all(dim=0).nonzero().squeeze(1).tolist())
 
@@ -288,7 +288,7 @@ class Dequantize(Transform):
 
     @classmethod
     def fit(cls, x: Any) -> Dequantize:
-        """The transform of the columns of x (N, D) that hold integers only."""
+        """Return the transform of the columns of x (N, D) that hold integers only."""
         rows = _rows(x)
         whole = (rows == rows.floor()).all(dim=0)
         return cls(rows.shape[1], whole.nonzero().squeeze(1).tolist())
@@ -311,7 +311,7 @@ class Dequantize(Transform):
 
 
 def _rows(x: Any) -> Tensor:
-    """Data as finite rows (N, D) in double precision."""
+    """Convert data to finite rows (N, D) in double precision."""
     rows = as_numbers(x, "x").double()
     expect(rows.dim() == 2 and rows.numel() > 0, "x", "of shape (N, D)", tuple(rows.shape))
     check_finite(rows, "x")
@@ -319,7 +319,7 @@ def _rows(x: Any) -> Tensor:
 
 
 def _columns(value: Any, argument: str) -> Tensor:
-    """One number per column, as a tensor of floats."""
+    """Convert one number per column to a tensor of floats."""
     tensor = as_numbers(value, argument).clone()
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
@@ -328,7 +328,7 @@ def _columns(value: Any, argument: str) -> Tensor:
 
 
 def _chosen(features: int, columns: Any) -> Tensor:
-    """Which columns are meant, (D,): all of them for None."""
+    """Return which columns are meant, (D,): all of them for None."""
     if columns is None:
         return torch.ones(features, dtype=torch.bool)
     chosen = torch.zeros(features, dtype=torch.bool)

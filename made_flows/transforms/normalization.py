@@ -82,7 +82,7 @@ class BatchNorm(Transform):
         return x, log_scale.sum().expand(z.shape[:-1])
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of a batch, noted in the running averages."""
+        """Compute mean and variance of a batch, and note them in the running averages."""
         rows = x.reshape(-1, self.features)
         count = len(rows)
         expect(

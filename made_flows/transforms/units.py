@@ -108,25 +108,25 @@ class Units(Transform):
         return self.restore(z), self.log_scale().sum().expand(z.shape[:-1])
 
     def standardize(self, x: Tensor) -> Tensor:
-        """Data (..., D) in the units of the network, in its dtype."""
+        """Convert data (..., D) to the units of the network, in its dtype."""
         return self._reduced(x, self.location, self.scale)
 
     def standardize_context(self, context: Tensor | None) -> Tensor | None:
-        """Contexts (..., C) in the units of the network, in its dtype."""
+        """Convert contexts (..., C) to the units of the network, in its dtype."""
         if context is None or self.context_location is None:
             return context
         check_event(context, "context", self.context_features)
         return self._reduced(context, self.context_location, self.context_scale)
 
     def restore(self, u: Tensor) -> Tensor:
-        """Data (..., D) from values in the units of the network."""
+        """Convert values in the units of the network back to data (..., D)."""
         if self.location is None or self.scale is None:
             return u
         location, scale = self.location.to(u.device), self.scale.to(u.device)
         return torch.addcmul(location, u.to(location.dtype), scale).to(u.dtype)
 
     def log_scale(self) -> Tensor:
-        """The logarithms of the scales (D,), in the dtype of the network; zeros for none."""
+        """Return the logarithms of the scales (D,), in the dtype of the network; zeros for none."""
         if self.scale is None:
             return self.like.expand(self.features)
         return self.scale.log().to(self.like)
@@ -161,7 +161,7 @@ class Units(Transform):
 
 
 def _exact(value: Tensor, device: torch.device, moved: Tensor | None = None) -> Tensor:
-    """A tensor of constants on a device in double precision, where the device has it."""
+    """Return a tensor of constants on a device in double precision, where the device has it."""
     if device.type == "mps":
         return value.to(device, torch.float32)
     if moved is not None and moved.dtype == torch.float64:

@@ -57,7 +57,7 @@ _FREE |= {"initial_parameters", "support", "__annotations__", "__qualname__"}
 
 @lru_cache(maxsize=256)
 def inherits_kernel(kind: type[nn.Module]) -> bool:
-    """Whether the kernel of a head or bijection stands for all that the class does.
+    """Tell whether the kernel of a head or bijection stands for all that the class does.
 
     A subclass that overrides a part of the map, but not ``kernel``, would otherwise be sampled
     by another map than the one it scores by.
@@ -116,7 +116,7 @@ class SplineForm(NamedTuple):
     min_place: float = 0.0
 
     def kernel(self) -> StepKernel | None:
-        """The step of this spline; None for one that raises outside its interval."""
+        """Return the step of this spline; None for one that raises outside its interval."""
         if not self.tails:
             return None
         return StepKernel("rational_spline", constants=tuple(float(number) for number in self))

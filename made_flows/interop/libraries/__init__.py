@@ -23,7 +23,7 @@ LIBRARIES = tuple(sorted(file.name for file in iter_modules(__path__) if file.na
 
 
 def library_of(layer: Any) -> str | None:
-    """The library whose class an object's class is or extends; None for this library's own."""
+    """Find the library whose class an object's class extends; None for this library's own."""
     for kind in type(layer).__mro__:
         library, _, rest = kind.__module__.partition(".")
         if library in LIBRARIES:
@@ -34,7 +34,7 @@ def library_of(layer: Any) -> str | None:
 
 
 def find(layer: Any) -> type | None:
-    """The class to mix into an object of a library to make it fast, None if nothing is slow in it.
+    """Find the class that makes an object of a library fast, None if nothing is slow in it.
 
     A :class:`~made_flows.interop.fast_layer.FastLayer` still has to read the layer.
 

@@ -35,7 +35,7 @@ class MadeVersion:
 
 
 def made_conditioner(net: Any, version: MadeVersion, parameters: int) -> ForeignConditioner:
-    """A MADE of nflows or normflows as a conditioner.
+    """Return a MADE of nflows or normflows as a conditioner.
 
     Args:
         net: the network.
@@ -87,7 +87,7 @@ def made_conditioner(net: Any, version: MadeVersion, parameters: int) -> Foreign
 def _add_residual(
     layers: list[HostLayer], block: Any, activation: nn.Module, version: MadeVersion
 ) -> None:
-    """A residual block: what it reads is the activation of the stream, which is the last layer."""
+    """Add a residual block: it reads the activation of the stream, which is the last layer."""
     stream = len(layers) - 1
     norms = list(block.batch_norm_layers) if block.use_batch_norm else [None, None]
     context = getattr(block, "context_layer", None)
@@ -132,7 +132,7 @@ class FastInverse(FastLayer):
     _elementwise_inverse: Any
 
     def inverse(self, inputs: Any, context: Any = None) -> tuple[Tensor, Tensor]:
-        """Where the transform maps to the inputs, and log |det| of the inverse's Jacobian."""
+        """Find what the transform maps to the inputs, and log |det| of the inverse's Jacobian."""
         # Of two features the loop's two passes are as much work as a sweep and the pass after it.
         fast = None if inputs.shape[-1] <= 2 else self._ready(inputs, context)
         if fast is None:
@@ -143,7 +143,7 @@ class FastInverse(FastLayer):
         return outputs, self._elementwise_inverse(inputs, parameters)[1]
 
     def made_flows_generate(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Where the transform maps to the inputs, without the pass for a log-determinant."""
+        """Find what the transform maps to the inputs, without a log-determinant."""
         fast = self._ready(inputs, context)
         return self.inverse(inputs, context)[0] if fast is None else fast.solve(inputs, context)
 

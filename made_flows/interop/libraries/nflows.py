@@ -29,7 +29,7 @@ _NDE = mades.MadeVersion(nde)
 
 
 def find(module: Any) -> type | None:
-    """The class to mix into an nflows module to make it fast; None if nothing is slow in it.
+    """Find the class that makes an nflows module fast; None if nothing is slow in it.
 
     Raises:
         NotUnderstoodError: for a layer with a slow direction that cannot be made fast.
@@ -73,7 +73,7 @@ class FastFlow:
 
 
 def generate(transform: Any, inputs: Tensor, context: Any = None) -> Tensor:
-    """Where a transform of nflows maps to the inputs; log-determinants only where they come along.
+    """Invert a transform of nflows; log-determinants only where they come along.
 
     Args:
         transform: any transform of nflows' interface. One that has a method
@@ -93,7 +93,7 @@ def generate(transform: Any, inputs: Tensor, context: Any = None) -> Tensor:
 
 
 def conditioner_of(net: Any, parameters: int) -> ForeignConditioner:
-    """A MADE of nflows, of either of its two versions, as a conditioner.
+    """Return a MADE of nflows, of either of its two versions, as a conditioner.
 
     Raises:
         NotUnderstoodError: for another network, or one that computes something else.
@@ -111,7 +111,7 @@ def conditioner_of(net: Any, parameters: int) -> ForeignConditioner:
 
 
 def _read(layer: Any) -> Fast:
-    """How a transform works."""
+    """Return how a transform works."""
     for kind, (methods, bijection) in _KINDS.items():
         if isinstance(layer, kind):
             mades.expect_known(layer, host.AutoregressiveTransform, kind, methods)

@@ -25,7 +25,7 @@ _VERSION = mades.MadeVersion(made, gates=True)
 
 
 def find(module: Any) -> type | None:
-    """The class to mix into a normflows module to make it fast; None if nothing is slow in it."""
+    """Find the class that makes a normflows module fast; None if nothing is slow in it."""
     return FastInverse if isinstance(module, Autoregressive) else None
 
 
@@ -37,7 +37,7 @@ class FastInverse(mades.FastInverse):
 
 
 def _read(layer: Any) -> Fast:
-    """How a layer works."""
+    """Return how a layer works."""
     bijection: Bijection
     if isinstance(layer, MaskedAffineAutoregressive):
         methods = ("_unconstrained_scale_and_shift",)

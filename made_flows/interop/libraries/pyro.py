@@ -34,7 +34,7 @@ _WITHOUT_INVERSE = (
 
 
 def find(module: Any) -> type | None:
-    """The class to mix into a Pyro transform to make it fast; None if nothing is slow in it.
+    """Find the class that makes a Pyro transform fast; None if nothing is slow in it.
 
     Raises:
         NotUnderstoodError: for a layer with a slow direction that cannot be made fast.
@@ -110,7 +110,7 @@ class FastSpline(FastLayer):
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Logarithm of |det| of the Jacobian at x."""
+        """Return the logarithm of |det| of the Jacobian at x."""
         x_old, y_old = self._cached_x_y
         if x is x_old and y is y_old and self._cache_log_detJ is None:
             at_solution = self.spline.condition(x)
@@ -135,7 +135,7 @@ class FastConditional(FastLayer):
     kwargs: dict[str, Any]
 
     def condition(self, context: Tensor) -> Any:
-        """The transform under a context (..., C)."""
+        """Return the transform under a context (..., C)."""
         transform = super().condition(context)  # type: ignore[misc]
         fast = self.made_flows_current()
         if fast is not None:
@@ -152,7 +152,7 @@ class FastConditional(FastLayer):
 
 
 def _solve(layer: FastLayer, arn: Any, y: Tensor) -> Tensor | None:
-    """Where a transform maps to y, None where its own inverse has to say so."""
+    """Find what a transform maps to y, None where its own inverse has to say so."""
     context = arn.keywords["context"] if isinstance(arn, partial) else None
     fast = layer.made_flows_ready(y, context)
     if fast is None or (context is not None and not _covers(context, y)):
@@ -161,12 +161,12 @@ def _solve(layer: FastLayer, arn: Any, y: Tensor) -> Tensor | None:
 
 
 def _network_settings(arn: Any) -> tuple[Any, ...]:
-    """A network, and the activation that may be a function: a watch over modules misses it."""
+    """Return a network and its activation: a function that a watch over modules misses."""
     return arn, getattr(arn.func if isinstance(arn, partial) else arn, "f", None)
 
 
 def _covers(context: Tensor, y: Tensor) -> bool:
-    """Whether a context can be expanded to the rows of y, as Pyro does it."""
+    """Tell whether a context can be expanded to the rows of y, as Pyro does it."""
     try:
         shape = torch.broadcast_shapes(context.shape[:-1], y.shape[:-1])
     except RuntimeError:
@@ -178,7 +178,7 @@ def _covers(context: Tensor, y: Tensor) -> bool:
 
 
 def conditioner_of(net: Any, sizes: list[int]) -> ForeignConditioner | MADE:
-    """A network with Pyro's interface as a conditioner.
+    """Return a network with Pyro's interface as a conditioner.
 
     Args:
         net: a network of Pyro, of the plug-in, or a MADE with Pyro's interface.
@@ -228,7 +228,7 @@ def conditioner_of(net: Any, sizes: list[int]) -> ForeignConditioner | MADE:
 
 
 def parameters_of(net: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-    """Parameters (..., D, K) of a network at x (..., D), whatever tuple of tensors it returns."""
+    """Compute parameters (..., D, K) at x (..., D), whatever tuple a network returns."""
     outputs = net(x) if context is None else net(x, context=context)
     parts = outputs if isinstance(outputs, tuple) else (outputs,)
     if all(part.dim() == x.dim() for part in parts):
@@ -264,7 +264,7 @@ def _read_affine(layer: Any) -> Fast:
 
 
 def _fast(arn: Any, sizes: list[int], bijection: Bijection) -> Fast:
-    """The fast inverse over a network, perhaps a ``functools.partial`` of one with a context."""
+    """Make the fast inverse of a network, perhaps a ``functools.partial`` with a context."""
     net = arn
     if isinstance(arn, partial):
         if arn.args or set(arn.keywords) != {"context"}:
@@ -302,12 +302,12 @@ def _read_spline(layer: Any) -> Fast:
 
 
 def _sizes(bins: int, order: str) -> list[int]:
-    """Numbers of widths, heights, derivatives and, for a linear spline, lambdas."""
+    """Return numbers of widths, heights, derivatives and, for a linear spline, lambdas."""
     return [bins, bins, bins - 1, bins] if order == "linear" else [bins, bins, bins - 1]
 
 
 def _spline(count_bins: int = 8, bound: float = 3.0, order: str = "linear") -> Bijection:
-    """Pyro's own spline of values (..., features) with parameters (..., features, K)."""
+    """Map values (..., features) by Pyro's own spline with parameters (..., features, K)."""
     sizes = _sizes(count_bins, order)
 
     def apply(values: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:

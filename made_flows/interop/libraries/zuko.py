@@ -38,7 +38,7 @@ _SPLINE_SETTINGS = {"bound", "slope"}
 
 
 def find(module: Any) -> type | None:
-    """The class to mix into a zuko transform to make it fast; None if nothing is slow in it."""
+    """Find the class that makes a zuko transform fast; None if nothing is slow in it."""
     known = isinstance(module, autoregressive.MaskedAutoregressiveTransform)
     return FastTransform if known else None
 
@@ -52,7 +52,7 @@ class FastTransform(FastLayer):
     passes: int
 
     def forward(self, c: Tensor | None = None) -> Any:
-        """The transform under a context (..., C)."""
+        """Return the transform under a context (..., C)."""
         given = super().forward(c)  # type: ignore[misc]
         return FastInverse(given.meta, given.passes, self, c)
 
@@ -104,7 +104,7 @@ def _read(layer: Any) -> Fast:
 
 
 def _bijection(layer: Any) -> tuple[Bijection, bool]:
-    """The elementwise map, and whether its inverse has derivatives of its own."""
+    """Return the elementwise map, and whether its inverse has derivatives of its own."""
     univariate, shapes = layer.univariate, layer.shapes
     settled = isinstance(univariate, partial) and not univariate.args
     function = univariate.func if settled else univariate
@@ -127,7 +127,7 @@ def _bijection(layer: Any) -> tuple[Bijection, bool]:
 
 
 def _compiled(univariate: Any, shapes: Any) -> SplineForm | None:
-    """Zuko's rational-quadratic spline for the compiled inverse."""
+    """Describe zuko's rational-quadratic spline to the compiled inverse."""
     bins = prod(shapes[0])
     settings = univariate.keywords if isinstance(univariate, partial) else {}
     if [prod(s) for s in shapes] != [bins, bins, bins - 1] or not set(settings) <= _SPLINE_SETTINGS:
@@ -171,7 +171,7 @@ def _conditioner(layer: Any) -> ForeignConditioner:
 
 
 def _append(layers: list[HostLayer], module: nn.Module) -> None:
-    """One part of the network: a layer, a residual block, or the activation of a layer."""
+    """Append a part of the network: a layer, a residual block, or a layer's activation."""
     if isinstance(module, networks.MaskedLinear):
         expect_own(module, networks.MaskedLinear)
         layers.append(HostLayer(module))

@@ -55,7 +55,7 @@ _LOCAL = threading.local()
 
 
 def _forget_pool() -> None:
-    """Threads do not survive a fork: the child makes its own when it needs them."""
+    """Forget the threads, which do not survive a fork: the child makes its own."""
     global _POOL, _POOL_LOCK
     _POOL, _POOL_LOCK = None, threading.Lock()
 
@@ -74,7 +74,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _workspace(size: int, dtype: torch.dtype) -> NDArray[Any]:
-    """This thread's workspace: aligned to cache lines, kept from call to call, never shrunk."""
+    """Return this thread's workspace: aligned to cache lines, kept, never shrunk."""
     spaces: dict[torch.dtype, NDArray[Any]] = _LOCAL.__dict__.setdefault("spaces", {})
     space = spaces.get(dtype)
     if space is None or len(space) < size:
@@ -117,7 +117,7 @@ _READY: TensorCache[Ready] = TensorCache()
 
 
 def ready_for(network: NetworkSpec) -> Ready | None:
-    """The network packed, None where the compiled sweeps do not know its activations or dtype."""
+    """Pack a network, None where the compiled sweeps do not know its activations or dtype."""
     structure, tensors = network.structure, network.tensors
     if tensors[1].dtype not in _DTYPES or not _knows_activations(structure):
         return None
@@ -139,7 +139,7 @@ def _knows_activations(structure: Structure) -> bool:
 
 
 def kernel_of(step: Step) -> StepKernel | None:
-    """What the compiled sweep should do for a step, None if it does not know how."""
+    """Return what the compiled sweep should do for a step, None if it does not know how."""
     kernel = step.kernel()
     if kernel is None or not kernel.follows_rule or not has_step(kernel.kind):
         return None
@@ -147,7 +147,7 @@ def kernel_of(step: Step) -> StepKernel | None:
 
 
 def _call_of(kernel: StepKernel, parts: int, dtype: torch.dtype) -> StepCall:
-    """How the sweep calls a step."""
+    """Return how the sweep calls a step."""
     # By the rule's values: the constants of a rule may be changed.
     return _call(kernel.kind, kernel.numbers, parts, kernel.one_hot, dtype == torch.float32)
 
@@ -160,7 +160,7 @@ def _call(
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in one piece; without the calls that a plain tensor does not need."""
+    """Return a tensor in one piece; without the calls that a plain tensor does not need."""
     if tensor.requires_grad:
         tensor = tensor.detach()
     if tensor.dtype != dtype:
@@ -169,14 +169,14 @@ def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _units(ready: Ready, network: NetworkSpec, table: NDArray[np.int64]) -> Units:
-    """What units are made of, with the context's contributions to this call."""
+    """Return what units are made of, with the context's contributions to this call."""
     packed, streams = ready.weights, ready.layout.streams
     context, rows = _context(ready.symbolic, network, packed.weights.dtype)
     return Units(table, streams, packed.constants, packed.vectors, context, rows)
 
 
 def _context(symbolic: Symbolic, network: NetworkSpec, dtype: Any) -> tuple[NDArray[Any], int]:
-    """The context's contributions, unit by unit, and how many rows there are of them."""
+    """Return the context's contributions, unit by unit, and how many rows there are of them."""
     if not network.bases:
         return np.zeros(0, dtype), 1
     _, layers, _ = symbolic.structure.unpack(network.tensors, network.bases)
@@ -192,7 +192,7 @@ def _context(symbolic: Symbolic, network: NetworkSpec, dtype: Any) -> tuple[NDAr
 
 
 def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
-    """The values, as :func:`made_flows.inverse.eager.solve` gives them, in the network's dtype."""
+    """Solve as :func:`made_flows.inverse.eager.solve` does, in the network's dtype."""
     network, _, noise, known, prefix = problem
     rows, dimension, parts = noise.shape
     dtype = network.tensors[1].dtype
@@ -217,7 +217,7 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
 
 
 def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
-    """The solution of the transposed system, as ``made_flows.inverse.eager.adjoint`` gives it."""
+    """Solve the transposed system as ``made_flows.inverse.eager.adjoint`` does."""
     network, gradient, slopes, x = problem
     rows, dimension = gradient.shape
     dtype = network.tensors[1].dtype

@@ -28,7 +28,7 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 @lru_cache(maxsize=1)
 def _sources() -> str:
-    """A digest of everything that kernels are made of: Numba itself looks at one file only."""
+    """Hash all that kernels are made of: Numba itself looks at one file only."""
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -121,7 +121,7 @@ _STEPS: list[Any] = []
 
 @lru_cache(maxsize=256)
 def step_address(function: Callable[..., None], single: bool) -> int:
-    """The address of a compiled step, in single or double precision."""
+    """Return the address of a compiled step, in single or double precision."""
     number = types.float32 if single else types.float64
     signature = types.void(
         types.CPointer(number), types.CPointer(types.float64), *[types.int64] * 6

@@ -37,7 +37,7 @@ _F64_SHIFT = 6755399441055744.0  # 1.5 * 2^52
 
 
 def _halves(x: Any) -> Any:
-    """exp(x) as (p, s, t): exp(x) = (1 + p) * s * t, with s and t powers of two."""
+    """Split exp(x) into (p, s, t): exp(x) = (1 + p) * s * t, with s and t powers of two."""
     raise NotImplementedError
 
 
@@ -93,14 +93,14 @@ def _(x: Any) -> Any:
 
 @njit(error_model="numpy")
 def exp(x: Any) -> Any:
-    """The exponential."""
+    """Compute the exponential."""
     p, s, t = _halves(x)
     return (s + s * p) * t
 
 
 @njit(error_model="numpy")
 def expm1(x: Any) -> Any:
-    """exp(x) - 1 without cancellation near zero, for x below 80."""
+    """Compute exp(x) - 1 without cancellation near zero, for x below 80."""
     p, s, t = _halves(x)
     power = s * t
     return p * power + (power - like(x, 1.0))
@@ -108,7 +108,7 @@ def expm1(x: Any) -> Any:
 
 @njit(error_model="numpy")
 def tanh(x: Any) -> Any:
-    """The hyperbolic tangent."""
+    """Compute the hyperbolic tangent."""
     size = abs(x)
     limit = like(x, 20.0)  # beyond it, one to rounding in either precision
     size = limit if size > limit else size
@@ -119,14 +119,14 @@ def tanh(x: Any) -> Any:
 
 @njit(error_model="numpy")
 def sigmoid(x: Any) -> Any:
-    """1 / (1 + exp(-x))."""
+    """Compute 1 / (1 + exp(-x))."""
     one = like(x, 1.0)
     return one / (one + exp(-x))
 
 
 @njit(error_model="numpy")
 def log1p(t: Any) -> Any:
-    """log(1 + t) for t from 0 to 1: 2 artanh(t / (2 + t)) by its series."""
+    """Compute log(1 + t) for t from 0 to 1: 2 artanh(t / (2 + t)) by its series."""
     s = t / (like(t, 2.0) + t)
     square = s * s
     total = like(t, 1 / 37)
@@ -153,7 +153,7 @@ def log1p(t: Any) -> Any:
 
 @njit(error_model="numpy")
 def softplus(x: Any) -> Any:
-    """log(1 + exp(x))."""
+    """Compute log(1 + exp(x))."""
     zero = like(x, 0.0)
     return (x if x > zero else zero) + log1p(exp(-abs(x)))
 

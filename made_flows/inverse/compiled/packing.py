@@ -99,7 +99,7 @@ class Weights:
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
-    """The array of a tensor that nobody else has: sharing memory pins a storage to its size."""
+    """View a tensor that nobody else has as an array: sharing pins a storage to its size."""
     array: NDArray[Any] = tensor.detach().numpy()
     return array
 
@@ -195,7 +195,7 @@ def layout_of(symbolic: Symbolic) -> Layout:
 
 
 def _read(symbolic: Symbolic, layer: int, stop: int) -> int:
-    """How many inputs of a layer its units of degree (outputs: rank) below ``stop`` read."""
+    """Return how many inputs of a layer its units of degree (outputs: rank) below ``stop`` read."""
     if layer:
         return int(symbolic.layers[layer - 1].starts[stop])
     return int(symbolic.column_starts[stop - 1])
@@ -222,7 +222,7 @@ def _place(symbolic: Symbolic, table: Integers, targets: set[int], first: int) -
 
 
 def _place_vectors(symbolic: Symbolic, table: Integers) -> None:
-    """Where each layer's bias, and its norm's scale and shift, stand in the vectors."""
+    """Return where each layer's bias, and its norm's scale and shift, stand in the vectors."""
     place = 0
     for index, letters in enumerate(symbolic.structure.flags):
         units = len(symbolic.layers[index].units)
@@ -234,7 +234,7 @@ def _place_vectors(symbolic: Symbolic, table: Integers) -> None:
 
 
 def _place_contexts(symbolic: Symbolic, table: Integers) -> None:
-    """Where the context's contributions stand, in units, in the order of the network's bases."""
+    """Place the context's contributions, in units, in the order of the network's bases."""
     row = 0
     for index, letters in enumerate(symbolic.structure.flags):
         for letter, column in (("c", BASE), ("g", GATE)):

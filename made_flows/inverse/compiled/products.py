@@ -30,7 +30,7 @@ _HALF_2, _HALF_4 = min(8, ACCUMULATORS // 2), min(4, ACCUMULATORS // 4)
 def add_product(
     c: Any, c0: int, a: Any, a0: int, w: Any, w0: int, stride: int, lanes: int, count: int, n: int
 ) -> None:
-    """For n units: c[c0 + u * lanes + j] += sum over k < count of w[k, u] * a[k, j]."""
+    """Add, for n units, to c[c0 + u * lanes + j] the sum over k < count of w[k, u] * a[k, j]."""
     keep_apart()
     if count <= 0 or n <= 0:
         return

@@ -31,7 +31,7 @@ __all__ = [
 
 
 def _host() -> tuple[int, int]:
-    """Bytes in a vector register of this machine, and sums that fit in its registers.
+    """Return bytes in a vector register of this machine, and sums that fit in its registers.
 
     Of 32 registers (16 with AVX2 and SSE) some are needed for the inputs and the broadcast weight:
     24 (12) may hold sums.
@@ -50,7 +50,7 @@ VECTOR_BYTES, ACCUMULATORS = _host()
 
 
 def block_product(units: int, vectors: int) -> Any:
-    """An intrinsic that adds, for a block of units, the products of their weights and inputs.
+    """Make an intrinsic that adds, for a block of units, products of weights and inputs.
 
     The intrinsic's arguments are c, c0, a, a0, w, w0, stride, lanes, count: for unit u, lane j
     (of ``vectors`` vectors), c[c0 + u * lanes + j] grows by the sum over k < count of
@@ -196,7 +196,7 @@ def fill_rows(
 
 @intrinsic
 def keep_apart(typingctx: Any) -> Any:
-    """Called in a function, keeps LLVM from copying that function into its callers.
+    """Keep LLVM from copying the function that calls this into its own callers.
 
     The sweeps call the same long functions from many places; copies of them take longer to
     compile and run no faster.
@@ -211,7 +211,7 @@ def keep_apart(typingctx: Any) -> Any:
 
 @intrinsic
 def split_power(typingctx: Any, shifted: Any) -> Any:
-    """Two powers of two whose product is 2^n, for shifted = n + 1.5 * 2^(bits of the mantissa).
+    """Split 2^n into two powers of two, for shifted = n + 1.5 * 2^(bits of the mantissa).
 
     Two, since n may lie a little outside the exponents that one number can have.
     """
@@ -238,7 +238,7 @@ def split_power(typingctx: Any, shifted: Any) -> Any:
 
 @intrinsic
 def like(typingctx: Any, value: Any, number: Any) -> Any:
-    """A number in the type of a value, so that one function serves both precisions."""
+    """Return a number in the type of a value, so that one function serves both precisions."""
 
     def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
         return context.cast(builder, arguments[1], sig.args[1], sig.args[0])
@@ -248,7 +248,7 @@ def like(typingctx: Any, value: Any, number: Any) -> Any:
 
 @intrinsic
 def pointer_to(typingctx: Any, address: Any, work: Any) -> Any:
-    """An address as a pointer to numbers of the type that an array has.
+    """Return an address as a pointer to numbers of the type that an array has.
 
     A tensor crosses into the kernels by its address: NumPy's view of it would take longer to
     make, and would pin its storage to its size for good.

@@ -21,7 +21,7 @@ _CALL = CFUNCTYPE(None, c_void_p, c_void_p, *[c_int64] * 6)
 
 
 def invert(spline: SplineForm, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Values x with f(x) = y, and log dx/dy; None where the compiled function cannot say.
+    """Find x with f(x) = y, and log dx/dy; None where the compiled function cannot say.
 
     Args:
         spline: the spline f.
@@ -43,7 +43,7 @@ def invert(spline: SplineForm, y: Tensor, parameters: Tensor) -> tuple[Tensor, T
 
 
 def _step(spline: SplineForm, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """Values, and the scratch space of their steps, both in double precision."""
+    """Return values, and the scratch space of their steps, both in double precision."""
     from made_flows.inverse.compiled.compilation import step_address
     from made_flows.inverse.compiled.steps import SCRATCH, find_step
 
@@ -62,7 +62,7 @@ def _step(spline: SplineForm, y: Tensor, parameters: Tensor) -> tuple[Tensor, Te
 
 
 def _log_slope(spline: SplineForm, place: Tensor, scratch: Tensor) -> Tensor:
-    """The logarithm of dy/dx, from what the kernel leaves of the value's bin."""
+    """Return the logarithm of dy/dx, from what the kernel leaves of the value's bin."""
     _, _, bottom, width, height, start, end, inner, xi = scratch[:9]
     slope, rest = height / width, 1 - xi
     if not spline.linear:

@@ -71,7 +71,7 @@ def multiply_gate(tile: Any, place: int, layer: int, first: int, last: int, unit
 
 @njit(nogil=True, error_model="numpy")
 def sum_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
-    """Gate, residual and norm of hidden units whose products are all in: what is activated."""
+    """Apply gate, residual and norm to hidden units whose products are all in."""
     keep_apart()
     if first >= last:
         return
@@ -105,7 +105,7 @@ def sum_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def finish_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
-    """Hidden units whose products are all in."""
+    """Finish hidden units whose products are all in."""
     if first >= last:
         return
     sum_units(tile, layer, first, last, units)
@@ -116,7 +116,7 @@ def finish_units(tile: Any, layer: int, first: int, last: int, units: Any) -> No
 
 @njit(nogil=True, error_model="numpy")
 def finish_with_slopes(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
-    """Hidden units whose products are all in, and the derivatives of their activations."""
+    """Finish hidden units whose products are all in, with their activations' derivatives."""
     if first >= last:
         return
     sum_units(tile, layer, first, last, units)

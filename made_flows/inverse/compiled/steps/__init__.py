@@ -38,17 +38,17 @@ SCRATCH = 12
 
 @lru_cache(maxsize=64)
 def has_step(kind: str) -> bool:
-    """Whether there is a step of a kind."""
+    """Tell whether there is a step of a kind."""
     return find_spec(f"{__name__}.{kind}") is not None
 
 
 def find_step(kind: str) -> Callable[..., None]:
-    """The step of a kind, not compiled yet."""
+    """Return the step of a kind, not compiled yet."""
     step: Callable[..., None] = importlib.import_module(f"{__name__}.{kind}").step
     return step
 
 
 @njit(nogil=True, error_model="numpy")
 def line(work: Any, row: int, lanes: int) -> Any:
-    """A row of the workspace."""
+    """Return a row of the workspace."""
     return carray(work, (row + 1) * lanes)[row * lanes :]

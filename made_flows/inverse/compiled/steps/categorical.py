@@ -31,7 +31,7 @@ def step(
 def choose(
     work: Any, lanes: int, parameters: int, classes: int, noise: int, scratch: int, x: int
 ) -> None:
-    """The class in whose part of the cumulative distribution a uniform number falls.
+    """Return the class in whose part of the cumulative distribution a uniform number falls.
 
     The logits become their exponentials, which are computed once. Rows of the scratch space
     from ``scratch + 2`` on are left alone.

@@ -104,7 +104,7 @@ def step(
 
 @njit(error_model="numpy")
 def edge_row(knot: int, bins: int, knots: int, edges: float) -> int:
-    """The row of a knot's raw derivative; any row, where it is a constant."""
+    """Return the row of a knot's raw derivative; any row, where it is a constant."""
     if edges == 0.0:
         return max(0, min(knot - 1, knots - 1))
     return knot % knots
@@ -161,7 +161,7 @@ def positive(work: Any, numbers: Any, lanes: int, row: int, outer: int) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def rational_quadratic(work: Any, lanes: int, scratch: int, inverse: bool) -> None:
-    """From a value's place in its bin on one axis to that on the other."""
+    """Map a value's place in its bin on one axis to that on the other."""
     keep_apart()
     place, left, bottom = (
         line(work, scratch, lanes),
@@ -200,7 +200,7 @@ def rational_quadratic(work: Any, lanes: int, scratch: int, inverse: bool) -> No
 
 @njit(nogil=True, error_model="numpy")
 def rational_linear(work: Any, numbers: Any, lanes: int, scratch: int, inverse: bool) -> None:
-    """The same for a bin that is divided in two (Dolatabadi et al. 2020, section 3)."""
+    """Return the same for a bin that is divided in two (Dolatabadi et al. 2020, section 3)."""
     keep_apart()
     place, left, bottom = (
         line(work, scratch, lanes),
