@@ -384,6 +384,40 @@ def test_a_singular_jacobian_falls_back_to_the_density() -> None:
     assert parts.entropy_term is parts.log_prob
 
 
+def _weights(posterior: Any) -> list[Any]:
+    return list(posterior.flow.parameters())
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "in place": lambda q: [p.detach().mul_(1.2) for p in _weights(q)],
+    "through .data": lambda q: [p.data.mul_(1.2) for p in _weights(q)],
+    "signs through .data": lambda q: [p.data.neg_() for p in _weights(q)],
+    ".data replaced": lambda q: [setattr(p, "data", p.data * 1.2) for p in _weights(q)],
+    "assigned": lambda q: q.flow.load_state_dict(
+        {name: value * 1.2 for name, value in q.flow.state_dict().items()}, assign=True
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_sample_is_scored_by_the_weights_of_now(change: Callable[[Any], Any]) -> None:
+    guide = AutoIAF(lambda: pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1)))
+    guide()
+    posterior = guide.get_posterior()
+    for parameter in _weights(posterior):
+        parameter.data.uniform_(-0.5, 0.5)
+    for gradient in (False, True):
+        with torch.set_grad_enabled(gradient):
+            x = posterior.rsample((4,))
+            before = posterior.log_prob(x)
+            assert posterior._last is not None
+            assert posterior._last.holds(x)
+            change(posterior)
+            after = posterior.log_prob(x)
+            assert not torch.allclose(after, before)
+            torch.testing.assert_close(after, posterior.log_prob(x.clone()))
+
+
 # ---------------------------------------------------------------------- training
 
 ELBOS: dict[str, Callable[[], Any]] = {

@@ -179,10 +179,18 @@ def test_trap_7_no_score_survives_a_change_of_the_weights(name: str) -> None:
         for parameter in t.parameters():
             parameter.data.add_(0.1)
 
+    def signs_through_data() -> None:
+        for parameter in t.parameters():
+            parameter.data.neg_()
+
+    def data_replaced() -> None:
+        for parameter in t.parameters():
+            parameter.data = parameter.data * 1.1
+
     def loaded() -> None:
         t.load_state_dict(copy.deepcopy(transform(name)).state_dict())
 
-    for change in (in_place, through_data, loaded):
+    for change in (in_place, through_data, signs_through_data, data_replaced, loaded):
         check_freshness(t, points(5, 4).clamp(-2, 2), change)
 
 
