@@ -394,7 +394,7 @@ def check_quietly(case: Case) -> None:
         changed = CHANGES[change](model)
         model = model if changed is None else changed
         if case.way == "other rows first":
-            model(None if context is None else context[..., :1, :] + 1).sample((3,))
+            model(None if context is None else context + 1).sample((3,))
     question, overrides = Question(model), {}
     if case.way == "functional call":
         overrides = {f"model.{n}": p.detach().clone() for n, p in model.named_parameters()}
