@@ -314,6 +314,15 @@ def test_values_of_transforms(name: str, value: str) -> None:
         refused(partial(call, given), message.replace("value", "(x|z|values)"))
 
 
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_superfluous_contexts_of_transforms(name: str) -> None:
+    for direction in ("to_noise", "to_data"):
+        call = getattr(TRANSFORMS[name](), direction)
+        refused(
+            partial(call, ROWS, torch.zeros(4, 2)), "Expected no context, since the .*context=0"
+        )
+
+
 DATA: dict[str, tuple[Any, str]] = {
     "text": ([["a"]], "x to hold numbers"),
     "None": (None, "x to hold numbers"),

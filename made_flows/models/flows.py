@@ -45,7 +45,7 @@ class Flow(Model):
         ValueError: for numbers of features or context variables that differ.
 
     Example:
-        >>> import made_flows as mf
+        >>> import torch, made_flows as mf
         >>> flow = Flow([mf.InvertibleLinear(3)], base=mf.GaussianMADE(3))
         >>> flow().log_prob(torch.zeros(10, 3)).shape
         torch.Size([10])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from nflows.distributions.base import Distribution as HostDistribution
@@ -16,6 +16,7 @@ from made_flows.interop.libraries.nflows import FastFlow
 from made_flows.models.base import check_model
 from made_flows.models.flows import Flow
 from made_flows.transforms.base import Transform
+from made_flows.transforms.chain import Chain
 
 __all__ = ["AsDistribution", "AsFlow", "AsTransform"]
 
@@ -105,33 +106,20 @@ class AsTransform(HostTransform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data (rows, D) to noise (rows, D), and return log-determinants (rows,)."""
-        total = inputs.new_zeros(inputs.shape[:-1])
-        context = self._reduced(context)
-        for transform in self._chain():
-            inputs, log_det = transform.to_noise(inputs, context if transform.context else None)
-            total = total + log_det
-        return inputs, total
+        return self._chain().to_noise(inputs, self._reduced(context))
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map noise (rows, D) to data (rows, D), and return log-determinants (rows,)."""
-        total = inputs.new_zeros(inputs.shape[:-1])
-        context = self._reduced(context)
-        for transform in reversed(self._chain()):
-            given = context if transform.context else None
-            inputs, log_det = transform.to_data(inputs, given)
-            total = total + log_det
-        return inputs, total
+        return self._chain().to_data(inputs, self._reduced(context))
 
     def made_flows_generate(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Map noise (rows, D) to data (rows, D), without log-determinants."""
-        context = self._reduced(context)
-        for transform in reversed(self._chain()):
-            inputs = transform.generate(inputs, context if transform.context else None)
-        return inputs
+        return self._chain().generate(inputs, self._reduced(context))
 
-    def _chain(self) -> list[Any]:
+    def _chain(self) -> Chain:
         active = self.units is not None and self.units.location is not None
-        return [self.units, *self.transforms] if active else list(self.transforms)
+        transforms: list[Any] = [self.units] if active else []
+        return Chain([*transforms, *(cast(Transform, each) for each in self.transforms)])
 
     def _reduced(self, context: Tensor | None) -> Tensor | None:
         """Return the context in the units of the flow's networks."""

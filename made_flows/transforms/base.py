@@ -26,6 +26,7 @@ class Transform(nn.Module, ABC):
             :func:`made_flows.fit` may standardise them before it.
 
     Example:
+        >>> import torch
         >>> class Scale(Transform):
         ...     def __init__(self, features, factor):
         ...         super().__init__()

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from made_flows._checks import (
     as_numbers,
+    check_context,
     check_event,
     check_finite,
     check_values,
@@ -67,10 +68,12 @@ class Standardize(Transform):
         return cls(mean.to(dtype), std.to(dtype))
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_context(context, self.context, "transform")
         check_event(x, "x", self.features, self.mean.dtype)
         return (x - self.mean) / self.std, -self.std.log().sum().expand(x.shape[:-1])
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_context(context, self.context, "transform")
         check_event(z, "z", self.features, self.mean.dtype)
         return z * self.std + self.mean, self.std.log().sum().expand(z.shape[:-1])
 
@@ -168,6 +171,7 @@ class Logit(Transform):
         return below, self.margin + inner * (high - at) / length, length
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_context(context, self.context, "transform")
         check_event(x, "x", self.features, self.low.dtype)
         inner = 1 - 2 * self.margin
         below, above, length = self._shares(x)
@@ -179,6 +183,7 @@ class Logit(Transform):
         return torch.where(self.bounded, below - above, x), log_det
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_context(context, self.context, "transform")
         check_event(z, "z", self.features, self.low.dtype)
         low, high, length = self._interval()
         inner = 1 - 2 * self.margin
@@ -235,12 +240,14 @@ class Log(Transform):
         return constraints.independent(constraints.greater_than(low), 1)
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_context(context, self.context, "transform")
         check_event(x, "x", self.features)
         check_values(x, (x > 0) | ~self.chosen, "value", "to be positive")
         logarithm = torch.log(torch.where(self.chosen, x, 1.0))
         return torch.where(self.chosen, logarithm, x), -logarithm.sum(dim=-1)
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_context(context, self.context, "transform")
         check_event(z, "z", self.features)
         logarithm = torch.where(self.chosen, z, 0.0)
         return torch.where(self.chosen, torch.exp(logarithm), z), logarithm.sum(dim=-1)
@@ -294,6 +301,7 @@ class Dequantize(Transform):
         return cls(rows.shape[1], whole.nonzero().squeeze(1).tolist())
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_context(context, self.context, "transform")
         check_event(x, "x", self.features)
         check_values(x, (x == x.floor()) | ~self.chosen, "value", "to be an integer")
         x = x if x.is_floating_point() else x.to(self.one.dtype)
@@ -302,6 +310,7 @@ class Dequantize(Transform):
         return torch.where(self.chosen, noisy, x), x.new_zeros(x.shape[:-1])
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_context(context, self.context, "transform")
         check_event(z, "z", self.features)
         return torch.where(self.chosen, z.floor(), z), z.new_zeros(z.shape[:-1])
 

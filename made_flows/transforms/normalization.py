@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import check_event, check_finite, expect, positive_integer, real_number
+from made_flows._checks import (
+    check_context,
+    check_event,
+    check_finite,
+    expect,
+    positive_integer,
+    real_number,
+)
 from made_flows._registry import saveable
 from made_flows._torch import has_concrete_values
 from made_flows.transforms.base import Transform
@@ -69,6 +76,7 @@ class BatchNorm(Transform):
         return "means and variances of the rows beside them" if self.training else ""
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_context(context, self.context, "transform")
         check_event(x, "x", self.features, self.shift.dtype)
         mean, variance = self._statistics(x) if self.training else (self.mean, self.variance)
         log_scale = self.log_scale - 0.5 * torch.log(variance + self.epsilon)
@@ -76,6 +84,7 @@ class BatchNorm(Transform):
         return z, log_scale.sum().expand(x.shape[:-1])
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_context(context, self.context, "transform")
         check_event(z, "z", self.features, self.shift.dtype)
         log_scale = 0.5 * torch.log(self.variance + self.epsilon) - self.log_scale
         x = (z - self.shift) * torch.exp(log_scale) + self.mean
@@ -159,6 +168,7 @@ class ActNorm(Transform):
         self.initialized.fill_(True)
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_context(context, self.context, "transform")
         check_event(x, "x", self.features, self.shift.dtype)
         if self.training and has_concrete_values(x) and not bool(self.initialized):
             self.initialize(x)
@@ -166,6 +176,7 @@ class ActNorm(Transform):
         return z, self.log_scale.sum().expand(x.shape[:-1])
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_context(context, self.context, "transform")
         check_event(z, "z", self.features, self.shift.dtype)
         if self.training and torch.is_grad_enabled() and has_concrete_values(z):
             # Trained through samples: later data must not overwrite what was learned.
