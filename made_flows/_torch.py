@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import overload
 
 import torch
@@ -15,7 +14,6 @@ __all__ = [
     "is_traced",
     "is_transformed",
     "is_untransformed",
-    "own_precision",
 ]
 
 
@@ -52,13 +50,6 @@ def is_untransformed(x: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not is_traced()
     )
-
-
-def own_precision(device: str) -> AbstractContextManager[None]:
-    """Return a context in which products keep their tensors' dtype, whatever autocast says."""
-    if torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 @overload

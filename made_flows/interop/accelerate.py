@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from made_flows._checks import expect_type
@@ -61,14 +63,15 @@ def accelerate(model: T) -> T:
     definition of its result, that loop is what runs.
 
     Args:
-        model: an ``nn.Module``, or a distribution or transform of torch or Pyro, or a list of
-            those; they are searched through.
+        model: an ``nn.Module``, a distribution or transform of torch or Pyro, or any object that
+            holds some: a list, a dictionary, a dataclass, a trainer. It is searched through, with
+            all that it holds.
 
     Returns:
         The same object. What was done says :func:`acceleration`; :func:`restore` undoes it.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: for an object in which there is nothing of the kind.
 
     Warns:
         AccelerationWarning: for autoregressive layers that are left as they are, or if there is
@@ -162,50 +165,77 @@ def _kind(layer: Any) -> str:
 
 # ---------------------------------------------------------------------- searching
 
-_PARTS = ("transforms", "parts", "base_dist", "base_transform", "transform", "_inv", "_transform")
-"""Where distributions and transforms keep others, which need not be modules."""
+_DEEPEST = 12
+"""How many objects may lie within one another, modules not counted."""
+
+_LEAVES = (str, bytes, bytearray, int, float, complex, type(None), Tensor, type, ModuleType)
 
 
 def _layers(model: Any) -> list[tuple[str, Any]]:
     """Return names and objects of every layer of a known library within, each object once."""
-    kinds = (nn.Module, Distribution, Transform, list, tuple)
-    known = isinstance(model, kinds) or library_of(model) is not None
-    expect_type(known, "model", "to be a module, distribution, transform or list of them", model)
+    wanted = "to be a module, a distribution or transform, or an object that holds some"
+    expect_type(not isinstance(model, _LEAVES) and not _is_function(model), "model", wanted, model)
     found: dict[int, tuple[str, Any]] = {}
-    for name, part in _walk(model, "", set()):
+    anything = False
+    for name, part in _walk(model, "", {}, 0):
+        anything = True
         if library_of(part) is not None or isinstance(part, FastLayer):
             found.setdefault(id(part), (name or "(itself)", part))
+    if not anything:
+        kind = type(model).__name__
+        raise TypeError(
+            f"Expected model {wanted}; got a {kind} in which there are none. Give the flow itself, "
+            "or whatever keeps it in its attributes"
+        )
     return list(found.values())
+
+
+def _is_function(model: Any) -> bool:
+    """Tell whether an object is a function, which keeps what it uses where nobody looks."""
+    return isinstance(model, FunctionType | MethodType | BuiltinFunctionType)
 
 
 def _has_own(model: Any) -> bool:
     """Tell whether something of this library is within, which needs no acceleration."""
-    kinds = (type(part) for _, part in _walk(model, "", set()))
+    kinds = (type(part) for _, part in _walk(model, "", {}, 0))
     return any(kind.__module__.startswith("made_flows.") for kind in kinds)
 
 
-def _walk(part: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    if id(part) in seen:
+def _walk(part: Any, name: str, seen: dict[int, Any], depth: int) -> Iterator[tuple[str, Any]]:
+    """Yield names and objects of the modules, distributions and transforms within, each once."""
+    if id(part) in seen or isinstance(part, _LEAVES) or _is_function(part) or depth > _DEEPEST:
         return
-    seen.add(id(part))
-    prefix = f"{name}." if name else ""
-    if isinstance(part, list | tuple):
-        for i, child in enumerate(part):
-            yield from _walk(child, f"{prefix}{i}", seen)
-        return
+    seen[id(part)] = part  # held, so that no other object takes its place meanwhile
     is_module = isinstance(part, nn.Module)
-    if (
-        not is_module
-        and not isinstance(part, Distribution | Transform)
-        and library_of(part) is None
-    ):
-        return
-    yield name, part
+    if is_module or isinstance(part, Distribution | Transform) or library_of(part) is not None:
+        yield name, part
     if is_module:
+        # Modules keep modules in one place, by the names that a state dict has.
         for child_name, child in part.named_children():
-            yield from _walk(child, f"{prefix}{child_name}", seen)
-    if not is_module or isinstance(part, Transform) or library_of(part) == "pyro":
-        for child_name in _PARTS:
-            child = vars(part).get(child_name)
-            if child is not None:
-                yield from _walk(child, f"{prefix}{child_name}", seen)
+            yield from _walk(child, _within(name, child_name), seen, depth)
+    for child_name, child in _held(part):
+        yield from _walk(child, _within(name, child_name), seen, depth + 1)
+
+
+def _within(name: str, child: str) -> str:
+    return f"{name}.{child}" if name else child
+
+
+def _held(part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object holds: items of collections, attributes of everything else."""
+    if isinstance(part, dict):
+        yield from ((str(key), value) for key, value in list(part.items()))
+    elif isinstance(part, list | tuple | set | frozenset | deque):
+        yield from ((str(i), value) for i, value in enumerate(list(part)))
+    for kind in type(part).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(part, slot) and not slot.startswith("__"):
+                yield slot, getattr(part, slot)
+    for attribute, value in list(getattr(part, "__dict__", {}).items()):
+        if attribute not in _TABLES and not attribute.startswith("_made_flows"):
+            yield attribute, value
+
+
+_TABLES = frozenset(vars(nn.Module()))
+"""Attributes of torch's own that every module has; its modules are found by their names."""

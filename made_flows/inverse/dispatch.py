@@ -13,7 +13,6 @@ from types import ModuleType
 from torch import Tensor
 
 from made_flows._checks import expect
-from made_flows._torch import own_precision
 from made_flows.inverse import eager
 from made_flows.inverse.numeric import Numeric, make_numeric, symbolic_for
 from made_flows.inverse.problem import Problem, TransposedProblem
@@ -117,8 +116,7 @@ def solve(problem: Problem) -> Tensor:
             if kernel is None
             else _unknown(problem.network)
         )
-    with own_precision(problem.noise.device.type):
-        return eager.solve(_numeric(problem.network), problem)
+    return eager.solve(_numeric(problem.network), problem)
 
 
 def adjoint(problem: TransposedProblem) -> Tensor:
@@ -130,8 +128,7 @@ def adjoint(problem: TransposedProblem) -> Tensor:
             solution: Tensor = cpu.adjoint(ready, problem)
             return solution
         _refuse(_unknown(problem.network))
-    with own_precision(problem.gradient.device.type):
-        return eager.adjoint(_numeric(problem.network), problem)
+    return eager.adjoint(_numeric(problem.network), problem)
 
 
 def _unknown(network: NetworkSpec) -> str:

@@ -11,10 +11,10 @@ from nflows.flows.base import Flow as HostFlow
 from nflows.transforms.base import Transform as HostTransform
 from torch import Tensor, nn
 
-from made_flows._checks import expect_type
-from made_flows.interop.libraries.nflows import FastFlow
+from made_flows._checks import expect, expect_type
 from made_flows.models.base import check_model
 from made_flows.models.flows import Flow
+from made_flows.nflows.flows import CheckedFlow
 from made_flows.transforms.base import Transform
 from made_flows.transforms.chain import Chain
 
@@ -102,6 +102,7 @@ class AsTransform(HostTransform):
             isinstance(transform, Transform) for transform in given
         )
         expect_type(known, "transforms", "to be transforms or a flow of this library", transforms)
+        expect(len(given) > 0, "transforms", "to be at least one", "none")
         self.transforms = nn.ModuleList(given)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -126,7 +127,7 @@ class AsTransform(HostTransform):
         return context if self.units is None else self.units.standardize_context(context)
 
 
-class AsFlow(FastFlow, HostFlow):
+class AsFlow(CheckedFlow, HostFlow):
     r"""A flow of this library, such as an MAF or IAF, as an nflows flow.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,11 @@ from nflows.transforms import BatchNorm, CompositeTransform, RandomPermutation, 
 from nflows.utils import torchutils
 from torch import Tensor
 
-from made_flows._checks import non_negative_integer, positive_integer
+from made_flows._checks import expect_type, non_negative_integer, positive_integer, widths
 from made_flows.interop.libraries.nflows import FastFlow
 from made_flows.nflows.transforms import MaskedAffineAutoregressiveTransform
 
-__all__ = ["Flow", "MaskedAutoregressiveFlow", "StandardNormal"]
+__all__ = ["CheckedFlow", "Flow", "MaskedAutoregressiveFlow", "StandardNormal"]
 
 
 class StandardNormal(normal.StandardNormal):
@@ -34,8 +34,8 @@ class StandardNormal(normal.StandardNormal):
 
     _like: Tensor
 
-    def __init__(self, shape: Any) -> None:
-        super().__init__(shape)
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__(torch.Size(widths(shape, "shape")))
         self.register_buffer("_like", torch.empty(0), persistent=False)
 
     def _sample(self, num_samples: int, context: Tensor | None) -> Tensor:
@@ -48,7 +48,30 @@ class StandardNormal(normal.StandardNormal):
         return split
 
 
-class Flow(FastFlow, HostFlow):
+class CheckedFlow(FastFlow):
+    """A flow of nflows that says what is wrong with what it is made of and given."""
+
+    def __init__(self, transform: Any, distribution: Any, embedding_net: Any = None) -> None:
+        inverse = callable(getattr(transform, "inverse", None))
+        expect_type(inverse, "transform", "to be a transform of nflows", transform)
+        known = isinstance(distribution, torch.nn.Module) and hasattr(distribution, "log_prob")
+        expect_type(known, "distribution", "to be a distribution of nflows", distribution)
+        module = embedding_net is None or isinstance(embedding_net, torch.nn.Module)
+        expect_type(module, "embedding_net", "to be a module or None", embedding_net)
+        super().__init__(transform, distribution, embedding_net)  # type: ignore[call-arg]
+
+    def sample(
+        self, num_samples: int, context: Tensor | None = None, batch_size: int | None = None
+    ) -> Tensor:
+        """Samples (num_samples, D), or (rows, num_samples, D) with a context of so many rows."""
+        num_samples = positive_integer(num_samples, "num_samples")
+        if batch_size is not None:
+            batch_size = positive_integer(batch_size, "batch_size")
+        samples: Tensor = super().sample(num_samples, context, batch_size)  # type: ignore[misc]
+        return samples
+
+
+class Flow(CheckedFlow, HostFlow):
     """nflows' flow, which computes no log-determinants for samples that nobody asked to score.
 
     It takes any transforms and bases of nflows' and of this module; with nflows' own flow they
@@ -65,7 +88,7 @@ class Flow(FastFlow, HostFlow):
     """
 
 
-class MaskedAutoregressiveFlow(FastFlow, host.MaskedAutoregressiveFlow):
+class MaskedAutoregressiveFlow(CheckedFlow, host.MaskedAutoregressiveFlow):
     r"""nflows' masked autoregressive flow: it scores and samples in about one pass per layer.
 
     .. math:: \log p(x \mid c) = \log \mathcal N(z; 0, I) + \sum_k \log |\det J_k|
@@ -137,6 +160,8 @@ class MaskedAutoregressiveFlow(FastFlow, host.MaskedAutoregressiveFlow):
             ]
             if batch_norm_between_layers:
                 layers.append(BatchNorm(features))
+        known = embedding_net is None or isinstance(embedding_net, torch.nn.Module)
+        expect_type(known, "embedding_net", "to be a module or None", embedding_net)
         HostFlow.__init__(
             self, CompositeTransform(layers), StandardNormal([features]), embedding_net
         )

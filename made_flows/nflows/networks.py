@@ -12,12 +12,21 @@ from nflows.nn.nde import made as nde
 from nflows.transforms import made as host
 from torch import Tensor
 
-from made_flows._checks import check_event, expect_type, non_negative_integer, positive_integer
+from made_flows._checks import (
+    boolean,
+    check_event,
+    expect,
+    expect_type,
+    non_negative_integer,
+    positive_integer,
+    real_number,
+)
 from made_flows.distributions.base import TrainingModeWarning
 from made_flows.interop.libraries.nflows import conditioner_of
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.sequential import HeadStep, sequential_inverse
 from made_flows.nflows.connectivity import wire
+from made_flows.nn.activations import is_elementwise
 from made_flows.nn.validation import NotUnderstoodError, Watch
 from made_flows.univariate.heads import GaussianMixture
 from made_flows.univariate.scales import ScaleRule
@@ -71,12 +80,32 @@ class _Network:
             )
 
 
-def _checked_sizes(features: Any, hidden_features: Any, context: Any, blocks: Any) -> None:
+def _check_arguments(
+    features: Any,
+    hidden_features: Any,
+    context_features: Any,
+    num_blocks: Any,
+    use_residual_blocks: Any,
+    random_mask: Any,
+    activation: Any,
+    dropout_probability: Any,
+    use_batch_norm: Any,
+) -> None:
+    """Raise unless the arguments that both versions of the network take are in range."""
     positive_integer(features, "features")
     positive_integer(hidden_features, "hidden_features")
-    non_negative_integer(blocks, "num_blocks")
-    if context is not None:
-        positive_integer(context, "context_features")
+    non_negative_integer(num_blocks, "num_blocks")
+    if context_features is not None:
+        positive_integer(context_features, "context_features")
+    boolean(use_residual_blocks, "use_residual_blocks")
+    boolean(random_mask, "random_mask")
+    boolean(use_batch_norm, "use_batch_norm")
+    wanted = "to be a function or module"
+    expect_type(callable(activation), "activation", wanted, activation)
+    name = getattr(activation, "__name__", type(activation).__name__)
+    expect(is_elementwise(activation), "activation", "to be elementwise", name)
+    probability = real_number(dropout_probability, "dropout_probability")
+    expect(0 <= probability < 1, "dropout_probability", "to be in [0, 1)", dropout_probability)
 
 
 class MADE(_Network, host.MADE):
@@ -135,7 +164,17 @@ class MADE(_Network, host.MADE):
         dropout_probability: float = 0.0,
         use_batch_norm: bool = False,
     ) -> None:
-        _checked_sizes(features, hidden_features, context_features, num_blocks)
+        _check_arguments(
+            features,
+            hidden_features,
+            context_features,
+            num_blocks,
+            use_residual_blocks,
+            random_mask,
+            activation,
+            dropout_probability,
+            use_batch_norm,
+        )
         positive_integer(output_multiplier, "output_multiplier")
         # Masks are made below; nflows refuses random ones in residual blocks.
         host.MADE.__init__(
@@ -210,8 +249,19 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
         epsilon: float = 1e-2,
         custom_initialization: bool = True,
     ) -> None:
-        _checked_sizes(features, hidden_features, context_features, num_blocks)
+        _check_arguments(
+            features,
+            hidden_features,
+            context_features,
+            num_blocks,
+            use_residual_blocks,
+            random_mask,
+            activation,
+            dropout_probability,
+            use_batch_norm,
+        )
         positive_integer(num_mixture_components, "num_mixture_components")
+        epsilon = real_number(epsilon, "epsilon", above=0)
         nde.MixtureOfGaussiansMADE.__init__(
             self,
             features,

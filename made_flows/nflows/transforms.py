@@ -11,7 +11,7 @@ from nflows.transforms import autoregressive as host
 from nflows.transforms.splines import rational_quadratic
 from torch import Tensor
 
-from made_flows._checks import expect, positive_integer
+from made_flows._checks import expect, expect_type, positive_integer, real_number
 from made_flows.interop.libraries.nflows import FastInverse
 from made_flows.nflows.networks import MADE
 
@@ -21,6 +21,20 @@ __all__ = [
 ]
 
 Activation = Callable[[Tensor], Tensor]
+
+
+class _Checked(FastInverse):
+    """A transform that says what is wrong with what it is given."""
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Where the transform maps the inputs to, and log-determinants (rows,)."""
+        self.made_flows_check(inputs)
+        noise: tuple[Tensor, Tensor] = super().forward(inputs, context)  # type: ignore[misc]
+        return noise
+
+    def made_flows_check(self, inputs: Any) -> None:
+        expect_type(isinstance(inputs, Tensor), "inputs", "to be a torch.Tensor", inputs)
+        expect(inputs.dim() == 2, "inputs", "of shape (rows, features)", tuple(inputs.shape))
 
 
 def _construct(
@@ -37,7 +51,7 @@ def _construct(
     transform.autoregressive_net = MADE(features, output_multiplier=outputs, **network)
 
 
-class MaskedAffineAutoregressiveTransform(FastInverse, host.MaskedAffineAutoregressiveTransform):
+class MaskedAffineAutoregressiveTransform(_Checked, host.MaskedAffineAutoregressiveTransform):
     r"""nflows' affine autoregressive transform, from data to noise.
 
     .. math:: z_i = s_i x_i + m_i, \qquad s_i = \mathrm{softplus}(a_i) + 10^{-3}, \qquad
@@ -97,7 +111,7 @@ class MaskedAffineAutoregressiveTransform(FastInverse, host.MaskedAffineAutoregr
 
 
 class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
-    FastInverse, host.MaskedPiecewiseRationalQuadraticAutoregressiveTransform
+    _Checked, host.MaskedPiecewiseRationalQuadraticAutoregressiveTransform
 ):
     r"""nflows' rational-quadratic spline autoregressive transform, from data to noise.
 
@@ -159,7 +173,10 @@ class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
         positive_integer(features, "features")
         positive_integer(num_bins, "num_bins")
         expect(tails in (None, "linear"), "tails", "to be None or 'linear'", repr(tails))
+        real_number(tail_bound, "tail_bound", above=0)
+        real_number(min_derivative, "min_derivative", above=0)
         for name, minimum in (("min_bin_width", min_bin_width), ("min_bin_height", min_bin_height)):
+            real_number(minimum, name, above=0)
             expect(minimum * num_bins <= 1, name, f"to be at most 1 / {num_bins}", minimum)
         network = {
             "hidden_features": hidden_features,

@@ -13,7 +13,7 @@ import torch
 from pyro import nn as pyro_nn
 from torch import Tensor, nn
 
-from made_flows._checks import check_event, expect_type
+from made_flows._checks import check_event, check_finite, expect_type
 from made_flows.interop.libraries import pyro as interop
 from made_flows.nn.made import MADE
 from made_flows.pyro.networks import ConditionalAutoRegressiveNN, MADENetwork
@@ -48,6 +48,7 @@ class ConditionedNetwork(nn.Module):
             expect_type(isinstance(context, Tensor), "context", "to be a torch.Tensor", context)
             if isinstance(network, pyro_nn.ConditionalAutoRegressiveNN):
                 check_event(context, "context", network.context_dim)
+        check_finite(context, "context")
         self.network = network
         self.context = context
         self.held_tensors = (context,)  # for the memory of a transform

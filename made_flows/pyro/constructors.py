@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from made_flows._checks import positive_integer
 from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN
@@ -13,6 +12,7 @@ from made_flows.pyro.transforms import (
     ConditionalSplineAutoregressive,
     SplineAutoregressive,
 )
+from made_flows.univariate.scales import ScaleRule
 
 __all__ = [
     "affine_autoregressive",
@@ -23,14 +23,22 @@ __all__ = [
 
 
 def affine_autoregressive(
-    input_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any
+    input_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    log_scale_min_clip: float = -5.0,
+    log_scale_max_clip: float = 3.0,
+    sigmoid_bias: float = 2.0,
+    stable: bool = False,
+    *,
+    scale: str | ScaleRule | None = None,
 ) -> AffineAutoregressive:
     """Make an :class:`AffineAutoregressive` with a network of its own.
 
     Args:
         input_dim: number of features D.
         hidden_dims: widths of the hidden layers; ``[3 * input_dim + 1]`` by default.
-        kwargs: further arguments of :class:`AffineAutoregressive`.
+        log_scale_min_clip, log_scale_max_clip, sigmoid_bias, stable, scale: as for
+            :class:`AffineAutoregressive`.
 
     Example:
         >>> import torch
@@ -39,11 +47,26 @@ def affine_autoregressive(
     """
     input_dim = positive_integer(input_dim, "input_dim")
     hidden_dims = [3 * input_dim + 1] if hidden_dims is None else hidden_dims
-    return AffineAutoregressive(AutoRegressiveNN(input_dim, hidden_dims), **kwargs)
+    return AffineAutoregressive(
+        AutoRegressiveNN(input_dim, hidden_dims),
+        log_scale_min_clip,
+        log_scale_max_clip,
+        sigmoid_bias,
+        stable,
+        scale=scale,
+    )
 
 
 def conditional_affine_autoregressive(
-    input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None, **kwargs: Any
+    input_dim: int,
+    context_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    log_scale_min_clip: float = -5.0,
+    log_scale_max_clip: float = 3.0,
+    sigmoid_bias: float = 2.0,
+    stable: bool = False,
+    *,
+    scale: str | ScaleRule | None = None,
 ) -> ConditionalAffineAutoregressive:
     """Make a :class:`ConditionalAffineAutoregressive` with a network of its own.
 
@@ -51,7 +74,8 @@ def conditional_affine_autoregressive(
         input_dim: number of features D.
         context_dim: number of context variables C.
         hidden_dims: widths of the hidden layers; ``[10 * input_dim]`` by default.
-        kwargs: further arguments of :class:`AffineAutoregressive`.
+        log_scale_min_clip, log_scale_max_clip, sigmoid_bias, stable, scale: as for
+            :class:`AffineAutoregressive`.
 
     Example:
         >>> import torch
@@ -60,9 +84,12 @@ def conditional_affine_autoregressive(
         torch.Size([3, 5])
     """
     input_dim = positive_integer(input_dim, "input_dim")
+    context_dim = positive_integer(context_dim, "context_dim")
     hidden_dims = [10 * input_dim] if hidden_dims is None else hidden_dims
     network = ConditionalAutoRegressiveNN(input_dim, context_dim, hidden_dims)
-    return ConditionalAffineAutoregressive(network, **kwargs)
+    return ConditionalAffineAutoregressive(
+        network, log_scale_min_clip, log_scale_max_clip, sigmoid_bias, stable, scale=scale
+    )
 
 
 def spline_autoregressive(
@@ -113,6 +140,7 @@ def conditional_spline_autoregressive(
         torch.Size([3, 5])
     """
     input_dim = positive_integer(input_dim, "input_dim")
+    context_dim = positive_integer(context_dim, "context_dim")
     hidden_dims = [10 * input_dim] * 2 if hidden_dims is None else hidden_dims
     network = ConditionalAutoRegressiveNN(
         input_dim, context_dim, hidden_dims, _param_dims(count_bins, order)

@@ -65,6 +65,7 @@ class ModelDistribution(TorchDistribution):
             "to be a torch Distribution",
             distribution,
         )
+        expect_type(isinstance(model, nn.Module), "model", "to be the model it came from", model)
         self.distribution = distribution
         self.model = model
         context = getattr(distribution, "context", None)

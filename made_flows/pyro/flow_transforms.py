@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import made_flows.models.autoregressive_flows as core
-from made_flows._checks import check_broadcast, check_event, expect, expect_type
+from made_flows._checks import check_broadcast, check_event, described, expect, expect_type
 from made_flows.models.flows import Flow
 from made_flows.pyro.base import VectorTransform
 from made_flows.transforms.base import Transform
@@ -51,8 +51,8 @@ class FlowTransform(VectorTransform):
             expect(context is not None, "context", wanted, "none")
             check_event(context, "context", self.flow.context)
         else:
-            got = None if context is None else tuple(context.shape)
-            expect(got is None, "context", "to be left out, as the flow takes none", got)
+            left_out = "to be left out, as the flow takes none"
+            expect(context is None, "context", left_out, described(context))
         self.context = context
         self.held_tensors = () if context is None else (context,)  # for the memory
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._checks import (
+    boolean,
     check_broadcast,
     check_context,
     check_event,
@@ -40,6 +41,9 @@ class PyroShapes(nn.Module):
 
     def set_shapes(self, input_dim: int, context_dim: int, param_dims: Sequence[int]) -> None:
         self.input_dim, self.context_dim = input_dim, context_dim
+        given: Any = param_dims
+        sized = isinstance(given, Sequence) and not isinstance(given, str)
+        expect_type(sized, "param_dims", "to be a sequence of sizes such as (1, 1)", param_dims)
         self.param_dims = [
             positive_integer(p, f"param_dims[{i}]") for i, p in enumerate(param_dims)
         ]
@@ -140,7 +144,7 @@ class ConditionalAutoRegressiveNN(PyroShapes):
         masks[0] = _with_context(masks[0], context_dim)
         self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
         self.skip_layer = None
-        if skip_connections:
+        if boolean(skip_connections, "skip_connections"):
             skip = _with_context(rows[:, None] > ranks, context_dim)
             self.skip_layer = MaskedLinear(skip, bias=False)
         self.f = make_activation(nonlinearity) if isinstance(nonlinearity, str) else nonlinearity

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from made_flows._checks import check_event, expect, positive_integer, real_number
+from made_flows._checks import boolean, check_event, expect, positive_integer, real_number
 from made_flows._torch import has_concrete_values
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.libraries.pyro import conditioner_of
@@ -78,12 +78,18 @@ class _Autoregressive(FastLayer, VectorTransform):
 
     def _theta(self, x: Tensor) -> Tensor:
         parameters = parameters_of(self.arn, x)
-        if parameters.shape[-1] != self.bijection.outputs:
-            raise ValueError(
-                f"Expected autoregressive_nn to give {self.bijection.outputs} parameters for each "
-                f"feature; got {parameters.shape[-1]}"
-            )
+        self._check_parameters(parameters.shape[-1])
         return parameters
+
+    def _check_parameters(self, got: int) -> None:
+        wanted = f"to give {self.bijection.outputs} parameters for each feature"
+        expect(got == self.bijection.outputs, "autoregressive_nn", wanted, got)
+
+    def _check_network(self) -> None:
+        """Complain of a network that says how many parameters it gives, where these do not fit."""
+        sizes = getattr(without_context(self.arn)[0], "param_dims", None)
+        if sizes is not None:
+            self._check_parameters(sum(sizes))
 
 
 class AffineAutoregressive(_Autoregressive):
@@ -138,7 +144,7 @@ class AffineAutoregressive(_Autoregressive):
         self.log_scale_min_clip = real_number(log_scale_min_clip, "log_scale_min_clip")
         self.log_scale_max_clip = real_number(log_scale_max_clip, "log_scale_max_clip")
         self.sigmoid_bias = real_number(sigmoid_bias, "sigmoid_bias")
-        self.stable = bool(stable)
+        self.stable = boolean(stable, "stable")
         if self.stable:
             expect(scale is None, "scale", "to be left out for the stable variant", scale)
             # Pyro has no floor under the scale.
@@ -154,6 +160,7 @@ class AffineAutoregressive(_Autoregressive):
             self.bijection = Affine(ClippedScale(self.log_scale_min_clip, self.log_scale_max_clip))
         else:
             self.bijection = Affine(make_scale_rule(scale))
+        self._check_network()
 
 
 class ClippedScale(ScaleRule):
@@ -233,6 +240,7 @@ class SplineAutoregressive(_Autoregressive):
         expect(input_dim == self.features, "input_dim", f"to be {self.features}", input_dim)
         self.bijection = _spline(count_bins, bound, order)
         self.order = order
+        self._check_network()
         self._register_load_state_dict_pre_hook(_leave_out_copies)
 
     @property

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import nflows.distributions as nd
@@ -706,6 +707,67 @@ def test_nothing_to_accelerate() -> None:
 def test_what_cannot_be_searched(function: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError, match="Expected model to be a module"):
         function("model")
+
+
+@dataclass
+class Experiment:
+    """What people keep their flows in."""
+
+    flow: Any
+    notes: str = "none"
+
+
+class Slotted:
+    __slots__ = ("flow",)
+
+    def __init__(self, flow: Any) -> None:
+        self.flow = flow
+
+
+class Trainer:
+    """Holds a flow, in a cycle and far down, and much that is none."""
+
+    def __init__(self, flow: Any) -> None:
+        self.data, self.callback = torch.zeros(3), print
+        self.state = {"best": [None, (1, Experiment(flow))]}
+        self.parent = self
+
+
+class Wrapper(nn.Module):
+    """Keeps a flow where torch does not look for modules."""
+
+    def __init__(self, flow: Any) -> None:
+        super().__init__()
+        self.parts = {"flow": flow}
+
+
+HOLDERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "list": (lambda flow: [1, flow], "1"),
+    "dictionary": (lambda flow: {"a": 2, "flow": flow}, "flow"),
+    "dataclass": (Experiment, "flow"),
+    "slots": (Slotted, "flow"),
+    "trainer": (Trainer, "state.best.1.1.flow"),
+    "module": (Wrapper, "parts.flow"),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("name", ["nflows", "zuko", "Pyro"])
+def test_whatever_holds_a_flow_is_searched_through(name: str, holder: str) -> None:
+    layer = make(LAYERS[name])
+    held, path = HOLDERS[holder][0](layer), HOLDERS[holder][1]
+    assert mf.accelerate(held) is held
+    assert list(mf.acceleration(held).fast) == [path]
+    assert type(layer) is not original_class(layer)
+    mf.restore(held)
+    assert not mf.acceleration(held).fast
+    assert type(layer) is original_class(layer)
+
+
+@pytest.mark.parametrize("nothing", [[], {}, Experiment(None), object()], ids=repr)
+def test_where_there_is_nothing_the_error_says_what_to_give(nothing: Any) -> None:
+    with pytest.raises(TypeError, match=r"in which there are none\. Give the flow itself"):
+        mf.accelerate(nothing)
 
 
 def test_this_librarys_own_flows_need_nothing() -> None:

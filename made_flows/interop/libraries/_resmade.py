@@ -133,6 +133,7 @@ class FastInverse(FastLayer):
 
     def inverse(self, inputs: Any, context: Any = None) -> tuple[Tensor, Tensor]:
         """Find what the transform maps to the inputs, and log |det| of the inverse's Jacobian."""
+        self.made_flows_check(inputs)
         # Of two features the loop's two passes are as much work as a sweep and the pass after it.
         fast = None if inputs.shape[-1] <= 2 else self._ready(inputs, context)
         if fast is None:
@@ -141,6 +142,9 @@ class FastInverse(FastLayer):
         outputs = fast.solve(inputs, context)
         parameters = self.autoregressive_net(outputs, context)
         return outputs, self._elementwise_inverse(inputs, parameters)[1]
+
+    def made_flows_check(self, inputs: Any) -> None:
+        """Raise for inputs that are of no use; libraries leave it to what they do with them."""
 
     def made_flows_generate(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Find what the transform maps to the inputs, without a log-determinant."""

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import pickle
 from collections.abc import Callable
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]
         except FileNotFoundError:
             return {}
         except Exception as error:
-            self._drop(self._index_path, error)
+            self._say(self._index_path, error)
             return {}
         return overloads if stamp == self._source_stamp else {}
 
@@ -59,7 +58,7 @@ class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]
         except FileNotFoundError:
             return None
         except Exception as error:
-            self._drop(path, error)
+            self._say(path, error)
             return None
 
     def _save_data(self, name: str, data: Any) -> None:
@@ -77,9 +76,7 @@ class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]
         with self._open_for_write(path) as file:
             file.write(hashlib.sha256(data).digest() + data)
 
-    def _drop(self, path: str, error: Exception) -> None:
-        with suppress(OSError):
-            Path(path).unlink()  # or it would be read, and spoken of, again
+    def _say(self, path: str, error: Exception) -> None:
         _LOG.warning("A compiled kernel is compiled again, since %s is damaged: %s", path, error)
 
 
