@@ -65,10 +65,10 @@ def run() -> Part:
         lines.append(line)
         elbos[name] = found.elbo
     lines += ["", wrapped(found.verdict)]
-    ours = elbos.pop(name)
+    gain = elbos.pop(name) - max(elbos.values())
     return Part(
         f"The posterior of eight schools in Pyro: 10 latent variables ({STEPS} steps each)",
         "\n".join(lines),
-        f"AutoIAF's ELBO is {ours - max(elbos.values()):.1f} nats above the better of Pyro's "
-        f"guides; may its draws be used? It says: {found.grade}",
+        f"AutoIAF's ELBO is {abs(gain):.1f} nats {'above' if gain > 0 else 'below'} the better of "
+        f"Pyro's guides; may its draws be used? It says: {found.grade}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import overload
 
 import torch
@@ -14,6 +15,7 @@ __all__ = [
     "is_traced",
     "is_transformed",
     "is_untransformed",
+    "own_precision",
 ]
 
 
@@ -50,6 +52,13 @@ def is_untransformed(x: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not is_traced()
     )
+
+
+def own_precision(device: str) -> AbstractContextManager[None]:
+    """Return a context in which products keep their tensors' dtype, whatever autocast says."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 @overload

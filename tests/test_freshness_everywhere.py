@@ -6,8 +6,12 @@ asked. Both must give the same numbers.
 
 from __future__ import annotations
 
+import copy
+import gc
 import math
+import pickle
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -483,3 +487,29 @@ def test_a_model_made_in_inference_mode_answers_like_any_other(question: Questio
             _each(lambda p: p.mul_(0.9))(each)  # no version counts this
     with torch.no_grad():
         torch.testing.assert_close(_asked(question, model), _asked(question, twin))
+
+
+# ---------------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_nothing_that_is_kept_keeps_a_model(question: Question) -> None:
+    model = _made(question)
+    _asked(question, model)
+    tensors = [weakref.ref(t) for t in (*model.parameters(), *model.buffers())]
+    del model
+    gc.collect()
+    assert not any(tensor() is not None for tensor in tensors)
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_nothing_that_is_kept_is_copied_or_pickled(question: Question) -> None:
+    model = _made(question)
+    before = len(pickle.dumps(model))
+    expected = _asked(question, model)
+    assert len(pickle.dumps(model)) == before
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(_asked(question, other), expected)
+        _each(lambda p: p.data.neg_())(other)
+        assert not torch.equal(_asked(question, other), expected)
+        assert torch.equal(_asked(question, model), expected)

@@ -19,7 +19,9 @@ MATH_BLOCK = re.compile(r"^( *)\.\. math::(.*(?:\n(?:\1 +\S.*| *(?=\n\1 )))*)$",
 MATH = re.compile(r":math:`([^`]+)`")
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):`(~?)([\w.]+)`")
 TABLE = re.compile(r"^(=+(?: +=+)+)\n(.+)\n\1\n((?:.+\n)+?)\1$", re.MULTILINE)
-SHARED = re.compile(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)+):((?: .*)?(?:\n {5,}\S.*)*)$", re.MULTILINE)
+SHARED = re.compile(
+    r"^    (\*{0,2}\w+(?:,\s+\*{0,2}\w+)+):((?: .*)?(?:\n {5,}\S.*)*)$", re.MULTILINE
+)
 EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
 FUNCTION = re.compile(r"<mi>(arg|cos|det|exp|lim|log|max|min|sin|tanh)</mi>(?!<mo)")
 
@@ -57,7 +59,7 @@ def markdown(text: str, scope: griffe.Object) -> str:
         return f"{link}<code>{html.escape(label)}</code></autoref>"
 
     def each_argument(match: re.Match[str]) -> str:
-        return "\n".join(f"    {name}:{match[2]}" for name in match[1].split(", "))
+        return "\n".join(f"    {name}:{match[2]}" for name in re.split(r",\s+", match[1]))
 
     # Griffe knows no constructor of a named tuple, only its attributes.
     if isinstance(scope, griffe.Class) and "NamedTuple" in map(str, scope.bases):

@@ -13,6 +13,7 @@ from types import ModuleType
 from torch import Tensor
 
 from made_flows._checks import expect
+from made_flows._torch import own_precision
 from made_flows.inverse import eager
 from made_flows.inverse.numeric import Numeric, make_numeric, symbolic_for
 from made_flows.inverse.problem import Problem, TransposedProblem
@@ -116,7 +117,8 @@ def solve(problem: Problem) -> Tensor:
             if kernel is None
             else _unknown(problem.network)
         )
-    return eager.solve(_numeric(problem.network), problem)
+    with own_precision(problem.noise.device.type):
+        return eager.solve(_numeric(problem.network), problem)
 
 
 def adjoint(problem: TransposedProblem) -> Tensor:
@@ -128,7 +130,8 @@ def adjoint(problem: TransposedProblem) -> Tensor:
             solution: Tensor = cpu.adjoint(ready, problem)
             return solution
         _refuse(_unknown(problem.network))
-    return eager.adjoint(_numeric(problem.network), problem)
+    with own_precision(problem.gradient.device.type):
+        return eager.adjoint(_numeric(problem.network), problem)
 
 
 def _unknown(network: NetworkSpec) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from made_flows._torch import is_traced, is_untransformed
+from made_flows._torch import is_untransformed
 from made_flows.inverse import dispatch
+from made_flows.inverse.higher_order import Inverse, expect_reverse_mode, gradients
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import step_of_name
 from made_flows.nn.spec import NetworkSpec, Structure
@@ -25,8 +26,6 @@ from made_flows.nn.spec import NetworkSpec, Structure
 __all__ = [
     "adjoint_sweep",
     "implicit_solution",
-    "refuse_forward_mode",
-    "refuse_tracing",
     "sequential_inverse",
     "solve",
     "transposed_solve",
@@ -92,35 +91,52 @@ class _ImplicitSolution(torch.autograd.Function):
     """The solution x; gradients go, through the transposed system, to ``again``.
 
     A function and not an operator: torch's function transforms (``torch.func``) see the gradient
-    of the one, not of the other.
+    of the one, not of the other. Where a gradient is to be differentiated again, it goes straight
+    to all that the inverse depends on, its last ``leaves`` arguments.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        again: Tensor, x: Tensor, slopes: Tensor, structure: int, count: int, *network: Tensor
+        again: Tensor,
+        x: Tensor,
+        slopes: Tensor,
+        structure: int,
+        counts: tuple[int, int],
+        inverse: Inverse | None,
+        *others: Tensor,
     ) -> Tensor:
         return x.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.set_materialize_grads(False)
-        _, x, slopes, ctx.structure, ctx.count, *network = inputs
-        ctx.save_for_backward(x, slopes, *network)
+        _, _, slopes, ctx.structure, ctx.counts, ctx.inverse, *others = inputs
+        # The result and not x: it depends on everything, which a second derivative must see.
+        ctx.save_for_backward(output, slopes, *others)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:  # autograd's zero, where a recorded pass goes another way
             return (None,) * len(ctx.needs_input_grad)
-        refuse_forward_mode()
-        x, slopes, *network = ctx.saved_tensors
+        expect_reverse_mode(gradient)
+        x, slopes, *others = ctx.saved_tensors
+        count, total = ctx.counts
+        network, leaves = others[:total], others[total:]
+        tensors, bases = network[:count], network[count:]
+        nothing = (None, None, None, None, None, *(None for _ in network))
         if torch.compiler.is_compiling():  # it does not trace one function inside another
-            tensors, bases = network[: ctx.count], network[ctx.count :]
             sweep = adjoint_sweep(gradient.contiguous(), slopes, x, tensors, bases, ctx.structure)
+        elif ctx.inverse is not None and torch.is_grad_enabled():
+            with torch.no_grad():
+                sweep = adjoint_sweep(
+                    gradient.contiguous(), slopes, x, tensors, bases, ctx.structure
+                )
+            return None, *nothing, *gradients(ctx.inverse, gradient, sweep, x)
         else:
-            sweep = _apply(_AdjointSweep, gradient, slopes, x, ctx.structure, ctx.count, *network)
-        return sweep, None, None, None, None, *(None for _ in network)
+            sweep = _apply(_AdjointSweep, gradient, slopes, x, ctx.structure, count, *network)
+        return sweep, *nothing, *(None for _ in leaves)
 
 
 class _AdjointSweep(torch.autograd.Function):
@@ -161,11 +177,19 @@ def transposed_solve(gradient: Tensor, slopes: Tensor, x: Tensor, network: Netwo
     return solution
 
 
-def implicit_solution(again: Tensor, x: Tensor, slopes: Tensor, network: NetworkSpec) -> Tensor:
-    """Pass the gradient of a solution x (N, D), by the transposed system, to ``again``."""
+def implicit_solution(
+    again: Tensor, x: Tensor, slopes: Tensor, network: NetworkSpec, inverse: Inverse | None = None
+) -> Tensor:
+    """Pass the gradient of a solution x (N, D), by the transposed system, to ``again``.
+
+    It can be differentiated twice where ``inverse`` says what it is a function of.
+    """
     tensors, bases = network.tensors, network.bases
+    counts = (len(tensors), len(tensors) + len(bases))
+    leaves = () if inverse is None else inverse.leaves
+    others = (*tensors, *bases, *leaves)
     key = network.structure.key
-    return _apply(_ImplicitSolution, again, x, slopes, key, len(tensors), *tensors, *bases)
+    return _apply(_ImplicitSolution, again, x, slopes, key, counts, inverse, *others)
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
@@ -186,25 +210,6 @@ def solve(problem: Problem) -> Tensor:
         noise, known, network.tensors, network.bases, key, step.name, prefix
     )
     return values
-
-
-def refuse_forward_mode() -> None:
-    """Raise where forward-mode derivatives are being taken: operators drop them silently."""
-    if torch.autograd.forward_ad._current_level >= 0:
-        raise NotImplementedError(
-            "Expected reverse-mode derivatives of a sequential inverse; got forward mode (jvp, "
-            "jacfwd, hessian). Use torch.func.vjp or jacrev"
-        )
-
-
-def refuse_tracing() -> None:
-    """Raise where torch.jit records gradients: it would leave out that of the solution."""
-    if is_traced():
-        raise NotImplementedError(
-            "Expected gradients of a sequential inverse outside torch.jit.trace; got a trace, "
-            "which cannot record them. Take a loss that is not traced (in Pyro: Trace_ELBO), or a "
-            "flow that is one pass in this direction"
-        )
 
 
 # ---------------------------------------------------------------------- vmap

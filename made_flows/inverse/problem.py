@@ -1,15 +1,37 @@
-"""What the sweeps are given, as the operators, the dispatch and all implementations hand it on."""
+"""What the inverse is asked: a network, a step and noise, as all implementations hand it on."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from made_flows.inverse.steps import Step
 from made_flows.nn.spec import NetworkSpec
 
-__all__ = ["Problem", "TransposedProblem"]
+__all__ = ["Conditioner", "Problem", "TransposedProblem"]
+
+
+class Conditioner(Protocol):
+    """A masked autoregressive network: a MADE, or another library's behind the same methods."""
+
+    features: int
+    ranks: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its weights."""
+
+    def spec(self, context: Tensor | None = None) -> NetworkSpec:
+        """Describe the layers, with what a context (rows, C) contributes."""
+
+    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Compute the parameters (..., D, K), differentiable, that ``spec`` describes."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over the weights."""
 
 
 class Problem(NamedTuple):

@@ -8,43 +8,18 @@ the weights are not masked). Gradients come from the implicit function theorem.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, cast
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from made_flows._checks import check_broadcast
-from made_flows._torch import as_rows, is_untransformed
+from made_flows._torch import as_rows, is_transformed, is_untransformed, own_precision
 from made_flows.inverse import ops as operators
-from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
-from made_flows.inverse.problem import Problem
-from made_flows.inverse.second_order import with_second_derivatives
+from made_flows.inverse.higher_order import Inverse, reason_for_passes
+from made_flows.inverse.problem import Conditioner, Problem
 from made_flows.inverse.steps import HeadStep, Step
-from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError
 
 __all__ = ["Conditioner", "HeadStep", "Step", "pull_back", "sequential_inverse"]
-
-
-class Conditioner(Protocol):
-    """A masked autoregressive network: a MADE, or another library's behind the same methods."""
-
-    features: int
-    ranks: Tensor
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of its weights."""
-
-    def spec(self, context: Tensor | None = None) -> NetworkSpec:
-        """Describe the layers, with what a context (rows, C) contributes."""
-
-    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Compute the parameters (..., D, K), differentiable, that ``spec`` describes."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over the weights."""
 
 
 def sequential_inverse(
@@ -67,7 +42,8 @@ def sequential_inverse(
         prefix: how many ranks are known.
 
     A network whose layers are not all there is to it is inverted by a pass for every rank, with a
-    :class:`~made_flows.inverse.d_pass.SlowInverseWarning`.
+    :class:`~made_flows.inverse.d_pass.SlowInverseWarning`; so is any network for derivatives in
+    forward mode, second derivatives, and gradients in a trace.
 
     Returns:
         x, (..., D). It carries gradients to noise, weights, context and known values where they
@@ -86,35 +62,27 @@ def sequential_inverse(
         if known is not None:
             known = known.expand(*batch, features)
 
+    inverse = Inverse(conditioner, step, noise, context, known, prefix)
+    wants_gradient = step.differentiable and inverse.asks_for_gradient()
+    if noise.is_meta:
+        return inverse.passes()
+    reason: object = reason_for_passes(inverse, wants_gradient=wants_gradient)
+    if reason is not None:
+        return inverse.passes(reason)
     try:
-        with torch.no_grad():
+        # The sweeps' own precision, as the weights have it, whatever products elsewhere take.
+        with torch.no_grad(), own_precision(noise.device.type):
             network = conditioner.spec(_context_rows(context, batch))
-    except NotUnderstoodError as reason:
-        warn_of_passes(conditioner, features, reason)
-
-        def evaluate(inputs: Tensor) -> Tensor:
-            return conditioner.evaluate(inputs, context)
-
-        return d_pass_inverse(
-            evaluate,
-            conditioner.ranks,
-            step,
-            noise,
-            known=known,
-            prefix=prefix,
-            dtype=conditioner.dtype,
-        )
+    except NotUnderstoodError as error:
+        return inverse.passes(error)
     with torch.no_grad():
         flat = noise if len(batch) == 1 else noise.reshape(-1, *noise.shape[-2:])
         given = None if known is None else known.reshape(-1, features)
         x = operators.solve(Problem(network, step, flat, given, prefix))
         if len(batch) != 1:
             x = x.reshape(*batch, features)
-    if step.differentiable and torch.is_grad_enabled():
-        operators.refuse_forward_mode()
-    if not (step.differentiable and _asks_for_gradient(conditioner, noise, context, known)):
+    if not wants_gradient:
         return x
-    operators.refuse_tracing()
 
     # The implicit function theorem: compute the solution again by one differentiable step from
     # itself; the operator's gradient then accounts for the ranks' dependence on one another.
@@ -122,38 +90,16 @@ def sequential_inverse(
     again = step(noise, parameters)
     slopes = _slopes(step, noise.detach(), parameters.detach())
     if known is not None:
-        kept = conditioner.ranks < prefix
-        again = torch.where(kept, known, again)
-        slopes = torch.where(kept.unsqueeze(-1), torch.zeros_like(slopes), slopes)
+        again = torch.where(inverse.kept, known, again)
+        slopes = torch.where(inverse.kept.unsqueeze(-1), torch.zeros_like(slopes), slopes)
     solution: Tensor = operators.implicit_solution(
         again.reshape(-1, features),
         x.reshape(-1, features),
         slopes.reshape(-1, *slopes.shape[-2:]),
         network,
+        None if is_transformed() else inverse,
     )
-
-    def by_passes(given: Sequence[Tensor | None]) -> Tensor:
-        u, c, before = cast(tuple[Tensor, Tensor | None, Tensor | None], given)
-        levels = int(conditioner.ranks.max()) + 1
-        warn_of_passes(conditioner, levels, "a backward pass is recorded (create_graph=True)")
-        return d_pass_inverse(
-            lambda inputs: conditioner.evaluate(inputs, c),
-            conditioner.ranks,
-            step,
-            u,
-            known=before,
-            prefix=prefix,
-            dtype=conditioner.dtype,
-        )
-
-    modules = (_module(conditioner), step.owner)
-    solution = solution.reshape(*batch, features)
-    return with_second_derivatives(solution, modules, (noise, context, known), by_passes)
-
-
-def _module(conditioner: Conditioner) -> nn.Module:
-    """Return the module that holds a conditioner's weights."""
-    return conditioner if isinstance(conditioner, nn.Module) else cast(Any, conditioner).net
+    return solution.reshape(*batch, features)
 
 
 def pull_back(
@@ -198,13 +144,6 @@ def _context_rows(context: Tensor | None, batch: torch.Size) -> Tensor | None:
     if shape != batch[len(batch) - len(shape) :]:
         shape = batch
     return as_rows(context, shape)
-
-
-def _asks_for_gradient(conditioner: Conditioner, *tensors: Tensor | None) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    given = any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    return given or any(weight.requires_grad for weight in conditioner.parameters())
 
 
 def _slopes(step: Step, noise: Tensor, parameters: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ def analyse(structure: Structure, tensors: Sequence[Tensor]) -> Symbolic:
     """
     ranks_tensor, layers, direct = structure.unpack(tensors)
     device = layers[0].weight.device
-    ranks = ranks_tensor.cpu().numpy().astype(np.int64)
+    # Copies: an array that shares a tensor's memory pins its storage to its size.
+    ranks = ranks_tensor.cpu().clone().numpy().astype(np.int64)
     levels = int(ranks.max()) + 1
     of_column = np.repeat(ranks, structure.inputs)
     row_features = np.repeat(np.arange(structure.features), structure.parameters)
@@ -145,7 +146,7 @@ def analyse(structure: Structure, tensors: Sequence[Tensor]) -> Symbolic:
 
 
 def _boolean(mask: Tensor) -> NDArray[np.bool_]:
-    array: NDArray[np.bool_] = mask.detach().bool().cpu().numpy()  # NumPy has no bfloat16
+    array: NDArray[np.bool_] = mask.detach().ne(0).cpu().numpy()  # NumPy has no bfloat16
     return array
 
 

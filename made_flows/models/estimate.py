@@ -260,9 +260,16 @@ class _Run:
                 return BernoulliMADE(features, context, **options)
             return CategoricalMADE(features, context, categories=categories, **options)
 
-        yield "MADE", lambda: make(dropout=0.3)
+        yield "MADE", lambda: make(direct=True)
+        if self.budget != "fast":
+            # Units are divided among the degrees: one layer has to be wide.
+            wide = (min(2000, max(64, 16 * features)),)
+            yield "wide MADE", lambda: make(hidden_features=wide, direct=True)
         for number in range(1, {"fast": 1, "good": 3, "best": 6}[self.budget]):
-            yield f"MADE, random order {number}", lambda: make(dropout=0.3, order="random")
+            yield (
+                f"MADE, random order {number}",
+                lambda: make(direct=True, order="random"),
+            )
 
     def _trained(self, make: Make, number: int) -> Train:
         """Train a model on every fold, stopped early by the rows left out."""
@@ -304,7 +311,7 @@ class _Run:
             width = given.shape[1]
             joint = torch.cat([given, u], dim=1)
             best: tuple[float, int, float, Tensor] | None = None
-            for prior in (joint.shape[1] + 2.0, 0.5):
+            for prior in (joint.shape[1] + 2.0, 0.5, 1e-3):
                 worse = 0
                 for components in numbers:
                     many = components > 1 and components * (2 * u.shape[1] + 2) > len(u)

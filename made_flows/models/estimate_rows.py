@@ -15,6 +15,10 @@ from made_flows.training.standardization import robust_moments
 __all__ = ["EstimateWarning", "check_columns", "checked_rows", "kind_of"]
 
 
+_FLAT = 1e-6
+"""Part of the variance that columns have in a direction in which they are linear in one another."""
+
+
 class EstimateWarning(UserWarning):
     """Rows whose density is not what it seems: columns of integers or of few values."""
 
@@ -75,6 +79,16 @@ def check_columns(x: Tensor) -> None:
             f"column {first} in other units ({len(same)} such pairs). Leave one of each out: "
             f"their joint density is infinite"
         )
+    if len(x) > x.shape[1]:
+        values, vectors = torch.linalg.eigh(z.T @ z)
+        if float(values[0]) < _FLAT:
+            large = (vectors[:, 0].abs() > 0.1).nonzero().flatten().tolist()
+            warnings.warn(
+                f"Columns of x are nearly linear in one another: {_listed(large)}. Their joint "
+                f"density is as high as they are close; leave one of them out",
+                EstimateWarning,
+                stacklevel=3,
+            )
     whole = (x == x.floor()).all(dim=0)
     integers = whole.nonzero().flatten().tolist()
     if integers:

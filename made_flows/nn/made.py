@@ -146,7 +146,7 @@ class MADE(MaskedMLP):
         expect(0 <= dropout < 1, "dropout", "to be in [0, 1)", dropout)
         kind = type(mask_weights)
         expect_type(kind in (bool, str), "mask_weights", _MASKED, mask_weights)
-        expect(kind is bool or mask_weights == "order", "mask_weights", _MASKED, mask_weights)
+        expect(kind is bool or mask_weights == "order", "mask_weights", _MASKED, repr(mask_weights))
         check_generator(generator)
         residual = boolean(residual, "residual") and len(hidden) > 1
         shape = Shape(
@@ -165,7 +165,12 @@ class MADE(MaskedMLP):
         else:
             given = not isinstance(order, str) or order != "natural"
             expect(not given, "order", "to be left out when adjacency is given", order)
-            expect(degrees == "even", "degrees", "to be left out when adjacency is given", degrees)
+            expect(
+                degrees == "even",
+                "degrees",
+                "to be left out when adjacency is given",
+                repr(degrees),
+            )
             connectivity = connect_by_graph(shape, mk.check_adjacency(adjacency, features, context))
         super().__init__(
             shape,

@@ -263,7 +263,7 @@ def adjacency_levels(adjacency: Tensor) -> Tensor:
         >>> adjacency_levels(torch.tensor([[0, 0, 0], [1, 0, 0], [1, 0, 0]]).bool())
         tensor([0, 1, 1])
     """
-    parents = adjacency.cpu().numpy().astype(bool)
+    parents = adjacency.cpu().ne(0).numpy()
     features = len(parents)
     levels = np.full(features, -1, dtype=np.int64)
     level = 0

@@ -41,6 +41,7 @@ class Target:
     missing: bool | None = None
     filler: float = 0.0
     takes_double: bool = False
+    discrete: bool = False
 
     @classmethod
     def of(cls, model: nn.Module, takes_double: bool = False) -> Target:
@@ -57,7 +58,17 @@ class Target:
         check_values, filler = getattr(head, "check_values", None), getattr(head, "filler", 0.0)
         missing = getattr(model, "takes_missing", None)
         takes_double = takes_double and device.type != "mps"  # which has no double precision
-        return cls(features, context, device, dtype, check_values, missing, filler, takes_double)
+        return cls(
+            features,
+            context,
+            device,
+            dtype,
+            check_values,
+            missing,
+            filler,
+            takes_double,
+            discrete=bool(getattr(getattr(head, "support", None), "is_discrete", False)),
+        )
 
     def check(self, x: Tensor, context: Tensor | None, name: str) -> Batch:
         """Check the shapes and values of some rows; floats come back in the model's dtype."""

@@ -196,30 +196,6 @@ def test_an_ensemble_of_networks(choice: str) -> None:
 
 # torch takes some derivatives in forward mode through its own, deprecated, TorchScript.
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("transform", ["jvp", "jacfwd", "hessian", "dual"])
-def test_forward_mode_is_refused_and_never_zero(transform: str) -> None:
-    model = MODELS["Gaussian | plain"]()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    noise = noise_of(HeadStep(model.head), 4)
-
-    def call(u: Tensor) -> Tensor:
-        return call_of(model)(u, None).pow(2).sum()
-
-    def dual() -> None:
-        with torch.autograd.forward_ad.dual_level():
-            call(torch.autograd.forward_ad.make_dual(noise, noise))
-
-    attempts = {
-        "jvp": lambda: torch.func.jvp(call, (noise,), (noise,)),
-        "jacfwd": lambda: torch.func.jacfwd(call)(noise),
-        "hessian": lambda: torch.func.hessian(call)(noise),
-        "dual": dual,
-    }
-    with pytest.raises(NotImplementedError, match=r"forward mode .*Use torch.func.vjp or jacrev"):
-        attempts[transform]()
-
-
 def test_forward_mode_through_a_backward_pass_is_refused() -> None:
     model = MODELS["Gaussian | plain"]()
     noise = noise_of(HeadStep(model.head), 4)
@@ -227,17 +203,6 @@ def test_forward_mode_through_a_backward_pass_is_refused() -> None:
     cotangent = torch.ones(4, dtype=F64)
     with pytest.raises(NotImplementedError, match="got forward mode"):
         torch.func.jvp(lambda g: pull(g)[0], (cotangent,), (cotangent,))
-
-
-def test_second_derivatives_under_torch_func_are_refused_and_never_zero() -> None:
-    model = MODELS["Gaussian | plain"]()
-    noise = noise_of(HeadStep(model.head), 4)
-
-    def loss(noise: Tensor) -> Tensor:
-        return call_of(model)(noise, None).pow(2).sum()
-
-    with pytest.raises(NotImplementedError, match="got second ones"):
-        torch.func.grad(lambda u: torch.func.grad(loss)(u).sum())(noise)
 
 
 @pytest.mark.filterwarnings("ignore::made_flows.inverse.d_pass.SlowInverseWarning")

@@ -149,6 +149,13 @@ def test_columns_whose_density_diverges_are_named():
         mf.estimate(x, **QUICK, max_seconds=0.5)
 
 
+def test_columns_that_are_linear_in_others_are_named():
+    x = normal(60, 4)
+    x = with_column(x, x[:, 0] - 2 * x[:, 2])
+    with pytest.warns(EstimateWarning, match=r"linear in one another: 0, 2, 4\."):
+        mf.estimate(x, **QUICK, max_seconds=0.5)
+
+
 @pytest.mark.parametrize("components", [1, 3])
 def test_gaussians_as_models(components: int):
     x = normal(200, 4).double() + 3

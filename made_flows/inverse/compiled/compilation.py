@@ -11,6 +11,7 @@ import hashlib
 import logging
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]
         except FileNotFoundError:
             return {}
         except Exception as error:
-            self._say(self._index_path, error)
+            self._drop(self._index_path, error)
             return {}
         return overloads if stamp == self._source_stamp else {}
 
@@ -58,7 +59,7 @@ class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]
         except FileNotFoundError:
             return None
         except Exception as error:
-            self._say(path, error)
+            self._drop(path, error)
             return None
 
     def _save_data(self, name: str, data: Any) -> None:
@@ -76,7 +77,9 @@ class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]
         with self._open_for_write(path) as file:
             file.write(hashlib.sha256(data).digest() + data)
 
-    def _say(self, path: str, error: Exception) -> None:
+    def _drop(self, path: str, error: Exception) -> None:
+        with suppress(OSError):
+            Path(path).unlink()  # or it would be read, and spoken of, again
         _LOG.warning("A compiled kernel is compiled again, since %s is damaged: %s", path, error)
 
 

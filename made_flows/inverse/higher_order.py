@@ -1,0 +1,297 @@
+"""Derivatives that the sweeps do not have, by passes of the network: exact, and slow.
+
+The implicit function theorem gives first derivatives in reverse mode. Second derivatives, forward
+mode and recorded traces see the inverse as D passes in place of a sweep (see
+:mod:`made_flows.inverse.d_pass`), with one warning. What is only known later, that a gradient is
+differentiated again, costs nothing until it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from made_flows._torch import is_traced
+from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
+from made_flows.inverse.problem import Conditioner
+from made_flows.inverse.steps import Step
+
+__all__ = ["Inverse", "expect_reverse_mode", "gradients", "reason_for_passes"]
+
+_DIFFERENTIATING = ("Grad", "Jvp")
+_AGAIN = "derivatives of its derivatives are taken"
+
+
+class Inverse:
+    """A sequential inverse as a function of all that it can be differentiated by.
+
+    Args:
+        conditioner: the network.
+        step: the elementwise map.
+        noise: (..., D, P), of the whole batch.
+        context: (..., C) or None.
+        known: (..., D) or None, of which the first ``prefix`` ranks count.
+        prefix: how many ranks are known.
+        weights: of network and step, None for those that they have.
+    """
+
+    def __init__(
+        self,
+        conditioner: Conditioner,
+        step: Step,
+        noise: Tensor,
+        context: Tensor | None,
+        known: Tensor | None,
+        prefix: int,
+        weights: list[Tensor] | None = None,
+    ) -> None:
+        self.conditioner, self.step, self.prefix = conditioner, step, prefix
+        self.noise, self.context, self.known = noise, context, known
+        self._lent = weights
+
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        """The modules whose weights take part."""
+        network = self.conditioner
+        module = network if isinstance(network, nn.Module) else cast(Any, network).net
+        return [module, self.step.owner]
+
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """All weights, as they are when this is asked for first: a call may have lent them."""
+        if self._lent is not None:
+            return self._lent
+        return [weight for module in self.modules for weight in module.parameters()]
+
+    @cached_property
+    def leaves(self) -> list[Tensor]:
+        """All that asks for a gradient."""
+        inputs = (self.noise, self.context, self.known)
+        given = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+        return given + [weight for weight in self.weights if weight.requires_grad]
+
+    def asks_for_gradient(self) -> bool:
+        """Whether values must carry a gradient."""
+        if not torch.is_grad_enabled():
+            return False
+        inputs = (self.noise, self.context, self.known)
+        given = any(tensor is not None and tensor.requires_grad for tensor in inputs)
+        return given or any(weight.requires_grad for weight in self.weights)
+
+    def detached(self) -> Inverse:
+        """The same function, of leaves without a history."""
+
+        def leaf(tensor: Tensor) -> Tensor:
+            return tensor.detach().requires_grad_(tensor.requires_grad)
+
+        context = None if self.context is None else leaf(self.context)
+        known = None if self.known is None else leaf(self.known)
+        # A weight may stand under two names: it is one leaf.
+        leaves = {id(weight): leaf(weight) for weight in self.weights}
+        weights = [leaves[id(weight)] for weight in self.weights]
+        return Inverse(
+            self.conditioner, self.step, leaf(self.noise), context, known, self.prefix, weights
+        )
+
+    def _with_weights(self, function: Callable[[], Tensor]) -> Tensor:
+        """What a function gives while network and step have the weights of this inverse."""
+        if self._lent is None:
+            return function()
+        holder = _Holder(self.modules)
+        places = [module.named_parameters() for module in holder.held]
+        names = [f"held.{index}.{name}" for index, place in enumerate(places) for name, _ in place]
+        lent = dict(zip(names, self._lent, strict=True))
+        result: Tensor = torch.func.functional_call(holder, lent, (function,))
+        return result
+
+    def again(self, x: Tensor) -> Tensor:
+        """The solution computed once more from itself, by one differentiable step."""
+
+        def compute() -> Tensor:
+            again = self.step(self.noise, self.conditioner.evaluate(x, self.context))
+            return again if self.known is None else torch.where(self.kept, self.known, again)
+
+        return self._with_weights(compute)
+
+    @property
+    def kept(self) -> Tensor:
+        """Which features are known, (D,)."""
+        return self.conditioner.ranks < self.prefix
+
+    def passes(self, reason: object = None) -> Tensor:
+        """The solution by D passes, with a warning if there is a reason."""
+        if reason is not None:
+            warn_of_passes(self.conditioner, self.conditioner.features, reason)
+        return self._with_weights(
+            lambda: d_pass_inverse(
+                lambda inputs: self.conditioner.evaluate(inputs, self.context),
+                self.conditioner.ranks,
+                self.step,
+                self.noise,
+                known=self.known,
+                prefix=self.prefix,
+                dtype=self.conditioner.dtype,
+            )
+        )
+
+
+class _Holder(nn.Module):
+    """Modules whose weights are lent to them for one call."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        super().__init__()
+        self.held = nn.ModuleList(modules)
+
+    def forward(self, function: Callable[[], Tensor]) -> Tensor:
+        return function()
+
+
+def reason_for_passes(inverse: Inverse, *, wants_gradient: bool) -> str | None:
+    """Say why derivatives have to see D passes, as a clause; None where they need not."""
+    if not inverse.step.differentiable:
+        return None
+    if torch.compiler.is_compiling():
+        expect_reverse_mode()
+        return None
+    if torch.autograd.forward_ad._current_level >= 0:
+        inputs = (inverse.noise, inverse.context, inverse.known)
+        tensors = (*inputs, *inverse.weights)
+        if any(tensor is not None and _may_have_tangent(tensor) for tensor in tensors):
+            return "forward-mode derivatives are taken of it"
+    stack: Sequence[Any] = torch._C._functorch.get_interpreter_stack() or ()
+    if sum(level.key().name in _DIFFERENTIATING for level in stack) > 1:
+        return _AGAIN
+    if wants_gradient and is_traced():
+        return "torch.jit.trace records its gradient"
+    return None
+
+
+def expect_reverse_mode(*tensors: Tensor) -> None:
+    """Raise where forward-mode derivatives would be dropped silently, of these tensors if any."""
+    if torch.autograd.forward_ad._current_level < 0:
+        return
+    if not tensors or any(map(_may_have_tangent, tensors)):
+        raise NotImplementedError(
+            "Expected reverse-mode derivatives of what is compiled, and of a backward pass of a "
+            "sequential inverse; got forward mode. Use torch.func.vjp or jacrev, or take forward "
+            "mode of the inverse itself"
+        )
+
+
+def _may_have_tangent(tensor: Tensor) -> bool:
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return True
+    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+
+
+# --- Derivatives of a gradient --------------------------------------------------------------------
+
+_Function = Callable[[Inverse, Sequence[Tensor]], Sequence[Tensor | None]]
+"""What is computed of an inverse, whose leaves may be others', and of further tensors."""
+
+
+def gradients(
+    inverse: Inverse, gradient: Tensor, total: Tensor, x: Tensor
+) -> Sequence[Tensor | None]:
+    """The gradients of all leaves of an inverse, which can be differentiated again.
+
+    Args:
+        inverse: the function.
+        gradient: (N, D), of the loss with respect to every value alone.
+        total: (N, D), the solution of the transposed system for it.
+        x: (N, D), the values.
+    """
+
+    def at_once() -> Sequence[Tensor | None]:
+        alone = inverse.detached()
+        again = alone.again(x.detach().reshape(inverse.noise.shape[:-1])).reshape(x.shape)
+        return torch.autograd.grad(
+            again, alone.leaves, total.detach().to(again.dtype), allow_unused=True
+        )
+
+    return _apply(_by_passes, at_once, inverse, gradient)
+
+
+def _by_passes(inverse: Inverse, others: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The gradients of all leaves, by passes that can be differentiated."""
+    [gradient] = others
+    values = inverse.passes(_AGAIN).reshape(gradient.shape)
+    return torch.autograd.grad(
+        values, inverse.leaves, gradient, create_graph=True, allow_unused=True
+    )
+
+
+def _derivative(function: _Function, count: int, given: Sequence[int]) -> _Function:
+    """The derivative of a function of ``count`` other tensors, pulled back from some results.
+
+    It is a function of the same, and then of the cotangents of the results ``given``.
+    """
+
+    def derivative(inverse: Inverse, others: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        results = function(inverse, others[:count])
+        pairs = zip((results[place] for place in given), others[count:], strict=True)
+        used = [(r, cotangent) for r, cotangent in pairs if r is not None and r.requires_grad]
+        leaves = [*inverse.leaves, *others[:count]]
+        if not used:
+            return [None] * len(leaves)
+        chosen, cotangents = zip(*used, strict=True)
+        return torch.autograd.grad(chosen, leaves, cotangents, create_graph=True, allow_unused=True)
+
+    return derivative
+
+
+class _Exact(torch.autograd.Function):
+    """A function of an inverse whose derivatives, of every order, are functions of it again.
+
+    Results are computed of leaves without a history. What the leaves depend on (one another,
+    where transforms share a network) is the engine's to follow, and nothing is counted twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        function: _Function,
+        shortcut: Callable[[], Sequence[Tensor | None]] | None,
+        inverse: Inverse,
+        *tensors: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.function, ctx.inverse = function, inverse
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        with torch.enable_grad():
+            if shortcut is not None:
+                results = shortcut()
+            else:
+                others = tensors[len(inverse.leaves) :]
+                leaves = [other.detach().requires_grad_() for other in others]
+                results = function(inverse.detached(), leaves)
+        return tuple(None if result is None else result.detach() for result in results)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        inverse: Inverse = ctx.inverse
+        tensors = ctx.saved_tensors  # raises if one of them was written to
+        given = [place for place, cotangent in enumerate(cotangents) if cotangent is not None]
+        if not given:
+            return (None,) * (3 + len(tensors))
+        others = tensors[len(inverse.leaves) :]
+        function = _derivative(ctx.function, len(others), given)
+        pulled = [cotangent for cotangent in cotangents if cotangent is not None]
+        results = _apply(function, None, inverse, *others, *pulled)
+        return None, None, None, *results
+
+
+def _apply(
+    function: _Function,
+    shortcut: Callable[[], Sequence[Tensor | None]] | None,
+    inverse: Inverse,
+    *others: Tensor,
+) -> tuple[Tensor | None, ...]:
+    results: tuple[Tensor | None, ...] = _Exact.apply(
+        function, shortcut, inverse, *inverse.leaves, *others
+    )
+    return results

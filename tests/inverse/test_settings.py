@@ -1,0 +1,205 @@
+"""The sequential inverse under what people set around it: autocast, default devices, a cache."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import made_flows as mf
+from made_flows.inverse import HeadStep, sequential_inverse
+from made_flows.inverse.dispatch import backend
+from tests.helpers.density_models import MODELS, context_of
+from tests.helpers.inverse_checks import STEPS, each_backend, made_for, noise_of
+
+# ---------------------------------------------------------------------- autocast
+
+
+@each_backend
+@pytest.mark.parametrize("name", ["Gaussian | plain", "Gaussian | context, residual, direct"])
+def test_autocast_changes_neither_values_nor_whether_there_are_gradients(
+    choice: str, name: str
+) -> None:
+    model = MODELS[name]().float()
+    context = context_of(model, 3, dtype=torch.float32)
+    noise = noise_of(HeadStep(model.head), 3, 4).float()
+    leaves = list(model.parameters())
+    with backend(choice):
+        expected = sequential_inverse(model.made, HeadStep(model.head), noise, context)
+        gradients = torch.autograd.grad(expected.sum(), leaves)
+        with torch.autocast("cpu", torch.bfloat16):
+            values = sequential_inverse(model.made, HeadStep(model.head), noise, context)
+            ours = torch.autograd.grad(values.sum(), leaves)
+            assert model(context).sample((2,)).isfinite().all()
+    torch.testing.assert_close(values, expected)
+    for mine, reference in zip(ours, gradients, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - reference).norm() <= 0.2 * (1 + reference.norm())  # as bfloat16 allows
+
+
+@each_backend
+def test_autocast_in_the_slow_direction_of_a_flow(choice: str) -> None:
+    flow, x = mf.IAF(4, context=2, hidden_features=(16,)), torch.randn(3, 4)
+    with backend(choice), torch.autocast("cpu", torch.bfloat16):
+        flow(torch.randn(3, 2)).log_prob(x).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in flow.parameters())
+
+
+# ---------------------------------------------------------------------- default devices
+
+FLOWS: dict[str, Callable[[], nn.Module]] = {
+    "MAF": lambda: mf.MAF(4, context=2, hidden_features=(8,)),
+    "spline MAF": lambda: mf.MAF(4, context=2, hidden_features=(8,), bijection="spline"),
+    "IAF": lambda: mf.IAF(4, context=2, hidden_features=(8,)),
+    "Gaussian": lambda: mf.GaussianMADE(4, context=2, hidden_features=(8,)),
+    "mixture": lambda: mf.GaussianMixtureMADE(4, context=2, hidden_features=(8,)),
+    "Bernoulli": lambda: mf.BernoulliMADE(4, context=2, hidden_features=(8,)),
+    "categorical": lambda: mf.CategoricalMADE(4, categories=3, context=2, hidden_features=(8,)),
+}
+
+
+@pytest.fixture
+def _meta_by_default() -> Iterator[None]:
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+@each_backend
+@pytest.mark.parametrize("name", FLOWS)
+def test_models_stay_where_they_are_whatever_the_default_device(
+    choice: str, name: str, request: pytest.FixtureRequest
+) -> None:
+    model, context = FLOWS[name](), torch.zeros(3, 2)
+    request.getfixturevalue("_meta_by_default")
+    with backend(choice):
+        x = model(context).sample((5,))
+        value = model(context).log_prob(x)
+        value.sum().backward()
+    assert x.device.type == value.device.type == "cpu"
+    assert bool(value.isfinite().all())
+
+
+# ---------------------------------------------------------------------- memory of the user's
+
+
+@pytest.mark.parametrize("make", [mf.IAF, mf.MAF], ids=["IAF", "MAF"])
+def test_no_storage_is_pinned_to_its_size(make: Any) -> None:
+    flow = make(4, context=2, hidden_features=(8,))
+    x, context = torch.randn(3, 4, requires_grad=True), torch.randn(3, 2)
+    drawn = flow(context).rsample()
+    value = flow(context).log_prob(x).sum() + drawn.sum()
+    value.backward()
+    with torch.no_grad():
+        sampled = flow(context).sample()
+    assert x.grad is not None
+    tensors = [x.detach(), x.grad, context, sampled, drawn.detach(), *flow.parameters()]
+    for tensor in [*tensors, *flow.buffers()]:
+        tensor.detach().untyped_storage().resize_(4096)
+
+
+# ---------------------------------------------------------------------- what is chosen
+
+CHOICES = """
+import torch, made_flows as mf
+try:
+    print(tuple(mf.GaussianMADE(3, activation={activation!r})().sample((2,)).shape))
+except (ValueError, RuntimeError) as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "activation", "says"),
+    [
+        ("eager", "relu", "(2, 3)"),
+        ("compiled", "relu", "(2, 3)"),
+        ("compile", "relu", "ValueError Expected MADE_FLOWS_INVERSE to be one of auto, eager,"),
+        ("compiled", torch.sin, "RuntimeError Expected a sequential inverse that can be compiled"),
+    ],
+)
+def test_environment_variable(value: str, activation: Any, says: str) -> None:
+    if value == "compiled":
+        pytest.importorskip("numba")
+    code = CHOICES.replace("{activation!r}", "torch.sin" if activation is torch.sin else "'relu'")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "MADE_FLOWS_INVERSE": value},
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.startswith(says), done.stdout
+
+
+def test_compiled_means_compiled() -> None:
+    pytest.importorskip("numba")
+    step = STEPS["sampling, Gaussian"](3)
+    made = made_for(step, features=3)
+    noise = noise_of(step, 2, 3)
+    with backend("compiled"):
+        sequential_inverse(made, step, noise).sum().backward()
+        low = made.to(torch.bfloat16)
+        with pytest.raises(RuntimeError, match=r"of a network of torch\.bfloat16"):
+            sequential_inverse(low, HeadStep(step.head.bfloat16()), noise.bfloat16())
+    with pytest.raises(ValueError, match="choice to be one of"), backend("fast"):
+        pass
+
+
+# ---------------------------------------------------------------------- a damaged cache
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "garbage": lambda content: b"\x80\x04garbage" * 20,
+    "truncated": lambda content: content[: len(content) // 2],
+    "flipped byte": lambda content: (
+        content[: len(content) // 2]
+        + bytes([content[len(content) // 2] ^ 1])
+        + content[len(content) // 2 + 1 :]
+    ),
+}
+
+
+@pytest.mark.parametrize("ending", [".nbi", ".nbc"])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_cache_is_made_again(
+    kind: str,
+    ending: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    numba = pytest.importorskip("numba")
+    import numpy as np
+
+    from made_flows.inverse.compiled import compilation
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def double(values: Any) -> None:
+        for i in range(len(values)):
+            values[i] *= 2
+
+    def run() -> None:
+        values = np.ones(3)
+        compilation.Kernel(double)(values)
+        assert values.tolist() == [2.0] * 3
+
+    run()
+    files = list(tmp_path.rglob("*" + ending))
+    assert files
+    for file in files:
+        file.write_bytes(DAMAGE[kind](file.read_bytes()))
+    with caplog.at_level(logging.WARNING, "made_flows"):
+        run()
+    assert len(caplog.records) == 1
+    assert "is compiled again" in caplog.records[0].getMessage()
+    caplog.clear()
+    run()  # from what was written in its place
+    assert not caplog.records
