@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -203,3 +204,38 @@ def test_a_damaged_cache_is_made_again(
     caplog.clear()
     run()  # from what was written in its place
     assert not caplog.records
+
+
+def test_a_wait_for_the_compiler_is_announced_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    numba = pytest.importorskip("numba")
+    import numpy as np
+
+    from made_flows.inverse.compiled import compilation
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def halve(values: Any) -> None:
+        for i in range(len(values)):
+            values[i] /= 2
+
+    def said() -> tuple[list[str], str]:
+        compilation._announce.cache_clear()
+        caplog.clear()
+        kernel = compilation.Kernel(halve)
+        for _ in range(2):
+            kernel(np.ones(3))
+        return [record.getMessage() for record in caplog.records], capsys.readouterr().err
+
+    with caplog.at_level(logging.INFO, "made_flows"):
+        lines, _ = said()
+        assert lines == ["made_flows: compiling kernels, once: a few seconds"]
+        assert said() == ([], "")  # found on disk
+    shutil.rmtree(tmp_path)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with caplog.at_level(logging.WARNING, "made_flows"):
+        assert said() == ([], lines[0] + "\n")

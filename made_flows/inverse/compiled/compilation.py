@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -36,8 +37,23 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=1)
+def _announce() -> None:
+    """Say, once, that what follows takes seconds: nobody should have to wait and wonder."""
+    message = "made_flows: compiling kernels, once: a few seconds"
+    _LOG.info(message)
+    if sys.stderr.isatty() and not (_LOG.isEnabledFor(logging.INFO) and _LOG.hasHandlers()):
+        print(message, file=sys.stderr)  # noqa: T201 (for people at a terminal)
+
+
 class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]
     """The files of Numba's cache of a function, each with a digest in front."""
+
+    def load(self, key: Any) -> Any:
+        found = super().load(key)
+        if found is None:
+            _announce()
+        return found
 
     def _load_index(self) -> dict[Any, Any]:
         try:
@@ -107,6 +123,7 @@ class Kernel:
         return compiled  # type: ignore[no-any-return]
 
     def _without_cache(self) -> Callable[..., None]:
+        _announce()
         compiled: Callable[..., None] = njit(**_OPTIONS)(self.function)
         return compiled
 

@@ -1,4 +1,10 @@
-"""Products of weights and activations, in blocks that fit in the registers."""
+"""Products of weights and activations, in blocks that fit in the registers.
+
+A block is a number of units times a number of vectors of lanes. For every input it loads each
+vector of lanes once and each weight once, and multiplies all with all: the larger the block, the
+fewer loads for a multiplication. Its sums must stay in registers, which bounds it; what is left
+over at the end of a panel's units goes through smaller blocks.
+"""
 
 from __future__ import annotations
 
