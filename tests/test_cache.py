@@ -81,6 +81,10 @@ def _reshape(w: Tensor) -> None:
     w.data = w.data.view(-1, 2 * w.shape[1])
 
 
+def _shorten(w: Tensor) -> None:
+    w.data = w.data[:-1]
+
+
 def _shift(w: Tensor) -> None:
     w.data = torch.cat([torch.randn(1), w.data.flatten()])[1:].view(w.shape)
 
@@ -100,6 +104,7 @@ CHANGES: dict[str, Callable[[Tensor], Any]] = {
     "another dtype": _retype,
     "other numbers of the same bits": _reinterpret,
     "another shape": _reshape,
+    "fewer rows": _shorten,
     "another place": _shift,
     "in place": lambda w: w.add_(1),
 }
@@ -319,6 +324,12 @@ def test_what_is_made_in_inference_mode_can_be_used_outside() -> None:
     assert not outside.is_inference()
     assert not outside.requires_grad
     (x * outside).sum().backward()
+
+
+def test_what_is_kept_carries_no_gradient() -> None:
+    cache: TensorCache[Tensor] = TensorCache()
+    weight = nn.Parameter(torch.randn(3))
+    assert not cache.get(None, [weight], lambda: weight * 2).requires_grad
 
 
 def test_what_is_made_of_tensors_of_inference_mode(compare: str) -> None:
