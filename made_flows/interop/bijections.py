@@ -1,4 +1,4 @@
-"""Elementwise maps of hosts as bijections, so that the sequential inverse can take their steps."""
+"""Elementwise maps of other libraries as bijections: the steps of a sequential inverse."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from made_flows.inverse.compiled.spline_inverse import invert
 from made_flows.univariate.bijections import Affine, Bijection
 from made_flows.univariate.step_kernel import EDGES, SplineForm, StepKernel
 
-__all__ = ["HostMap", "ScaleFirst", "rational_quadratic", "shrinkage", "spline"]
+__all__ = ["LibraryMap", "ScaleFirst", "rational_quadratic", "shrinkage", "spline"]
 
 
 class ScaleFirst(Affine):
@@ -32,8 +32,8 @@ class ScaleFirst(Affine):
         return StepKernel("affine", self.scale, (1.0, 1.0))
 
 
-class HostMap(Bijection):
-    """A map that a host computes by a function of its own.
+class LibraryMap(Bijection):
+    """A map that a library computes by a function of its own.
 
     Args:
         outputs: parameters of every feature K.
@@ -71,7 +71,7 @@ def spline(
     split: Callable[[Tensor], dict[str, Tensor]],
     constants: tuple[str, ...] = (),
     compiled: SplineForm | None = None,
-) -> HostMap:
+) -> LibraryMap:
     """Return a spline of nflows or normflows, by the library's own function.
 
     Args:
@@ -88,7 +88,7 @@ def spline(
     def apply(values: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return function(inputs=values, inverse=inverse, **split(parameters), **fixed)
 
-    return HostMap(layer._output_dim_multiplier(), apply, compiled)
+    return LibraryMap(layer._output_dim_multiplier(), apply, compiled)
 
 
 def shrinkage(layer: Any) -> float:
@@ -97,7 +97,7 @@ def shrinkage(layer: Any) -> float:
     return 1.0 if width is None else sqrt(width)
 
 
-def rational_quadratic(layer: Any, splines: Any) -> HostMap:
+def rational_quadratic(layer: Any, splines: Any) -> LibraryMap:
     """Return the rational-quadratic spline of nflows or normflows.
 
     Args:

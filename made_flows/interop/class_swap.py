@@ -1,4 +1,4 @@
-"""Fast layers in place of a host's own, by giving an object another class.
+"""Fast layers in place of a library's own, by giving an object another class.
 
 The object stays the same: whatever refers to it, its parameters, buffers, hooks and name, its
 state dict and its repr are untouched. Only its class becomes a subclass of what it was, made here,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._cache import TensorCache
-from made_flows.interop.layers import HostLayer
+from made_flows.interop.layers import ForeignLayer
 from made_flows.nn.activations import activation_name
 from made_flows.nn.linear import run_weight_hooks
 from made_flows.nn.made import MADE
@@ -41,13 +41,13 @@ class ForeignConditioner:
     def __init__(
         self,
         net: nn.Module,
-        layers: Sequence[HostLayer],
+        layers: Sequence[ForeignLayer],
         *,
         features: int,
         parameters: int,
         call: Callable[[Tensor, Tensor | None], Tensor],
         context: int = 0,
-        direct: HostLayer | None = None,
+        direct: ForeignLayer | None = None,
         parameter_major: bool = False,
     ) -> None:
         self.net = net
@@ -173,7 +173,7 @@ class ForeignConditioner:
         ).structure
 
 
-def _reach(layer: HostLayer, reach: Tensor) -> Tensor:
+def _reach(layer: ForeignLayer, reach: Tensor) -> Tensor:
     mask: Tensor = layer.linear.mask
     if layer.columns is not None:
         mask = mask[:, layer.columns]

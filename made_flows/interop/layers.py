@@ -15,7 +15,7 @@ from made_flows._cache import TensorCache
 from made_flows.nn.activations import activation_code, is_elementwise, make_activation
 from made_flows.nn.validation import NotUnderstoodError
 
-__all__ = ["IDENTITY", "HostLayer", "elementwise", "expect_stream_kept"]
+__all__ = ["IDENTITY", "ForeignLayer", "elementwise", "expect_stream_kept"]
 
 IDENTITY = nn.Identity()
 
@@ -23,8 +23,8 @@ OfContext = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class HostLayer:
-    """A masked linear layer of a host's network, and what happens around it.
+class ForeignLayer:
+    """A masked linear layer of a foreign network, and what happens around it.
 
     Args:
         linear: the module; it has a weight, a mask and a bias (or None).

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
-from made_flows.interop.layers import IDENTITY, HostLayer, elementwise, expect_stream_kept
+from made_flows.interop.layers import IDENTITY, ForeignLayer, elementwise, expect_stream_kept
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 
 __all__ = ["FastInverse", "MadeVersion", "expect_known", "made_conditioner"]
@@ -85,7 +85,7 @@ def made_conditioner(net: Any, version: MadeVersion, parameters: int) -> Foreign
 
 
 def _add_residual(
-    layers: list[HostLayer], block: Any, activation: nn.Module, version: MadeVersion
+    layers: list[ForeignLayer], block: Any, activation: nn.Module, version: MadeVersion
 ) -> None:
     """Add a residual block: it reads the activation of the stream, which is the last layer."""
     stream = len(layers) - 1
@@ -104,9 +104,9 @@ def _add_residual(
     layers += [inner, outer]
 
 
-def _linear(linear: Any, library: Any) -> HostLayer:
+def _linear(linear: Any, library: Any) -> ForeignLayer:
     expect_own(linear, library.MaskedLinear)
-    return HostLayer(linear)
+    return ForeignLayer(linear)
 
 
 def _norm(norm: Any) -> nn.BatchNorm1d | None:

@@ -11,11 +11,11 @@ from pyro.distributions.transforms.spline import ConditionalSpline
 from pyro.nn import auto_reg_nn
 from torch import Tensor, nn
 
-from made_flows.interop.bijections import HostMap
+from made_flows.interop.bijections import LibraryMap
 from made_flows.interop.class_swap import mix_in
 from made_flows.interop.conditioner import ForeignConditioner, expect_network, own_conditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
-from made_flows.interop.layers import HostLayer, elementwise
+from made_flows.interop.layers import ForeignLayer, elementwise
 from made_flows.nn.linear import MaskedLinear
 from made_flows.nn.made import MADE
 from made_flows.nn.validation import NotUnderstoodError, expect_own
@@ -198,9 +198,9 @@ def conditioner_of(net: Any, sizes: list[int]) -> ForeignConditioner | MADE:
         raise NotUnderstoodError(f"its network gives {net.param_dims} parameters, not {sizes}")
     if made is not None:
         return made
-    layers = [HostLayer(_linear(linear), elementwise(net.f)) for linear in net.layers]
-    layers[-1] = HostLayer(net.layers[-1])
-    direct = None if net.skip_layer is None else HostLayer(_linear(net.skip_layer))
+    layers = [ForeignLayer(_linear(linear), elementwise(net.f)) for linear in net.layers]
+    layers[-1] = ForeignLayer(net.layers[-1])
+    direct = None if net.skip_layer is None else ForeignLayer(_linear(net.skip_layer))
     context = net.context_dim
     if context:
         # The context's columns come first.
@@ -332,7 +332,7 @@ def _spline(count_bins: int = 8, bound: float = 3.0, order: str = "linear") -> B
         edge=1 - 1e-3,
         min_place=0.025,
     )
-    return HostMap(sum(sizes), apply, compiled)
+    return LibraryMap(sum(sizes), apply, compiled)
 
 
 def _read_conditional(layer: Any) -> Fast:

@@ -13,10 +13,10 @@ from zuko import transforms
 from zuko.flows import autoregressive, polynomial, spline
 from zuko.utils import unpack
 
-from made_flows.interop.bijections import HostMap
+from made_flows.interop.bijections import LibraryMap
 from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
-from made_flows.interop.layers import IDENTITY, HostLayer, elementwise, expect_stream_kept
+from made_flows.interop.layers import IDENTITY, ForeignLayer, elementwise, expect_stream_kept
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 from made_flows.univariate.bijections import Affine, Bijection
 from made_flows.univariate.scales import ScaleRule
@@ -123,7 +123,7 @@ def _bijection(layer: Any) -> tuple[Bijection, bool]:
         return result, log_derivative
 
     compiled = _compiled(univariate, shapes) if function is _IN_CLOSED_FORM[0] else None
-    return HostMap(layer.total, apply, compiled), function in _IN_CLOSED_FORM
+    return LibraryMap(layer.total, apply, compiled), function in _IN_CLOSED_FORM
 
 
 def _compiled(univariate: Any, shapes: Any) -> SplineForm | None:
@@ -149,7 +149,7 @@ def _conditioner(layer: Any) -> ForeignConditioner:
     expect_own(hyper, networks.MaskedMLP)
     features = hyper.out_features // total
     context = hyper.in_features - features
-    layers: list[HostLayer] = []
+    layers: list[ForeignLayer] = []
     for module in hyper:
         _append(layers, module)
     if layers[-1].activation is not IDENTITY:
@@ -170,11 +170,11 @@ def _conditioner(layer: Any) -> ForeignConditioner:
     )
 
 
-def _append(layers: list[HostLayer], module: nn.Module) -> None:
+def _append(layers: list[ForeignLayer], module: nn.Module) -> None:
     """Append a part of the network: a layer, a residual block, or a layer's activation."""
     if isinstance(module, networks.MaskedLinear):
         expect_own(module, networks.MaskedLinear)
-        layers.append(HostLayer(module))
+        layers.append(ForeignLayer(module))
     elif isinstance(module, networks.Residual):
         expect_own(module, networks.Residual)
         stream = len(layers) - 1
