@@ -81,8 +81,8 @@ class _Wrapped(KeyedModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
 
-    def extra_repr(self) -> str:
-        return "" if isinstance(self.function, nn.Module) else str(self.function)
+    def __repr__(self) -> str:
+        return repr(self.function)
 
 
 def make_activation(activation: Any, argument: str = "activation") -> nn.Module:
