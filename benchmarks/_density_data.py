@@ -55,6 +55,8 @@ class Table:
 
 _MAF = "Papamakarios et al. 2017"
 _NSF = "Durkan et al. 2019"
+_TRADE = "Fakoor et al. 2020"
+_DEFORMER = "Alcorn & Nguyen 2021"
 
 PUBLISHED: dict[str, dict[str, float]] = {
     "power": {
@@ -65,6 +67,8 @@ PUBLISHED: dict[str, dict[str, float]] = {
         f"MAF-MoG(5), {_MAF}": 0.30,
         f"MAF, {_NSF}": 0.45,
         f"RQ-NSF (AR), {_NSF}": 0.66,
+        f"TraDE, {_TRADE}": 0.73,
+        f"DEformer, {_DEFORMER}": 0.541,
     },
     "gas": {
         f"MADE, {_MAF}": 3.56,
@@ -74,6 +78,8 @@ PUBLISHED: dict[str, dict[str, float]] = {
         f"MAF-MoG(5), {_MAF}": 9.59,
         f"MAF, {_NSF}": 12.35,
         f"RQ-NSF (AR), {_NSF}": 13.09,
+        f"TraDE, {_TRADE}": 13.27,
+        f"DEformer, {_DEFORMER}": 13.167,
     },
     "hepmass": {
         f"MADE, {_MAF}": -20.98,
@@ -83,6 +89,8 @@ PUBLISHED: dict[str, dict[str, float]] = {
         f"MAF-MoG(5), {_MAF}": -17.39,
         f"MAF, {_NSF}": -17.03,
         f"RQ-NSF (AR), {_NSF}": -14.01,
+        f"TraDE, {_TRADE}": -12.01,
+        f"DEformer, {_DEFORMER}": -11.983,
     },
     "miniboone": {
         f"MADE, {_MAF}": -15.59,
@@ -92,6 +100,8 @@ PUBLISHED: dict[str, dict[str, float]] = {
         f"MAF-MoG(5), {_MAF}": -11.68,
         f"MAF, {_NSF}": -10.92,
         f"RQ-NSF (AR), {_NSF}": -9.22,
+        f"TraDE, {_TRADE}": -9.49,
+        f"DEformer, {_DEFORMER}": -9.323,
     },
     "bsds300": {
         f"MADE, {_MAF}": 148.85,
@@ -101,6 +111,8 @@ PUBLISHED: dict[str, dict[str, float]] = {
         f"MAF-MoG(5), {_MAF}": 156.36,
         f"MAF, {_NSF}": 156.95,
         f"RQ-NSF (AR), {_NSF}": 157.31,
+        f"TraDE, {_TRADE}": 160.01,
+        f"DEformer, {_DEFORMER}": 157.04,
     },
     "mnist": {
         f"Gaussian, {_MAF}": -1366.9,

@@ -280,3 +280,24 @@ def test_bad_arguments():
         units.set(torch.zeros(3), torch.ones(3))
     with pytest.raises(ValueError, match="scale to be positive"):
         units.set(torch.zeros(2), torch.zeros(2))
+
+
+def test_plug_ins_see_them():
+    """As transforms and flows of nflows and Pyro, a fitted flow is in the units of its data."""
+    nflows = pytest.importorskip("made_flows.nflows")
+    pyro = pytest.importorskip("made_flows.pyro")
+    x, c = rows(60) * SCALE + SHIFT, rows(60, 2, seed=1) * 1e3
+    flow = mf.MAF(3, 2, 2, **SHAPE)
+    mf.fit(flow, x, c, **QUIET)
+    x, c = x[:9].float(), c[:9].float()
+    noise, log_det = flow.to_noise(x, c)
+    adapted = nflows.AsTransform(flow)
+    for got, wanted in zip(adapted(x, c), (noise, log_det), strict=True):
+        assert torch.equal(got, wanted)
+    back, _ = adapted.inverse(noise, c)
+    assert torch.equal(back, flow.to_data(noise, c)[0])
+    score = flow(c).log_prob(x)
+    torch.testing.assert_close(nflows.AsFlow(flow).log_prob(x, c), score)
+    torch.testing.assert_close(pyro.to_pyro(flow)(c).log_prob(x), score)
+    transform = pyro.FlowTransform(flow, c)
+    torch.testing.assert_close(transform(noise), back)
