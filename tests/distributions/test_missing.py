@@ -470,7 +470,8 @@ def test_fitting_rows_with_missing_values(masks: Any, per_batch: Any) -> None:
     torch.manual_seed(0)
     x = correlated(600)
     holes = torch.where(torch.rand(600, 4) < 0.3, NAN, x)
-    model = mf.GaussianMADE(4, 0, (24,), orders="all", masks=masks, orders_per_batch=per_batch)
+    over: dict[str, Any] = {"orders": "all", "masks": masks, "orders_per_batch": per_batch}
+    model = mf.GaussianMADE(4, 0, (24,), activation="relu", **over)
     history = mf.fit(
         model, holes, max_epochs=25, batch_size=50, learning_rate=1e-2, progress=False, seed=0
     )
