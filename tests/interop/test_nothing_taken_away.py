@@ -416,14 +416,14 @@ def test_activations_in_place(network: str, activation: str) -> None:
 @pytest.mark.parametrize("activation", IN_PLACE)
 def test_activations_in_place_of_the_drop_ins(activation: str) -> None:
     torch.manual_seed(0)
-    kinds = (mn.MaskedAffineAutoregressiveTransform,)
-    for kind in kinds:
-        t = kind(D, 12, activation=IN_PLACE[activation]()).double()
-        with torch.no_grad():
-            for weight in t.parameters():
-                weight.uniform_(-0.5, 0.5)
-            x = torch.randn(ROWS, D, dtype=torch.float64)
-            torch.testing.assert_close(t.inverse(t(x)[0])[0], x)
+    x = torch.randn(ROWS, D, dtype=torch.float64)
+    t = mn.MaskedAffineAutoregressiveTransform(D, 12, activation=IN_PLACE[activation]()).double()
+    with torch.no_grad():
+        for weight in t.parameters():
+            weight.uniform_(-0.5, 0.5)
+        noise = t(x)[0]
+        with pytest.warns(SlowInverseWarning, match="works in place"):
+            torch.testing.assert_close(t.inverse(noise)[0], x)
     network = mp.AutoRegressiveNN(D, [12, 12], nonlinearity=IN_PLACE[activation]())
     t = mp.AffineAutoregressive(network).double()
     with torch.no_grad():
