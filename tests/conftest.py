@@ -45,7 +45,7 @@ hypothesis.register_random(_torch_random)
 def _fixed_start() -> None:
     """Starts every test from the same seeds, with distributions that check their arguments."""
     random.seed(SEED)
-    np.random.seed(SEED)  # noqa: NPY002 - scikit-learn and the hosts draw from this generator
+    np.random.seed(SEED)  # noqa: NPY002 - scikit-learn and other libraries draw from this generator
     torch.manual_seed(SEED)
     # zuko switches this off for the whole process when it is imported.
     Distribution.set_default_validate_args(True)

@@ -283,7 +283,7 @@ def _conditional_layer(layer: Any) -> Tensor:
     return layer.inverse(_data(), _context())[0]  # type: ignore[no-any-return]
 
 
-def _slow(row: foreign.HostLayer) -> Question:
+def _slow(row: foreign.ForeignLayer) -> Question:
     def ask(layer: Any) -> Tensor:
         return row.slow(layer, row.values(ROWS, torch.float64), row.given(ROWS, torch.float64))[0]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from nflows.distributions.base import Distribution as HostDistribution
-from nflows.flows.base import Flow as HostFlow
-from nflows.transforms.base import Transform as HostTransform
+from nflows.distributions.base import Distribution as NflowsDistribution
+from nflows.flows.base import Flow as NflowsFlow
+from nflows.transforms.base import Transform as NflowsTransform
 from torch import Tensor, nn
 
 from made_flows._checks import expect, expect_type
@@ -21,7 +21,7 @@ from made_flows.transforms.chain import Chain
 __all__ = ["AsDistribution", "AsFlow", "AsTransform"]
 
 
-class AsDistribution(HostDistribution):
+class AsDistribution(NflowsDistribution):
     r"""A density model or flow of this library as an nflows distribution.
 
     It can stand alone or be the base of an nflows flow. A model without a context takes that of
@@ -70,7 +70,7 @@ class AsDistribution(HostDistribution):
         return samples
 
 
-class AsTransform(HostTransform):
+class AsTransform(NflowsTransform):
     r"""A transform or flow of this library as an nflows transform, from data to noise.
 
     .. math:: z = f_K \circ \dots \circ f_1(x; c)
@@ -127,7 +127,7 @@ class AsTransform(HostTransform):
         return context if self.units is None else self.units.standardize_context(context)
 
 
-class AsFlow(CheckedFlow, HostFlow):
+class AsFlow(CheckedFlow, NflowsFlow):
     r"""A flow of this library, such as an MAF or IAF, as an nflows flow.
 
     Args:

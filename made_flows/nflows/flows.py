@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from nflows.distributions import normal
-from nflows.flows import autoregressive as host
-from nflows.flows.base import Flow as HostFlow
+from nflows.flows import autoregressive as theirs
+from nflows.flows.base import Flow as NflowsFlow
 from nflows.transforms import BatchNorm, CompositeTransform, RandomPermutation, ReversePermutation
 from nflows.utils import torchutils
 from torch import Tensor
@@ -71,7 +71,7 @@ class CheckedFlow(FastFlow):
         return samples
 
 
-class Flow(CheckedFlow, HostFlow):
+class Flow(CheckedFlow, NflowsFlow):
     """nflows' flow, which computes no log-determinants for samples that nobody asked to score.
 
     It takes any transforms and bases of nflows' and of this module; with nflows' own flow they
@@ -88,7 +88,7 @@ class Flow(CheckedFlow, HostFlow):
     """
 
 
-class MaskedAutoregressiveFlow(CheckedFlow, host.MaskedAutoregressiveFlow):
+class MaskedAutoregressiveFlow(CheckedFlow, theirs.MaskedAutoregressiveFlow):
     r"""nflows' masked autoregressive flow: it scores and samples in about one pass per layer.
 
     .. math:: \log p(x \mid c) = \log \mathcal N(z; 0, I) + \sum_k \log |\det J_k|
@@ -162,6 +162,6 @@ class MaskedAutoregressiveFlow(CheckedFlow, host.MaskedAutoregressiveFlow):
                 layers.append(BatchNorm(features))
         known = embedding_net is None or isinstance(embedding_net, torch.nn.Module)
         expect_type(known, "embedding_net", "to be a module or None", embedding_net)
-        HostFlow.__init__(
+        NflowsFlow.__init__(
             self, CompositeTransform(layers), StandardNormal([features]), embedding_net
         )

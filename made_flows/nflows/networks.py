@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from nflows.nn.nde import made as nde
-from nflows.transforms import made as host
+from nflows.transforms import made as theirs
 from torch import Tensor
 
 from made_flows._checks import (
@@ -108,7 +108,7 @@ def _check_arguments(
     expect(0 <= probability < 1, "dropout_probability", "to be in [0, 1)", dropout_probability)
 
 
-class MADE(_Network, host.MADE):
+class MADE(_Network, theirs.MADE):
     r"""nflows' network of an autoregressive transform (``nflows.transforms.made.MADE``).
 
     .. math:: \theta_i = f_i(x_{<i}, c) \in \mathbb{R}^m, \qquad i = 1, \dots, D
@@ -177,7 +177,7 @@ class MADE(_Network, host.MADE):
         )
         positive_integer(output_multiplier, "output_multiplier")
         # Masks are made below; nflows refuses random ones in residual blocks.
-        host.MADE.__init__(
+        theirs.MADE.__init__(
             self,
             features,
             hidden_features,
@@ -195,7 +195,7 @@ class MADE(_Network, host.MADE):
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return parameters (rows, D m) of every feature."""
         self._check(inputs, context)
-        outputs: Tensor = host.MADE.forward(self, inputs, context)
+        outputs: Tensor = theirs.MADE.forward(self, inputs, context)
         return outputs
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from nflows.transforms import autoregressive as host
+from nflows.transforms import autoregressive as theirs
 from nflows.transforms.splines import rational_quadratic
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def _construct(
     transform.autoregressive_net = MADE(features, output_multiplier=outputs, **network)
 
 
-class MaskedAffineAutoregressiveTransform(_Checked, host.MaskedAffineAutoregressiveTransform):
+class MaskedAffineAutoregressiveTransform(_Checked, theirs.MaskedAffineAutoregressiveTransform):
     r"""nflows' affine autoregressive transform, from data to noise.
 
     .. math:: z_i = s_i x_i + m_i, \qquad s_i = \mathrm{softplus}(a_i) + 10^{-3}, \qquad
@@ -107,11 +107,11 @@ class MaskedAffineAutoregressiveTransform(_Checked, host.MaskedAffineAutoregress
             "dropout_probability": dropout_probability,
             "use_batch_norm": use_batch_norm,
         }
-        _construct(self, host.MaskedAffineAutoregressiveTransform, features, network)
+        _construct(self, theirs.MaskedAffineAutoregressiveTransform, features, network)
 
 
 class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
-    _Checked, host.MaskedPiecewiseRationalQuadraticAutoregressiveTransform
+    _Checked, theirs.MaskedPiecewiseRationalQuadraticAutoregressiveTransform
 ):
     r"""nflows' rational-quadratic spline autoregressive transform, from data to noise.
 
@@ -190,7 +190,7 @@ class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
         }
         _construct(
             self,
-            host.MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+            theirs.MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
             features,
             network,
             num_bins=num_bins,

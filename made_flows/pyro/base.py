@@ -52,7 +52,7 @@ class VectorTransform(TransformModule):
         """Return log |dy/dx| (...) at a pair, by a parallel pass."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------------ what hosts call
+    # ------------------------------------------------------------------ what Pyro calls
 
     def forward(self, x: Tensor) -> Tensor:
         """Map noise x (..., D) to data y (..., D)."""

@@ -1,7 +1,7 @@
 """A memory of what was computed last, which is never believed for too long.
 
-Scoring a sample right after it was drawn needs the noise that it came from. Hosts find it by the
-identity of the tensor alone, and so return what is no longer true after a parameter changed, or
+Scoring a sample right after it was drawn needs the noise that it came from. Pyro finds it by the
+identity of the tensor alone, and so returns what is no longer true after a parameter changed, or
 a graph that a backward pass has freed. Here a pair counts only while the tensors, the weights and
 the modes are what they were, and while no backward pass has gone through it.
 """

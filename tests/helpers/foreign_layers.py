@@ -26,7 +26,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class HostLayer:
+class ForeignLayer:
     """One row of the table.
 
     Args:
@@ -90,19 +90,19 @@ def _zuko_slow(layer: Any, u: Tensor, context: Tensor | None) -> Pair:
     return layer(context).inv.call_and_ladj(u)
 
 
-def nflows_layer(kind: Any = nt.MaskedAffineAutoregressiveTransform, **kwargs: Any) -> HostLayer:
+def nflows_layer(kind: Any = nt.MaskedAffineAutoregressiveTransform, **kwargs: Any) -> ForeignLayer:
     context = kwargs.pop("context", False)
     inside = kind is not nt.MaskedAffineAutoregressiveTransform and "tails" not in kwargs
     arguments = {"features": D, "hidden_features": 12, **kwargs}
     if context:
         arguments["context_features"] = C
-    return HostLayer(lambda: kind(**arguments), _forward, _inverse, context, inside)
+    return ForeignLayer(lambda: kind(**arguments), _forward, _inverse, context, inside)
 
 
-def normflows_layer(kind: Any = MaskedAffineAutoregressive, **kwargs: Any) -> HostLayer:
+def normflows_layer(kind: Any = MaskedAffineAutoregressive, **kwargs: Any) -> ForeignLayer:
     row = nflows_layer(kind, **kwargs)
     inside = kind is not MaskedAffineAutoregressive and "tails" not in kwargs
-    return HostLayer(row.make, row.quick, row.slow, row.context, inside)
+    return ForeignLayer(row.make, row.quick, row.slow, row.context, inside)
 
 
 def _pyro_affine(context: bool, hidden: list[int], network: dict[str, Any], **kwargs: Any) -> Any:
@@ -114,12 +114,12 @@ def _pyro_affine(context: bool, hidden: list[int], network: dict[str, Any], **kw
 
 def pyro_layer(
     context: bool = False, hidden: tuple[int, ...] = (12, 10), network: Any = None, **kwargs: Any
-) -> HostLayer:
+) -> ForeignLayer:
     make = partial(_pyro_affine, context, list(hidden), network or {}, **kwargs)
-    return HostLayer(make, _pyro_quick, _pyro_slow, context)
+    return ForeignLayer(make, _pyro_quick, _pyro_slow, context)
 
 
-def pyro_spline(context: bool = False, order: str = "linear", bins: int = 4) -> HostLayer:
+def pyro_spline(context: bool = False, order: str = "linear", bins: int = 4) -> ForeignLayer:
     sizes = [bins, bins, bins - 1, bins][: 4 if order == "linear" else 3]
 
     def make() -> Any:
@@ -129,15 +129,15 @@ def pyro_spline(context: bool = False, order: str = "linear", bins: int = 4) -> 
         made = AutoRegressiveNN(D, [12, 10], param_dims=sizes)
         return pt.SplineAutoregressive(D, made, count_bins=bins, order=order)
 
-    return HostLayer(make, _pyro_quick, _pyro_slow, context)
+    return ForeignLayer(make, _pyro_quick, _pyro_slow, context)
 
 
-def zuko_layer(context: bool = False, differentiable: bool = True, **kwargs: Any) -> HostLayer:
+def zuko_layer(context: bool = False, differentiable: bool = True, **kwargs: Any) -> ForeignLayer:
     def make() -> Any:
         arguments = {"hidden_features": (12, 10), **kwargs}
         return zuko.flows.MaskedAutoregressiveTransform(D, C if context else 0, **arguments)
 
-    return HostLayer(
+    return ForeignLayer(
         make, _zuko_quick, _zuko_slow, context, inside=False, differentiable=differentiable
     )
 
@@ -150,7 +150,7 @@ _GRAPH = torch.eye(D, D + C, dtype=torch.bool)
 _GRAPH[2, 0] = _GRAPH[4, 2] = _GRAPH[3, 1] = _GRAPH[0, D] = _GRAPH[3, D + 2] = True
 _LINEAR = {"tails": "linear", "tail_bound": 2.0, "num_bins": 4}
 
-LAYERS: dict[str, HostLayer] = {
+LAYERS: dict[str, ForeignLayer] = {
     # nflows
     "nflows": nflows_layer(),
     "nflows, context": nflows_layer(context=True),
@@ -223,7 +223,7 @@ LAYERS: dict[str, HostLayer] = {
 }
 
 
-def make(row: HostLayer, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
+def make(row: ForeignLayer, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
     """A layer whose weights are not near zero, in evaluation mode."""
     torch.manual_seed(seed)
     with warnings.catch_warnings():

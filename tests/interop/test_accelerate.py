@@ -35,7 +35,7 @@ from tests.helpers.foreign_layers import (
     LAYERS,
     C,
     D,
-    HostLayer,
+    ForeignLayer,
     make,
     nflows_layer,
     normflows_layer,
@@ -64,7 +64,7 @@ def close(actual: Any, expected: Any) -> None:
     torch.testing.assert_close(actual, expected, **tolerance)
 
 
-def pair(row: HostLayer, dtype: torch.dtype) -> tuple[Any, Any]:
+def pair(row: ForeignLayer, dtype: torch.dtype) -> tuple[Any, Any]:
     """A layer, and an accelerated copy of it."""
     layer = make(row, dtype)
     return layer, mf.accelerate(copy.deepcopy(layer))
@@ -214,7 +214,7 @@ def test_no_rows() -> None:
 # ---------------------------------------------------------------------- torch.func and others
 
 
-def _value(row: HostLayer, layer: Any) -> Callable[[Tensor], Tensor]:
+def _value(row: ForeignLayer, layer: Any) -> Callable[[Tensor], Tensor]:
     return lambda u: row.slow(layer, u[None], None)[0][0]
 
 
@@ -225,7 +225,7 @@ def _functions(u: Tensor) -> list[Callable[[Callable[[Tensor], Tensor]], Tensor]
 class Inverse(nn.Module):
     """The slow direction as a module's call."""
 
-    def __init__(self, row: HostLayer, layer: Any) -> None:
+    def __init__(self, row: ForeignLayer, layer: Any) -> None:
         super().__init__()
         self.row, self.layer = row, layer
 
@@ -304,7 +304,7 @@ def test_second_derivatives_say_once_what_they_cost() -> None:
 
 # ---------------------------------------------------------------------- training mode
 
-MODES: dict[str, HostLayer] = {
+MODES: dict[str, ForeignLayer] = {
     "nflows, dropout": nflows_layer(dropout_probability=0.5),
     "nflows, batch norm": nflows_layer(use_batch_norm=True),
     "nflows, batch norm, feedforward": nflows_layer(use_batch_norm=True, use_residual_blocks=False),
@@ -783,10 +783,10 @@ def test_no_library_is_imported_that_is_not_there_already() -> None:
         import made_flows as mf
         warnings.simplefilter("ignore")
         mf.accelerate(torch.nn.Linear(2, 2))
-        hosts = {"nflows", "normflows", "pyro", "zuko"}
-        assert not hosts & set(sys.modules), hosts & set(sys.modules)
+        libraries = {"nflows", "normflows", "pyro", "zuko"}
+        assert not libraries & set(sys.modules), libraries & set(sys.modules)
         import zuko
         mf.accelerate(zuko.flows.MAF(3))
-        assert not (hosts - {"zuko"}) & set(sys.modules)
+        assert not (libraries - {"zuko"}) & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)

@@ -47,7 +47,7 @@ def outputs_of(network: NetworkSpec, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_description_is_the_network(name: str) -> None:
+def test_what_is_read_is_the_network(name: str) -> None:
     row = LAYERS[name]
     fast = mf.accelerate(make(row)).made_flows_current()
     x, context = torch.randn(ROWS, D, dtype=torch.float64), row.given(ROWS, torch.float64)
@@ -426,7 +426,7 @@ def test_a_layer_moved_to_another_dtype(dtype: torch.dtype) -> None:
 # ---------------------------------------------------------------------- our networks inside
 
 
-def test_our_networks_inside_hosts_layers() -> None:
+def test_our_networks_inside_libraries_layers() -> None:
     layers = {
         "nflows": nt.MaskedAffineAutoregressiveTransform(D, 12),
         "Pyro": pt.AffineAutoregressive(mf.MADE(D)),

@@ -25,7 +25,7 @@ from tests.helpers.foreign_layers import (
     LAYERS,
     C,
     D,
-    HostLayer,
+    ForeignLayer,
     make,
     nflows_layer,
     normflows_layer,
@@ -34,7 +34,7 @@ from tests.helpers.foreign_layers import (
 
 ROWS = 4
 
-Subject = tuple[HostLayer, Callable[[nn.Module], nn.Module]]
+Subject = tuple[ForeignLayer, Callable[[nn.Module], nn.Module]]
 
 
 def _dropin(new: Callable[[], nn.Module]) -> Callable[[nn.Module], nn.Module]:
@@ -104,7 +104,7 @@ SUBJECTS: dict[str, Subject] = {
 class Slow(nn.Module):
     """The slow direction as a module's call."""
 
-    def __init__(self, row: HostLayer, layer: Any) -> None:
+    def __init__(self, row: ForeignLayer, layer: Any) -> None:
         super().__init__()
         self.row, self.layer = row, layer
 
@@ -386,7 +386,7 @@ IN_PLACE: dict[str, Callable[[], nn.Module]] = {
     "leaky relu": lambda: nn.LeakyReLU(inplace=True),
 }
 
-NETWORKS: dict[str, Callable[[Any], HostLayer]] = {
+NETWORKS: dict[str, Callable[[Any], ForeignLayer]] = {
     "nflows": lambda a: nflows_layer(activation=a),
     "nflows, feedforward": lambda a: nflows_layer(activation=a, use_residual_blocks=False),
     "nflows, batch norm": lambda a: nflows_layer(activation=a, use_batch_norm=True),

@@ -17,7 +17,7 @@ import nflows.nn.nde as nde
 import nflows.transforms as nt
 import pytest
 import torch
-from nflows.transforms import made as host_made
+from nflows.transforms import made as their_made
 from torch import Tensor, nn
 
 import made_flows as mf
@@ -112,9 +112,9 @@ def data(kind: str, dtype: torch.dtype = torch.float32, features: int = D) -> Te
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 @pytest.mark.parametrize("kind", TRANSFORMS)
 def test_nflows_state_dict_gives_nflows_numbers(kind: str, name: str) -> None:
-    own, host, extra = TRANSFORMS[kind]
+    own, original, extra = TRANSFORMS[kind]
     arguments = {**CONFIGURATIONS[name], **extra}
-    theirs = shake(host(D, 12, **arguments)).double()
+    theirs = shake(original(D, 12, **arguments)).double()
     mine = quietly(lambda: own(D, 12, **arguments)).double().eval()
     mine.load_state_dict(theirs.state_dict())
     x, context = data(kind, torch.float64), given(name, torch.float64)
@@ -128,9 +128,9 @@ def test_nflows_state_dict_gives_nflows_numbers(kind: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["defaults", "feedforward", "no blocks", "batch norm"])
 @pytest.mark.parametrize("kind", TRANSFORMS)
 def test_the_same_seed_gives_the_same_weights_and_masks(kind: str, name: str) -> None:
-    own, host, extra = TRANSFORMS[kind]
+    own, original, extra = TRANSFORMS[kind]
     states = []
-    for constructor in (host, own):
+    for constructor in (original, own):
         torch.manual_seed(3)
         states.append(constructor(D, 12, **CONFIGURATIONS[name], **extra).state_dict())
     assert list(states[0]) == list(states[1])
@@ -153,7 +153,7 @@ def test_networks_alone(name: str, version: str) -> None:
     arguments = CONFIGURATIONS[name]
     if version == "transforms":
         mine = quietly(lambda: ours.MADE(D, 12, output_multiplier=3, **arguments))
-        theirs = host_made.MADE(D, 12, output_multiplier=3, **arguments)
+        theirs = their_made.MADE(D, 12, output_multiplier=3, **arguments)
     else:
         arguments = {**arguments, "num_mixture_components": 2}
         mine = quietly(lambda: ours.MixtureOfGaussiansMADE(D, 12, **arguments))
@@ -358,7 +358,7 @@ def test_trap_1_the_first_feature_reads_the_context() -> None:
             (gradient,) = torch.autograd.grad(first.sum(), context)
             assert (gradient != 0).all(), name
     # nflows' own does not, and a state dict of its keeps its masks.
-    theirs = host_made.MADE(D, 12, C, output_multiplier=2)
+    theirs = their_made.MADE(D, 12, C, output_multiplier=2)
     made = ours.MADE(D, 12, C, output_multiplier=2)
     made.load_state_dict(theirs.state_dict())
     context = torch.randn(1, C, requires_grad=True)
@@ -370,7 +370,7 @@ def test_trap_2_narrow_layers_keep_what_they_can_and_say_what_is_lost() -> None:
     with pytest.warns(mf.DependencyWarning, match="dependencies are lost"):
         made = ours.MADE(20, 6)
     reach = mf.nn.masks.connectivity([made.initial_layer.mask, made.final_layer.mask])
-    theirs = host_made.MADE(20, 6)
+    theirs = their_made.MADE(20, 6)
     lost = mf.nn.masks.connectivity([theirs.initial_layer.mask, theirs.final_layer.mask])
     assert reach[-1, :-1].all()  # the last feature reads all others
     assert not lost[-1, :-1].all()

@@ -7,7 +7,7 @@ from typing import Any
 
 from nflows.flows.base import Flow
 from nflows.nn.nde import made as nde
-from nflows.transforms import autoregressive as host
+from nflows.transforms import autoregressive as theirs
 from nflows.transforms import made
 from nflows.transforms.base import CompositeTransform
 from nflows.transforms.splines import cubic, linear, quadratic, rational_quadratic
@@ -34,7 +34,7 @@ def find(module: Any) -> type | None:
     Raises:
         NotUnderstoodError: for a layer with a slow direction that cannot be made fast.
     """
-    if isinstance(module, host.AutoregressiveTransform):
+    if isinstance(module, theirs.AutoregressiveTransform):
         return FastInverse
     if isinstance(module, nde.MixtureOfGaussiansMADE):
         raise NotUnderstoodError(
@@ -114,7 +114,7 @@ def _read(layer: Any) -> Fast:
     """Return how a transform works."""
     for kind, (methods, bijection) in _KINDS.items():
         if isinstance(layer, kind):
-            mades.expect_known(layer, host.AutoregressiveTransform, kind, methods)
+            mades.expect_known(layer, theirs.AutoregressiveTransform, kind, methods)
             net, outputs = layer.autoregressive_net, layer._output_dim_multiplier()
             conditioner = own_conditioner(net, outputs) or conditioner_of(net, outputs)
             return Fast(conditioner, bijection(layer), net)
@@ -165,13 +165,13 @@ def _linear(layer: Any) -> Bijection:
 
 
 _KINDS: dict[Any, tuple[tuple[str, ...], Callable[[Any], Bijection]]] = {
-    host.MaskedAffineAutoregressiveTransform: (("_unconstrained_scale_and_shift",), _affine),
-    host.MaskedPiecewiseRationalQuadraticAutoregressiveTransform: (
+    theirs.MaskedAffineAutoregressiveTransform: (("_unconstrained_scale_and_shift",), _affine),
+    theirs.MaskedPiecewiseRationalQuadraticAutoregressiveTransform: (
         ("_elementwise",),
         _rational_quadratic,
     ),
-    host.MaskedPiecewiseQuadraticAutoregressiveTransform: (("_elementwise",), _quadratic),
-    host.MaskedPiecewiseCubicAutoregressiveTransform: (("_elementwise",), _cubic),
-    host.MaskedPiecewiseLinearAutoregressiveTransform: (("_elementwise",), _linear),
+    theirs.MaskedPiecewiseQuadraticAutoregressiveTransform: (("_elementwise",), _quadratic),
+    theirs.MaskedPiecewiseCubicAutoregressiveTransform: (("_elementwise",), _cubic),
+    theirs.MaskedPiecewiseLinearAutoregressiveTransform: (("_elementwise",), _linear),
 }
 """Of every class of transforms: the methods that make its map, and the map."""

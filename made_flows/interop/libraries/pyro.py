@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro.distributions import transforms as host
+from pyro.distributions import transforms as theirs
 from pyro.distributions.transforms.spline import ConditionalSpline
 from pyro.nn import auto_reg_nn
 from torch import Tensor, nn
@@ -25,11 +25,11 @@ from made_flows.univariate.step_kernel import EDGES, SplineForm
 
 __all__ = ["FastAffine", "FastConditional", "FastSpline", "conditioner_of", "find", "parameters_of"]
 
-_CONDITIONAL = (host.ConditionalAffineAutoregressive, host.ConditionalSplineAutoregressive)
+_CONDITIONAL = (theirs.ConditionalAffineAutoregressive, theirs.ConditionalSplineAutoregressive)
 _WITHOUT_INVERSE = (
-    host.BlockAutoregressive,
-    host.ConditionalNeuralAutoregressive,
-    host.NeuralAutoregressive,
+    theirs.BlockAutoregressive,
+    theirs.ConditionalNeuralAutoregressive,
+    theirs.NeuralAutoregressive,
 )
 
 
@@ -39,9 +39,9 @@ def find(module: Any) -> type | None:
     Raises:
         NotUnderstoodError: for a layer with a slow direction that cannot be made fast.
     """
-    if isinstance(module, host.AffineAutoregressive):
+    if isinstance(module, theirs.AffineAutoregressive):
         return FastAffine
-    if isinstance(module, host.SplineAutoregressive):
+    if isinstance(module, theirs.SplineAutoregressive):
         return FastSpline
     if isinstance(module, _CONDITIONAL):
         return FastConditional
@@ -139,7 +139,7 @@ class FastConditional(FastLayer):
         transform = super().condition(context)  # type: ignore[misc]
         fast = self.made_flows_current()
         if fast is not None:
-            affine = isinstance(transform, host.AffineAutoregressive)
+            affine = isinstance(transform, theirs.AffineAutoregressive)
             mix_in(transform, FastAffine if affine else FastSpline)
             transform.made_flows_keep(Fast(fast.conditioner, fast.bijection, fast.net))
         return transform
@@ -249,7 +249,7 @@ def _linear(linear: Any) -> nn.Module:
 
 def _read_affine(layer: Any) -> Fast:
     methods = ("_call", "_call_stable", "log_abs_det_jacobian")
-    kind = host.AffineAutoregressive
+    kind = theirs.AffineAutoregressive
     for name in methods:
         if getattr(type(layer), name) is not getattr(kind, name):
             raise NotUnderstoodError(f"{type(layer).__name__} has a {name} of its own")
@@ -290,7 +290,7 @@ def _affine(
 
 
 def _read_spline(layer: Any) -> Fast:
-    kind = host.SplineAutoregressive
+    kind = theirs.SplineAutoregressive
     _expect_inverse(layer, kind, FastSpline, ("_inverse", "log_abs_det_jacobian"))
     expect_own(layer, kind, ("_call",))
     spline = layer.spline
@@ -313,8 +313,8 @@ def _spline(count_bins: int = 8, bound: float = 3.0, order: str = "linear") -> B
     def apply(values: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         parts = parameters.transpose(-1, -2).split(sizes, dim=-2)
         of_parameters: Any = ConditionalSpline
-        host_spline = of_parameters(lambda _: parts, values.shape[-1], count_bins, bound, order)
-        conditioned = host_spline.condition(values)
+        their_spline = of_parameters(lambda _: parts, values.shape[-1], count_bins, bound, order)
+        conditioned = their_spline.condition(values)
         result = conditioned._inverse(values) if inverse else conditioned._call(values)
         log_derivative = conditioned._cache_log_detJ
         return result, -log_derivative if inverse else log_derivative
@@ -336,13 +336,13 @@ def _spline(count_bins: int = 8, bound: float = 3.0, order: str = "linear") -> B
 
 
 def _read_conditional(layer: Any) -> Fast:
-    if isinstance(layer, host.ConditionalAffineAutoregressive):
+    if isinstance(layer, theirs.ConditionalAffineAutoregressive):
         sizes, bijection = [1, 1], _affine(**layer.kwargs)
-        kind: type = host.ConditionalAffineAutoregressive
+        kind: type = theirs.ConditionalAffineAutoregressive
     else:
         bins, order = layer.kwargs.get("count_bins", 8), layer.kwargs.get("order", "linear")
         sizes, bijection = _sizes(bins, order), _spline(**layer.kwargs)
-        kind = host.ConditionalSplineAutoregressive
+        kind = theirs.ConditionalSplineAutoregressive
     _expect_inverse(layer, kind, FastConditional, ("condition",))
     return _fast(layer.nn, sizes, bijection)
 
