@@ -498,7 +498,8 @@ def test_nothing_that_is_kept_keeps_a_model(question: Question) -> None:
     _asked(question, model)
     tensors = [weakref.ref(t) for t in (*model.parameters(), *model.buffers())]
     del model
-    gc.collect()
+    for _ in range(2):  # tensors that autograd knew are only let go of by the first
+        gc.collect()
     assert not any(tensor() is not None for tensor in tensors)
 
 
