@@ -74,7 +74,7 @@ def saveable(cls: type[T]) -> type[T]:
 
 
 def former_defaults(cls: type, signature: inspect.Signature | None = None) -> dict[str, Any]:
-    """What arguments stand for in files that leave them out, where it is not the default now."""
+    """Say what arguments that files leave out stand for, where it is not the default now."""
     former: dict[str, Any] = getattr(cls, "_former_defaults", {})
     parameters = (signature or inspect.signature(cls)).parameters
     return {name: value for name, value in former.items() if name in parameters}

@@ -30,7 +30,7 @@ def is_transformed() -> bool:
 
 
 def is_forward_mode() -> bool:
-    """Whether forward-mode derivatives are being taken (``jvp``, ``jacfwd``, dual tensors)."""
+    """Tell whether forward-mode derivatives are being taken (``jvp``, ``jacfwd``, dual tensors)."""
     return bool(torch.autograd.forward_ad._current_level >= 0)
 
 

@@ -75,7 +75,7 @@ class Inverse:
         return given + [weight for weight in self.weights if weight.requires_grad]
 
     def asks_for_gradient(self) -> bool:
-        """Whether values must carry a gradient."""
+        """Tell whether values must carry a gradient."""
         if not torch.is_grad_enabled():
             return False
         inputs = (self.noise, self.context, self.known)
@@ -83,7 +83,7 @@ class Inverse:
         return given or any(weight.requires_grad for weight in self.weights)
 
     def detached(self) -> Inverse:
-        """The same function, of leaves without a history."""
+        """Return the same function, of leaves without a history."""
 
         def leaf(tensor: Tensor) -> Tensor:
             return tensor.detach().requires_grad_(tensor.requires_grad)
@@ -98,7 +98,7 @@ class Inverse:
         )
 
     def _with_weights(self, function: Callable[[], Tensor]) -> Tensor:
-        """What a function gives while network and step have the weights of this inverse."""
+        """Return what a function gives while network and step have the weights of this inverse."""
         if self._lent is None:
             return function()
         holder = _Holder(self.modules)
@@ -109,7 +109,7 @@ class Inverse:
         return result
 
     def again(self, x: Tensor) -> Tensor:
-        """The solution computed once more from itself, by one differentiable step."""
+        """Return the solution computed once more from itself, by one differentiable step."""
 
         def compute() -> Tensor:
             again = self.step(self.noise, self.conditioner.evaluate(x, self.context))
@@ -123,7 +123,7 @@ class Inverse:
         return self.conditioner.ranks < self.prefix
 
     def passes(self, reason: object = None) -> Tensor:
-        """The solution by D passes, with a warning if there is a reason."""
+        """Return the solution by D passes, with a warning if there is a reason."""
         if reason is not None:
             warn_of_passes(self.conditioner, self.conditioner.features, reason)
         return self._with_weights(
@@ -197,7 +197,7 @@ _Function = Callable[[Inverse, Sequence[Tensor]], Sequence[Tensor | None]]
 def gradients(
     inverse: Inverse, gradient: Tensor, total: Tensor, x: Tensor
 ) -> Sequence[Tensor | None]:
-    """The gradients of all leaves of an inverse, which can be differentiated again.
+    """Return the gradients of all leaves of an inverse, which can be differentiated again.
 
     Args:
         inverse: the function.
@@ -217,7 +217,7 @@ def gradients(
 
 
 def _by_passes(inverse: Inverse, others: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """The gradients of all leaves, by passes that can be differentiated."""
+    """Return the gradients of all leaves, by passes that can be differentiated."""
     [gradient] = others
     values = inverse.passes(_AGAIN).reshape(gradient.shape)
     return torch.autograd.grad(
@@ -226,7 +226,7 @@ def _by_passes(inverse: Inverse, others: Sequence[Tensor]) -> Sequence[Tensor | 
 
 
 def _derivative(function: _Function, count: int, given: Sequence[int]) -> _Function:
-    """The derivative of a function of ``count`` other tensors, pulled back from some results.
+    """Pull results back through the derivative of a function of ``count`` other tensors.
 
     It is a function of the same, and then of the cotangents of the results ``given``.
     """

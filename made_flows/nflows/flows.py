@@ -63,7 +63,7 @@ class CheckedFlow(FastFlow):
     def sample(
         self, num_samples: int, context: Tensor | None = None, batch_size: int | None = None
     ) -> Tensor:
-        """Samples (num_samples, D), or (rows, num_samples, D) with a context of so many rows."""
+        """Draw samples (num_samples, D), or (rows, num_samples, D) with a context of rows."""
         num_samples = positive_integer(num_samples, "num_samples")
         if batch_size is not None:
             batch_size = positive_integer(batch_size, "batch_size")

@@ -27,7 +27,7 @@ class _Checked(FastInverse):
     """A transform that says what is wrong with what it is given."""
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Where the transform maps the inputs to, and log-determinants (rows,)."""
+        """Return where the transform maps the inputs to, and log-determinants (rows,)."""
         self.made_flows_check(inputs)
         noise: tuple[Tensor, Tensor] = super().forward(inputs, context)  # type: ignore[misc]
         return noise

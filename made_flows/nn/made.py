@@ -46,7 +46,7 @@ _MASKED = "to be True, False or 'order'"
 
 
 def default_widths(features: int) -> tuple[int, int]:
-    """Widths of two hidden layers for a number of features.
+    """Return widths of two hidden layers for a number of features.
 
     Four units for each feature, in multiples of 64 up to 512, and as many as there are features: in
     fewer, dependencies would be lost.
