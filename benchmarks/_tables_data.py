@@ -28,6 +28,7 @@ SMALLEST = 2
 """Columns that a table needs to have left."""
 _FEWEST = 20
 _SPIKE = 0.2
+_FLAT = 1e-6
 _TESTED = 2000
 _TRAINED = 10_000
 _SHIPPED = ("iris", "wine", "breast_cancer", "diabetes")
@@ -44,8 +45,8 @@ class Split:
 def load_tables(names: Sequence[str] | None = None) -> dict[str, Array]:
     """The tables at hand, by name: rows that differ, columns that have a density.
 
-    Columns with fewer than twenty values, or with a fifth of the rows at one value, have none: the
-    likelihood of a model that sees this is as high as it cares to make it.
+    Columns with fewer than twenty values, with a fifth of the rows at one value, or linear in those
+    before have none: the likelihood of a model that sees this is as high as it cares to make it.
     """
     found: dict[str, Array] = {}
     found |= _shipped()
@@ -87,5 +88,11 @@ def _read(path: Path) -> Array:
 def _with_density(rows: Array) -> Array:
     rows = np.unique(rows, axis=0)
     counts = [np.unique(column, return_counts=True)[1] for column in rows.T]
-    kept = [len(c) >= _FEWEST and c.max() < _SPIKE * len(rows) for c in counts]
-    return rows[:, kept]
+    rows = rows[:, [len(c) >= _FEWEST and c.max() < _SPIKE * len(rows) for c in counts]]
+    chosen: list[int] = []
+    for i, column in enumerate(rows.T):
+        others = np.column_stack([np.ones(len(rows)), rows[:, chosen]])
+        rest = column - others @ np.linalg.lstsq(others, column, rcond=None)[0]
+        if rest.var() > _FLAT * column.var():
+            chosen.append(i)
+    return rows[:, chosen]
