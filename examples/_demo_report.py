@@ -22,7 +22,7 @@ OUTPUT = Path("demo_output")
 SAMPLES = 1000
 """Rows that the column of sampling times draws."""
 LEGEND = (
-    "Log-likelihoods of held-out rows in nats, higher is better, with standard errors.\n"
+    "Log-likelihoods of held-out rows in nats, higher is better, ± standard error.\n"
     "* the best, and those less than two standard errors behind it, row by row."
 )
 

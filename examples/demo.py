@@ -13,8 +13,8 @@ import time
 def main() -> None:
     start = time.perf_counter()
     print(
-        "Digits are completed, a table of 30 columns is modelled beside nflows and zuko, and a\n"
-        "posterior is fitted and judged: a minute or two, all of it on this machine.\n",
+        "Digits are completed, a table of 30 columns is modelled beside nflows and\n"
+        "zuko, and a posterior is fitted and judged: a minute or two, all of it here.\n",
         flush=True,
     )
     # Imported here, because that takes seconds, and the line above is to be there first.
