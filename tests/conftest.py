@@ -51,6 +51,13 @@ def _fixed_start() -> None:
     Distribution.set_default_validate_args(True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse names that hold an address: processes that share the tests must agree on them."""
+    named = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if named:
+        raise pytest.UsageError(f"Expected ids that are the same in every process; got {named[0]}")
+
+
 def _global_state() -> dict[str, object]:
     return {
         "default dtype": torch.get_default_dtype(),

@@ -764,7 +764,11 @@ def test_whatever_holds_a_flow_is_searched_through(name: str, holder: str) -> No
     assert type(layer) is original_class(layer)
 
 
-@pytest.mark.parametrize("nothing", [[], {}, Experiment(None), object()], ids=repr)
+@pytest.mark.parametrize(
+    "nothing",
+    [[], {}, Experiment(None), object()],
+    ids=["list", "dict", "dataclass", "object"],
+)
 def test_where_there_is_nothing_the_error_says_what_to_give(nothing: Any) -> None:
     with pytest.raises(TypeError, match=r"in which there are none\. Give the flow itself"):
         mf.accelerate(nothing)
