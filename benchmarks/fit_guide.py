@@ -29,7 +29,7 @@ draws, as they are and weighted, are from those of the reference draws, in stand
 the posterior: the largest over all quantities, which noise of the draws alone makes about 0.05.
 **bound** is what the diagnosis says of the error of unweighted means. Reference draws are
 posteriordb's, and exact ones for the funnel (whose tails are so heavy that means and sds of 2000
-samples hardly say anything).
+samples hardly say anything). **seconds** are wall time, on a machine that may have had other work.
 
 The verdict is wrong where draws graded *as drawn* have a mean more than half a standard deviation
 off, or weighted ones graded *weighted*."""
