@@ -97,9 +97,12 @@ class Diagnosis:
     @property
     def verdict(self) -> str:
         """Two sentences on what of the guide may be used, and how."""
+        parts = ""
+        if self.k_hat_parts:
+            parts = f"{min(self.k_hat_parts):.2f} to {max(self.k_hat_parts):.2f} in quarters; "
         found = (
-            f"k-hat is {self.k_hat:.2f} (reliable below {self.threshold:.2f}) and the draws are "
-            f"worth {self.effective_sample_size:.0f} of {len(self.log_weights)}"
+            f"k-hat is {self.k_hat:.2f} ({parts}reliable below {self.threshold:.2f}) and the draws "
+            f"are worth {self.effective_sample_size:.0f} of {len(self.log_weights)}"
         )
         unseen = "Weights do not show a mode that no draw fell into."
         if self.grade == "as drawn":

@@ -158,6 +158,7 @@ def test_posterior_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyro")
     monkeypatch.setattr(_demo_posterior, "STEPS", 3)
     monkeypatch.setattr(_demo_posterior, "DRAWS", 100)
+    monkeypatch.setattr(_demo_posterior, "QUICK", True)  # the whole demo runs in CI as well
     part = _demo_posterior.run()
     assert "AutoIAF" in part.text
     assert "rust it" in part.text
