@@ -166,7 +166,10 @@ NETWORK_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "degrees": ({"degrees": "x"}, "degrees to be 'even' or 'random'; got 'x'"),
     "a cycle": ({"adjacency": torch.ones(3, 3)}, "adjacency to have no cycle"),
     "a small graph": ({"adjacency": torch.zeros(2, 2)}, r"adjacency of shape \(3, 3\); got"),
-    "mask_weights": ({"mask_weights": 3}, "mask_weights to be True, False or 'order'; got 3"),
+    "mask_weights": (
+        {"mask_weights": 3},
+        "mask_weights to be True, False or 'order'; got (int )?3",
+    ),
 }
 
 

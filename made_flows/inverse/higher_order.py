@@ -9,7 +9,6 @@ differentiated again, costs nothing until it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -52,22 +51,15 @@ class Inverse:
         self.conditioner, self.step, self.prefix = conditioner, step, prefix
         self.noise, self.context, self.known = noise, context, known
         self._lent = weights
-
-    @cached_property
-    def modules(self) -> list[nn.Module]:
+        module = conditioner if isinstance(conditioner, nn.Module) else cast(Any, conditioner).net
+        self.modules: list[nn.Module] = [module, step.owner]
         """The modules whose weights take part."""
-        network = self.conditioner
-        module = network if isinstance(network, nn.Module) else cast(Any, network).net
-        return [module, self.step.owner]
+        if weights is None:
+            weights = [weight for module in self.modules for weight in module.parameters()]
+        self.weights = weights
+        """All weights, as they are at construction: a call may have lent them."""
 
-    @cached_property
-    def weights(self) -> list[Tensor]:
-        """All weights, as they are when this is asked for first: a call may have lent them."""
-        if self._lent is not None:
-            return self._lent
-        return [weight for module in self.modules for weight in module.parameters()]
-
-    @cached_property
+    @property
     def leaves(self) -> list[Tensor]:
         """All that asks for a gradient."""
         inputs = (self.noise, self.context, self.known)

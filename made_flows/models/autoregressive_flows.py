@@ -150,10 +150,7 @@ class IAF(Flow):
         (torch.Size([10, 3]), torch.Size([10]))
     """
 
-    _former_defaults: ClassVar[dict[str, Any]] = {
-        "activation": "relu",
-        "hidden_features": (64, 64),
-    }
+    _former_defaults: ClassVar[dict[str, Any]] = {"hidden_features": (64, 64)}
 
     def __init__(
         self,
@@ -169,7 +166,7 @@ class IAF(Flow):
         base: Distribution | Model | None = None,
         adjacency: Any = None,
         degrees: Literal["even", "random"] = "even",
-        activation: Any = "tanh",
+        activation: Any = "relu",
         residual: bool = False,
         direct: bool = False,
         dropout: float = 0.0,

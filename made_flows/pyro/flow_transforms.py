@@ -108,7 +108,7 @@ class IAF(FlowTransform):
     Args:
         features: number of features D.
         transforms: number of autoregressive transforms.
-        hidden_features: widths of the hidden layers of every conditioner.
+        hidden_features: widths of the hidden layers of every conditioner; None as there.
         order, normalize, bijection, scale, adjacency, degrees, activation, residual, direct,
             dropout, mask_weights, generator: as for :class:`made_flows.IAF`.
 
@@ -129,7 +129,7 @@ class IAF(FlowTransform):
         self,
         features: int,
         transforms: int = 1,
-        hidden_features: Sequence[int] = (64, 64),
+        hidden_features: Sequence[int] | None = None,
         *,
         order: Any = "reverse",
         normalize: Literal["batch", "actnorm"] | None = None,
@@ -166,7 +166,7 @@ class MAF(FlowTransform):
     Args:
         features: number of features D.
         transforms: number of autoregressive transforms.
-        hidden_features: widths of the hidden layers of every conditioner.
+        hidden_features: widths of the hidden layers of every conditioner; None as there.
         order, normalize, bijection, scale, adjacency, degrees, activation, residual, direct,
             dropout, mask_weights, generator: as for :class:`made_flows.MAF`.
 
@@ -187,7 +187,7 @@ class MAF(FlowTransform):
         self,
         features: int,
         transforms: int = 1,
-        hidden_features: Sequence[int] = (64, 64),
+        hidden_features: Sequence[int] | None = None,
         *,
         order: Any = "reverse",
         normalize: Literal["batch", "actnorm"] | None = None,
@@ -195,7 +195,7 @@ class MAF(FlowTransform):
         scale: str | ScaleRule | None = None,
         adjacency: Any = None,
         degrees: Literal["even", "random"] = "even",
-        activation: Any = "relu",
+        activation: Any = "tanh",
         residual: bool = False,
         direct: bool = False,
         dropout: float = 0.0,

@@ -40,6 +40,11 @@ def funnel() -> None:
         pyro.sample("x", dist.Normal(0.0, (z / 2).exp()))
 
 
+@pytest.fixture(autouse=True)
+def _empty_store() -> None:
+    pyro.clear_param_store()
+
+
 @pytest.fixture(scope="module")
 def fitted() -> tuple[AutoIAF, Tensor, Tensor]:
     torch.manual_seed(0)
