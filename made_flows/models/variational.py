@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from made_flows.nn.masked_mlp import HIDDEN_GAIN
 from made_flows.nn.masks import make_order
 from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
-from made_flows.univariate.bijections import Affine
+from made_flows.univariate.bijections import Affine, Bijection
 from made_flows.univariate.scales import ScaleRule
 from made_flows.univariate.step_kernel import StepKernel
 
@@ -202,7 +202,16 @@ def posterior_flow(
     gain: float | None = None,
     origin: Any = None,
     units: Any = None,
-    **flow: Any,
+    *,
+    order: Any = "reverse",
+    bijection: Literal["affine", "spline", "gated"] | Bijection | None = None,
+    scale: str | ScaleRule | None = None,
+    degrees: Literal["even", "random"] = "even",
+    activation: Any = "tanh",
+    residual: bool = False,
+    direct: bool = True,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Flow:
     r"""Return an inverse autoregressive flow that starts at a normal distribution of given moments.
 
@@ -218,8 +227,10 @@ def posterior_flow(
             more than 32 dimensions 0.3 * 32 / D, so that a step of training moves samples as far
             in a thousand dimensions as in thirty.
         origin, units: of the triangular map, see :class:`TriangularAffine`.
-        flow: further arguments of :class:`~made_flows.IAF`; by default ``activation="tanh"``,
-            ``direct=True`` and, as ``bijection``, a :class:`DampedAffine`.
+        bijection: of the transforms with hidden layers; by default a :class:`DampedAffine`, or with
+            a ``scale`` an affine map of that rule.
+        order, scale, degrees, activation, residual, direct, dropout, generator: as for
+            :class:`~made_flows.IAF`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -236,14 +247,16 @@ def posterior_flow(
     features, transforms = outer.features, positive_integer(transforms, "transforms")
     if hidden_features is None:
         hidden_features = (max(64, features),) * 2
-    order = flow.pop("order", "reverse")
     first = make_order(features, "natural" if isinstance(order, str) else order)
-    given = {"activation": "tanh", "direct": True, **flow}
-    if "scale" not in given:
-        given.setdefault("bijection", DampedAffine(gain))
+    if bijection is None:
+        bijection = "affine" if scale is not None else DampedAffine(gain)
     # One more than needed, so that orders take turns with that of the linear transform.
     order = first if isinstance(order, str) and order == "reverse" else order
-    inner = IAF(features, 0, transforms, hidden_features, order=order, **given)
+    inner = IAF(
+        features, 0, transforms, hidden_features, order=order, bijection=bijection, scale=scale,
+        degrees=degrees, activation=activation, residual=residual, direct=direct, dropout=dropout,
+        generator=generator,
+    )  # fmt: skip
     for module in inner.modules():
         if isinstance(module, MADE):  # what starts smooth is for few rows, of which there are none
             module.scale_hidden(1 / HIDDEN_GAIN)

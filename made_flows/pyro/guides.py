@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pyro.distributions as dist
 import torch
@@ -30,6 +30,8 @@ from made_flows.pyro.flow_transforms import FlowTransform
 from made_flows.pyro.gradient_guard import GradientGuard
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger
 from made_flows.pyro.refinement import Refinement, refine
+from made_flows.univariate.bijections import Bijection
+from made_flows.univariate.scales import ScaleRule
 
 __all__ = ["AutoIAF"]
 
@@ -109,8 +111,10 @@ class AutoIAF(AutoContinuous):
         path_gradient: whether ELBOs get path gradients. Objectives other than the ELBO that
             differentiate through samples (``RenyiELBO``) need ``False``: there the rest has
             another mean.
-        flow: further arguments of :class:`made_flows.IAF`: ``order``, ``bijection``, ``scale``,
-            ``activation``, ``residual``, ...
+        bijection: of the transforms with hidden layers; by default an affine one that steps of
+            training move slowly, see :func:`~made_flows.models.variational.posterior_flow`.
+        order, scale, degrees, activation, residual, direct, dropout, generator: as for
+            :class:`made_flows.IAF`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -142,21 +146,32 @@ class AutoIAF(AutoContinuous):
         init_scale: float = 0.1,
         *,
         path_gradient: bool = True,
-        **flow: Any,
+        order: Any = "reverse",
+        bijection: Literal["affine", "spline", "gated"] | Bijection | None = None,
+        scale: str | ScaleRule | None = None,
+        degrees: Literal["even", "random"] = "even",
+        activation: Any = "tanh",
+        residual: bool = False,
+        direct: bool = True,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
     ) -> None:
         expect_type(callable(model), "model", "to be a function or module", model)
         expect_type(callable(init_loc_fn), "init_loc_fn", "to be a function", init_loc_fn)
-        for name in ("context", "base", "adjacency", "normalize"):
-            expect(name not in flow, name, "to be left out of a guide", flow.get(name))
         positive_integer(transforms, "transforms")
-        scale = real_number(init_scale, "init_scale", above=0)
+        start = real_number(init_scale, "init_scale", above=0)
+        flow = {
+            "order": order, "bijection": bijection, "scale": scale, "degrees": degrees,
+            "activation": activation, "residual": residual, "direct": direct, "dropout": dropout,
+            "generator": generator,
+        }  # fmt: skip
         # What can be wrong with the rest shows at once, and not when the model first runs.
-        posterior_flow(torch.zeros(2), scale, transforms, hidden_features, **flow)
+        _check_flow(start, transforms, hidden_features, flow)
         super().__init__(model, init_loc_fn=init_loc_fn)
         self._given_model = (model,)
         self._path_gradient = path_gradient
         self._guard = GradientGuard()
-        self._arguments = (scale, transforms, hidden_features)
+        self._arguments = (start, transforms, hidden_features)
         self._flow_arguments = flow
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
@@ -411,6 +426,21 @@ class AutoIAF(AutoContinuous):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model, new._given_model = self._model, self._given_model
         return new
+
+
+def _check_flow(
+    scale: float,
+    transforms: int,
+    hidden_features: Sequence[int] | None,
+    flow: Mapping[str, Any],
+) -> None:
+    """Make a small flow of these arguments, which raises what is wrong with them."""
+    order = flow["order"]
+    size = len(order) if hasattr(order, "__len__") and not isinstance(order, str) else 2
+    # Not of the generator given, whose numbers are for the guide's own flow.
+    posterior_flow(
+        torch.zeros(size), scale, transforms, hidden_features, **{**flow, "generator": None}
+    )
 
 
 def _even_noise(features: int) -> Tensor:

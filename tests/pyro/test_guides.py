@@ -802,7 +802,8 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "transforms": (lambda: AutoIAF(scalar, 0), ValueError, "transforms"),
     "hidden_features": (lambda: AutoIAF(scalar, hidden_features=(0,)), ValueError, "hidden_feat"),
     "init_scale": (lambda: AutoIAF(scalar, init_scale=0.0), ValueError, "init_scale"),
-    "context": (lambda: AutoIAF(scalar, context=2), ValueError, "context to be left out"),
+    "context": (lambda: AutoIAF(scalar, context=2), TypeError, "AutoIAF.*context"),  # type: ignore[call-arg]
+    "order": (lambda: AutoIAF(scalar, order=3), ValueError, "order to be"),  # type: ignore[arg-type]
     "activation": (lambda: AutoIAF(scalar, activation="tan"), ValueError, "activation"),
     "new guide": (lambda: AutoIAF(scalar).log_prob(torch.zeros(1)), ValueError, "called once"),
     "new transform": (lambda: AutoIAF(scalar).get_transform(), ValueError, "called once"),
