@@ -112,7 +112,8 @@ def fit_guide(
         >>> import pyro, pyro.distributions as dist
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 1e6))
-        ...     pyro.sample("y", dist.Normal(mean, 3.0).expand([4]).to_event(1), obs=y)
+        ...     with pyro.plate("rows", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 3.0), obs=y)
         >>> guide = AutoIAF(model)
         >>> y = torch.tensor([50_001.0, 50_003.0, 49_999.0, 50_002.0])
         >>> fit_guide(guide, y, budget="fast", seed=0, progress=False).diagnosis.grade
