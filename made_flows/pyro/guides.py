@@ -420,6 +420,15 @@ class AutoIAF(AutoContinuous):
         self._model = model
         return {**state, "_model": None, "_given_model": None}
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take the weights of another guide of the same model.
+
+        Raises:
+            ValueError: before the guide was called for the first time: only then has it weights.
+        """
+        expect("transform" in self.__dict__["_modules"], "guide", _CALLED, "a new one")
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> AutoIAF:
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new

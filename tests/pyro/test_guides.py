@@ -807,6 +807,11 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "activation": (lambda: AutoIAF(scalar, activation="tan"), ValueError, "activation"),
     "new guide": (lambda: AutoIAF(scalar).log_prob(torch.zeros(1)), ValueError, "called once"),
     "new transform": (lambda: AutoIAF(scalar).get_transform(), ValueError, "called once"),
+    "new weights": (
+        lambda: AutoIAF(scalar).load_state_dict(_called(scalar).state_dict()),
+        ValueError,
+        "called once",
+    ),
     "new median": (lambda: AutoIAF(scalar).median(), ValueError, "called once"),
     "shape": (lambda: _called().log_prob(torch.zeros(4)), ValueError, "values"),
     "dtype": (lambda: _called().log_prob(torch.zeros(5).double()), TypeError, "values"),
