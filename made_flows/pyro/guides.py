@@ -9,7 +9,6 @@ from typing import Any, Literal, cast
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoContinuous
-from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.quasirandom import SobolEngine
@@ -30,6 +29,7 @@ from made_flows.pyro.flow_transforms import FlowTransform
 from made_flows.pyro.gradient_guard import GradientGuard
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger
 from made_flows.pyro.refinement import Refinement, refine
+from made_flows.pyro.starts import init_to_prior_median
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 
@@ -38,51 +38,6 @@ __all__ = ["AutoIAF"]
 _DRAWS = 8192
 """Samples for medians and quantiles."""
 _CALLED = "that was called once, to know the model"
-
-
-def init_to_prior_median(site: dict[str, Any]) -> Tensor:
-    """Return the median of a site's prior: exact where it has a quantile function.
-
-    Otherwise that of a thousand draws, fewer where these would be very large; of an improper prior
-    the middle of its support, where the unconstrained value is zero. (Pyro's
-    ``init_to_median`` takes fifteen draws for all, by which it is a third of a standard deviation
-    off: too far for posteriors that are much narrower than their priors.)
-
-    Args:
-        site: a site of a trace, as Pyro gives it to initialisation functions.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> prior = dist.Normal(3.0, 1.0).expand([2]).to_event(1)
-        >>> init_to_prior_median({"fn": prior, "name": "x"})
-        tensor([3., 3.])
-    """
-    fn = site["fn"]
-    exact = _exact_median(fn)
-    if exact is not None:
-        return exact
-    size = max(fn.shape().numel(), 1)
-    try:
-        return cast(Tensor, init_to_median(site, num_samples=min(max(10**6 // size, 15), 1000)))
-    except NotImplementedError:  # improper priors, flat on the support, have no draws
-        constrain = biject_to(fn.support)
-        zeros = torch.zeros(constrain.inverse_shape(fn.shape()))
-        return cast(Tensor, constrain(zeros))
-
-
-def _exact_median(fn: Any) -> Tensor | None:
-    """Return the median by the quantile function of a distribution of independent numbers."""
-    base = fn
-    while isinstance(base, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
-        base = base.base_dist
-    if base.event_shape:
-        return None
-    try:
-        median: Tensor = base.icdf(torch.tensor(0.5)).detach().expand(fn.shape()).clone()
-        inside = fn.support.check(median) & torch.isfinite(median).reshape(fn.shape()).all()
-    except NotImplementedError:
-        return None
-    return median if bool(inside.all()) else None
 
 
 class AutoIAF(AutoContinuous):

@@ -1,19 +1,21 @@
-"""Where a guide starts: a normal approximation found along the way to the mode."""
+"""Where a guide starts: the prior's median, or a normal approximation on the way to the mode."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
 
-__all__ = ["JointDensity", "NormalStart", "find_start"]
+__all__ = ["JointDensity", "NormalStart", "find_start", "init_to_prior_median"]
 
 _STEPS = 120
 """Iterations of L-BFGS from every start."""
@@ -26,6 +28,51 @@ _DRAWS = 24
 
 _HESSIAN_UP_TO = 200
 """Dimensions up to which second derivatives are taken, one backward pass for each."""
+
+
+def init_to_prior_median(site: dict[str, Any]) -> Tensor:
+    """Return the median of a site's prior: exact where it has a quantile function.
+
+    Otherwise that of a thousand draws, fewer where these would be very large; of an improper prior
+    the middle of its support, where the unconstrained value is zero. (Pyro's
+    ``init_to_median`` takes fifteen draws for all, by which it is a third of a standard deviation
+    off: too far for posteriors that are much narrower than their priors.)
+
+    Args:
+        site: a site of a trace, as Pyro gives it to initialisation functions.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> prior = dist.Normal(3.0, 1.0).expand([2]).to_event(1)
+        >>> init_to_prior_median({"fn": prior, "name": "x"})
+        tensor([3., 3.])
+    """
+    fn = site["fn"]
+    exact = _exact_median(fn)
+    if exact is not None:
+        return exact
+    size = max(fn.shape().numel(), 1)
+    try:
+        return cast(Tensor, init_to_median(site, num_samples=min(max(10**6 // size, 15), 1000)))
+    except NotImplementedError:  # improper priors, flat on the support, have no draws
+        constrain = biject_to(fn.support)
+        zeros = torch.zeros(constrain.inverse_shape(fn.shape()))
+        return cast(Tensor, constrain(zeros))
+
+
+def _exact_median(fn: Any) -> Tensor | None:
+    """Return the median by the quantile function of a distribution of independent numbers."""
+    base = fn
+    while isinstance(base, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
+        base = base.base_dist
+    if base.event_shape:
+        return None
+    try:
+        median: Tensor = base.icdf(torch.tensor(0.5)).detach().expand(fn.shape()).clone()
+        inside = fn.support.check(median) & torch.isfinite(median).reshape(fn.shape()).all()
+    except NotImplementedError:
+        return None
+    return median if bool(inside.all()) else None
 
 
 class NormalStart(NamedTuple):

@@ -43,7 +43,7 @@ from made_flows.models import path_gradient
 from made_flows.models.path_gradient import sample_with_score
 from made_flows.models.variational import DampedAffine, TriangularAffine, posterior_flow
 from made_flows.pyro import AutoIAF, Diagnosis, diagnose
-from made_flows.pyro.guides import init_to_prior_median
+from made_flows.pyro.starts import init_to_prior_median
 
 
 @pytest.fixture(autouse=True)
