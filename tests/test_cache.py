@@ -428,6 +428,8 @@ for _ in range(40):
             break
         time.sleep(0.001)
 stop = True
+for thread in threads:
+    thread.join()  # an interpreter that ends under a thread in torch is aborted
 sys.exit(hung)
 """
 

@@ -329,12 +329,16 @@ import made_flows as mf
 
 warnings.simplefilter("ignore")  # Python's own, of forks under threads
 torch.set_num_threads(1)
-models = [mf.GaussianMADE(4, hidden_features=(8,)) for _ in range(3)]
+flows = [mf.MAF(4, transforms=1, hidden_features=(8,)) for _ in range(3)]
+# Noise is given: torch's generator has a lock of its own, which a fork leaves locked.
+noise = torch.zeros(2, 4)
 
+@torch.no_grad()
 def sample():
-    for model in models:
-        model.made.layers[0].weight.data.add_(0.001)
-        model().sample((2,))
+    for flow in flows:
+        (transform,) = flow.transforms
+        transform.conditioner.layers[0].weight.data.add_(0.001)
+        transform.generate(noise)
 
 sample()
 stop = False
@@ -349,8 +353,7 @@ hung = 0
 for _ in range(40):
     child = os.fork()
     if child == 0:
-        for model in models:
-            model().sample((2,))
+        sample()
         os._exit(0)
     end = time.monotonic() + 20
     while os.waitpid(child, os.WNOHANG) == (0, 0):
@@ -361,6 +364,8 @@ for _ in range(40):
             break
         time.sleep(0.001)
 stop = True
+for thread in threads:
+    thread.join()  # an interpreter that ends under a thread in torch is aborted
 sys.exit(hung)
 """
 
