@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 from made_flows._torch import is_traced
 
-__all__ = ["Stamp", "TensorCache"]
-
 T = TypeVar("T")
 
 _PLAIN = (Tensor, nn.Parameter)

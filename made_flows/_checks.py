@@ -12,28 +12,6 @@ from torch import Tensor, nn
 
 from made_flows._torch import has_concrete_values
 
-__all__ = [
-    "boolean",
-    "check_broadcast",
-    "check_context",
-    "check_event",
-    "check_expanded",
-    "check_finite",
-    "check_generator",
-    "check_parameters",
-    "check_sample_shape",
-    "check_values",
-    "described",
-    "expect",
-    "expect_real",
-    "expect_type",
-    "non_negative_integer",
-    "positive_integer",
-    "real_number",
-    "widths",
-]
-
-
 _LONGEST = 80
 """Characters of a value that an error shows."""
 

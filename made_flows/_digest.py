@@ -12,8 +12,6 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-__all__ = ["digest"]
-
 _LANES = 64
 """32-bit words that are taken in at once, each into a state of its own: four registers of 512 bits,
 eight of 256. Fewer would wait for the multiplications."""

@@ -8,8 +8,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-__all__ = ["KeyedModule"]
-
 
 class KeyedModule(nn.Module):
     """A module that a custom operator can be told of by a number.

@@ -11,15 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "REGISTRY",
-    "class_name",
-    "find_class",
-    "former_defaults",
-    "is_saveable",
-    "saveable",
-]
-
 REGISTRY: dict[str, type] = {}
 """The classes that can be loaded, by the names that files give them."""
 

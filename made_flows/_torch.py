@@ -8,16 +8,6 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "as_rows",
-    "has_concrete_values",
-    "is_forward_mode",
-    "is_traced",
-    "is_transformed",
-    "is_untransformed",
-    "own_precision",
-]
-
 
 def is_traced() -> bool:
     """Tell whether ``torch.jit.trace`` records what is done."""

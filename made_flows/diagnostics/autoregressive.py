@@ -13,8 +13,6 @@ from made_flows._checks import check_generator, expect, expect_type, positive_in
 from made_flows.nn import masks as mk
 from made_flows.nn.made import MADE
 
-__all__ = ["AutoregressiveError", "AutoregressiveReport", "check_autoregressive"]
-
 
 class AutoregressiveError(ValueError):
     """A feature's parameters depend on a feature that does not come before it.

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from made_flows._checks import expect, expect_real, expect_type, real_number
 
-__all__ = ["SmoothedWeights", "fit_pareto", "pareto_smooth"]
-
 _SMALLEST_TAIL = 5
 
 

@@ -21,8 +21,6 @@ from made_flows._checks import (
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.heads import Head
 
-__all__ = ["BijectionReport", "HeadReport", "check_bijection", "check_head"]
-
 M = TypeVar("M", bound=nn.Module)
 
 _GRID = 20_001

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from made_flows.nn.made import MADE
 
-__all__ = ["Components", "Invertible", "Schedule", "Units"]
-
 
 class Schedule(Protocol):
     """The orders and masks that a conditioner is trained on.

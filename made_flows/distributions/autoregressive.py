@@ -14,11 +14,10 @@ from made_flows._torch import has_concrete_values
 from made_flows.distributions._protocols import Schedule, Units
 from made_flows.distributions.base import VectorDistribution
 from made_flows.distributions.missing import ADVICE, fill, find_observed, outputs_for
-from made_flows.inverse.sequential import HeadStep, sequential_inverse
+from made_flows.inverse.sequential import sequential_inverse
+from made_flows.inverse.steps import HeadStep
 from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Head
-
-__all__ = ["AutoregressiveDistribution"]
 
 
 class AutoregressiveDistribution(VectorDistribution):

@@ -20,8 +20,6 @@ from made_flows._checks import (
     check_sample_shape,
 )
 
-__all__ = ["TrainingModeWarning", "VectorDistribution", "weights_are_finite"]
-
 
 class TrainingModeWarning(UserWarning):
     """A model is in training mode, where its scores are random, and nothing is trained."""

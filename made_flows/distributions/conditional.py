@@ -21,11 +21,10 @@ from made_flows.distributions.missing import (
 )
 from made_flows.distributions.mixture import sample_components
 from made_flows.inverse.per_row import sample_row_orders
-from made_flows.inverse.sequential import HeadStep, sequential_inverse
+from made_flows.inverse.sequential import sequential_inverse
+from made_flows.inverse.steps import HeadStep
 from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Head
-
-__all__ = ["CompletionDistribution", "ConditionalDistribution", "ConditionalMixture"]
 
 _PATTERNS = 8
 """Patterns up to which each has a sequential inverse of its own: planning one takes as long as a

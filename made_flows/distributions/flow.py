@@ -14,8 +14,6 @@ from made_flows._torch import has_concrete_values
 from made_flows.distributions._protocols import Invertible
 from made_flows.distributions.base import VectorDistribution, weights_are_finite
 
-__all__ = ["FlowDistribution"]
-
 
 class FlowDistribution(VectorDistribution):
     r"""The distribution of the data that an invertible map makes of noise.

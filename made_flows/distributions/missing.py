@@ -16,15 +16,6 @@ from made_flows.nn import reordering
 from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Head
 
-__all__ = [
-    "ADVICE",
-    "check_answerable",
-    "fill",
-    "find_observed",
-    "network_for",
-    "outputs_for",
-]
-
 ADVICE = "If NaN stands for a missing value, use a model made with orders='all', which takes it"
 
 

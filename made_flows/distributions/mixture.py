@@ -14,8 +14,6 @@ from made_flows._torch import as_rows
 from made_flows.distributions._protocols import Components
 from made_flows.distributions.base import VectorDistribution
 
-__all__ = ["MixtureDistribution", "in_chunks", "sample_components"]
-
 _ROWS = 8192
 """Rows that a component scores at once, so that memory does not grow with the number of rows."""
 

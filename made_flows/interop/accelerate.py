@@ -18,8 +18,6 @@ from made_flows.interop.fast_layer import FastLayer
 from made_flows.interop.libraries import find, library_of
 from made_flows.nn.validation import NotUnderstoodError
 
-__all__ = ["AccelerationReport", "AccelerationWarning", "accelerate", "acceleration", "restore"]
-
 T = TypeVar("T")
 
 

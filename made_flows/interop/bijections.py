@@ -12,8 +12,6 @@ from made_flows.inverse.compiled.spline_inverse import invert
 from made_flows.univariate.bijections import Affine, Bijection
 from made_flows.univariate.step_kernel import EDGES, SplineForm, StepKernel
 
-__all__ = ["LibraryMap", "ScaleFirst", "rational_quadratic", "shrinkage", "spline"]
-
 
 class ScaleFirst(Affine):
     """An affine map whose first parameter is the scale and whose second is the shift.

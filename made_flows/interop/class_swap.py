@@ -16,8 +16,6 @@ from typing import Any
 from made_flows.interop.fast_layer import FastLayer
 from made_flows.nn.validation import NotUnderstoodError
 
-__all__ = ["Swapped", "mix_in", "original_class", "unmix"]
-
 
 class Swapped:
     """Mixed into classes made here, so that their objects are copied and pickled as such.

@@ -17,8 +17,6 @@ from made_flows.nn.masks import adjacency_levels
 from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 
-__all__ = ["ForeignConditioner", "expect_network", "own_conditioner"]
-
 
 class ForeignConditioner:
     """A foreign masked network behind the methods of :class:`~made_flows.inverse.Conditioner`.

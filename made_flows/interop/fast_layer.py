@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from made_flows._torch import has_concrete_values, is_traced
 from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.inverse.d_pass import warn_of_passes
-from made_flows.inverse.sequential import Conditioner, sequential_inverse
+from made_flows.inverse.problem import Conditioner
+from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import BijectionStep
 from made_flows.nn.linear import is_weight_hook
 from made_flows.nn.made import MADE
 from made_flows.nn.validation import NotUnderstoodError, Watch
 from made_flows.univariate.bijections import Bijection
-
-__all__ = ["Fast", "FastLayer"]
 
 _KEPT = "_made_flows_fast"
 

@@ -15,8 +15,6 @@ from made_flows._cache import TensorCache
 from made_flows.nn.activations import activation_code, is_elementwise, make_activation
 from made_flows.nn.validation import NotUnderstoodError
 
-__all__ = ["IDENTITY", "ForeignLayer", "elementwise", "expect_stream_kept"]
-
 IDENTITY = nn.Identity()
 
 OfContext = Callable[[Tensor], Tensor]

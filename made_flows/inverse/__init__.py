@@ -4,7 +4,8 @@
 ``compiled`` do the sweep.
 """
 
-from made_flows.inverse.sequential import Conditioner, sequential_inverse
+from made_flows.inverse.problem import Conditioner
+from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import HeadStep, Step
 
 __all__ = ["Conditioner", "HeadStep", "Step", "sequential_inverse"]

@@ -20,8 +20,6 @@ from made_flows._checks import check_broadcast
 from made_flows._torch import has_concrete_values
 from made_flows.inverse.steps import Step
 
-__all__ = ["SlowInverseWarning", "d_pass_inverse", "warn_of_passes"]
-
 
 class SlowInverseWarning(UserWarning):
     """A sequential inverse takes one pass of the network for every rank."""

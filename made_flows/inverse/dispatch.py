@@ -19,8 +19,6 @@ from made_flows.inverse.numeric import Numeric, make_numeric, symbolic_for
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.nn.spec import NetworkSpec
 
-__all__ = ["adjoint", "backend", "solve"]
-
 _CHOICES = ("auto", "eager", "compiled")
 _VARIABLE = "MADE_FLOWS_INVERSE"
 _chosen: str | None = None

@@ -17,8 +17,6 @@ from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.nn.activations import activation_of_name
 from made_flows.nn.spec import NetworkSpec
 
-__all__ = ["adjoint", "solve"]
-
 _PANEL_UNITS = 64
 """Units of the widest layer in a panel, about. Larger panels mean fewer large products, smaller
 ones less work inside: 32 to 128 measured alike, within noise, on the sizes of the benchmark."""

@@ -19,8 +19,6 @@ from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.steps import Step
 
-__all__ = ["Inverse", "expect_reverse_mode", "gradients", "reason_for_passes"]
-
 _DIFFERENTIATING = ("Grad", "Jvp")
 _AGAIN = "derivatives of its derivatives are taken"
 

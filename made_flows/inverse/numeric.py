@@ -15,8 +15,6 @@ from made_flows._cache import TensorCache
 from made_flows.inverse.symbolic import Integers, Symbolic, analyse
 from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
 
-__all__ = ["Numeric", "NumericLayer", "make_numeric", "pick", "sorted_weight", "symbolic_for"]
-
 _SYMBOLIC: TensorCache[Symbolic] = TensorCache()
 
 

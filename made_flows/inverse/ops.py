@@ -23,14 +23,6 @@ from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import step_of_name
 from made_flows.nn.spec import NetworkSpec, Structure
 
-__all__ = [
-    "adjoint_sweep",
-    "implicit_solution",
-    "sequential_inverse",
-    "solve",
-    "transposed_solve",
-]
-
 
 @torch.library.custom_op("made_flows::sequential_inverse", mutates_args=())
 def sequential_inverse(

@@ -20,8 +20,6 @@ from made_flows.nn.made import MADE
 from made_flows.nn.validation import NotUnderstoodError
 from made_flows.univariate.heads import Head
 
-__all__ = ["sample_row_orders"]
-
 _CHUNK = 2**24
 """Numbers in the activations of the rows that advance together, about."""
 

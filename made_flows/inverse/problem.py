@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from made_flows.inverse.steps import Step
 from made_flows.nn.spec import NetworkSpec
 
-__all__ = ["Conditioner", "Problem", "TransposedProblem"]
-
 
 class Conditioner(Protocol):
     """A masked autoregressive network: a MADE, or another library's behind the same methods."""

@@ -16,10 +16,8 @@ from made_flows._torch import as_rows, is_transformed, is_untransformed, own_pre
 from made_flows.inverse import ops as operators
 from made_flows.inverse.higher_order import Inverse, reason_for_passes
 from made_flows.inverse.problem import Conditioner, Problem
-from made_flows.inverse.steps import HeadStep, Step
+from made_flows.inverse.steps import Step
 from made_flows.nn.validation import NotUnderstoodError
-
-__all__ = ["Conditioner", "HeadStep", "Step", "pull_back", "sequential_inverse"]
 
 
 def sequential_inverse(

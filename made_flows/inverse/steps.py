@@ -16,8 +16,6 @@ from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.heads import Head
 from made_flows.univariate.step_kernel import StepKernel, inherits_kernel
 
-__all__ = ["BijectionStep", "HeadStep", "Step", "step_of_name"]
-
 
 class Step(Protocol):
     """What the sequential inverse does at every rank."""

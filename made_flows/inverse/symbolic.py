@@ -20,8 +20,6 @@ from torch import Tensor
 
 from made_flows.nn.spec import Structure
 
-__all__ = ["Integers", "Symbolic", "SymbolicLayer", "analyse"]
-
 Integers = NDArray[np.int64]
 
 

@@ -22,8 +22,6 @@ from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
 from made_flows.univariate.scales import ScaleRule
 from made_flows.univariate.splines import RationalQuadraticSpline
 
-__all__ = ["IAF", "MAF"]
-
 
 @saveable
 class MAF(Flow):

@@ -12,15 +12,6 @@ from made_flows._checks import expect_type, positive_integer
 from made_flows.distributions.conditional import CompletionDistribution
 from made_flows.transforms.units import Units
 
-__all__ = [
-    "HasConditionals",
-    "Model",
-    "check_model",
-    "is_everywhere",
-    "same_support",
-    "value_support",
-]
-
 
 class Model(nn.Module):
     """A model of vectors: called with a context, it gives their distribution.

@@ -14,8 +14,6 @@ from made_flows._checks import expect, expect_type, positive_integer
 from made_flows._registry import saveable
 from made_flows.models.base import Model, is_everywhere, value_support
 
-__all__ = ["FixedBase", "StandardNormal", "make_base"]
-
 
 @saveable
 class StandardNormal(Model):

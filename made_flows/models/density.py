@@ -21,8 +21,6 @@ from made_flows.nn.made import MADE
 from made_flows.transforms.units import Units
 from made_flows.univariate.heads import Head
 
-__all__ = ["DensityModel", "draws_now"]
-
 
 @saveable
 class DensityModel(Model, HasConditionals):

@@ -23,8 +23,6 @@ from made_flows.training.history import TrainingError
 from made_flows.training.loop import fit
 from made_flows.training.standardization import robust_moments
 
-__all__ = ["estimate"]
-
 Budget = Literal["fast", "good", "best"]
 
 _SECONDS = {"fast": 60.0, "good": 600.0, "best": 3600.0}

@@ -12,9 +12,6 @@ from made_flows._checks import check_finite, expect, expect_type
 from made_flows.training.convert import as_tensor
 from made_flows.training.standardization import robust_moments
 
-__all__ = ["EstimateWarning", "check_columns", "checked_rows", "kind_of"]
-
-
 _FLAT = 1e-6
 """Part of the variance that columns have in a direction in which they are linear in one another."""
 

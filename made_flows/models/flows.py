@@ -19,8 +19,6 @@ from made_flows.transforms.base import Transform
 from made_flows.transforms.chain import Chain
 from made_flows.transforms.units import Units
 
-__all__ = ["Flow"]
-
 
 @saveable
 class Flow(Model):

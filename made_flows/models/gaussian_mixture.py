@@ -12,8 +12,6 @@ from torch import Tensor
 from made_flows.models.mades import GaussianMADE
 from made_flows.models.mixtures import Mixture
 
-__all__ = ["Gaussians", "fit_gaussians", "gaussian_model"]
-
 _ROUNDS = 200
 _TOLERANCE = 1e-4
 

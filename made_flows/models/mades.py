@@ -13,8 +13,6 @@ from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Bernoulli, Categorical, Gaussian, GaussianMixture
 from made_flows.univariate.scales import ScaleRule
 
-__all__ = ["BernoulliMADE", "CategoricalMADE", "GaussianMADE", "GaussianMixtureMADE"]
-
 
 @saveable
 class GaussianMADE(DensityModel):

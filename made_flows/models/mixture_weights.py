@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["MixtureGain", "WeightFit", "fit_sparse_weights", "mixture_weights"]
-
 
 @dataclass(frozen=True)
 class WeightFit:

@@ -31,8 +31,6 @@ from made_flows.nn import masks as mk
 from made_flows.training.optimization import modes_kept
 from made_flows.transforms.units import Units
 
-__all__ = ["Mixture", "MixtureModel", "OrderMixture"]
-
 
 class MixtureModel(Model, HasConditionals, ABC):
     """What mixtures have in common: components, weights, and a distribution when called.

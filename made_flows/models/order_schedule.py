@@ -16,8 +16,6 @@ from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import draw_degrees
 from made_flows.nn.made import MADE
 
-__all__ = ["OrderSchedule"]
-
 
 class OrderSchedule(nn.Module):
     r"""Orders of the features and degrees of the hidden units, drawn or taken in turn.

@@ -13,7 +13,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from made_flows.inverse.sequential import Conditioner, pull_back
+from made_flows.inverse.problem import Conditioner
+from made_flows.inverse.sequential import pull_back
 from made_flows.inverse.steps import BijectionStep
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
@@ -22,8 +23,6 @@ from made_flows.nn.made import MADE
 from made_flows.nn.validation import NotUnderstoodError
 from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
-
-__all__ = ["ScoredSample", "sample_with_score"]
 
 _JACOBIAN_UP_TO = 32
 """Features up to which the Jacobian of an affine transform takes less time than a sweep."""

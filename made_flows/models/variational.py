@@ -22,8 +22,6 @@ from made_flows.univariate.bijections import Affine, Bijection
 from made_flows.univariate.scales import ScaleRule
 from made_flows.univariate.step_kernel import StepKernel
 
-__all__ = ["DampedAffine", "TriangularAffine", "posterior_flow"]
-
 _SCALE_STEP = 4.0
 """How much faster a logarithm of a scale moves than other parameters."""
 

@@ -13,9 +13,10 @@ except ImportError as error:
         "pip install 'made-flows[nflows]'"
     ) from error
 
+from made_flows.distributions.base import TrainingModeWarning
 from made_flows.nflows.adapters import AsDistribution, AsFlow, AsTransform
 from made_flows.nflows.flows import Flow, MaskedAutoregressiveFlow, StandardNormal
-from made_flows.nflows.networks import MADE, MixtureOfGaussiansMADE, TrainingModeWarning
+from made_flows.nflows.networks import MADE, MixtureOfGaussiansMADE
 from made_flows.nflows.transforms import (
     MaskedAffineAutoregressiveTransform,
     MaskedPiecewiseRationalQuadraticAutoregressiveTransform,

@@ -18,8 +18,6 @@ from made_flows.nflows.flows import CheckedFlow
 from made_flows.transforms.base import Transform
 from made_flows.transforms.chain import Chain
 
-__all__ = ["AsDistribution", "AsFlow", "AsTransform"]
-
 
 class AsDistribution(NflowsDistribution):
     r"""A density model or flow of this library as an nflows distribution.

@@ -11,8 +11,6 @@ from torch import Tensor
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import DependencyWarning
 
-__all__ = ["wire"]
-
 
 def wire(net: Any, features: int, context: int, *, residual: bool, random: bool) -> None:
     """Give the units of an nflows network degrees that lose nothing, in place.

@@ -18,8 +18,6 @@ from made_flows._checks import expect_type, non_negative_integer, positive_integ
 from made_flows.interop.libraries.nflows import FastFlow
 from made_flows.nflows.transforms import MaskedAffineAutoregressiveTransform
 
-__all__ = ["CheckedFlow", "Flow", "MaskedAutoregressiveFlow", "StandardNormal"]
-
 
 class StandardNormal(normal.StandardNormal):
     """nflows' standard normal base, whose samples follow the dtype it has been moved to.

@@ -24,14 +24,13 @@ from made_flows._checks import (
 from made_flows.distributions.base import TrainingModeWarning
 from made_flows.interop.libraries.nflows import conditioner_of
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
-from made_flows.inverse.sequential import HeadStep, sequential_inverse
+from made_flows.inverse.sequential import sequential_inverse
+from made_flows.inverse.steps import HeadStep
 from made_flows.nflows.connectivity import wire
 from made_flows.nn.activations import is_elementwise
 from made_flows.nn.validation import NotUnderstoodError, Watch
 from made_flows.univariate.heads import GaussianMixture
 from made_flows.univariate.scales import ScaleRule
-
-__all__ = ["MADE", "MixtureOfGaussiansMADE", "TrainingModeWarning"]
 
 Activation = Callable[[Tensor], Tensor]
 

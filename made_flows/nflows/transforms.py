@@ -15,11 +15,6 @@ from made_flows._checks import expect, expect_type, positive_integer, real_numbe
 from made_flows.interop.libraries.nflows import FastInverse
 from made_flows.nflows.networks import MADE
 
-__all__ = [
-    "MaskedAffineAutoregressiveTransform",
-    "MaskedPiecewiseRationalQuadraticAutoregressiveTransform",
-]
-
 Activation = Callable[[Tensor], Tensor]
 
 

@@ -14,17 +14,6 @@ from made_flows._checks import expect, expect_type
 from made_flows._keys import KeyedModule
 from made_flows._torch import has_concrete_values, is_transformed
 
-__all__ = [
-    "ACTIVATIONS",
-    "activate",
-    "activation_code",
-    "activation_name",
-    "activation_of_name",
-    "is_elementwise",
-    "make_activation",
-    "may_overwrite",
-]
-
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "elu": nn.ELU,

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["SMALLEST", "Block", "block_linear", "blocks_of"]
-
 _BLOCKS = 4
 SMALLEST = 200_000
 """Weights below which one product is faster than several."""

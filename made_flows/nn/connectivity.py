@@ -12,17 +12,6 @@ from torch import Tensor
 from made_flows._checks import expect, expect_type, positive_integer
 from made_flows.nn import masks as mk
 
-__all__ = [
-    "Connectivity",
-    "DependencyWarning",
-    "Shape",
-    "connect_by_graph",
-    "connect_in_order",
-    "draw_degrees",
-    "feature_reach",
-    "per_feature",
-]
-
 
 class DependencyWarning(UserWarning):
     """Hidden layers are too narrow for the network to connect all the features it could."""

@@ -13,8 +13,6 @@ from made_flows._cache import TensorCache
 from made_flows._torch import is_forward_mode, is_untransformed
 from made_flows.nn.block_linear import SMALLEST, Block, block_linear, blocks_of
 
-__all__ = ["MaskedLinear", "RowMask", "is_weight_hook", "returns_fresh", "run_weight_hooks"]
-
 _BLOCKS: TensorCache[tuple[Block, ...] | None] = TensorCache(size=1024)
 """Of masks of large layers. To compare a mask with what it was takes a fraction of the time of
 reading its weights."""

@@ -40,8 +40,6 @@ from made_flows.nn.per_row_orders import forward_row_orders
 from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import expect_own
 
-__all__ = ["MADE"]
-
 _MASKED = "to be True, False or 'order'"
 
 

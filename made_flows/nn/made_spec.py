@@ -15,8 +15,6 @@ from made_flows.nn.masked_mlp import MaskedMLP
 from made_flows.nn.spec import LayerSpec, NetworkSpec
 from made_flows.nn.validation import Watch, expect_own
 
-__all__ = ["MADESpec"]
-
 
 class MADESpec:
     """The layers of a MADE as a :class:`~made_flows.nn.spec.NetworkSpec`.

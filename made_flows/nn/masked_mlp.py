@@ -13,8 +13,6 @@ from made_flows.nn.activations import activate, make_activation
 from made_flows.nn.connectivity import Connectivity, Shape, feature_reach
 from made_flows.nn.linear import MaskedLinear, RowMask, returns_fresh
 
-__all__ = ["HIDDEN_GAIN", "MaskedMLP", "Masks", "masked_pass"]
-
 HIDDEN_GAIN = 0.5
 """Gain of the hidden layers: functions that start smooth overfit a small table later."""
 

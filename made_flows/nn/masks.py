@@ -31,19 +31,6 @@ from made_flows._checks import (
 )
 from made_flows._torch import has_concrete_values
 
-__all__ = [
-    "adjacency_levels",
-    "ancestor_masks",
-    "check_adjacency",
-    "connectivity",
-    "degree_masks",
-    "hidden_degrees",
-    "lost_dependencies",
-    "make_order",
-    "order_from_ranks",
-    "ranks_from_order",
-]
-
 
 def make_order(
     features: int, order: Any = "natural", generator: torch.Generator | None = None

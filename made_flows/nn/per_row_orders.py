@@ -23,8 +23,6 @@ from made_flows.nn.linear import MaskedLinear, RowMask
 from made_flows.nn.masked_mlp import MaskedMLP, Masks
 from made_flows.nn.reordering import masks_of
 
-__all__ = ["forward_row_orders"]
-
 _CHUNK = 2**23
 """Numbers in the largest temporary tensor, about: larger ones leave the caches, and no faster."""
 

@@ -21,8 +21,6 @@ from made_flows.nn.connectivity import connect_in_order
 from made_flows.nn.linear import MaskedLinear
 from made_flows.nn.masked_mlp import MaskedMLP, Masks
 
-__all__ = ["check_degrees", "check_ranks", "masks_of", "resample", "view"]
-
 Network = TypeVar("Network", bound=MaskedMLP)
 
 

@@ -16,8 +16,6 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["LayerSpec", "NetworkSpec", "Structure"]
-
 
 @dataclass(frozen=True, eq=False)
 class Structure:

@@ -11,8 +11,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["NotUnderstoodError", "Watch", "expect_own"]
-
 
 class NotUnderstoodError(Exception):
     """A network computes something that cannot be read off its weights; the message says what."""

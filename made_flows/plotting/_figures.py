@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "GREY", "ORANGE", "figure_of", "matrix", "texts", "tidy"]
-
 BLUE, ORANGE, GREY = "#1f5a96", "#d9741a", "#8a8f98"
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["image_grid"]
-
 _PAPER = "#dde3ea"  # between images
 _MISSING = "#f0c48a"  # pixels without a value
 _TITLE, _GAP = 9, 5  # points: size of the titles, and room on both sides of them

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
-__all__ = ["masks"]
-
 
 def masks(model: nn.Module) -> Figure:
     """Draw the masks of a MADE, and what they leave connected: strictly below the diagonal.

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["pair_plot"]
-
 _MASSES = (0.9, 0.5)  # of the regions that contour lines enclose
 _MAX_POINTS = 2000  # per panel: more are a blot and a large file
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Curves", "training_curve"]
-
 
 class Curves(Protocol):
     """What is drawn of a training run, as :class:`made_flows.History` has it."""

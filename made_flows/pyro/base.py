@@ -12,8 +12,6 @@ from torch.distributions import constraints
 
 from made_flows.pyro.cache import Memory
 
-__all__ = ["InverseTransformModule", "VectorTransform"]
-
 
 class VectorTransform(TransformModule):
     r"""A transform of vectors for Pyro, from noise x to data y.

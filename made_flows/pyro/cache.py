@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from made_flows._cache import Stamp
 from made_flows._torch import is_traced, is_transformed
 
-__all__ = ["Memory", "state_of"]
-
 
 class Memory:
     """The last result y of a module: what it was made of, and what was computed along with it.

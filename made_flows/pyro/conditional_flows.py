@@ -16,8 +16,6 @@ from made_flows.pyro.flow_transforms import FlowTransform, check_flow
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 
-__all__ = ["ConditionalFlowTransform", "ConditionalIAF", "ConditionalMAF"]
-
 
 class ConditionalFlowTransform(ConditionalTransformModule):
     """A flow with a context, as a conditional transform of Pyro.

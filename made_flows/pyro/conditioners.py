@@ -19,14 +19,6 @@ from made_flows.nn.made import MADE
 from made_flows.pyro.networks import ConditionalAutoRegressiveNN, MADENetwork
 from made_flows.univariate.bijections import Bijection
 
-__all__ = [
-    "ConditionedNetwork",
-    "network_of",
-    "parameters_of",
-    "pass_by_pass",
-    "without_context",
-]
-
 
 class ConditionedNetwork(nn.Module):
     """A network under a given context, with the interface of one without.

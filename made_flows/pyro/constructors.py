@@ -14,13 +14,6 @@ from made_flows.pyro.transforms import (
 )
 from made_flows.univariate.scales import ScaleRule
 
-__all__ = [
-    "affine_autoregressive",
-    "conditional_affine_autoregressive",
-    "conditional_spline_autoregressive",
-    "spline_autoregressive",
-]
-
 
 def affine_autoregressive(
     input_dim: int,

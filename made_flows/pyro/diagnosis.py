@@ -17,8 +17,6 @@ from torch import Tensor
 from made_flows._checks import expect, expect_type, positive_integer
 from made_flows.diagnostics.pareto import pareto_smooth
 
-__all__ = ["Diagnosis", "diagnose"]
-
 _AT_ONCE = 1000
 """Samples that are drawn together."""
 

@@ -18,17 +18,6 @@ from made_flows.models.density import DensityModel
 from made_flows.pyro.cache import Memory
 from made_flows.pyro.modules import materialized
 
-__all__ = [
-    "BernoulliMADE",
-    "CategoricalMADE",
-    "GaussianMADE",
-    "GaussianMixtureMADE",
-    "ModelDistribution",
-    "PyroModel",
-    "to_pyro",
-]
-
-
 M = TypeVar("M", bound=DensityModel)
 
 

@@ -20,8 +20,6 @@ from made_flows.pyro.diagnosis import Diagnosis
 from made_flows.pyro.guides import AutoIAF
 from made_flows.pyro.starts import JointDensity, NormalStart, find_start
 
-__all__ = ["GuideFit", "fit_guide"]
-
 
 class _Budget(NamedTuple):
     steps: int

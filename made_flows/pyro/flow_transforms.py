@@ -17,8 +17,6 @@ from made_flows.transforms.base import Transform
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 
-__all__ = ["IAF", "MAF", "FlowTransform", "check_flow"]
-
 
 class FlowTransform(VectorTransform):
     r"""A transform or flow of this library as a transform of Pyro, from noise to data.

@@ -9,8 +9,6 @@ from collections import deque
 import torch
 from torch import Tensor
 
-__all__ = ["GradientGuard"]
-
 _LIMIT = 100.0
 _REMEMBERED = 50
 

@@ -33,8 +33,6 @@ from made_flows.pyro.starts import init_to_prior_median
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 
-__all__ = ["AutoIAF"]
-
 _DRAWS = 8192
 """Samples for medians and quantiles."""
 _CALLED = "that was called once, to know the model"

@@ -22,8 +22,6 @@ from made_flows.transforms.base import Transform
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.heads import Head
 
-__all__ = ["admit", "materialized"]
-
 _PyroMeta: Any = type(PyroModule)
 
 

@@ -27,8 +27,6 @@ from made_flows.nn.linear import MaskedLinear
 from made_flows.nn.made import MADE
 from made_flows.nn.masked_mlp import masked_pass
 
-__all__ = ["AutoRegressiveNN", "ConditionalAutoRegressiveNN", "MADENetwork"]
-
 _RELU = nn.ReLU()
 _NEAR_ZERO = 0.01
 """Gain of the output layer: transforms start near the identity, as those of a MADE do."""

@@ -20,8 +20,6 @@ from made_flows.pyro.cache import state_of
 from made_flows.pyro.flow_transforms import FlowTransform
 from made_flows.pyro.gradient_guard import GradientGuard
 
-__all__ = ["FlowPosterior", "SiteMessenger"]
-
 _NONE = cast(Tensor, 0)
 """A part of the density that does not enter: Pyro knows the number."""
 

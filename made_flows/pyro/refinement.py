@@ -16,8 +16,6 @@ from torch import Tensor
 
 from made_flows._checks import expect, expect_type, positive_integer
 
-__all__ = ["Refinement", "refine"]
-
 _R_HAT = 1.01
 _ENOUGH = 100
 """Effective draws per chain below which R-hat itself is noise (Vehtari et al. 2021, section 4)."""

@@ -10,8 +10,6 @@ from made_flows._registry import saveable
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.splines import RationalQuadraticSpline
 
-__all__ = ["PyroLinearSpline", "PyroQuadraticSpline"]
-
 _MIN_LAMBDA = 0.025
 """How near to a knot a bin may be divided, as a fraction of the bin."""
 

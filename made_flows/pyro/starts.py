@@ -15,8 +15,6 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
 
-__all__ = ["JointDensity", "NormalStart", "find_start", "init_to_prior_median"]
-
 _STEPS = 120
 """Iterations of L-BFGS from every start."""
 

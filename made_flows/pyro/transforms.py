@@ -26,14 +26,6 @@ from made_flows.pyro.splines import PyroLinearSpline, PyroQuadraticSpline
 from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
 from made_flows.univariate.scales import ScaleRule, make_scale_rule
 
-__all__ = [
-    "AffineAutoregressive",
-    "ClippedScale",
-    "ConditionalAffineAutoregressive",
-    "ConditionalSplineAutoregressive",
-    "SplineAutoregressive",
-]
-
 
 class _Autoregressive(FastLayer, VectorTransform):
     """y = g(x; parameters of a network at x): the common part of Pyro's two kinds."""

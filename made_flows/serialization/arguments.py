@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from made_flows._registry import class_name, find_class, former_defaults, is_saveable
 from made_flows.nn.activations import ACTIVATIONS, activation_code, make_activation
 
-__all__ = ["ARGUMENTS", "Decoder", "Encoder"]
-
 ARGUMENTS = "arguments/"
 """How the names of argument tensors start; no name in a state dict has a slash."""
 

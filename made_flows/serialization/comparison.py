@@ -17,8 +17,6 @@ from made_flows._registry import class_name, is_saveable
 from made_flows.nn.activations import ACTIVATIONS, activation_code
 from made_flows.serialization.arguments import Encoder
 
-__all__ = ["Difference", "differences"]
-
 _OF_TORCH = frozenset(vars(nn.Module()))
 _ABSENT = object()
 

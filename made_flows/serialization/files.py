@@ -25,8 +25,6 @@ from made_flows._checks import expect, expect_type
 from made_flows._registry import is_saveable
 from made_flows.serialization.record import describe, rebuild, undisturbed
 
-__all__ = ["FORMAT_VERSION", "load", "save"]
-
 FORMAT_VERSION = 2
 """The version of the files written; :func:`load` reads this one and those before it."""
 

@@ -25,8 +25,6 @@ from made_flows.serialization.arguments import ARGUMENTS, Decoder, Encoder
 from made_flows.serialization.comparison import Difference, differences
 from made_flows.serialization.sizes import check_sizes
 
-__all__ = ["describe", "rebuild", "undisturbed"]
-
 _ROUNDS = 32
 """How deep modules that were replaced may lie in others that were."""
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from made_flows._checks import expect
 
-__all__ = ["check_sizes"]
-
 _FREE = 2**20
 """Numbers that may be asked for beyond what the file holds: of constants that it leaves out."""
 

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from made_flows._checks import expect, expect_type
 
-__all__ = ["as_batch", "as_tensor", "dimensions", "is_batches"]
-
 
 def dimensions(x: Any) -> int | None:
     """Return the number of dimensions of a tensor or of anything that converts to an array."""

@@ -18,8 +18,6 @@ from made_flows.training.convert import as_batch, as_tensor, dimensions, is_batc
 from made_flows.training.defaults import batch_size_for
 from made_flows.training.loaders import split_indices, split_loader
 
-__all__ = ["Batch", "Rows", "Source", "Stream", "Target", "open_data", "split"]
-
 Batch: TypeAlias = tuple[Tensor, Tensor | None]
 """The rows of one step and their contexts."""
 

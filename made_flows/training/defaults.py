@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["batch_size_for", "dropout_for", "learning_rate_for", "max_epochs_for"]
-
 
 def batch_size_for(rows: int | None) -> int:
     """Choose the rows of a step by the number of rows; None where it is not known.

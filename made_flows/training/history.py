@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["History", "Losses", "StopReason", "TrainingError"]
-
 StopReason = Literal["max_epochs", "max_seconds", "patience", "interrupted", "failed"]
 
 # Losses are read this many steps at a time: reading one makes an accelerator wait for it.

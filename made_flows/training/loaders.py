@@ -17,8 +17,6 @@ from torch.utils.data import (
 
 from made_flows._checks import expect
 
-__all__ = ["split_indices", "split_loader"]
-
 
 def split_loader(
     loader: DataLoader[Any], fraction: float, generator: torch.Generator

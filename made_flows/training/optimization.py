@@ -16,18 +16,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from made_flows._checks import expect, expect_type
 from made_flows.nn.made import MADE
 
-__all__ = [
-    "Average",
-    "Optimizer",
-    "Rates",
-    "Weights",
-    "dropping",
-    "left_in_evaluation",
-    "make_optimizer",
-    "modes_kept",
-    "seeded",
-]
-
 Optimizer: TypeAlias = (
     torch.optim.Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 )

@@ -12,8 +12,6 @@ from made_flows._checks import expect
 from made_flows.training.data import Rows, Source
 from made_flows.transforms.units import Units
 
-__all__ = ["robust_moments", "set_units", "units_of"]
-
 _KEPT = 100_000
 """Rows of a stream that are kept to measure it."""
 

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from made_flows._checks import check_event, expect, expect_type
 from made_flows._registry import saveable
-from made_flows.inverse.sequential import Conditioner, sequential_inverse
+from made_flows.inverse.problem import Conditioner
+from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import BijectionStep
 from made_flows.nn.made import MADE
 from made_flows.transforms.base import Transform
 from made_flows.univariate.bijections import Bijection
-
-__all__ = ["AutoregressiveTransform"]
 
 
 @saveable

@@ -8,8 +8,6 @@ from typing import Literal, cast
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-__all__ = ["Transform"]
-
 
 class Transform(nn.Module, ABC):
     r"""An invertible map :math:`z = f(x; c)` from data x to noise z.

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from made_flows.transforms.base import Transform
 
-__all__ = ["Chain"]
-
 
 class Chain:
     r"""Transforms applied one after the other, listed from data to noise.

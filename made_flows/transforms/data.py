@@ -25,8 +25,6 @@ from made_flows._checks import (
 from made_flows._registry import saveable
 from made_flows.transforms.base import Transform
 
-__all__ = ["Dequantize", "Log", "Logit", "Standardize"]
-
 
 @saveable
 class Standardize(Transform):

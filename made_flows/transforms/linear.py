@@ -13,8 +13,6 @@ from made_flows._registry import saveable
 from made_flows.nn.masks import make_order, ranks_from_order
 from made_flows.transforms.base import Transform
 
-__all__ = ["InvertibleLinear", "Permutation"]
-
 
 @saveable
 class Permutation(Transform):

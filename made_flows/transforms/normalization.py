@@ -17,8 +17,6 @@ from made_flows._registry import saveable
 from made_flows._torch import has_concrete_values
 from made_flows.transforms.base import Transform
 
-__all__ = ["ActNorm", "BatchNorm"]
-
 
 @saveable
 class BatchNorm(Transform):

@@ -11,8 +11,6 @@ from torch import Tensor
 from made_flows._checks import check_event, expect, non_negative_integer, positive_integer
 from made_flows.transforms.base import Transform
 
-__all__ = ["Units"]
-
 _NAMES = ("location", "scale", "context_location", "context_scale")
 
 

@@ -13,8 +13,6 @@ from made_flows._registry import saveable
 from made_flows.univariate.scales import ScaleRule, make_scale_rule
 from made_flows.univariate.step_kernel import StepKernel
 
-__all__ = ["Affine", "Bijection", "GatedAffine"]
-
 
 class Bijection(KeyedModule, ABC):
     r"""An increasing map :math:`y = f(x; \theta)` of the real line, for every feature.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from made_flows._checks import expect, expect_type, real_number
 from made_flows._registry import saveable
 
-__all__ = ["SCALE_RULES", "ScaleRule", "make_scale_rule"]
-
 SCALE_RULES = ("bounded", "softsign", "exp", "softplus", "sigmoid", "clamp")
 """The names of the scale rules."""
 

@@ -19,8 +19,6 @@ from made_flows._registry import saveable
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.step_kernel import SplineForm, StepKernel
 
-__all__ = ["RationalQuadraticSpline"]
-
 
 @saveable
 class RationalQuadraticSpline(Bijection):

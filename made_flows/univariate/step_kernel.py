@@ -10,8 +10,6 @@ from torch import nn
 
 from made_flows.univariate.scales import SCALE_RULES, ScaleRule
 
-__all__ = ["EDGES", "SplineForm", "StepKernel", "inherits_kernel"]
-
 
 class StepKernel(NamedTuple):
     """A step that the compiled inverse knows.

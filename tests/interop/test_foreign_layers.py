@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import made_flows as mf
-from made_flows.interop.libraries import NotUnderstoodError, find
+from made_flows.interop.libraries import find
 from made_flows.inverse.compiled.spline_inverse import invert
 from made_flows.nn.activations import activation_of_name
 from made_flows.nn.spec import NetworkSpec
+from made_flows.nn.validation import NotUnderstoodError
 from tests.helpers.foreign_layers import LAYERS, C, D, make, nflows_layer, pyro_layer, zuko_layer
 
 ROWS = 6

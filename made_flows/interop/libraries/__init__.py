@@ -16,8 +16,6 @@ from typing import Any
 
 from made_flows.nn.validation import NotUnderstoodError
 
-__all__ = ["LIBRARIES", "NotUnderstoodError", "find", "library_of"]
-
 LIBRARIES = tuple(sorted(file.name for file in iter_modules(__path__) if file.name[0] != "_"))
 """Their names."""
 

@@ -14,8 +14,6 @@ from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.layers import IDENTITY, ForeignLayer, elementwise, expect_stream_kept
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 
-__all__ = ["FastInverse", "MadeVersion", "expect_known", "made_conditioner"]
-
 
 @dataclass(frozen=True)
 class MadeVersion:

@@ -22,8 +22,6 @@ from made_flows.nn.validation import NotUnderstoodError
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 
-__all__ = ["FastFlow", "FastInverse", "conditioner_of", "find", "generate"]
-
 _TRANSFORMS = mades.MadeVersion(made, activates_first=True)
 _NDE = mades.MadeVersion(nde)
 

@@ -19,8 +19,6 @@ from made_flows.nn.validation import NotUnderstoodError, expect_own
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 
-__all__ = ["FastInverse", "find"]
-
 _VERSION = mades.MadeVersion(made, gates=True)
 
 

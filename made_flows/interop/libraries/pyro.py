@@ -23,8 +23,6 @@ from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
 from made_flows.univariate.scales import ScaleRule
 from made_flows.univariate.step_kernel import EDGES, SplineForm
 
-__all__ = ["FastAffine", "FastConditional", "FastSpline", "conditioner_of", "find", "parameters_of"]
-
 _CONDITIONAL = (theirs.ConditionalAffineAutoregressive, theirs.ConditionalSplineAutoregressive)
 _WITHOUT_INVERSE = (
     theirs.BlockAutoregressive,

@@ -22,8 +22,6 @@ from made_flows.univariate.bijections import Affine, Bijection
 from made_flows.univariate.scales import ScaleRule
 from made_flows.univariate.step_kernel import EDGES, SplineForm
 
-__all__ = ["FastInverse", "FastTransform", "find"]
-
 _IN_CLOSED_FORM = (transforms.MonotonicRQSTransform, spline.CircularRQSTransform)
 _BY_BISECTION = (
     transforms.BernsteinTransform,

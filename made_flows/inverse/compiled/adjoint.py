@@ -25,8 +25,6 @@ from made_flows.inverse.compiled.simd import keep_apart, like, pointer_to
 from made_flows.inverse.compiled.solve import multiply
 from made_flows.inverse.compiled.units import finish_with_slopes, gather, multiply_gate, start_units
 
-__all__ = ["Gradients", "adjoint_tiles"]
-
 
 class Gradients(NamedTuple):
     """The batch, by addresses of contiguous arrays.

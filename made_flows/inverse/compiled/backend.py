@@ -35,8 +35,6 @@ from made_flows.inverse.symbolic import Symbolic
 from made_flows.nn.spec import NetworkSpec, Structure
 from made_flows.univariate.step_kernel import StepKernel
 
-__all__ = ["Ready", "adjoint", "kernel_of", "ready_for", "solve"]
-
 _DTYPES = (torch.float32, torch.float64)
 
 _ROWS_ALONE = 6_000_000

@@ -22,8 +22,6 @@ from numba import njit, types
 from numba.core.caching import IndexDataCacheFile
 from numba.core.ccallback import CFunc
 
-__all__ = ["Kernel", "step_address"]
-
 _LOG = logging.getLogger("made_flows")
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 

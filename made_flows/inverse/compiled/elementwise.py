@@ -18,8 +18,6 @@ from numba.extending import overload
 
 from made_flows.inverse.compiled.simd import keep_apart, like, split_power
 
-__all__ = ["ACTIVATION_CODES", "activate", "exp", "scale", "sigmoid", "slope", "softplus"]
-
 ACTIVATION_CODES = {
     "identity": 0,
     "relu": 1,

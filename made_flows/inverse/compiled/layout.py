@@ -11,31 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "ACTIVATION",
-    "BASE",
-    "BIAS",
-    "COLUMNS",
-    "DELTA",
-    "GATE",
-    "NORM",
-    "SLOPE",
-    "SOURCE",
-    "STREAM",
-    "STREAM_INDEX",
-    "STREAM_SUM",
-    "SUM",
-    "UNITS",
-    "A",
-    "Blocks",
-    "Integers",
-    "Ranks",
-    "StepCall",
-    "Tile",
-    "Units",
-    "Z",
-]
-
 Integers = NDArray[np.int64]
 
 # Columns of the table of layers. Z, A, SLOPE, DELTA, SUM: the rows of the tile's workspace where a

@@ -38,8 +38,6 @@ from made_flows.inverse.numeric import pick, sorted_weight
 from made_flows.inverse.symbolic import Symbolic
 from made_flows.nn.spec import LayerSpec
 
-__all__ = ["Layout", "Weights", "layout_of", "pack", "pack_transposed"]
-
 _PANEL_UNITS = 24
 """Units of the widest layer in a panel, about: two blocks of registers."""
 

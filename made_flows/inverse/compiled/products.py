@@ -14,8 +14,6 @@ from numba import njit
 
 from made_flows.inverse.compiled.simd import ACCUMULATORS, VECTOR_BYTES, block_product, keep_apart
 
-__all__ = ["add_product"]
-
 # Blocks of units and vectors whose sums fit in the registers.
 _ONE_8 = block_product(8, 1)
 _ONE_4 = block_product(4, 1)

@@ -17,18 +17,6 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = [
-    "ACCUMULATORS",
-    "VECTOR_BYTES",
-    "block_product",
-    "call_step",
-    "fill_rows",
-    "keep_apart",
-    "like",
-    "pointer_to",
-    "split_power",
-]
-
 
 def _host() -> tuple[int, int]:
     """Return bytes in a vector register of this machine, and sums that fit in its registers.

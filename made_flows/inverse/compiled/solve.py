@@ -21,8 +21,6 @@ from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointe
 from made_flows.inverse.compiled.steps import SCRATCH
 from made_flows.inverse.compiled.units import finish_units, gather, start_units
 
-__all__ = ["Rows", "solve_tiles"]
-
 
 class Rows(NamedTuple):
     """The batch, by addresses of contiguous arrays.

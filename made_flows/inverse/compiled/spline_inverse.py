@@ -15,8 +15,6 @@ from torch import Tensor
 from made_flows._torch import as_rows, has_concrete_values
 from made_flows.univariate.step_kernel import SplineForm, StepKernel
 
-__all__ = ["invert"]
-
 _CALL = CFUNCTYPE(None, c_void_p, c_void_p, *[c_int64] * 6)
 
 

@@ -22,8 +22,6 @@ from made_flows.inverse.compiled.layout import (
 )
 from made_flows.inverse.compiled.simd import fill_rows, keep_apart
 
-__all__ = ["finish_units", "finish_with_slopes", "gather", "multiply_gate", "start_units"]
-
 
 @njit(nogil=True, error_model="numpy")
 def start_units(tile: Any, place: int, layer: int, first: int, last: int, units: Any) -> None:

@@ -30,8 +30,6 @@ from typing import Any
 
 from numba import carray, njit
 
-__all__ = ["SCRATCH", "find_step", "has_step", "line"]
-
 SCRATCH = 12
 """Rows of the workspace that a step may use for itself."""
 

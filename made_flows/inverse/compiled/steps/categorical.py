@@ -10,8 +10,6 @@ from made_flows.inverse.compiled.elementwise import exp
 from made_flows.inverse.compiled.simd import keep_apart, like
 from made_flows.inverse.compiled.steps import line
 
-__all__ = ["choose", "step"]
-
 
 def step(
     work: Any,

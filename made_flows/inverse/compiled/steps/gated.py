@@ -8,8 +8,6 @@ from made_flows.inverse.compiled.elementwise import scale
 from made_flows.inverse.compiled.simd import like
 from made_flows.inverse.compiled.steps import line
 
-__all__ = ["step"]
-
 
 def step(
     work: Any,

@@ -8,8 +8,6 @@ from made_flows.inverse.compiled.elementwise import scale
 from made_flows.inverse.compiled.steps import line
 from made_flows.inverse.compiled.steps.categorical import choose
 
-__all__ = ["step"]
-
 
 def step(
     work: Any,

@@ -19,8 +19,6 @@ from made_flows.inverse.compiled.elementwise import exp, softplus
 from made_flows.inverse.compiled.simd import keep_apart, like
 from made_flows.inverse.compiled.steps import line
 
-__all__ = ["step"]
-
 
 def step(
     work: Any,
