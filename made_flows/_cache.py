@@ -14,7 +14,7 @@ import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -54,7 +54,11 @@ class Stamp:
 
     @staticmethod
     def of(
-        tensors: Sequence[Tensor], facts: Any = None, *, gone: Callable[[Any], None] | None = None
+        tensors: Sequence[Tensor],
+        facts: Any = None,
+        *,
+        values: bool = True,
+        gone: Callable[[Any], None] | None = None,
     ) -> Stamp | None:
         """Return the stamp of some tensors, None where one cannot tell what they are.
 
@@ -64,6 +68,7 @@ class Stamp:
         Args:
             tensors: the tensors.
             facts: what else counts.
+            values: whether values count, and not how often they were written to alone.
             gone: called when one of the tensors is gone for good.
         """
         if not all(type(tensor) in _PLAIN and not tensor.is_meta for tensor in tensors):
@@ -71,7 +76,7 @@ class Stamp:
         stamp = Stamp()
         try:
             stamp.facts, stamp._looks = facts, _looks(tensors)
-            stamp._values = _Values(tensors)
+            stamp._values = _Values(tensors if values else ())
         except RuntimeError:  # there is no memory to look at
             return None
         stamp._references = [weakref.ref(tensor, gone) for tensor in tensors]
@@ -220,10 +225,12 @@ class TensorCache(Generic[T]):
     Args:
         size: how many values are kept; the one not used for longest goes first. All go with their
             tensors, so that this need not be small.
+        proves: whether the user of a value proves it, so that what is in the tensors need not be
+            read: to read what is on a GPU is to wait for it.
     """
 
-    def __init__(self, size: int = 256) -> None:
-        self.size = size
+    def __init__(self, size: int = 256, *, proves: bool = False) -> None:
+        self.size, self.proves = size, proves
         self._entries: dict[Any, _Entry[T]] = {}
         self._clock = itertools.count()
 
@@ -243,7 +250,7 @@ class TensorCache(Generic[T]):
             entry.used = next(self._clock)
             return entry.value
         # Before the value: a change meanwhile leaves it outdated, not unnoticed.
-        stamp = Stamp.of(tensors, gone=_Dropper(self, place))
+        stamp = Stamp.of(tensors, values=not self.proves, gone=_Dropper(self, place))
         if stamp is None:
             return make()
         with _lasting(tensors):
@@ -262,10 +269,10 @@ class TensorCache(Generic[T]):
         self._entries.pop(oldest, None)
 
     def __deepcopy__(self, memo: Any) -> TensorCache[T]:
-        return TensorCache(self.size)
+        return TensorCache(self.size, proves=self.proves)
 
     def __reduce__(self) -> Any:
-        return TensorCache, (self.size,)
+        return partial(TensorCache, self.size, proves=self.proves), ()
 
 
 class _Dropper:

@@ -23,8 +23,7 @@ from made_flows._cache import TensorCache
 from made_flows.inverse.compiled import packing, simd
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
 from made_flows.inverse.compiled.compilation import Kernel, step_address
-from made_flows.inverse.compiled.elementwise import ACTIVATION_CODES
-from made_flows.inverse.compiled.layout import Blocks, StepCall, Units
+from made_flows.inverse.compiled.layout import ACTIVATION_CODES, Blocks, StepCall, Units
 from made_flows.inverse.compiled.packing import Layout, Weights
 from made_flows.inverse.compiled.solve import Rows, solve_tiles
 from made_flows.inverse.compiled.steps import find_step, has_step

@@ -23,6 +23,21 @@ Z, A, SLOPE, SOURCE, BIAS, ACTIVATION, STREAM, STREAM_INDEX = range(8)
 BASE, GATE, NORM, DELTA, SUM, UNITS, STREAM_SUM = range(8, 15)
 COLUMNS = 15
 
+ACTIVATION_CODES = {
+    "identity": 0,
+    "relu": 1,
+    "leaky_relu": 2,
+    "elu": 3,
+    "tanh": 4,
+    "sigmoid": 5,
+    "silu": 6,
+    "softplus": 7,
+    "gelu": 8,
+}
+
+SCRATCH = 12
+"""Rows of the workspace that a step may use for itself."""
+
 
 class Tile(NamedTuple):
     """Some rows of the batch, which advance together.

@@ -12,15 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from made_flows.inverse.compiled.elementwise import ACTIVATION_CODES
 from made_flows.inverse.compiled.layout import (
     ACTIVATION,
+    ACTIVATION_CODES,
     BASE,
     BIAS,
     COLUMNS,
     DELTA,
     GATE,
     NORM,
+    SCRATCH,
     SLOPE,
     SOURCE,
     STREAM,
@@ -33,7 +34,6 @@ from made_flows.inverse.compiled.layout import (
     Ranks,
     Z,
 )
-from made_flows.inverse.compiled.steps import SCRATCH
 from made_flows.inverse.numeric import pick, sorted_weight
 from made_flows.inverse.symbolic import Symbolic
 from made_flows.nn.spec import LayerSpec
@@ -98,21 +98,21 @@ class Weights:
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
     """View a tensor that nobody else has as an array: sharing pins a storage to its size."""
-    array: NDArray[Any] = tensor.detach().numpy()
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
     return array
 
 
-def _panels(symbolic: Symbolic) -> Integers:
+def _panels(symbolic: Symbolic, units: int) -> Integers:
     levels = symbolic.levels
     widest = max(len(layer.units) for layer in symbolic.layers)
-    size = max(1, round(_PANEL_UNITS * levels / max(widest, 1)))
+    size = max(1, round(units * levels / max(widest, 1)))
     return np.append(np.arange(0, levels, size), levels).astype(np.int64)
 
 
-def layout_of(symbolic: Symbolic) -> Layout:
-    """Lay a network out."""
+def layout_of(symbolic: Symbolic, panel_units: int = _PANEL_UNITS) -> Layout:
+    """Lay a network out in panels with about so many units of its widest layer."""
     depth, levels = symbolic.structure.depth, symbolic.levels
-    panels = _panels(symbolic)
+    panels = _panels(symbolic, panel_units)
     starts = np.stack([layer.starts for layer in symbolic.layers])
     count = len(panels) - 1
     blocks, back_blocks = np.zeros((2, depth + 1, count), dtype=np.int64)

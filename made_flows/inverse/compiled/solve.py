@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 from numba import carray, njit
 
-from made_flows.inverse.compiled.layout import SOURCE, Tile, Z
+from made_flows.inverse.compiled.layout import SCRATCH, SOURCE, Tile, Z
 from made_flows.inverse.compiled.products import add_product
 from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointer_to
-from made_flows.inverse.compiled.steps import SCRATCH
 from made_flows.inverse.compiled.units import finish_units, gather, start_units
 
 

@@ -43,7 +43,8 @@ def invert(spline: SplineForm, y: Tensor, parameters: Tensor) -> tuple[Tensor, T
 def _step(spline: SplineForm, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     """Return values, and the scratch space of their steps, both in double precision."""
     from made_flows.inverse.compiled.compilation import step_address
-    from made_flows.inverse.compiled.steps import SCRATCH, find_step
+    from made_flows.inverse.compiled.layout import SCRATCH
+    from made_flows.inverse.compiled.steps import find_step
 
     kernel = StepKernel("rational_spline", constants=tuple(map(float, spline)), inverse=True)
     step = find_step(kernel.kind)

@@ -30,9 +30,6 @@ from typing import Any
 
 from numba import carray, njit
 
-SCRATCH = 12
-"""Rows of the workspace that a step may use for itself."""
-
 
 @lru_cache(maxsize=64)
 def has_step(kind: str) -> bool:
