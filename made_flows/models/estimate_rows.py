@@ -10,7 +10,7 @@ from torch import Tensor
 
 from made_flows._checks import check_finite, expect, expect_type
 from made_flows.training.convert import as_tensor
-from made_flows.training.standardization import robust_moments
+from made_flows.training.standardization import robust_moments, warn_of_outliers
 
 _FLAT = 1e-6
 """Part of the variance that columns have in a direction in which they are linear in one another."""
@@ -66,6 +66,7 @@ def check_columns(x: Tensor) -> None:
             f"them out: their density is infinite"
         )
     z = (x.double() - location) / scale
+    warn_of_outliers(z, "x")
     z = z - z.mean(dim=0)
     z = z / z.norm(dim=0)
     same = ((z.T @ z).abs() > 1 - 1e-12).triu(1).nonzero().tolist()

@@ -51,10 +51,10 @@ def set_units(found: list[Units], train: Source) -> None:
         of_context = middle, torch.where(spread > 0, spread, 1.0)
     for units in found:
         units.set(location, scale, *of_context)
-    _warn_of_outliers((x.double() - location) / scale, train.name)
+    warn_of_outliers((x.double() - location) / scale, train.name)
 
 
-def _warn_of_outliers(u: Tensor, name: str) -> None:
+def warn_of_outliers(u: Tensor, name: str) -> None:
     """Warn of values that will rule the likelihood: a normal tail hardly knows them possible."""
     size = u.abs().nan_to_num(0.0)
     if bool(size.max() > _OUTLYING):

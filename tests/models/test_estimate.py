@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 import made_flows as mf
+from made_flows.models.estimate import _Run
 from made_flows.models.estimate_rows import EstimateWarning
 from made_flows.models.gaussian_mixture import fit_gaussians, gaussian_model
 
@@ -105,6 +107,46 @@ def test_it_says_what_it_chose_and_keeps_its_time(capsys):
         assert word in said
     mf.estimate(ring(50), **QUICK, max_seconds=1)
     assert capsys.readouterr().out == ""
+
+
+def test_any_units_give_the_same_mixture(monkeypatch: pytest.MonkeyPatch):
+    """In units of 1e-6 to 1e6, shifted, it is that of standard ones, and the Jacobian."""
+
+    def candidates(self, features, context):
+        yield "MAF", lambda: mf.MAF(features, context, 1, (8,))
+        yield "MAF over normals", self._over_gaussians
+
+    monkeypatch.setattr(_Run, "_real", candidates)
+    monkeypatch.setattr("made_flows.models.estimate.fit", partial(mf.fit, max_epochs=4))
+    x = ring(60).double()
+    x = torch.cat([x, x.square() + 0.1 * normal(60, 2).double()], dim=1)
+    generator = torch.Generator().manual_seed(4)
+    scale = 10 ** (12 * torch.rand(4, generator=generator, dtype=torch.float64) - 6)
+    shift = scale * torch.randn(4, generator=generator, dtype=torch.float64) * 100
+    plain, natural = (mf.estimate(r, **QUICK, max_seconds=300) for r in (x, x * scale + shift))
+    assert len(plain) == len(natural)
+    with torch.no_grad():
+        wanted = plain().log_prob(x).double() - scale.log().sum()
+        found = natural().log_prob(x * scale + shift).double()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
+
+
+def test_an_outlier_does_not_choose():
+    """One row at 1e6 deviations: said once, and the others are as likely as without it."""
+    x = normal(200)
+    x[5, 1] = 1e6
+    with pytest.warns(UserWarning, match="standard deviations out") as caught:
+        model = mf.estimate(x, **QUICK, max_seconds=3)
+    assert len(caught) == 1
+    assert score(model, normal(200, seed=1)) > -6.0  # the truth: -5.5
+
+
+def test_fewer_rows_than_columns():
+    x = normal(20, 30)
+    model = mf.estimate(x, **QUICK, max_seconds=2)
+    independent = torch.distributions.Normal(x.mean(0), x.std(0))
+    test = normal(200, 30, seed=1)
+    assert score(model, test) > float(independent.log_prob(test).sum(1).mean())
 
 
 def with_column(x: Tensor, column: Tensor) -> Tensor:
