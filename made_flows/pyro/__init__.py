@@ -41,6 +41,7 @@ from made_flows.pyro.fitting import GuideFit, fit_guide
 from made_flows.pyro.flow_transforms import IAF, MAF, FlowTransform
 from made_flows.pyro.guides import AutoIAF
 from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN, MADENetwork
+from made_flows.pyro.probe import Probe
 from made_flows.pyro.refinement import Refinement, refine
 from made_flows.pyro.transforms import (
     AffineAutoregressive,
@@ -70,6 +71,7 @@ __all__ = [
     "GuideFit",
     "MADENetwork",
     "ModelDistribution",
+    "Probe",
     "PyroModel",
     "Refinement",
     "SplineAutoregressive",

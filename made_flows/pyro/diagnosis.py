@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from made_flows._checks import expect, expect_type, positive_integer
 from made_flows.diagnostics.pareto import pareto_smooth
+from made_flows.pyro.probe import LatentSite, Probe, probe_beyond
 
 _AT_ONCE = 1000
 """Samples that are drawn together."""
@@ -32,6 +33,9 @@ _WEIGHTED = 0.2
 """Share of effective draws below which weights, too, are not believed."""
 
 _PARTS = 4
+
+_SEEN = 0.3
+"""Share of the way of independent draws below which chains of a probe have not been anywhere."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,6 +54,7 @@ class Diagnosis:
         smoothed_log_weights: the same with their tail smoothed (S,), by which averages are taken.
         samples: the guide's draws by site, each (S, *shape of the site), constrained.
         k_hat_parts: k-hat of each quarter of the samples: how much it depends on them.
+        probe: where short chains went that started at the weighted draws; None without.
     """
 
     k_hat: float
@@ -63,6 +68,7 @@ class Diagnosis:
     smoothed_log_weights: Tensor = field(compare=False)
     samples: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
     k_hat_parts: tuple[float, ...] = ()
+    probe: Probe | None = None
 
     @property
     def bias_bound(self) -> float:
@@ -81,6 +87,7 @@ class Diagnosis:
         parts = sorted(self.k_hat_parts) or [self.k_hat]
         # A k-hat that is low by luck of the draw is not low in most parts.
         reliable = max(self.k_hat, parts[len(parts) // 2]) < self.threshold
+        reliable = reliable and not (self.probe is not None and self.probe.wandered)
         if reliable and share >= _AS_DRAWN:
             return "as drawn"
         if reliable and share >= _WEIGHTED:
@@ -103,6 +110,10 @@ class Diagnosis:
             f"are worth {self.effective_sample_size:.0f} of {len(self.log_weights)}"
         )
         unseen = "Weights do not show a mode that no draw fell into."
+        if self.probe is not None:
+            went = "stayed where they are" if self.probe.travelled > _SEEN else "hardly moved"
+            went = "wandered off" if self.probe.wandered else went
+            unseen = f"Chains from its draws {went}: {self.probe}."
         if self.grade == "as drawn":
             return (
                 f"Trust it: {found}. Means of its draws as they are lie within "
@@ -115,10 +126,15 @@ class Diagnosis:
                 f"resample() of this diagnosis. {unseen}"
             )
         if self.grade == "not yet":
+            why = f"{found}, so that even weighted averages are biased"
+            if self.probe is not None and self.probe.wandered:
+                why = (
+                    f"there is mass where none of its draws fell. {unseen} By weights alone {found}"
+                )
             return (
-                f"Do not trust it yet: {found}, so that even weighted averages are biased. Train "
-                "it longer or with more particles, make it more flexible, or reparametrise the "
-                "model; an AutoIAF can also refine() its draws by MCMC."
+                f"Do not trust it yet: {why}. Train it longer or with more particles, make it more "
+                "flexible, or reparametrise the model; an AutoIAF can also refine() its draws by "
+                "MCMC."
             )
         return (
             f"Do not trust it: {found}, with a tail so heavy that the weights have no mean that "
@@ -183,6 +199,21 @@ class Diagnosis:
         places = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         return {name: draws[places.to(draws.device)] for name, draws in self.samples.items()}
 
+    def to_arviz(self) -> Any:
+        """Return the draws as ArviZ keeps them (extra ``arviz``): resampled by weight, one chain.
+
+        Draws graded *as drawn* are taken as they are. ArviZ knows no weights: the effective sample
+        size that it would compute of repeated draws is too large, and that of this object holds.
+
+        Returns:
+            an ``InferenceData``, or a ``DataTree`` from ArviZ 1.0 on, with the group ``posterior``.
+
+        Raises:
+            ImportError: without ArviZ.
+        """
+        draws = self.samples if self.grade == "as drawn" else self.resample()
+        return to_arviz({name: value.unsqueeze(0) for name, value in draws.items()})
+
     def _average(self, draws: Tensor) -> Tensor:
         weights = self.weights.to(draws.device)
         average: Tensor = torch.tensordot(weights, draws.to(weights.dtype), dims=1)
@@ -199,9 +230,26 @@ class Diagnosis:
             "ELBO": f"{self.elbo:.3f} +- {self.elbo_error:.3f}",
             "log evidence": f"{self.log_evidence:.3f} +- {self.log_evidence_error:.3f}",
         }
+        if self.probe is not None:
+            rows["probe"] = str(self.probe)
         lines = [f"  {name:<23}{value}" for name, value in rows.items()]
         head = f"Diagnosis of a guide by {len(self.log_weights)} samples"
         return "\n".join([head, *lines, self.verdict])
+
+
+def to_arviz(chains: Mapping[str, Tensor]) -> Any:
+    """Return draws by site (chains, draws, *shape) as ArviZ keeps them."""
+    try:
+        import arviz
+    except ImportError as error:
+        raise ImportError(
+            "Expected ArviZ, which to_arviz converts draws to; got none. Install it: "
+            "pip install 'made-flows[arviz]'"
+        ) from error
+    posterior = {name: value.detach().cpu().numpy() for name, value in chains.items()}
+    if int(arviz.__version__.split(".")[0]) >= 1:  # groups by name, and no longer by argument
+        return arviz.from_dict({"posterior": posterior})
+    return arviz.from_dict(posterior=posterior)
 
 
 def diagnose(
@@ -210,6 +258,7 @@ def diagnose(
     *args: Any,
     samples: int = 1000,
     vectorize: bool = True,
+    probe: bool = True,
     **kwargs: Any,
 ) -> Diagnosis:
     r"""Judge whether a guide can be trusted, by Pareto-smoothed importance sampling.
@@ -218,11 +267,18 @@ def diagnose(
     How heavy the tail of the weights is, k-hat, says how many of them an average needs; their mean
     estimates the evidence p(data). It works with every guide whose sites are all in the model.
 
+    Weights are of places that the guide's samples saw. The *probe* looks further: a hundred short
+    chains of Hamiltonian Monte Carlo start at weighted samples, of which some trajectories are
+    heated on the way, so that they get from mode to mode; in the posterior they would stay where
+    they are. It takes about 200 gradients of the model, for all chains at once.
+
     Args:
         model, guide: a Pyro model and a guide of it.
         args, kwargs: of both.
         samples: number of samples S, at least 100.
         vectorize: whether model and guide can be run for all samples at once, within a plate.
+        probe: whether to look beyond the samples; only where they can be ``vectorize``d, and of
+            models whose latent variables are all continuous.
 
     Raises:
         ValueError: for fewer samples; for a model with subsampling (whose weights are noise), with
@@ -245,7 +301,7 @@ def diagnose(
     for name, function in (("model", model), ("guide", guide)):
         expect_type(callable(function), name, "to be a function or module", function)
     with torch.no_grad(), poutine.block():
-        nesting, shapes = _layout(model, guide, args, kwargs)
+        nesting, sites = _layout(model, guide, args, kwargs)
         parts, draws = [], []
         for start in range(0, samples, _AT_ONCE if vectorize else 1):
             if vectorize:
@@ -261,16 +317,21 @@ def diagnose(
             else:
                 of_model, of_guide = _traces(model, guide, args, kwargs)
                 parts.append(_log_weight(of_model, of_guide))
-            draws.append(_latent(of_model, shapes, len(parts[-1])))
-    together = {name: torch.cat([part[name] for part in draws]) for name in shapes}
-    return _summary(torch.cat(parts).double().cpu(), together)
+            draws.append(_latent(of_model, sites, len(parts[-1])))
+    together = {name: torch.cat([part[name] for part in draws]) for name in sites}
+    found = _summary(torch.cat(parts).double().cpu(), together)
+    if not (probe and vectorize):
+        return found
+    looked = probe_beyond(model, args, kwargs, nesting, sites, together, found.weights)
+    return replace(found, probe=looked)
 
 
-def _latent(of_model: Trace, shapes: Mapping[str, torch.Size], count: int) -> dict[str, Tensor]:
+def _latent(of_model: Trace, sites: Mapping[str, LatentSite], count: int) -> dict[str, Tensor]:
     """Return a trace's latent variables by site, (count, *shape): without plates' dimensions."""
     nodes: Any = of_model.nodes
     return {
-        name: nodes[name]["value"].detach().reshape(count, *shape) for name, shape in shapes.items()
+        name: nodes[name]["value"].detach().reshape(count, *site.shape)
+        for name, site in sites.items()
     }
 
 
@@ -331,10 +392,10 @@ def _layout(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> tuple[int, dict[str, torch.Size]]:
-    """Count the dimensions of plates and list the latent sites' shapes, of a checked model."""
+) -> tuple[int, dict[str, LatentSite]]:
+    """Count the dimensions of plates and list the latent sites, of a checked model."""
     of_model, of_guide = _traces(model, guide, args, kwargs)
-    dims, shapes = [0], {}
+    dims, sites = [0], {}
     for trace in (of_model, of_guide):
         for name, site in trace.nodes.items():
             if site["type"] != "sample":
@@ -347,5 +408,5 @@ def _layout(
             known = trace is of_guide or site["is_observed"] or name in of_guide.nodes
             expect(known, "guide", "to sample every latent variable of the model", f"no {name!r}")
             if trace is of_model and not site["is_observed"]:
-                shapes[name] = cast(Tensor, site["value"]).shape
-    return -min(dims), shapes
+                sites[name] = LatentSite(site["fn"], cast(Tensor, site["value"]))
+    return -min(dims), sites

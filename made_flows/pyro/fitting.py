@@ -237,7 +237,9 @@ class _Kept:
         vectorize: bool,
     ) -> None:
         self._guide, self._weights = guide, weights
-        self._diagnose = lambda: guide.diagnose(*args, samples=1000, vectorize=vectorize, **kwargs)
+        self._diagnose = lambda: guide.diagnose(
+            *args, samples=1000, vectorize=vectorize, probe=False, **kwargs
+        )
         self.last = self.best = self._diagnose()
         self._before = -math.inf
         self._values = self._now()

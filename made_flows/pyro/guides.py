@@ -304,13 +304,18 @@ class AutoIAF(AutoContinuous):
         return {name: torch.stack(values) for name, values in result.items()}
 
     def diagnose(
-        self, *args: Any, samples: int = 1000, vectorize: bool = True, **kwargs: Any
+        self,
+        *args: Any,
+        samples: int = 1000,
+        vectorize: bool = True,
+        probe: bool = True,
+        **kwargs: Any,
     ) -> Diagnosis:
-        """Judge the guide: k-hat, effective sample size, evidence, and a sentence.
+        """Judge the guide: k-hat, effective sample size, evidence, a probe, and a sentence.
 
         Args:
             args, kwargs: of the model: its data.
-            samples, vectorize: as for :func:`made_flows.pyro.diagnose`.
+            samples, vectorize, probe: as for :func:`made_flows.pyro.diagnose`.
 
         Raises:
             ValueError: as there, and for a guide that was unpickled, which is without its model.
@@ -324,7 +329,9 @@ class AutoIAF(AutoContinuous):
               Pareto k-hat ...
         """
         model = self.model_given()
-        return diagnose(model, self, *args, samples=samples, vectorize=vectorize, **kwargs)
+        return diagnose(
+            model, self, *args, samples=samples, vectorize=vectorize, probe=probe, **kwargs
+        )
 
     def refine(
         self,

@@ -15,6 +15,7 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from made_flows._checks import expect, expect_type, positive_integer
+from made_flows.pyro.diagnosis import to_arviz
 
 _R_HAT = 1.01
 _ENOUGH = 100
@@ -42,6 +43,17 @@ class Refinement:
         agree = all(bool((value < _R_HAT).all()) for value in self.r_hat.values())
         sizes = self.effective_sample_size.values()
         return agree and all(bool((size >= _ENOUGH * chains).all()) for size in sizes)
+
+    def to_arviz(self) -> Any:
+        """Return the chains as ArviZ keeps them (extra ``arviz``).
+
+        Returns:
+            an ``InferenceData``, or a ``DataTree`` from ArviZ 1.0 on, with the group ``posterior``.
+
+        Raises:
+            ImportError: without ArviZ.
+        """
+        return to_arviz(self.samples)
 
     def __repr__(self) -> str:
         chains, draws = next(iter(self.samples.values())).shape[:2]
