@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import overload
 
@@ -17,6 +18,20 @@ def is_traced() -> bool:
 def is_transformed() -> bool:
     """Tell whether tensors may stand for others: while compiling, and under ``torch.func``."""
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def has_global_hooks() -> bool:
+    """Tell whether hooks take part in the forward pass of every module of the process."""
+    hooks = nn.modules.module
+    return bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
+
+
+def has_gradient_hooks(modules: Iterable[nn.Module]) -> bool:
+    """Tell whether hooks take part in the gradients of some modules: their own, or those of all."""
+    hooks = nn.modules.module
+    return bool(hooks._global_backward_hooks or hooks._global_backward_pre_hooks) or any(
+        module._backward_hooks or module._backward_pre_hooks for module in modules
+    )
 
 
 def is_forward_mode() -> bool:

@@ -183,7 +183,8 @@ def normalised(model: Any) -> None:
 
 def pruned(model: Any) -> None:
     layer = layers(model)[-1]
-    if "weight" in layer._parameters:
+    weight = layer._parameters.get("weight")
+    if weight is not None and weight.is_contiguous():  # torch prunes no others
         prune.random_unstructured(layer, "weight", amount=0.3)
 
 

@@ -107,7 +107,7 @@ def check_autoregressive(
         reach = conditioner.reach().cpu()
         allowed = conditioner.allowed.cpu()
         _raise_first(reach & ~allowed, "by its masks")
-        dependent = _dependence(conditioner.evaluate, conditioner, context, points, generator)
+        dependent = _dependence(conditioner.as_called, conditioner, context, points, generator)
         _raise_first(dependent & ~allowed, "by autograd")
         missing = mk.lost_dependencies(reach, ranks, allowed)
         return AutoregressiveReport(features, missing, ("masks", "autograd"))

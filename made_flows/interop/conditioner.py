@@ -106,7 +106,7 @@ class ForeignConditioner:
             raise NotUnderstoodError(f"its masks are not autoregressive ({error})") from None
         return levels.to(self.device)
 
-    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def as_called(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Compute parameters (..., D, K) by the network itself."""
         return self._call(x, context)
 
@@ -207,7 +207,7 @@ def own_conditioner(net: Any, parameters: int) -> MADE | None:
     made = getattr(net, "made", net)
     if not isinstance(made, MADE):
         return None
-    expect_own(made, MADE, ("forward", "evaluate", "compute", "spec"))
+    expect_own(made, MADE, ("forward", "as_called", "compute", "spec"))
     if set(made.outputs) != {parameters}:
         raise NotUnderstoodError(f"its network gives {made.outputs} parameters, not {parameters}")
     return made

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from made_flows._torch import is_traced
+from made_flows._torch import has_gradient_hooks, is_traced
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.steps import Step
@@ -102,7 +102,7 @@ class Inverse:
         """Return the solution computed once more from itself, by one differentiable step."""
 
         def compute() -> Tensor:
-            again = self.step(self.noise, self.conditioner.evaluate(x, self.context))
+            again = self.step(self.noise, self.conditioner.as_called(x, self.context))
             return again if self.known is None else torch.where(self.kept, self.known, again)
 
         return self._with_weights(compute)
@@ -118,7 +118,7 @@ class Inverse:
             warn_of_passes(self.conditioner, self.conditioner.features, reason)
         return self._with_weights(
             lambda: d_pass_inverse(
-                lambda inputs: self.conditioner.evaluate(inputs, self.context),
+                lambda inputs: self.conditioner.as_called(inputs, self.context),
                 self.conditioner.ranks,
                 self.step,
                 self.noise,
@@ -157,6 +157,9 @@ def reason_for_passes(inverse: Inverse, *, wants_gradient: bool) -> str | None:
         return _AGAIN
     if wants_gradient and is_traced():
         return "torch.jit.trace records its gradient"
+    parts = (part for module in inverse.modules for part in module.modules())
+    if wants_gradient and has_gradient_hooks(parts):
+        return "backward hooks take part in its gradient"
     return None
 
 

@@ -17,6 +17,7 @@ from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.steps import HeadStep
 from made_flows.nn.linear import MaskedLinear, run_weight_hooks
 from made_flows.nn.made import MADE
+from made_flows.nn.reordering import expect_own_masks
 from made_flows.nn.validation import NotUnderstoodError
 from made_flows.univariate.heads import Head
 
@@ -50,10 +51,11 @@ def sample_row_orders(
     """
     try:
         made.expect_understood()
+        expect_own_masks(made)
     except NotUnderstoodError as reason:
         warn_of_passes(made, made.features, reason)
         return d_pass_inverse(
-            lambda x: made.evaluate(x, context, order),
+            lambda x: made.as_called(x, context, order),
             order.argsort(dim=-1),
             HeadStep(head),
             noise,

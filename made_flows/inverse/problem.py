@@ -25,7 +25,7 @@ class Conditioner(Protocol):
     def spec(self, context: Tensor | None = None) -> NetworkSpec:
         """Describe the layers, with what a context (rows, C) contributes."""
 
-    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def as_called(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Compute the parameters (..., D, K), differentiable, that ``spec`` describes."""
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -84,7 +84,7 @@ def sequential_inverse(
 
     # The implicit function theorem: compute the solution again by one differentiable step from
     # itself; the operator's gradient then accounts for the ranks' dependence on one another.
-    parameters = conditioner.evaluate(x, context)
+    parameters = conditioner.as_called(x, context)
     again = step(noise, parameters)
     slopes = _slopes(step, noise.detach(), parameters.detach())
     if known is not None:
@@ -122,7 +122,7 @@ def pull_back(
     """
     with torch.no_grad():
         network = conditioner.spec(None)
-        parameters = conditioner.evaluate(x)
+        parameters = conditioner.as_called(x)
     with torch.enable_grad():
         leaves = noise.detach().requires_grad_(), parameters.detach().requires_grad_()
         direct, slopes = torch.autograd.grad(step(*leaves).sum(), leaves)

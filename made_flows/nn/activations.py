@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from made_flows._checks import expect, expect_type
 from made_flows._keys import KeyedModule
-from made_flows._torch import has_concrete_values, is_transformed
+from made_flows._torch import (
+    has_concrete_values,
+    has_global_hooks,
+    has_gradient_hooks,
+    is_transformed,
+)
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -202,13 +207,8 @@ def may_overwrite(activation: Any) -> bool:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    hooks = nn.modules.module
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or hooks._global_forward_hooks
-        or hooks._global_forward_pre_hooks
-    )
+    own = module._forward_hooks or module._forward_pre_hooks
+    return bool(own) or has_global_hooks() or has_gradient_hooks([module])
 
 
 def activation_name(activation: nn.Module) -> str:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from made_flows._cache import TensorCache
-from made_flows._torch import is_forward_mode, is_untransformed
+from made_flows._checks import expect
+from made_flows._torch import (
+    has_global_hooks,
+    has_gradient_hooks,
+    is_forward_mode,
+    is_untransformed,
+)
 from made_flows.nn.block_linear import SMALLEST, Block, block_linear, blocks_of
 
 _BLOCKS: TensorCache[tuple[Block, ...] | None] = TensorCache(size=1024)
@@ -113,14 +120,6 @@ class MaskedLinear(nn.Module):
             return self.bias if offset is None else offset
         return self.bias + offset
 
-    def masked(self, mask: Tensor) -> MaskedLinear:
-        """Make a layer of the same weights, not copies of them, under another mask."""
-        other = type(self).__new__(type(self))  # a parametrized layer refuses to be copied
-        other.__dict__ = dict(self.__dict__)
-        other._parameters, other._buffers = dict(self._parameters), dict(self._buffers)
-        other._buffers["mask"] = mask.to(self.mask)
-        return other
-
     def _blocks_for(self, x: Tensor) -> tuple[Block, ...] | None:
         """Find the blocks of the mask where leaving empty ones out pays: large, and on the CPU."""
         if (
@@ -149,6 +148,51 @@ class MaskedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}{bias}"
 
 
+def masked(layer: nn.Module, mask: Tensor) -> nn.Module:
+    """Make a layer of the same weights, not copies of them, under another mask.
+
+    Of a module that wraps a masked layer, with the mask of that one.
+
+    Raises:
+        ValueError: for a module in which there is no such mask.
+    """
+    own = mask_of(layer)
+
+    def copied(module: nn.Module) -> nn.Module:
+        if all(own is not buffer for buffer in module.buffers()):
+            return module
+        other = type(module).__new__(type(module))  # a parametrized layer refuses to be copied
+        children = {k: v if v is None else copied(v) for k, v in module._modules.items()}
+        buffers = {k: mask.to(own) if v is own else v for k, v in module._buffers.items()}
+        other.__dict__ = {**vars(module), "_modules": children, "_buffers": buffers}
+        other._parameters = dict(module._parameters)
+        return other
+
+    return copied(layer)
+
+
+def mask_of(layer: nn.Module) -> Tensor:
+    """Return the mask of a layer, or of the one that it wraps.
+
+    Raises:
+        ValueError: for a module in which there is none.
+    """
+    masks = [part._buffers["mask"] for part in layer.modules() if "mask" in part._buffers]
+    expect(len(masks) == 1, "a layer", "with one mask in it", type(layer).__name__)
+    return cast(Tensor, masks[0])
+
+
+def takes_mask(layer: nn.Module) -> bool:
+    """Tell whether a layer can be called with a mask; what wraps a masked one may take none."""
+    if type(layer).forward is MaskedLinear.forward and "forward" not in vars(layer):
+        return True
+    try:
+        inspect.signature(layer.forward).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def returns_fresh(layer: nn.Module) -> bool:
     """Say whether nobody but its caller holds what a layer returns, so that it may be overwritten.
 
@@ -156,12 +200,7 @@ def returns_fresh(layer: nn.Module) -> bool:
     """
     # Nor may the result of a layer with backward hooks: torch gives a view of it.
     return type(layer) is MaskedLinear and not (
-        layer._forward_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        or nn.modules.module._global_forward_hooks
-        or nn.modules.module._global_backward_hooks
-        or nn.modules.module._global_backward_pre_hooks
+        layer._forward_hooks or has_global_hooks() or has_gradient_hooks([layer])
     )
 
 

@@ -24,6 +24,7 @@ from made_flows._checks import (
     widths,
 )
 from made_flows._registry import saveable
+from made_flows._torch import has_global_hooks, has_gradient_hooks
 from made_flows.nn import masks as mk
 from made_flows.nn import reordering
 from made_flows.nn.connectivity import (
@@ -288,28 +289,36 @@ class MADE(MaskedMLP):
         if degrees is not None:
             degrees = reordering.check_degrees(self, degrees)
         ranks = self.ranks if order is None else reordering.check_ranks(self, order)
+        reordering.expect_own_masks(self)
         if ranks.dim() > 1:
             return forward_row_orders(self, x, context, ranks, degrees)
         masks = reordering.masks_of(self, ranks, degrees)
         return self.compute(x, context, masks, self.dropout)
 
-    def evaluate(
+    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Compute parameters without dropout, whatever the mode.
+
+        Neither hooks of the network nor the ``forward`` of a subclass take part, which may
+        therefore call it; see :meth:`as_called`.
+        """
+        context = self._check(x, context)
+        if not self.training or torch.compiler.is_compiling():
+            return self.compute(x, context)
+        with _without_dropout(self):
+            return self.compute(x, context)
+
+    def as_called(
         self,
         x: Tensor,
         context: Tensor | None = None,
         order: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
-        """Compute parameters without dropout, whatever the mode: what samples follow.
+        """Compute what a call gives, but without dropout, whatever the mode: what samples follow.
 
-        They are those of a call, with all that takes part in one: hooks, and a subclass's own
-        ``forward``.
+        All takes part that does in a call: hooks, and a subclass's own ``forward``.
         """
         if order is None and self._is_plain():
-            context = self._check(x, context)
-            if not self.training or torch.compiler.is_compiling():
-                return self.compute(x, context)
-            with _without_dropout(self):
-                return self.compute(x, context)
+            return MADE.evaluate(self, x, context)
         with _without_dropout(self):
             return cast(Tensor, self(x, context) if order is None else self(x, context, order))
 
@@ -340,7 +349,7 @@ class MADE(MaskedMLP):
     def _read(self) -> MADESpec:
         kept = self._spec
         if kept is None or not kept.holds(self):
-            expect_own(self, MADE, ("__call__", "forward", "evaluate", "compute", "unpack"))
+            expect_own(self, MADE, ("__call__", "forward", "as_called", "compute", "unpack"))
             kept = MADESpec(self)
             self._spec = None if torch.compiler.is_compiling() else kept
         return kept
@@ -354,6 +363,8 @@ class MADE(MaskedMLP):
             or self._forward_hooks
             or self._forward_pre_hooks
             or "forward" in self.__dict__
+            or has_global_hooks()
+            or has_gradient_hooks([self])
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,10 +8,18 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from made_flows._checks import expect
 from made_flows.nn import masks as mk
 from made_flows.nn.activations import activate, make_activation
 from made_flows.nn.connectivity import Connectivity, Shape, feature_reach
-from made_flows.nn.linear import MaskedLinear, RowMask, returns_fresh
+from made_flows.nn.linear import (
+    MaskedLinear,
+    RowMask,
+    mask_of,
+    masked,
+    returns_fresh,
+    takes_mask,
+)
 
 HIDDEN_GAIN = 0.5
 """Gain of the hidden layers: functions that start smooth overfit a small table later."""
@@ -96,7 +104,10 @@ def masked_pass(
 
 
 def _call(layer: nn.Module, x: Tensor, mask: Tensor | RowMask | None) -> Tensor:
-    # A layer that stands in for a masked one need not know of masks, unless a call brings them.
+    if mask is not None and not takes_mask(layer):
+        one = isinstance(mask, Tensor)
+        expect(one, "layers", "that take a mask, for orders that are mapped over", type(layer))
+        layer, mask = masked(layer, cast(Tensor, mask)), None
     result: Tensor = layer(x) if mask is None else layer(x, mask)
     return result
 
@@ -208,14 +219,14 @@ class MaskedMLP(nn.Module):
 
     def reach(self) -> Tensor:
         """Find which feature's parameters can depend on which: boolean (features, features)."""
-        masks = [layer.mask for layer in self.masked_layers()]
+        masks = [mask_of(layer) for layer in self.layers]
         paths = [masks]
         if self.residual:
             # A block adds to the stream: what the stream could read before, it still can.
             # Past the first layer every block end has the stream's own connectivity.
             paths.append([masks[0], masks[-1]])
         if self.direct is not None:
-            paths.append([self.direct.mask])
+            paths.append([mask_of(self.direct)])
         return feature_reach(self.shape, paths)
 
     def _register_places(self) -> None:
@@ -289,10 +300,6 @@ class MaskedMLP(nn.Module):
             record=record,
         )
         return self.unpack(output)
-
-    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Compute parameters without dropout, whatever the mode: what samples follow."""
-        return self.compute(x, context)
 
     def unpack(self, output: Tensor) -> Tensor:
         """Arrange outputs (..., outputs) as (..., features, K), with -inf where K differs."""

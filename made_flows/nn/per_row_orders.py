@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from made_flows._checks import check_broadcast
 from made_flows._torch import as_rows, is_untransformed
-from made_flows.nn.linear import MaskedLinear, RowMask
+from made_flows.nn.linear import MaskedLinear, RowMask, takes_mask
 from made_flows.nn.masked_mlp import MaskedMLP, Masks
 from made_flows.nn.reordering import masks_of
 
@@ -60,7 +60,8 @@ def forward_row_orders(
     hidden = made.shape.hidden
     masked = sum(hidden[:1] + hidden[-1:]) * made.features  # numbers in the masks of one order
     per_row = 2 * min(made.features, max(hidden, default=1)) * made.features
-    if ranks.shape[-2] == 1 and ranks.numel() > made.features:
+    whole = all(map(takes_mask, made.layers)) and (made.direct is None or takes_mask(made.direct))
+    if whole and ranks.shape[-2] == 1 and ranks.numel() > made.features:
         orders = ranks.numel() // made.features
         if orders * masked <= min(_STACK, batch.numel() * per_row):
             masks = masks_of(made, ranks.squeeze(-2), degrees)
@@ -72,7 +73,8 @@ def forward_row_orders(
             masks = masks_of(made, distinct[0], degrees)
             output = made.compute(x, context, masks, made.dropout)
             return output.expand(*batch, *output.shape[-2:])
-        if len(distinct) * (masked + _PASS) < batch.numel() * per_row + _PASS:
+        few = len(distinct) * (masked + _PASS) < batch.numel() * per_row + _PASS
+        if few or not whole:
             group = group.reshape(ranks.shape[:-1]).expand(batch).reshape(-1)
             return _pass_per_order(made, x, context, distinct, group, batch, degrees)
     return made.compute(x, context, row_masks(made, ranks, degrees), made.dropout)

@@ -14,11 +14,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from made_flows._cache import TensorCache
 from made_flows._checks import expect, expect_type
 from made_flows._torch import has_concrete_values
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import connect_in_order
-from made_flows.nn.linear import MaskedLinear
+from made_flows.nn.linear import mask_of, masked
 from made_flows.nn.masked_mlp import MaskedMLP, Masks
 
 Network = TypeVar("Network", bound=MaskedMLP)
@@ -116,6 +117,33 @@ def masks_of(made: MaskedMLP, ranks: Tensor, degrees: Sequence[Tensor] | None = 
     return Masks((first, *inner, last), direct)
 
 
+_KEEP: TensorCache[None] = TensorCache()
+"""Of networks whose masks are those of their order."""
+
+
+def expect_own_masks(made: MaskedMLP) -> None:
+    """Refuse another order where masks were changed by hand: nothing says what they are in it.
+
+    Raises:
+        ValueError: naming the first layer whose mask does not follow from order and degrees.
+    """
+    names = [f"layers[{index}]" for index in range(len(made.layers))]
+    layers = [*made.layers, *(() if made.direct is None else (made.direct,))]
+    masks = [mask_of(layer) for layer in layers]
+    if not has_concrete_values(made.ranks) or not all(map(has_concrete_values, masks)):
+        return
+
+    def compare() -> None:
+        expected = masks_of(made, made.ranks, made.degrees)
+        own = [*expected.layers, *(() if made.direct is None else (expected.direct,))]
+        for name, mask, right in zip([*names, "direct"], masks, own, strict=False):
+            same = torch.equal(mask, cast(Tensor, right).to(mask))
+            wanted = "to follow from order and degrees, for another order to be asked for"
+            expect(same, f"the mask of {name}", wanted, "one that was changed by hand")
+
+    _KEEP.get(None, [made.ranks, *made.degrees, *masks], compare)
+
+
 def _above(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
     """Make ones where the integer of a row is above that of a column, else zeros."""
     # Comparing takes ten times as long: booleans are slow to make and to convert.
@@ -141,9 +169,9 @@ def resample(
     inputs, outputs = made.ranks[made.input_features], made.ranks[made.output_features]
     masks = mk.degree_masks(inputs, made.degrees, outputs)
     for layer, mask in zip(made.layers, masks, strict=True):
-        cast(MaskedLinear, layer).mask.copy_(mask)
+        mask_of(layer).copy_(mask)
     if made.direct is not None:
-        made.direct.mask.copy_(outputs[:, None] > inputs)
+        mask_of(made.direct).copy_(outputs[:, None] > inputs)
 
 
 def view(made: Network, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> Network:
@@ -157,14 +185,15 @@ def view(made: Network, ranks: Tensor, degrees: Sequence[Tensor] | None = None) 
     other._buffers["ranks"] = ranks
     if made.graph is not None:
         return other
+    expect_own_masks(made)
     degrees = made.degrees if degrees is None else degrees
     for layer, layer_degrees in enumerate(degrees):
         other._buffers[f"degrees_{layer}"] = layer_degrees.clone()
     masks = masks_of(made, ranks, degrees)
     other._modules["layers"] = nn.ModuleList(
-        cast(MaskedLinear, layer).masked(cast(Tensor, mask))
+        masked(layer, cast(Tensor, mask))
         for layer, mask in zip(made.layers, masks.layers, strict=True)
     )
     if made.direct is not None:
-        other._modules["direct"] = made.direct.masked(cast(Tensor, masks.direct))
+        other._modules["direct"] = masked(made.direct, cast(Tensor, masks.direct))
     return other

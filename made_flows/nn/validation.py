@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from made_flows._torch import has_global_hooks
+
 
 class NotUnderstoodError(Exception):
     """A network computes something that cannot be read off its weights; the message says what."""
@@ -54,6 +56,8 @@ class Watch:
     def __init__(
         self, modules: nn.Module | Iterable[nn.Module], allowed: Callable[[Any], bool] = _no_hook
     ) -> None:
+        if has_global_hooks():
+            raise NotUnderstoodError("there are forward hooks on all modules")
         within = list(modules.modules() if isinstance(modules, nn.Module) else modules)
         for module in within:
             kind = type(module).__name__
@@ -77,7 +81,8 @@ class Watch:
     def unchanged(self) -> bool:
         """Say whether they are still the same modules, without hooks. It takes microseconds."""
         return not (
-            any(self._empty)
+            has_global_hooks()
+            or any(self._empty)
             or any(tuple(table.values()) != seen for table, seen in self._filled)
             or any("forward" in own for own in self._own)
             or any(type(module) is not kind for module, kind in self._kinds)

@@ -14,6 +14,7 @@ from pyro import nn as pyro_nn
 from torch import Tensor, nn
 
 from made_flows._checks import check_event, check_finite, expect_type
+from made_flows._torch import has_global_hooks, has_gradient_hooks
 from made_flows.interop.libraries import pyro as interop
 from made_flows.nn.made import MADE
 from made_flows.pyro.networks import ConditionalAutoRegressiveNN, MADENetwork
@@ -108,6 +109,7 @@ def pass_by_pass(network: Any, bijection: Bijection, y: Tensor) -> Tensor:
 
 
 def _watched(network: Any) -> bool:
-    """Tell whether a module has hooks of its own, which calls must go through."""
+    """Tell whether hooks listen to a network, so that it must be called as a module."""
     own = vars(network)
-    return bool(own.get("_forward_hooks") or own.get("_forward_pre_hooks"))
+    hooked = own.get("_forward_hooks") or own.get("_forward_pre_hooks") or has_global_hooks()
+    return bool(hooked) or (isinstance(network, nn.Module) and has_gradient_hooks([network]))

@@ -96,7 +96,7 @@ class AutoregressiveTransform(Transform):
             z, each = self.bijection.inverse(x, self.conditioner(x, context))
         else:
             z = self._solve(x, context, "inverse")
-            each = self.bijection.inverse(x, self.conditioner.evaluate(z, context))[1]
+            each = self.bijection.inverse(x, self.conditioner.as_called(z, context))[1]
         return z, each.sum(dim=-1)
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,7 @@ class AutoregressiveTransform(Transform):
             x, each = self.bijection.forward(z, self.conditioner(z, context))
         else:
             x = self._solve(z, context, "forward")
-            each = self.bijection.forward(z, self.conditioner.evaluate(x, context))[1]
+            each = self.bijection.forward(z, self.conditioner.as_called(x, context))[1]
         return x, each.sum(dim=-1)
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:

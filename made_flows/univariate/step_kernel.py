@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from made_flows._torch import has_global_hooks
 from made_flows.univariate.scales import SCALE_RULES, ScaleRule
 
 
@@ -45,6 +46,7 @@ class StepKernel(NamedTuple):
             type(rule).forward is ScaleRule.forward
             and not rule._forward_hooks
             and not rule._forward_pre_hooks
+            and not has_global_hooks()
         )
 
 

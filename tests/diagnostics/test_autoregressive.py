@@ -67,8 +67,8 @@ def test_one_weight_too_many_is_found_in_any_order() -> None:
 class Leaking(mf.MADE):
     """Its masks are right; what it computes beside them is not."""
 
-    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        output = super().evaluate(x, context)
+    def forward(self, x: Tensor, context: Tensor | None = None, *rest: Any) -> Tensor:
+        output = super().forward(x, context, *rest)
         return output + torch.nn.functional.pad(x[..., 2:3, None], (0, 1, 1, 2))
 
 

@@ -30,6 +30,6 @@ def d_pass_inverse(
     if known is not None:
         x = torch.where(conditioner.ranks < prefix, known, x)
     for rank in range(prefix, int(conditioner.ranks.max()) + 1):
-        parameters = conditioner.evaluate(step.encode(x, conditioner.dtype), context)
+        parameters = conditioner.as_called(step.encode(x, conditioner.dtype), context)
         x = torch.where(conditioner.ranks == rank, step(noise, parameters), x)
     return x

@@ -101,7 +101,7 @@ class Foreign(nn.Module):
             return -1
         return layer - 2
 
-    def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def as_called(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         a, zs = x, []
         for index, (weight, mask) in enumerate(zip(self.weights, self.masks, strict=True)):
             z = a @ (weight * mask).T

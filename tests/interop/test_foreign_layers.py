@@ -54,7 +54,7 @@ def test_what_is_read_is_the_network(name: str) -> None:
     x, context = torch.randn(ROWS, D, dtype=torch.float64), row.given(ROWS, torch.float64)
     with torch.no_grad():
         network = fast.conditioner.spec(context)
-        outputs, expected = outputs_of(network, x), fast.conditioner.evaluate(x, context)
+        outputs, expected = outputs_of(network, x), fast.conditioner.as_called(x, context)
         if network.structure.parameter_major:
             outputs = outputs.unflatten(-1, (-1, D)).transpose(-1, -2)
     torch.testing.assert_close(outputs.reshape(expected.shape), expected)
@@ -67,7 +67,7 @@ def test_ranks_are_levels_of_the_dependencies(name: str) -> None:
     context = row.given(1, torch.float64)
 
     def outputs(x: Tensor) -> Tensor:
-        return conditioner.evaluate(x[None], context)[0].sum(dim=-1)
+        return conditioner.as_called(x[None], context)[0].sum(dim=-1)
 
     jacobian = torch.autograd.functional.jacobian(outputs, torch.randn(D, dtype=torch.float64))
     earlier = conditioner.ranks[:, None] > conditioner.ranks

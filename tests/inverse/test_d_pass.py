@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from made_flows.inverse.d_pass import SlowInverseWarning, d_pass_inverse
 from made_flows.inverse.dispatch import backend
 from made_flows.inverse.per_row import sample_row_orders
 from made_flows.inverse.steps import BijectionStep
+from made_flows.nn.linear import MaskedLinear
 from made_flows.univariate.bijections import Affine
 from made_flows.univariate.heads import Head
 from tests.helpers.density_models import context_of, made_of, scatter
@@ -131,6 +133,30 @@ def _wrap_last(made: mf.MADE) -> None:
     made.layers[2] = Wrapped(made.layers[2])
 
 
+def _hook_all(made: mf.MADE) -> None:
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        return output.tanh() if isinstance(module, MaskedLinear) else None
+
+    nn.modules.module.register_module_forward_hook(hook)
+
+
+def _pre_hook_all(made: mf.MADE) -> None:
+    def hook(module: nn.Module, args: Any) -> Any:
+        return (args[0] + 1, *args[1:]) if isinstance(module, MaskedLinear) else None
+
+    nn.modules.module.register_module_forward_pre_hook(hook)
+
+
+@pytest.fixture(autouse=True)
+def _no_hook_stays() -> Iterator[None]:
+    yield
+    hooks = nn.modules.module
+    for table in (hooks._global_forward_hooks, hooks._global_forward_pre_hooks):
+        table.clear()
+    for table in (hooks._global_backward_hooks, hooks._global_backward_pre_hooks):
+        table.clear()
+
+
 def _patch_layer(made: mf.MADE) -> None:
     layer = made.layers[1]
     before = layer.forward
@@ -152,6 +178,22 @@ def _subclass_layer(made: mf.MADE) -> None:
     made.layers[1].__class__ = Shifted
 
 
+class Evaluating(mf.MADE):
+    """A network whose pass makes use of the class's public methods."""
+
+    def forward(self, x: Tensor, context: Any = None, order: Any = None) -> Tensor:
+        made = self if order is None else self.arranged(order[0])
+        return made.evaluate(x, context).tanh()
+
+
+def _subclass_evaluates(made: mf.MADE) -> None:
+    made.__class__ = Evaluating
+
+
+def _hook_evaluates(made: mf.MADE) -> None:
+    made.register_forward_hook(lambda made, args, output: output + made.evaluate(*args[:1]))
+
+
 def _subclass_network(made: mf.MADE) -> None:
     made.__class__ = Doubled
 
@@ -167,6 +209,10 @@ CHANGES = {
     "the network's forward replaced": _patch_network,
     "a subclass of a layer": _subclass_layer,
     "a subclass of the network": _subclass_network,
+    "a subclass that evaluates itself": _subclass_evaluates,
+    "a hook that evaluates the network": _hook_evaluates,
+    "a hook on all modules": _hook_all,
+    "a hook before all modules": _pre_hook_all,
 }
 
 
@@ -217,6 +263,50 @@ def test_weights_that_are_computed_are_understood() -> None:
         torch.testing.assert_close(x, step(u, made(x)), rtol=1e-8, atol=1e-8)
 
 
+# ---------------------------------------------------------------------- hooks on gradients
+
+
+def _halved(module: nn.Module, inputs: Any, outputs: Any = None) -> Any:
+    given = inputs if outputs is None else outputs
+    return tuple(None if gradient is None else gradient / 2 for gradient in given)
+
+
+GRADIENT_HOOKS = {
+    "a layer": lambda made: made.layers[1].register_full_backward_hook(
+        lambda layer, inputs, outputs: _halved(layer, inputs)
+    ),
+    "before a layer": lambda made: made.layers[1].register_full_backward_pre_hook(_halved),
+    "the activation": lambda made: made.activation.register_full_backward_hook(
+        lambda layer, inputs, outputs: _halved(layer, inputs)
+    ),
+    "the network": lambda made: made.register_full_backward_pre_hook(_halved),
+    "all modules": lambda made: nn.modules.module.register_module_full_backward_pre_hook(_halved),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")  # of data, which ask for no gradient
+@pytest.mark.parametrize("place", GRADIENT_HOOKS)
+def test_hooks_on_gradients_are_followed(place: str) -> None:
+    made = made_of(features=3, parameters=2, hidden_features=(8, 8), activation="tanh")
+    step, u = BijectionStep(Affine().double(), "forward"), torch.randn(3, 3, 1, dtype=F64)
+    without = _gradients(made, sequential_inverse(made, step, u))
+    GRADIENT_HOOKS[place](made)
+    with pytest.warns(SlowInverseWarning, match="backward hooks"):
+        x = sequential_inverse(made, step, u)
+    right = d_pass_inverse(made, made.ranks, step, u)
+    assert _gradients(made, x) != without
+    assert _gradients(made, x) == pytest.approx(_gradients(made, right), rel=1e-9)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")  # values do not depend on them
+        torch.testing.assert_close(sequential_inverse(made, step, u), x)
+
+
+def _gradients(made: mf.MADE, x: Tensor) -> list[float]:
+    weights = [layer.weight for layer in made.layers]
+    gradients = torch.autograd.grad(x.square().sum(), weights, retain_graph=True)
+    return torch.cat([gradient.flatten() for gradient in gradients]).tolist()
+
+
 # ---------------------------------------------------------------------- heads by feature
 
 
@@ -250,7 +340,7 @@ def test_a_head_is_told_which_features_it_draws() -> None:
     torch.testing.assert_close(spread, head.scales, rtol=0.2, atol=0)
 
 
-ROW_CHANGES = [name for name in CHANGES if "wrapped" not in name and "forward" not in name]
+ROW_CHANGES = [name for name in CHANGES if "network's forward" not in name and "eval" not in name]
 
 
 @pytest.mark.parametrize("change", [None, *ROW_CHANGES])

@@ -620,3 +620,61 @@ def test_large_layers_have_derivatives_of_every_order_and_mode() -> None:
 
     expected = (gradient_at(x + step * v) - gradient_at(x - step * v)) / (2 * step)
     torch.testing.assert_close(second, expected, rtol=1e-5, atol=1e-8)
+
+
+# ---------------------------------------------------------------------- masks of other orders
+
+OTHER_ORDERS: dict[str, Callable[[mf.MADE, Tensor], Any]] = {
+    "an order": lambda made, x: made(x, order=[2, 0, 3, 1]),
+    "an order of every row": lambda made, x: made(x, order=torch.rand(x.shape).argsort(dim=-1)),
+    "degrees": lambda made, x: made(x, degrees=made.degrees),
+    "a network in another order": lambda made, x: made.arranged([2, 0, 3, 1]),
+}
+
+
+@pytest.mark.parametrize("layer", ["first", "inner", "last", "direct"])
+@pytest.mark.parametrize("way", OTHER_ORDERS)
+def test_masks_changed_by_hand_have_no_other_order(way: str, layer: str) -> None:
+    made, x = made_of(features=4, hidden_features=(6, 6), direct=True), torch.randn(5, 4).double()
+    changed = {"first": 0, "inner": 1, "last": 2}.get(layer)
+    where = made.direct if changed is None else made.layers[changed]
+    assert where is not None
+    OTHER_ORDERS[way](made, x)
+    place = tuple(where.mask.nonzero()[-1])
+    where.mask[place] = 0
+    with pytest.raises(ValueError, match=r"the mask of \S+ to follow .* changed by hand"):
+        OTHER_ORDERS[way](made, x)
+    where.mask[place] = 1
+    OTHER_ORDERS[way](made, x)
+    made.resample_masks(torch.Generator().manual_seed(0))
+    OTHER_ORDERS[way](made, x)
+
+
+def test_layers_that_take_no_mask_are_wrapped_around_others() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, layer: Any) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + x @ (0.3 * self.layer.mask).T  # type: ignore[no-any-return]
+
+    made, x = made_of(features=4, hidden_features=(6, 6), direct=True), torch.randn(5, 4).double()
+    plain = copy.deepcopy(made)
+    for network, wrap in ((made, Wrapped), (plain, lambda layer: layer)):
+        network.layers = nn.ModuleList(map(wrap, network.layers))
+    with torch.no_grad():
+        for linear in plain.layers:
+            linear.weight += 0.3
+    orders = torch.rand(5, 4).argsort(dim=-1)
+    for order in ([2, 0, 3, 1], orders, orders[:, None]):
+        rows = x[:, None] if isinstance(order, Tensor) and order.dim() > 2 else x
+        torch.testing.assert_close(made(rows, order=order), plain(rows, order=order))
+    view = made.arranged([2, 0, 3, 1])
+    torch.testing.assert_close(view(x), plain(x, order=[2, 0, 3, 1]))
+    mf.check_autoregressive(view)
+    made.resample_masks(torch.Generator().manual_seed(0))
+    mf.check_autoregressive(made)
+    with pytest.raises(ValueError, match="with one mask in it; got Linear"):
+        made.layers[0] = nn.Linear(4, 6).double()
+        made(x, order=[2, 0, 3, 1])

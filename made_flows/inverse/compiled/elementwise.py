@@ -18,7 +18,6 @@ from numba.extending import overload
 
 from made_flows.inverse.compiled.simd import keep_apart, like, split_power
 
-
 _F32_SHIFT = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer in the low bits
 _F64_SHIFT = 6755399441055744.0  # 1.5 * 2^52
 
