@@ -305,14 +305,8 @@ def diagnose(
         parts, draws = [], []
         for start in range(0, samples, _AT_ONCE if vectorize else 1):
             if vectorize:
-                weights, of_model, _ = vectorized_importance_weights(
-                    model,
-                    guide,
-                    *args,
-                    num_samples=min(_AT_ONCE, samples - start),
-                    max_plate_nesting=nesting,
-                    **kwargs,
-                )
+                size = min(_AT_ONCE, samples - start)
+                weights, of_model = _together(model, guide, args, kwargs, size, nesting)
                 parts.append(weights.reshape(-1))
             else:
                 of_model, of_guide = _traces(model, guide, args, kwargs)
@@ -324,6 +318,29 @@ def diagnose(
         return found
     looked = probe_beyond(model, args, kwargs, nesting, sites, together, found.weights)
     return replace(found, probe=looked)
+
+
+def _together(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    samples: int,
+    nesting: int,
+) -> tuple[Tensor, Trace]:
+    """Return log-weights of samples drawn at once, and the model's trace."""
+    try:
+        weights, of_model, _ = vectorized_importance_weights(
+            model, guide, *args, num_samples=samples, max_plate_nesting=nesting, **kwargs
+        )
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        # Both have run for one sample before.
+        raise ValueError(
+            "Expected model and guide to run for all samples at once, within a plate of "
+            f"{samples}; got {type(error).__name__}: {str(error).splitlines()[0]}. Let leading "
+            "dimensions broadcast, as x[..., 0] does, or give vectorize=False"
+        ) from error
+    return weights, of_model
 
 
 def _latent(of_model: Trace, sites: Mapping[str, LatentSite], count: int) -> dict[str, Tensor]:

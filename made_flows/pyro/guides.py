@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoContinuous
+from pyro.params.param_store import param_with_module_name
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.quasirandom import SobolEngine
@@ -124,6 +129,7 @@ class AutoIAF(AutoContinuous):
         self._given_model = (model,)
         self._path_gradient = path_gradient
         self._guard = GradientGuard()
+        self._claimed = False
         self._arguments = (start, transforms, hidden_features)
         self._flow_arguments = flow
 
@@ -168,6 +174,7 @@ class AutoIAF(AutoContinuous):
         """
         zero = cast(StandardNormal, self.flow.base).zero
         size = len(origin)
+        self._guard = GradientGuard()  # which knows the gradients of other units
         flow = posterior_flow(
             torch.zeros(size),
             1.0,
@@ -186,8 +193,29 @@ class AutoIAF(AutoContinuous):
 
     def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
         """Return the flow, from noise to unconstrained variables: also for ``NeuTraReparam``."""
-        expect("transform" in self.__dict__["_modules"], "guide", _CALLED, "a new one")
+        found = self.__dict__["_modules"].get("transform")
+        expect(found is not None, "guide", _CALLED, "a new one")
+        if any(type(handler) is TraceMessenger and handler.param_only for handler in _PYRO_STACK):
+            self._claim_names(found)
         return self.transform
+
+    def _claim_names(self, transform: FlowTransform) -> None:
+        """Let the parameter store have this guide's weights under their names, in a step of SVI.
+
+        Pyro would go on to train what it found there: the weights of the guide before.
+        """
+        store, prefix = pyro.get_param_store(), self._pyro_get_fullname("transform")
+        named = {param_with_module_name(prefix, n): p for n, p in transform.named_parameters()}
+        others = [name for name in named if store._params.get(name, named[name]) is not named[name]]
+        for name in others:
+            del store[name]
+        if others and not self._claimed:
+            self._claimed = True
+            logging.getLogger("made_flows").warning(
+                "AutoIAF: Pyro's parameter store had other weights by the names of this guide's, "
+                "as of a guide before it. They leave the store, so that SVI trains this guide; "
+                "pyro.clear_param_store() before a new guide says the same"
+            )
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowPosterior:
         """Return the distribution of the unconstrained latent variables (latent_dim,)."""

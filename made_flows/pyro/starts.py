@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -128,9 +129,10 @@ class JointDensity:
                 total = total + transform.log_abs_det_jacobian(unconstrained, value).sum()
                 values[site["name"]] = value
             conditioned = poutine.condition(self._model, data=values)
-            with poutine.block():
+            # Where arguments are out of range there is no density: neither errors nor warnings.
+            with poutine.block(), pyro.validation_enabled(False):
                 trace = poutine.trace(conditioned).get_trace(*self._args, **self._kwargs)
-            return total + torch.as_tensor(trace.log_prob_sum())
+                return total + torch.as_tensor(trace.log_prob_sum())
 
     def value_and_gradient(self, u: Tensor) -> tuple[float, Tensor]:
         """Return the density and its gradient; minus infinity and zeros where it is no number."""

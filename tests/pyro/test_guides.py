@@ -25,8 +25,10 @@ from pyro.infer import (
     Predictive,
     RenyiELBO,
     Trace_ELBO,
+    TraceEnum_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
+    config_enumerate,
 )
 from pyro.infer.autoguide import (
     AutoGuideList,
@@ -841,3 +843,55 @@ def test_bad_arguments(name: str) -> None:
     call, kind, message = BAD[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+# ---------------------------------------------------------------------- beside other things of Pyro
+
+
+def test_a_second_guide_trains(caplog: pytest.LogCaptureFixture) -> None:
+    """Both have weights of the same names, and Pyro's store keeps one of each."""
+    guides = [AutoIAF(plates), AutoIAF(plates)]
+    steps = [
+        SVI(plates, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step for guide in guides
+    ]
+    for turn in range(2):
+        for guide, step in zip(guides, steps, strict=True):
+            guide()
+            before = [weight.detach().clone() for weight in guide.parameters()]
+            step()
+            moved = [
+                not torch.equal(old, new)
+                for old, new in zip(before, guide.parameters(), strict=True)
+            ]
+            assert all(moved), turn
+    assert sum("parameter store" in line for line in caplog.messages) == 2  # once for each
+
+
+def test_discrete_variables_are_enumerated() -> None:
+    """Of a mixture: the guide has the locations, and labels are summed over."""
+    y = torch.cat([torch.randn(20) * 0.3 - 2, torch.randn(20) * 0.3 + 2])
+
+    def mixture(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(torch.tensor([-1.0, 1.0]), 2.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            label = pyro.sample("label", dist.Categorical(torch.ones(2)))
+            pyro.sample("y", dist.Normal(loc[..., label], 0.3), obs=y)
+
+    model = config_enumerate(mixture)
+    guide = AutoIAF(poutine.block(model, hide=["label"]), init_scale=0.05)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), TraceEnum_ELBO(max_plate_nesting=1))
+    for _ in range(150):
+        svi.step(y)
+    means = torch.stack([y[:20].mean(), y[20:].mean()])
+    torch.testing.assert_close(guide.median()["loc"], means, atol=0.1, rtol=0)
+
+
+def test_models_that_cannot_run_at_once_are_told_of_the_option() -> None:
+    def branching() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x if x > 0 else -x, 1.0), obs=torch.tensor(0.5))
+
+    guide = AutoIAF(branching)
+    with pytest.raises(ValueError, match=r"vectorize=False"):
+        guide.diagnose()
+    assert guide.diagnose(samples=100, vectorize=False).log_weights.isfinite().all()
