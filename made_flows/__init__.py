@@ -41,6 +41,7 @@ from made_flows.models.mixtures import Mixture, OrderMixture
 from made_flows.nn.connectivity import DependencyWarning
 from made_flows.nn.made import MADE
 from made_flows.serialization.files import load, save
+from made_flows.tables.model import TableMADE, fit_table
 from made_flows.training.history import History, TrainingError
 from made_flows.training.loop import fit
 from made_flows.transforms.autoregressive import AutoregressiveTransform
@@ -99,6 +100,7 @@ __all__ = [
     "RationalQuadraticSpline",
     "ScaleRule",
     "Standardize",
+    "TableMADE",
     "TrainingError",
     "TrainingModeWarning",
     "Transform",
@@ -110,6 +112,7 @@ __all__ = [
     "check_head",
     "estimate",
     "fit",
+    "fit_table",
     "load",
     "restore",
     "save",

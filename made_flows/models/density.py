@@ -95,7 +95,8 @@ class DensityModel(Model, HasConditionals):
         bias = made.layers[-1].bias
         if start is not None and isinstance(bias, Tensor):
             with torch.no_grad():
-                bias.copy_(start.repeat(made.features))
+                # Those of one feature, or of all of them one after the other.
+                bias.copy_(start if len(start) == len(bias) else start.repeat(made.features))
 
     @property
     def features(self) -> int:  # type: ignore[override]

@@ -28,7 +28,8 @@ class Target:
 
     ``missing`` says whether NaN is a missing value to it (None for a model that does not know),
     and ``filler`` what it puts there. A model that standardises its data takes them in double
-    precision (``takes_double``): a column of 1e9 +- 1 has nothing left in single precision.
+    precision (``takes_double``): a column of 1e9 +- 1 has nothing left in single precision. So
+    does one whose head has values of that dtype.
     """
 
     features: int | None
@@ -55,6 +56,7 @@ class Target:
         head = getattr(model, "head", None)
         check_values, filler = getattr(head, "check_values", None), getattr(head, "filler", 0.0)
         missing = getattr(model, "takes_missing", None)
+        takes_double = takes_double or getattr(head, "value_dtype", None) is torch.float64
         takes_double = takes_double and device.type != "mps"  # which has no double precision
         return cls(
             features,

@@ -107,7 +107,10 @@ class Head(KeyedModule, ABC):
         return x
 
     def initial_parameters(self) -> Tensor | None:
-        """Return the parameters that an untrained network should give, (K,); None for zeros."""
+        """Return the parameters that an untrained network should give; None for zeros.
+
+        (K,), those of any feature; or of all features one after the other, where they differ.
+        """
         return None
 
     def kernel(self) -> StepKernel | None:

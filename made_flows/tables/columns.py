@@ -1,0 +1,337 @@
+"""What one column holds, fitted to its values: between these and the codes that a head knows.
+
+A code of 0 is a value of every column, so that it can stand for a missing one.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from made_flows._checks import expect
+from made_flows._registry import saveable
+from made_flows.tables.frames import Values
+from made_flows.training.standardization import robust_moments
+
+__all__ = ["ATOM", "CategoryColumn", "Column", "NumberColumn", "fit_categories", "fit_number",
+           "normal_likelihood"]
+
+ATOM = -10_000.0
+"""The code of the value that has a mass of its own; no logarithm of a number is near it."""
+
+_MOST = 100
+"""Categories that have a probability each; those beyond share that of the unseen."""
+
+_CYCLES = {"week": 7.0, "year": 365.2425}
+_TAILS, _SKEWS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.12), (-0.6, -0.3, -0.1, 0.0, 0.1, 0.3, 0.6)
+
+
+class Column(ABC):
+    """One column of a table: its name, its kind, and the type of its values."""
+
+    name: str
+    kind: str
+    holds: str
+
+    def codes(self, values: Values) -> np.ndarray:
+        """Return codes (N,) in double precision, NaN where a value is missing.
+
+        Raises:
+            TypeError: for values of another type.
+            ValueError: for values that the column cannot have, naming the row.
+        """
+        number = ("int", "float")
+        fits = values.holds == self.holds or (values.holds in number and self.holds in number)
+        if not fits and not bool(values.missing.all()):
+            row = int((~values.missing).argmax())
+            raise TypeError(
+                f"Expected column {self.name!r} to hold {self.holds}, as in training; got "
+                f"{values.holds}: {values.array[row]!r} in row {row}"
+            )
+        codes = np.full(len(values.array), np.nan)
+        known = ~values.missing
+        codes[known] = self._codes(values.array[known], np.flatnonzero(known)) if fits else np.nan
+        return codes
+
+    @abstractmethod
+    def _codes(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the codes of values that are not missing, of given rows."""
+
+    @abstractmethod
+    def values(self, codes: np.ndarray) -> np.ndarray:
+        """Return the values of codes, of the type that the column holds."""
+
+    @abstractmethod
+    def guess(self, codes: np.ndarray) -> np.ndarray:
+        """Return the best guess of values (n,) from draws of their codes (draws, n)."""
+
+    def filled(self, known: Values, guesses: np.ndarray) -> np.ndarray:
+        """Put guesses where values are missing."""
+        array, missing = known.array, known.missing
+        if self.holds in ("date", "duration"):
+            array = _moments(np.where(missing, 0.0, array.astype(float)), self.holds)
+        array = array.astype(object if guesses.dtype == object else array.dtype)
+        array[missing] = guesses
+        return array
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Say what values there are, in a few words."""
+
+
+@saveable
+@dataclass(frozen=True)
+class CategoryColumn(Column):
+    """A column of one of several values, each with a probability of its own.
+
+    Values that were not seen in training have one together: as many as were not kept, and one
+    more, of all the rows and one more (Laplace's rule of succession).
+
+    Args:
+        name: of the column.
+        kind: ``"category"``, ``"binary"`` or ``"constant"``.
+        holds: the type of its values, see :class:`~made_flows.tables.frames.Values`.
+        categories: the values, the most frequent first.
+        counts: in how many rows each was found.
+        others: in how many rows others were found.
+    """
+
+    name: str
+    kind: str
+    holds: str
+    categories: tuple[Any, ...]
+    counts: tuple[int, ...]
+    others: int
+
+    @property
+    def unseen(self) -> float:
+        """The probability of all values that have no code of their own."""
+        if self.holds == "bool" and len(self.categories) == 2:
+            return 0.0
+        return (self.others + 1) / (sum(self.counts) + self.others + 1)
+
+    def _codes(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        code = {value: k for k, value in enumerate(self.categories)}
+        return np.array([code.get(value, len(code)) for value in values.tolist()], dtype=float)
+
+    def values(self, codes: np.ndarray) -> np.ndarray:
+        kinds = {"text": object, "bool": bool, "int": np.int64, "date": "M8[us]"}
+        found: Any = np.array([self.categories[int(k)] for k in codes], dtype=object)
+        if self.holds in ("date", "duration"):
+            return _moments(found.astype(float), self.holds)
+        return found.astype(kinds.get(self.holds, float))
+
+    def guess(self, codes: np.ndarray) -> np.ndarray:
+        counts = np.stack([(codes == k).sum(axis=0) for k in range(len(self.categories))])
+        return self.values(counts.argmax(axis=0))
+
+    def summary(self) -> str:
+        shown = ", ".join(str(value) for value in self.categories[:4])
+        more = f", ... ({len(self.categories)})" if len(self.categories) > 4 else ""
+        return f"{shown}{more}" + (f"; {self.others} rows of others" if self.others else "")
+
+
+@saveable
+@dataclass(frozen=True)
+class NumberColumn(Column):
+    r"""A column of numbers, brought near a normal distribution by a map fitted to them.
+
+    .. math:: y = b(x) - c, \qquad
+        z = \frac{\sinh(t \operatorname{asinh}((y - m) / s) - k) - l}{d}
+
+    with the base b: the identity, the logarithm of the distance from ``low``, the logit between
+    ``low`` and ``high``, or asinh. y is the code.
+
+    Args:
+        name: of the column.
+        kind: ``"real"``, ``"positive"``, ``"bounded"``, ``"count"``, ``"amount"``,
+            ``"rounded"``, ``"zero_inflated"`` or ``"date"``.
+        holds: the type of its values, see :class:`~made_flows.tables.frames.Values`.
+        base: ``"identity"``, ``"log"``, ``"logit"`` or ``"asinh"``.
+        low, high: ends of the support; ``high`` of the logit alone.
+        center: c.
+        step: the distance of neighbouring values, whose probability is that of the cell around
+            them; 0 for a density.
+        inflated: whether 0 has a probability of its own.
+        shape: m, s, t, k, l and d.
+        cycles: the names of cycles (``"week"``, ``"year"``) that the network is told the phase of.
+        ends: least and largest value.
+
+    References:
+        Jones and Pewsey 2009, *Sinh-arcsinh distributions*, equation 1.
+    """
+
+    name: str
+    kind: str
+    holds: str
+    base: str
+    low: float
+    high: float
+    center: float
+    step: float
+    inflated: bool
+    shape: tuple[float, ...]
+    cycles: tuple[str, ...]
+    ends: tuple[float, float]
+
+    @property
+    def periods(self) -> tuple[float, ...]:
+        """The cycles in the unit of the values, days."""
+        return tuple(_CYCLES[name] for name in self.cycles)
+
+    def _codes(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        zero = (values == 0) if self.inflated else np.zeros(len(values), dtype=bool)
+        valid = np.ones_like(zero)
+        if self.base in ("log", "logit"):
+            valid = zero | (values > self.low)
+        if self.base == "logit":
+            valid &= values < self.high
+        words = f"to be above {self.low:g}"
+        if self.kind == "count":
+            valid &= values == np.round(values)
+            words = "to hold whole numbers from 0 on"
+        elif self.kind == "amount":
+            words = "to hold no negative number"
+        elif self.base == "logit":
+            words = f"to be between {self.low:g} and {self.high:g}, both excluded"
+        elif self.inflated:
+            words = "to hold no negative number"
+        if not valid.all():
+            place = int((~valid).argmax())
+            got = f"{values[place]:g} in row {rows[place]}"
+            advice = f". For other numbers, make the model with columns={{{self.name!r}: 'real'}}"
+            expect(False, f"column {self.name!r} ({self.kind})", words, got + advice)
+        codes = _base(np.where(zero, self.low + 1.0, values), self.base, self.low, self.high)
+        return np.where(zero, ATOM, codes - self.center)
+
+    def values(self, codes: np.ndarray) -> np.ndarray:
+        atom = codes == ATOM if self.inflated else np.zeros(len(codes), dtype=bool)
+        y = np.where(atom, 0.0, codes) + self.center
+        if self.base == "log":
+            x = self.low + np.exp(y)
+        elif self.base == "logit":
+            x = self.low + (self.high - self.low) / (1 + np.exp(-y))
+        else:
+            x = np.sinh(y) if self.base == "asinh" else y
+        if self.step:
+            x = np.round(np.round(x / self.step) * self.step, 12)
+        x = np.where(atom, 0.0, x)
+        if self.holds == "int" and self.step:
+            return x.astype(np.int64)
+        return _moments(x, self.holds) if self.holds in ("date", "duration") else x
+
+    def guess(self, codes: np.ndarray) -> np.ndarray:
+        values = self.values(codes.flatten()).reshape(codes.shape)
+        if values.dtype.kind == "f":
+            return values.mean(axis=0)
+        return np.rint(values.astype(np.int64).mean(axis=0)).astype(np.int64).astype(values.dtype)
+
+    def summary(self) -> str:
+        ends = [f"{end:.5g}" for end in self.ends]
+        if self.holds == "date":
+            ends = [str(day.astype("M8[D]")) for day in _moments(np.array(self.ends), "date")]
+        steps = f", in steps of {self.step:g}" if self.step else ""
+        cycles = f", with the cycles {' and '.join(self.cycles)}" if self.cycles else ""
+        return f"{ends[0]} to {ends[1]}{steps}{cycles}"
+
+
+def fit_categories(name: str, values: Values, kind: str = "category") -> CategoryColumn:
+    """Make a column of categories of its values."""
+    known = values.array[~values.missing]
+    found, counts = np.unique(known, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_MOST]
+    each = [found[k] for k in order]
+    plain = {"text": str, "bool": bool, "int": int}.get(values.holds, float)
+    kept = tuple(int(counts[k]) for k in order)
+    kind = {1: "constant", 2: "binary"}.get(len(found), kind)
+    return CategoryColumn(
+        name, kind, values.holds, tuple(map(plain, each)), kept, len(known) - sum(kept)
+    )
+
+
+def fit_number(
+    name: str,
+    values: Values,
+    kind: str,
+    base: str,
+    *,
+    low: float = 0.0,
+    high: float = 0.0,
+    step: float = 0.0,
+    inflated: bool = False,
+) -> NumberColumn:
+    """Make a column of numbers, its map fitted to its values.
+
+    Raises:
+        ValueError: for values outside the support.
+    """
+    known = values.array[~values.missing]
+    ends = (float(known.min()), float(known.max()))
+    long = ends[1] - ends[0]
+    dates = values.holds == "date"
+    cycles = tuple(c for c, days in _CYCLES.items() if dates and (c == "week" or long > 2 * days))
+    plain = NumberColumn(name, kind, values.holds, base, low, high, 0.0, step, inflated,
+                         (0.0, 1.0, 1.0, 0.0, 0.0, 1.0), cycles, ends)  # fmt: skip
+    codes = plain.codes(values)
+    y = codes[~np.isnan(codes) & (codes != ATOM)]
+    if not len(y):
+        return plain
+    # Of a whole step, so that neighbouring codes of an integer column are exactly one apart.
+    center = float(np.median(y))
+    if base == "identity" and step:
+        center = round(center / step) * step
+    center = 0.0 if base == "asinh" else center
+    return replace(plain, center=center, shape=_fitted(y - center, base)[1])
+
+
+def normal_likelihood(x: np.ndarray, base: str) -> float:
+    """Return nats per value of a normal distribution behind the fitted map of a base.
+
+    Args:
+        x: numbers, positive ones for the logarithm.
+        base: ``"identity"`` or ``"log"`` (of the numbers themselves).
+    """
+    y = _base(x, base, 0.0, 0.0)
+    return _fitted(y - np.median(y), base)[0] - (float(y.mean()) if base == "log" else 0.0)
+
+
+def _base(x: np.ndarray, base: str, low: float, high: float) -> np.ndarray:
+    if base == "log":
+        return np.log(x - low)
+    if base == "logit":
+        return np.log(x - low) - np.log(high - x)
+    return np.arcsinh(x) if base == "asinh" else x
+
+
+def _fitted(y: np.ndarray, base: str) -> tuple[float, tuple[float, ...]]:
+    """Fit the sinh-arcsinh map by maximum likelihood of a normal, on a grid of tails and skews."""
+    middle, spread = (float(v) for v in robust_moments(torch.from_numpy(y)[:, None]))
+    spread = spread or 1.0
+    some = np.sort(y)[:: max(1, len(y) // 4000)]
+    if some[-1] != y.max():
+        some = np.append(some, y.max())
+    v = (some - middle) / spread
+    best, chosen = -math.inf, (1.0, 0.0, 0.0, 1.0)
+    # Behind a logarithm tails are light, and heavier ones overflow.
+    for tail in _TAILS if base == "identity" else _TAILS[:4]:
+        for skew in _SKEWS:
+            t = tail * np.arcsinh(v) - skew
+            z = np.sinh(t)
+            deviation = max(float(z.std()), 1e-12)
+            slopes = math.log(tail) + np.log(np.cosh(t)) - 0.5 * np.log1p(v * v)
+            score = float(slopes.mean()) - math.log(deviation)
+            if score > best + 1e-3:  # of two as good, the plainer, which comes first
+                best, chosen = score, (tail, skew, float(z.mean()), deviation)
+    tail, skew, location, deviation = chosen
+    nats = best - math.log(spread) - 0.5 * math.log(2 * math.pi) - 0.5
+    return nats, (middle, spread, tail, skew, location, deviation if deviation > 1e-9 else 1.0)
+
+
+def _moments(days: np.ndarray, holds: str) -> np.ndarray:
+    ticks = np.round(days * 86400e6).astype(np.int64)
+    return ticks.astype("M8[us]" if holds == "date" else "m8[us]")

@@ -1,0 +1,220 @@
+"""Frames of any library as arrays by column, and back: nothing of pandas, polars or Arrow is needed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from made_flows._checks import expect, expect_type
+from made_flows.training.convert import dimensions
+
+__all__ = ["FRAMES", "Values", "read", "write"]
+
+FRAMES = ("pandas", "polars", "pyarrow", "array", "dict")
+"""What a table can be: frames of a library, a matrix, or arrays by name."""
+
+_DAY = 86400e6  # microseconds
+_EXACT = 2**53
+
+
+class Values(NamedTuple):
+    """The values of one column, of one type.
+
+    Args:
+        array: float64 with NaN where one is missing (dates and durations in days), or, of text and
+            booleans, objects with None there.
+        holds: ``"float"``, ``"int"``, ``"bool"``, ``"text"``, ``"date"`` or ``"duration"``.
+    """
+
+    array: np.ndarray
+    holds: str
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Which values are missing, (N,)."""
+        if self.array.dtype == object:
+            return np.array([value is None for value in self.array], dtype=bool)
+        return np.isnan(self.array)
+
+
+def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
+    """Read a table's columns, and say what kind of table it is (one of :data:`FRAMES`).
+
+    Args:
+        table: a frame of pandas or polars, an Arrow table, a matrix (its columns are named x0, x1
+            and so on), or a mapping of names to columns.
+        argument: its name, for errors.
+
+    Raises:
+        TypeError: for anything else, and for columns of mixed or unknown types, by name.
+        ValueError: for columns of different lengths, no rows, equal names, and infinite values.
+    """
+    if isinstance(table, Mapping):
+        kind, columns = "dict", {name: _array(column) for name, column in table.items()}
+    elif hasattr(table, "columns") and hasattr(table, "shape"):
+        kind = "array"
+        names = getattr(table, "column_names", None)  # Arrow's; the others' columns are names
+        names = list(table.columns) if names is None else list(names)
+        kind = type(table).__module__.partition(".")[0]
+        expect_type(kind in FRAMES, argument, "to be a table", table)
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        expect(not twice, argument, "to have columns of different names", ", ".join(twice))
+        columns = {name: np.asarray(table[name]) for name in names}
+    else:
+        matrix = table.detach().cpu().numpy() if isinstance(table, torch.Tensor) else table
+        known = isinstance(matrix, (np.ndarray, Sequence)) and not isinstance(matrix, str)
+        expect_type(known, argument, "to be a table: a frame, a matrix or arrays by name", table)
+        kind, matrix = "array", _array(matrix)
+        expect(dimensions(matrix) == 2, argument, "to have rows and columns", matrix.shape)
+        columns = {f"x{i}": matrix[:, i] for i in range(matrix.shape[1])}
+    expect(len(columns) > 0, argument, "to have at least one column", "none")
+    flat = all(column.ndim == 1 for column in columns.values())
+    expect(flat, f"the columns of {argument}", "to have one dimension each", _shapes(columns))
+    lengths = {len(column) for column in columns.values()}
+    expect(len(lengths) == 1, f"the columns of {argument}", "to be of one length", _shapes(columns))
+    expect(lengths != {0}, argument, "to have at least one row", "none")
+    return {str(name): _values(column, str(name)) for name, column in columns.items()}, kind
+
+
+def write(columns: Mapping[str, np.ndarray], kind: str, like: Any = None) -> Any:
+    """Return columns as a table of a kind; what ``like``, a table, has besides is kept.
+
+    Raises:
+        ImportError: for frames of a library that is not installed.
+    """
+    if kind == "array":
+        if like is None:
+            return _matrix(list(columns.values()))
+        matrix = like.detach().cpu().numpy() if isinstance(like, torch.Tensor) else _array(like)
+        whole = {f"x{i}": matrix[:, i] for i in range(matrix.shape[1])} | dict(columns)
+        return _matrix(list(whole.values()))
+    if kind == "dict":
+        return (dict(like) if like is not None else {}) | dict(columns)
+    try:
+        library = importlib.import_module(kind)
+    except ImportError as error:
+        raise ImportError(
+            f"The model was made from a frame of {kind}, which is not installed: pip install "
+            f"{kind}, or set model.schema.frame = 'dict' for arrays by name"
+        ) from error
+    if kind == "pandas":
+        if like is None:
+            return library.DataFrame(dict(columns))
+        frame = like.copy()
+        for name in frame.columns:
+            if str(name) in columns:
+                new = library.Series(columns[str(name)], index=frame.index)
+                try:
+                    frame[name] = new.astype(frame[name].dtype)
+                except (TypeError, ValueError):  # of integers, where nothing else could be missing
+                    frame[name] = new
+        return frame
+    lists = {name: column.tolist() if column.dtype == object else column
+             for name, column in columns.items()}  # fmt: skip
+    if kind == "polars":
+        frame = library.DataFrame(lists)
+        return frame if like is None else like.with_columns(frame)
+    made = library.table(lists)
+    for name in () if like is None else columns:
+        place = like.column_names.index(name)
+        like = like.set_column(place, name, made[name])
+    return made if like is None else like
+
+
+def _array(values: Any) -> np.ndarray:
+    """Return an array, of objects where numbers and text would else all become text."""
+    array = np.asarray(values)
+    listed = not hasattr(values, "__array__") and array.dtype.kind in "US"
+    return np.asarray(values, dtype=object) if listed else array
+
+
+def _matrix(columns: list[np.ndarray]) -> np.ndarray:
+    mixed = any(column.dtype.kind not in "fiub" for column in columns)
+    return np.stack([c.astype(object) if mixed else c for c in columns], axis=1)
+
+
+def _shapes(columns: Mapping[Any, np.ndarray]) -> str:
+    return ", ".join(f"{name!r} {column.shape}" for name, column in list(columns.items())[:5])
+
+
+def _values(column: np.ndarray, name: str) -> Values:
+    """Bring a column to one of few types."""
+    kind = column.dtype.kind
+    if kind == "O":
+        return _of_objects(column, name)
+    if kind in "US":
+        return _of_objects(column.astype(str).astype(object), name)
+    if kind == "b":
+        return Values(column.astype(object), "bool")
+    if kind in "Mm":
+        days = column.astype(f"{kind}8[us]").astype(np.int64) / _DAY
+        return Values(np.where(np.isnat(column), np.nan, days), "date" if kind == "M" else "duration")
+    expect_type(kind in "iuf", f"column {name!r}", "to hold numbers, text, dates or booleans",
+                column.dtype)  # fmt: skip
+    numbers = column.astype(np.float64)
+    infinite = np.isinf(numbers)
+    if infinite.any():
+        row = int(infinite.argmax())
+        expect(False, f"column {name!r}", "to be finite", f"{numbers[row]:g} in row {row}")
+    if kind in "iu":
+        inexact = np.abs(numbers) > _EXACT
+        if inexact.any():
+            row = int(inexact.argmax())
+            expect(False, f"column {name!r}", "to hold integers below 2**53 (or, of identifiers, "
+                   "text)", f"{column[row]} in row {row}")  # fmt: skip
+    return Values(numbers, "int" if kind in "iu" else "float")
+
+
+def _of_objects(column: np.ndarray, name: str) -> Values:
+    missing = np.array([_is_missing(value) for value in column], dtype=bool)
+    kinds = np.array(["" if gone else _kind(v) for v, gone in zip(column, missing, strict=True)])
+    found = set(kinds[~missing].tolist())
+    if found == {"int", "float"}:
+        found = {"float"}
+    if len(found) > 1 or "" in found:
+        first = int((~missing).argmax())
+        other = int(((kinds != kinds[first]) & ~missing).argmax()) if len(found) > 1 else first
+        got = " and ".join(f"{column[row]!r} in row {row}" for row in sorted({first, other}))
+        one = "to hold values of one type: numbers, text, dates or booleans"
+        raise TypeError(f"Expected column {name!r} {one}; got {got}")
+    holds = found.pop() if found else "float"
+    if holds in ("text", "bool"):
+        plain = str if holds == "text" else bool
+        return Values(np.array([None if gone else plain(value) for value, gone
+                                in zip(column, missing, strict=True)], dtype=object), holds)  # fmt: skip
+    if holds in ("date", "duration"):
+        word = "M8[us]" if holds == "date" else "m8[us]"
+        each = [np.array("NaT" if gone else _moment(value), dtype=word)
+                for value, gone in zip(column, missing, strict=True)]  # fmt: skip
+        return _values(np.array(each, dtype=word), name)
+    return _values(np.array([np.nan if gone else float(value) for value, gone
+                             in zip(column, missing, strict=True)]), name)._replace(holds=holds)  # fmt: skip
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+
+
+def _kind(value: Any) -> str:
+    for types, kind in (
+        ((bool, np.bool_), "bool"), (str, "text"), (Integral, "int"), ((Real, Decimal), "float"),
+        ((date, np.datetime64), "date"), ((timedelta, np.timedelta64), "duration"),
+    ):  # fmt: skip
+        if isinstance(value, types):  # type: ignore[arg-type]
+            return kind
+    return ""
+
+
+def _moment(value: Any) -> Any:
+    """Return a date or duration without a time zone, in universal time."""
+    offset = value.utcoffset() if hasattr(value, "utcoffset") else None
+    return value if offset is None else (value - offset).replace(tzinfo=None)

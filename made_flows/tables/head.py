@@ -1,0 +1,343 @@
+"""The head of a table: a part for all columns of one form, each a known head and what surrounds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from made_flows._checks import check_finite
+from made_flows.tables.columns import ATOM, CategoryColumn, Column, NumberColumn
+from made_flows.univariate.heads import Categorical, GaussianMixture, Head
+
+__all__ = ["TableHead", "TableSupport"]
+
+_FAR = 1e30
+"""Where an edge of a cell is put that is infinitely far out."""
+
+_KNOTS = (-2.0, -1.2, -0.6, -0.2, 0.2, 0.6, 1.2, 2.0)
+"""Ends of the pieces of a number's encoding, about at equal parts of a normal distribution."""
+
+
+class _Part(nn.Module):
+    """What columns of one form have in common; vectorised over them.
+
+    Attributes:
+        places: which features they are, (n,).
+        outputs, inputs: parameters and input columns of each.
+        noise: of a value, a uniform and a normal number.
+    """
+
+    outputs: list[int]
+    inputs: list[int]
+
+    def __init__(self, places: Sequence[int]) -> None:
+        super().__init__()
+        self.places = list(places)
+
+    def start(self) -> list[Tensor]:
+        """Return the parameters of an untrained network, one tensor a column."""
+        raise NotImplementedError
+
+    def encode(self, y: Tensor) -> Tensor:
+        """Return what the network reads of codes (..., n), (..., sum of inputs)."""
+        raise NotImplementedError
+
+    def log_prob(self, y: Tensor, parameters: Tensor) -> Tensor:
+        """Score codes (..., n) by parameters (..., n, K)."""
+        raise NotImplementedError
+
+    def step(self, noise: Tensor, parameters: Tensor, which: Tensor) -> Tensor:
+        """Turn noise (N, 2) into codes (N,) by parameters (N, K) of the columns ``which`` (N,)."""
+        raise NotImplementedError
+
+
+class Categories(_Part):
+    """Columns of categories: a softmax, and a fixed probability of what was not seen."""
+
+    def __init__(self, places: Sequence[int], columns: Sequence[CategoryColumn]) -> None:
+        super().__init__(places)
+        sizes = [len(column.categories) for column in columns]
+        self.outputs = self.inputs = sizes
+        self.head = Categorical(sizes, len(sizes))
+        self._counts = [torch.tensor(column.counts, dtype=torch.float64) for column in columns]
+        self._unseen = torch.tensor([column.unseen for column in columns], dtype=torch.float64)
+
+    def start(self) -> list[Tensor]:
+        return [(counts / counts.sum()).log() for counts in self._counts]
+
+    def encode(self, y: Tensor) -> Tensor:
+        return self.head.encode(y, y.dtype)
+
+    def log_prob(self, y: Tensor, parameters: Tensor) -> Tensor:
+        unseen = y >= self.head.sizes
+        logits = parameters[..., : max(self.outputs)]
+        each = self.head.log_prob(torch.where(unseen, 0.0, y), logits)
+        log_unseen = self._unseen.to(each.device).log().to(each.dtype)
+        log_seen = torch.log1p(-self._unseen.to(each.device)).to(each.dtype)
+        return torch.where(unseen, log_unseen, each + log_seen)
+
+    def step(self, noise: Tensor, parameters: Tensor, which: Tensor) -> Tensor:
+        return self.head.step(noise, parameters).to(torch.float64)
+
+
+class Numbers(_Part):
+    """Columns of numbers: a mixture of normals behind the fitted map.
+
+    Its density; where numbers come in steps, the probability of the cell around one; where zero is
+    inflated, a logit of it more.
+    """
+
+    def __init__(
+        self, places: Sequence[int], columns: Sequence[NumberColumn], components: int
+    ) -> None:
+        super().__init__(places)
+        self.mixture = GaussianMixture(components)
+        first = columns[0]
+        self.base, self.inflated, self.periods = first.base, first.inflated, first.periods
+        self.cells = first.step > 0
+        self.outputs = [3 * components + self.inflated] * len(columns)
+        width = len(_KNOTS) + self.inflated + 2 * len(self.periods)
+        self.inputs = [width] * len(columns)
+        rows = [(c.low, c.high, c.center, c.step, *c.shape) for c in columns]
+        self._constants = torch.tensor(rows, dtype=torch.float64).T
+
+    def start(self) -> list[Tensor]:
+        extra = [torch.zeros(1)] if self.inflated else []
+        return [torch.cat([self.mixture.initial_parameters(), *extra])] * len(self.places)
+
+    def _of(self, y: Tensor, which: Tensor | None) -> list[Tensor]:
+        """Return the constants of the columns of values: low, high, center, step, shape."""
+        constants = self._constants.to(y.device)
+        return list(constants if which is None else constants[:, which])
+
+    def _to_normal(self, y: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return z of codes y, and log |dz/dy|."""
+        *_, middle, spread, tail, skew, location, scale = self._of(y, which)
+        v = (y - middle) / spread
+        t = tail * torch.asinh(v) - skew
+        # log cosh without overflow; log sqrt(1 + v^2) likewise
+        log_cosh = t.abs() + torch.log1p(torch.exp(-2 * t.abs())) - math.log(2)
+        slope = (tail / (spread * scale)).log() + log_cosh - torch.hypot(v, torch.ones_like(v)).log()
+        return (torch.sinh(t) - location) / scale, slope
+
+    def _from_normal(self, z: Tensor, which: Tensor) -> Tensor:
+        *_, middle, spread, tail, skew, location, scale = self._of(z, which)
+        return middle + spread * torch.sinh((torch.asinh(z * scale + location) + skew) / tail)
+
+    def _number(self, y: Tensor, which: Tensor | None = None) -> Tensor:
+        """Return the numbers of codes, of bases that come in steps."""
+        low, _, center, *_ = self._of(y, which)
+        y = y + center
+        if self.base == "log":
+            return low + y.exp()
+        return torch.sinh(y) if self.base == "asinh" else y
+
+    def _code(self, x: Tensor, which: Tensor | None = None) -> Tensor:
+        low, _, center, *_ = self._of(x, which)
+        if self.base == "log":
+            return (x - low).clamp(min=0).log() - center
+        return (torch.asinh(x) if self.base == "asinh" else x) - center
+
+    def _base_slope(self, y: Tensor) -> Tensor:
+        """Return log |dy/dx| at codes."""
+        low, high, center, *_ = self._of(y, None)
+        y = y + center
+        if self.base == "log":
+            return -y
+        if self.base == "logit":
+            return F.softplus(y) + F.softplus(-y) - (high - low).log()
+        return -(y.abs() + torch.log1p(torch.exp(-2 * y.abs())) - math.log(2)) if (
+            self.base == "asinh") else torch.zeros_like(y)  # fmt: skip
+
+    def encode(self, y: Tensor) -> Tensor:
+        atom = y == ATOM
+        z = self._to_normal(torch.where(atom, 0.0, y) if self.inflated else y)[0]
+        z = z.clamp(-_FAR, _FAR)  # what the network reads, not what is scored
+        knots = torch.tensor(_KNOTS, dtype=z.dtype, device=z.device)
+        low, high = knots[:-1], knots[1:]
+        pieces = ((z.unsqueeze(-1) - low) / (high - low)).clamp(0.0, 1.0)
+        parts = [torch.asinh(z).unsqueeze(-1), pieces]
+        if self.inflated:
+            parts = [part * ~atom.unsqueeze(-1) for part in parts] + [atom.unsqueeze(-1).to(z)]
+        if self.periods:
+            periods = torch.tensor(self.periods, dtype=z.dtype, device=z.device)
+            angle = 2 * math.pi * (self._number(y).unsqueeze(-1) / periods)
+            parts += [angle.sin(), angle.cos()]
+        return torch.cat(parts, dim=-1).flatten(-2)
+
+    def log_prob(self, y: Tensor, parameters: Tensor) -> Tensor:
+        p = parameters[..., : self.outputs[0]]
+        atom = y == ATOM
+        if self.inflated:
+            y = torch.where(atom, 0.0, y)
+        z, slope = self._to_normal(y)
+        slope = slope + self._base_slope(y)
+        mixture = p[..., : 3 * self.mixture.components]
+        if self.cells:
+            each = self._cell(y, z, slope, mixture).to(p.dtype)
+        else:
+            each = self.mixture.log_prob(z.to(p.dtype), mixture) + slope.to(p.dtype)
+        if not self.inflated:
+            return each
+        logit = p[..., -1]
+        return torch.where(atom, F.logsigmoid(logit), F.logsigmoid(-logit) + each)
+
+    def _cell(self, y: Tensor, z: Tensor, slope: Tensor, parameters: Tensor) -> Tensor:
+        """Return log-probabilities of the cells around codes."""
+        half = 0.5 * self._of(y, None)[3]
+        x = self._number(y)
+        edges = [self._to_normal(self._code(edge))[0] for edge in (x - half, x + half)]
+        logits, means, raw = parameters.double().chunk(3, dim=-1)
+        log_scale = self.mixture.scale(raw)
+
+        def reduced(value: Tensor) -> Tensor:
+            return (value.clamp(-_FAR, _FAR).unsqueeze(-1) - means) * torch.exp(-log_scale)
+
+        log_width = (slope + (2 * half).log()).unsqueeze(-1) - log_scale
+        each = _log_interval(reduced(edges[0]), reduced(edges[1]), reduced(z), log_width)
+        return torch.logsumexp(F.log_softmax(logits, dim=-1) + each, dim=-1)
+
+    def step(self, noise: Tensor, parameters: Tensor, which: Tensor) -> Tensor:
+        p = parameters[..., : self.outputs[0]].to(noise.dtype)
+        uniform, normal = noise.unbind(-1)
+        atom = torch.zeros_like(uniform, dtype=torch.bool)
+        if self.inflated:
+            # What is left of a uniform number, once it chose between zero and the rest, is uniform.
+            probability = torch.sigmoid(p[..., -1])
+            atom = uniform < probability
+            rest = (uniform - probability) / (1 - probability).clamp(min=1e-30)
+            uniform = torch.where(atom, uniform, rest).clamp(0.0, 1.0)
+        mixture = p[..., : 3 * self.mixture.components]
+        z = self.mixture.step(torch.stack([uniform, normal], dim=-1), mixture)
+        y = self._from_normal(z.double(), which)
+        if self.cells:
+            low, _, _, step, *_ = self._of(y, which)
+            x = torch.round(self._number(y, which) / step) * step
+            if self.base == "log":  # rounding may end at the low end itself
+                x = torch.maximum(x, low + 0.5 * step)
+            y = self._code(x, which)
+        return torch.where(atom, ATOM, y)
+
+
+def _log_interval(a: Tensor, b: Tensor, middle: Tensor, log_width: Tensor) -> Tensor:
+    """Return log(Phi(b) - Phi(a)) of a < b, by the density in the middle where they are close."""
+    flip = a > 0
+    low, high = torch.where(flip, -b, a), torch.where(flip, -a, b)
+    log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    difference = log_low - log_high
+    narrow = log_width.exp() * middle.abs().clamp(min=1.0) < 1e-3
+    difference = torch.where(narrow, -1.0, difference)
+    wide = log_high + torch.log(-torch.expm1(difference))
+    density = -0.5 * middle * middle - 0.5 * math.log(2 * math.pi) + log_width
+    return torch.where(narrow, density, wide)
+
+
+class TableSupport(constraints.Constraint):
+    """Codes of the columns of a table: finite, and of categories whole numbers of their range."""
+
+    def __init__(self, head: TableHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def check(self, value: Tensor) -> Tensor:
+        return torch.isfinite(value)
+
+
+class TableHead(Head):
+    r"""The head of a table: each column's own distribution.
+
+    Its values are the codes of columns (:class:`~made_flows.tables.columns.Column`), its densities
+    and masses those of the columns' values.
+
+    Args:
+        columns: the columns.
+        components: normals of every mixture.
+    """
+
+    noise_parts = 2
+    has_rsample = False
+    value_dtype = torch.float64
+
+    def __init__(self, columns: Sequence[Column], components: int) -> None:
+        super().__init__()
+        groups: dict[Any, list[int]] = {}
+        for i, column in enumerate(columns):
+            form: Any = "categories"
+            if isinstance(column, NumberColumn):
+                form = (column.base, column.step > 0, column.inflated, column.cycles)
+            groups.setdefault(form, []).append(i)
+        parts: list[_Part] = []
+        for form, places in groups.items():
+            of_form: Any = [columns[i] for i in places]
+            parts.append(
+                Categories(places, of_form)
+                if form == "categories"
+                else Numbers(places, of_form, components)
+            )
+        self.parts = nn.ModuleList(parts)
+        outputs, inputs = [0] * len(columns), [0] * len(columns)
+        start: list[Any] = [None] * len(columns)
+        for part in parts:
+            every = zip(part.places, part.outputs, part.inputs, part.start(), strict=True)
+            for i, out, read, begin in every:
+                outputs[i], inputs[i], start[i] = out, read, begin
+        self.outputs, self.inputs = tuple(outputs), tuple(inputs)
+        self._start = torch.cat([each.float() for each in start])
+        # Where the columns that the parts give, one part after the other, belong.
+        order = [i for part in parts for i in part.places]
+        starts = [sum(inputs[:i]) for i in range(len(inputs))]
+        read_order = [starts[i] + j for i in order for j in range(inputs[i])]
+        self._features = torch.tensor(order).argsort()
+        self._columns = torch.tensor(read_order).argsort()
+        self._part_of = torch.tensor(
+            [next(p for p, part in enumerate(parts) if i in part.places) for i in range(len(outputs))]
+        )
+        self._place_in = torch.tensor(
+            [next(p.places.index(i) for p in parts if i in p.places) for i in range(len(outputs))]
+        )
+        self.support = TableSupport(self)
+
+    def initial_parameters(self) -> Tensor:
+        return self._start
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        x = x.double()
+        each = [
+            part.log_prob(x[..., part.places], parameters[..., part.places, :])
+            for part in self.parts
+        ]
+        return torch.cat(each, dim=-1)[..., self._features.to(x.device)]
+
+    def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        x = x.double()
+        each = [part.encode(x[..., part.places]) for part in self.parts]
+        return torch.cat(each, dim=-1)[..., self._columns.to(x.device)].to(dtype)
+
+    noise = GaussianMixture.noise  # a uniform and a normal number
+
+    def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
+        features = torch.arange(parameters.shape[-2], device=parameters.device)
+        return self.step_at(noise, parameters, features)
+
+    def step_at(self, noise: Tensor, parameters: Tensor, features: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(parameters.shape[:-1], noise.shape[:-1])
+        features = features.expand(shape)
+        parameters = parameters.expand(*shape, -1)
+        noise = noise.expand(*shape, -1)
+        values = parameters.new_zeros(shape, dtype=torch.float64)
+        part_of = self._part_of.to(features.device)[features]
+        place_in = self._place_in.to(features.device)[features]
+        for number, part in enumerate(self.parts):
+            at = part_of == number
+            if bool(at.any()):
+                values[at] = part.step(noise[at], parameters[at], place_in[at])
+        return values
+
+    def check_values(self, x: Tensor) -> None:
+        check_finite(x, "value")

@@ -1,0 +1,291 @@
+"""The schema of a table: which column holds what, found from its values or said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from made_flows._checks import expect, expect_type, real_number
+from made_flows._registry import saveable
+from made_flows.tables.columns import (
+    Column,
+    fit_categories,
+    fit_number,
+    normal_likelihood,
+)
+from made_flows.tables.frames import FRAMES, Values, read, write
+
+__all__ = ["KINDS", "Schema"]
+
+KINDS = (
+    "real", "positive", "bounded", "count", "amount", "rounded", "zero_inflated", "date", "category",
+    "binary", "leave_out",
+)  # fmt: skip
+"""What a column can be said to be."""
+
+_FEW = 20
+"""Numbers of so few values, each of ten rows or more, are categories."""
+
+
+@saveable
+class Schema:
+    """What the columns of a table hold.
+
+    Args:
+        columns: the columns that are modelled.
+        context: the columns that the others are conditional on.
+        left_out: names of columns that are not modelled, and why.
+        frame: the kind of table that samples are given as, see
+            :data:`~made_flows.tables.frames.FRAMES`.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> print(Schema.of({"height": rng.normal(170, 10, 99), "sex": ["f", "m", "f"] * 33}))
+        column  kind    values            missing
+        height  real    146.34 to 195...
+        sex     binary  f, m...
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        context: Sequence[Column] = (),
+        left_out: Mapping[str, str] | None = None,
+        frame: str = "dict",
+        missing: Sequence[int] = (),
+    ) -> None:
+        self.columns, self.context = list(columns), list(context)
+        self.left_out = dict(left_out or {})
+        self.frame, self.missing = frame, tuple(missing)
+        expect(len(self.columns) > 0, "the table", "to have a column to model", str(self.left_out))
+        expect(frame in FRAMES, "frame", f"to be one of {', '.join(FRAMES)}", repr(frame))
+
+    @classmethod
+    def of(
+        cls, table: Any, columns: Mapping[str, Any] | None = None, context: Sequence[str] = ()
+    ) -> Schema:
+        """Find the schema of a table from its values.
+
+        Args:
+            table: see :func:`made_flows.tables.frames.read`.
+            columns: kinds of columns by name, in place of those found: one of :data:`KINDS`, or
+                ``("bounded", low, high)``.
+            context: names of the columns to condition on.
+
+        Raises:
+            TypeError, ValueError: for names that the table lacks, unknown kinds, and values that
+                a kind does not have, by column.
+        """
+        read_columns, frame = read(table)
+        said = dict(columns or {})
+        expect_type(not isinstance(context, str), "context", "to be a list of names", context)
+        for argument, names in (("columns", said), ("context", context)):
+            unknown = [name for name in names if name not in read_columns]
+            expect(not unknown, argument, f"to name columns of the table ({_listed(read_columns)})",
+                   _listed(unknown))  # fmt: skip
+        found: dict[str, Column] = {}
+        left_out: dict[str, str] = {}
+        missing = []
+        for name, values in read_columns.items():
+            column = _said(name, values, said[name]) if name in said else _found(name, values)
+            if isinstance(column, str):
+                left_out[name] = column
+                continue
+            found[name] = column
+            if name not in context:
+                missing.append(int(values.missing.sum()))
+        lost = [name for name in context if name in left_out]
+        expect(not lost, "context", "to name columns that can be used", _listed(lost))
+        modelled = [column for name, column in found.items() if name not in context]
+        return cls(modelled, [found[name] for name in context], left_out, frame, missing)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns that are modelled."""
+        return [column.name for column in self.columns]
+
+    def encode(self, table: Any, argument: str = "table") -> tuple[Tensor, Tensor | None]:
+        """Return the codes of a table's rows (N, D), NaN where missing, and of its context (N, C).
+
+        Raises:
+            TypeError, ValueError: for another table's columns, by name, and for values that they
+                cannot have, by row.
+        """
+        columns = self._read(table, argument, [*self.names, *(c.name for c in self.context)])
+        context = None
+        if self.context:
+            context = torch.from_numpy(self._codes(self.context, columns))
+            gone = torch.isnan(context).nonzero().tolist()
+            where = f"none in row {gone[0][0]} of {self.context[gone[0][1]].name!r}" if gone else ""
+            expect(not gone, "context columns", "to hold a value in every row", where)
+        return torch.from_numpy(self._codes(self.columns, columns)), context
+
+    def encode_context(self, table: Any) -> Tensor | None:
+        """Return the codes (N, C) of a table of context columns alone."""
+        if not self.context:
+            expect(table is None, "context", "to be left out, as the model has none", "a table")
+            return None
+        expect(table is not None, "context", f"to be a table of {_listed(c.name for c in self.context)}", None)
+        return Schema(self.context, frame=self.frame).encode(table, "context")[0]
+
+    def decode(self, codes: Tensor) -> dict[str, np.ndarray]:
+        """Return the values of codes (N, D), by column."""
+        array = codes.detach().cpu().double().numpy()
+        return {column.name: column.values(array[:, i]) for i, column in enumerate(self.columns)}
+
+    def table(self, columns: Mapping[str, np.ndarray], like: Any = None) -> Any:
+        """Return columns as a table of the kind that the model was made from, or of another's."""
+        return write(columns, self.frame if like is None else read(like)[1], like)
+
+    def _codes(self, which: Sequence[Column], columns: Mapping[str, Values]) -> np.ndarray:
+        return np.stack([column.codes(columns[column.name]) for column in which], axis=1)
+
+    def _read(self, table: Any, argument: str, names: Sequence[str]) -> dict[str, Values]:
+        columns, _ = read(table, argument)
+        lacking = [name for name in names if name not in columns]
+        strange = [name for name in columns if name not in names and name not in self.left_out]
+        if lacking or strange:
+            parts = [f"without {_listed(lacking)}"] if lacking else []
+            parts += [f"with {_listed(strange)}"] if strange else []
+            expect(False, argument, f"to have the columns {_listed(names)}", "one " + " and ".join(parts))
+        return columns
+
+    def __str__(self) -> str:
+        rows = [("column", "kind", "values", "missing")]
+        counts = [*self.missing, *[0] * (len(self.columns) - len(self.missing))]
+        for column, count in zip(self.columns, counts, strict=True):
+            rows.append((column.name, column.kind, column.summary(), str(count) if count else ""))
+        rows += [(c.name, f"{c.kind}, context", c.summary(), "") for c in self.context]
+        rows += [(name, "left out", why, "") for name, why in self.left_out.items()]
+        wide = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join([*(row[i].ljust(wide[i]) for i in range(3)), row[3]]) for row in rows]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def __repr__(self) -> str:
+        return f"Schema({len(self.columns)} columns: {_listed(self.names)})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schema) and vars(self)["_arguments"] == vars(other)["_arguments"]
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _listed(names: Any) -> str:
+    names = list(names)
+    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if names[8:] else "")
+
+
+def _found(name: str, values: Values) -> Column | str:
+    """Find what a column is; a sentence why not, of one that cannot be modelled."""
+    known = values.array[~values.missing]
+    if not len(known):
+        return "no values"
+    distinct = len(set(known.tolist()))
+    if values.holds in ("text", "bool"):
+        if distinct > max(_FEW, len(known) // 2):
+            return f"{distinct} different texts in {len(known)} rows: an identifier or free text"
+        return fit_categories(name, values)
+    if distinct == 1 or (distinct <= _FEW and len(known) >= 10 * distinct):
+        return fit_categories(name, values)
+    if values.holds == "date":
+        return _number(name, values, "date")
+    whole = bool((known == np.round(known)).all())
+    if whole and distinct == len(known) >= _FEW and known.max() - known.min() == distinct - 1:
+        return "numbers one after the other: an identifier"
+    step = _step(known)
+    if _inflated(known):
+        return _number(name, values, "zero_inflated")
+    if whole and values.holds == "int":
+        return _number(name, values, "count" if known.min() >= 0 else "rounded")
+    if step:
+        return _number(name, values, "amount" if known.min() >= 0 else "rounded")
+    return _number(name, values, "positive" if _log_is_better(known) else "real")
+
+
+def _said(name: str, values: Values, said: Any) -> Column | str:
+    """Make a column of the kind that was said."""
+    kind, *ends = said if isinstance(said, (tuple, list)) and said else (said,)
+    known = isinstance(kind, str) and kind in KINDS and len(ends) in ((0, 2) if kind == "bounded" else (0,))
+    expect(known, f"columns[{name!r}]", f"to be one of {', '.join(KINDS)}, or ('bounded', low, high)", repr(said))
+    if kind == "leave_out":
+        return "as was asked"
+    expect(not values.missing.all(), f"column {name!r}", "to hold values", "none")
+    if kind in ("category", "binary"):
+        column = fit_categories(name, values)
+        expect(kind == "category" or len(column.categories) == 2, f"column {name!r}",
+               "to hold two values, as a binary one", column.summary())  # fmt: skip
+        return column
+    numeric = values.holds not in ("text", "bool")
+    expect_type(numeric, f"column {name!r} ({kind})", "to hold numbers", values.holds)
+    expect_type((kind == "date") <= (values.holds == "date"), f"column {name!r}", "to hold dates", values.holds)
+    bounds = [real_number(end, f"columns[{name!r}]") for end in ends]
+    expect(len(bounds) < 2 or bounds[0] < bounds[1], f"columns[{name!r}]", "to have low below high", bounds)
+    return _number(name, values, kind, *bounds)
+
+
+def _number(name: str, values: Values, kind: str, *bounds: float) -> Column:
+    """Make a column of numbers of a kind."""
+    known = values.array[~values.missing]
+    base, step, low, high = "identity", 0.0, 0.0, 0.0
+    if kind in ("amount", "rounded", "zero_inflated", "date"):
+        step = _step(known[known != 0] if kind == "zero_inflated" else known)
+        expect(step > 0 or kind not in ("amount", "rounded"), f"column {name!r}", "to hold multiples of a step", "none")
+    if kind == "positive":
+        base = "log"
+    elif kind in ("amount", "count"):
+        step = step or 1.0
+        base, low = "log", -step / 2
+    elif kind == "zero_inflated":
+        base, low = ("log", step / 2) if known.min() >= 0 else ("asinh", 0.0)
+    elif kind == "bounded":
+        base = "logit"
+        low, high = bounds or _bounds(known)
+    return fit_number(name, values, kind, base, low=low, high=high, step=step,
+                      inflated=kind == "zero_inflated")  # fmt: skip
+
+
+def _inflated(known: np.ndarray) -> bool:
+    zeros = float((known == 0).mean())
+    return zeros >= 0.2 and len(known) * (1 - zeros) >= _FEW
+
+
+def _log_is_better(known: np.ndarray) -> bool:
+    if known.min() <= 0 or len(known) < _FEW or known.max() < 10 * known.min():
+        return False
+    return normal_likelihood(known, "log") > normal_likelihood(known, "identity")
+
+
+def _bounds(known: np.ndarray) -> tuple[float, float]:
+    """Choose ends around numbers: those of shares and percentages, or a little further out."""
+    least, most = float(known.min()), float(known.max())
+    for high in (1.0, 100.0):
+        if least > 0 and most < high and most > 0.5 * high:
+            return 0.0, high
+    margin = max((most - least) / (len(known) + 1), 1e-9 * max(abs(least), abs(most), 1e-9))
+    return least - margin, most + margin
+
+
+def _step(known: np.ndarray) -> float:
+    """Return the step of numbers that are recorded in steps, 0 where none is told.
+
+    Numbers tell a step where many are equal and all are whole multiples of it, or of the distance
+    of some two, from the first.
+    """
+    distinct = np.unique(known)
+    if len(distinct) < 2:
+        return 1.0 if bool((distinct == np.round(distinct)).all()) else 0.0
+    if bool((distinct == np.round(distinct)).all()):
+        return 1.0
+    if len(distinct) > 0.9 * len(known):
+        return 0.0
+    scale = max(abs(distinct[0]), abs(distinct[-1]))
+    for digits in range(1, 7):
+        shifted = distinct * 10.0**digits
+        if bool((np.abs(shifted - np.round(shifted)) < 1e-9 * max(scale, 1) * 10.0**digits).all()):
+            return float(10.0**-digits)
+    return 0.0

@@ -1,0 +1,257 @@
+"""Tables of mixed columns against enumeration, quadrature and brute force."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import made_flows as mf
+from tests.helpers.density_models import scatter
+
+RNG = np.random.default_rng(0)
+N = 400
+
+# A column of every kind: its values, its kind, and the values over which probability adds up to one
+# (a fine grid of a density; of a discrete column all that matter).
+COLUMNS: dict[str, tuple[Any, Any, np.ndarray]] = {
+    "real": (RNG.normal(3.0, 2.0, N), "real", np.linspace(-60, 70, 20_001)),
+    "real, heavy tails": (RNG.standard_t(2, N), "real", np.sinh(np.linspace(-12, 12, 20_001))),
+    "positive": (RNG.lognormal(1, 1, N), "positive", np.exp(np.linspace(-25, 28, 20_001))),
+    "bounded": (
+        RNG.beta(2, 3, N), ("bounded", 0, 1), 1 / (1 + np.exp(-np.linspace(-35, 35, 20_001))),
+    ),
+    "count": (RNG.poisson(4.0, N), "count", np.arange(4000)),
+    "amount": (np.round(RNG.lognormal(1, 0.5, N), 1), "amount", np.arange(40_000) / 10),
+    "rounded": (np.round(RNG.normal(0, 1, N), 1), "rounded", np.arange(-2000, 2001) / 10),
+    "binary": (RNG.random(N) < 0.3, "binary", np.array([True, False])),
+    "category": (RNG.choice(["a", "b", "c"], N), "category", np.array(["a", "b", "c", "new"])),
+    "date": (
+        np.datetime64("2024-01-01") + RNG.integers(0, 900, N).astype("m8[D]"), "date",
+        np.datetime64("2024-01-01") + np.arange(-20_000, 20_000).astype("m8[D]"),
+    ),
+    "zero-inflated": (
+        np.where(RNG.random(N) < 0.4, 0.0, RNG.lognormal(0, 1, N)), "zero_inflated",
+        np.exp(np.linspace(-25, 28, 20_001)),
+    ),
+    "zero-inflated count": (
+        np.where(RNG.random(N) < 0.4, 0, RNG.poisson(9.0, N)), "zero_inflated", np.arange(6000),
+    ),
+    "zero-inflated, both signs": (
+        np.where(RNG.random(N) < 0.4, 0.0, RNG.normal(0, 3, N)), "zero_inflated",
+        np.sinh(np.linspace(-12, 12, 20_001)),
+    ),
+}  # fmt: skip
+DENSITIES = ("real", "positive", "bounded")
+
+
+def model_of(spread: float = 0.4, **names: str) -> tuple[mf.TableMADE, dict[str, Any]]:
+    """A scattered float64 model of columns x="real" and so on, and its table."""
+    table = {name: COLUMNS[kind][0] for name, kind in names.items()}
+    kinds = {name: COLUMNS[kind][1] for name, kind in names.items()}
+    torch.manual_seed(1)
+    model = mf.TableMADE.from_data(table, kinds, hidden_features=(32,), components=3)
+    return scatter(model, spread).double().eval(), table
+
+
+def total(model: mf.TableMADE, kind: str, fixed: dict[str, Any]) -> float:
+    """The probability of all values of the column x, of rows with other values fixed."""
+    values = COLUMNS[kind][2]
+    table = {"x": values} | {name: [value] * len(values) for name, value in fixed.items()}
+    p = np.exp(model.score_samples(table))
+    if model.schema.columns[0].kind not in ("real", "positive", "bounded", "zero_inflated"):
+        return float(p.sum())
+    if kind == "zero-inflated count":
+        return float(p.sum())
+    result = float(np.trapezoid(p[values != 0], values[values != 0]))
+    if model.schema.columns[0].kind == "zero_inflated":
+        at_zero = {"x": [0.0]} | {name: [value] for name, value in fixed.items()}
+        result += float(np.exp(model.score_samples(at_zero)[0]))
+    return result
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_probability_adds_up_to_one(kind: str) -> None:
+    model, _ = model_of(x=kind)
+    assert total(model, kind, {}) == pytest.approx(1.0, abs=2e-5)
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_probability_given_another_column_adds_up_to_its_own(kind: str) -> None:
+    model, _ = model_of(x=kind, c="category")
+    model = model.arranged([1, 0])
+    summed = 0.0
+    for value in ("a", "b", "c", "new"):
+        joint = total(model, kind, {"c": value})
+        missing = None if kind in ("binary", "category") else np.datetime64("NaT")
+        missing = missing if kind in ("binary", "category", "date") else math.nan
+        alone = math.exp(model.score_samples({"x": [missing], "c": [value]})[0])
+        assert joint == pytest.approx(alone, abs=2e-5)
+        summed += joint
+    assert summed == pytest.approx(1.0, abs=5e-5)
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_samples_follow_the_scores(kind: str) -> None:
+    # False alarms: one in ten thousand for each kind, and the seed is fixed.
+    model, _ = model_of(x=kind)
+    drawn = model.sample(4000, seed=3)["x"]
+    values = COLUMNS[kind][2]
+    seen = values[values != "new"] if kind == "category" else values
+    p = np.exp(model.score_samples({"x": seen}))
+    column = model.schema.columns[0]
+    if column.kind == "zero_inflated":
+        share = float(np.exp(model.score_samples({"x": [0.0]})[0]))
+        assert stats.binomtest(int((drawn == 0).sum()), 4000, share).pvalue > 1e-4
+        drawn, p, seen = drawn[drawn != 0], p[seen != 0], seen[seen != 0]
+    if kind in ("binary", "category"):
+        expected = 4000 * p / p.sum()
+        counts = np.array([(drawn == value).sum() for value in seen])
+        assert stats.chisquare(counts, expected).pvalue > 1e-4
+        return
+    if column.kind == "date":
+        seen, drawn = seen.astype("M8[D]").astype(float), drawn.astype("M8[D]").astype(float)
+    if getattr(column, "step", 0):
+        grid, cumulative = seen.astype(float), p.cumsum()
+        assert np.isin(np.round(drawn.astype(float), 6), np.round(grid, 6)).all()
+    else:
+        widths = np.diff(seen)
+        grid = seen
+        cumulative = np.append(0.0, ((p[1:] + p[:-1]) / 2 * widths).cumsum())
+    drawn = np.sort(drawn.astype(float))
+    ranks = np.interp(drawn, grid, cumulative / cumulative[-1])
+    # Of equal values, the last: there the two distribution functions are to agree.
+    last = np.append(np.diff(drawn) > 0, True)
+    distance = np.abs(ranks - (np.arange(len(drawn)) + 1) / len(drawn))[last]
+    assert distance.max() < stats.kstwo.isf(1e-4, len(drawn))
+
+
+def test_conditionals_against_brute_force() -> None:
+    model, _ = model_of(c="category", b="binary", k="count")
+    given = {"c": [None] * 3000, "b": [True] * 3000, "k": [5] * 3000}
+    drawn = model.impute(given, seed=0)["c"]
+    # The order that the conditional takes: what is observed first.
+    last = model.arranged([1, 2, 0])
+    rows = {"c": ["a", "b", "c"], "b": [True] * 3, "k": [5] * 3}
+    joint = np.exp(last.score_samples(rows))
+    counts = [(drawn == value).sum() for value in "abc"]
+    assert stats.chisquare(counts, 3000 * joint / joint.sum()).pvalue > 1e-4
+
+
+def test_scores_of_columns_are_conditionals_given_all_others() -> None:
+    model, _ = model_of(c="category", x="real", k="count")
+    row = {"c": ["b"], "x": [2.0], "k": [3]}
+    scores = model.score_columns(row)
+    orders = {"c": [1, 2, 0], "x": [0, 2, 1], "k": [0, 1, 2]}
+    for name, order in orders.items():
+        arranged = model.arranged(order)
+        missing = {**row, name: [None if name == "c" else math.nan]}
+        expected = arranged.score_samples(row)[0] - arranged.score_samples(missing)[0]
+        assert scores[name][0] == pytest.approx(expected, abs=1e-9)
+    assert np.isnan(model.score_columns({**row, "x": [math.nan]})["x"][0])
+
+
+def test_a_context_is_read_and_conditioned_on() -> None:
+    table = {"x": COLUMNS["real"][0], "c": COLUMNS["category"][0], "age": COLUMNS["count"][0]}
+    torch.manual_seed(0)
+    model = scatter(mf.TableMADE.from_data(table, context=["c", "age"], hidden_features=(16,)))
+    model.fit(table, max_epochs=1, progress=False)
+    values = np.linspace(-60, 70, 20_001)
+    for c in ("a", "b"):
+        rows = {"x": values, "c": [c] * len(values), "age": [3] * len(values)}
+        assert np.trapezoid(np.exp(model.score_samples(rows)), values) == pytest.approx(1, abs=1e-4)
+    drawn = model.sample(2, context={"c": ["a", "b"], "age": [1, 2]}, seed=0)
+    assert drawn["x"].shape == (4,)
+    with pytest.raises(ValueError, match="context to be a table of 'c', 'age'"):
+        model.sample(2)
+    with pytest.raises(ValueError, match="hold a value in every row; got none in row 1 of 'c'"):
+        model.score_samples({"x": [1.0, 2.0], "c": ["a", None], "age": [1, 2]})
+
+
+def test_training_learns_a_dependence_through_missing_values() -> None:
+    rng = np.random.default_rng(0)
+    kind = rng.choice(["low", "high"], 600)
+    size = np.where(kind == "low", 10.0, 20.0) + rng.normal(0, 1, 600)
+    count = rng.poisson(np.where(kind == "low", 1, 8))
+    size[rng.random(600) < 0.2] = np.nan
+    table = {"kind": kind, "size": size, "count": count}
+    model = mf.fit_table(
+        table, seed=0, progress=False, max_epochs=30, options={"hidden_features": (64, 64)}
+    )
+    filled = model.fill({"kind": ["low", "high", None], "size": [np.nan, np.nan, 10.0],
+                         "count": [1, 8, 1]})  # fmt: skip
+    assert filled["size"][0] == pytest.approx(10, abs=1.0)
+    assert filled["size"][1] == pytest.approx(20, abs=1.0)
+    assert filled["kind"][2] == "low"
+    drawn = model.sample(2000, seed=0)
+    assert drawn["size"][drawn["kind"] == "low"].mean() == pytest.approx(10, abs=0.6)
+    assert drawn["size"][drawn["kind"] == "high"].mean() == pytest.approx(20, abs=0.6)
+    odd = {"kind": ["low", "low"], "size": [10.0, 20.0], "count": [1, 1]}
+    scores = model.score_samples(odd)
+    assert scores[0] > scores[1] + 3
+    assert model.score_columns(odd)["size"][1] < -5
+    mixed = model.score_samples(odd, orders=4)
+    assert np.isfinite(mixed).all()
+
+
+def test_files_hold_the_schema(tmp_path: Path) -> None:
+    names = {kind.replace(" ", "_"): kind for kind in COLUMNS}
+    model, table = model_of(0.5, **names)
+    table["left"] = [f"row {i}" for i in range(N)]
+    model = scatter(mf.TableMADE.from_data(table, context=["binary"]), 0.5).eval()
+    mf.save(model, tmp_path / "table.safetensors")
+    again = mf.load(tmp_path / "table.safetensors")
+    assert str(again.schema) == str(model.schema)
+    assert "left out" in str(model.schema)
+    np.testing.assert_array_equal(model.score_samples(table), again.score_samples(table))
+    with pytest.raises(ValueError, match="got one without 'real' and with 'reel'"):
+        again.score_samples({("reel" if k == "real" else k): v for k, v in table.items()})
+
+
+def test_what_is_observed_stays_as_it_is() -> None:
+    names = {"x": "real", "c": "category", "b": "binary", "d": "date", "k": "count"}
+    model, table = model_of(0.3, **names)
+    holed = {name: np.array(values[:20]).copy() for name, values in table.items()}
+    holed["k"] = holed["k"].astype(float)
+    holed["c"], holed["b"] = holed["c"].astype(object), holed["b"].astype(object)
+    rng = np.random.default_rng(0)
+    for values in holed.values():
+        kind = values.dtype.kind
+        values[rng.random(20) < 0.3] = {"O": None, "M": np.datetime64("NaT")}.get(kind, np.nan)
+    for filled in (model.impute(holed, seed=0), model.fill(holed, draws=3)):
+        for name, values in holed.items():
+            kept = np.array([v is not None and v == v for v in values])  # noqa: PLR0124
+            np.testing.assert_array_equal(filled[name][kept], values[kept])
+            assert all(v is not None and v == v for v in filled[name])  # noqa: PLR0124
+    np.testing.assert_array_equal(
+        model.impute(holed, seed=0)["x"], model.impute(holed, seed=0)["x"]
+    )
+
+
+def test_unseen_values_have_what_laplace_leaves_them() -> None:
+    table = {"c": ["a"] * 60 + ["b"] * 39}
+    model = mf.TableMADE.from_data(table)
+    score = model.score_samples({"c": ["a", "b", "new"]})
+    assert math.exp(score[2]) == pytest.approx(1 / 100)
+    assert np.exp(score).sum() == pytest.approx(1, abs=1e-6)
+    constant = mf.TableMADE.from_data({"c": [7] * 30, "x": np.arange(30.0) ** 1.5})
+    assert constant.schema.columns[0].kind == "constant"
+    assert (constant.sample(5)["c"] == 7).all()
+
+
+def test_extreme_values_have_a_score() -> None:
+    table = {"x": np.append(RNG.normal(size=200), 1e12), "k": np.append(RNG.poisson(3, 200), 10**9)}
+    model = mf.TableMADE.from_data(table)
+    history = model.fit(table, max_epochs=1, progress=False, seed=0)
+    assert np.isfinite(history.train).all()
+    odd = {"x": [0.0, 1e300, -1e300, 1e-300], "k": [3, 2**50, 0, 0]}
+    assert not np.isnan(model.score_samples(odd)).any()
+    offset = {"x": 1e9 + RNG.normal(size=200), "k": RNG.poisson(3, 200)}
+    model = mf.TableMADE.from_data(offset)
+    model.fit(offset, max_epochs=1, progress=False, seed=0)
+    assert np.std(model.sample(500, seed=0)["x"]) < 10
