@@ -33,6 +33,7 @@ FLOORS = [
     {"distributions", "transforms"},
     {"training"},
     {"models"},
+    {"tables"},
     {"diagnostics", "interop", "serialization"},
     {"cli", "nflows", "public names", "pyro", "sklearn"},
 ]
@@ -45,9 +46,9 @@ PUBLIC = {
         ConditionalMixture DensityModel DependencyWarning Dequantize EstimateWarning Flow
         FlowDistribution GatedAffine GaussianMADE GaussianMixtureMADE Head HeadReport History
         InvertibleLinear Log Logit Mixture MixtureDistribution MixtureGain Model OrderMixture
-        Permutation RationalQuadraticSpline ScaleRule Standardize TrainingError TrainingModeWarning
-        Transform WeightFit accelerate acceleration check_autoregressive check_bijection check_head
-        estimate fit load restore save saveable
+        Permutation RationalQuadraticSpline ScaleRule Standardize TableMADE TrainingError
+        TrainingModeWarning Transform WeightFit accelerate acceleration check_autoregressive
+        check_bijection check_head estimate fit fit_table load restore save saveable
     """,
     "made_flows.pyro": """
         IAF MAF AffineAutoregressive AutoIAF AutoRegressiveNN BernoulliMADE CategoricalMADE

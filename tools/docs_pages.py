@@ -54,6 +54,11 @@ GROUPS = [
         ),
     ),
     Group(
+        "Tables",
+        "Columns of any kind: numbers, counts, categories, dates, with missing values.",
+        [*ours("TableMADE fit_table"), "made_flows.tables.schema.Schema"],
+    ),
+    Group(
         "Flows",
         "Chains of transforms between data and noise, each a density of its own.",
         ours("MAF IAF Flow FlowDistribution"),

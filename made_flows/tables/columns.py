@@ -18,8 +18,15 @@ from made_flows._registry import saveable
 from made_flows.tables.frames import Values
 from made_flows.training.standardization import robust_moments
 
-__all__ = ["ATOM", "CategoryColumn", "Column", "NumberColumn", "fit_categories", "fit_number",
-           "normal_likelihood"]
+__all__ = [
+    "ATOM",
+    "CategoryColumn",
+    "Column",
+    "NumberColumn",
+    "fit_categories",
+    "fit_number",
+    "normal_likelihood",
+]
 
 ATOM = -10_000.0
 """The code of the value that has a mass of its own; no logarithm of a number is near it."""
@@ -38,7 +45,7 @@ class Column(ABC):
     kind: str
     holds: str
 
-    def codes(self, values: Values) -> np.ndarray:
+    def codes(self, values: Values) -> Any:
         """Return codes (N,) in double precision, NaN where a value is missing.
 
         Raises:
@@ -59,18 +66,18 @@ class Column(ABC):
         return codes
 
     @abstractmethod
-    def _codes(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _codes(self, values: Any, rows: Any) -> Any:
         """Return the codes of values that are not missing, of given rows."""
 
     @abstractmethod
-    def values(self, codes: np.ndarray) -> np.ndarray:
+    def values(self, codes: Any) -> Any:
         """Return the values of codes, of the type that the column holds."""
 
     @abstractmethod
-    def guess(self, codes: np.ndarray) -> np.ndarray:
+    def guess(self, codes: Any) -> Any:
         """Return the best guess of values (n,) from draws of their codes (draws, n)."""
 
-    def filled(self, known: Values, guesses: np.ndarray) -> np.ndarray:
+    def filled(self, known: Values, guesses: Any) -> Any:
         """Put guesses where values are missing."""
         array, missing = known.array, known.missing
         if self.holds in ("date", "duration"):
@@ -115,18 +122,18 @@ class CategoryColumn(Column):
             return 0.0
         return (self.others + 1) / (sum(self.counts) + self.others + 1)
 
-    def _codes(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _codes(self, values: Any, rows: Any) -> Any:
         code = {value: k for k, value in enumerate(self.categories)}
         return np.array([code.get(value, len(code)) for value in values.tolist()], dtype=float)
 
-    def values(self, codes: np.ndarray) -> np.ndarray:
+    def values(self, codes: Any) -> Any:
         kinds = {"text": object, "bool": bool, "int": np.int64, "date": "M8[us]"}
         found: Any = np.array([self.categories[int(k)] for k in codes], dtype=object)
         if self.holds in ("date", "duration"):
             return _moments(found.astype(float), self.holds)
         return found.astype(kinds.get(self.holds, float))
 
-    def guess(self, codes: np.ndarray) -> np.ndarray:
+    def guess(self, codes: Any) -> Any:
         counts = np.stack([(codes == k).sum(axis=0) for k in range(len(self.categories))])
         return self.values(counts.argmax(axis=0))
 
@@ -184,7 +191,7 @@ class NumberColumn(Column):
         """The cycles in the unit of the values, days."""
         return tuple(_CYCLES[name] for name in self.cycles)
 
-    def _codes(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _codes(self, values: Any, rows: Any) -> Any:
         zero = (values == 0) if self.inflated else np.zeros(len(values), dtype=bool)
         valid = np.ones_like(zero)
         if self.base in ("log", "logit"):
@@ -209,7 +216,7 @@ class NumberColumn(Column):
         codes = _base(np.where(zero, self.low + 1.0, values), self.base, self.low, self.high)
         return np.where(zero, ATOM, codes - self.center)
 
-    def values(self, codes: np.ndarray) -> np.ndarray:
+    def values(self, codes: Any) -> Any:
         atom = codes == ATOM if self.inflated else np.zeros(len(codes), dtype=bool)
         y = np.where(atom, 0.0, codes) + self.center
         if self.base == "log":
@@ -225,7 +232,7 @@ class NumberColumn(Column):
             return x.astype(np.int64)
         return _moments(x, self.holds) if self.holds in ("date", "duration") else x
 
-    def guess(self, codes: np.ndarray) -> np.ndarray:
+    def guess(self, codes: Any) -> Any:
         values = self.values(codes.flatten()).reshape(codes.shape)
         if values.dtype.kind == "f":
             return values.mean(axis=0)
@@ -289,7 +296,7 @@ def fit_number(
     return replace(plain, center=center, shape=_fitted(y - center, base)[1])
 
 
-def normal_likelihood(x: np.ndarray, base: str) -> float:
+def normal_likelihood(x: Any, base: str) -> float:
     """Return nats per value of a normal distribution behind the fitted map of a base.
 
     Args:
@@ -300,7 +307,7 @@ def normal_likelihood(x: np.ndarray, base: str) -> float:
     return _fitted(y - np.median(y), base)[0] - (float(y.mean()) if base == "log" else 0.0)
 
 
-def _base(x: np.ndarray, base: str, low: float, high: float) -> np.ndarray:
+def _base(x: Any, base: str, low: float, high: float) -> Any:
     if base == "log":
         return np.log(x - low)
     if base == "logit":
@@ -308,7 +315,7 @@ def _base(x: np.ndarray, base: str, low: float, high: float) -> np.ndarray:
     return np.arcsinh(x) if base == "asinh" else x
 
 
-def _fitted(y: np.ndarray, base: str) -> tuple[float, tuple[float, ...]]:
+def _fitted(y: Any, base: str) -> tuple[float, tuple[float, ...]]:
     """Fit the sinh-arcsinh map by maximum likelihood of a normal, on a grid of tails and skews."""
     middle, spread = (float(v) for v in robust_moments(torch.from_numpy(y)[:, None]))
     spread = spread or 1.0
@@ -332,6 +339,6 @@ def _fitted(y: np.ndarray, base: str) -> tuple[float, tuple[float, ...]]:
     return nats, (middle, spread, tail, skew, location, deviation if deviation > 1e-9 else 1.0)
 
 
-def _moments(days: np.ndarray, holds: str) -> np.ndarray:
+def _moments(days: Any, holds: str) -> Any:
     ticks = np.round(days * 86400e6).astype(np.int64)
     return ticks.astype("M8[us]" if holds == "date" else "m8[us]")

@@ -1,4 +1,4 @@
-"""Frames of any library as arrays by column, and back: nothing of pandas, polars or Arrow is needed."""
+"""Frames of any library as arrays by column, and back, without importing that library to read."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Values(NamedTuple):
         holds: ``"float"``, ``"int"``, ``"bool"``, ``"text"``, ``"date"`` or ``"duration"``.
     """
 
-    array: np.ndarray
+    array: Any
     holds: str
 
     @property
-    def missing(self) -> np.ndarray:
+    def missing(self) -> Any:
         """Which values are missing, (N,)."""
         if self.array.dtype == object:
             return np.array([value is None for value in self.array], dtype=bool)
@@ -83,7 +83,7 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
     return {str(name): _values(column, str(name)) for name, column in columns.items()}, kind
 
 
-def write(columns: Mapping[str, np.ndarray], kind: str, like: Any = None) -> Any:
+def write(columns: Mapping[str, Any], kind: str, like: Any = None) -> Any:
     """Return columns as a table of a kind; what ``like``, a table, has besides is kept.
 
     Raises:
@@ -128,23 +128,21 @@ def write(columns: Mapping[str, np.ndarray], kind: str, like: Any = None) -> Any
     return made if like is None else like
 
 
-def _array(values: Any) -> np.ndarray:
-    """Return an array, of objects where numbers and text would else all become text."""
-    array = np.asarray(values)
-    listed = not hasattr(values, "__array__") and array.dtype.kind in "US"
-    return np.asarray(values, dtype=object) if listed else array
+def _array(values: Any) -> Any:
+    """Return an array; of objects from lists, whose values NumPy would bring to one type."""
+    return np.asarray(values) if hasattr(values, "__array__") else np.asarray(values, dtype=object)
 
 
-def _matrix(columns: list[np.ndarray]) -> np.ndarray:
+def _matrix(columns: list[Any]) -> Any:
     mixed = any(column.dtype.kind not in "fiub" for column in columns)
     return np.stack([c.astype(object) if mixed else c for c in columns], axis=1)
 
 
-def _shapes(columns: Mapping[Any, np.ndarray]) -> str:
+def _shapes(columns: Mapping[Any, Any]) -> str:
     return ", ".join(f"{name!r} {column.shape}" for name, column in list(columns.items())[:5])
 
 
-def _values(column: np.ndarray, name: str) -> Values:
+def _values(column: Any, name: str) -> Values:
     """Bring a column to one of few types."""
     kind = column.dtype.kind
     if kind == "O":
@@ -155,7 +153,8 @@ def _values(column: np.ndarray, name: str) -> Values:
         return Values(column.astype(object), "bool")
     if kind in "Mm":
         days = column.astype(f"{kind}8[us]").astype(np.int64) / _DAY
-        return Values(np.where(np.isnat(column), np.nan, days), "date" if kind == "M" else "duration")
+        holds = "date" if kind == "M" else "duration"
+        return Values(np.where(np.isnat(column), np.nan, days), holds)
     expect_type(kind in "iuf", f"column {name!r}", "to hold numbers, text, dates or booleans",
                 column.dtype)  # fmt: skip
     numbers = column.astype(np.float64)
@@ -164,15 +163,21 @@ def _values(column: np.ndarray, name: str) -> Values:
         row = int(infinite.argmax())
         expect(False, f"column {name!r}", "to be finite", f"{numbers[row]:g} in row {row}")
     if kind in "iu":
-        inexact = np.abs(numbers) > _EXACT
-        if inexact.any():
-            row = int(inexact.argmax())
-            expect(False, f"column {name!r}", "to hold integers below 2**53 (or, of identifiers, "
-                   "text)", f"{column[row]} in row {row}")  # fmt: skip
-    return Values(numbers, "int" if kind in "iu" else "float")
+        return _integers(numbers, column, name)
+    return Values(numbers, "float")
 
 
-def _of_objects(column: np.ndarray, name: str) -> Values:
+def _integers(numbers: Any, given: Any, name: str) -> Values:
+    """Refuse integers that double precision would round."""
+    inexact = np.abs(numbers) > _EXACT
+    if inexact.any():
+        row = int(inexact.argmax())
+        words = "to hold integers below 2**53 (or, of identifiers, text)"
+        expect(False, f"column {name!r}", words, f"{given[row]} in row {row}")
+    return Values(numbers, "int")
+
+
+def _of_objects(column: Any, name: str) -> Values:
     missing = np.array([_is_missing(value) for value in column], dtype=bool)
     kinds = np.array(["" if gone else _kind(v) for v, gone in zip(column, missing, strict=True)])
     found = set(kinds[~missing].tolist())
@@ -185,17 +190,14 @@ def _of_objects(column: np.ndarray, name: str) -> Values:
         one = "to hold values of one type: numbers, text, dates or booleans"
         raise TypeError(f"Expected column {name!r} {one}; got {got}")
     holds = found.pop() if found else "float"
-    if holds in ("text", "bool"):
-        plain = str if holds == "text" else bool
-        return Values(np.array([None if gone else plain(value) for value, gone
-                                in zip(column, missing, strict=True)], dtype=object), holds)  # fmt: skip
-    if holds in ("date", "duration"):
-        word = "M8[us]" if holds == "date" else "m8[us]"
-        each = [np.array("NaT" if gone else _moment(value), dtype=word)
-                for value, gone in zip(column, missing, strict=True)]  # fmt: skip
-        return _values(np.array(each, dtype=word), name)
-    return _values(np.array([np.nan if gone else float(value) for value, gone
-                             in zip(column, missing, strict=True)]), name)._replace(holds=holds)  # fmt: skip
+    made: Any = {"text": str, "bool": bool, "date": _moment, "duration": _moment}.get(holds, float)
+    gone: Any = {"text": None, "bool": None, "date": "NaT", "duration": "NaT"}.get(holds, np.nan)
+    each = [gone if lost else made(value) for value, lost in zip(column, missing, strict=True)]
+    kind: Any = {"text": object, "bool": object, "date": "M8[us]", "duration": "m8[us]"}
+    array = np.array(each, dtype=kind.get(holds, float))
+    if holds == "int":
+        return _integers(array, column, name)
+    return Values(array, holds) if array.dtype == object else _values(array, name)
 
 
 def _is_missing(value: Any) -> bool:
@@ -209,7 +211,7 @@ def _kind(value: Any) -> str:
         ((bool, np.bool_), "bool"), (str, "text"), (Integral, "int"), ((Real, Decimal), "float"),
         ((date, np.datetime64), "date"), ((timedelta, np.timedelta64), "duration"),
     ):  # fmt: skip
-        if isinstance(value, types):  # type: ignore[arg-type]
+        if isinstance(value, types):
             return kind
     return ""
 

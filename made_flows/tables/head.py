@@ -1,4 +1,4 @@
-"""The head of a table: a part for all columns of one form, each a known head and what surrounds it."""
+"""The head of a table: a part for all columns of one form, built of a known head."""
 
 from __future__ import annotations
 
@@ -121,9 +121,9 @@ class Numbers(_Part):
         *_, middle, spread, tail, skew, location, scale = self._of(y, which)
         v = (y - middle) / spread
         t = tail * torch.asinh(v) - skew
-        # log cosh without overflow; log sqrt(1 + v^2) likewise
         log_cosh = t.abs() + torch.log1p(torch.exp(-2 * t.abs())) - math.log(2)
-        slope = (tail / (spread * scale)).log() + log_cosh - torch.hypot(v, torch.ones_like(v)).log()
+        log_root = torch.hypot(v, torch.ones_like(v)).log()
+        slope = (tail / (spread * scale)).log() + log_cosh - log_root
         return (torch.sinh(t) - location) / scale, slope
 
     def _from_normal(self, z: Tensor, which: Tensor) -> Tensor:
@@ -260,6 +260,8 @@ class TableHead(Head):
         components: normals of every mixture.
     """
 
+    outputs: tuple[int, ...]
+    inputs: tuple[int, ...]
     noise_parts = 2
     has_rsample = False
     value_dtype = torch.float64
@@ -281,26 +283,24 @@ class TableHead(Head):
                 else Numbers(places, of_form, components)
             )
         self.parts = nn.ModuleList(parts)
-        outputs, inputs = [0] * len(columns), [0] * len(columns)
-        start: list[Any] = [None] * len(columns)
-        for part in parts:
-            every = zip(part.places, part.outputs, part.inputs, part.start(), strict=True)
-            for i, out, read, begin in every:
-                outputs[i], inputs[i], start[i] = out, read, begin
-        self.outputs, self.inputs = tuple(outputs), tuple(inputs)
-        self._start = torch.cat([each.float() for each in start])
-        # Where the columns that the parts give, one part after the other, belong.
+        self._parts = parts
         order = [i for part in parts for i in part.places]
-        starts = [sum(inputs[:i]) for i in range(len(inputs))]
-        read_order = [starts[i] + j for i in order for j in range(inputs[i])]
+        # Where the features that the parts give, one part after the other, belong.
         self._features = torch.tensor(order).argsort()
-        self._columns = torch.tensor(read_order).argsort()
-        self._part_of = torch.tensor(
-            [next(p for p, part in enumerate(parts) if i in part.places) for i in range(len(outputs))]
-        )
-        self._place_in = torch.tensor(
-            [next(p.places.index(i) for p in parts if i in p.places) for i in range(len(outputs))]
-        )
+        outputs = [count for part in parts for count in part.outputs]
+        inputs = [count for part in parts for count in part.inputs]
+        start = [each for part in parts for each in part.start()]
+        number = [k for k, part in enumerate(parts) for _ in part.places]
+        place = [k for part in parts for k in range(len(part.places))]
+        back = self._features.tolist()
+        self.outputs = tuple(outputs[k] for k in back)
+        self.inputs = tuple(inputs[k] for k in back)
+        self._start = torch.cat([start[k].float() for k in back])
+        self._part_of = torch.tensor(number)[self._features]
+        self._place_in = torch.tensor(place)[self._features]
+        begins = [sum(self.inputs[:i]) for i in range(len(order))]
+        read = [begins[i] + j for i in order for j in range(self.inputs[i])]
+        self._columns = torch.tensor(read).argsort()
         self.support = TableSupport(self)
 
     def initial_parameters(self) -> Tensor:
@@ -310,13 +310,13 @@ class TableHead(Head):
         x = x.double()
         each = [
             part.log_prob(x[..., part.places], parameters[..., part.places, :])
-            for part in self.parts
+            for part in self._parts
         ]
         return torch.cat(each, dim=-1)[..., self._features.to(x.device)]
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         x = x.double()
-        each = [part.encode(x[..., part.places]) for part in self.parts]
+        each = [part.encode(x[..., part.places]) for part in self._parts]
         return torch.cat(each, dim=-1)[..., self._columns.to(x.device)].to(dtype)
 
     noise = GaussianMixture.noise  # a uniform and a normal number
@@ -333,7 +333,7 @@ class TableHead(Head):
         values = parameters.new_zeros(shape, dtype=torch.float64)
         part_of = self._part_of.to(features.device)[features]
         place_in = self._place_in.to(features.device)[features]
-        for number, part in enumerate(self.parts):
+        for number, part in enumerate(self._parts):
             at = part_of == number
             if bool(at.any()):
                 values[at] = part.step(noise[at], parameters[at], place_in[at])

@@ -132,24 +132,28 @@ class TableMADE(DensityModel):
     def standardizable(self) -> list[Units]:
         return []
 
-    def fit(self, table: Any, *, validation: Any = 0.1, **options: Any) -> History:
+    def fit(
+        self, table: Any, *, validation: Any = 0.1, average: float | None = 0.99, **options: Any
+    ) -> History:
         """Train by maximum likelihood, as :func:`made_flows.fit` does.
 
         Args:
             table: the rows.
             validation: the fraction to hold out, another table, or None.
+            average: the decay of an average of the weights, which orders that change from batch to
+                batch gain from.
             options: of :func:`made_flows.fit`.
         """
         x, context = self.schema.encode(table)
         if validation is not None and not isinstance(validation, (int, float)):
             validation = self.schema.encode(validation, "validation")
             validation = validation if self.context else validation[0]
-        return fit(self, x, context, validation=validation, **options)
+        return fit(self, x, context, validation=validation, average=average, **options)
 
     # ------------------------------------------------------------------ rows of tables
 
     def score_samples(self, table: Any, *, orders: int = 1) -> np.ndarray:
-        """Return the log-likelihood of every row, (N,); of its observed values where some are missing.
+        """Return the log-likelihood of every row, (N,): that of the values that it has.
 
         Args:
             table: the rows.
@@ -264,7 +268,7 @@ class TableMADE(DensityModel):
         return self.schema.table(filled, table)
 
     def _of_orders(self, orders: int) -> Any:
-        """Return the model itself, or a mixture over several of its orders, always the same ones."""
+        """Return the model itself, or a mixture over orders, which are always the same."""
         if positive_integer(orders, "orders") == 1:
             return self
         return OrderMixture(self, orders, generator=torch.Generator().manual_seed(0))
@@ -277,9 +281,7 @@ class TableMADE(DensityModel):
             self.eval()
             yield
 
-    def _in_pieces(
-        self, table: Any, score: Callable[[Tensor, Tensor | None], Tensor]
-    ) -> Tensor:
+    def _in_pieces(self, table: Any, score: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
         """Score a table's rows, so many at a time that memory does not grow with them."""
         x, context = self.schema.encode(table)
         device, parts = self.made.ranks.device, []

@@ -22,8 +22,8 @@ from made_flows.tables.frames import FRAMES, Values, read, write
 __all__ = ["KINDS", "Schema"]
 
 KINDS = (
-    "real", "positive", "bounded", "count", "amount", "rounded", "zero_inflated", "date", "category",
-    "binary", "leave_out",
+    "real", "positive", "bounded", "count", "amount", "rounded", "zero_inflated", "date",
+    "category", "binary", "leave_out",
 )  # fmt: skip
 """What a column can be said to be."""
 
@@ -116,43 +116,53 @@ class Schema:
             TypeError, ValueError: for another table's columns, by name, and for values that they
                 cannot have, by row.
         """
-        columns = self._read(table, argument, [*self.names, *(c.name for c in self.context)])
-        context = None
-        if self.context:
-            context = torch.from_numpy(self._codes(self.context, columns))
-            gone = torch.isnan(context).nonzero().tolist()
-            where = f"none in row {gone[0][0]} of {self.context[gone[0][1]].name!r}" if gone else ""
-            expect(not gone, "context columns", "to hold a value in every row", where)
-        return torch.from_numpy(self._codes(self.columns, columns)), context
+        columns = self._read(table, argument, [*self.columns, *self.context])
+        context = self._context_codes(columns) if self.context else None
+        return self._codes(self.columns, columns), context
 
     def encode_context(self, table: Any) -> Tensor | None:
         """Return the codes (N, C) of a table of context columns alone."""
         if not self.context:
             expect(table is None, "context", "to be left out, as the model has none", "a table")
             return None
-        expect(table is not None, "context", f"to be a table of {_listed(c.name for c in self.context)}", None)
-        return Schema(self.context, frame=self.frame).encode(table, "context")[0]
+        names = _listed(column.name for column in self.context)
+        expect(table is not None, "context", f"to be a table of {names}", "none")
+        return self._context_codes(self._read(table, "context", self.context))
 
-    def decode(self, codes: Tensor) -> dict[str, np.ndarray]:
+    def _context_codes(self, columns: Mapping[str, Values]) -> Tensor:
+        codes = self._codes(self.context, columns)
+        gone = torch.isnan(codes).nonzero().tolist()
+        where = f"none in row {gone[0][0]} of {self.context[gone[0][1]].name!r}" if gone else ""
+        expect(not gone, "context columns", "to hold a value in every row", where)
+        return codes
+
+    def decode(self, codes: Tensor) -> dict[str, Any]:
         """Return the values of codes (N, D), by column."""
         array = codes.detach().cpu().double().numpy()
         return {column.name: column.values(array[:, i]) for i, column in enumerate(self.columns)}
 
-    def table(self, columns: Mapping[str, np.ndarray], like: Any = None) -> Any:
+    def table(self, columns: Mapping[str, Any], like: Any = None) -> Any:
         """Return columns as a table of the kind that the model was made from, or of another's."""
         return write(columns, self.frame if like is None else read(like)[1], like)
 
-    def _codes(self, which: Sequence[Column], columns: Mapping[str, Values]) -> np.ndarray:
-        return np.stack([column.codes(columns[column.name]) for column in which], axis=1)
+    def _codes(self, which: Sequence[Column], columns: Mapping[str, Values]) -> Tensor:
+        each = [column.codes(columns[column.name]) for column in which]
+        return torch.from_numpy(np.stack(each, axis=1))
 
-    def _read(self, table: Any, argument: str, names: Sequence[str]) -> dict[str, Values]:
+    def _read(self, table: Any, argument: str, which: Sequence[Column]) -> dict[str, Values]:
+        names = [column.name for column in which]
         columns, _ = read(table, argument)
         lacking = [name for name in names if name not in columns]
         strange = [name for name in columns if name not in names and name not in self.left_out]
         if lacking or strange:
             parts = [f"without {_listed(lacking)}"] if lacking else []
             parts += [f"with {_listed(strange)}"] if strange else []
-            expect(False, argument, f"to have the columns {_listed(names)}", "one " + " and ".join(parts))
+            expect(
+                False,
+                argument,
+                f"to have the columns {_listed(names)}",
+                "one " + " and ".join(parts),
+            )
         return columns
 
     def __str__(self) -> str:
@@ -210,8 +220,17 @@ def _found(name: str, values: Values) -> Column | str:
 def _said(name: str, values: Values, said: Any) -> Column | str:
     """Make a column of the kind that was said."""
     kind, *ends = said if isinstance(said, (tuple, list)) and said else (said,)
-    known = isinstance(kind, str) and kind in KINDS and len(ends) in ((0, 2) if kind == "bounded" else (0,))
-    expect(known, f"columns[{name!r}]", f"to be one of {', '.join(KINDS)}, or ('bounded', low, high)", repr(said))
+    known = (
+        isinstance(kind, str)
+        and kind in KINDS
+        and len(ends) in ((0, 2) if kind == "bounded" else (0,))
+    )
+    expect(
+        known,
+        f"columns[{name!r}]",
+        f"to be one of {', '.join(KINDS)}, or ('bounded', low, high)",
+        repr(said),
+    )
     if kind == "leave_out":
         return "as was asked"
     expect(not values.missing.all(), f"column {name!r}", "to hold values", "none")
@@ -222,9 +241,19 @@ def _said(name: str, values: Values, said: Any) -> Column | str:
         return column
     numeric = values.holds not in ("text", "bool")
     expect_type(numeric, f"column {name!r} ({kind})", "to hold numbers", values.holds)
-    expect_type((kind == "date") <= (values.holds == "date"), f"column {name!r}", "to hold dates", values.holds)
+    expect_type(
+        (kind == "date") <= (values.holds == "date"),
+        f"column {name!r}",
+        "to hold dates",
+        values.holds,
+    )
     bounds = [real_number(end, f"columns[{name!r}]") for end in ends]
-    expect(len(bounds) < 2 or bounds[0] < bounds[1], f"columns[{name!r}]", "to have low below high", bounds)
+    expect(
+        len(bounds) < 2 or bounds[0] < bounds[1],
+        f"columns[{name!r}]",
+        "to have low below high",
+        bounds,
+    )
     return _number(name, values, kind, *bounds)
 
 
@@ -234,7 +263,12 @@ def _number(name: str, values: Values, kind: str, *bounds: float) -> Column:
     base, step, low, high = "identity", 0.0, 0.0, 0.0
     if kind in ("amount", "rounded", "zero_inflated", "date"):
         step = _step(known[known != 0] if kind == "zero_inflated" else known)
-        expect(step > 0 or kind not in ("amount", "rounded"), f"column {name!r}", "to hold multiples of a step", "none")
+        expect(
+            step > 0 or kind not in ("amount", "rounded"),
+            f"column {name!r}",
+            "to hold multiples of a step",
+            "none",
+        )
     if kind == "positive":
         base = "log"
     elif kind in ("amount", "count"):
@@ -249,18 +283,18 @@ def _number(name: str, values: Values, kind: str, *bounds: float) -> Column:
                       inflated=kind == "zero_inflated")  # fmt: skip
 
 
-def _inflated(known: np.ndarray) -> bool:
+def _inflated(known: Any) -> bool:
     zeros = float((known == 0).mean())
     return zeros >= 0.2 and len(known) * (1 - zeros) >= _FEW
 
 
-def _log_is_better(known: np.ndarray) -> bool:
+def _log_is_better(known: Any) -> bool:
     if known.min() <= 0 or len(known) < _FEW or known.max() < 10 * known.min():
         return False
     return normal_likelihood(known, "log") > normal_likelihood(known, "identity")
 
 
-def _bounds(known: np.ndarray) -> tuple[float, float]:
+def _bounds(known: Any) -> tuple[float, float]:
     """Choose ends around numbers: those of shares and percentages, or a little further out."""
     least, most = float(known.min()), float(known.max())
     for high in (1.0, 100.0):
@@ -270,7 +304,7 @@ def _bounds(known: np.ndarray) -> tuple[float, float]:
     return least - margin, most + margin
 
 
-def _step(known: np.ndarray) -> float:
+def _step(known: Any) -> float:
     """Return the step of numbers that are recorded in steps, 0 where none is told.
 
     Numbers tell a step where many are equal and all are whole multiples of it, or of the distance

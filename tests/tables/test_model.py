@@ -225,9 +225,9 @@ def test_what_is_observed_stays_as_it_is() -> None:
         values[rng.random(20) < 0.3] = {"O": None, "M": np.datetime64("NaT")}.get(kind, np.nan)
     for filled in (model.impute(holed, seed=0), model.fill(holed, draws=3)):
         for name, values in holed.items():
-            kept = np.array([v is not None and v == v for v in values])  # noqa: PLR0124
+            kept = np.array([v is not None and v == v for v in values])
             np.testing.assert_array_equal(filled[name][kept], values[kept])
-            assert all(v is not None and v == v for v in filled[name])  # noqa: PLR0124
+            assert all(v is not None and v == v for v in filled[name])
     np.testing.assert_array_equal(
         model.impute(holed, seed=0)["x"], model.impute(holed, seed=0)["x"]
     )

@@ -1,0 +1,111 @@
+"""Frames of any library in, frames of the same library out."""
+
+from __future__ import annotations
+
+import datetime
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import made_flows as mf
+from made_flows.tables.frames import read, write
+
+N = 40
+ZONE = datetime.timezone(datetime.timedelta(hours=2))
+COLUMNS: dict[str, Any] = {
+    "real": [0.5 * i**1.5 if i % 7 else None for i in range(N)],
+    "whole": [i * i % 37 for i in range(N)],
+    "text": [["a", "b", None, "c"][i % 4] for i in range(N)],
+    "flag": [[True, False, None][i % 3] for i in range(N)],
+    "day": [datetime.datetime(2024, 1, 1) + datetime.timedelta(days=i * i % 39) for i in range(N)],
+}
+
+
+def frame_of(kind: str) -> Any:
+    if kind == "dict":
+        return dict(COLUMNS)
+    library: Any = pytest.importorskip(kind)
+    if kind == "pandas":
+        return library.DataFrame(COLUMNS)
+    return library.DataFrame(COLUMNS) if kind == "polars" else library.table(COLUMNS)
+
+
+def values_of(frame: Any, name: str) -> list[Any]:
+    return list(read(frame)[0][name].array)
+
+
+@pytest.mark.parametrize("kind", ["dict", "pandas", "polars", "pyarrow"])
+def test_frames_are_read_alike_and_given_back(kind: str) -> None:
+    frame = frame_of(kind)
+    read_columns, found = read(frame)
+    assert found == kind
+    plain, _ = read(COLUMNS)
+    for name, values in plain.items():
+        if values.array.dtype == object:
+            assert list(read_columns[name].array) == list(values.array)
+        else:
+            np.testing.assert_array_equal(read_columns[name].array, values.array)
+    model = mf.TableMADE.from_data(frame, hidden_features=(8,))
+    assert [c.name for c in model.schema.columns] == list(COLUMNS)
+    drawn = model.sample(7)
+    assert type(drawn) is type(frame)
+    filled = model.impute(frame, seed=0)
+    assert type(filled) is type(frame)
+    assert not any(values.missing.any() for values in read(filled)[0].values())
+    assert values_of(filled, "whole") == values_of(frame, "whole")
+    if kind == "pandas":
+        assert list(filled.columns) == list(frame.columns)
+        assert filled["real"].dtype == frame["real"].dtype
+
+
+def test_columns_that_are_not_modelled_are_kept() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(
+        {**COLUMNS, "name": [f"row {i}" for i in range(N)]}, index=range(5, 45)
+    )
+    model = mf.TableMADE.from_data(frame, hidden_features=(8,))
+    filled = model.fill(frame, draws=2)
+    assert list(filled["name"]) == list(frame["name"])
+    assert list(filled.index) == list(frame.index)
+    assert frame["real"].isna().any(), "the table that was given is not changed"
+    typed = frame.astype({"whole": "Int64", "text": "category", "flag": "boolean"})
+    np.testing.assert_array_equal(model.score_samples(typed), model.score_samples(frame))
+    assert model.impute(typed, seed=0)["text"].dtype == typed["text"].dtype
+
+
+def test_matrices_have_columns_by_number() -> None:
+    x = np.random.default_rng(0).normal(size=(N, 3))
+    x[3, 1] = np.nan
+    model = mf.TableMADE.from_data(x, hidden_features=(8,))
+    assert model.schema.names == ["x0", "x1", "x2"]
+    assert model.sample(4).shape == (4, 3)
+    filled = model.impute(x, seed=0)
+    assert filled.shape == x.shape
+    assert np.isfinite(filled).all()
+    tensor = torch.from_numpy(x)
+    np.testing.assert_array_equal(model.score_samples(tensor), model.score_samples(x))
+
+
+def test_values_of_other_types() -> None:
+    columns, _ = read({
+        "money": [Decimal("1.5"), Decimal(2), None],
+        "numbers": [1, 2.5, None],
+        "zone": [datetime.datetime(2024, 1, 1, 2, tzinfo=ZONE)] * 3,
+        "span": [datetime.timedelta(hours=12)] * 3,
+    })  # fmt: skip
+    assert columns["money"].array[0] == 1.5
+    assert columns["numbers"].holds == "float"
+    assert columns["zone"].array[0] == (datetime.date(2024, 1, 1) - datetime.date(1970, 1, 1)).days
+    assert columns["span"].array[0] == 0.5
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        write({"x": np.zeros(2)}, "pandas")
