@@ -18,16 +18,6 @@ from made_flows._registry import saveable
 from made_flows.tables.frames import Values
 from made_flows.training.standardization import robust_moments
 
-__all__ = [
-    "ATOM",
-    "CategoryColumn",
-    "Column",
-    "NumberColumn",
-    "fit_categories",
-    "fit_number",
-    "normal_likelihood",
-]
-
 ATOM = -10_000.0
 """The code of the value that has a mass of its own; no logarithm of a number is near it."""
 

@@ -15,8 +15,6 @@ import torch
 from made_flows._checks import expect, expect_type
 from made_flows.training.convert import dimensions
 
-__all__ = ["FRAMES", "Values", "read", "write"]
-
 FRAMES = ("pandas", "polars", "pyarrow", "array", "dict")
 """What a table can be: frames of a library, a matrix, or arrays by name."""
 

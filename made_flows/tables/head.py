@@ -15,8 +15,6 @@ from made_flows._checks import check_finite
 from made_flows.tables.columns import ATOM, CategoryColumn, Column, NumberColumn
 from made_flows.univariate.heads import Categorical, GaussianMixture, Head
 
-__all__ = ["TableHead", "TableSupport"]
-
 _FAR = 1e30
 """Where an edge of a cell is put that is infinitely far out."""
 

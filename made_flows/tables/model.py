@@ -23,8 +23,6 @@ from made_flows.training.loop import fit
 from made_flows.training.optimization import modes_kept, seeded
 from made_flows.transforms.units import Units
 
-__all__ = ["TableMADE", "fit_table"]
-
 _ROWS = 2048
 """Rows that are scored or completed at a time."""
 

@@ -19,8 +19,6 @@ from made_flows.tables.columns import (
 )
 from made_flows.tables.frames import FRAMES, Values, read, write
 
-__all__ = ["KINDS", "Schema"]
-
 KINDS = (
     "real", "positive", "bounded", "count", "amount", "rounded", "zero_inflated", "date",
     "category", "binary", "leave_out",
@@ -47,8 +45,8 @@ class Schema:
         >>> rng = np.random.default_rng(0)
         >>> print(Schema.of({"height": rng.normal(170, 10, 99), "sex": ["f", "m", "f"] * 33}))
         column  kind    values            missing
-        height  real    146.34 to 195...
-        sex     binary  f, m...
+        height  real    146.75 to 190.02
+        sex     binary  f, m
     """
 
     def __init__(
