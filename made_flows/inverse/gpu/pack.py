@@ -1,0 +1,97 @@
+"""The kernel of the numeric phase: one layer's weights, sorted by degree, and its vectors.
+
+It runs in every call and reads weights and masks as they are, so that nothing on the device is
+believed to be what it was, and nothing has to be waited for. What the plan says of the masks it
+proves: a unit that reads more than the plan knows of gets a bias that is not a number.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def copied(target, source, u, row, live):
+    """Copy the entries of some units, in their sorted order."""
+    tl.store(target + u, tl.load(source + row, mask=live, other=0.0), mask=live)
+
+
+@triton.jit(do_not_specialize=["count", "kept", "every", "pitch"])
+def pack_kernel(
+    packed,
+    biases,
+    norms,
+    weight,
+    mask,
+    bias,
+    norm_scale,
+    norm_shift,
+    ranks,
+    units,
+    limits,
+    inputs,
+    row_features,
+    row_ranks,
+    count,
+    kept,
+    every,
+    pitch,
+    weight_step,
+    weight_inner,
+    mask_step,
+    mask_inner,
+    HAS_BIAS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    OUTPUT: tl.constexpr,
+    VECTORS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INPUTS: tl.constexpr,
+):
+    """Write weights (count, pitch), zero where the mask is, and biases; a program takes some units.
+
+    Args:
+        packed, biases, norms: where they go; norms after the biases.
+        weight, mask, bias, norm_scale, norm_shift, ranks: the network's own.
+        units: (count,), the network's unit at each place.
+        limits: (count,), how many of the sorted inputs each may read.
+        inputs: (every,), the network's input at each place; those after the first ``kept`` may be
+            read by no unit.
+        row_features, row_ranks: (count,), for outputs: their feature, and its rank in the plan.
+        VECTORS: whether there are any vectors: a direct connection has none, but adds to those of
+            the outputs.
+    """
+    u = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = u < count
+    row = tl.load(units + u, mask=live, other=0)
+    limit = tl.load(limits + u, mask=live, other=0)
+    wrong = tl.zeros((BLOCK,), tl.int32)
+    if OUTPUT:
+        feature = tl.load(row_features + u, mask=live, other=0)
+        expected = tl.load(row_ranks + u, mask=live, other=0)
+        wrong += (tl.load(ranks + feature, mask=live, other=0) != expected).to(tl.int32)
+    for k0 in range(0, every, INPUTS):
+        k = k0 + tl.arange(0, INPUTS)
+        both = live[:, None] & (k < every)[None, :]
+        column = tl.load(inputs + k, mask=k < every, other=0)
+        place = row[:, None] * mask_step + column[None, :] * mask_inner
+        m = tl.load(mask + place, mask=both, other=0)
+        place = row[:, None] * weight_step + column[None, :] * weight_inner
+        w = tl.load(weight + place, mask=both, other=0.0)
+        present = m != 0
+        known = k[None, :] < limit[:, None]
+        wrong += tl.sum((present & (known == 0) & both).to(tl.int32), axis=1)
+        # Where the mask is zero the weight is left out, not multiplied: it may be a NaN.
+        w = tl.where(present & known, w * m.to(w.dtype), 0.0)
+        tl.store(packed + u[:, None] * pitch + k[None, :], w, mask=both & (k < kept)[None, :])
+    if VECTORS:
+        b = tl.zeros((BLOCK,), packed.dtype.element_ty)
+        if HAS_BIAS:
+            b = tl.load(bias + row, mask=live, other=0.0)
+        tl.store(biases + u, tl.where(wrong > 0, float("nan"), b), mask=live)
+    else:  # runs after the outputs, whose biases are there
+        b = tl.load(biases + u, mask=live, other=0.0)
+        tl.store(biases + u, tl.where(wrong > 0, float("nan"), b), mask=live)
+    if HAS_NORM:
+        copied(norms, norm_scale, u, row, live)
+        copied(norms + count, norm_shift, u, row, live)
