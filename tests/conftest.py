@@ -14,6 +14,10 @@ from torch.distributions import Distribution
 
 SEED = 0
 
+# Without a GPU Triton's interpreter runs its kernels; it reads this when Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Test tensors are small, and tests run in several processes: more threads only get in the way.
 torch.set_num_threads(1)
 

@@ -68,7 +68,9 @@ PUBLIC = {
 }
 
 EXTRAS = {"made_flows.pyro": "pyro", "made_flows.nflows": "nflows"}
-OPTIONAL = ["arviz", "matplotlib", "nflows", "normflows", "numba", "pyro", "sklearn", "zuko"]
+OPTIONAL = [
+    "arviz", "matplotlib", "nflows", "normflows", "numba", "pyro", "sklearn", "triton", "zuko",
+]  # fmt: skip
 
 
 # --- Reading the imports --------------------------------------------------------------------------

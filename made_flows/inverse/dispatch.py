@@ -19,8 +19,9 @@ from made_flows.inverse.numeric import Numeric, make_numeric, symbolic_for
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.nn.spec import NetworkSpec
 
-_CHOICES = ("auto", "eager", "compiled")
+_CHOICES = ("auto", "eager", "compiled", "triton")
 _VARIABLE = "MADE_FLOWS_INVERSE"
+_LOG = logging.getLogger("made_flows")
 _chosen: str | None = None
 
 
@@ -64,10 +65,10 @@ def _default() -> str:
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> ModuleType | None:
-    """Return the module of compiled sweeps, None without Numba; says so once."""
+def _for_cpu() -> ModuleType | None:
+    """Return the module of compiled sweeps for CPUs, None without Numba; says so once."""
     if importlib.util.find_spec("numba") is None:
-        logging.getLogger("made_flows").warning(
+        _LOG.warning(
             "Numba is not installed: sequential inverses on the CPU run in torch operations, "
             "several times slower. pip install 'made-flows[fast]' for the compiled kernel"
         )
@@ -77,39 +78,68 @@ def _compiled() -> ModuleType | None:
     return cpu
 
 
+@lru_cache(maxsize=1)
+def _for_gpu() -> ModuleType | None:
+    """Return the module of compiled sweeps for GPUs, None without Triton; says so once."""
+    if importlib.util.find_spec("triton") is None:
+        _LOG.warning(
+            "Triton is not installed: sequential inverses on a GPU run in torch operations, "
+            "hundreds of launches in place of one. pip install 'made-flows[gpu]' for the kernel"
+        )
+        return None
+    from made_flows.inverse.gpu import backend as gpu
+
+    return gpu
+
+
 def _backend_for(tensor: Tensor) -> ModuleType | None:
     """Return the module of compiled sweeps, where rows such as these may take it."""
-    choice = _choice()
+    choice, device = _choice(), tensor.device
     if choice == "eager":
         return None
-    if tensor.device.type == "cpu":
-        cpu = _compiled()
+    if device.type == "cuda" or (choice == "triton" and device.type == "cpu"):
+        gpu = _for_gpu()
+        if gpu is None:
+            _refuse("without Triton. pip install 'made-flows[gpu]'")
+        elif gpu.runs_on(device):
+            return gpu
+        else:
+            _refuse(
+                f"on the device {device}, where Triton's kernels run neither compiled (from "
+                "CUDA's compute capability 8.0 on) nor interpreted (TRITON_INTERPRET=1)"
+            )
+        return None
+    if device.type == "cpu":
+        cpu = _for_cpu()
         if cpu is None:
             _refuse("without Numba. pip install 'made-flows[fast]'")
         return cpu
-    _refuse(f"on the device {tensor.device}: it is for the CPU")
+    _refuse(f"on the device {device}: there are kernels for CPUs and CUDA")
     return None
 
 
 def _refuse(why: str) -> None:
     """Raise if nothing but the compiled sweep will do."""
-    if _choice() == "compiled":
+    if _choice() in ("compiled", "triton"):
         raise RuntimeError(
             f"Expected a sequential inverse that can be compiled, as {_VARIABLE} or backend("
-            f'"compiled") asks; got one {why}. "auto" falls back to torch operations'
+            f'"{_choice()}") asks; got one {why}. "auto" falls back to torch operations'
         )
 
 
 def solve(problem: Problem) -> Tensor:
     """Solve a :class:`~made_flows.inverse.problem.Problem` for its values."""
-    cpu = _backend_for(problem.noise)
-    if cpu is not None:
-        kernel = cpu.kernel_of(problem.step)
-        ready = None if kernel is None else cpu.ready_for(problem.network)
-        if ready is not None:
-            values: Tensor = cpu.solve(ready, kernel, problem)
-            dtype = problem.step.value_dtype(problem.noise.dtype)
-            return values if dtype == values.dtype else values.to(dtype)
+    engine = _backend_for(problem.noise)
+    if engine is not None:
+        kernel = engine.kernel_of(problem.step)
+        try:
+            ready = None if kernel is None else engine.ready_for(problem.network)
+            if ready is not None:
+                values: Tensor = engine.solve(ready, kernel, problem)
+                dtype = problem.step.value_dtype(problem.noise.dtype)
+                return values if dtype == values.dtype else values.to(dtype)
+        except engine.FAILURES as failure:
+            _report(failure)
         _refuse(
             f"whose step ({problem.step.name}) has no kernel"
             if kernel is None
@@ -121,15 +151,33 @@ def solve(problem: Problem) -> Tensor:
 
 def adjoint(problem: TransposedProblem) -> Tensor:
     """Solve a :class:`~made_flows.inverse.problem.TransposedProblem`."""
-    cpu = _backend_for(problem.gradient)
-    if cpu is not None:
-        ready = cpu.ready_for(problem.network)
-        if ready is not None:
-            solution: Tensor = cpu.adjoint(ready, problem)
-            return solution
+    engine = _backend_for(problem.gradient)
+    if engine is not None:
+        try:
+            ready = engine.ready_for(problem.network)
+            if ready is not None:
+                solution: Tensor = engine.adjoint(ready, problem)
+                return solution
+        except engine.FAILURES as failure:
+            _report(failure)
         _refuse(_unknown(problem.network))
     with own_precision(problem.gradient.device.type):
         return eager.adjoint(_numeric(problem.network), problem)
+
+
+def _report(failure: Exception) -> None:
+    """Say once for a failure that a kernel could not be built; raise where it was asked for."""
+    if _choice() != "auto":
+        raise failure
+    _log_once(str(failure))
+
+
+@lru_cache(maxsize=16)
+def _log_once(failure: str) -> None:
+    _LOG.warning(
+        "The kernel of a sequential inverse could not be built: it runs in torch operations, "
+        "exactly and more slowly. %s", failure
+    )  # fmt: skip
 
 
 def _unknown(network: NetworkSpec) -> str:

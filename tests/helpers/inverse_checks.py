@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -109,14 +109,20 @@ def same(ours: Tensor, reference: Tensor, tolerance: float = 1e-10) -> None:
 
 
 def check_values(
-    conditioner: Conditioner, step: Step, noise: Tensor, context: Tensor | None = None, **more: Any
+    conditioner: Conditioner,
+    step: Step,
+    noise: Tensor,
+    context: Tensor | None = None,
+    *,
+    choices: Sequence[str] = BACKENDS,
+    **more: Any,
 ) -> Tensor:
-    """Of both backends against D passes; the values. Rows that overflow are not compared."""
+    """Of all backends against D passes; the values. Rows that overflow are not compared."""
     with torch.no_grad():
         reference = d_pass_inverse(conditioner, step, noise, context, **more)
         finite = reference.isfinite().all(dim=-1)
         assert finite.any() or not finite.numel()
-        for choice in BACKENDS:
+        for choice in choices:
             with backend(choice):
                 ours = sequential_inverse(conditioner, step, noise, context, **more)
             assert ours.shape == reference.shape
@@ -132,6 +138,7 @@ def check_gradients(
     *,
     known: Tensor | None = None,
     prefix: int = 0,
+    choices: Sequence[str] = BACKENDS,
 ) -> None:
     """Of all weights, noise, context and known values, against autograd through D passes."""
 
@@ -157,7 +164,7 @@ def check_gradients(
         ]
 
     references = pull(theirs)
-    for choice in BACKENDS:
+    for choice in choices:
         with backend(choice):
             ours = sequential_inverse(*arguments, known=inputs["known"], prefix=prefix)
             same(ours, theirs)

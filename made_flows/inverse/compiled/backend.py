@@ -34,6 +34,9 @@ from made_flows.inverse.symbolic import Symbolic
 from made_flows.nn.spec import NetworkSpec, Structure
 from made_flows.univariate.step_kernel import StepKernel
 
+FAILURES: tuple[type[Exception], ...] = ()
+"""Errors after which torch operations are to take over: none."""
+
 _DTYPES = (torch.float32, torch.float64)
 
 _ROWS_ALONE = 6_000_000

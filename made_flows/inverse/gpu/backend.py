@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import triton
+import triton.errors
 from torch import Tensor
 
 from made_flows._cache import TensorCache
@@ -30,6 +31,12 @@ from made_flows.inverse.steps import Step
 from made_flows.inverse.symbolic import Symbolic
 from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
 from made_flows.univariate.step_kernel import StepKernel
+
+FAILURES = (triton.errors.TritonError,)
+"""Errors after which torch operations are to take over: a kernel that could not be built."""
+
+INTERPRETED = not isinstance(solve_kernel, triton.JITFunction)
+"""Whether ``TRITON_INTERPRET`` was set when this module was imported."""
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -114,6 +121,14 @@ class Ready:
 
 # What a plan says of masks and ranks is proved by every packing.
 _PLANS: TensorCache[Plan] = TensorCache(proves=True)
+
+
+@lru_cache(maxsize=64)
+def runs_on(device: torch.device) -> bool:
+    """Tell whether the kernels run on a device."""
+    if device.type == "cpu":
+        return INTERPRETED
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def ready_for(network: NetworkSpec) -> Ready | None:
@@ -352,8 +367,8 @@ def _numbers(kernel: StepKernel) -> tuple[float, ...]:
 def _width(kernel: StepKernel, parameters: int) -> int:
     """Return a power of two that parameters of one kind fit in."""
     if kernel.kind == "rational_spline":
-        return triton.next_power_of_2(int(kernel.numbers[4]))
-    return triton.next_power_of_2(parameters)
+        parameters = int(kernel.numbers[4])
+    return 1 << (parameters - 1).bit_length()
 
 
 def _on(tensor: Tensor) -> Any:

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from made_flows.inverse.compiled import layout
 from made_flows.inverse.gpu.steps import take_step
-from made_flows.inverse.gpu.tile import A, Z, add_product, finish_units, places_of, start_units
+from made_flows.inverse.gpu.tile import Z, add_product, finish_units, places_of, start_units
 
 COLUMNS = tl.constexpr(layout.COLUMNS)
 SOURCE = tl.constexpr(layout.SOURCE)
@@ -134,7 +134,7 @@ def solve_kernel(
                         total, matrix, pitch, 1, u, live, work, source, 0, read,
                         PRECISION, INPUTS, ROWS,
                     )  # fmt: skip
-                    if DIRECT:
+                    if DIRECT:  # noqa: SIM102 - known while compiling, the other while running
                         if index == depth:
                             total = add_product(
                                 total,

@@ -142,9 +142,7 @@ def rational_linear(
 
 
 @triton.jit
-def rational_spline(
-    work, count, u, NUMBERS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr
-):
+def rational_spline(work, count, u, NUMBERS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
     """Apply a monotone rational spline or its inverse; the identity outside of its interval."""
     BINS: tl.constexpr = NUMBERS[4]
     INVERSE: tl.constexpr = NUMBERS[0] != 0.0
