@@ -40,6 +40,7 @@ from made_flows.pyro.distributions import (
 from made_flows.pyro.fitting import GuideFit, fit_guide
 from made_flows.pyro.flow_transforms import IAF, MAF, FlowTransform
 from made_flows.pyro.guides import AutoIAF
+from made_flows.pyro.mixture_guide import FlowMixture
 from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN, MADENetwork
 from made_flows.pyro.probe import Probe
 from made_flows.pyro.refinement import Refinement, refine
@@ -65,6 +66,7 @@ __all__ = [
     "ConditionalMAF",
     "ConditionalSplineAutoregressive",
     "Diagnosis",
+    "FlowMixture",
     "FlowTransform",
     "GaussianMADE",
     "GaussianMixtureMADE",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -15,10 +16,11 @@ from pyro.infer.autoguide.initialization import init_to_sample, init_to_uniform
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from made_flows._checks import expect, expect_type
-from made_flows.pyro.diagnosis import Diagnosis
+from made_flows._checks import expect, expect_type, positive_integer
+from made_flows.pyro.diagnosis import Diagnosis, diagnose
 from made_flows.pyro.guides import AutoIAF
-from made_flows.pyro.starts import JointDensity, NormalStart, find_start
+from made_flows.pyro.mixture_guide import FlowMixture
+from made_flows.pyro.starts import JointDensity, NormalStart, apart, find_starts
 
 
 class _Budget(NamedTuple):
@@ -43,6 +45,8 @@ _WARM_UP = 50
 _CHECKS = 5
 _AVERAGED = 0.1
 """Share of the steps over which weights are averaged."""
+_MATTERS = 50.0
+"""Nats by which the normal approximation of a mode, a rough one, may be below the best one's."""
 _NOTHING = 0.01
 """A rise of the ELBO, in nats, for which nobody trains any longer."""
 
@@ -55,8 +59,9 @@ class GuideFit:
         diagnosis: of the fitted guide, by 2000 draws.
         start: the start that won, by name.
         start_elbo: the ELBO of the normal approximation there.
-        elbo: estimates of the ELBO, one for every step.
+        elbo: estimates of the ELBO, one for every step (of the best mode's guide).
         seconds: how long it took.
+        guide: the fitted guide: the one given, or with several modes a mixture of such.
     """
 
     diagnosis: Diagnosis
@@ -64,6 +69,7 @@ class GuideFit:
     start_elbo: float
     elbo: list[float]
     seconds: float
+    guide: AutoIAF | FlowMixture = field(compare=False)
 
     def __repr__(self) -> str:
         return (
@@ -79,6 +85,7 @@ def fit_guide(
     seed: int | None = None,
     progress: bool = True,
     vectorize: bool = True,
+    modes: int = 1,
     **kwargs: Any,
 ) -> GuideFit:
     r"""Fit an AutoIAF to its model's posterior, whatever the units of the data.
@@ -98,6 +105,10 @@ def fit_guide(
         seed: of starts and training; None for torch's own generator.
         progress: whether to show a bar with ELBO and k-hat.
         vectorize: whether the model can be run for all particles at once, within a plate.
+        modes: the largest number of modes to fit. With more than one, starts that lead to modes
+            apart from each other each get a copy of the guide, from four times as many random
+            starts as modes at least, and ``guide`` of what is returned is their mixture, weighted
+            by the posterior. A flow of one mode bends only slowly to another.
 
     Returns:
         the fit, whose ``diagnosis`` says what may be used and how.
@@ -124,6 +135,7 @@ def fit_guide(
     """
     expect_type(isinstance(guide, AutoIAF), "guide", "to be an AutoIAF", guide)
     expect(budget in BUDGETS, "budget", f"to be one of {', '.join(BUDGETS)}", repr(budget))
+    modes = positive_integer(modes, "modes")
     model = guide.model_given()
     began = time.perf_counter()
     with torch.random.fork_rng(enabled=seed is not None, devices=()):
@@ -131,23 +143,34 @@ def fit_guide(
         if seed is not None:
             torch.manual_seed(seed)
         plan = BUDGETS[budget]
-        name, start = _start(model, guide, args, kwargs, plan.starts)
-        guide.restart(start.location, start.factor)
-        elbo = _train(model, guide, args, kwargs, plan, progress, vectorize)
-        diagnosis = guide.diagnose(*args, samples=2000, vectorize=vectorize, **kwargs)
-    return GuideFit(diagnosis, name, start.elbo, elbo, time.perf_counter() - began)
+        starts = _starts(model, guide, args, kwargs, plan.starts, modes)
+        # Copies first: the guide given is the best mode's.
+        guides = [guide, *(copy.deepcopy(guide) for _ in starts[1:])]
+        curves = []
+        for one, (_, start) in zip(guides, starts, strict=True):
+            one.restart(start.location, start.factor)
+            curves.append(_train(model, one, args, kwargs, plan, progress, vectorize))
+        fitted: AutoIAF | FlowMixture = guide
+        if len(guides) > 1:
+            fitted = FlowMixture(model, guides)
+            fitted.weigh(*args, vectorize=vectorize, **kwargs)
+        diagnosis = diagnose(model, fitted, *args, samples=2000, vectorize=vectorize, **kwargs)
+    name, start = starts[0]
+    seconds = time.perf_counter() - began
+    return GuideFit(diagnosis, name, start.elbo, curves[0], seconds, fitted)
 
 
-def _start(
+def _starts(
     model: Callable[..., Any],
     guide: AutoIAF,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     random_starts: int,
-) -> tuple[str, NormalStart]:
-    """Return the best normal approximation, from the guide's own start and from random ones."""
+    modes: int,
+) -> list[tuple[str, NormalStart]]:
+    """Return normal approximations of modes, the best first."""
     points = {"its own start": guide._init_loc()}
-    for index in range(random_starts):
+    for index in range(random_starts if modes == 1 else max(random_starts, 4 * modes)):
         kind = (init_to_uniform, init_to_sample)[index % 2]
         try:
             point = guide.init_point(kind)
@@ -156,7 +179,13 @@ def _start(
         if bool(point.isfinite().all()):
             points[f"{kind.__name__.removeprefix('init_to_')} start {index + 1}"] = point
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-    return find_start(JointDensity(model, guide, args, kwargs), points, generator)
+    found = find_starts(JointDensity(model, guide, args, kwargs), points, generator)
+    chosen = found[:1]
+    for name, start in found[1:]:
+        near = start.elbo > found[0][1].elbo - _MATTERS
+        if len(chosen) < modes and near and all(apart(start, other) for _, other in chosen):
+            chosen.append((name, start))
+    return chosen
 
 
 def _train(

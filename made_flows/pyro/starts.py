@@ -25,6 +25,10 @@ _LOOKS = 8
 _DRAWS = 24
 """Draws by which one is judged."""
 
+_APART = 3.0
+"""Distance of modes, root mean square over dimensions, in standard deviations of their
+approximations."""
+
 _HESSIAN_UP_TO = 200
 """Dimensions up to which second derivatives are taken, one backward pass for each."""
 
@@ -177,10 +181,10 @@ def _widened(value: Any) -> Any:
     return value
 
 
-def find_start(
+def find_starts(
     density: JointDensity, starts: Mapping[str, Tensor], generator: torch.Generator
-) -> tuple[str, NormalStart]:
-    """Return the best normal approximation found along the ways from some points to their modes.
+) -> list[tuple[str, NormalStart]]:
+    """Return normal approximations found along the ways from some points to their modes.
 
     Pathfinder's idea: modes can be far from where the mass is (a funnel has one at its infinitely
     narrow end), but the way there passes it, and an estimate of the ELBO says where.
@@ -191,7 +195,7 @@ def find_start(
         generator: source of randomness.
 
     Returns:
-        the name of the point and the approximation.
+        the name of the point and the approximation, of every way its best one, the best way first.
 
     Raises:
         ValueError: if the density is no number at all of the points.
@@ -200,17 +204,28 @@ def find_start(
         Zhang, Carpenter, Gelman & Vehtari 2022, *Pathfinder: Parallel Quasi-Newton Variational
         Inference*, sections 2-3.
     """
-    best: tuple[str, NormalStart] | None = None
+    best: list[tuple[str, NormalStart]] = []
     for name, point in starts.items():
-        for found in _along_the_way(density, point.to(density.dtype), generator):
-            if best is None or found.elbo > best[1].elbo:
-                best = name, found
-    if best is None or best[1].elbo == -math.inf:
+        ways = list(_along_the_way(density, point.to(density.dtype), generator))
+        if ways:
+            best.append((name, max(ways, key=lambda start: start.elbo)))
+    best = [(name, start) for name, start in best if start.elbo > -math.inf]
+    if not best:
         raise ValueError(
             "Expected model to have a finite density somewhere near its start; got none that is "
             f"a number, from {', '.join(starts)}. Give the guide an init_loc_fn where it has one"
         )
-    return best
+    return sorted(best, key=lambda found: -found[1].elbo)
+
+
+def apart(first: NormalStart, second: NormalStart) -> bool:
+    """Tell whether two normal approximations are of different modes: each far from the other."""
+    way = (second.location - first.location).unsqueeze(-1)
+    distances = [
+        float(torch.linalg.solve_triangular(start.factor, way, upper=False).norm())
+        for start in (first, second)
+    ]
+    return min(distances) > _APART * math.sqrt(len(way))
 
 
 def _along_the_way(

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from made_flows.models.variational import TriangularAffine
-from made_flows.pyro import AutoIAF, fit_guide
-from made_flows.pyro.starts import JointDensity, find_start
+from made_flows.pyro import AutoIAF, FlowMixture, fit_guide
+from made_flows.pyro.fitting import BUDGETS
+from made_flows.pyro.starts import JointDensity, find_starts
 
 F64 = torch.float64
 
@@ -83,7 +84,7 @@ def test_the_mode_of_a_funnel_is_not_where_it_starts() -> None:
     density = JointDensity(funnel, guide, (), {})
     assert density.dtype == F64
     points = {"the middle": torch.zeros(5), "outside": torch.tensor([4.0, 5.0, -3.0, 9.0, 1.0])}
-    name, start = find_start(density, points, torch.Generator().manual_seed(0))
+    name, start = find_starts(density, points, torch.Generator().manual_seed(0))[0]
     # The density grows without bound towards z = -infinity, x = 0; the mass is at z = 0 +- 3.
     assert abs(float(start.location[0])) < 6
     assert -8 < start.elbo < 0.5
@@ -100,9 +101,8 @@ def test_starts_of_a_normal_posterior_are_exact() -> None:
     guide = AutoIAF(model, init_loc_fn=lambda site: torch.zeros(2, dtype=F64))
     guide()
     point = {"zero": torch.zeros(2, dtype=F64)}
-    _, start = find_start(
-        JointDensity(model, guide, (), {}), point, torch.Generator().manual_seed(0)
-    )
+    density = JointDensity(model, guide, (), {})
+    ((_, start),) = find_starts(density, point, torch.Generator().manual_seed(0))
     assert start.elbo == pytest.approx(0.0, abs=1e-3)
     found = start.factor @ start.factor.mT
     torch.testing.assert_close(found, covariance.double(), rtol=1e-3, atol=0)
@@ -128,6 +128,46 @@ def test_a_triangular_map_in_units_of_its_own(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(transform.pull_back(score), expected.detach())
 
 
+def labels(y: Tensor) -> None:
+    """Two normal distributions whose labels can be exchanged: the posterior has two modes."""
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+    sigma = pyro.sample("sigma", dist.LogNormal(torch.zeros(2), 0.5).to_event(1))
+    theta = pyro.sample("theta", dist.Beta(5.0, 5.0))
+    each = [
+        dist.Normal(mu[..., k, None], sigma[..., k, None]).log_prob(y) + share[..., None]
+        for k, share in enumerate((theta.log(), (-theta).log1p()))
+    ]
+    pyro.factor("y", torch.logaddexp(*each).sum(-1))
+
+
+def test_both_modes_of_exchanged_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=60))
+    torch.manual_seed(1)
+    y = torch.cat([torch.randn(120) - 2.75, torch.randn(80) + 2.75])
+    guide = AutoIAF(labels, transforms=2, hidden_features=(16,))
+    fit = fit_guide(guide, y, budget="fast", seed=0, progress=False, modes=3)
+    assert isinstance(fit.guide, FlowMixture)
+    assert fit.diagnosis.trusted, fit
+    # Exchanging the labels maps the posterior to itself: each mode has half of it.
+    torch.testing.assert_close(fit.guide.weights, torch.tensor([0.5, 0.5]), atol=0.1, rtol=0)
+    mu = fit.diagnosis.resample(2000, torch.Generator().manual_seed(0))["mu"]
+    assert 0.35 < float((mu[:, 0] > 0).double().mean()) < 0.65
+    means = mu.sort(dim=-1).values.mean(dim=0)
+    torch.testing.assert_close(means, torch.tensor([-2.75, 2.75]), atol=0.3, rtol=0)
+    draws = fit.guide(y)
+    assert draws["mu"].shape == (2,)
+
+
+def test_one_mode_is_no_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=60))
+    fit = fit_guide(AutoIAF(one), budget="fast", seed=0, progress=False, modes=2)
+    assert isinstance(fit.guide, AutoIAF)
+
+
+def one() -> None:
+    pyro.sample("x", dist.Normal(3.0, 1e-3))
+
+
 def test_seeds() -> None:
     guide = AutoIAF(funnel, transforms=1, hidden_features=(8,))
     state = torch.get_rng_state()
@@ -151,6 +191,7 @@ def _nowhere() -> object:
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "guide": (lambda: fit_guide(AutoNormal(funnel)), TypeError, "guide to be an AutoIAF"),
     "budget": (lambda: fit_guide(AutoIAF(funnel), budget="all"), ValueError, "budget"),
+    "modes": (lambda: fit_guide(AutoIAF(funnel), modes=0), ValueError, "modes"),
     "density": (_nowhere, ValueError, "finite density"),
     "units": (lambda: TriangularAffine([0.0, 0.0], origin=[0.0, 0.0]), ValueError, "units"),
     "upper": (
