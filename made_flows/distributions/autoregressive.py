@@ -14,6 +14,7 @@ from made_flows._torch import has_concrete_values
 from made_flows.distributions._protocols import Schedule, Units
 from made_flows.distributions.base import VectorDistribution
 from made_flows.distributions.missing import ADVICE, fill, find_observed, outputs_for
+from made_flows.inverse.parallel import parallel_pass
 from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import HeadStep
 from made_flows.nn.made import MADE
@@ -121,11 +122,21 @@ class AutoregressiveDistribution(VectorDistribution):
         if self._validate_args:
             self._validate_sample(value)
         u = value if self.units is None else self.units.standardize(value)
-        inputs = self.head.encode(u, self.conditioner.dtype)
-        each = self.head.log_prob(u, self._parameters(inputs)).sum(dim=-1)
+        each = self._score(u)
         if self.units is not None:
             each = each - self.units.log_scale().sum()
         return each.expand(check_broadcast(value=each.shape, batch_shape=self.batch_shape))
+
+    def _score(self, u: Tensor) -> Tensor:
+        """Return log-probabilities (...) of values in the network's units."""
+        # What is no category raises, in torch operations.
+        if self._validate_args and (self.schedule is None or not self.schedule.draws):
+            made, step = self.conditioner, HeadStep(self.head)
+            compiled = parallel_pass(made, step, u, self.context)
+            if compiled is not None:
+                return compiled[1]
+        inputs = self.head.encode(u, self.conditioner.dtype)
+        return self.head.log_prob(u, self._parameters(inputs)).sum(dim=-1)
 
     def _parameters(self, inputs: Tensor) -> Tensor:
         """Return parameters (..., D, K), in training those of orders that are drawn now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
@@ -17,6 +17,7 @@ from made_flows._torch import own_precision
 from made_flows.inverse import eager
 from made_flows.inverse.numeric import Numeric, make_numeric, symbolic_for
 from made_flows.inverse.problem import Problem, TransposedProblem
+from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.nn.spec import NetworkSpec
 
 _CHOICES = ("auto", "eager", "compiled", "triton")
@@ -147,6 +148,22 @@ def solve(problem: Problem) -> Tensor:
         )
     with own_precision(problem.noise.device.type):
         return eager.solve(_numeric(problem.network), problem)
+
+
+def score(
+    step: HeadStep | BijectionStep, x: Tensor, network: Callable[[], NetworkSpec | None]
+) -> tuple[Tensor | None, Tensor] | None:
+    """Map values (N, D) that are known; None where no compiled pass does."""
+    cpu = _compiled() if x.device.type == "cpu" and _choice() != "eager" else None
+    kernel = None if cpu is None else cpu.score_kernel_of(step)
+    spec = None if kernel is None else network()
+    ready = None if cpu is None or spec is None else cpu.ready_for(spec)
+    if cpu is None or ready is None:
+        return None
+    result: tuple[Tensor | None, Tensor] = cpu.score(
+        ready, kernel, isinstance(step, HeadStep), spec, x
+    )
+    return result
 
 
 def adjoint(problem: TransposedProblem) -> Tensor:

@@ -70,7 +70,7 @@ def sequential_inverse(
     try:
         # The sweeps' own precision, as the weights have it, whatever products elsewhere take.
         with torch.no_grad(), own_precision(noise.device.type):
-            network = conditioner.spec(_context_rows(context, batch))
+            network = conditioner.spec(context_rows(context, batch))
     except NotUnderstoodError as error:
         return inverse.passes(error)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def pull_back(
         return swept * direct.squeeze(-1)
 
 
-def _context_rows(context: Tensor | None, batch: torch.Size) -> Tensor | None:
+def context_rows(context: Tensor | None, batch: torch.Size) -> Tensor | None:
     """Return the context as (rows, C), so that row n of the batch has row n modulo rows of it."""
     if context is None:
         return None

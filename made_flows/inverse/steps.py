@@ -86,6 +86,11 @@ class HeadStep:
     def kernel(self) -> StepKernel | None:
         return self.head.kernel() if inherits_kernel(type(self.head)) else None
 
+    def score_kernel(self) -> StepKernel | None:
+        """Return what the compiled parallel pass should do, None if it cannot."""
+        kernel = self.head.kernel() if inherits_kernel(type(self.head), scored=True) else None
+        return kernel if kernel is not None and kernel.scored else None
+
 
 class BijectionStep:
     """The step of a bijection: a known value of one side becomes that of the other.
@@ -130,6 +135,8 @@ class BijectionStep:
         if kernel is None or self.direction == "forward":
             return kernel
         return kernel._replace(inverse=True)
+
+    score_kernel = kernel
 
 
 def step_of_name(name: str) -> Step:

@@ -39,7 +39,7 @@ from made_flows.nn.made_spec import MADESpec
 from made_flows.nn.masked_mlp import MaskedMLP
 from made_flows.nn.per_row_orders import forward_row_orders
 from made_flows.nn.spec import NetworkSpec
-from made_flows.nn.validation import expect_own
+from made_flows.nn.validation import NotUnderstoodError, expect_own
 
 _MASKED = "to be True, False or 'order'"
 
@@ -345,6 +345,22 @@ class MADE(MaskedMLP):
             NotUnderstoodError: see :meth:`expect_understood`.
         """
         return self._read().at(context)
+
+    def plain_spec(self, context: Tensor | None = None) -> NetworkSpec | None:
+        """Describe the network where a call now is its layers and no more; None elsewhere.
+
+        Elsewhere it drops units, computes its weights anew in every call, or has hooks.
+        """
+        if not self._is_plain() or (self.dropout is not None and self.dropout.training):
+            return None
+        hooks = nn.modules.module
+        if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+            return None
+        try:
+            read = self._read()
+        except NotUnderstoodError:
+            return None
+        return None if read.computed else read.at(context)
 
     def _read(self) -> MADESpec:
         kept = self._spec

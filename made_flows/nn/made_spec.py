@@ -28,6 +28,7 @@ class MADESpec:
     Attributes:
         network: without a context.
         with_context: its structure and tensors where a context contributes too.
+        computed: whether weights are computed anew for every call.
 
     Raises:
         NotUnderstoodError: where something else than masked layers and an elementwise activation
@@ -47,7 +48,7 @@ class MADESpec:
             places += [(linear._parameters, "weight"), (linear._parameters, "bias")]
             places.append((linear._buffers, "mask"))
         # Weights under a parametrization, or pruned, are computed: of now, and not to be kept.
-        self._computed = not all(name in table for table, name in places)
+        self.computed = not all(name in table for table, name in places)
         self._tensors = [(table, name, table.get(name)) for table, name in places]
 
     def _describe(
@@ -94,7 +95,7 @@ class MADESpec:
         # It holds these tensors themselves, and nothing made of their values, so that who they
         # are is all that counts here; values are compared where they are packed.
         return (
-            not self._computed
+            not self.computed
             and self._watch.unchanged()
             and self._activation == activation_name(made.activation)
             and all(table.get(name) is tensor for table, name, tensor in self._tensors)

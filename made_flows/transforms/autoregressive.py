@@ -9,6 +9,7 @@ from torch import Tensor
 
 from made_flows._checks import check_event, expect, expect_type
 from made_flows._registry import saveable
+from made_flows.inverse.parallel import parallel_pass
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import BijectionStep
@@ -93,24 +94,34 @@ class AutoregressiveTransform(Transform):
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.reads == "data":
-            z, each = self.bijection.inverse(x, self.conditioner(x, context))
-        else:
-            z = self._solve(x, context, "inverse")
-            each = self.bijection.inverse(x, self.conditioner.as_called(z, context))[1]
+            return self._map(x, context, "inverse")
+        z = self._solve(x, context, "inverse")
+        each = self.bijection.inverse(x, self.conditioner.as_called(z, context))[1]
         return z, each.sum(dim=-1)
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.reads == "noise":
-            x, each = self.bijection.forward(z, self.conditioner(z, context))
-        else:
-            x = self._solve(z, context, "forward")
-            each = self.bijection.forward(z, self.conditioner.as_called(x, context))[1]
+            return self._map(z, context, "forward")
+        x = self._solve(z, context, "forward")
+        each = self.bijection.forward(z, self.conditioner.as_called(x, context))[1]
         return x, each.sum(dim=-1)
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         if self.reads == "noise":
-            return self.bijection.forward(z, self.conditioner(z, context))[0]
+            return self._map(z, context, "forward")[0]
         return self._solve(z, context, "forward")
+
+    def _map(
+        self, known: Tensor, context: Tensor | None, direction: Literal["forward", "inverse"]
+    ) -> tuple[Tensor, Tensor]:
+        """Take the direction in which what the network reads is known."""
+        step = BijectionStep(self.bijection, direction)
+        image, log_det = parallel_pass(self.conditioner, step, known, context) or (None, known)
+        if image is None:
+            parameters = self.conditioner(known, context)
+            image, each = getattr(self.bijection, direction)(known, parameters)
+            log_det = each.sum(dim=-1)
+        return image, log_det
 
     def _solve(
         self, known: Tensor, context: Tensor | None, direction: Literal["forward", "inverse"]

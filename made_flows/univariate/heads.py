@@ -161,7 +161,7 @@ class Gaussian(Head):
         return mean + scale * noise[..., 0]
 
     def kernel(self) -> StepKernel:
-        return StepKernel("affine", self.scale, (1.0, 0.0))
+        return StepKernel("affine", self.scale, (1.0, 0.0), scored=True)
 
 
 @saveable
@@ -222,7 +222,7 @@ class GaussianMixture(Head):
         return start.flatten()
 
     def kernel(self) -> StepKernel:
-        return StepKernel("mixture", self.scale)
+        return StepKernel("mixture", self.scale, scored=True)
 
     def extra_repr(self) -> str:
         return f"components={self.components}"
@@ -262,7 +262,7 @@ class Bernoulli(Head):
         return x.to(dtype)
 
     def kernel(self) -> StepKernel:
-        return StepKernel("bernoulli")
+        return StepKernel("bernoulli", scored=True)
 
     def check_values(self, x: Tensor) -> None:
         check_values(x, (x == 0) | (x == 1), "value", "to be 0 or 1")
@@ -327,7 +327,7 @@ class Categorical(Head):
         return one_hot if self.columns is None else one_hot.index_select(-1, self.columns)
 
     def kernel(self) -> StepKernel:
-        return StepKernel("categorical", one_hot=True)
+        return StepKernel("categorical", one_hot=True, scored=True)
 
     def check_values(self, x: Tensor) -> None:
         valid = (x >= 0) & (x < self.sizes) & (x == x.long())

@@ -22,6 +22,8 @@ class StepKernel(NamedTuple):
         constants: what else the kernel is told.
         inverse: whether the map is taken from data to noise, not from noise to data.
         one_hot: whether the network reads values as one-hot columns, not as they are.
+        scored: whether, for a head, the score of this kind is its log-probability: a head may take
+            a kernel to sample by and have a density of its own.
     """
 
     kind: str
@@ -29,6 +31,7 @@ class StepKernel(NamedTuple):
     constants: tuple[float, ...] = ()
     inverse: bool = False
     one_hot: bool = False
+    scored: bool = False
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -56,17 +59,18 @@ _FREE |= {"initial_parameters", "support", "__annotations__", "__qualname__"}
 
 
 @lru_cache(maxsize=256)
-def inherits_kernel(kind: type[nn.Module]) -> bool:
+def inherits_kernel(kind: type[nn.Module], scored: bool = False) -> bool:
     """Tell whether the kernel of a head or bijection stands for all that the class does.
 
     A subclass that overrides a part of the map, but not ``kernel``, would otherwise be sampled
-    by another map than the one it scores by.
+    by another map than the one it scores by. Its ``log_prob`` counts where it is to be ``scored``.
     """
+    free = _FREE - {"log_prob"} if scored else _FREE
     own: dict[str, Any] = {}
     for index, parent in enumerate(kind.__mro__):
         if "kernel" in vars(parent):
             known = {name for base in kind.__mro__[index:] for name in vars(base)}
-            return not (own.keys() & known - _FREE)
+            return not (own.keys() & known - free)
         own |= vars(parent)
     return False
 

@@ -14,16 +14,16 @@ from made_flows.inverse.compiled.layout import (
     DELTA,
     GATE,
     SLOPE,
-    SOURCE,
     STREAM_INDEX,
     STREAM_SUM,
     SUM,
     Tile,
     Z,
 )
+from made_flows.inverse.compiled.parallel import fill_block
 from made_flows.inverse.compiled.simd import keep_apart, like, pointer_to
 from made_flows.inverse.compiled.solve import multiply
-from made_flows.inverse.compiled.units import finish_with_slopes, gather, multiply_gate, start_units
+from made_flows.inverse.compiled.units import finish_with_slopes, gather, multiply_gate
 
 
 class Gradients(NamedTuple):
@@ -81,11 +81,7 @@ def fill_activations(tile: Any, units: Any, ranks: Any, blocks: Any) -> None:
         r0, r1 = ranks.panels[p], ranks.panels[p + 1]
         for layer in range(len(table) - 1):
             u0, u1 = starts[layer, r0], starts[layer, r1]
-            z0 = table[layer, Z]
-            start_units(tile, z0, layer, u0, u1, units)
-            read = starts[layer - 1, r1] if layer > 0 else ranks.feature_starts[r1 - 1]
-            block, source = blocks.places[layer, p], table[layer, SOURCE]
-            multiply(tile, z0 + u0, source, blocks.weights, block, u1 - u0, read, u1 - u0)
+            fill_block(tile, layer, p, table[layer, Z] + u0, units, ranks, blocks)
             finish_with_slopes(tile, layer, u0, u1, units)
 
 

@@ -25,11 +25,12 @@ from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
 from made_flows.inverse.compiled.compilation import Kernel, step_address
 from made_flows.inverse.compiled.layout import ACTIVATION_CODES, Blocks, StepCall, Units
 from made_flows.inverse.compiled.packing import Layout, Weights
+from made_flows.inverse.compiled.parallel import Scores, score_tiles
 from made_flows.inverse.compiled.solve import Rows, solve_tiles
-from made_flows.inverse.compiled.steps import find_step, has_step
+from made_flows.inverse.compiled.steps import HEAD, find_step, has_step
 from made_flows.inverse.numeric import symbolic_for
 from made_flows.inverse.problem import Problem, TransposedProblem
-from made_flows.inverse.steps import Step
+from made_flows.inverse.steps import BijectionStep, HeadStep, Step
 from made_flows.inverse.symbolic import Symbolic
 from made_flows.nn.spec import NetworkSpec, Structure
 from made_flows.univariate.step_kernel import StepKernel
@@ -45,6 +46,7 @@ _ROWS_ALONE = 6_000_000
 
 _SOLVE = Kernel(solve_tiles.py_func)
 _ADJOINT = Kernel(adjoint_tiles.py_func)
+_SCORE = Kernel(score_tiles.py_func)
 
 
 # ---------------------------------------------------------------------- threads
@@ -140,23 +142,32 @@ def _knows_activations(structure: Structure) -> bool:
 
 def kernel_of(step: Step) -> StepKernel | None:
     """Return what the compiled sweep should do for a step, None if it does not know how."""
-    kernel = step.kernel()
-    if kernel is None or not kernel.follows_rule or not has_step(kernel.kind):
+    return _known(step.kernel(), "step")
+
+
+def score_kernel_of(step: HeadStep | BijectionStep) -> StepKernel | None:
+    """Return what the compiled parallel pass should do for a step, None if it does not know how."""
+    return _known(step.score_kernel(), "score")
+
+
+def _known(kernel: StepKernel | None, function: str) -> StepKernel | None:
+    if kernel is None or not kernel.follows_rule or not has_step(kernel.kind, function):
         return None
     return kernel
 
 
-def _call_of(kernel: StepKernel, parts: int, dtype: torch.dtype) -> StepCall:
-    """Return how the sweep calls a step."""
-    # By the rule's values: the constants of a rule may be changed.
-    return _call(kernel.kind, kernel.numbers, parts, kernel.one_hot, dtype == torch.float32)
-
-
 @lru_cache(maxsize=256)
 def _call(
-    kind: str, numbers: tuple[float, ...], parts: int, one_hot: bool, single: bool
+    kind: str,
+    numbers: tuple[float, ...],  # and not the rule, whose constants may be changed
+    parts: int,
+    one_hot: bool,
+    dtype: torch.dtype,
+    function: str = "step",
 ) -> StepCall:
-    return StepCall(step_address(find_step(kind), single), np.array(numbers), parts, one_hot)
+    """Return how the kernels call a step."""
+    address = step_address(find_step(kind, function), dtype == torch.float32)
+    return StepCall(address, np.array(numbers), parts, one_hot)
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -205,7 +216,7 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
         batch = Rows(rows, noise.data_ptr(), known.data_ptr(), values.data_ptr(), prefix)
         units = _units(ready, network, layout.table)
         blocks = Blocks(packed.weights, layout.blocks, layout.direct_blocks)
-        step = _call_of(kernel, parts, dtype)
+        step = _call(kernel.kind, kernel.numbers, parts, kernel.one_hot, dtype)
 
         def run(first: int, last: int, lanes: int) -> None:
             work = _workspace(layout.rows * lanes, dtype)
@@ -214,6 +225,31 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
 
         _over_rows(rows, layout.size, values.element_size(), run)
     return values
+
+
+def score(
+    ready: Ready, kernel: StepKernel, head: bool, network: NetworkSpec, x: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """Compute images (N, D) of known values under a step, None for a head, and densities (N,)."""
+    rows, dtype, layout = len(x), network.tensors[1].dtype, ready.layout
+    density = torch.empty(rows, dtype=dtype, device="cpu")
+    images = None if head else torch.empty(x.shape, dtype=dtype, device="cpu")
+    if rows:
+        x = _plain(x, dtype)
+        place = 0 if images is None else images.data_ptr()
+        batch = Scores(rows, x.data_ptr(), place, density.data_ptr())
+        units = _units(ready, network, layout.table)
+        blocks = Blocks(ready.weights.weights, layout.blocks, layout.direct_blocks)
+        numbers = (HEAD, *kernel.numbers[1:]) if head else kernel.numbers
+        step = _call(kernel.kind, numbers, 1, kernel.one_hot, dtype, "score")
+
+        def run(first: int, last: int, lanes: int) -> None:
+            work = _workspace(layout.rows * lanes, dtype)
+            _SCORE(first, last, lanes, work, batch, units, layout.ranks, blocks, step,
+                   layout.scratch)  # fmt: skip
+
+        _over_rows(rows, layout.size, density.element_size(), run)
+    return images, density
 
 
 def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:

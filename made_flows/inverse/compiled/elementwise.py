@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from made_flows.inverse.compiled.simd import keep_apart, like, split_power
+from made_flows.inverse.compiled.simd import keep_apart, like, split_mantissa, split_power
 
 _F32_SHIFT = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer in the low bits
 _F64_SHIFT = 6755399441055744.0  # 1.5 * 2^52
@@ -138,6 +138,34 @@ def log1p(t: Any) -> Any:
 
 
 @njit(error_model="numpy")
+def log(x: Any) -> Any:
+    """Compute the logarithm; NaN of what is negative."""
+    zero, tiny = like(x, 0.0), like(x, 2.0**-100)
+    few = x < tiny  # so few that the exponent may be below its range: scaled up
+    m, n = split_mantissa(x * like(x, 2.0**100) if few else x)
+    n = n - like(x, 100.0) if few else n
+    # m lies between the root of 1/2 and that of 2.
+    s = (m - like(x, 1.0)) / (m + like(x, 1.0))
+    square = s * s
+    total = like(x, 1 / 21)
+    total = total * square + like(x, 1 / 19)
+    total = total * square + like(x, 1 / 17)
+    total = total * square + like(x, 1 / 15)
+    total = total * square + like(x, 1 / 13)
+    total = total * square + like(x, 1 / 11)
+    total = total * square + like(x, 1 / 9)
+    total = total * square + like(x, 1 / 7)
+    total = total * square + like(x, 1 / 5)
+    total = total * square + like(x, 1 / 3)
+    # The upper part of log 2 has so few digits that its product with n is exact.
+    result = n * like(x, 1.42860682030941723212e-6) + like(x, 2.0) * (s + s * square * total)
+    result = result + n * like(x, 6.93145751953125e-1)
+    result = x if x == like(x, math.inf) else result
+    result = like(x, -math.inf) if x == zero else result
+    return result if x >= zero else like(x, math.nan)
+
+
+@njit(error_model="numpy")
 def softplus(x: Any) -> Any:
     """Compute log(1 + exp(x))."""
     zero = like(x, 0.0)
@@ -233,21 +261,41 @@ def slope(code: int, constant: float, z: Any) -> None:
 
 
 @njit(nogil=True, error_model="numpy")
+def log_scale(rule: int, c0: float, c1: float, s: Any) -> None:
+    """Replace raw values by the logarithms of their scales under a rule, in place."""
+    keep_apart()
+    a0, a1 = like(s[0], c0), like(s[0], c1)
+    zero, one = like(s[0], 0.0), like(s[0], 1.0)
+    if rule == 0:  # bounded
+        for i in range(len(s)):
+            s[i] = a0 * tanh(s[i] / a0)
+    elif rule == 1:  # softsign
+        for i in range(len(s)):
+            s[i] = s[i] / (one + abs(s[i]) / a0)
+    elif rule == 3:  # softplus
+        low, limit = like(s[0], -40.0), like(s[0], 20.0)
+        for i in range(len(s)):
+            v = s[i] + a0
+            # Far below zero softplus is exp, to the last digit, and its logarithm must not underflow.
+            size = v if v > limit else softplus(low if v < low and a1 == zero else v)
+            s[i] = v if v < low and a1 == zero else log(size + a1)
+    elif rule == 4:  # sigmoid
+        for i in range(len(s)):
+            v = s[i] + a0
+            s[i] = -softplus(-v) if a1 == zero else log(sigmoid(v) + a1)
+    elif rule == 5:  # clamp
+        for i in range(len(s)):
+            v = s[i]
+            v = a0 if v < a0 else v
+            s[i] = a1 if v > a1 else v
+
+
+@njit(nogil=True, error_model="numpy")
 def scale(rule: int, c0: float, c1: float, s: Any) -> None:
     """Replace raw values by their scales under a rule (of ``SCALE_RULES``), in place."""
     keep_apart()
     a0, a1 = like(s[0], c0), like(s[0], c1)
-    one = like(s[0], 1.0)
-    if rule == 0:  # bounded
-        for i in range(len(s)):
-            s[i] = exp(a0 * tanh(s[i] / a0))
-    elif rule == 1:  # softsign
-        for i in range(len(s)):
-            s[i] = exp(s[i] / (one + abs(s[i]) / a0))
-    elif rule == 2:  # exp
-        for i in range(len(s)):
-            s[i] = exp(s[i])
-    elif rule == 3:  # softplus
+    if rule == 3:  # softplus
         limit = like(s[0], 20.0)  # as torch does: above it, the identity
         for i in range(len(s)):
             v = s[i] + a0
@@ -255,8 +303,7 @@ def scale(rule: int, c0: float, c1: float, s: Any) -> None:
     elif rule == 4:  # sigmoid
         for i in range(len(s)):
             s[i] = sigmoid(s[i] + a0) + a1
-    else:  # clamp
+    else:
+        log_scale(rule, c0, c1, s)
         for i in range(len(s)):
-            v = s[i]
-            v = a0 if v < a0 else v
-            s[i] = exp(a1 if v > a1 else v)
+            s[i] = exp(s[i])

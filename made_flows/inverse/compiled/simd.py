@@ -225,6 +225,23 @@ def split_power(typingctx: Any, shifted: Any) -> Any:
 
 
 @intrinsic
+def split_mantissa(typingctx: Any, x: Any) -> Any:
+    """Split a positive number of full precision into m * 2^n, m from sqrt(1/2) to sqrt(2)."""
+    single = x == types.float32
+    bits, mantissa, root = (32, 23, 0x3F3504F3) if single else (64, 52, 0x3FE6A09E667F3BCD)
+
+    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        word, real = ir.IntType(bits), arguments[0].type
+        pattern = builder.bitcast(arguments[0], word)
+        shift = ir.Constant(word, mantissa)
+        n = builder.ashr(builder.sub(pattern, ir.Constant(word, root)), shift)
+        m = builder.bitcast(builder.sub(pattern, builder.shl(n, shift)), real)
+        return context.make_tuple(builder, sig.return_type, (m, builder.sitofp(n, real)))
+
+    return types.UniTuple(x, 2)(x), codegen
+
+
+@intrinsic
 def like(typingctx: Any, value: Any, number: Any) -> Any:
     """Return a number in the type of a value, so that one function serves both precisions."""
 

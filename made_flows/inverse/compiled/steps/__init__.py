@@ -16,6 +16,11 @@ does not know it. Its arguments are
 * ``scratch``: the first of ``SCRATCH`` rows that it may use;
 * ``x``: the row for its values.
 
+A function ``score``, where there is one, is the parallel direction, in which the value is known. It
+takes the same arguments: ``noise`` is the row of the value that is known, ``x`` that of its image
+under the map, and the logarithm of the map's derivative is added to the row after it. For a head,
+whose ``numbers[0]`` is ``HEAD``, the logarithm of the value's probability is.
+
 Everything is a loop over lanes without branches, where that can be, since LLVM makes vector
 instructions of such loops. Numbers take the type of the workspace by ``like``.
 """
@@ -30,16 +35,22 @@ from typing import Any
 
 from numba import carray, njit
 
+HEAD = 2.0
+"""Stands where other steps say whether to invert, for the score of a head."""
+
 
 @lru_cache(maxsize=64)
-def has_step(kind: str) -> bool:
-    """Tell whether there is a step of a kind."""
-    return find_spec(f"{__name__}.{kind}") is not None
+def has_step(kind: str, function: str = "step") -> bool:
+    """Tell whether there is a step of a kind, or another function of its module."""
+    if find_spec(f"{__name__}.{kind}") is None:
+        return False
+    return hasattr(importlib.import_module(f"{__name__}.{kind}"), function)
 
 
-def find_step(kind: str) -> Callable[..., None]:
-    """Return the step of a kind, not compiled yet."""
-    step: Callable[..., None] = importlib.import_module(f"{__name__}.{kind}").step
+def find_step(kind: str, function: str = "step") -> Callable[..., None]:
+    """Return the step of a kind, or another function of its module, not compiled yet."""
+    module = importlib.import_module(f"{__name__}.{kind}")
+    step: Callable[..., None] = getattr(module, function)
     return step
 
 

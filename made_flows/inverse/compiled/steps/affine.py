@@ -5,11 +5,12 @@ Constants: the gain g, and whether the parameters come as (a, m).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from made_flows.inverse.compiled.elementwise import scale
+from made_flows.inverse.compiled.elementwise import exp, log_scale, scale
 from made_flows.inverse.compiled.simd import like
-from made_flows.inverse.compiled.steps import line
+from made_flows.inverse.compiled.steps import HEAD, line
 
 
 def step(
@@ -38,3 +39,37 @@ def step(
     else:
         for j in range(lanes):
             value[j] = (u[j] - shift[j]) / s[j]
+
+
+def score(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    value: int,
+    scratch: int,
+    out: int,
+) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    swapped = numbers[5] != 0.0
+    shift = line(work, parameters + 1 if swapped else parameters, lanes)
+    log_s = line(work, parameters if swapped else parameters + 1, lanes)
+    known, image = line(work, value, lanes), line(work, out, lanes)
+    density = line(work, out + 1, lanes)
+    gain = like(log_s[0], numbers[4])
+    for j in range(lanes):
+        log_s[j] *= gain
+        shift[j] *= gain
+    log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
+    if numbers[0] == 0.0:
+        for j in range(lanes):
+            image[j] = shift[j] + exp(log_s[j]) * known[j]
+            density[j] += log_s[j]
+        return
+    half, normal = like(gain, 0.5), like(gain, 0.5 * math.log(2 * math.pi))
+    head = numbers[0] == HEAD
+    for j in range(lanes):
+        z = (known[j] - shift[j]) * exp(-log_s[j])
+        image[j] = z
+        density[j] -= log_s[j] + (half * z * z + normal) if head else log_s[j]

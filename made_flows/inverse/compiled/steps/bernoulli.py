@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from made_flows.inverse.compiled.elementwise import sigmoid
+from made_flows.inverse.compiled.elementwise import sigmoid, softplus
 from made_flows.inverse.compiled.simd import like
 from made_flows.inverse.compiled.steps import line
 
@@ -24,3 +24,21 @@ def step(
     one, zero = like(u[0], 1.0), like(u[0], 0.0)
     for j in range(lanes):
         value[j] = one if u[j] < sigmoid(logits[j]) else zero
+
+
+def score(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    value: int,
+    scratch: int,
+    out: int,
+) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    logits, known = line(work, parameters, lanes), line(work, value, lanes)
+    density = line(work, out + 1, lanes)
+    zero = like(known[0], 0.0)
+    for j in range(lanes):
+        density[j] -= softplus(-logits[j] if known[j] > zero else logits[j])

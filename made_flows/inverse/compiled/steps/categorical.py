@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from numba import njit
 
-from made_flows.inverse.compiled.elementwise import exp
+from made_flows.inverse.compiled.elementwise import exp, log
 from made_flows.inverse.compiled.simd import keep_apart, like
 from made_flows.inverse.compiled.steps import line
 
@@ -62,3 +63,51 @@ def choose(
         for j in range(lanes):
             sums[j] += weights[j]
             value[j] += one if threshold[j] >= sums[j] else zero
+
+
+def score(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    value: int,
+    scratch: int,
+    out: int,
+) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    known, density = line(work, value, lanes), line(work, out + 1, lanes)
+    chosen, total = line(work, scratch, lanes), line(work, scratch + 1, lanes)
+    for j in range(lanes):
+        chosen[j] = like(known[0], math.nan)  # of what is no category
+    for k in range(count):
+        logits = line(work, parameters + k, lanes)
+        category = like(known[0], k)
+        for j in range(lanes):
+            chosen[j] = logits[j] if known[j] == category else chosen[j]
+    log_sum(work, lanes, parameters, count, scratch + 1)
+    for j in range(lanes):
+        density[j] += chosen[j] - total[j]
+
+
+@njit(nogil=True, error_model="numpy")
+def log_sum(work: Any, lanes: int, first: int, count: int, out: int) -> None:
+    """Write the logarithm of the sum of exponentials of some rows; the row after it is used."""
+    keep_apart()
+    total, highest = line(work, out, lanes), line(work, out + 1, lanes)
+    zero, least = like(total[0], 0.0), like(total[0], -math.inf)
+    for j in range(lanes):
+        highest[j] = least
+        total[j] = zero
+    for k in range(count):
+        row = line(work, first + k, lanes)
+        for j in range(lanes):
+            highest[j] = max(highest[j], row[j])
+    for j in range(lanes):
+        highest[j] = zero if highest[j] == least else highest[j]
+    for k in range(count):
+        row = line(work, first + k, lanes)
+        for j in range(lanes):
+            total[j] += exp(row[j] - highest[j])
+    for j in range(lanes):
+        total[j] = highest[j] + log(total[j])

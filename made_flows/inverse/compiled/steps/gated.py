@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from made_flows.inverse.compiled.elementwise import scale
+from made_flows.inverse.compiled.elementwise import exp, log_scale, scale
 from made_flows.inverse.compiled.simd import like
 from made_flows.inverse.compiled.steps import line
 
@@ -30,3 +30,27 @@ def step(
     else:
         for j in range(lanes):
             value[j] = (u[j] - (one - s[j]) * target[j]) / s[j]
+
+
+def score(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    value: int,
+    scratch: int,
+    out: int,
+) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    target, log_s = line(work, parameters, lanes), line(work, parameters + 1, lanes)
+    known, image = line(work, value, lanes), line(work, out, lanes)
+    density = line(work, out + 1, lanes)
+    one = like(log_s[0], 1.0)
+    log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
+    inverse = numbers[0] != 0.0
+    for j in range(lanes):
+        s = exp(log_s[j])
+        rest = (one - s) * target[j]
+        image[j] = (known[j] - rest) / s if inverse else s * known[j] + rest
+        density[j] += -log_s[j] if inverse else log_s[j]

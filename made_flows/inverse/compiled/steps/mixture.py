@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from made_flows.inverse.compiled.elementwise import scale
+from made_flows.inverse.compiled.elementwise import exp, log_scale, scale
+from made_flows.inverse.compiled.simd import like
 from made_flows.inverse.compiled.steps import line
-from made_flows.inverse.compiled.steps.categorical import choose
+from made_flows.inverse.compiled.steps.categorical import choose, log_sum
 
 
 def step(
@@ -34,3 +36,34 @@ def step(
     scale(int(numbers[1]), numbers[2], numbers[3], s)
     for j in range(lanes):
         value[j] = m[j] + s[j] * v[j]
+
+
+def score(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    value: int,
+    scratch: int,
+    out: int,
+) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    components = count // 3
+    known, density = line(work, value, lanes), line(work, out + 1, lanes)
+    weighted, weights = line(work, scratch, lanes), line(work, scratch + 2, lanes)
+    half, normal = like(known[0], 0.5), like(known[0], 0.5 * math.log(2 * math.pi))
+    log_sum(work, lanes, parameters, components, scratch + 2)
+    for k in range(components):
+        logit, mean = (
+            line(work, parameters + k, lanes),
+            line(work, parameters + components + k, lanes),
+        )
+        log_s = line(work, parameters + 2 * components + k, lanes)
+        log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
+        for j in range(lanes):
+            z = (known[j] - mean[j]) * exp(-log_s[j])
+            logit[j] -= half * z * z + log_s[j]
+    log_sum(work, lanes, parameters, components, scratch)
+    for j in range(lanes):
+        density[j] += weighted[j] - weights[j] - normal

@@ -4,8 +4,7 @@ Constants: those of a :class:`~made_flows.univariate.step_kernel.SplineForm`, in
 parameters of a feature are K logits of widths, K of heights, derivatives at knots, and for linear
 splines K places within bins.
 
-The kernel leaves in its scratch space what the logarithm of the derivative is made of (see
-:mod:`made_flows.inverse.compiled.spline_inverse`).
+The map leaves in the scratch space what the logarithm of its derivative is made of.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 from numba import njit
 
-from made_flows.inverse.compiled.elementwise import exp, softplus
+from made_flows.inverse.compiled.elementwise import exp, log, softplus
 from made_flows.inverse.compiled.simd import keep_apart, like
 from made_flows.inverse.compiled.steps import line
 
@@ -31,6 +30,37 @@ def step(
     x: int,
 ) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    map_value(work, numbers, lanes, parameters, count, noise, scratch, x)
+
+
+def score(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    value: int,
+    scratch: int,
+    out: int,
+) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    map_value(work, numbers, lanes, parameters, count, value, scratch, out)
+    add_log_slope(work, numbers, lanes, scratch, out + 1)
+
+
+@njit(nogil=True, error_model="numpy")
+def map_value(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    noise: int,
+    scratch: int,
+    x: int,
+) -> None:
+    """Map a value; what its derivative is made of is left in the scratch space."""
+    keep_apart()
     bins, inverse, linear = int(numbers[4]), numbers[0] != 0.0, numbers[8] != 0.0
     derivatives = parameters + 2 * bins
     knots = count - 2 * bins - (bins if linear else 0)  # rows of derivatives
@@ -238,3 +268,43 @@ def rational_linear(work: Any, numbers: Any, lanes: int, scratch: int, inverse: 
                 if lower
                 else (middle * below + above) / (below + above)
             )
+
+
+@njit(nogil=True, error_model="numpy")
+def add_log_slope(work: Any, numbers: Any, lanes: int, scratch: int, out: int) -> None:
+    """Add the logarithm of the derivative, from what :func:`map_value` leaves."""
+    keep_apart()
+    inverse, linear = numbers[0] != 0.0, numbers[8] != 0.0
+    place, left, bottom = (
+        line(work, scratch, lanes),
+        line(work, scratch + 1, lanes),
+        line(work, scratch + 2, lanes),
+    )
+    width, height = line(work, scratch + 3, lanes), line(work, scratch + 4, lanes)
+    start, end, inner = (
+        line(work, scratch + 5, lanes),
+        line(work, scratch + 6, lanes),
+        line(work, scratch + 7, lanes),
+    )
+    image, density = line(work, scratch + 8, lanes), line(work, out, lanes)
+    zero, one, two = like(place[0], 0.0), like(place[0], 1.0), like(place[0], 2.0)
+    for j in range(lanes):
+        known = (place[j] - bottom[j]) / height[j] if inverse else (place[j] - left[j]) / width[j]
+        known = min(max(known, zero), one)
+        xi, theta = (image[j], known) if inverse else (known, image[j])
+        slope, rest = height[j] / width[j], one - xi
+        if linear:  # Dolatabadi et al. 2020, section 3
+            last = math.sqrt(start[j] / end[j])
+            weight = (inner[j] * start[j] + (one - inner[j]) * last * end[j]) / slope
+            middle = inner[j] * last / ((one - inner[j]) + inner[j] * last)
+            lower = theta <= middle
+            above = inner[j] * middle if lower else last * (one - inner[j]) * (one - middle)
+            above *= weight * slope
+            below = inner[j] - xi + weight * xi if lower else weight * rest + last * (xi - inner[j])
+        else:  # Durkan et al. 2019, equation 5
+            across = xi * rest
+            above = end[j] * xi * xi + two * slope * across + start[j] * rest * rest
+            below = one - two * across + (start[j] + end[j]) * across / slope
+        inside = place[j] >= zero and place[j] <= one
+        log_slope = log(above / (below * below)) if inside else zero
+        density[j] += -log_slope if inverse else log_slope

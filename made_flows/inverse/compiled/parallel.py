@@ -1,0 +1,118 @@
+"""The compiled parallel pass: all layers of a tile of rows, whose inputs are known.
+
+The blocks are those of the sweep (:mod:`made_flows.inverse.compiled.solve`), and so are products,
+units and steps; only the order differs: layer by layer, each block as one product. What lies above
+the diagonal is never read, and the parameters of a panel's features are used where they were
+computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numba import carray, njit
+
+from made_flows.inverse.compiled.layout import SCRATCH, SOURCE, Tile, Z
+from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointer_to
+from made_flows.inverse.compiled.solve import multiply, put_inputs
+from made_flows.inverse.compiled.units import finish_units, gather, start_units
+
+
+class Scores(NamedTuple):
+    """The batch, by addresses of contiguous arrays.
+
+    Args:
+        size: number of rows N.
+        x: of the values that the network reads, (N, D).
+        images: of their images under the elementwise map, (N, D), or 0 where nobody wants them.
+        density: of sums over the features, (N,).
+    """
+
+    size: int
+    x: int
+    images: int
+    density: int
+
+
+@njit(nogil=True, error_model="numpy")
+def fill_inputs(tile: Any, x: Any, ranks: Any, step: Any, place: int) -> None:
+    """Write what the network reads of a tile's rows; ``place`` is a row that may be used."""
+    keep_apart()
+    work, row, lanes = tile
+    line = work[place * lanes : (place + 1) * lanes]
+    for i in range(len(ranks.features)):
+        gather(x, ranks.features[i], row, lanes, line)
+        first, last = ranks.input_starts[i], ranks.input_starts[i + 1]
+        put_inputs(work, first, last, lanes, line, step.one_hot)
+
+
+@njit(nogil=True, error_model="numpy")
+def fill_block(
+    tile: Any, layer: int, p: int, place: int, units: Any, ranks: Any, blocks: Any
+) -> None:
+    """Compute the weighted sums of a panel's units, or outputs, from ``place`` on."""
+    keep_apart()
+    starts, r0, r1 = ranks.starts[layer], ranks.panels[p], ranks.panels[p + 1]
+    u0, count = starts[r0], starts[r1] - starts[r0]
+    start_units(tile, place - u0, layer, u0, u0 + count, units)
+    inputs = ranks.column_starts[r1 - 1]
+    read = ranks.starts[layer - 1, r1] if layer > 0 else inputs
+    source, block = units.table[layer, SOURCE], blocks.places[layer, p]
+    multiply(tile, place, source, blocks.weights, block, count, read, count)
+    if layer == len(units.table) - 1 and len(blocks.direct) > 0:
+        multiply(tile, place, 0, blocks.weights, blocks.direct[p], count, inputs, count)
+
+
+@njit(nogil=True, error_model="numpy")
+def score_tiles(
+    first_row: int,
+    last_row: int,
+    lanes: int,
+    work: Any,
+    rows: Any,
+    units: Any,
+    ranks: Any,
+    blocks: Any,
+    step: Any,
+    scratch: int,
+) -> None:
+    """Score rows [first_row, last_row), a tile of ``lanes`` rows after the other.
+
+    ``rows`` is a :class:`Scores`; the other arguments are those of
+    :func:`~made_flows.inverse.compiled.solve.solve_tiles`.
+    """
+    table, starts, features = units.table, ranks.starts, ranks.features
+    depth, count, panels = len(table) - 1, len(features), len(ranks.panels) - 1
+    x = carray(pointer_to(rows.x, work), (rows.size, count))
+    images = carray(pointer_to(rows.images, work), (rows.size, count))
+    density = carray(pointer_to(rows.density, work), (rows.size,))
+    out, x0 = table[depth, Z], scratch + SCRATCH
+    image, total = work[x0 * lanes : (x0 + 1) * lanes], work[(x0 + 1) * lanes : (x0 + 2) * lanes]
+    for row in range(first_row, last_row, lanes):
+        tile = Tile(work, row, lanes)
+        here = min(lanes, last_row - row)
+        fill_inputs(tile, x, ranks, step, x0)
+        total[:] = like(work[0], 0.0)
+        for layer in range(depth):
+            for p in range(panels):
+                u0, u1 = starts[layer, ranks.panels[p]], starts[layer, ranks.panels[p + 1]]
+                fill_block(tile, layer, p, table[layer, Z] + u0, units, ranks, blocks)
+                finish_units(tile, layer, u0, u1, units)
+        for p in range(panels):
+            fill_block(tile, depth, p, out, units, ranks, blocks)
+            i0 = ranks.feature_starts[ranks.panels[p]]
+            for i in range(i0, ranks.feature_starts[ranks.panels[p + 1]]):
+                parameters = out + ranks.output_starts[i] - ranks.output_starts[i0]
+                outputs = ranks.output_starts[i + 1] - ranks.output_starts[i]
+                known = ranks.input_starts[i]
+                if step.one_hot:
+                    known = x0 + 2
+                    gather(x, features[i], row, lanes, work[known * lanes : (known + 1) * lanes])
+                places = (lanes, parameters, outputs, known, scratch, x0)
+                call_step(step.address, work, step.numbers, places)
+                if rows.images != 0:
+                    f = features[i]
+                    for j in range(here):
+                        images[row + j, f] = image[j]
+        for j in range(here):
+            density[row + j] = total[j]
