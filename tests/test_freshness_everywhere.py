@@ -311,6 +311,14 @@ QUESTIONS: dict[str, Question] = {
         _shaken(lambda: mf.GaussianMADE(D, hidden_features=(450, 450))),
         lambda m: m().log_prob(_data()),
     ),
+    "MADE, log_prob without gradients": Question(
+        _shaken(lambda: mf.GaussianMADE(D, **_SMALL, residual=True, direct=True)),
+        torch.no_grad()(lambda m: m().log_prob(_data())),
+    ),
+    "MAF, log_prob without gradients": Question(
+        _shaken(lambda: mf.MAF(D, C, **_SMALL, transforms=2)),
+        torch.no_grad()(lambda m: m(_context()).log_prob(_data())),
+    ),
     "MADE, sample": Question(
         _shaken(lambda: mf.GaussianMADE(D, **_SMALL)), lambda m: m().sample((ROWS,))
     ),

@@ -62,4 +62,4 @@ def parallel_pass(
     if compiled is None:
         return None
     images, density = compiled
-    return None if images is None else images.reshape(*batch, -1), density.reshape(batch)
+    return None if images is None else images.reshape(*batch, made.features), density.reshape(batch)

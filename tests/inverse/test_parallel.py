@@ -1,0 +1,224 @@
+"""The compiled parallel pass equals the forward pass in torch operations, and steps aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import made_flows as mf
+from made_flows.inverse import HeadStep
+from made_flows.inverse.dispatch import backend
+from made_flows.inverse.parallel import parallel_pass
+from made_flows.univariate.heads import Bernoulli, Categorical, Gaussian
+from tests.helpers.architectures import Architecture, architectures
+from tests.helpers.density_models import context_of, made_of
+from tests.helpers.inverse_checks import STEPS, made_for, noise_of, owner_of
+
+pytest.importorskip("numba")
+F64 = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def plain(made: mf.MADE, step: Any, x: Tensor, context: Tensor | None) -> list[Tensor]:
+    """Images, none for a head, and densities in torch operations."""
+    owner, dtype = owner_of(step), made.dtype
+    if isinstance(step, HeadStep):
+        parameters = made(owner.encode(x, dtype), context)
+        return [owner.log_prob(x, parameters).sum(dim=-1)]
+    image, each = getattr(owner, step.direction)(x, made(x, context))
+    return [image, each.sum(dim=-1)]
+
+
+def values_of(step: Any, *shape: int) -> Tensor:
+    """Values that a step may score."""
+    if not isinstance(step, HeadStep):
+        return 2 * torch.randn(*shape, dtype=F64)
+    if isinstance(step.head, Categorical | Bernoulli):
+        sizes = torch.as_tensor(getattr(step.head, "categories", 2))
+        return (torch.rand(*shape) * sizes).long()
+    return noise_of(step, *shape)[..., -1]
+
+
+def check(made: mf.MADE, step: Any, x: Tensor, context: Tensor | None, tolerance: float) -> None:
+    found = parallel_pass(made, step, x, context)
+    assert found is not None
+    ours = [part for part in found if part is not None]
+    theirs = plain(made, step, x, context)
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        size = 1 + (b.abs().amax() if b.numel() else 0)
+        finite = b.isfinite()
+        assert torch.equal(a.isfinite(), finite)
+        assert ((a - b)[finite].abs() <= tolerance * size).all()
+
+
+# ---------------------------------------------------------------------- the same numbers
+
+
+@pytest.mark.parametrize("name", STEPS)
+@settings(max_examples=12)
+@given(architectures(), st.sampled_from([(5,), (2, 3), (0,), ()]), st.booleans())
+def test_random_architectures(
+    name: str, architecture: Architecture, batch: tuple[int, ...], single: bool
+) -> None:
+    step = STEPS[name](architecture.features)
+    made = made_for(step, **architecture.arguments)
+    x, context = values_of(step, *batch, architecture.features), context_of(made, *batch[-1:])
+    check(made, step, x, context, 1e-12)
+    if single:
+        owner_of(step).float()
+        x = x.float() if x.dtype == F64 else x
+        context = None if context is None else context.float()
+        check(made.float(), step, x, context, 1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33, 63, 65, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_any_number_of_rows(rows: int, dtype: torch.dtype) -> None:
+    step = STEPS["inverse, affine"](7)
+    made = made_for(step, features=7, context=2, hidden_features=(70, 90)).to(dtype)
+    tolerance = 1e-12 if dtype == F64 else 1e-5
+    x, context = torch.randn(rows, 7, dtype=dtype), torch.randn(2, dtype=dtype)
+    check(made, step, x, context, tolerance)
+    check(made, step, x, torch.randn(3, 1, 2, dtype=dtype), tolerance)
+    check(made, step, torch.randn(7, rows, dtype=dtype).t(), context, tolerance)
+
+
+@pytest.mark.parametrize("name", ["inverse, affine", "inverse, spline", "sampling, mixture"])
+@pytest.mark.parametrize("scale", [1e-30, 1e3, 1e30])
+def test_extreme_values(name: str, scale: float) -> None:
+    step = STEPS[name](4)
+    made = made_for(step, features=4, hidden_features=(9,))
+    check(made, step, scale * torch.randn(30, 4, dtype=F64), None, 1e-12)
+
+
+def test_nothing_above_the_diagonal_is_read() -> None:
+    step = STEPS["inverse, affine"](5)
+    made = made_for(step, features=5, hidden_features=(30, 40), direct=True)
+    x = torch.randn(9, 5, dtype=F64)
+    expected = plain(made, step, x, None)
+    for layer in [*made.masked_layers(), made.direct]:
+        assert layer is not None
+        layer.weight[layer.mask == 0] = torch.nan
+    found = parallel_pass(made, step, x, None)
+    assert found is not None
+    torch.testing.assert_close(list(found), expected)
+
+
+# ---------------------------------------------------------------------- where it steps aside
+
+
+def _hooked(made: mf.MADE) -> None:
+    made.layers[0].register_forward_hook(lambda *_: None)
+
+
+def _pre_hooked(made: mf.MADE) -> None:
+    made.register_forward_pre_hook(lambda *_: None)
+
+
+def _parametrized(made: mf.MADE) -> None:
+    parametrizations.weight_norm(made.layers[0], "weight")
+
+
+def _dropping(made: mf.MADE) -> None:
+    made.dropout = nn.Dropout(0.5).train()
+
+
+def _half(made: mf.MADE) -> None:
+    made.half()
+
+
+def _computing(made: mf.MADE) -> None:
+    made.forward = lambda *a, **k: mf.MADE.forward(made, *a, **k)  # type: ignore[method-assign]
+
+
+MODULES: dict[str, Callable[[mf.MADE], None]] = {
+    "hook": _hooked,
+    "pre-hook": _pre_hooked,
+    "parametrization": _parametrized,
+    "dropout": _dropping,
+    "half precision": _half,
+    "forward of its own": _computing,
+}
+
+MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "gradients": torch.enable_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "eager": lambda: backend("eager"),
+    "forward mode": torch.autograd.forward_ad.dual_level,
+}
+
+
+@pytest.mark.parametrize("what", [*MODULES, *MODES])
+def test_it_steps_aside(what: str) -> None:
+    made = mf.MADE(4, hidden_features=(8,), parameters=2)
+    step, x = STEPS["inverse, affine"](4), torch.randn(3, 4)
+    assert parallel_pass(made, step, x, None) is not None
+    MODULES.get(what, lambda _: None)(made)
+    with MODES.get(what, nullcontext)():
+        assert parallel_pass(made, step, x.to(made.dtype), None) is None
+
+
+def test_transforms_and_compilers_see_torch_operations() -> None:
+    model = mf.GaussianMADE(4, hidden_features=(8,)).eval()
+    x = torch.randn(6, 4)
+    expected = model().log_prob(x)
+    torch.testing.assert_close(torch.func.vmap(lambda row: model().log_prob(row))(x), expected)
+    compiled = torch.compile(lambda x: model().log_prob(x), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
+
+
+class _Halved(Gaussian):
+    """A head that scores otherwise than its parent."""
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        return super().log_prob(x, parameters) / 2
+
+
+class _OwnDensity(mf.Head):
+    """A head that samples by the affine kernel, and is no Gaussian."""
+
+    outputs = 2
+    support = torch.distributions.constraints.real
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        return -(x - parameters[..., 0]).abs()
+
+    def noise(self, shape: Any, like: Tensor) -> Tensor:
+        return torch.rand(*shape, 1, dtype=like.dtype)
+
+    def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
+        return parameters[..., 0] + torch.exp(parameters[..., 1]) * noise[..., 0]
+
+    def kernel(self) -> Any:
+        return STEPS["forward, affine, exp"](2).kernel()
+
+
+@pytest.mark.parametrize("kind", [_Halved, _OwnDensity])
+def test_a_density_of_its_own_is_the_one_that_scores(kind: type[mf.Head]) -> None:
+    model = mf.DensityModel(made_of(features=3, parameters=2), kind().double()).eval()
+    x = torch.randn(5, 3, dtype=F64)
+    expected = model.head.log_prob(x, model.made(x)).sum(dim=-1)
+    torch.testing.assert_close(model().log_prob(x), expected)
+
+
+def test_values_that_are_no_category_raise_without_checks() -> None:
+    model = mf.CategoricalMADE(3, categories=4).eval()
+    distribution = model()
+    distribution._validate_args = False
+    with pytest.raises((RuntimeError, IndexError)):
+        distribution.log_prob(torch.full((2, 3), 7))
