@@ -276,7 +276,7 @@ def log_scale(rule: int, c0: float, c1: float, s: Any) -> None:
         low, limit = like(s[0], -40.0), like(s[0], 20.0)
         for i in range(len(s)):
             v = s[i] + a0
-            # Far below zero softplus is exp, to the last digit, and its logarithm must not underflow.
+            # Far below zero softplus is exp, to the last digit; its log must not underflow.
             size = v if v > limit else softplus(low if v < low and a1 == zero else v)
             s[i] = v if v < low and a1 == zero else log(size + a1)
     elif rule == 4:  # sigmoid
