@@ -353,9 +353,6 @@ class MADE(MaskedMLP):
         """
         if not self._is_plain() or (self.dropout is not None and self.dropout.training):
             return None
-        hooks = nn.modules.module
-        if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
-            return None
         try:
             read = self._read()
         except NotUnderstoodError:
