@@ -154,7 +154,8 @@ def score(
     step: HeadStep | BijectionStep, x: Tensor, network: Callable[[], NetworkSpec | None]
 ) -> tuple[Tensor | None, Tensor] | None:
     """Map values (N, D) that are known; None where no compiled pass does."""
-    cpu = _compiled() if x.device.type == "cpu" and _choice() != "eager" else None
+    wanted = x.device.type == "cpu" and _choice() in ("auto", "compiled")
+    cpu = _for_cpu() if wanted else None
     kernel = None if cpu is None else cpu.score_kernel_of(step)
     spec = None if kernel is None else network()
     ready = None if cpu is None or spec is None else cpu.ready_for(spec)
