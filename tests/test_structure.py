@@ -64,10 +64,15 @@ PUBLIC = {
         MaskedAutoregressiveFlow MaskedPiecewiseRationalQuadraticAutoregressiveTransform
         MixtureOfGaussiansMADE StandardNormal TrainingModeWarning
     """,
+    "made_flows.sklearn": "MADEDensity MADEDetector MADEImputer MADEOutlierDetector",
     "made_flows.plotting": "image_grid masks pair_plot training_curve",
 }
 
-EXTRAS = {"made_flows.pyro": "pyro", "made_flows.nflows": "nflows"}
+EXTRAS = {
+    "made_flows.pyro": "pyro",
+    "made_flows.nflows": "nflows",
+    "made_flows.sklearn": "sklearn",
+}
 OPTIONAL = [
     "arviz", "matplotlib", "nflows", "normflows", "numba", "pyro", "sklearn", "triton", "zuko",
 ]  # fmt: skip

@@ -24,7 +24,10 @@ sys.path.insert(0, str(ROOT))  # the package of this checkout, whichever is inst
 from tools.docs_docstrings import mathml  # noqa: E402
 
 REFERENCE = "reference/"
-PUBLIC_MODULES = ["made_flows", "made_flows.plotting", "made_flows.pyro", "made_flows.nflows"]
+PUBLIC_MODULES = [
+    "made_flows", "made_flows.nflows", "made_flows.plotting", "made_flows.pyro",
+    "made_flows.sklearn",
+]  # fmt: skip
 ROLE = re.compile(r":(?:attr|class|func|meth|mod):`~?(?:made_flows\.)?([\w.]+)`")
 MATH = re.compile(r":math:`([^`]*)`")
 
@@ -112,6 +115,11 @@ GROUPS = [
         "Pyro",
         "Pyro's names with Pyro's signatures, and guides (extra `pyro`).",
         ["made_flows.pyro.*"],
+    ),
+    Group(
+        "scikit-learn",
+        "Densities, outlier detectors and imputers, as estimators (extra `sklearn`).",
+        ["made_flows.sklearn.*", "made_flows.sklearn.base.TableEstimator"],
     ),
     Group(
         "nflows",

@@ -65,7 +65,12 @@ class Schema:
 
     @classmethod
     def of(
-        cls, table: Any, columns: Mapping[str, Any] | None = None, context: Sequence[str] = ()
+        cls,
+        table: Any,
+        columns: Mapping[str, Any] | None = None,
+        context: Sequence[str] = (),
+        *,
+        any_number: bool = False,
     ) -> Schema:
         """Find the schema of a table from its values.
 
@@ -74,6 +79,8 @@ class Schema:
             columns: kinds of columns by name, in place of those found: one of :data:`KINDS`, or
                 ``("bounded", low, high)``.
             context: names of the columns to condition on.
+            any_number: whether columns of numbers are found to be of kinds that know no end, so
+                that any number has a score.
 
         Raises:
             TypeError, ValueError: for names that the table lacks, unknown kinds, and values that
@@ -90,7 +97,11 @@ class Schema:
         left_out: dict[str, str] = {}
         missing = []
         for name, values in read_columns.items():
-            column = _said(name, values, said[name]) if name in said else _found(name, values)
+            column = (
+                _said(name, values, said[name])
+                if name in said
+                else _found(name, values, any_number)
+            )
             if isinstance(column, str):
                 left_out[name] = column
                 continue
@@ -188,7 +199,7 @@ def _listed(names: Any) -> str:
     return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if names[8:] else "")
 
 
-def _found(name: str, values: Values) -> Column | str:
+def _found(name: str, values: Values, any_number: bool) -> Column | str:
     """Find what a column is; a sentence why not, of one that cannot be modelled."""
     known = values.array[~values.missing]
     if not len(known):
@@ -207,7 +218,9 @@ def _found(name: str, values: Values) -> Column | str:
         return "numbers one after the other: an identifier"
     step = _step(known)
     if _inflated(known):
-        return _number(name, values, "zero_inflated")
+        return _number(name, values, "zero_inflated", any_number=any_number)
+    if any_number:
+        return _number(name, values, "rounded" if step else "real")
     if whole and values.holds == "int":
         return _number(name, values, "count" if known.min() >= 0 else "rounded")
     if step:
@@ -255,7 +268,9 @@ def _said(name: str, values: Values, said: Any) -> Column | str:
     return _number(name, values, kind, *bounds)
 
 
-def _number(name: str, values: Values, kind: str, *bounds: float) -> Column:
+def _number(
+    name: str, values: Values, kind: str, *bounds: float, any_number: bool = False
+) -> Column:
     """Make a column of numbers of a kind."""
     known = values.array[~values.missing]
     base, step, low, high = "identity", 0.0, 0.0, 0.0
@@ -273,7 +288,7 @@ def _number(name: str, values: Values, kind: str, *bounds: float) -> Column:
         step = step or 1.0
         base, low = "log", -step / 2
     elif kind == "zero_inflated":
-        base, low = ("log", step / 2) if known.min() >= 0 else ("asinh", 0.0)
+        base, low = ("log", step / 2) if known.min() >= 0 and not any_number else ("asinh", 0.0)
     elif kind == "bounded":
         base = "logit"
         low, high = bounds or _bounds(known)

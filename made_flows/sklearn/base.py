@@ -1,0 +1,140 @@
+"""What the estimators have in common: tables in scikit-learn's way, and a model of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _num_samples,
+    check_is_fitted,
+    validate_data,
+)
+
+from made_flows._checks import expect
+from made_flows.tables.model import TableMADE
+from made_flows.tables.schema import Schema
+from made_flows.training.optimization import seeded
+
+_HELD_OUT = 20
+"""Rows from which on some are held out, to stop training by."""
+
+
+class TableEstimator(BaseEstimator):
+    """An estimator with a density of tables in it, ``model_``, once it is fitted.
+
+    Args:
+        columns: kinds of columns by name, as for :meth:`made_flows.TableMADE.from_data`; columns of
+            an array are named x0, x1 and so on.
+        orders: how many orders of the columns are mixed in scores.
+        hidden_features: widths of the hidden layers; by default two that grow with the columns.
+        components: normals in the mixture of a column of numbers.
+        max_epochs, max_seconds: when training ends at the latest; None as in
+            :func:`made_flows.fit`.
+        validation: the fraction of rows to stop training by; of fewer than twenty none are held
+            out, and training takes ``max_epochs`` or thirty epochs.
+        progress: whether training shows a bar.
+        random_state: seed, generator or None.
+
+    Attributes:
+        model_: the :class:`~made_flows.TableMADE`, in double precision.
+        n_features_in_, feature_names_in_: as always.
+    """
+
+    model_: Any
+
+    def __init__(
+        self,
+        *,
+        columns: Any = None,
+        orders: int = 4,
+        hidden_features: Any = None,
+        components: int = 8,
+        max_epochs: int | None = None,
+        max_seconds: float | None = None,
+        validation: float = 0.1,
+        progress: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        self.columns = columns
+        self.orders = orders
+        self.hidden_features = hidden_features
+        self.components = components
+        self.max_epochs = max_epochs
+        self.max_seconds = max_seconds
+        self.validation = validation
+        self.progress = progress
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def _table(self, X: Any, *, reset: bool = False) -> Any:
+        """Check X as scikit-learn does: frames by their names, all else as an array of numbers."""
+        if hasattr(X, "columns") and hasattr(X, "shape"):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            rows = _num_samples(X)
+            expect(rows > 0, "X", "to have a minimum of 1 row", f"0 sample(s) (shape={X.shape})")
+            return X
+        return validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
+
+    def _seed(self, random_state: Any = None) -> int:
+        """Draw a seed, of another random state than the estimator's where one is given."""
+        state = self.random_state if random_state is None else random_state
+        return int(check_random_state(state).randint(2**31 - 1))
+
+    def _fit_model(self, X: Any, sample_weight: Any = None) -> Any:
+        """Fit the model, and return the checked table."""
+        X = self._table(X, reset=True)
+        seed, rows = self._seed(), X
+        if sample_weight is not None:
+            rows = _safe_indexing(X, repeated(_check_sample_weight(sample_weight, X), seed))
+        with seeded(seed, torch.device("cpu")):
+            model = TableMADE(
+                Schema.of(rows, self.columns, any_number=True),
+                self.hidden_features,
+                components=self.components,
+            )
+        few = _num_samples(rows) < _HELD_OUT
+        model.fit(
+            rows,
+            validation=None if few else self.validation,
+            max_epochs=30 if few and self.max_epochs is None else self.max_epochs,
+            max_seconds=self.max_seconds,
+            progress=self.progress,
+            seed=seed,
+        )
+        # Trained in single precision; scored in double, so that a row's does not depend on others.
+        self.model_ = model.double()
+        return X
+
+    def score_samples(self, X: Any) -> Any:
+        """Return the log-likelihood of every row, (N,)."""
+        check_is_fitted(self)
+        return self.model_.score_samples(self._table(X), orders=self.orders)
+
+    def score_columns(self, X: Any) -> dict[str, Any]:
+        """Return how likely values are given the others of their rows, by column."""
+        check_is_fitted(self)
+        scores: dict[str, Any] = self.model_.score_columns(self._table(X))
+        return scores
+
+
+def repeated(weight: Any, seed: int) -> Any:
+    """Return the rows to train on, each as often as its weight says.
+
+    Whole weights are numbers of repetitions. Others are expected ones, of as many rows in all as
+    there are, drawn systematically: within one of their expectation each.
+    """
+    expect(bool((weight >= 0).all()), "sample_weight", "to hold no negative number", weight.min())
+    if bool((weight == np.round(weight)).all()):
+        return np.repeat(np.arange(len(weight)), weight.astype(int))
+    ends = np.cumsum(weight) / weight.sum() * len(weight)
+    points = np.random.default_rng(seed).random() + np.arange(len(weight))
+    return np.searchsorted(ends, points).clip(max=len(weight) - 1)

@@ -1,0 +1,99 @@
+"""Density estimation of tables, as scikit-learn's estimators do it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sklearn.base import DensityMixin
+from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+
+from made_flows._checks import expect_type, positive_integer
+from made_flows.models.estimate import estimate
+from made_flows.sklearn.base import TableEstimator, repeated
+from made_flows.training.optimization import seeded
+
+
+class MADEDensity(DensityMixin, TableEstimator):
+    """A density of the rows of an array or a frame with columns of any kind.
+
+    Rows may have missing values (NaN), in training too. See :class:`made_flows.TableMADE` for what
+    is modelled.
+
+    Args:
+        budget: None for a :class:`made_flows.TableMADE`; ``"fast"``, ``"good"`` or ``"best"`` for
+            what :func:`made_flows.estimate` makes of an array of continuous columns without
+            missing values, in at most ``max_seconds`` (the other arguments are not used then).
+        columns, orders, hidden_features, components, max_epochs, max_seconds, validation, progress,
+            random_state: see :class:`~made_flows.sklearn.base.TableEstimator`.
+
+    Example:
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(size=(100, 2))
+        >>> density = MADEDensity(max_epochs=2, hidden_features=(16,), random_state=0).fit(X)
+        >>> density.score_samples(X).shape, density.sample(5).shape
+        ((100,), (5, 2))
+    """
+
+    def __init__(
+        self,
+        *,
+        budget: Any = None,
+        columns: Any = None,
+        orders: int = 4,
+        hidden_features: Any = None,
+        components: int = 8,
+        max_epochs: int | None = None,
+        max_seconds: float | None = None,
+        validation: float = 0.1,
+        progress: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(
+            columns=columns, orders=orders, hidden_features=hidden_features,
+            components=components, max_epochs=max_epochs, max_seconds=max_seconds,
+            validation=validation, progress=progress, random_state=random_state,
+        )  # fmt: skip
+        self.budget = budget
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MADEDensity:
+        """Fit the density to rows; whole weights count a row as often, others in expectation."""
+        if self.budget is None:
+            self._fit_model(X, sample_weight)
+            return self
+        X, seed = self._numbers(X, reset=True), self._seed()
+        if sample_weight is not None:
+            X = _safe_indexing(X, repeated(_check_sample_weight(sample_weight, X), seed))
+        self.model_ = estimate(
+            X, budget=self.budget, max_seconds=self.max_seconds, progress=self.progress, seed=seed
+        )
+        return self
+
+    def _numbers(self, X: Any, *, reset: bool = False) -> Any:
+        X = self._table(X, reset=reset)
+        expect_type(not hasattr(X, "columns"), "X", "to be an array where budget is set", X)
+        return X
+
+    def score_samples(self, X: Any) -> Any:
+        """Return the log-likelihood of every row, (N,)."""
+        check_is_fitted(self)
+        if self.budget is None:
+            return super().score_samples(X)
+        rows = torch.from_numpy(self._numbers(X))
+        with torch.no_grad():
+            return self.model_().log_prob(rows).double().numpy()
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Return the mean log-likelihood of rows."""
+        return float(self.score_samples(X).mean())
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
+        """Draw rows, as an array or a frame of the kind that was fitted to."""
+        check_is_fitted(self)
+        count = positive_integer(n_samples, "n_samples")
+        seed = self._seed(random_state)
+        if self.budget is None:
+            return self.model_.sample(count, orders=self.orders, seed=seed)
+        with seeded(seed, torch.device("cpu")):
+            return self.model_().sample((count,)).double().numpy()

@@ -1,0 +1,73 @@
+"""Outliers: the rows of a table that are least likely."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import OutlierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from made_flows._checks import expect, real_number
+from made_flows.sklearn.base import TableEstimator
+
+
+class MADEOutlierDetector(OutlierMixin, TableEstimator):
+    """Tell the rows that a density fitted to most of them finds unlikely.
+
+    ``decision_function`` is the log-likelihood less that of the contamination's quantile: negative
+    for outliers. :meth:`score_columns` says which values make a row odd.
+
+    Args:
+        contamination: the part of the training rows that count as outliers, in (0, 0.5].
+        columns, orders, hidden_features, components, max_epochs, max_seconds, validation, progress,
+            random_state: as for :class:`MADEDensity`.
+
+    Attributes:
+        offset_: the log-likelihood below which a row is an outlier.
+
+    Example:
+        >>> X = np.random.default_rng(0).normal(size=(100, 2))
+        >>> detector = MADEOutlierDetector(max_epochs=2, hidden_features=(16,), random_state=0)
+        >>> detector.fit(X).predict([[0.0, 0.0], [50.0, -50.0]])
+        array([ 1, -1])
+    """
+
+    def __init__(
+        self,
+        *,
+        contamination: float = 0.1,
+        columns: Any = None,
+        orders: int = 4,
+        hidden_features: Any = None,
+        components: int = 8,
+        max_epochs: int | None = None,
+        max_seconds: float | None = None,
+        validation: float = 0.1,
+        progress: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(
+            columns=columns, orders=orders, hidden_features=hidden_features,
+            components=components, max_epochs=max_epochs, max_seconds=max_seconds,
+            validation=validation, progress=progress, random_state=random_state,
+        )  # fmt: skip
+        self.contamination = contamination
+
+    def fit(self, X: Any, y: Any = None) -> MADEOutlierDetector:
+        """Fit the density and its threshold to rows."""
+        part = real_number(self.contamination, "contamination", above=0)
+        expect(part <= 0.5, "contamination", "to be in (0, 0.5]", part)
+        X = self._fit_model(X)
+        scores = self.model_.score_samples(X, orders=self.orders)
+        self.offset_ = float(np.percentile(scores, 100 * part))
+        return self
+
+    def decision_function(self, X: Any) -> Any:
+        """Return how far rows are above the threshold, in nats; negative for outliers."""
+        check_is_fitted(self)
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> Any:
+        """Return 1 for inliers and -1 for outliers."""
+        return np.where(self.decision_function(X) < 0, -1, 1)

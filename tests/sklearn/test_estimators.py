@@ -1,0 +1,139 @@
+"""The estimators against scikit-learn's own checks, and in its tools."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn", minversion="1.6")
+
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import made_flows as mf
+from made_flows.sklearn import MADEDensity, MADEDetector, MADEImputer, MADEOutlierDetector
+
+SMALL: dict[str, Any] = {
+    "max_epochs": 2, "hidden_features": (30,), "components": 2, "random_state": 0, "orders": 1,
+}  # fmt: skip
+ESTIMATORS = [MADEDensity, MADEOutlierDetector, MADEImputer]
+
+
+@parametrize_with_checks([kind(**SMALL) for kind in ESTIMATORS])
+def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def rows(count: int = 120, holes: bool = False) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, 3))
+    x[:, 1] = x[:, 0] + 0.1 * rng.normal(size=count)
+    x[:, 2] = rng.poisson(3, count)
+    if holes:
+        x[rng.random(x.shape) < 0.2] = np.nan
+    return x
+
+
+@pytest.mark.parametrize("kind", [*ESTIMATORS, MADEDetector])
+def test_copies_of_an_estimator_do_as_it_does(kind: Any) -> None:
+    x = rows(holes=True)
+    first = kind(**SMALL).fit(x)
+    method = "transform" if kind is MADEImputer else "score_samples"
+    expected = getattr(first, method)(x)
+    for other in (pickle.loads(pickle.dumps(first)), clone(first).fit(x)):
+        np.testing.assert_array_equal(getattr(other, method)(x), expected)
+    with pytest.raises(NotFittedError):
+        getattr(kind(), method)(x)
+
+
+def test_pipelines_grids_and_cross_validation() -> None:
+    x, y = rows(holes=True), np.arange(120.0)
+    pipeline = make_pipeline(MADEImputer(**SMALL), LinearRegression()).fit(x, y)
+    assert np.isfinite(pipeline.predict(x)).all()
+    density = make_pipeline(StandardScaler(), MADEDensity(**SMALL))
+    assert np.isfinite(cross_val_score(density, x, cv=2)).all()
+    grid = GridSearchCV(MADEDensity(**SMALL), {"components": [1, 2]}, cv=2).fit(x)
+    assert grid.best_params_["components"] in (1, 2)
+
+
+def test_weights_are_repetitions() -> None:
+    x = np.repeat([[0.0, 1.5], [10.0, 2.5]], 40, axis=0) + rows(80)[:, :2]
+    density = MADEDensity(**{**SMALL, "max_epochs": 30})
+    only_first = density.fit(x, sample_weight=np.repeat([1, 0], 40)).score_samples(x)
+    assert only_first[:40].mean() > only_first[40:].mean() + 5
+    parts = density.fit(x, sample_weight=np.repeat([0.9, 0.0], 40)).score_samples(x)
+    assert parts[:40].mean() > parts[40:].mean() + 5
+    for wrong in (-np.ones(80), np.zeros(80)):
+        with pytest.raises(ValueError, match=r"(?i)sample.weight"):
+            density.fit(x, sample_weight=wrong)
+
+
+def test_outliers_are_found_and_explained() -> None:
+    x = rows(200)
+    options = {**SMALL, "max_epochs": 40}
+    detector = MADEOutlierDetector(**options, contamination=0.05).fit(x)
+    odd = np.array([[2.0, -2.0, 3.0], [0.0, 0.0, 3.0], [0.0, 0.0, 40.0]])
+    assert detector.predict(odd).tolist() == [-1, 1, -1]
+    assert (detector.predict(x) < 0).mean() == pytest.approx(0.05, abs=0.01)
+    why = detector.score_columns(odd)
+    assert min(why, key=lambda name: why[name][2]) == "x2"
+    assert why["x0"][0] < why["x2"][0]
+
+
+def test_a_detector_of_the_other_sign() -> None:
+    x = rows()
+    detector = MADEOutlierDetector(**SMALL, contamination=0.05).fit(x)
+    reverse = MADEDetector(**SMALL, contamination=0.05).fit(x)
+    np.testing.assert_array_equal(reverse.decision_function(x), -detector.score_samples(x))
+    outliers = (detector.predict(x) < 0).astype(int)
+    for labels in (reverse.labels_, reverse.predict(x), reverse.fit_predict(x)):
+        np.testing.assert_array_equal(labels, outliers)
+    assert (reverse.decision_scores_ > reverse.threshold_).sum() == outliers.sum()
+
+
+@pytest.mark.parametrize("part", [0, -0.1, 0.6, "a"])
+def test_contamination_is_a_part(part: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="contamination"):
+        MADEOutlierDetector(contamination=part).fit(rows())
+
+
+def test_imputations_are_of_the_missing_alone_and_differ() -> None:
+    x = rows(holes=True)
+    imputer = MADEImputer(**SMALL).fit(x)
+    known = ~np.isnan(x)
+    several = imputer.impute(x, 3)
+    for filled in (imputer.transform(x), *several):
+        np.testing.assert_array_equal(filled[known], x[known])
+        assert np.isfinite(filled).all()
+    assert not np.array_equal(several[0], several[1])
+    posterior = MADEImputer(**SMALL, sample_posterior=True).fit(x)
+    np.testing.assert_array_equal(posterior.transform(x), posterior.transform(x))
+
+
+def test_frames_of_mixed_columns() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"size": rows()[:, 0], "kind": ["a", "b", None] * 40})
+    density = MADEDensity(**SMALL).fit(frame)
+    assert density.feature_names_in_.tolist() == ["size", "kind"]
+    assert np.isfinite(density.score_samples(frame)).all()
+    assert density.sample(3, random_state=0)["kind"].isin(["a", "b"]).all()
+    filled = MADEImputer(**SMALL).fit_transform(frame)
+    assert not filled["kind"].isna().any()
+    with pytest.raises(ValueError, match="feature names"):
+        density.score_samples(frame.rename(columns={"size": "length"}))
+
+
+def test_a_density_by_estimate() -> None:
+    x = rows(200)[:, :2]
+    density = MADEDensity(budget="fast", max_seconds=2, random_state=0).fit(x)
+    assert density.score(x) > -4
+    assert density.sample(4, random_state=1).shape == (4, 2)
+    assert not isinstance(density.model_, mf.TableMADE)
