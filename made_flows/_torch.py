@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import overload
 
 import torch
@@ -57,6 +57,17 @@ def is_untransformed(x: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not is_traced()
     )
+
+
+@contextmanager
+def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put modules back into the mode, training or evaluation, that each was in."""
+    modes = [(module, module.training) for module in modules]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def own_precision(device: str) -> AbstractContextManager[None]:

@@ -21,6 +21,7 @@ from made_flows._checks import (
     real_number,
 )
 from made_flows._registry import saveable
+from made_flows._torch import modes_kept
 from made_flows.distributions.conditional import ConditionalMixture
 from made_flows.distributions.mixture import MixtureDistribution, in_chunks
 from made_flows.models.base import HasConditionals, Model, check_model, same_support, value_support
@@ -28,7 +29,6 @@ from made_flows.models.density import DensityModel
 from made_flows.models.mixture_weights import MixtureGain, WeightFit, fit_sparse_weights
 from made_flows.models.order_schedule import OrderSchedule
 from made_flows.nn import masks as mk
-from made_flows.training.optimization import modes_kept
 from made_flows.transforms.units import Units
 
 
@@ -180,7 +180,7 @@ class MixtureModel(Model, HasConditionals, ABC):
         before = self.weights.clone()
         self.weights.fill_(1 / len(self))  # a component of weight zero would not be scored
         try:
-            with modes_kept(self):
+            with modes_kept(self.modules()):
                 scores = self.eval().component_log_probs(x, context).double()
         except BaseException:
             self.weights.copy_(before)
@@ -208,7 +208,7 @@ class MixtureModel(Model, HasConditionals, ABC):
     def gain(self, x: Tensor, context: Tensor | None = None) -> MixtureGain:
         """Compare the mean log-likelihood of rows (N, D) with that of each component."""
         self._check_rows(x)
-        with modes_kept(self):
+        with modes_kept(self.modules()):
             scores = self.eval().component_log_probs(x, context).double()
         used = self.weights > 0
         joint = scores[..., used] + self.log_weights(scores)[used]

@@ -21,6 +21,7 @@ from made_flows._checks import (
     positive_integer,
     real_number,
 )
+from made_flows._torch import modes_kept
 from made_flows.distributions.base import TrainingModeWarning
 from made_flows.interop.libraries.nflows import conditioner_of
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
@@ -321,13 +322,9 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
             return outputs.reshape(*x.shape, -1)[..., self._head_order()]
 
         ranks = torch.arange(self._features, device=noise.device)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with modes_kept(self.modules()):
+            self.eval()
             return d_pass_inverse(evaluate, ranks, step, noise)
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def _check_context_of_samples(self, context: Tensor | None) -> None:
         expect_type(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ from made_flows._torch import (
     has_global_hooks,
     has_gradient_hooks,
     is_transformed,
+    modes_kept,
 )
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -32,12 +33,16 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 """The activations known by name, each a torch module."""
 
-_PLAIN: dict[type, str] = {
-    nn.ReLU: "relu",
-    nn.Tanh: "tanh",
-    nn.SiLU: "silu",
-    nn.Sigmoid: "sigmoid",
-    nn.Identity: "identity",
+CONSTANTS = {"elu": "alpha", "leaky_relu": "negative_slope", "softplus": "beta"}
+"""What modules and functions call the constant of an activation that has one."""
+
+_NAMES = {kind: name for name, kind in ACTIVATIONS.items()}
+
+_FUNCTIONS: dict[Any, str] = {
+    getattr(place, name): name
+    for place in (torch, F)
+    for name in ACTIVATIONS
+    if hasattr(place, name)
 }
 
 # Those whose gradient is a function of their result.
@@ -48,20 +53,6 @@ _IN_PLACE: dict[type, Callable[[Any, Tensor], Tensor]] = {
     nn.ELU: lambda elu, z: F.elu(z, elu.alpha, inplace=True),
     nn.LeakyReLU: lambda leaky, z: F.leaky_relu(z, leaky.negative_slope, inplace=True),
     nn.Identity: lambda _, z: z,
-}
-
-_FUNCTIONS: dict[Any, tuple[str, float]] = {
-    torch.relu: ("relu", 0.0),
-    F.relu: ("relu", 0.0),
-    torch.tanh: ("tanh", 0.0),
-    F.tanh: ("tanh", 0.0),
-    torch.sigmoid: ("sigmoid", 0.0),
-    F.sigmoid: ("sigmoid", 0.0),
-    F.elu: ("elu", 1.0),
-    F.silu: ("silu", 0.0),
-    F.gelu: ("gelu", 0.0),
-    F.leaky_relu: ("leaky_relu", 0.01),
-    F.softplus: ("softplus", 1.0),
 }
 
 
@@ -129,13 +120,12 @@ def is_elementwise(activation: Callable[[Tensor], Tensor]) -> bool:
     like = weights[0] if weights else torch.empty(0, device="cpu")
     if not has_concrete_values(like) or is_transformed():
         return True
-    training = [module.training for module in modules]
     z = torch.linspace(-2, 2, 24, dtype=like.dtype, device=like.device).reshape(4, 6)
     try:
-        for module in modules:
-            module.training = False
-        with warnings.catch_warnings():
+        with modes_kept(modules), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of one number there may be no variance, say
+            for module in modules:
+                module.training = False
             whole, some = activation(z.clone()), activation(z.reshape(24, 1)[7:].clone())
             alike = torch.allclose(
                 whole.reshape(24, 1)[7:], some, rtol=1e-4, atol=1e-6, equal_nan=True
@@ -143,9 +133,6 @@ def is_elementwise(activation: Callable[[Tensor], Tensor]) -> bool:
         return whole.shape == z.shape and alike
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError):
         return False
-    finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.training = mode
 
 
 def activation_code(activation: Any) -> tuple[str, float] | None:
@@ -156,20 +143,26 @@ def activation_code(activation: Any) -> tuple[str, float] | None:
     """
     if isinstance(activation, _Wrapped):
         return activation_code(activation.function)
-    kind = type(activation)
-    if kind in _PLAIN:
-        return _PLAIN[kind], 0.0
-    if kind is nn.ELU:
-        return "elu", float(activation.alpha)
-    if kind is nn.LeakyReLU:
-        return "leaky_relu", float(activation.negative_slope)
-    if kind is nn.GELU and activation.approximate == "none":
-        return "gelu", 0.0
-    if kind is nn.Softplus:
-        # Above its threshold torch's softplus is the identity: at 20, to rounding in float32,
-        # to 2e-9 in float64. The kernel follows the same rule.
-        return ("softplus", float(activation.beta)) if activation.threshold == 20 else None
-    return None if isinstance(activation, nn.Module) else _FUNCTIONS.get(activation)
+    if not isinstance(activation, nn.Module):
+        known = _FUNCTIONS.get(activation)
+        return None if known is None else activation_code(ACTIVATIONS[known]())
+    name = _NAMES.get(type(activation))
+    if name is None or (name == "gelu" and activation.approximate != "none"):
+        return None
+    # Above its threshold torch's softplus is the identity: at 20, to rounding in float32, to 2e-9
+    # in float64. The kernel follows the same rule.
+    if name == "softplus" and activation.threshold != 20:
+        return None
+    return name, float(getattr(activation, CONSTANTS[name])) if name in CONSTANTS else 0.0
+
+
+def code_of(value: Any) -> tuple[str, float] | None:
+    """Return the code of an activation as arguments have it: a name, class, module or function."""
+    if isinstance(value, str):
+        value = ACTIVATIONS.get(value)
+    if isinstance(value, type):  # a class is what it makes without arguments
+        value = value() if value in _NAMES else None
+    return activation_code(value) if callable(value) and isinstance(value, Hashable) else None
 
 
 def activate(activation: nn.Module, z: Tensor, *, overwrite: bool) -> Tensor:
@@ -227,11 +220,5 @@ def activation_of_name(name: str) -> Callable[[Tensor], Tensor]:
     if kind == "key":
         wrapped: nn.Module = KeyedModule.of_key(int(constant))
         return lambda z: activate(wrapped, z, overwrite=False)
-    value = float(constant)
-    if kind == "elu":
-        return lambda z: F.elu(z, alpha=value)
-    if kind == "leaky_relu":
-        return lambda z: F.leaky_relu(z, negative_slope=value)
-    if kind == "softplus":
-        return lambda z: F.softplus(z, beta=value)
-    return ACTIVATIONS[kind]()
+    options = {CONSTANTS[kind]: float(constant)} if kind in CONSTANTS else {}
+    return ACTIVATIONS[kind](**options)

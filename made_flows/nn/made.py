@@ -24,7 +24,7 @@ from made_flows._checks import (
     widths,
 )
 from made_flows._registry import saveable
-from made_flows._torch import has_global_hooks, has_gradient_hooks
+from made_flows._torch import has_global_hooks, has_gradient_hooks, modes_kept
 from made_flows.nn import masks as mk
 from made_flows.nn import reordering
 from made_flows.nn.connectivity import (
@@ -406,14 +406,11 @@ class MADE(MaskedMLP):
 def _without_dropout(network: nn.Module) -> Iterator[None]:
     """Let no module within drop anything."""
     drops = nn.modules.dropout._DropoutNd
-    training = [part for part in network.modules() if isinstance(part, drops) and part.training]
-    for part in training:
-        part.training = False
-    try:
+    parts = [part for part in network.modules() if isinstance(part, drops)]
+    with modes_kept(parts):
+        for part in parts:
+            part.training = False
         yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _with_block_ends(hidden: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._registry import class_name, find_class, former_defaults, is_saveable
-from made_flows.nn.activations import ACTIVATIONS, activation_code, make_activation
+from made_flows.nn.activations import CONSTANTS, code_of, make_activation
 
 ARGUMENTS = "arguments/"
 """How the names of argument tensors start; no name in a state dict has a slash."""
-
-_CONSTANTS = {"elu": "alpha", "leaky_relu": "negative_slope", "softplus": "beta"}
 
 
 class Encoder:
@@ -91,11 +89,7 @@ class Encoder:
         return {"class": written, "arguments": arguments}
 
     def _activation(self, value: Any, name: str) -> dict[str, Any]:
-        if isinstance(value, type) and issubclass(value, nn.Module):
-            # A class is what it makes without arguments.
-            value = next((kind() for kind in ACTIVATIONS.values() if kind is value), value)
-        known = callable(value) and isinstance(value, Hashable) and not isinstance(value, type)
-        code = activation_code(value) if known else None
+        code = code_of(value)
         if code is None:
             raise TypeError(
                 f"Expected argument {name} to be one that can be saved: numbers, text, sequences, "
@@ -153,8 +147,8 @@ class Decoder:
         if kind == "activation":
             name, constant = content
             activation = make_activation(name)
-            if name in _CONSTANTS and getattr(activation, _CONSTANTS[name]) != constant:
-                return type(activation)(**{_CONSTANTS[name]: constant})
+            if name in CONSTANTS and getattr(activation, CONSTANTS[name]) != constant:
+                return type(activation)(**{CONSTANTS[name]: constant})
             return name
         raise ValueError(f"Expected an argument of a known kind; got {kind!r}: {content!r}")
 

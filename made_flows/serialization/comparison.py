@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from made_flows._keys import KeyedModule
 from made_flows._registry import class_name, is_saveable
-from made_flows.nn.activations import ACTIVATIONS, activation_code
+from made_flows.nn.activations import code_of
 from made_flows.serialization.arguments import Encoder
 
 _OF_TORCH = frozenset(vars(nn.Module()))
@@ -152,8 +152,8 @@ def _alike(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
         numbers = isinstance(b, (int, float, np.number, np.bool_))
         booleans = isinstance(a, (bool, np.bool_)), isinstance(b, (bool, np.bool_))
         return numbers and booleans[0] == booleans[1] and (a == b or (_is_nan(a) and _is_nan(b)))
-    if (isinstance(a, str) != isinstance(b, str)) and _activation(a) is not None:
-        return _activation(a) == _activation(b)
+    if (isinstance(a, str) != isinstance(b, str)) and code_of(a) is not None:
+        return code_of(a) == code_of(b)
     seen = seen | {(id(a), id(b))}
     for kind in (list, tuple):
         if isinstance(a, kind) or isinstance(b, kind):
@@ -164,15 +164,6 @@ def _alike(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
     if type(a) is not type(b) and not isinstance(a, nn.Module):
         return False
     return _same_object(a, b, seen)
-
-
-def _activation(value: Any) -> tuple[str, float] | None:
-    """Return the activation that a name, class, module or function stands for."""
-    if isinstance(value, str):
-        value = ACTIVATIONS.get(value)
-    if isinstance(value, type):
-        value = value() if value in ACTIVATIONS.values() else None
-    return activation_code(value) if callable(value) and isinstance(value, Hashable) else None
 
 
 def _same_object(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:

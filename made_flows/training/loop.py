@@ -21,6 +21,7 @@ from made_flows._checks import (
     positive_integer,
     real_number,
 )
+from made_flows._torch import modes_kept
 from made_flows.training.data import Batch, Rows, Source, Target, open_data, split
 from made_flows.training.defaults import (
     batch_size_for,
@@ -37,7 +38,6 @@ from made_flows.training.optimization import (
     dropping,
     left_in_evaluation,
     make_optimizer,
-    modes_kept,
     seeded,
 )
 from made_flows.training.standardization import set_units, units_of
@@ -175,7 +175,7 @@ def fit(
     known = units_of(model)
     found = [units for units in known if standardize and not units.active and not units.settled]
     target = Target.of(model, bool(known) and all(u in found or u.active for u in known))
-    modes = modes_kept(model) if keep_training_mode else left_in_evaluation(model)
+    modes = modes_kept(model.modules()) if keep_training_mode else left_in_evaluation(model)
     with seeded(seed, target.device) as generator, modes:
         train, held_out = _sources(data, context, validation, target, batch_size, generator)
         known_rows = len(train) if isinstance(train, Rows) else None

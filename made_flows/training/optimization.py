@@ -90,17 +90,6 @@ class Rates:
 
 
 @contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Put every module back into the mode, training or evaluation, it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def dropping(model: nn.Module, probability: float) -> Iterator[None]:
     """Drop hidden units in the networks that have no dropout of their own, for a while."""
     made = [m for m in model.modules() if isinstance(m, MADE) and m.dropout is None]
