@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from made_flows._checks import check_context, check_event, expect, positive_integer, real_number
+from made_flows._checks import expect, positive_integer, real_number
 from made_flows._registry import saveable
 from made_flows.models.autoregressive_flows import IAF
 from made_flows.models.flows import Flow
@@ -146,8 +146,7 @@ class TriangularAffine(Transform):
         return lower if self.gain == 1 else self.gain * lower
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(x, "x", self.features, self.location.dtype)
+        self._check("x", x, context, self.location.dtype)
         columns = x.reshape(-1, self.features).T
         if self.units is not None and self.origin is not None:
             columns = columns - self.origin.unsqueeze(-1)
@@ -157,8 +156,7 @@ class TriangularAffine(Transform):
         return z.T.reshape(x.shape), -self._log_det().expand(x.shape[:-1])
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(z, "z", self.features, self.location.dtype)
+        self._check("z", z, context, self.location.dtype)
         x = self.location + torch.exp(self.log_scale) * (z + F.linear(z, self.lower))
         if self.units is not None and self.origin is not None:
             x = self.origin + F.linear(x, self.units)

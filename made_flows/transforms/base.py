@@ -5,8 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
+
+from made_flows._checks import check_context, check_event
 
 
 class Transform(nn.Module, ABC):
@@ -59,6 +62,13 @@ class Transform(nn.Module, ABC):
         """Map noise to data alone, for transforms whose log-determinant is extra work."""
         return self.to_data(z, context)[0]
 
+    def _check(
+        self, name: str, values: Tensor, context: Tensor | None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Check what one direction is given."""
+        check_context(context, self.context, "transform")
+        check_event(values, name, self.features, dtype)
+
     @property
     def random_part(self) -> str:
         """What makes noise random at this moment, as dropout does; empty if nothing does."""
@@ -68,3 +78,6 @@ class Transform(nn.Module, ABC):
     def support(self) -> constraints.Constraint:
         """Where data live."""
         return cast(constraints.Constraint, constraints.real_vector)
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}"

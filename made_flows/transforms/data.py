@@ -12,8 +12,6 @@ from torch.distributions import constraints
 
 from made_flows._checks import (
     as_numbers,
-    check_context,
-    check_event,
     check_finite,
     check_values,
     expect,
@@ -66,17 +64,12 @@ class Standardize(Transform):
         return cls(mean.to(dtype), std.to(dtype))
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(x, "x", self.features, self.mean.dtype)
+        self._check("x", x, context, self.mean.dtype)
         return (x - self.mean) / self.std, -self.std.log().sum().expand(x.shape[:-1])
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(z, "z", self.features, self.mean.dtype)
+        self._check("z", z, context, self.mean.dtype)
         return z * self.std + self.mean, self.std.log().sum().expand(z.shape[:-1])
-
-    def extra_repr(self) -> str:
-        return f"features={self.features}"
 
 
 @saveable
@@ -169,8 +162,7 @@ class Logit(Transform):
         return below, self.margin + inner * (high - at) / length, length
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(x, "x", self.features, self.low.dtype)
+        self._check("x", x, context, self.low.dtype)
         inner = 1 - 2 * self.margin
         below, above, length = self._shares(x)
         within = ~self.bounded | ((below > 0) & (above > 0))
@@ -181,8 +173,7 @@ class Logit(Transform):
         return torch.where(self.bounded, below - above, x), log_det
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(z, "z", self.features, self.low.dtype)
+        self._check("z", z, context, self.low.dtype)
         low, high, length = self._interval()
         inner = 1 - 2 * self.margin
         at = torch.where(self.bounded, z, 0.0)
@@ -202,8 +193,22 @@ class Logit(Transform):
         return f"features={self.features}, margin={self.margin:g}"
 
 
+class _OfColumns(Transform):
+    """A transform of some columns; others stay as they are."""
+
+    chosen: Tensor
+
+    def __init__(self, features: int, columns: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.features = positive_integer(features, "features")
+        self.register_buffer("chosen", _chosen(self.features, columns), persistent=False)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, columns={self.chosen.nonzero().squeeze(1).tolist()}"
+
+
 @saveable
-class Log(Transform):
+class Log(_OfColumns):
     r"""The logarithm of positive columns: :math:`z_i = \log x_i`; others stay as they are.
 
     Args:
@@ -219,13 +224,6 @@ class Log(Transform):
         tensor([1., 0.])
     """
 
-    chosen: Tensor
-
-    def __init__(self, features: int, columns: Sequence[int] | None = None) -> None:
-        super().__init__()
-        self.features = positive_integer(features, "features")
-        self.register_buffer("chosen", _chosen(self.features, columns), persistent=False)
-
     @classmethod
     def fit(cls, x: Any) -> Log:
         """Return the transform of the columns of x (N, D) that hold positive values only."""
@@ -238,25 +236,19 @@ class Log(Transform):
         return constraints.independent(constraints.greater_than(low), 1)
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(x, "x", self.features)
+        self._check("x", x, context)
         check_values(x, (x > 0) | ~self.chosen, "value", "to be positive")
         logarithm = torch.log(torch.where(self.chosen, x, 1.0))
         return torch.where(self.chosen, logarithm, x), -logarithm.sum(dim=-1)
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(z, "z", self.features)
+        self._check("z", z, context)
         logarithm = torch.where(self.chosen, z, 0.0)
         return torch.where(self.chosen, torch.exp(logarithm), z), logarithm.sum(dim=-1)
 
-    def extra_repr(self) -> str:
-        columns = self.chosen.nonzero().squeeze(1).tolist()
-        return f"features={self.features}, columns={columns}"
-
 
 @saveable
-class Dequantize(Transform):
+class Dequantize(_OfColumns):
     r"""Integers made continuous by uniform noise: :math:`z_i = x_i + u_i,\ u_i \in [0, 1)`.
 
     The expected log-density of z is a lower bound of the log-probability of x; every call draws
@@ -281,13 +273,10 @@ class Dequantize(Transform):
     """
 
     differentiable = False
-    chosen: Tensor
     one: Tensor
 
     def __init__(self, features: int, columns: Sequence[int] | None = None) -> None:
-        super().__init__()
-        self.features = positive_integer(features, "features")
-        self.register_buffer("chosen", _chosen(self.features, columns), persistent=False)
+        super().__init__(features, columns)
         # Says in which dtype integers become noise: it moves with the model.
         self.register_buffer("one", torch.ones(()))
 
@@ -299,8 +288,7 @@ class Dequantize(Transform):
         return cls(rows.shape[1], whole.nonzero().squeeze(1).tolist())
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(x, "x", self.features)
+        self._check("x", x, context)
         check_values(x, (x == x.floor()) | ~self.chosen, "value", "to be an integer")
         x = x if x.is_floating_point() else x.to(self.one.dtype)
         # Rounding must not carry the sum to the next integer.
@@ -308,13 +296,8 @@ class Dequantize(Transform):
         return torch.where(self.chosen, noisy, x), x.new_zeros(x.shape[:-1])
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(z, "z", self.features)
+        self._check("z", z, context)
         return torch.where(self.chosen, z.floor(), z), z.new_zeros(z.shape[:-1])
-
-    def extra_repr(self) -> str:
-        columns = self.chosen.nonzero().squeeze(1).tolist()
-        return f"features={self.features}, columns={columns}"
 
 
 def _rows(x: Any) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from made_flows._checks import check_context, check_event, check_generator, positive_integer
+from made_flows._checks import check_generator, positive_integer
 from made_flows._registry import saveable
 from made_flows.nn.masks import make_order, ranks_from_order
 from made_flows.transforms.base import Transform
@@ -47,13 +47,11 @@ class Permutation(Transform):
         self.register_buffer("order", make_order(self.features, order, generator))
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(x, "x", self.features)
+        self._check("x", x, context)
         return x.index_select(-1, self.order), x.new_zeros(x.shape[:-1])
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(z, "z", self.features)
+        self._check("z", z, context)
         return z.index_select(-1, ranks_from_order(self.order)), z.new_zeros(z.shape[:-1])
 
     def extra_repr(self) -> str:
@@ -109,21 +107,16 @@ class InvertibleLinear(Transform):
         return self.lower.tril(-1) + unit, self.upper.triu(1) + torch.diag(diagonal)
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(x, "x", self.features, self.bias.dtype)
+        self._check("x", x, context, self.bias.dtype)
         lower, upper = self._factors()
         matrix = (lower @ upper).index_select(0, self.permutation)
         return F.linear(x, matrix, self.bias), self.log_diagonal.sum().expand(x.shape[:-1])
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(z, "z", self.features, self.bias.dtype)
+        self._check("z", z, context, self.bias.dtype)
         lower, upper = self._factors()
         columns = (z - self.bias).index_select(-1, self.permutation.argsort())
         columns = columns.reshape(-1, self.features).T
         columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
         columns = torch.linalg.solve_triangular(upper, columns, upper=True)
         return columns.T.reshape(z.shape), -self.log_diagonal.sum().expand(z.shape[:-1])
-
-    def extra_repr(self) -> str:
-        return f"features={self.features}"

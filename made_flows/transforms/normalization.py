@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._checks import (
-    check_context,
     check_event,
     check_finite,
     expect,
@@ -74,16 +73,14 @@ class BatchNorm(Transform):
         return "means and variances of the rows beside them" if self.training else ""
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(x, "x", self.features, self.shift.dtype)
+        self._check("x", x, context, self.shift.dtype)
         mean, variance = self._statistics(x) if self.training else (self.mean, self.variance)
         log_scale = self.log_scale - 0.5 * torch.log(variance + self.epsilon)
         z = (x - mean) * torch.exp(log_scale) + self.shift
         return z, log_scale.sum().expand(x.shape[:-1])
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(z, "z", self.features, self.shift.dtype)
+        self._check("z", z, context, self.shift.dtype)
         log_scale = 0.5 * torch.log(self.variance + self.epsilon) - self.log_scale
         x = (z - self.shift) * torch.exp(log_scale) + self.mean
         return x, log_scale.sum().expand(z.shape[:-1])
@@ -166,21 +163,16 @@ class ActNorm(Transform):
         self.initialized.fill_(True)
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(x, "x", self.features, self.shift.dtype)
+        self._check("x", x, context, self.shift.dtype)
         if self.training and has_concrete_values(x) and not bool(self.initialized):
             self.initialize(x)
         z = (x + self.shift) * torch.exp(self.log_scale)
         return z, self.log_scale.sum().expand(x.shape[:-1])
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_context(context, self.context, "transform")
-        check_event(z, "z", self.features, self.shift.dtype)
+        self._check("z", z, context, self.shift.dtype)
         if self.training and torch.is_grad_enabled() and has_concrete_values(z):
             # Trained through samples: later data must not overwrite what was learned.
             self.initialized.fill_(True)
         x = z * torch.exp(-self.log_scale) - self.shift
         return x, -self.log_scale.sum().expand(z.shape[:-1])
-
-    def extra_repr(self) -> str:
-        return f"features={self.features}"
