@@ -14,6 +14,7 @@ from torch import Tensor
 
 from made_flows._checks import (
     boolean,
+    check_context,
     check_event,
     expect,
     expect_type,
@@ -43,14 +44,38 @@ class _Network:
     final_layer: Any
     training: bool
 
-    def _set_up(
+    def _construct(
         self,
+        library: Any,
+        own: dict[str, Any],
+        *,
         features: int,
         context_features: int | None,
         use_residual_blocks: bool,
         random_mask: bool,
         use_batch_norm: bool,
+        **more: Any,
     ) -> None:
+        """Construct nflows' network, whose own arguments are ``own``, after a look at them."""
+        positive_integer(features, "features")
+        positive_integer(more["hidden_features"], "hidden_features")
+        non_negative_integer(more["num_blocks"], "num_blocks")
+        if context_features is not None:
+            positive_integer(context_features, "context_features")
+        boolean(use_residual_blocks, "use_residual_blocks")
+        boolean(random_mask, "random_mask")
+        boolean(use_batch_norm, "use_batch_norm")
+        activation, dropout = more["activation"], more["dropout_probability"]
+        expect_type(callable(activation), "activation", "to be a function or module", activation)
+        name = getattr(activation, "__name__", type(activation).__name__)
+        expect(is_elementwise(activation), "activation", "to be elementwise", name)
+        probability = real_number(dropout, "dropout_probability")
+        expect(0 <= probability < 1, "dropout_probability", "to be in [0, 1)", dropout)
+        # Masks are made below; nflows refuses random ones in residual blocks.
+        library.__init__(
+            self, features=features, context_features=context_features, random_mask=False,
+            use_residual_blocks=use_residual_blocks, use_batch_norm=use_batch_norm, **own, **more,
+        )  # fmt: skip
         self._features, self._context = features, context_features or 0
         self._use_batch_norm = use_batch_norm
         wire(self, features, self._context, residual=use_residual_blocks, random=random_mask)
@@ -58,18 +83,7 @@ class _Network:
     def _check(self, inputs: Any, context: Any) -> None:
         dtype = self.final_layer.weight.dtype
         check_event(inputs, "inputs", self._features, dtype)
-        if self._context == 0 and context is not None:
-            raise ValueError(
-                "Expected no context, since the network was made without context_features; got one "
-                f"of shape {tuple(context.shape)}"
-            )
-        if self._context:
-            if context is None:
-                raise ValueError(
-                    f"Expected context of shape (rows, {self._context}), since the network was "
-                    f"made with context_features={self._context}; got none"
-                )
-            check_event(context, "context", self._context, dtype)
+        check_context(context, self._context, "network", argument="context_features", dtype=dtype)
         if self._use_batch_norm and self.training and not torch.is_grad_enabled():
             warnings.warn(
                 "a network with batch normalisation is in training mode and computes without "
@@ -78,34 +92,6 @@ class _Network:
                 TrainingModeWarning,
                 stacklevel=4,
             )
-
-
-def _check_arguments(
-    features: Any,
-    hidden_features: Any,
-    context_features: Any,
-    num_blocks: Any,
-    use_residual_blocks: Any,
-    random_mask: Any,
-    activation: Any,
-    dropout_probability: Any,
-    use_batch_norm: Any,
-) -> None:
-    """Raise unless the arguments that both versions of the network take are in range."""
-    positive_integer(features, "features")
-    positive_integer(hidden_features, "hidden_features")
-    non_negative_integer(num_blocks, "num_blocks")
-    if context_features is not None:
-        positive_integer(context_features, "context_features")
-    boolean(use_residual_blocks, "use_residual_blocks")
-    boolean(random_mask, "random_mask")
-    boolean(use_batch_norm, "use_batch_norm")
-    wanted = "to be a function or module"
-    expect_type(callable(activation), "activation", wanted, activation)
-    name = getattr(activation, "__name__", type(activation).__name__)
-    expect(is_elementwise(activation), "activation", "to be elementwise", name)
-    probability = real_number(dropout_probability, "dropout_probability")
-    expect(0 <= probability < 1, "dropout_probability", "to be in [0, 1)", dropout_probability)
 
 
 class MADE(_Network, theirs.MADE):
@@ -164,33 +150,14 @@ class MADE(_Network, theirs.MADE):
         dropout_probability: float = 0.0,
         use_batch_norm: bool = False,
     ) -> None:
-        _check_arguments(
-            features,
-            hidden_features,
-            context_features,
-            num_blocks,
-            use_residual_blocks,
-            random_mask,
-            activation,
-            dropout_probability,
-            use_batch_norm,
-        )
         positive_integer(output_multiplier, "output_multiplier")
-        # Masks are made below; nflows refuses random ones in residual blocks.
-        theirs.MADE.__init__(
-            self,
-            features,
-            hidden_features,
-            context_features,
-            num_blocks,
-            output_multiplier,
-            use_residual_blocks,
-            False,
-            activation,
-            dropout_probability,
-            use_batch_norm,
-        )
-        self._set_up(features, context_features, use_residual_blocks, random_mask, use_batch_norm)
+        self._construct(
+            theirs.MADE, {"output_multiplier": output_multiplier},
+            features=features, hidden_features=hidden_features, context_features=context_features,
+            num_blocks=num_blocks, use_residual_blocks=use_residual_blocks,
+            random_mask=random_mask, activation=activation,
+            dropout_probability=dropout_probability, use_batch_norm=use_batch_norm,
+        )  # fmt: skip
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return parameters (rows, D m) of every feature."""
@@ -249,35 +216,20 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
         epsilon: float = 1e-2,
         custom_initialization: bool = True,
     ) -> None:
-        _check_arguments(
-            features,
-            hidden_features,
-            context_features,
-            num_blocks,
-            use_residual_blocks,
-            random_mask,
-            activation,
-            dropout_probability,
-            use_batch_norm,
-        )
         positive_integer(num_mixture_components, "num_mixture_components")
         epsilon = real_number(epsilon, "epsilon", above=0)
-        nde.MixtureOfGaussiansMADE.__init__(
-            self,
-            features,
-            hidden_features,
-            context_features,
-            num_blocks,
-            num_mixture_components,
-            use_residual_blocks,
-            False,
-            activation,
-            dropout_probability,
-            use_batch_norm,
-            epsilon,
-            custom_initialization,
-        )
-        self._set_up(features, context_features, use_residual_blocks, random_mask, use_batch_norm)
+        own = {
+            "num_mixture_components": num_mixture_components,
+            "epsilon": epsilon,
+            "custom_initialization": custom_initialization,
+        }
+        self._construct(
+            nde.MixtureOfGaussiansMADE, own,
+            features=features, hidden_features=hidden_features, context_features=context_features,
+            num_blocks=num_blocks, use_residual_blocks=use_residual_blocks,
+            random_mask=random_mask, activation=activation,
+            dropout_probability=dropout_probability, use_batch_norm=use_batch_norm,
+        )  # fmt: skip
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return parameters (rows, D 3 components): logit, mean, raw width of every component."""
