@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from made_flows._cache import TensorCache
 from made_flows.interop.layers import ForeignLayer
-from made_flows.nn.activations import activation_name
 from made_flows.nn.linear import run_weight_hooks
 from made_flows.nn.made import MADE
 from made_flows.nn.masks import adjacency_levels
-from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
+from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 
 
@@ -55,7 +54,6 @@ class ForeignConditioner:
         self.counts = (parameters,)
         self.parameter_major = parameter_major
         self._call = call
-        self._structures: dict[tuple[Any, ...], Structure] = {}
         self._levels: TensorCache[Tensor] = TensorCache(size=2)
         for layer in self.layers:
             if None in (part.running_mean for part in (layer.norm, layer.reads_norm) if part):
@@ -116,7 +114,6 @@ class ForeignConditioner:
         self.layers[-1].rows = (feature + order).reshape(-1)
         call = self._call
         self._call = lambda x, context: call(x, context)[..., order]
-        self._structures.clear()
         return self
 
     def settings(self) -> tuple[Any, ...]:
@@ -131,44 +128,11 @@ class ForeignConditioner:
         """Describe the layers, with what a context (rows, C) contributes."""
         every = self.layers if self.direct is None else [*self.layers, self.direct]
         run_weight_hooks(layer.linear for layer in every)
-        without = context is None
-        own = [layer.tensors() for layer in self.layers]
-        # A bias may be taken away, and a constant of an activation changed.
-        looks = (
-            without,
-            *map(len, own),
-            *(activation_name(layer.activation) for layer in self.layers),
-        )
-        structure = self._structures.get(looks)
-        if structure is None:
-            structure = self._structures[looks] = self._structure(context)
-        tensors, bases = [self.ranks], []
-        for layer, of_layer in zip(self.layers, own, strict=True):
-            tensors += of_layer
-            if context is not None:
-                bases += [of(context) for of in (layer.base, layer.gate) if of is not None]
-        if self.direct is not None:
-            tensors += self.direct.weights()[:2]
-        return NetworkSpec(structure, tensors, bases)
-
-    def _structure(self, context: Tensor | None) -> Structure:
-        """Return how the layers hang together, which does not change from call to call."""
-        layers = []
-        for layer in self.layers:
-            weight, mask, bias = layer.weights()
-            scale, shift = layer.normed() or (None, None)
-            base, gate = (
-                None if context is None or of is None else of(context)
-                for of in (layer.base, layer.gate)
-            )
-            name = activation_name(layer.activation)
-            layers.append(
-                LayerSpec(weight, mask, bias, scale, shift, base, gate, name, layer.adds_to)
-            )
-        direct = None if self.direct is None else LayerSpec(*self.direct.weights()[:2])
+        layers = [layer.spec(context) for layer in self.layers]
+        direct = None if self.direct is None else self.direct.spec(None)
         return NetworkSpec.of_layers(
             self.ranks, layers, direct, (1,), self.counts, self.parameter_major
-        ).structure
+        )
 
 
 def _reach(layer: ForeignLayer, reach: Tensor) -> Tensor:

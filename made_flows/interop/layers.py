@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from made_flows._cache import TensorCache
-from made_flows.nn.activations import activation_code, is_elementwise, make_activation
+from made_flows.nn.activations import (
+    activation_code,
+    activation_name,
+    is_elementwise,
+    make_activation,
+)
+from made_flows.nn.spec import LayerSpec
 from made_flows.nn.validation import NotUnderstoodError
 
 IDENTITY = nn.Identity()
@@ -49,7 +55,17 @@ class ForeignLayer:
     """Of what is made of the layer's tensors: the inverse knows a network by the identity of its
     tensors, so that they may not be others in every call."""
 
-    def weights(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def spec(self, context: Tensor | None) -> LayerSpec:
+        """Describe the layer, with what a context (rows, C) contributes."""
+        weight, mask, bias = self._weights()
+        scale, shift = (None, None) if self.norm is None else self._normed(self.norm)
+        base, gate = (
+            None if context is None or of is None else of(context) for of in (self.base, self.gate)
+        )
+        name = activation_name(self.activation)
+        return LayerSpec(weight, mask, bias, scale, shift, base, gate, name, self.adds_to)
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Weight, mask and bias: of the columns that read features, batch norm folded in."""
         weight, mask, bias = self.linear.weight, self.linear.mask, self.linear.bias
         if self.columns is not None:
@@ -68,26 +84,12 @@ class ForeignLayer:
             bias = rest[0] if rest else None
         return weight, mask, bias
 
-    def tensors(self) -> list[Tensor]:
-        """Weight, mask, bias, scale and shift, as far as there are any."""
-        linear = self.linear
-        if self.columns is None and self.reads_norm is None and self.rows is None:
-            weight, mask, bias = linear.weight, linear.mask, linear.bias
-        else:
-            weight, mask, bias = self.weights()
-        own = [weight, mask] if bias is None else [weight, mask, bias]
-        return own if self.norm is None else [*own, *self.normed()]
-
     def context_term(self, context: Tensor) -> Tensor:
         """Return what the columns that read the context add, (rows, units)."""
         columns = self.columns or slice(0)
         start, stop, _ = columns.indices(self.linear.weight.shape[1])
         rest = slice(0, start) if start else slice(stop, None)
         return F.linear(context, self.linear.weight[:, rest] * self.linear.mask[:, rest])
-
-    def normed(self) -> tuple[Tensor, ...]:
-        """Scale and shift of the batch normalisation before the activation, if there is one."""
-        return () if self.norm is None else self._normed(self.norm)
 
     def _normed(self, norm: nn.BatchNorm1d) -> tuple[Tensor, ...]:
         own = (norm.running_mean, norm.running_var, norm.weight, norm.bias)

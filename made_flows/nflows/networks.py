@@ -14,7 +14,6 @@ from torch import Tensor
 
 from made_flows._checks import (
     boolean,
-    check_context,
     check_event,
     expect,
     expect_type,
@@ -83,7 +82,18 @@ class _Network:
     def _check(self, inputs: Any, context: Any) -> None:
         dtype = self.final_layer.weight.dtype
         check_event(inputs, "inputs", self._features, dtype)
-        check_context(context, self._context, "network", argument="context_features", dtype=dtype)
+        if self._context == 0 and context is not None:
+            raise ValueError(
+                "Expected no context, since the network was made without context_features; got one "
+                f"of shape {tuple(context.shape)}"
+            )
+        if self._context:
+            if context is None:
+                raise ValueError(
+                    f"Expected context of shape (rows, {self._context}), since the network was "
+                    f"made with context_features={self._context}; got none"
+                )
+            check_event(context, "context", self._context, dtype)
         if self._use_batch_norm and self.training and not torch.is_grad_enabled():
             warnings.warn(
                 "a network with batch normalisation is in training mode and computes without "

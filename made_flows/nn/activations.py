@@ -38,10 +38,10 @@ CONSTANTS = {"elu": "alpha", "leaky_relu": "negative_slope", "softplus": "beta"}
 
 _NAMES = {kind: name for name, kind in ACTIVATIONS.items()}
 
-_FUNCTIONS: dict[Any, str] = {
-    getattr(place, name): name
+_FUNCTIONS: dict[Any, nn.Module] = {
+    getattr(place, name): kind()
     for place in (torch, F)
-    for name in ACTIVATIONS
+    for name, kind in ACTIVATIONS.items()
     if hasattr(place, name)
 }
 
@@ -144,8 +144,7 @@ def activation_code(activation: Any) -> tuple[str, float] | None:
     if isinstance(activation, _Wrapped):
         return activation_code(activation.function)
     if not isinstance(activation, nn.Module):
-        known = _FUNCTIONS.get(activation)
-        return None if known is None else activation_code(ACTIVATIONS[known]())
+        activation = _FUNCTIONS.get(activation)
     name = _NAMES.get(type(activation))
     if name is None or (name == "gelu" and activation.approximate != "none"):
         return None
