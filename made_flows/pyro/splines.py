@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from made_flows._registry import saveable
+from made_flows.interop.libraries.pyro import spline_form
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.splines import RationalQuadraticSpline
+from made_flows.univariate.step_kernel import StepKernel
 
 _MIN_LAMBDA = 0.025
 """How near to a knot a bin may be divided, as a fraction of the bin."""
@@ -36,30 +37,7 @@ class PyroQuadraticSpline(RationalQuadraticSpline):
 
     def __init__(self, bins: int = 8, bound: float = 3.0) -> None:
         super().__init__(bins, bound)
-
-    def knots(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Place the knots, x and y, with derivatives there, by parameters (..., 3 K - 1)."""
-        # Bins first while computing: reductions over a short last dimension are slow.
-        widths, heights, raw = parameters.movedim(-1, 0).split(
-            [self.bins, self.bins, self.bins - 1]
-        )
-        inner = F.softplus(raw) + self.min_derivative
-        ends = torch.full_like(inner[:1], 1 - self.min_derivative)
-        knots = (
-            _places(widths, self.min_width, self.bound),
-            _places(heights, self.min_height, self.bound),
-            torch.cat([ends, inner, ends]),
-        )
-        x, y, derivatives = (places.movedim(0, -1) for places in knots)
-        return x, y, derivatives
-
-
-def _places(logits: Tensor, minimum: float, bound: float) -> Tensor:
-    """Place knots that divide [-bound, bound] by the softmax of some logits (bins, ...)."""
-    parts = minimum + (1 - minimum * len(logits)) * F.softmax(logits, dim=0)
-    inner = (2 * parts[:-1].cumsum(dim=0) - 1) * bound
-    end = torch.full_like(inner[:1], bound)
-    return torch.cat([-end, inner, end])
+        self.derivative_offset, self.edge = 0.0, 1 - self.min_derivative
 
 
 @saveable
@@ -137,6 +115,9 @@ class PyroLinearSpline(Bijection):
         ) - 2 * torch.log(total)
         return torch.where(inside, x, y), torch.where(inside, log_derivative, 0.0)
 
+    def kernel(self) -> StepKernel | None:
+        return spline_form(self.bins, self.bound, "linear").kernel()
+
     def extra_repr(self) -> str:
         return f"bins={self.bins}, bound={self.bound:g}"
 
@@ -149,23 +130,18 @@ class _Bin:
     ) -> None:
         bins = spline.bins
         rest, raw = parameters.split([3 * bins - 1, bins], dim=-1)
-        shape = torch.broadcast_shapes(at.shape, parameters.shape[:-1])
-        x, y, derivatives = (
-            knots.expand(*shape, bins + 1).movedim(-1, 0) for knots in spline.quadratic.knots(rest)
+        (self.x0, x1), (self.y0, self.y1), (d0, d1), first = spline.quadratic.bin_of(
+            at, rest, inverse
         )
-        first = (at >= (y if inverse else x)[1:-1]).sum(dim=0)
-        both = torch.stack([first, first + 1])
-        (x0, x1), (y0, y1), (d0, d1) = (knots.gather(0, both) for knots in (x, y, derivatives))
-        self.width, height = x1 - x0, y1 - y0
-        division = raw.expand(*shape, bins).gather(-1, first.unsqueeze(-1)).squeeze(-1)
+        self.width, height = x1 - self.x0, self.y1 - self.y0
+        division = raw.expand(*first.shape, bins).gather(-1, first.unsqueeze(-1)).squeeze(-1)
         division = torch.sigmoid(division) * (1 - 2 * _MIN_LAMBDA) + _MIN_LAMBDA
-        self.x0, self.y0, self.y1 = x0, y0, y1
         self.division = division
         self.w1 = torch.sqrt(d0 / d1)
         rest_of = 1 - division
         self.wc = (division * d0 + rest_of * self.w1 * d1) * self.width / height
         share = division * self.w1 / (rest_of + division * self.w1)
-        self.yc = y0 + height * share
+        self.yc = self.y0 + height * share
 
     def half(self, first: Tensor) -> tuple[Tensor, ...]:
         """Return ends in xi, weights and ends in y of the half that each value is in."""

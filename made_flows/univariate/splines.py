@@ -75,6 +75,9 @@ class RationalQuadraticSpline(Bijection):
             expect(minimum * bins < 1, name, f"to be below 1 / bins = {1 / bins:g}", minimum)
         expect(self.min_derivative < 1, "min_derivative", "to be below 1", min_derivative)
         self.outputs = 3 * self.bins - 1
+        # Zeros give the identity: softplus(offset) is 1 - min_derivative.
+        self.derivative_offset = math.log(math.expm1(1 - self.min_derivative))
+        self.edge = 1.0  # the derivative at the outer knots
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         check_parameters(x, parameters, self.outputs, "x")
@@ -82,7 +85,8 @@ class RationalQuadraticSpline(Bijection):
         # Where the spline is not used it is computed all the same: at a point that cannot fail,
         # since the gradient of torch.where is 0 * inf = NaN for a value that is not taken.
         at = torch.where(inside, x, 0.0)
-        left, width, bottom, height, start, end = self._bin(at, parameters, inverse=False)
+        (left, right), (bottom, top), (start, end), _ = self.bin_of(at, parameters, inverse=False)
+        width, height = right - left, top - bottom
         xi = ((at - left) / width).clamp(0, 1)
         slope = height / width
         across = xi * (1 - xi)
@@ -95,7 +99,8 @@ class RationalQuadraticSpline(Bijection):
         check_parameters(y, parameters, self.outputs, "y")
         inside = y.abs() <= self.bound
         at = torch.where(inside, y, 0.0)
-        left, width, bottom, height, start, end = self._bin(at, parameters, inverse=True)
+        (left, right), (bottom, top), (start, end), _ = self.bin_of(at, parameters, inverse=True)
+        width, height = right - left, top - bottom
         theta = ((at - bottom) / height).clamp(0, 1)
         slope = height / width
         # xi solves (s - b) xi^2 + b xi - s theta = 0. Of the two ways to write its solution, the
@@ -123,12 +128,13 @@ class RationalQuadraticSpline(Bijection):
         # Bins first while computing: reductions over a short last dimension are slow.
         rows = parameters.movedim(-1, 0)
         widths, heights, raw = rows.split([self.bins, self.bins, self.bins - 1])
-        offset = math.log(math.expm1(1 - self.min_derivative))
-        inner = self.min_derivative + F.softplus(raw + offset)
+        if self.derivative_offset:
+            raw = raw + self.derivative_offset
+        inner = self.min_derivative + F.softplus(raw)
         x = self._places(widths, self.min_width)
         y = self._places(heights, self.min_height)
-        ones = torch.ones_like(inner[:1])
-        derivatives = torch.cat([ones, inner, ones])
+        ends = torch.full_like(inner[:1], self.edge)
+        derivatives = torch.cat([ends, inner, ends])
         return x.movedim(0, -1), y.movedim(0, -1), derivatives.movedim(0, -1)
 
     def kernel(self) -> StepKernel | None:
@@ -140,7 +146,8 @@ class RationalQuadraticSpline(Bijection):
             min_width=self.min_width,
             min_height=self.min_height,
             min_derivative=self.min_derivative,
-            derivative_offset=math.log(math.expm1(1 - self.min_derivative)),
+            derivative_offset=self.derivative_offset,
+            edge=self.edge,
         )
         return form.kernel()
 
@@ -151,8 +158,12 @@ class RationalQuadraticSpline(Bijection):
         end = torch.full_like(inner[:1], self.bound)
         return torch.cat([-end, inner, end])
 
-    def _bin(self, at: Tensor, parameters: Tensor, inverse: bool) -> list[Tensor]:
-        """Find left, width, bottom, height and both derivatives of the bins that values fall in."""
+    def bin_of(self, at: Tensor, parameters: Tensor, inverse: bool) -> list[Tensor]:
+        """Find the bins that values fall in.
+
+        Returns:
+            x, y and derivatives at both ends of each bin, (2, ...), and its number.
+        """
         shape = torch.broadcast_shapes(at.shape, parameters.shape[:-1])
         knots = [
             places.expand(*shape, places.shape[-1]).movedim(-1, 0)
@@ -160,8 +171,7 @@ class RationalQuadraticSpline(Bijection):
         ]
         first = (at >= knots[int(inverse)][1:-1]).sum(dim=0)
         both = torch.stack([first, first + 1])
-        (left, right), (bottom, top), (start, end) = (k.gather(0, both) for k in knots)
-        return [left, right - left, bottom, top - bottom, start, end]
+        return [*(each.gather(0, both) for each in knots), first]
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}, bound={self.bound:g}"

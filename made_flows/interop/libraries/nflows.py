@@ -48,7 +48,14 @@ class FastInverse(mades.FastInverse):
     """The inverse of an nflows transform, in about one pass."""
 
     def made_flows_read(self) -> Fast:
-        return _read(self)
+        layer: Any = self
+        for kind, (methods, bijection) in _KINDS.items():
+            if isinstance(layer, kind):
+                mades.expect_known(layer, theirs.AutoregressiveTransform, kind, methods)
+                net, outputs = layer.autoregressive_net, layer._output_dim_multiplier()
+                conditioner = own_conditioner(net, outputs) or conditioner_of(net, outputs)
+                return Fast(conditioner, bijection(layer), net)
+        raise NotUnderstoodError(f"the elementwise map of a {type(layer).__name__} is not known")
 
 
 class FastFlow:
@@ -106,17 +113,6 @@ def conditioner_of(net: Any, parameters: int) -> ForeignConditioner:
         raise NotUnderstoodError(f"the masks of a {type(net).__name__} are not known")
     expect_network(net, library)
     return mades.made_conditioner(net, version, parameters)
-
-
-def _read(layer: Any) -> Fast:
-    """Return how a transform works."""
-    for kind, (methods, bijection) in _KINDS.items():
-        if isinstance(layer, kind):
-            mades.expect_known(layer, theirs.AutoregressiveTransform, kind, methods)
-            net, outputs = layer.autoregressive_net, layer._output_dim_multiplier()
-            conditioner = own_conditioner(net, outputs) or conditioner_of(net, outputs)
-            return Fast(conditioner, bijection(layer), net)
-    raise NotUnderstoodError(f"the elementwise map of a {type(layer).__name__} is not known")
 
 
 def _affine(layer: Any) -> Bijection:

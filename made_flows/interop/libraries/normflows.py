@@ -31,24 +31,22 @@ class FastInverse(mades.FastInverse):
     """The inverse of a normflows layer, in about one pass."""
 
     def made_flows_read(self) -> Fast:
-        return _read(self)
-
-
-def _read(layer: Any) -> Fast:
-    """Return how a layer works."""
-    bijection: Bijection
-    if isinstance(layer, MaskedAffineAutoregressive):
-        methods = ("_unconstrained_scale_and_shift",)
-        mades.expect_known(layer, Autoregressive, MaskedAffineAutoregressive, methods)
-        bijection = maps.ScaleFirst(ScaleRule("sigmoid", offset=2.0, floor=1e-3))
-    elif isinstance(layer, Spline):
-        mades.expect_known(layer, Autoregressive, Spline, ("_elementwise",))
-        if isinstance(layer.tails, list | tuple) or isinstance(layer.tail_bound, Tensor):
-            raise NotUnderstoodError("its features differ in their tails or bounds")
-        bijection = maps.rational_quadratic(layer, splines)
-    else:
-        raise NotUnderstoodError(f"the elementwise map of a {type(layer).__name__} is not known")
-    net = layer.autoregressive_net
-    expect_own(net, made.MADE)
-    outputs = layer._output_dim_multiplier()
-    return Fast(mades.made_conditioner(net, _VERSION, outputs), bijection)
+        layer: Any = self
+        bijection: Bijection
+        if isinstance(layer, MaskedAffineAutoregressive):
+            methods = ("_unconstrained_scale_and_shift",)
+            mades.expect_known(layer, Autoregressive, MaskedAffineAutoregressive, methods)
+            bijection = maps.ScaleFirst(ScaleRule("sigmoid", offset=2.0, floor=1e-3))
+        elif isinstance(layer, Spline):
+            mades.expect_known(layer, Autoregressive, Spline, ("_elementwise",))
+            if isinstance(layer.tails, list | tuple) or isinstance(layer.tail_bound, Tensor):
+                raise NotUnderstoodError("its features differ in their tails or bounds")
+            bijection = maps.rational_quadratic(layer, splines)
+        else:
+            raise NotUnderstoodError(
+                f"the elementwise map of a {type(layer).__name__} is not known"
+            )
+        net = layer.autoregressive_net
+        expect_own(net, made.MADE)
+        outputs = layer._output_dim_multiplier()
+        return Fast(mades.made_conditioner(net, _VERSION, outputs), bijection)

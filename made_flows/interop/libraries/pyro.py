@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import transforms as theirs
@@ -51,35 +52,55 @@ def find(module: Any) -> type | None:
 # ---------------------------------------------------------------------- transforms
 
 
-class FastAffine(FastLayer):
-    """The inverse of an affine autoregressive transform, in about one pass."""
+class _FastPyro(FastLayer):
+    """The inverse of a transform of Pyro, in about one pass."""
 
     arn: Any
+    made_flows_cached: ClassVar[str]
+    """Where the transform keeps what its own inverse finds of the Jacobian."""
+
+    def _made_flows_solve(self, y: Tensor, slowly: Callable[[Tensor], Tensor]) -> Tensor:
+        """Find what the transform maps to y, by its own inverse where that has to say it."""
+        context = self.arn.keywords["context"] if isinstance(self.arn, partial) else None
+        fast = self.made_flows_ready(y, context)
+        if fast is None or (context is not None and not _covers(context, y)):
+            return slowly(y)
+        x = fast.solve(y, context)
+        # Pyro then takes it from a pass at x, where it is asked for it.
+        setattr(self, self.made_flows_cached, None)
+        return x
+
+
+class FastAffine(_FastPyro):
+    """The inverse of an affine autoregressive transform, in about one pass."""
+
     stable: bool
     sigmoid_bias: float
     log_scale_min_clip: float
     log_scale_max_clip: float
-    _cached_log_scale: Tensor | None
+    made_flows_cached = "_cached_log_scale"
 
     def _inverse(self, y: Tensor) -> Tensor:
-        x = _solve(self, self.arn, y)
-        if x is None:
-            original: Tensor = super()._inverse(y)  # type: ignore[misc]
-            return original
-        # Pyro then takes the scales from a pass at x, where it is asked for them.
-        self._cached_log_scale = None
-        return x
+        return self._made_flows_solve(y, super()._inverse)  # type: ignore[misc]
 
     def _inverse_stable(self, y: Tensor) -> Tensor:
-        x = _solve(self, self.arn, y)
-        if x is None:
-            original: Tensor = super()._inverse_stable(y)  # type: ignore[misc]
-            return original
-        self._cached_log_scale = None
-        return x
+        return self._made_flows_solve(y, super()._inverse_stable)  # type: ignore[misc]
 
     def made_flows_read(self) -> Fast:
-        return _read_affine(self)
+        layer: Any = self
+        kind, own = theirs.AffineAutoregressive, type(layer)
+        for name in ("_call", "_call_stable", "log_abs_det_jacobian"):
+            if getattr(own, name) is not getattr(kind, name):
+                raise NotUnderstoodError(f"{own.__name__} has a {name} of its own")
+        _expect_inverse(layer, kind, FastAffine, ("_inverse", "_inverse_stable"))
+        # The stable variant binds these two methods to the object.
+        for name, function in (("_call", "_call_stable"), ("_inverse", "_inverse_stable")):
+            bound = vars(layer).get(name)
+            known = (getattr(kind, function), getattr(own, function))
+            if bound is not None and getattr(bound, "__func__", None) not in known:
+                raise NotUnderstoodError(f"{own.__name__} has a {name} of its own")
+        low, high = layer.log_scale_min_clip, layer.log_scale_max_clip
+        return _fast(layer.arn, [1, 1], _affine(low, high, layer.sigmoid_bias, layer.stable))
 
     def made_flows_settings(self) -> tuple[Any, ...]:
         limits = (self.log_scale_min_clip, self.log_scale_max_clip)
@@ -91,21 +112,16 @@ class FastAffine(FastLayer):
             vars(layer)["_inverse"] = layer._inverse_stable
 
 
-class FastSpline(FastLayer):
+class FastSpline(_FastPyro):
     """The inverse of a spline autoregressive transform, in about one pass."""
 
-    arn: Any
     spline: Any
     _cached_x_y: tuple[Any, Any]
     _cache_log_detJ: Tensor | None  # noqa: N815 (Pyro's name)
+    made_flows_cached = "_cache_log_detJ"
 
     def _inverse(self, y: Tensor) -> Tensor:
-        x = _solve(self, self.arn, y)
-        if x is None:
-            original: Tensor = super()._inverse(y)  # type: ignore[misc]
-            return original
-        self._cache_log_detJ = None
-        return x
+        return self._made_flows_solve(y, super()._inverse)  # type: ignore[misc]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the logarithm of |det| of the Jacobian at x."""
@@ -118,7 +134,16 @@ class FastSpline(FastLayer):
         return result
 
     def made_flows_read(self) -> Fast:
-        return _read_spline(self)
+        layer: Any = self
+        kind = theirs.SplineAutoregressive
+        _expect_inverse(layer, kind, FastSpline, ("_inverse", "log_abs_det_jacobian"))
+        expect_own(layer, kind, ("_call",))
+        spline = layer.spline
+        expect_own(spline, ConditionalSpline, ("condition", "_params"))
+        if spline.nn is not layer.arn:
+            raise NotUnderstoodError("its spline has a network of its own")
+        bijection = _spline(spline.count_bins, spline.bound, spline.order)
+        return _fast(layer.arn, _sizes(spline.count_bins, spline.order), bijection)
 
     def made_flows_settings(self) -> tuple[Any, ...]:
         spline = self.spline
@@ -143,19 +168,19 @@ class FastConditional(FastLayer):
         return transform
 
     def made_flows_read(self) -> Fast:
-        return _read_conditional(self)
+        layer: Any = self
+        if isinstance(layer, theirs.ConditionalAffineAutoregressive):
+            sizes, bijection = [1, 1], _affine(**layer.kwargs)
+            kind: type = theirs.ConditionalAffineAutoregressive
+        else:
+            bins, order = layer.kwargs.get("count_bins", 8), layer.kwargs.get("order", "linear")
+            sizes, bijection = _sizes(bins, order), _spline(**layer.kwargs)
+            kind = theirs.ConditionalSplineAutoregressive
+        _expect_inverse(layer, kind, FastConditional, ("condition",))
+        return _fast(layer.nn, sizes, bijection)
 
     def made_flows_settings(self) -> tuple[Any, ...]:
         return *_network_settings(self.nn), tuple(sorted(self.kwargs.items()))
-
-
-def _solve(layer: FastLayer, arn: Any, y: Tensor) -> Tensor | None:
-    """Find what a transform maps to y, None where its own inverse has to say so."""
-    context = arn.keywords["context"] if isinstance(arn, partial) else None
-    fast = layer.made_flows_ready(y, context)
-    if fast is None or (context is not None and not _covers(context, y)):
-        return None
-    return fast.solve(y, context)
 
 
 def _network_settings(arn: Any) -> tuple[Any, ...]:
@@ -245,22 +270,6 @@ def _linear(linear: Any) -> nn.Module:
 # ---------------------------------------------------------------------- reading
 
 
-def _read_affine(layer: Any) -> Fast:
-    methods = ("_call", "_call_stable", "log_abs_det_jacobian")
-    kind = theirs.AffineAutoregressive
-    for name in methods:
-        if getattr(type(layer), name) is not getattr(kind, name):
-            raise NotUnderstoodError(f"{type(layer).__name__} has a {name} of its own")
-    _expect_inverse(layer, kind, FastAffine, ("_inverse", "_inverse_stable"))
-    # The stable variant binds these two methods to the object.
-    for name, function in (("_call", "_call_stable"), ("_inverse", "_inverse_stable")):
-        bound = vars(layer).get(name)
-        known = (getattr(kind, function), getattr(type(layer), function))
-        if bound is not None and getattr(bound, "__func__", None) not in known:
-            raise NotUnderstoodError(f"{type(layer).__name__} has a {name} of its own")
-    return _fast(layer.arn, [1, 1], _affine(**_settings_of(layer)))
-
-
 def _fast(arn: Any, sizes: list[int], bijection: Bijection) -> Fast:
     """Make the fast inverse of a network, perhaps a ``functools.partial`` with a context."""
     net = arn
@@ -269,11 +278,6 @@ def _fast(arn: Any, sizes: list[int], bijection: Bijection) -> Fast:
             raise NotUnderstoodError("its network is called with further arguments")
         net = arn.func
     return Fast(conditioner_of(net, sizes), bijection, net)
-
-
-def _settings_of(layer: Any) -> dict[str, Any]:
-    names = ("log_scale_min_clip", "log_scale_max_clip", "sigmoid_bias", "stable")
-    return {name: getattr(layer, name) for name in names}
 
 
 def _affine(
@@ -285,18 +289,6 @@ def _affine(
     if stable:
         return GatedAffine(ScaleRule("sigmoid", offset=sigmoid_bias, floor=0.0))
     return Affine(ScaleRule("clamp", low=log_scale_min_clip, high=log_scale_max_clip))
-
-
-def _read_spline(layer: Any) -> Fast:
-    kind = theirs.SplineAutoregressive
-    _expect_inverse(layer, kind, FastSpline, ("_inverse", "log_abs_det_jacobian"))
-    expect_own(layer, kind, ("_call",))
-    spline = layer.spline
-    expect_own(spline, ConditionalSpline, ("condition", "_params"))
-    if spline.nn is not layer.arn:
-        raise NotUnderstoodError("its spline has a network of its own")
-    bijection = _spline(spline.count_bins, spline.bound, spline.order)
-    return _fast(layer.arn, _sizes(spline.count_bins, spline.order), bijection)
 
 
 def _sizes(bins: int, order: str) -> list[int]:
@@ -317,7 +309,12 @@ def _spline(count_bins: int = 8, bound: float = 3.0, order: str = "linear") -> B
         log_derivative = conditioned._cache_log_detJ
         return result, -log_derivative if inverse else log_derivative
 
-    compiled = SplineForm(
+    return LibraryMap(sum(sizes), apply, spline_form(count_bins, bound, order))
+
+
+def spline_form(count_bins: int, bound: float, order: str) -> SplineForm:
+    """Describe Pyro's splines to the compiled inverse."""
+    return SplineForm(
         bins=count_bins,
         left=-bound,
         width=2 * bound,
@@ -330,19 +327,6 @@ def _spline(count_bins: int = 8, bound: float = 3.0, order: str = "linear") -> B
         edge=1 - 1e-3,
         min_place=0.025,
     )
-    return LibraryMap(sum(sizes), apply, compiled)
-
-
-def _read_conditional(layer: Any) -> Fast:
-    if isinstance(layer, theirs.ConditionalAffineAutoregressive):
-        sizes, bijection = [1, 1], _affine(**layer.kwargs)
-        kind: type = theirs.ConditionalAffineAutoregressive
-    else:
-        bins, order = layer.kwargs.get("count_bins", 8), layer.kwargs.get("order", "linear")
-        sizes, bijection = _sizes(bins, order), _spline(**layer.kwargs)
-        kind = theirs.ConditionalSplineAutoregressive
-    _expect_inverse(layer, kind, FastConditional, ("condition",))
-    return _fast(layer.nn, sizes, bijection)
 
 
 def _expect_inverse(layer: Any, kind: type, fast: type, methods: tuple[str, ...]) -> None:

@@ -55,7 +55,19 @@ class FastTransform(FastLayer):
         return FastInverse(given.meta, given.passes, self, c)
 
     def made_flows_read(self) -> Fast:
-        return _read(self)
+        layer: Any = self
+        kind = autoregressive.MaskedAutoregressiveTransform
+        expect_own(layer, kind, ("meta",))
+        if getattr(type(layer), "forward") not in (kind.forward, FastTransform.forward):  # noqa: B009
+            raise NotUnderstoodError(f"{type(layer).__name__} has a forward of its own")
+        conditioner = _conditioner(layer)
+        levels = int(conditioner.ranks.max()) + 1
+        if layer.passes < levels:
+            raise NotUnderstoodError(
+                f"its {layer.passes} passes leave its {levels} levels unfinished"
+            )
+        bijection, differentiable = _bijection(layer)
+        return Fast(conditioner, bijection, differentiable=differentiable)
 
     def made_flows_settings(self) -> tuple[Any, ...]:
         return self.hyper, self.univariate, self.shapes, self.passes
@@ -86,19 +98,6 @@ class FastInverse(transforms.AutoregressiveTransform):
 
 
 # ---------------------------------------------------------------------- reading
-
-
-def _read(layer: Any) -> Fast:
-    kind = autoregressive.MaskedAutoregressiveTransform
-    expect_own(layer, kind, ("meta",))
-    if getattr(type(layer), "forward") not in (kind.forward, FastTransform.forward):  # noqa: B009
-        raise NotUnderstoodError(f"{type(layer).__name__} has a forward of its own")
-    conditioner = _conditioner(layer)
-    levels = int(conditioner.ranks.max()) + 1
-    if layer.passes < levels:
-        raise NotUnderstoodError(f"its {layer.passes} passes leave its {levels} levels unfinished")
-    bijection, differentiable = _bijection(layer)
-    return Fast(conditioner, bijection, differentiable=differentiable)
 
 
 def _bijection(layer: Any) -> tuple[Bijection, bool]:
