@@ -91,12 +91,7 @@ class DensityModel(Model, HasConditionals):
             expect(scheduled, "orders_per_batch", "to be left out without orders or masks",
                    orders_per_batch)  # fmt: skip
             self.schedule = OrderSchedule(made, orders, masks, orders_per_batch, generator)
-        start = head.initial_parameters()
-        bias = made.layers[-1].bias
-        if start is not None and isinstance(bias, Tensor):
-            with torch.no_grad():
-                # Those of one feature, or of all of them one after the other.
-                bias.copy_(start if len(start) == len(bias) else start.repeat(made.features))
+        made.start_at(head.initial_parameters())
 
     @property
     def features(self) -> int:  # type: ignore[override]

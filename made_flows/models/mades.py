@@ -10,12 +10,47 @@ import torch
 from made_flows._registry import saveable
 from made_flows.models.density import DensityModel, draws_now
 from made_flows.nn.made import MADE
-from made_flows.univariate.heads import Bernoulli, Categorical, Gaussian, GaussianMixture
+from made_flows.univariate.heads import Bernoulli, Categorical, Gaussian, GaussianMixture, Head
 from made_flows.univariate.scales import ScaleRule
 
 
+class _HeadMADE(DensityModel):
+    """A density model that makes its own conditioner."""
+
+    def __init__(
+        self,
+        head: Head,
+        features: int,
+        context: int,
+        hidden_features: Sequence[int] | None,
+        *,
+        order: Any,
+        degrees: str,
+        orders: Any,
+        masks: Any,
+        orders_per_batch: int | Literal["row"],
+        mask_weights: bool | Literal["order"] | None,
+        generator: torch.Generator | None,
+        **network: Any,
+    ) -> None:
+        if mask_weights is None:  # networks whose masks change gain from being told them
+            mask_weights = True if masks is not None else "order" if orders is not None else False
+        drawn = draws_now(orders) or draws_now(masks)
+        # Not for a network of which nothing is drawn, where orders or masks are.
+        random = "random" in (order if isinstance(order, str) else None, degrees)
+        made = MADE(
+            features, context, hidden_features, head.outputs, inputs=head.inputs, order=order,
+            degrees=degrees, mask_weights=mask_weights,
+            generator=generator if random or not drawn else None, **network,
+        )  # fmt: skip
+        super().__init__(
+            made, head, orders=orders, masks=masks, orders_per_batch=orders_per_batch,
+            generator=generator if drawn else None,
+        )  # fmt: skip
+
+
 @saveable
-class GaussianMADE(DensityModel):
+class GaussianMADE(_HeadMADE):
     r"""A MADE with Gaussian conditionals: mean and log-scale.
 
     .. math:: x_i \mid x_{<i}, c \sim \mathcal N(\mu_i, s_i^2)
@@ -64,21 +99,16 @@ class GaussianMADE(DensityModel):
         mask_weights: bool | Literal["order"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        head = Gaussian(scale)
-        conditioner = MADE(
-            features, context, hidden_features, head.outputs, order=order, degrees=degrees,
-            activation=activation, residual=residual, direct=direct, dropout=dropout,
-            adjacency=adjacency, mask_weights=_mask_weights(mask_weights, orders, masks),
-            generator=_of_network(generator, orders, masks, order, degrees),
-        )  # fmt: skip
         super().__init__(
-            conditioner, head, orders=orders, masks=masks, orders_per_batch=orders_per_batch,
-            generator=generator if draws_now(orders) or draws_now(masks) else None,
+            Gaussian(scale), features, context, hidden_features, order=order,
+            degrees=degrees, activation=activation, residual=residual, direct=direct,
+            dropout=dropout, adjacency=adjacency, mask_weights=mask_weights, orders=orders,
+            masks=masks, orders_per_batch=orders_per_batch, generator=generator,
         )  # fmt: skip
 
 
 @saveable
-class GaussianMixtureMADE(DensityModel):
+class GaussianMixtureMADE(_HeadMADE):
     r"""A MADE whose conditionals are mixtures of normals.
 
     .. math:: p(x_i \mid x_{<i}, c) = \sum_k \pi_{ik}\, \mathcal N(x_i; \mu_{ik}, s_{ik}^2)
@@ -129,21 +159,16 @@ class GaussianMixtureMADE(DensityModel):
         mask_weights: bool | Literal["order"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        head = GaussianMixture(components, scale)
-        conditioner = MADE(
-            features, context, hidden_features, head.outputs, order=order, degrees=degrees,
-            activation=activation, residual=residual, direct=direct, dropout=dropout,
-            adjacency=adjacency, mask_weights=_mask_weights(mask_weights, orders, masks),
-            generator=_of_network(generator, orders, masks, order, degrees),
-        )  # fmt: skip
         super().__init__(
-            conditioner, head, orders=orders, masks=masks, orders_per_batch=orders_per_batch,
-            generator=generator if draws_now(orders) or draws_now(masks) else None,
+            GaussianMixture(components, scale), features, context, hidden_features, order=order,
+            degrees=degrees, activation=activation, residual=residual, direct=direct,
+            dropout=dropout, adjacency=adjacency, mask_weights=mask_weights, orders=orders,
+            masks=masks, orders_per_batch=orders_per_batch, generator=generator,
         )  # fmt: skip
 
 
 @saveable
-class BernoulliMADE(DensityModel):
+class BernoulliMADE(_HeadMADE):
     r"""A MADE for binary data: logits.
 
     .. math:: p(x_i = 1 \mid x_{<i}, c) = \sigma(\ell_i)
@@ -190,21 +215,16 @@ class BernoulliMADE(DensityModel):
         mask_weights: bool | Literal["order"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        head = Bernoulli()
-        conditioner = MADE(
-            features, context, hidden_features, head.outputs, order=order, degrees=degrees,
-            activation=activation, residual=residual, direct=direct, dropout=dropout,
-            adjacency=adjacency, mask_weights=_mask_weights(mask_weights, orders, masks),
-            generator=_of_network(generator, orders, masks, order, degrees),
-        )  # fmt: skip
         super().__init__(
-            conditioner, head, orders=orders, masks=masks, orders_per_batch=orders_per_batch,
-            generator=generator if draws_now(orders) or draws_now(masks) else None,
+            Bernoulli(), features, context, hidden_features, order=order,
+            degrees=degrees, activation=activation, residual=residual, direct=direct,
+            dropout=dropout, adjacency=adjacency, mask_weights=mask_weights, orders=orders,
+            masks=masks, orders_per_batch=orders_per_batch, generator=generator,
         )  # fmt: skip
 
 
 @saveable
-class CategoricalMADE(DensityModel):
+class CategoricalMADE(_HeadMADE):
     r"""A MADE for categories: values are integers, read by the network as one-hot vectors.
 
     .. math:: p(x_i = k \mid x_{<i}, c) = \mathrm{softmax}(\ell_i)_k
@@ -250,29 +270,9 @@ class CategoricalMADE(DensityModel):
         mask_weights: bool | Literal["order"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        head = Categorical(categories, features)
-        conditioner = MADE(
-            features, context, hidden_features, head.outputs, inputs=head.inputs, order=order,
-            degrees=degrees, activation=activation, residual=residual, direct=direct,
-            dropout=dropout, adjacency=adjacency,
-            generator=_of_network(generator, orders, masks, order, degrees),
-            mask_weights=_mask_weights(mask_weights, orders, masks),
-        )  # fmt: skip
         super().__init__(
-            conditioner, head, orders=orders, masks=masks, orders_per_batch=orders_per_batch,
-            generator=generator if draws_now(orders) or draws_now(masks) else None,
+            Categorical(categories, features), features, context, hidden_features, order=order,
+            degrees=degrees, activation=activation, residual=residual, direct=direct,
+            dropout=dropout, adjacency=adjacency, mask_weights=mask_weights, orders=orders,
+            masks=masks, orders_per_batch=orders_per_batch, generator=generator,
         )  # fmt: skip
-
-
-def _mask_weights(given: Any, orders: Any, masks: Any) -> Any:
-    """Choose how a network tells masked inputs from zeros, where nothing is said of it."""
-    if given is not None:
-        return given
-    # Networks whose masks change gain from being told them.
-    return True if masks is not None else "order" if orders is not None else False
-
-
-def _of_network(generator: Any, orders: Any, masks: Any, order: Any, degrees: Any) -> Any:
-    """Return the generator for a network: none where orders and masks alone are drawn from it."""
-    drawn = "random" in (order if isinstance(order, str) else None, degrees)
-    return generator if drawn or not (draws_now(orders) or draws_now(masks)) else None

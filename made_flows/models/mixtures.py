@@ -27,8 +27,7 @@ from made_flows.distributions.mixture import MixtureDistribution, in_chunks
 from made_flows.models.base import HasConditionals, Model, check_model, same_support, value_support
 from made_flows.models.density import DensityModel
 from made_flows.models.mixture_weights import MixtureGain, WeightFit, fit_sparse_weights
-from made_flows.models.order_schedule import OrderSchedule
-from made_flows.nn import masks as mk
+from made_flows.models.order_schedule import OrderSchedule, fixed_orders
 from made_flows.transforms.units import Units
 
 
@@ -360,14 +359,8 @@ def _orders_of(
             return fixed[:count].clone()
         if only_masks:
             return model.made.order.expand(count, -1).clone()
-        drawn = [mk.make_order(model.features, "random", generator) for _ in range(count)]
-        return torch.stack(drawn).to(model.made.ranks.device)
-    several = isinstance(orders, (Sequence, Tensor)) and not isinstance(orders, str)
-    several = several or hasattr(orders, "__array__")
-    expect_type(several, "orders", "to be a number of orders or orders (K, features)", orders)
-    expect(len(orders) > 0, "orders", "to hold at least one order", "none")
-    given = [mk.make_order(model.features, order) for order in orders]
-    return torch.stack(given).to(model.made.ranks.device)
+        orders = count
+    return fixed_orders(model.features, orders, generator).to(model.made.ranks.device)
 
 
 def _expect_marginals(component: Any) -> None:

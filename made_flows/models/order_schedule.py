@@ -75,7 +75,7 @@ class OrderSchedule(nn.Module):
         self.shape, self._turn = made.shape, 0
         fixed = None
         if orders is not None and not self.any_order:
-            fixed = _fixed_orders(made.features, orders, generator)
+            fixed = fixed_orders(made.features, orders, generator)
         self.register_buffer("orders", fixed)
         drawn = None
         if isinstance(masks, int) and not self.any_degrees:
@@ -158,12 +158,14 @@ class OrderSchedule(nn.Module):
         return ", ".join([*parts, f"per_batch={self.per_batch!r}"])
 
 
-def _fixed_orders(features: int, orders: Any, generator: torch.Generator | None) -> Tensor:
+def fixed_orders(features: int, orders: Any, generator: torch.Generator | None) -> Tensor:
     """Return K orders, (K, features), checked or drawn."""
     if isinstance(orders, Integral):
         count = positive_integer(orders, "orders")
         return torch.stack([mk.make_order(features, "random", generator) for _ in range(count)])
-    several = isinstance(orders, (Sequence, Tensor)) or hasattr(orders, "__array__")
-    expect_type(several, "orders", "to be 'all', a number of orders or orders", orders)
+    several = isinstance(orders, (Sequence, Tensor)) and not isinstance(orders, str)
+    several = several or hasattr(orders, "__array__")
+    wanted = "to be a number of orders or orders (K, features)"
+    expect_type(several, "orders", wanted, orders)
     expect(len(orders) > 0, "orders", "to hold at least one order", "none")
     return torch.stack([mk.make_order(features, order) for order in orders])

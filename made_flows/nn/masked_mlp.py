@@ -256,6 +256,14 @@ class MaskedMLP(nn.Module):
                 layer_or_none.reset_parameters(gain=_NEAR_ZERO)
 
     @torch.no_grad()
+    def start_at(self, parameters: Tensor | None) -> None:
+        """Let parameters start near given ones, (K,) or those of all features; None leaves them."""
+        bias = self.masked_layers()[-1].bias
+        if parameters is not None and isinstance(bias, Tensor):
+            whole = len(parameters) == len(bias)
+            bias.copy_(parameters if whole else parameters.repeat(self.features))
+
+    @torch.no_grad()
     def scale_hidden(self, factor: float) -> None:
         """Multiply the weights and biases of hidden layers, but for the ends of residual blocks."""
         for index, layer in enumerate(self.masked_layers()[:-1]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-import torch
 from torch import Tensor
 
 from made_flows._checks import check_event, expect, expect_type
@@ -81,11 +80,7 @@ class AutoregressiveTransform(Transform):
             self.data_pass = "sequential"
         else:
             self.noise_pass = "sequential"
-        start = bijection.initial_parameters()
-        bias = conditioner.layers[-1].bias
-        if start is not None and isinstance(bias, Tensor):
-            with torch.no_grad():
-                bias.copy_(start.repeat(conditioner.features))
+        conditioner.start_at(bijection.initial_parameters())
 
     @property
     def random_part(self) -> str:
