@@ -10,7 +10,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from made_flows.pyro.cache import Memory
+from made_flows.pyro.cache import Memory, Pair
 
 
 class VectorTransform(TransformModule):
@@ -54,10 +54,10 @@ class VectorTransform(TransformModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map noise x (..., D) to data y (..., D)."""
-        if self._cache_size:
-            known = self._memory.y_of(x)
-            if known is not None:
-                return known
+        known = self._recall(x=x)
+        known_y = None if known is None else known.y()
+        if known_y is not None:
+            return known_y
         y, log_det = self.to_data(x)
         if self._cache_size:
             self._memory.store(x, y, log_det, made=y)
@@ -68,10 +68,9 @@ class VectorTransform(TransformModule):
     __repr__ = nn.Module.__repr__
 
     def _inv_call(self, y: Tensor) -> Tensor:
-        if self._cache_size:
-            known = self._memory.x_of(y)
-            if known is not None:
-                return known
+        known = self._recall(y=y)
+        if known is not None and known.x is not None:
+            return known.x
         x, log_det = self.to_noise(y)
         if self._cache_size:
             self._memory.store(x, y, log_det, made=x)
@@ -85,8 +84,13 @@ class VectorTransform(TransformModule):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return log |dy/dx| (...), of the batch shape of x and y."""
-        known = self._memory.along_with(y, x) if self._cache_size else None
-        return self.log_det(x, y) if known is None else known
+        known = self._recall(x=x, y=y)
+        if known is not None and known.along is not None:
+            return known.along
+        return self.log_det(x, y)
+
+    def _recall(self, x: Tensor | None = None, y: Tensor | None = None) -> Pair | None:
+        return self._memory.recall(x, y) if self._cache_size else None
 
     def clear_cache(self) -> None:
         """Forget the last pair."""

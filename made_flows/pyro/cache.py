@@ -32,7 +32,7 @@ class Memory:
     def __init__(self, module: nn.Module, others: tuple[Tensor, ...] = ()) -> None:
         self._module = weakref.ref(module)
         self._others = others
-        self._pair: _Pair | None = None
+        self._pair: Pair | None = None
 
     def store(self, x: Tensor | None, y: Tensor, along: Tensor | None, *, made: Tensor) -> None:
         """Remember a result.
@@ -47,7 +47,7 @@ class Memory:
         self._pair = None
         if module is None or is_transformed():
             return
-        self._pair = _Pair(module, x, y, along, self._others)
+        self._pair = Pair(module, x, y, along, self._others)
         if not is_traced():
             for tensor in (made, along):
                 if tensor is not None and tensor.grad_fn is not None:
@@ -58,31 +58,16 @@ class Memory:
         """Forget the pair."""
         self._pair = None
 
-    def y_of(self, x: Tensor) -> Tensor | None:
-        """Return the y of an x, None if it is not known."""
-        pair = self._true_pair(x=x)
-        return None if pair is None else pair.y()
-
-    def x_of(self, y: Tensor) -> Tensor | None:
-        """Return the x of a y, None if it is not known."""
-        pair = self._true_pair(y=y)
-        return None if pair is None else pair.x
-
-    def along_with(self, y: Tensor, x: Tensor | None = None) -> Tensor | None:
-        """Return what was computed along with a y (and the given x), None if it is not known."""
-        pair = self._true_pair(x=x, y=y)
-        return None if pair is None else pair.along
-
-    def _true_pair(self, x: Tensor | None = None, y: Tensor | None = None) -> _Pair | None:
+    def recall(self, x: Tensor | None = None, y: Tensor | None = None) -> Pair | None:
+        """Return the pair of an x, a y or both, None if it is not known."""
         pair, module = self._pair, self._module()
-        if pair is None or module is None or pair.forgotten:
+        if pair is None or module is None or is_transformed():
             return None
-        if (x is not None and pair.x is not x) or (y is not None and pair.y() is not y):
-            return None
-        return pair if not is_transformed() and pair.holds(module) else None
+        asked = (x is None or pair.x is x) and (y is None or pair.y() is y)
+        return pair if asked and pair.holds(module) else None
 
 
-class _Pair:
+class Pair:
     """A pair and the state of everything that it was computed from."""
 
     def __init__(
@@ -93,35 +78,31 @@ class _Pair:
         along: Tensor | None,
         others: tuple[Tensor, ...],
     ) -> None:
-        self._others = others
         # x is held and y only looked at: when a sample is gone, so is what it was made of.
-        self.x = x
+        self.x, self.along, self._others = x, along, others
         self.y: weakref.ref[Tensor] = weakref.ref(y, _Forgetter(self))
-        self.along, self.forgotten = along, False
-        tensors, modes = state_of(module)
-        self._stamp = Stamp.of([*tensors, *self._known(y)], modes)
+        self._stamp = Stamp.of(*self._state(module, y))
 
-    def _known(self, y: Tensor) -> list[Tensor]:
-        return [*([] if self.x is None else [self.x]), y, *self._others]
+    def _state(self, module: nn.Module, y: Tensor) -> tuple[list[Tensor], list[Any]]:
+        tensors, modes = state_of(module)
+        return [*tensors, *([] if self.x is None else [self.x]), y, *self._others], modes
 
     def forget(self) -> None:
-        """Let go of the tensors."""
-        self.x = self.along = None
-        self.forgotten = True
+        """Let go of the tensors; it holds no more."""
+        self.x = self.along = self._stamp = None
 
     def holds(self, module: nn.Module) -> bool:
         """Tell whether everything is as it was."""
         y = self.y()
-        if self._stamp is None or self.forgotten or y is None:
+        if self._stamp is None or y is None:
             return False
-        tensors, modes = state_of(module)
-        return self._stamp.holds([*tensors, *self._known(y)], modes)
+        return self._stamp.holds(*self._state(module, y))
 
 
 class _Forgetter:
     """Called when something happens after which a pair is not to be believed."""
 
-    def __init__(self, pair: _Pair) -> None:
+    def __init__(self, pair: Pair) -> None:
         self._pair = weakref.ref(pair)
 
     def __call__(self, *_: Any) -> None:

@@ -79,8 +79,10 @@ class ModelDistribution(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability (...) of values (..., D)."""
-        known = self._memory.along_with(value)
-        return self.distribution.log_prob(value) if known is None else known
+        known = self._memory.recall(y=value)
+        if known is not None and known.along is not None:
+            return known.along
+        return self.distribution.log_prob(value)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw samples of shape (*sample_shape, *batch_shape, D)."""
