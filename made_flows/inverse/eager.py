@@ -8,12 +8,14 @@ rest. Every unit is computed once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from made_flows.inverse.numeric import Numeric
 from made_flows.inverse.problem import Problem, TransposedProblem
+from made_flows.inverse.symbolic import Integers
 from made_flows.nn.activations import activation_of_name
 from made_flows.nn.spec import NetworkSpec
 
@@ -78,8 +80,7 @@ class _Activations:
 
     def units(self, layer: int, start: int, stop: int) -> slice:
         """Return the units of a layer with degrees (outputs: ranks) in [start, stop)."""
-        starts = self.numeric.layers[layer].starts
-        return slice(int(starts[start]), int(starts[stop]))
+        return _span(self.numeric.layers[layer].starts, start, stop)
 
     def add(self, layer: int, units: slice, start: int, stop: int) -> None:
         """Add to z of some units what the layer's inputs in [start, stop) contribute."""
@@ -123,6 +124,10 @@ class _Activations:
             self.finish(layer, units)
 
 
+def _span(starts: Integers, first: int, last: int) -> slice:
+    return slice(int(starts[first]), int(starts[last]))
+
+
 def solve(numeric: Numeric, problem: Problem) -> Tensor:
     """Return the values x with x_r = step(noise_r, parameters_r(x_<r)) for every rank r.
 
@@ -137,10 +142,10 @@ def solve(numeric: Numeric, problem: Problem) -> Tensor:
     rows = len(noise)
     state = _Activations(numeric, network, rows)
     dtype = numeric.output.weight.dtype
-    encoded_columns = numeric.symbolic.columns
+    encoded_columns, columns = numeric.symbolic.columns, numeric.symbolic.column_starts
     values: Tensor | None = None if known is None else known.clone()
     if prefix and values is not None:
-        stop = int(numeric.symbolic.column_starts[prefix])
+        stop = int(columns[prefix])
         encoded = step.encode(values, dtype)
         state.inputs[:, :stop] = encoded[:, encoded_columns[:stop]]
         state.fill(prefix)
@@ -150,7 +155,7 @@ def solve(numeric: Numeric, problem: Problem) -> Tensor:
         for layer in range(depth + 1):
             state.add(layer, state.units(layer, start, stop), 0, state.known(layer, start))
         outputs = state.units(depth, start, stop)
-        state.add_direct(outputs, 0, int(numeric.symbolic.column_starts[start]))
+        state.add_direct(outputs, 0, int(columns[start]))
         for rank in range(start, stop):
             for layer in range(depth + 1):
                 units = state.units(layer, rank, rank + 1)
@@ -159,29 +164,20 @@ def solve(numeric: Numeric, problem: Problem) -> Tensor:
                 if layer < depth:
                     state.finish(layer, units)
                 else:
-                    columns = numeric.symbolic.column_starts
                     state.add_direct(units, int(columns[start]), int(columns[rank]))
-            at = slice(
-                int(numeric.symbolic.feature_starts[rank]),
-                int(numeric.symbolic.feature_starts[rank + 1]),
-            )
+            at = _span(numeric.symbolic.feature_starts, rank, rank + 1)
             features = numeric.symbolic.features[at]
             parameters = _unpack(state.z[-1][:, state.units(depth, rank, rank + 1)], counts[at])
             fresh = step(noise[:, features], parameters, features)
             if values is None:
                 values = fresh.new_zeros(rows, numeric.structure.features)
             values[:, features] = fresh.to(values.dtype)
-            inputs = slice(
-                int(numeric.symbolic.column_starts[rank]),
-                int(numeric.symbolic.column_starts[rank + 1]),
-            )
+            inputs = _span(columns, rank, rank + 1)
             if step.identity_encoding:
                 state.inputs[:, inputs] = fresh
             else:
                 state.inputs[:, inputs] = step.encode(values, dtype)[:, encoded_columns[inputs]]
-    if values is None:  # no rank: impossible, as there is at least one feature
-        raise ValueError("Expected a network with at least one rank; got none")
-    return values
+    return cast(Tensor, values)  # there is at least one rank
 
 
 def _unpack(outputs: Tensor, counts: Sequence[int]) -> Tensor:
@@ -244,20 +240,12 @@ def adjoint(numeric: Numeric, problem: TransposedProblem) -> Tensor:
     for start, stop in reversed(panels(numeric)):
         done = [slice(int(layer.starts[stop]), len(layer.units)) for layer in numeric.layers]
         panel = [state.units(layer, start, stop) for layer in range(depth + 1)]
-        at = slice(
-            int(numeric.symbolic.feature_starts[start]), int(numeric.symbolic.feature_starts[stop])
-        )
+        at = _span(numeric.symbolic.feature_starts, start, stop)
         pull_inputs(at, done)
         partial = [pull(layer, panel[layer], done[layer + 1]) for layer in range(depth)]
         for rank in range(stop - 1, start - 1, -1):
-            at = slice(
-                int(numeric.symbolic.feature_starts[rank]),
-                int(numeric.symbolic.feature_starts[rank + 1]),
-            )
-            fresh = [
-                slice(int(layer.starts[rank + 1]), int(layer.starts[stop]))
-                for layer in numeric.layers
-            ]
+            at = _span(numeric.symbolic.feature_starts, rank, rank + 1)
+            fresh = [_span(layer.starts, rank + 1, stop) for layer in numeric.layers]
             pull_inputs(at, fresh)
             outputs = state.units(depth, rank, rank + 1)
             delta = slopes[:, at] * solution[:, at].unsqueeze(-1)
@@ -266,8 +254,7 @@ def adjoint(numeric: Numeric, problem: TransposedProblem) -> Tensor:
                 units = state.units(layer, rank, rank + 1)
                 if units.start == units.stop:
                     continue
-                reading = numeric.layers[layer + 1].starts
-                above = slice(int(reading[rank]), int(reading[stop]))
+                above = state.units(layer + 1, rank, stop)
                 total = pull(layer, units, above)
                 earlier = partial[layer]
                 if earlier is not None:
