@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import pickle
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 
 from made_flows import _cache
 from made_flows._cache import Stamp, TensorCache
+from tests.helpers.forks import hung_children, needs_fork
 
 
 @pytest.fixture(params=["digest", "copies"])
@@ -393,48 +391,19 @@ def test_threads() -> None:
 
 
 _FORKS = """
-import os, sys, threading, time, warnings
-import torch
 from made_flows._cache import TensorCache
-
-warnings.simplefilter("ignore")  # Python's own, of forks under threads
-torch.set_num_threads(1)
 cache, tensors = TensorCache(size=3), [torch.randn(20) for _ in range(6)]
-stop = False
 
-def run():
-    while not stop:
-        for tensor in tensors:
-            cache.get(None, [tensor], lambda: [1])
-        cache.get(None, [torch.randn(20)], lambda: [1])
+def once():
+    for tensor in tensors:
+        cache.get(None, [tensor], lambda: [1])
 
-run_once = [cache.get(None, [tensor], lambda: [1]) for tensor in tensors]
-threads = [threading.Thread(target=run, daemon=True) for _ in range(4)]
-for thread in threads:
-    thread.start()
-hung = 0
-for _ in range(40):
-    child = os.fork()
-    if child == 0:
-        for tensor in tensors:
-            cache.get(None, [tensor], lambda: [1])
-        os._exit(0)
-    end = time.monotonic() + 20
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
-        if time.monotonic() > end:
-            hung += 1
-            os.kill(child, 9)
-            os.waitpid(child, 0)
-            break
-        time.sleep(0.001)
-stop = True
-for thread in threads:
-    thread.join()  # an interpreter that ends under a thread in torch is aborted
-sys.exit(hung)
+def under_load():
+    once()
+    cache.get(None, [torch.randn(20)], lambda: [1])
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@needs_fork
 def test_children_that_are_forked_under_load_do_not_hang() -> None:
-    run = subprocess.run([sys.executable, "-c", _FORKS], timeout=300, check=False)
-    assert run.returncode == 0
+    assert hung_children(_FORKS, threads=4, timeout=300) == 0

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +16,7 @@ from made_flows.inverse import HeadStep, sequential_inverse
 from made_flows.inverse.dispatch import backend
 from made_flows.nn.linear import MaskedLinear
 from tests.helpers.density_models import MODELS, NETWORKS, context_of, made_of, scatter
+from tests.helpers.forks import hung_children, needs_fork
 from tests.helpers.inverse_checks import (
     STEPS,
     check_gradients,
@@ -323,54 +321,22 @@ def test_a_change_through_data_is_noticed_in_all_of_100_trials(
 
 
 _FORKS = """
-import os, sys, threading, time, warnings
-import torch
 import made_flows as mf
-
-warnings.simplefilter("ignore")  # Python's own, of forks under threads
-torch.set_num_threads(1)
 flows = [mf.MAF(4, transforms=1, hidden_features=(8,)) for _ in range(3)]
 # Noise is given: torch's generator has a lock of its own, which a fork leaves locked.
 noise = torch.zeros(2, 4)
 
 @torch.no_grad()
-def sample():
+def once():
     for flow in flows:
         (transform,) = flow.transforms
         transform.conditioner.layers[0].weight.data.add_(0.001)
         transform.generate(noise)
 
-sample()
-stop = False
-def run():
-    while not stop:
-        sample()
-
-threads = [threading.Thread(target=run, daemon=True) for _ in range(3)]
-for thread in threads:
-    thread.start()
-hung = 0
-for _ in range(40):
-    child = os.fork()
-    if child == 0:
-        sample()
-        os._exit(0)
-    end = time.monotonic() + 20
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
-        if time.monotonic() > end:
-            hung += 1
-            os.kill(child, 9)
-            os.waitpid(child, 0)
-            break
-        time.sleep(0.001)
-stop = True
-for thread in threads:
-    thread.join()  # an interpreter that ends under a thread in torch is aborted
-sys.exit(hung)
+under_load = once
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@needs_fork
 def test_children_that_are_forked_while_threads_sample_do_not_hang() -> None:
-    run = subprocess.run([sys.executable, "-c", _FORKS], timeout=600, check=False)
-    assert run.returncode == 0
+    assert hung_children(_FORKS, threads=3, timeout=600) == 0
