@@ -360,7 +360,8 @@ def _orders_of(
         if only_masks:
             return model.made.order.expand(count, -1).clone()
         orders = count
-    return fixed_orders(model.features, orders, generator).to(model.made.ranks.device)
+    wanted = "to be a number of orders or orders (K, features)"
+    return fixed_orders(model.features, orders, generator, wanted).to(model.made.ranks.device)
 
 
 def _expect_marginals(component: Any) -> None:

@@ -63,8 +63,8 @@ class OrderSchedule(nn.Module):
         words = f"to be 'all', a number of them or orders of shape (K, {made.features})"
         expect(not isinstance(orders, str) or orders == "all", "orders", words, repr(orders))
         self.any_order, self.any_degrees = isinstance(orders, str), isinstance(masks, str)
-        words = "to be 'all' or a number of sets of degrees"
-        expect(not self.any_degrees or masks == "all", "masks", words, repr(masks))
+        of_masks = "to be 'all' or a number of sets of degrees"
+        expect(not self.any_degrees or masks == "all", "masks", of_masks, repr(masks))
         self.per_batch: int | Literal["row"] = "row"
         if per_batch != "row":
             expect_type(
@@ -75,14 +75,14 @@ class OrderSchedule(nn.Module):
         self.shape, self._turn = made.shape, 0
         fixed = None
         if orders is not None and not self.any_order:
-            fixed = fixed_orders(made.features, orders, generator)
+            fixed = fixed_orders(made.features, orders, generator, words)
         self.register_buffer("orders", fixed)
         drawn = None
         if isinstance(masks, int) and not self.any_degrees:
             sets = positive_integer(masks, "masks")
             drawn = torch.stack([self._fresh_degrees(generator) for _ in range(sets)])
         else:
-            expect_type(masks is None or self.any_degrees, "masks", words, masks)
+            expect_type(masks is None or self.any_degrees, "masks", of_masks, masks)
         self.register_buffer("degrees", drawn)
 
     @property
@@ -158,14 +158,15 @@ class OrderSchedule(nn.Module):
         return ", ".join([*parts, f"per_batch={self.per_batch!r}"])
 
 
-def fixed_orders(features: int, orders: Any, generator: torch.Generator | None) -> Tensor:
+def fixed_orders(
+    features: int, orders: Any, generator: torch.Generator | None, wanted: str
+) -> Tensor:
     """Return K orders, (K, features), checked or drawn."""
     if isinstance(orders, Integral):
         count = positive_integer(orders, "orders")
         return torch.stack([mk.make_order(features, "random", generator) for _ in range(count)])
     several = isinstance(orders, (Sequence, Tensor)) and not isinstance(orders, str)
     several = several or hasattr(orders, "__array__")
-    wanted = "to be a number of orders or orders (K, features)"
     expect_type(several, "orders", wanted, orders)
     expect(len(orders) > 0, "orders", "to hold at least one order", "none")
     return torch.stack([mk.make_order(features, order) for order in orders])
