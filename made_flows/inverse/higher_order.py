@@ -72,12 +72,8 @@ class Inverse:
         given = any(tensor is not None and tensor.requires_grad for tensor in inputs)
         return given or any(weight.requires_grad for weight in self.weights)
 
-    def detached(self) -> Inverse:
-        """Return the same function, of leaves without a history."""
-
-        def leaf(tensor: Tensor) -> Tensor:
-            return tensor.detach().requires_grad_(tensor.requires_grad)
-
+    def of(self, leaf: Callable[[Tensor], Tensor]) -> Inverse:
+        """Return the same function of other leaves, which a function gives for its own."""
         context = None if self.context is None else leaf(self.context)
         known = None if self.known is None else leaf(self.known)
         # A weight may stand under two names: it is one leaf.
@@ -183,9 +179,6 @@ def _may_have_tangent(tensor: Tensor) -> bool:
 
 # --- Derivatives of a gradient --------------------------------------------------------------------
 
-_Function = Callable[[Inverse, Sequence[Tensor]], Sequence[Tensor | None]]
-"""What is computed of an inverse, whose leaves may be others', and of further tensors."""
-
 
 def gradients(
     inverse: Inverse, gradient: Tensor, total: Tensor, x: Tensor
@@ -198,93 +191,58 @@ def gradients(
         total: (N, D), the solution of the transposed system for it.
         x: (N, D), the values.
     """
-
-    def at_once() -> Sequence[Tensor | None]:
-        alone = inverse.detached()
-        again = alone.again(x.detach().reshape(inverse.noise.shape[:-1])).reshape(x.shape)
-        return torch.autograd.grad(
-            again, alone.leaves, total.detach().to(again.dtype), allow_unused=True
-        )
-
-    return _apply(_by_passes, at_once, inverse, gradient)
-
-
-def _by_passes(inverse: Inverse, others: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Return the gradients of all leaves, by passes that can be differentiated."""
-    [gradient] = others
-    values = inverse.passes(_AGAIN).reshape(gradient.shape)
-    return torch.autograd.grad(
-        values, inverse.leaves, gradient, create_graph=True, allow_unused=True
+    alone = inverse.of(lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad))
+    again = alone.again(x.detach().reshape(inverse.noise.shape[:-1])).reshape(x.shape)
+    known = torch.autograd.grad(
+        again, alone.leaves, total.detach().to(again.dtype), allow_unused=True
     )
+    results: tuple[Tensor | None, ...] = _Known.apply(inverse, known, gradient, *inverse.leaves)
+    return results
 
 
-def _derivative(function: _Function, count: int, given: Sequence[int]) -> _Function:
-    """Pull results back through the derivative of a function of ``count`` other tensors.
-
-    It is a function of the same, and then of the cotangents of the results ``given``.
-    """
-
-    def derivative(inverse: Inverse, others: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        results = function(inverse, others[:count])
-        pairs = zip((results[place] for place in given), others[count:], strict=True)
-        used = [(r, cotangent) for r, cotangent in pairs if r is not None and r.requires_grad]
-        leaves = [*inverse.leaves, *others[:count]]
-        if not used:
-            return [None] * len(leaves)
-        chosen, cotangents = zip(*used, strict=True)
-        return torch.autograd.grad(chosen, leaves, cotangents, create_graph=True, allow_unused=True)
-
-    return derivative
-
-
-class _Exact(torch.autograd.Function):
-    """A function of an inverse whose derivatives, of every order, are functions of it again.
-
-    Results are computed of leaves without a history. What the leaves depend on (one another,
-    where transforms share a network) is the engine's to follow, and nothing is counted twice.
-    """
+class _Known(torch.autograd.Function):
+    """Gradients that are known already; where they are differentiated, passes are."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        function: _Function,
-        shortcut: Callable[[], Sequence[Tensor | None]] | None,
         inverse: Inverse,
-        *tensors: Tensor,
+        known: Sequence[Tensor | None],
+        gradient: Tensor,
+        *leaves: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        ctx.function, ctx.inverse = function, inverse
+        ctx.inverse = inverse
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
-        with torch.enable_grad():
-            if shortcut is not None:
-                results = shortcut()
-            else:
-                others = tensors[len(inverse.leaves) :]
-                leaves = [other.detach().requires_grad_() for other in others]
-                results = function(inverse.detached(), leaves)
-        return tuple(None if result is None else result.detach() for result in results)
+        ctx.save_for_backward(gradient, *leaves)
+        return tuple(known)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        inverse: Inverse = ctx.inverse
-        tensors = ctx.saved_tensors  # raises if one of them was written to
-        given = [place for place, cotangent in enumerate(cotangents) if cotangent is not None]
-        if not given:
-            return (None,) * (3 + len(tensors))
-        others = tensors[len(inverse.leaves) :]
-        function = _derivative(ctx.function, len(others), given)
-        pulled = [cotangent for cotangent in cotangents if cotangent is not None]
-        results = _apply(function, None, inverse, *others, *pulled)
-        return None, None, None, *results
+        gradient, *leaves = ctx.saved_tensors  # raises if one of them was written to
+        nothing = (None,) * (3 + len(leaves))
+        further = torch.is_grad_enabled()
+        # Of aliases: what leaves depend on (one another, where transforms share a network) is the
+        # engine's to follow, and nothing is counted twice.
+        with torch.enable_grad():
+            alone = ctx.inverse.of(_alias)
+            own = _alias(gradient if gradient.requires_grad else gradient.detach().requires_grad_())
+            values = alone.passes(_AGAIN).reshape(gradient.shape)
+            first = torch.autograd.grad(
+                values, alone.leaves, own, create_graph=True, allow_unused=True
+            )
+            pairs = [
+                (result, cotangent)
+                for result, cotangent in zip(first, cotangents, strict=True)
+                if cotangent is not None and result is not None and result.requires_grad
+            ]
+            if not pairs:
+                return nothing
+            chosen, given = zip(*pairs, strict=True)
+            second = torch.autograd.grad(
+                chosen, [own, *alone.leaves], given, create_graph=further, allow_unused=True
+            )
+        return None, None, *second
 
 
-def _apply(
-    function: _Function,
-    shortcut: Callable[[], Sequence[Tensor | None]] | None,
-    inverse: Inverse,
-    *others: Tensor,
-) -> tuple[Tensor | None, ...]:
-    results: tuple[Tensor | None, ...] = _Exact.apply(
-        function, shortcut, inverse, *inverse.leaves, *others
-    )
-    return results
+def _alias(tensor: Tensor) -> Tensor:
+    return tensor.view_as(tensor)
