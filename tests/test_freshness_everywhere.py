@@ -433,7 +433,7 @@ def test_an_answer_is_never_of_old_weights(question: Question, change: Change) -
     if question.other_orders and change in OF_MASKS:
         change(model)
         for _ in range(2):
-            with pytest.raises(ValueError, match="the mask of .* changed by hand"):
+            with pytest.raises(ValueError, match=r"the mask of .* changed by hand"):
                 _asked(question, model)
         return
     for times in range(2):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from made_flows._checks import expect_type, positive_integer
 from made_flows._registry import saveable
+from made_flows._torch import modes_kept
 from made_flows.models.density import DensityModel
 from made_flows.models.mixtures import OrderMixture
 from made_flows.nn.made import MADE, default_widths
@@ -20,7 +21,7 @@ from made_flows.tables.head import TableHead
 from made_flows.tables.schema import Schema
 from made_flows.training.history import History
 from made_flows.training.loop import fit
-from made_flows.training.optimization import modes_kept, seeded
+from made_flows.training.optimization import seeded
 from made_flows.transforms.units import Units
 
 _ROWS = 2048
@@ -275,7 +276,7 @@ class TableMADE(DensityModel):
     def _evaluating(self, seed: int | None = None) -> Iterator[None]:
         device = self.made.ranks.device
         seeding = nullcontext() if seed is None else seeded(seed, device)
-        with modes_kept(self), torch.no_grad(), seeding:
+        with modes_kept(self.modules()), torch.no_grad(), seeding:
             self.eval()
             yield
 

@@ -675,6 +675,6 @@ def test_layers_that_take_no_mask_are_wrapped_around_others() -> None:
     mf.check_autoregressive(view)
     made.resample_masks(torch.Generator().manual_seed(0))
     mf.check_autoregressive(made)
+    made.layers[0] = nn.Linear(4, 6).double()
     with pytest.raises(ValueError, match="with one mask in it; got Linear"):
-        made.layers[0] = nn.Linear(4, 6).double()
         made(x, order=[2, 0, 3, 1])
