@@ -87,9 +87,8 @@ class Stamp:
         references, values = self._references, self._values
         if values is None or len(references) != len(tensors) or self.facts != facts:
             return False
-        for reference, tensor in zip(references, tensors, strict=True):
-            if reference() is not tensor:
-                return False
+        if not all(map(operator.is_, map(_FOLLOW, references), tensors)):
+            return False
         try:
             # Values last: they are read at the places that the rest says are still theirs.
             return self._looks == _looks(tensors) and values.hold(tensors)
@@ -100,6 +99,7 @@ class Stamp:
         return Stamp, ()
 
 
+_FOLLOW: Any = weakref.ref.__call__
 _LOOK = operator.attrgetter("_version", "device", "dtype", "shape")
 _LOOK_TRACED = operator.attrgetter("_version", "device", "dtype")  # a trace would record the shape
 _LOOK_UNCOUNTED = operator.attrgetter("device", "dtype", "shape")

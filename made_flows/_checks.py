@@ -179,7 +179,7 @@ def check_sample_shape(shape: Any, argument: str = "sample_shape") -> torch.Size
     known = size is not None and not isinstance(shape, bool)
     expect_type(known, argument, "to be a sequence of integers, or an integer", shape)
     checked = cast(torch.Size, size)
-    expect(all(n >= 0 for n in checked), argument, "to be of sizes >= 0", tuple(checked))
+    expect(min(checked, default=0) >= 0, argument, "to be of sizes >= 0", tuple(checked))
     return checked
 
 

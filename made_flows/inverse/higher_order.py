@@ -9,6 +9,7 @@ differentiated again, costs nothing until it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -52,10 +53,13 @@ class Inverse:
         module = conditioner if isinstance(conditioner, nn.Module) else cast(Any, conditioner).net
         self.modules: list[nn.Module] = [module, step.owner]
         """The modules whose weights take part."""
-        if weights is None:
-            weights = [weight for module in self.modules for weight in module.parameters()]
-        self.weights = weights
-        """All weights, as they are at construction: a call may have lent them."""
+
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """All weights, as they are when first asked for: a call may have lent them."""
+        if self._lent is not None:
+            return self._lent
+        return [weight for module in self.modules for weight in module.parameters()]
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -66,11 +70,8 @@ class Inverse:
 
     def asks_for_gradient(self) -> bool:
         """Tell whether values must carry a gradient."""
-        if not torch.is_grad_enabled():
-            return False
-        inputs = (self.noise, self.context, self.known)
-        given = any(tensor is not None and tensor.requires_grad for tensor in inputs)
-        return given or any(weight.requires_grad for weight in self.weights)
+        # To list weights takes as long as a small sweep: they are not, where there is no need.
+        return torch.is_grad_enabled() and bool(self.leaves)
 
     def of(self, leaf: Callable[[Tensor], Tensor]) -> Inverse:
         """Return the same function of other leaves, which a function gives for its own."""

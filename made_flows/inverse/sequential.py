@@ -68,17 +68,17 @@ def sequential_inverse(
     if reason is not None:
         return inverse.passes(reason)
     try:
-        # The sweeps' own precision, as the weights have it, whatever products elsewhere take.
-        with torch.no_grad(), own_precision(noise.device.type):
-            network = conditioner.spec(context_rows(context, batch))
+        with torch.no_grad():
+            # The sweeps' own precision, as the weights have it, whatever products elsewhere take.
+            with own_precision(noise.device.type):
+                network = conditioner.spec(context_rows(context, batch))
+            flat = noise if len(batch) == 1 else noise.reshape(-1, *noise.shape[-2:])
+            given = None if known is None else known.reshape(-1, features)
+            x = operators.solve(Problem(network, step, flat, given, prefix))
+            if len(batch) != 1:
+                x = x.reshape(*batch, features)
     except NotUnderstoodError as error:
         return inverse.passes(error)
-    with torch.no_grad():
-        flat = noise if len(batch) == 1 else noise.reshape(-1, *noise.shape[-2:])
-        given = None if known is None else known.reshape(-1, features)
-        x = operators.solve(Problem(network, step, flat, given, prefix))
-        if len(batch) != 1:
-            x = x.reshape(*batch, features)
     if not wants_gradient:
         return x
 

