@@ -9,7 +9,6 @@ differentiated again, costs nothing until it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -49,17 +48,17 @@ class Inverse:
     ) -> None:
         self.conditioner, self.step, self.prefix = conditioner, step, prefix
         self.noise, self.context, self.known = noise, context, known
-        self._lent = weights
+        self._lent = self._weights = weights
         module = conditioner if isinstance(conditioner, nn.Module) else cast(Any, conditioner).net
         self.modules: list[nn.Module] = [module, step.owner]
         """The modules whose weights take part."""
 
-    @cached_property
+    @property
     def weights(self) -> list[Tensor]:
         """All weights, as they are when first asked for: a call may have lent them."""
-        if self._lent is not None:
-            return self._lent
-        return [weight for module in self.modules for weight in module.parameters()]
+        if self._weights is None:
+            self._weights = [weight for module in self.modules for weight in module.parameters()]
+        return self._weights
 
     @property
     def leaves(self) -> list[Tensor]:

@@ -34,7 +34,6 @@ from made_flows.inverse.compiled.layout import (
     Ranks,
     Z,
 )
-from made_flows.inverse.numeric import pick, sorted_weight
 from made_flows.inverse.symbolic import Symbolic
 from made_flows.nn.spec import LayerSpec
 
@@ -244,63 +243,124 @@ def _place_contexts(symbolic: Symbolic, table: Integers) -> None:
 # ---------------------------------------------------------------------- weights
 
 
+@dataclass(frozen=True)
+class Gather:
+    """Where every number of an array is found among a network's tensors, one after the other.
+
+    The symbolic phase of packing, since masks and weights' places do not change: the numeric phase
+    is one gather. Masked weights are found at a zero, so that a NaN there changes nothing.
+
+    Args:
+        places: of each number, in the concatenated tensors and a zero after them.
+        factors: of the masks, where they are not all one.
+    """
+
+    places: Tensor
+    factors: Tensor | None
+
+    def of(self, tensors: Sequence[Tensor]) -> NDArray[Any]:
+        """Write the array of these tensors."""
+        zero = tensors[0].new_zeros(1)
+        flat = torch.cat([*(tensor.detach().reshape(-1) for tensor in tensors), zero])
+        found = flat.index_select(0, self.places)
+        return _numpy(found if self.factors is None else found.mul_(self.factors.to(found)))
+
+
+class _Places:
+    """The layers of a network, with places among its tensors in place of numbers."""
+
+    def __init__(self, symbolic: Symbolic, tensors: Sequence[Tensor]) -> None:
+        self.symbolic, depth = symbolic, symbolic.structure.depth
+        _, layers, direct = symbolic.structure.unpack(tensors)
+        self.zero = sum(tensor.numel() for tensor in _weights_of(symbolic, tensors))
+        self.kind = torch.int32 if self.zero < 2**31 else torch.int64
+        self.factors: NDArray[np.float64] | None = None  # of masks, should they not be 0 or 1
+        self.vectors: list[Integers] = []
+        self.matrices: list[tuple[int, bool, Integers]] = []
+        """Of each layer, and the direct connection: its index, whether it reads inputs, places."""
+        at = 0
+        for index, layer in enumerate(layers):
+            at = self._add_matrix(layer, index, symbolic.inputs_of(index), at, index == 0)
+            units = _numpy(symbolic.layers[index].units)
+            vectors = (layer.bias, layer.norm_scale, layer.norm_shift)
+            for vector in vectors if layer.norm_scale is not None else vectors[:1]:
+                known = vector is not None
+                self.vectors.append(at + units if known else np.full(len(units), self.zero))
+                at += len(vector) if vector is not None else 0
+        if direct is not None:
+            self._add_matrix(direct, depth, symbolic.columns, at, True)
+
+    def _add_matrix(
+        self, layer: LayerSpec, index: int, inputs: Tensor, at: int, of_inputs: bool
+    ) -> int:
+        mask = layer.mask.detach().expand(layer.weight.shape)
+        seen = mask.ne(0)
+        if not bool((mask == seen).all()):
+            if self.factors is None:
+                self.factors = np.ones(self.zero + 1)
+            self.factors[at : at + mask.numel()] = _numpy(mask.double().reshape(-1).clone())
+        places = torch.arange(at, at + mask.numel(), dtype=self.kind).reshape(mask.shape)
+        places = places.masked_fill_(~seen, self.zero)
+        places = places.index_select(0, self.symbolic.layers[index].units).index_select(1, inputs)
+        self.matrices.append((index, of_inputs, _numpy(places)))
+        return at + mask.numel()
+
+    def gather(self, places: Sequence[Integers]) -> Gather:
+        """Return how to find the numbers at some places."""
+        every = torch.from_numpy(np.concatenate(places)).to(self.kind)
+        factors = None if self.factors is None else torch.from_numpy(self.factors)[every]
+        return Gather(every, factors)
+
+
+def _weights_of(symbolic: Symbolic, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """List the tensors that are packed: all but ranks and masks."""
+    left_out = set(symbolic.structure.mask_places)
+    return [tensor for place, tensor in enumerate(tensors) if place not in left_out]
+
+
 def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weights:
     """Write the weights of a network in blocks."""
-    _, layers, direct = symbolic.structure.unpack(tensors)
-    depth = symbolic.structure.depth
-    ranks = layout.ranks
-    vectors = _vectors(symbolic, layers)
-    weights = np.empty(layout.size + 1, vectors.dtype)
-    chains = [
-        (layer, index, symbolic.inputs_of(index), layout.blocks[index])
-        for index, layer in enumerate(layers)
-    ]
-    if direct is not None:
-        chains.append((direct, depth, symbolic.columns, layout.direct_blocks))
-    for layer, index, inputs, places in chains:
-        matrix = sorted_weight(layer, symbolic.layers[index].units, inputs)
-        columns = _numpy(matrix.t())
-        of_inputs = layer is direct or index == 0
-        for p, (r0, r1) in enumerate(pairwise(ranks.panels)):
-            u0, u1 = ranks.starts[index, r0], ranks.starts[index, r1]
-            block = columns[: _read(symbolic, 0 if of_inputs else index, r1), u0:u1]
-            weights[places[p] : places[p] + block.size].reshape(block.shape)[...] = block
+    gather = symbolic.prepared.get("cpu weights")
+    if gather is None:
+        gather = symbolic.prepared["cpu weights"] = _gather(symbolic, layout, tensors)
+    packed = gather.of(_weights_of(symbolic, tensors))
     words = symbolic.structure.activations
     constants = np.array([float(word.split(":")[1]) for word in words] + [0.0])
-    return Weights(weights, vectors, constants)
+    return Weights(packed[: layout.size], packed[layout.size :], constants)
 
 
 def pack_transposed(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> NDArray[Any]:
     """Write the transposed weights of a network in blocks, for the adjoint."""
-    _, layers, direct = symbolic.structure.unpack(tensors)
-    depth, ranks = symbolic.structure.depth, layout.ranks
-    chains = [(layer, index, layout.back_blocks[index]) for index, layer in enumerate(layers)]
-    if direct is not None:
-        chains.append((direct, depth, layout.direct_back))
-    weights: NDArray[Any] | None = None
-    for layer, index, places in chains:
-        of_inputs = layer is direct or index == 0
-        inputs = symbolic.columns if of_inputs else symbolic.inputs_of(index)
-        matrix = _numpy(sorted_weight(layer, symbolic.layers[index].units, inputs))
-        if weights is None:
-            weights = np.empty(layout.back_size + 1, matrix.dtype)
+    gather = symbolic.prepared.get("cpu transposed")
+    if gather is None:
+        gather = symbolic.prepared["cpu transposed"] = _gather_back(symbolic, layout, tensors)
+    packed: NDArray[Any] = gather.of(_weights_of(symbolic, tensors))
+    return packed
+
+
+def _gather(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Gather:
+    """Find weights in blocks, then biases and norms."""
+    ranks, network = layout.ranks, _Places(symbolic, tensors)
+    found = np.full(layout.size, network.zero)
+    chains = (*layout.blocks, layout.direct_blocks)
+    for (index, of_inputs, matrix), places in zip(network.matrices, chains, strict=False):
+        for p, (r0, r1) in enumerate(pairwise(ranks.panels)):
+            u0, u1 = ranks.starts[index, r0], ranks.starts[index, r1]
+            block = matrix[u0:u1, : _read(symbolic, 0 if of_inputs else index, r1)].T
+            found[places[p] : places[p] + block.size] = block.reshape(-1)
+    return network.gather([found, *network.vectors, np.array([network.zero])])
+
+
+def _gather_back(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Gather:
+    """Find transposed weights in blocks."""
+    ranks, network = layout.ranks, _Places(symbolic, tensors)
+    found = np.full(layout.back_size + 1, network.zero)
+    chains = (*layout.back_blocks, layout.direct_back)
+    for (index, of_inputs, matrix), places in zip(network.matrices, chains, strict=False):
         below = symbolic.feature_starts if of_inputs else ranks.starts[index - 1]
         for p, (r0, r1) in enumerate(pairwise(ranks.panels)):
             # An input of rank r is read by units of degree r + 1 and more.
             first = ranks.starts[index, r0 + 1 if of_inputs else r0]
             block = matrix[first:, below[r0] : below[r1]]
-            weights[places[p] : places[p] + block.size].reshape(block.shape)[...] = block
-    if weights is None:  # no layer: impossible, as there is an output
-        raise ValueError("Expected a network with at least one layer; got none")
-    return weights
-
-
-def _vectors(symbolic: Symbolic, layers: Sequence[LayerSpec]) -> NDArray[Any]:
-    parts = []
-    for layer, place in zip(layers, symbolic.layers, strict=True):
-        units = place.units
-        bias = pick(layer.bias, units)
-        parts.append(layer.weight.detach().new_zeros(len(units)) if bias is None else bias)
-        if layer.norm_scale is not None and layer.norm_shift is not None:
-            parts += [layer.norm_scale.detach()[units], layer.norm_shift.detach()[units]]
-    return _numpy(torch.cat([*parts, parts[0].new_zeros(1)]))
+            found[places[p] : places[p] + block.size] = block.reshape(-1)
+    return network.gather([found])
