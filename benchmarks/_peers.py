@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
 import torch
@@ -66,8 +66,12 @@ class Ours(Layer):
     def log_density(self, x: Tensor) -> Tensor:
         return self.model().log_prob(x)
 
+    def chosen(self) -> AbstractContextManager[None]:
+        """A context in which sequential inverses are computed as this contender's name says."""
+        return nullcontext() if self.choice == "auto" else backend(self.choice)
+
     def slow(self, z: Tensor) -> Tensor:
-        with nullcontext() if self.choice == "auto" else backend(self.choice):
+        with self.chosen():
             return sequential_inverse(self.model.made, self.step, z.unsqueeze(-1))
 
 

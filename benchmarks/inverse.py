@@ -2,12 +2,14 @@
 
     python -m benchmarks.inverse [--quick] [--device cuda]
 
-On a GPU: torch operations, and the same captured in a CUDA graph.
+On a GPU: the kernel, torch operations, and both captured in CUDA graphs. ``benchmarks.gpu`` is the
+short one for a GPU, with more contenders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -49,7 +51,7 @@ proportion, to minutes a call."""
 
 QUICK_SIZES: list[Size] = [(4, 16, 8), (8, 32, 16)]
 
-OURS, EAGER, GRAPH = "made_flows", "made_flows (eager)", "made_flows (CUDA graph)"
+OURS = "made_flows"
 
 TEXT = """One affine autoregressive layer of D features with two hidden layers of H units, in
 float32, for B rows: noise becomes data, the direction in which other libraries make D passes of the
@@ -75,9 +77,8 @@ def value_contenders(
     dense = Dense(features, hidden)
     dense.module.to(device)
     found = [Contender(Dense.name, torch.no_grad()(lambda: dense(z)))]
-    ours = [Ours(features, hidden)] if device.type == "cpu" else []
     for layer in [
-        *ours,
+        Ours(features, hidden),
         Ours(features, hidden, "eager"),
         *(kind(features, hidden) for kind in kinds),
     ]:
@@ -86,7 +87,7 @@ def value_contenders(
         found.append(Contender(layer.name, call))
         if device.type == "cuda" and isinstance(layer, Ours):
             replay = captured(call)
-            found += [] if replay is None else [Contender(GRAPH, replay)]
+            found += [] if replay is None else [Contender(f"{layer.name}, CUDA graph", replay)]
     return found
 
 
@@ -115,22 +116,27 @@ def gradient_contenders(size: Size, device: torch.device) -> list[Contender]:
     z = torch.randn(rows, features, device=device)
 
     def through(layer: Layer) -> Callable[[], Any]:
-        return training_step(
+        step = training_step(
             layer.module, lambda: layer.slow(z.detach().requires_grad_()).square().mean()
         )
+
+        def chosen() -> None:  # the backward sweep too is the one that the name says
+            with layer.chosen() if isinstance(layer, Ours) else nullcontext():
+                step()
+
+        return chosen
 
     def fast(layer: Layer) -> Callable[[], Any]:
         return training_step(
             layer.module, lambda: -layer.log_density(z.detach().requires_grad_()).mean()
         )
 
-    choices = ("auto", "eager") if device.type == "cpu" else ("eager",)
-    ours = [Ours(features, hidden, choice) for choice in choices]
+    ours = [Ours(features, hidden), Ours(features, hidden, "eager")]
     peers = [kind(features, hidden) for kind in installed_peers()]
     for layer in [*ours, *peers]:
         layer.module.to(device)
     found = [Contender(layer.name, through(layer)) for layer in ours]
-    changing = Ours(features, hidden, choices[0])
+    changing = Ours(features, hidden)
     changing.module.to(device)
     found.append(Contender(f"{OURS}, new weights", through(changing), lambda: change(changing)))
     found += [Contender(layer.name, through(layer)) for layer in peers]
@@ -155,17 +161,12 @@ def fastest(timings: dict[str, Timing]) -> Timing | None:
     return min(peers, key=lambda timing: timing.median, default=None)
 
 
-def best_of_ours(timings: dict[str, Timing]) -> Timing:
-    """The compiled inverse; on a GPU the CUDA graph, or torch operations without."""
-    return next(timings[name] for name in (OURS, GRAPH, EAGER) if name in timings)
-
-
 def value_table(cases: dict[str, dict[str, Timing]]) -> str:
     names = list(dict.fromkeys(name for timings in cases.values() for name in timings))
     headings = ["D, H, B", *names, "made_flows / dense", "fastest peer / made_flows"]
     rows = []
     for case, timings in cases.items():
-        ours, peer = best_of_ours(timings), fastest(timings)
+        ours, peer = timings[OURS], fastest(timings)
         cells = [milliseconds(timings[name].median) if name in timings else "-" for name in names]
         against = "-" if peer is None else f"{ratio(peer, ours)} {peer.name}"
         rows.append([case, *cells, str(ratio(ours, timings[Dense.name])), against])
@@ -177,7 +178,7 @@ def gradient_table(cases: dict[str, dict[str, Timing]]) -> str:
     headings = ["D, H, B", *names, "slow / fast direction", "fastest peer / made_flows"]
     rows = []
     for case, timings in cases.items():
-        ours, peer = best_of_ours(timings), fastest(timings)
+        ours, peer = timings[OURS], fastest(timings)
         fast = next(timings[name] for name in names if name.endswith("fast direction"))
         against = "-" if peer is None else f"{ratio(peer, ours)} {peer.name}"
         cells = [milliseconds(timings[name].median) for name in names]

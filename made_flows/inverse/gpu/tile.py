@@ -70,7 +70,8 @@ def add_product(
 @triton.jit
 def of_context(context, first, u, live, at, rows):
     """Load the context's contributions to some units, (units, lanes)."""
-    return tl.load(context + (first + u)[:, None] * rows + at[None, :], mask=live[:, None], other=0)
+    place = (first + u).to(tl.int64)[:, None] * rows + at[None, :]
+    return tl.load(context + place, mask=live[:, None], other=0.0)
 
 
 @triton.jit
