@@ -53,8 +53,8 @@ PUBLIC = {
     "made_flows.pyro": """
         IAF MAF AffineAutoregressive AutoIAF AutoRegressiveNN BernoulliMADE CategoricalMADE
         ConditionalAffineAutoregressive ConditionalAutoRegressiveNN ConditionalFlowTransform
-        ConditionalIAF ConditionalMAF ConditionalSplineAutoregressive Diagnosis FlowMixture FlowTransform
-        GaussianMADE GaussianMixtureMADE MADENetwork ModelDistribution Probe PyroModel
+        ConditionalIAF ConditionalMAF ConditionalSplineAutoregressive Diagnosis FlowMixture
+        FlowTransform GaussianMADE GaussianMixtureMADE MADENetwork ModelDistribution Probe PyroModel
         SplineAutoregressive affine_autoregressive conditional_affine_autoregressive
         conditional_spline_autoregressive diagnose fit_guide GuideFit refine
         spline_autoregressive to_pyro Refinement
