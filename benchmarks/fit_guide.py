@@ -27,9 +27,11 @@ TEXT = """`fit_guide(AutoIAF(model), budget="{budget}")`, without further argume
 guide (the evidence by smoothed weights). **means** and **sds** are how far those of the guide's
 draws, as they are and weighted, are from those of the reference draws, in standard deviations of
 the posterior: the largest over all quantities, which noise of the draws alone makes about 0.05.
-**bound** is what the diagnosis says of the error of unweighted means. Reference draws are
-posteriordb's, and exact ones for the funnel (whose tails are so heavy that means and sds of 2000
-samples hardly say anything). **seconds** are wall time, on a machine that may have had other work.
+**bound** is what the diagnosis says of the error of unweighted means; **probe** how far short
+chains from the weighted draws moved a mean, in standard deviations, and the share of them that
+ended beyond all draws. Reference draws are posteriordb's, and exact ones for the funnel (whose
+tails are so heavy that means and sds of 2000 samples hardly say anything). **seconds** are wall
+time, on a machine that may have had other work.
 
 The verdict is wrong where draws graded *as drawn* have a mean more than half a standard deviation
 off, or weighted ones graded *weighted*."""
@@ -49,6 +51,8 @@ class Result:
     k_hat: float = math.nan
     effective: float = math.nan
     bound: float = math.nan
+    moved: float = math.nan
+    beyond: float = math.nan
     grade: str = ""
     seconds: float = math.nan
     steps: int = 0
@@ -80,6 +84,8 @@ def run(posterior: Posterior, budget: str, seed: int) -> Result:
         k_hat=found.k_hat,
         effective=found.effective_sample_size,
         bound=found.bias_bound,
+        moved=math.nan if found.probe is None else found.probe.moved,
+        beyond=math.nan if found.probe is None else found.probe.beyond,
         grade=found.grade,
         seconds=fit.seconds,
         steps=len(fit.elbo),
@@ -109,13 +115,14 @@ def _number(value: float | None, digits: int = 2) -> str:
 def row(name: str, seed: int, result: Result) -> list[str]:
     """A line of the table."""
     if result.failed:
-        return [name, str(seed), f"failed: {result.failed}", *["-"] * 8]
+        return [name, str(seed), f"failed: {result.failed}", *["-"] * 9]
     return [
         name,
         str(seed),
         f"{result.grade}{' (wrong)' if result.wrong else ''}",
         _number(result.k_hat),
         _number(result.bound),
+        f"{_number(result.moved)} / {_number(result.beyond)}",
         _number(result.log_evidence - result.elbo, 3),
         f"{_number(result.means)} / {_number(result.weighted_means)}",
         f"{_number(result.sds)} / {_number(result.weighted_sds)}",
@@ -126,7 +133,7 @@ def row(name: str, seed: int, result: Result) -> list[str]:
 
 
 HEADINGS = [
-    "posterior", "seed", "verdict", "k-hat", "bound", "gap", "means, as drawn / weighted",
+    "posterior", "seed", "verdict", "k-hat", "bound", "probe", "gap", "means, as drawn / weighted",
     "sds, as drawn / weighted", "ELBO", "steps", "seconds",
 ]  # fmt: skip
 

@@ -205,11 +205,15 @@ class AutoIAF(AutoContinuous):
         Pyro would go on to train what it found there: the weights of the guide before.
         """
         store, prefix = pyro.get_param_store(), self._pyro_get_fullname("transform")
-        named = {param_with_module_name(prefix, n): p for n, p in transform.named_parameters()}
-        others = [name for name in named if store._params.get(name, named[name]) is not named[name]]
-        for name in others:
-            del store[name]
-        if others and not self._claimed:
+        claimed = False
+        for short, weight in transform.named_parameters():
+            name = param_with_module_name(prefix, short)
+            if store._params.get(name) is weight:  # then all of them are there
+                return
+            if name in store._params:
+                claimed = True
+                del store[name]
+        if claimed and not self._claimed:
             self._claimed = True
             logging.getLogger("made_flows").warning(
                 "AutoIAF: Pyro's parameter store had other weights by the names of this guide's, "
