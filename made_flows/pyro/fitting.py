@@ -39,7 +39,7 @@ _RATE = 2e-2
 """Large, since the flow works in the units of a normal approximation: a step moves samples by the
 same share of the posterior everywhere. At 0.005, a Gaussian process with Poisson counts is 0.15
 nats short after the steps that bring it to 0.05 here."""
-_LAST_RATE = 0.01
+_LAST_RATE = 0.001
 """Share of the learning rate at the end of a cosine."""
 _WARM_UP = 50
 _CHECKS = 5

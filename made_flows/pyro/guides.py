@@ -200,20 +200,17 @@ class AutoIAF(AutoContinuous):
         return self.transform
 
     def _claim_names(self, transform: FlowTransform) -> None:
-        """Let the parameter store have this guide's weights under their names, in a step of SVI.
-
-        Pyro would go on to train what it found there: the weights of the guide before.
-        """
+        """Give the parameter store this guide's weights: Pyro would train those of one before."""
         store, prefix = pyro.get_param_store(), self._pyro_get_fullname("transform")
-        claimed = False
+        taken = False
         for short, weight in transform.named_parameters():
             name = param_with_module_name(prefix, short)
             if store._params.get(name) is weight:  # then all of them are there
                 return
             if name in store._params:
-                claimed = True
+                taken = True
                 del store[name]
-        if claimed and not self._claimed:
+        if taken and not self._claimed:
             self._claimed = True
             logging.getLogger("made_flows").warning(
                 "AutoIAF: Pyro's parameter store had other weights by the names of this guide's, "
