@@ -23,6 +23,7 @@ from made_flows.inverse.compiled.layout import (
 from made_flows.inverse.compiled.parallel import fill_block
 from made_flows.inverse.compiled.simd import keep_apart, like, pointer_to
 from made_flows.inverse.compiled.solve import multiply
+from made_flows.inverse.compiled.threads import in_threads, next_tile
 from made_flows.inverse.compiled.units import finish_with_slopes, gather, multiply_gate
 
 
@@ -140,10 +141,9 @@ def pull_to_inputs(
 
 @njit(nogil=True, error_model="numpy")
 def adjoint_tiles(
-    first_row: int,
-    last_row: int,
-    lanes: int,
-    work: Any,
+    slot: int,
+    tiles: Any,
+    spaces: Any,
     rows: Any,
     units: Any,
     ranks: Any,
@@ -151,13 +151,14 @@ def adjoint_tiles(
     back: Any,
     place: int,
 ) -> None:
-    """Solve the transposed system for rows [first_row, last_row); see ``eager.adjoint``.
+    """Solve the transposed system for a batch; see ``eager.adjoint``.
 
     Activations come first, all their inputs known; then the sweep runs from the last rank to
     the first. ``rows`` is a :class:`Gradients`; ``units``, ``ranks``, ``blocks`` and ``back`` (the
     transposed weights) are the tuples of :mod:`made_flows.inverse.compiled.layout`; ``place`` is
     where lambda begins in the workspace.
     """
+    work = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     table, starts, features = units.table, ranks.starts, ranks.features
     depth, levels, widest = len(table) - 1, len(ranks.feature_starts) - 1, rows.widest
     x = carray(pointer_to(rows.x, work), (rows.size, len(features)))
@@ -165,9 +166,11 @@ def adjoint_tiles(
     slopes = carray(pointer_to(rows.slopes, work), (rows.size, len(features) * widest))
     solution = carray(pointer_to(rows.solution, work), (rows.size, len(features)))
     outputs = table[depth, DELTA]
-    for row in range(first_row, last_row, lanes):
+    while True:
+        row, here, lanes = next_tile(tiles, work)
+        if here <= 0:
+            return
         tile = Tile(work, row, lanes)
-        here = min(lanes, last_row - row)
         for i in range(len(features)):
             gather(x, features[i], row, lanes, work[i * lanes : (i + 1) * lanes])
             own = work[(place + i) * lanes : (place + i + 1) * lanes]
@@ -217,3 +220,26 @@ def adjoint_tiles(
                         starts[layer + 1, r0], back.weights, back.places[layer + 1, p],
                     )  # fmt: skip
                     finish_deltas(tile, layer, v0, v1, units)
+
+
+def adjoint_rows(
+    slot: int,
+    tiles: Any,
+    spaces: Any,
+    rows: Any,
+    units: Any,
+    ranks: Any,
+    blocks: Any,
+    back: Any,
+    place: int,
+) -> None:
+    """Call :func:`adjoint_tiles` in as many threads as the tiles say."""
+    if tiles.threads > 1:
+        in_threads(
+            tiles.parallel,
+            tiles.threads,
+            adjoint_tiles,
+            (tiles, spaces, rows, units, ranks, blocks, back, place),
+        )
+    else:
+        adjoint_tiles(slot, tiles, spaces, rows, units, ranks, blocks, back, place)

@@ -1,15 +1,8 @@
-"""The compiled inverse on the CPU: packs networks, and runs the sweeps over threads.
-
-Rows are shared out over a plain pool of Python threads whose kernels hold no interpreter lock.
-Numba's own parallel backends are not safe in forked processes, nor when several threads call.
-"""
+"""The compiled inverse on the CPU: packs networks, and runs the sweeps over threads."""
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,13 +14,14 @@ from torch import Tensor
 
 from made_flows._cache import TensorCache
 from made_flows.inverse.compiled import packing, simd
-from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
+from made_flows.inverse.compiled.adjoint import Gradients, adjoint_rows
 from made_flows.inverse.compiled.compilation import Kernel, step_address
 from made_flows.inverse.compiled.layout import ACTIVATION_CODES, Blocks, StepCall, Units
 from made_flows.inverse.compiled.packing import Layout, Weights
-from made_flows.inverse.compiled.parallel import Scores, score_tiles
-from made_flows.inverse.compiled.solve import Rows, solve_tiles
+from made_flows.inverse.compiled.parallel import Scores, score_rows
+from made_flows.inverse.compiled.solve import Rows, solve_rows
 from made_flows.inverse.compiled.steps import HEAD, find_step, has_step
+from made_flows.inverse.compiled.threads import over_tiles
 from made_flows.inverse.numeric import symbolic_for
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import BijectionStep, HeadStep, Step
@@ -40,39 +34,14 @@ FAILURES: tuple[type[Exception], ...] = ()
 
 _DTYPES = (torch.float32, torch.float64)
 
-_ROWS_ALONE = 6_000_000
-"""Multiplications below which one thread does everything: handing work to another takes about
-0.1 ms, in which one does some 5 million."""
+_ROWS_ALONE = 2_000_000
+"""Multiplications below which one thread does everything: a thread that sleeps takes up to 0.05 ms
+to wake, in which another does some 2 million."""
 
-_SOLVE = Kernel(solve_tiles.py_func)
-_ADJOINT = Kernel(adjoint_tiles.py_func)
-_SCORE = Kernel(score_tiles.py_func)
+_SOLVE, _ADJOINT, _SCORE = Kernel(solve_rows), Kernel(adjoint_rows), Kernel(score_rows)
 
 
-# ---------------------------------------------------------------------- threads
-
-_POOL: ThreadPoolExecutor | None = None
-_POOL_LOCK = threading.Lock()
 _LOCAL = threading.local()
-
-
-def _forget_pool() -> None:
-    """Forget the threads, which do not survive a fork: the child makes its own."""
-    global _POOL, _POOL_LOCK
-    _POOL, _POOL_LOCK = None, threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
-
-
-def _pool() -> ThreadPoolExecutor:
-    global _POOL  # noqa: PLW0603
-    with _POOL_LOCK:
-        if _POOL is None:
-            # As many as the machine has; how many are used is decided call by call.
-            _POOL = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="made_flows")
-        return _POOL
 
 
 def _workspace(size: int, dtype: torch.dtype) -> NDArray[Any]:
@@ -84,25 +53,35 @@ def _workspace(size: int, dtype: torch.dtype) -> NDArray[Any]:
     return space
 
 
-def _over_rows(rows: int, work: float, itemsize: int, run: Callable[[int, int, int], None]) -> None:
-    """Call run(first row, last row, lanes) for shares of the rows, on as many threads as torch."""
-    vector = simd.VECTOR_BYTES // itemsize
+def _over_rows(
+    kernel: Kernel, rows: int, work: float, lines: int, dtype: torch.dtype, arguments: Any
+) -> None:
+    """Call a kernel for all rows, on as many threads as torch.
+
+    Args:
+        kernel: takes a slot, tiles, workspaces and the arguments.
+        rows: number of rows.
+        work: multiplications for a row.
+        lines: rows of a tile's workspace.
+        dtype: of the workspace.
+        arguments: the others.
+    """
+    vector = simd.VECTOR_BYTES // dtype.itemsize
+    vectors = -(-rows // vector)
     threads = 1
     if rows * work >= _ROWS_ALONE:  # a vector of rows for each
-        threads = max(1, min(torch.get_num_threads(), -(-rows // vector)))
-    share = -(-rows // threads)
-    # Of a tile's four vectors every broadcast weight is used four times; few rows take fewer, as
-    # empty lanes are computed too.
-    lanes = vector if vector >= share else 2 * vector if 2 * vector >= share else 4 * vector
-    share = -(-share // lanes) * lanes
-    if share >= rows:
-        run(0, rows, lanes)
-        return
-    shares = [(first, min(first + share, rows)) for first in range(0, rows, share)]
-    others = [_pool().submit(run, first, last, lanes) for first, last in shares[1:]]
-    run(*shares[0], lanes)
-    for other in others:
-        other.result()
+        threads = max(1, min(torch.get_num_threads(), vectors))
+    # Of a tile's four vectors every broadcast weight is used four times. All tiles are about as
+    # large, and every thread has as many, as far as that goes.
+    count = -(-vectors // 4)
+    if count < 4 * threads:
+        count = min(-(-count // threads) * threads, vectors)
+    lanes = -(-vectors // count) * vector
+    size = lines * lanes
+    spaces = _workspace(threads * size, dtype)
+    over_tiles(
+        lambda tiles, slot: kernel(slot, tiles, spaces, *arguments), rows, lanes, size, threads
+    )
 
 
 # ---------------------------------------------------------------------- entries
@@ -221,12 +200,8 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
         blocks = Blocks(packed.weights, layout.blocks, layout.direct_blocks)
         step = _call(kernel.kind, kernel.numbers, parts, kernel.one_hot, dtype)
 
-        def run(first: int, last: int, lanes: int) -> None:
-            work = _workspace(layout.rows * lanes, dtype)
-            _SOLVE(first, last, lanes, work, batch, units, layout.ranks, blocks, step,
-                   layout.scratch)  # fmt: skip
-
-        _over_rows(rows, layout.size, values.element_size(), run)
+        arguments = batch, units, layout.ranks, blocks, step, layout.scratch
+        _over_rows(_SOLVE, rows, layout.size, layout.rows, dtype, arguments)
     return values
 
 
@@ -246,12 +221,8 @@ def score(
         numbers = (HEAD, *kernel.numbers[1:]) if head else kernel.numbers
         step = _call(kernel.kind, numbers, 1, kernel.one_hot, dtype, "score")
 
-        def run(first: int, last: int, lanes: int) -> None:
-            work = _workspace(layout.rows * lanes, dtype)
-            _SCORE(first, last, lanes, work, batch, units, layout.ranks, blocks, step,
-                   layout.scratch)  # fmt: skip
-
-        _over_rows(rows, layout.size, density.element_size(), run)
+        arguments = batch, units, layout.ranks, blocks, step, layout.scratch
+        _over_rows(_SCORE, rows, layout.size, layout.rows, dtype, arguments)
     return images, density
 
 
@@ -277,10 +248,6 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
         blocks = Blocks(packed.weights, layout.blocks, layout.direct_blocks)
         back = Blocks(transposed, layout.back_blocks, layout.direct_back)
 
-        def run(first: int, last: int, lanes: int) -> None:
-            work = _workspace(layout.adjoint_rows * lanes, dtype)
-            _ADJOINT(first, last, lanes, work, batch, units, layout.ranks, blocks, back,
-                     layout.lambda_place)  # fmt: skip
-
-        _over_rows(rows, 2 * layout.size, solution.element_size(), run)
+        arguments = batch, units, layout.ranks, blocks, back, layout.lambda_place
+        _over_rows(_ADJOINT, rows, 2 * layout.size, layout.adjoint_rows, dtype, arguments)
     return solution

@@ -15,6 +15,7 @@ from numba import carray, njit
 from made_flows.inverse.compiled.layout import SCRATCH, SOURCE, Tile, Z
 from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointer_to
 from made_flows.inverse.compiled.solve import multiply, put_inputs
+from made_flows.inverse.compiled.threads import in_threads, next_tile
 from made_flows.inverse.compiled.units import finish_units, gather, start_units
 
 
@@ -65,10 +66,9 @@ def fill_block(
 
 @njit(nogil=True, error_model="numpy")
 def score_tiles(
-    first_row: int,
-    last_row: int,
-    lanes: int,
-    work: Any,
+    slot: int,
+    tiles: Any,
+    spaces: Any,
     rows: Any,
     units: Any,
     ranks: Any,
@@ -76,21 +76,25 @@ def score_tiles(
     step: Any,
     scratch: int,
 ) -> None:
-    """Score rows [first_row, last_row), a tile of ``lanes`` rows after the other.
+    """Score a batch, a tile of rows after the other.
 
     ``rows`` is a :class:`Scores`; the other arguments are those of
     :func:`~made_flows.inverse.compiled.solve.solve_tiles`.
     """
+    work = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     table, starts, features = units.table, ranks.starts, ranks.features
     depth, count, panels = len(table) - 1, len(features), len(ranks.panels) - 1
     x = carray(pointer_to(rows.x, work), (rows.size, count))
     images = carray(pointer_to(rows.images, work), (rows.size, count))
     density = carray(pointer_to(rows.density, work), (rows.size,))
     out, x0 = table[depth, Z], scratch + SCRATCH
-    image, total = work[x0 * lanes : (x0 + 1) * lanes], work[(x0 + 1) * lanes : (x0 + 2) * lanes]
-    for row in range(first_row, last_row, lanes):
+    while True:
+        row, here, lanes = next_tile(tiles, work)
+        if here <= 0:
+            return
         tile = Tile(work, row, lanes)
-        here = min(lanes, last_row - row)
+        image = work[x0 * lanes : (x0 + 1) * lanes]
+        total = work[(x0 + 1) * lanes : (x0 + 2) * lanes]
         fill_inputs(tile, x, ranks, step, x0)
         total[:] = like(work[0], 0.0)
         for layer in range(depth):
@@ -116,3 +120,26 @@ def score_tiles(
                         images[row + j, f] = image[j]
         for j in range(here):
             density[row + j] = total[j]
+
+
+def score_rows(
+    slot: int,
+    tiles: Any,
+    spaces: Any,
+    rows: Any,
+    units: Any,
+    ranks: Any,
+    blocks: Any,
+    step: Any,
+    scratch: int,
+) -> None:
+    """Call :func:`score_tiles` in as many threads as the tiles say."""
+    if tiles.threads > 1:
+        in_threads(
+            tiles.parallel,
+            tiles.threads,
+            score_tiles,
+            (tiles, spaces, rows, units, ranks, blocks, step, scratch),
+        )
+    else:
+        score_tiles(slot, tiles, spaces, rows, units, ranks, blocks, step, scratch)

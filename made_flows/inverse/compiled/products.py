@@ -22,11 +22,14 @@ _TWO_12 = block_product(ACCUMULATORS // 2, 2)
 _TWO_8 = block_product(min(8, ACCUMULATORS // 2), 2)
 _TWO_4 = block_product(4, 2)
 _TWO_1 = block_product(1, 2)
+_THREE_8 = block_product(ACCUMULATORS // 3, 3)
+_THREE_4 = block_product(4, 3)
+_THREE_1 = block_product(1, 3)
 _FOUR_6 = block_product(ACCUMULATORS // 4, 4)
 _FOUR_4 = block_product(min(4, ACCUMULATORS // 4), 4)
 _FOUR_2 = block_product(2, 4)
 _FOUR_1 = block_product(1, 4)
-_WIDE_2, _WIDE_4 = ACCUMULATORS // 2, ACCUMULATORS // 4
+_WIDE_2, _WIDE_3, _WIDE_4 = ACCUMULATORS // 2, ACCUMULATORS // 3, ACCUMULATORS // 4
 _HALF_2, _HALF_4 = min(8, ACCUMULATORS // 2), min(4, ACCUMULATORS // 4)
 
 
@@ -62,6 +65,16 @@ def add_product(
             u += 4
         while n - u >= 1:
             _TWO_1(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += 1
+    elif vectors == 3:
+        while n - u >= _WIDE_3:
+            _THREE_8(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += _WIDE_3
+        while n - u >= 4:
+            _THREE_4(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            u += 4
+        while n - u >= 1:
+            _THREE_1(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
             u += 1
     else:
         while n - u >= _WIDE_4:

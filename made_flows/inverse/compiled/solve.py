@@ -18,6 +18,7 @@ from numba import carray, njit
 from made_flows.inverse.compiled.layout import SCRATCH, SOURCE, Tile, Z
 from made_flows.inverse.compiled.products import add_product
 from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointer_to
+from made_flows.inverse.compiled.threads import in_threads, next_tile
 from made_flows.inverse.compiled.units import finish_units, gather, start_units
 
 
@@ -121,10 +122,9 @@ def take_steps(
 
 @njit(nogil=True, error_model="numpy")
 def solve_tiles(
-    first_row: int,
-    last_row: int,
-    lanes: int,
-    work: Any,
+    slot: int,
+    tiles: Any,
+    spaces: Any,
     rows: Any,
     units: Any,
     ranks: Any,
@@ -132,12 +132,15 @@ def solve_tiles(
     step: Any,
     scratch: int,
 ) -> None:
-    """Solve rows [first_row, last_row), a tile of ``lanes`` rows after the other.
+    """Solve a batch, a tile of rows after the other.
 
-    ``rows`` is a :class:`Rows`; ``units``, ``ranks``, ``blocks`` and ``step`` are the tuples of
+    ``slot`` says which of the workspaces is this thread's. ``tiles`` is a
+    :class:`~made_flows.inverse.compiled.threads.Tiles`, ``rows`` a :class:`Rows`; ``units``,
+    ``ranks``, ``blocks`` and ``step`` are the tuples of
     :mod:`made_flows.inverse.compiled.layout`; ``scratch`` is where the step's own rows of the
     workspace begin.
     """
+    work = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     table, starts, column_starts = units.table, ranks.starts, ranks.column_starts
     depth, count = len(table) - 1, len(ranks.features)
     noise = carray(pointer_to(rows.noise, work), (rows.size, count * step.parts))
@@ -145,9 +148,11 @@ def solve_tiles(
     values = carray(pointer_to(rows.values, work), (rows.size, count))
     out, weights, prefix = table[depth, Z], blocks.weights, rows.prefix
     direct = len(blocks.direct) > 0
-    for row in range(first_row, last_row, lanes):
+    while True:
+        row, here, lanes = next_tile(tiles, work)
+        if here <= 0:
+            return
         tile = Tile(work, row, lanes)
-        here = min(lanes, last_row - row)
         for p in range(len(ranks.panels) - 1):
             r0, r1 = ranks.panels[p], ranks.panels[p + 1]
             given = r1 <= prefix  # all ranks of the panel are known
@@ -209,3 +214,26 @@ def solve_tiles(
                     keep_known(tile, r, r + 1, here, known, values, x0, ranks, step.one_hot)
                 else:
                     take_steps(tile, r, here, noise, values, out + v0 - o0, scratch, ranks, step)
+
+
+def solve_rows(
+    slot: int,
+    tiles: Any,
+    spaces: Any,
+    rows: Any,
+    units: Any,
+    ranks: Any,
+    blocks: Any,
+    step: Any,
+    scratch: int,
+) -> None:
+    """Call :func:`solve_tiles` in as many threads as the tiles say."""
+    if tiles.threads > 1:
+        in_threads(
+            tiles.parallel,
+            tiles.threads,
+            solve_tiles,
+            (tiles, spaces, rows, units, ranks, blocks, step, scratch),
+        )
+    else:
+        solve_tiles(slot, tiles, spaces, rows, units, ranks, blocks, step, scratch)
