@@ -222,3 +222,23 @@ def test_values_that_are_no_category_raise_without_checks() -> None:
     distribution._validate_args = False
     with pytest.raises((RuntimeError, IndexError)):
         distribution.log_prob(torch.full((2, 3), 7))
+
+
+# ---------------------------------------------------------------------- threads
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_threads_change_nothing(forked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of a forked process, then: plain threads, not OpenMP's.
+    monkeypatch.setattr("made_flows.inverse.compiled.threads._FORKED", forked)
+    step = STEPS["inverse, affine"](9)
+    made = made_for(step, features=9, hidden_features=(120, 130))
+    x = torch.randn(777, 9, dtype=F64)
+    alone, before = parallel_pass(made, step, x, None), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for _ in range(20):
+            for a, b in zip(parallel_pass(made, step, x, None), alone, strict=True):  # type: ignore[arg-type]
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(before)
