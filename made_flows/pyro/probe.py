@@ -16,6 +16,8 @@ from torch.distributions.transforms import Transform
 
 __all__ = ["Probe", "probe_beyond"]
 
+_AT_ONCE = 1000
+"""Draws whose density is computed together."""
 _CHAINS = 100
 _ROUNDS = 3
 """Of two trajectories of eight steps, and one that is heated on the way."""
@@ -255,7 +257,8 @@ def probe_beyond(
             break
         step /= 2
     chains = _Chains(of_whitened, starts)
-    reference = torch.cat([whitened, of_whitened(whitened)[:, None]], dim=-1)
+    heights = torch.cat([of_whitened(part) for part in whitened.split(_AT_ONCE)])
+    reference = torch.cat([whitened, heights.unsqueeze(-1)], dim=-1)
     scores = _NormalScores(reference, weights)
     before, seen = scores(chains.state), []
     for turn in range(_ROUNDS):
