@@ -14,16 +14,12 @@ from torch import Tensor
 from made_flows._checks import expect, non_negative_integer
 from made_flows.models.autoregressive_flows import MAF
 from made_flows.models.base import Model
+from made_flows.models.estimate_gaussians import Fold, Prior, average_gaussians, sparse_weights
 from made_flows.models.estimate_rows import check_columns, checked_rows, kind_of
-from made_flows.models.gaussian_mixture import (
-    Gaussians,
-    fit_gaussians,
-    gaussian_model,
-    merged,
-)
+from made_flows.models.flows import Flow
+from made_flows.models.gaussian_mixture import gaussian_model
 from made_flows.models.mades import BernoulliMADE, CategoricalMADE
 from made_flows.models.mades import GaussianMixtureMADE as MixtureMADE
-from made_flows.models.mixture_weights import fit_sparse_weights
 from made_flows.models.mixtures import Mixture
 from made_flows.training.history import TrainingError
 from made_flows.training.loop import fit
@@ -36,26 +32,14 @@ _FOLDS = {"fast": 3, "good": 5, "best": 10}
 _SMALL = 2000
 """Rows up to which every candidate is trained on each of several folds."""
 
-_LIGHTEST = 0.02
-"""Weight under which a kind of model is left out."""
+_RACED = 20
+"""Rows of a first fold that are enough to leave out a candidate without the other folds."""
 
 _GAUSSIAN_ROWS = 20_000
 """Rows that joint normal mixtures are fitted to, at most."""
 
-Make = Callable[[], Model]
-
-
-@dataclass(frozen=True)
-class _Prior:
-    """What covariances of normal mixtures are shrunk towards, as if by some rows more."""
-
-    rows: float
-    correlated: bool
-
-    def fit(self, x: Tensor, components: int, generator: torch.Generator, end: float) -> Gaussians:
-        return fit_gaussians(
-            x, components, self.rows, generator, correlated=self.correlated, end=end
-        )
+Make = Callable[[Tensor], Model]
+"""Makes a candidate, given the rows that it will be trained on."""
 
 
 @dataclass
@@ -152,12 +136,12 @@ def estimate(
         return run()
 
 
-Train = Callable[[str, bool], _Part]
-"""Trains a candidate by its name; whether it is the first, which has to be there."""
+Train = Callable[[str, list[_Part]], _Part]
+"""Trains a candidate by its name, given those before it; the first has to be there."""
 
 
-class _OutOfTimeError(Exception):
-    """A candidate that was not finished."""
+class _LeftOutError(Exception):
+    """A candidate that was not finished, and why."""
 
 
 class _Run:
@@ -181,7 +165,7 @@ class _Run:
         self.kind, self.budget = kind, budget
         self.seed, self.progress, self.end = seed, progress, end
         self.generator = torch.Generator().manual_seed(seed)
-        self.chosen = (_Prior(1.0, False), 1)  # the best normal mixture
+        self.best = (Prior(1.0), 1)  # of the normal mixtures: prior and components
         self.least = -1e4 - 100.0 * x.shape[1]  # log-density below which all rows are alike
         self.folds = self._cut()
         left_out = torch.cat(self.folds)
@@ -200,12 +184,9 @@ class _Run:
             begun = time.perf_counter()
             try:
                 if parts and begun > self.end:
-                    raise _OutOfTimeError
-                part = train(name, not parts)
-            except _OutOfTimeError:
-                self._say(f"{name}: left out, as the time is over")
-                continue
-            except TrainingError as error:
+                    raise _LeftOutError("the time is over")
+                part = train(name, parts)
+            except (_LeftOutError, TrainingError) as error:
                 self._say(f"{name}: left out: {error}")
                 continue
             # A row that one candidate finds impossible is no reason to find the candidate so.
@@ -242,36 +223,37 @@ class _Run:
         context = 0 if self.context is None else self.context.shape[1]
         makers = self._real if self.kind == "real" else self._discrete
         if self.kind == "real" and context:
-            yield "linear normal", self._gaussians((1,))
+            yield "linear normal", self._gaussians(1)
         elif self.kind == "real":
-            yield "joint normal", self._gaussians((1,))
+            yield "joint normal", self._gaussians(1)
             if len(self.x) >= 4 * features + 4:
-                yield "joint normal mixtures", self._gaussians((1, 2, 3, 4, 6, 8, 12, 16, 24, 32))
+                yield "joint normal mixtures", self._gaussians(32)
+                yield "normal mixtures behind splines", self._gaussians(32, warped=True)
         for number, (name, make) in enumerate(makers(features, context)):
             yield name, self._trained(make, number)
 
     def _real(self, features: int, context: int) -> Iterator[tuple[str, Make]]:
         sizes: dict[str, Any] = {"features": features, "context": context}
-        yield "spline MAF", lambda: MAF(**sizes, bijection="spline")
-        yield "mixture MADE", lambda: MixtureMADE(**sizes)
-        yield "MAF", lambda: MAF(**sizes)
+        yield "mixture MADE", lambda _: MixtureMADE(**sizes)
+        yield "MAF", lambda _: MAF(**sizes)
+        yield "spline MAF", lambda _: MAF(**sizes, bijection="spline")
         if self.budget == "fast":
             return
         if not context:
             yield "MAF over the normal mixture", self._over_gaussians
-        yield "mixture MADE, reversed", lambda: MixtureMADE(**sizes, order="reversed")
+        yield "mixture MADE, reversed", lambda _: MixtureMADE(**sizes, order="reversed")
         if len(self.x) > _SMALL:
             wide: dict[str, Any] = {**sizes, "hidden_features": (256, 256)}
-            yield "wide spline MAF", lambda: MAF(**wide, bijection="spline")
-            yield "wide mixture MADE", lambda: MixtureMADE(**wide, components=16)
+            yield "wide spline MAF", lambda _: MAF(**wide, bijection="spline")
+            yield "wide mixture MADE", lambda _: MixtureMADE(**wide, components=16)
         for number in range(1, 4 if self.budget == "best" else 1):
             yield (
                 f"spline MAF, random orders {number}",
-                lambda: MAF(**sizes, bijection="spline", order="random"),
+                lambda _: MAF(**sizes, bijection="spline", order="random"),
             )
             yield (
                 f"mixture MADE, random order {number}",
-                lambda: MixtureMADE(**sizes, order="random"),
+                lambda _: MixtureMADE(**sizes, order="random"),
             )
 
     def _discrete(self, features: int, context: int) -> Iterator[tuple[str, Make]]:
@@ -282,31 +264,31 @@ class _Run:
                 return BernoulliMADE(features, context, **options)
             return CategoricalMADE(features, context, categories=categories, **options)
 
-        yield "MADE", lambda: make(direct=True)
+        yield "MADE", lambda _: make(direct=True)
         if self.budget != "fast":
             # Units are divided among the degrees: one layer has to be wide.
             wide = (min(2000, max(64, 16 * features)),)
-            yield "wide MADE", lambda: make(hidden_features=wide, direct=True)
+            yield "wide MADE", lambda _: make(hidden_features=wide, direct=True)
         for number in range(1, {"fast": 1, "good": 3, "best": 6}[self.budget]):
             yield (
                 f"MADE, random order {number}",
-                lambda: make(direct=True, order="random"),
+                lambda _: make(direct=True, order="random"),
             )
 
     def _trained(self, make: Make, number: int) -> Train:
         """Train a model on every fold, stopped early by the rows left out."""
 
-        def train(name: str, first: bool) -> _Part:
+        def train(name: str, before: list[_Part]) -> _Part:
             part = _Part(name, scores=torch.full((len(self.x),), -torch.inf, dtype=torch.float64))
             # Half of the time that is left, so that those that follow have some as well.
             end = time.perf_counter() + max(1.0, (self.end - time.perf_counter()) / 2)
             for k, fold in enumerate(self.folds):
                 left = (end - time.perf_counter()) / (len(self.folds) - k)
-                if left <= 0 and not first:
-                    raise _OutOfTimeError
+                if left <= 0 and before:
+                    raise _LeftOutError("the time is over")
                 torch.manual_seed((self.seed + 1000 * number + k) % 2**63)
-                model = make()
                 x, context = self._of(self._rest(fold))
+                model = make(x)
                 held_out = self._of(fold)
                 fit(
                     model,
@@ -319,74 +301,80 @@ class _Run:
                 )
                 part.models.append(model)
                 part.scores[fold] = self._scored(model, fold)
+                if k == 0 and before and len(self.folds) > 1 and len(fold) >= _RACED:
+                    each = torch.stack([p.scores[fold] for p in (*before, part)], dim=1)
+                    if not sparse_weights(each.clamp(min=self.least))[-1]:
+                        raise _LeftOutError("of no weight on the first fold")
             return part
 
         return train
 
-    def _gaussians(self, numbers: tuple[int, ...]) -> Train:
-        """Fit mixtures of joint normal distributions, and mix those as rows left out ask for.
+    def _gaussians(self, most: int, warped: bool = False) -> Train:
+        """Fit mixtures of joint normal distributions, of the rows or behind a spline a column."""
 
-        Numbers of components and priors are not chosen but averaged over: a single choice loses
-        some tenths of a nat on hundreds of rows, and several in many columns.
-        """
-
-        def train(name: str, first: bool) -> _Part:
-            location, scale = robust_moments(self.x)
-            u = (self.x.double() - location) / scale
-            given, of_context = self._standard_context()
-            width = given.shape[1]
-            joint = torch.cat([given, u], dim=1)
+        def train(name: str, before: list[_Part]) -> _Part:
             end = time.perf_counter() + max(0.0, self.end - time.perf_counter()) / 4
-            tried: list[tuple[_Prior, int]] = []
-            fits: list[list[Gaussians]] = []
-            scores: list[Tensor] = []
-            for prior in self._priors(joint.shape[1]):
-                worse, highest = 0, -torch.inf
-                for components in numbers:
-                    many = components > 1 and components * (2 * u.shape[1] + 2) > len(u)
-                    if many or worse == 2 or (fits and time.perf_counter() > end):
-                        break
-                    found = []
-                    score = torch.full((len(u),), -torch.inf, dtype=torch.float64)
-                    for fold in self.folds:
-                        rest = joint[self._rest(fold)[:_GAUSSIAN_ROWS]]
-                        fitted = prior.fit(rest, components, self.generator, end)
-                        score[fold] = fitted.log_prob(joint[fold])
-                        if width:
-                            score[fold] -= fitted.leading(width).log_prob(given[fold])
-                        found.append(fitted)
-                    mean = float(score[self.scored].clamp(min=self.least).mean())
-                    worse, highest = (0, mean) if mean > highest else (worse + 1, highest)
-                    tried.append((prior, components))
-                    fits.append(found)
-                    scores.append((score - scale.log().sum()).clamp(min=self.least))
-            all_scores = torch.stack(scores, dim=1)
-            best = int(all_scores[self.scored].mean(dim=0).argmax())
-            self.chosen = tried[best]
-            weights = torch.zeros(len(fits), dtype=torch.float64)
-            weights[best] = 1.0
-            if not width:  # weights of what is conditional would depend on the condition
-                weights = _weights(all_scores[self.scored])
-            models: list[Model] = [
-                gaussian_model(merged([found[k] for found in fits], weights), width)
-                if not width
-                else gaussian_model(fits[best][k], width)
-                for k in range(len(self.folds))
-            ]
-            for units in (units for model in models for units in model.standardizable()):
-                units.set(location, scale, *of_context)
-                units.settle()
-            mixed = (all_scores + weights.log()).logsumexp(dim=1)
-            return _Part(name, [model.eval() for model in models], mixed)
+            location, scale = robust_moments(self.x)
+            given, of_context = self._standard_context()
+            joint = torch.cat([given, (self.x.double() - location) / scale], dim=1)
+            splines: list[Flow] = []
+            folds: list[Fold] = []
+            for fold in self.folds:
+                rest = self._rest(fold)[:_GAUSSIAN_ROWS]
+                if warped:
+                    splines.append(self._splines(fold, location, scale, end))
+                    fitted, _ = self._behind(splines[-1], rest)
+                    folds.append(Fold(fitted, *self._behind(splines[-1], fold)))
+                else:
+                    folds.append(Fold(joint[rest], joint[fold], -scale.log().sum()))
+            width = given.shape[1]
+            found = average_gaussians(
+                folds, self._priors(joint.shape[1]), most=most, width=width,
+                generator=self.generator, end=end, least=self.least,
+            )  # fmt: skip
+            part = _Part(name, scores=torch.full((len(self.x),), -torch.inf, dtype=torch.float64))
+            for k, (fold, mixture) in enumerate(zip(self.folds, found.mixtures, strict=True)):
+                part.scores[fold] = found.scores[k]
+                model: Model = gaussian_model(mixture, width)
+                found_units = model.standardizable()
+                if warped:
+                    model = Flow([*splines[k].transforms], base=model)
+                    found_units = [model.units]
+                for units in found_units:
+                    units.set(location, scale, *of_context)
+                    units.settle()
+                part.models.append(model.eval())
+            if not warped:
+                self.best = found.best
+            return part
 
         return train
 
-    def _priors(self, features: int) -> list[_Prior]:
+    def _splines(self, fold: Tensor, location: Tensor, scale: Tensor, end: float) -> Flow:
+        """Fit a monotone spline to every column by itself."""
+        features = self.x.shape[1]
+        alone = torch.zeros(features, features, dtype=torch.bool)
+        flow = MAF(features, hidden_features=(), bijection="spline", adjacency=alone)
+        flow.units.set(location, scale)
+        fit(
+            flow, self.x[self._rest(fold)], validation=self.x[fold], batch_size=256, dropout=0.0,
+            learning_rate=2e-2, max_epochs=400, progress=False, seed=self.seed % 2**63,
+            max_seconds=max(0.2, (end - time.perf_counter()) / 2 / len(self.folds)),
+        )  # fmt: skip
+        return flow
+
+    @torch.no_grad()
+    def _behind(self, flow: Flow, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Map rows to noise, with the log-determinants."""
+        z, log_det = flow.to_noise(self.x[rows])
+        return z.double(), log_det.double()
+
+    def _priors(self, features: int) -> list[Prior]:
         """Return what keeps components from collapsing: it matters where rows are few."""
         if len(self.folds) == 1:
-            return [_Prior(0.5, False)]
+            return [Prior(0.5)]
         shapes = (False,) if self.budget == "fast" else (False, True)
-        return [_Prior(rows, like) for like in shapes for rows in (features + 2.0, 0.5, 1e-3)]
+        return [Prior(rows, like) for like in shapes for rows in (features + 2.0, 0.5, 1e-3)]
 
     def _standard_context(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Put contexts (N, C) in standard units, with these; without any, (N, 0) and none."""
@@ -396,13 +384,13 @@ class _Run:
         scale = torch.where(scale > 0, scale, 1.0)
         return (self.context.double() - location) / scale, (location, scale)
 
-    def _over_gaussians(self) -> Model:
+    def _over_gaussians(self, x: Tensor) -> Model:
         """Return a flow that starts as a joint normal mixture, its base."""
-        location, scale = robust_moments(self.x)
-        u = ((self.x.double() - location) / scale)[:_GAUSSIAN_ROWS]
-        prior, components = self.chosen
+        location, scale = robust_moments(x)
+        prior, components = self.best
+        u = ((x.double() - location) / scale)[:_GAUSSIAN_ROWS]
         base = gaussian_model(prior.fit(u, components, self.generator, self.end))
-        flow = MAF(self.x.shape[1], transforms=2, base=base)
+        flow = MAF(x.shape[1], transforms=2, base=base)
         flow.units.set(location, scale)
         return flow
 
@@ -420,7 +408,7 @@ class _Run:
     def _mixed(self, parts: list[_Part]) -> Mixture:
         expect(bool(parts), "x", "to be rows that some candidate can be trained on", "none")
         scores = torch.stack([part.scores for part in parts], dim=1)[self.scored]
-        weights = _weights(scores)
+        weights = sparse_weights(scores)
         mixed = float((scores + weights.log()).logsumexp(dim=1).mean())
         chosen = [
             (part, float(weight))
@@ -438,8 +426,3 @@ class _Run:
     def _say(self, text: str) -> None:
         if self.progress:
             print(text, flush=True)  # noqa: T201 (what a caller asked for)
-
-
-def _weights(scores: Tensor) -> Tensor:
-    """Find weights (K,) under which rows are likely, given scores (N, K); small ones are zero."""
-    return fit_sparse_weights(scores, iterations=1000, tolerance=1e-7, threshold=_LIGHTEST)[0]

@@ -88,14 +88,15 @@ def test_discrete_rows(kind: str):
     assert float((samples[:, 0] == samples[:, 1]).float().mean()) > 0.7
 
 
-def test_it_is_reproducible_and_leaves_the_generators_alone():
+def test_it_is_reproducible_and_leaves_the_generators_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("made_flows.models.estimate.fit", partial(mf.fit, max_epochs=4))
     x = ring(60)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first = mf.estimate(x, budget="fast", progress=False, seed=3, max_seconds=30)
+    first = mf.estimate(x, budget="fast", progress=False, seed=3, max_seconds=300)
     assert torch.equal(torch.get_rng_state(), state)
-    second = mf.estimate(x, budget="fast", progress=False, seed=3, max_seconds=30)
-    assert score(first, x) == pytest.approx(score(second, x), abs=0.3)
+    second = mf.estimate(x, budget="fast", progress=False, seed=3, max_seconds=300)
+    assert score(first, x) == score(second, x)
 
 
 def test_it_says_what_it_chose_and_keeps_its_time(capsys):
@@ -113,7 +114,7 @@ def test_any_units_give_the_same_mixture(monkeypatch: pytest.MonkeyPatch):
     """In units of 1e-6 to 1e6, shifted, it is that of standard ones, and the Jacobian."""
 
     def candidates(self, features, context):
-        yield "MAF", lambda: mf.MAF(features, context, 1, (8,))
+        yield "MAF", lambda x: mf.MAF(features, context, 1, (8,))
         yield "MAF over normals", self._over_gaussians
 
     monkeypatch.setattr(_Run, "_real", candidates)

@@ -1,0 +1,122 @@
+"""Joint normal mixtures as a candidate: averaged over what they are fitted by, not chosen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from made_flows.models.gaussian_mixture import Gaussians, fit_gaussians, merged
+from made_flows.models.mixture_weights import fit_sparse_weights
+
+LIGHTEST = 0.02
+"""Weight under which a part of a mixture is left out."""
+
+_NUMBERS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What covariances of normal mixtures are shrunk towards, as if by some rows more."""
+
+    rows: float
+    correlated: bool = False
+
+    def fit(self, x: Tensor, components: int, generator: torch.Generator, end: float) -> Gaussians:
+        """Fit a mixture, see :func:`fit_gaussians`."""
+        return fit_gaussians(
+            x, components, self.rows, generator, correlated=self.correlated, end=end
+        )
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows of one fold, where a normal mixture sees them.
+
+    Args:
+        fitted: rows to fit to, (N, W + D), those of a context first.
+        held_out: rows to score, (M, W + D).
+        log_det: what is to be added to their scores, (M,) or one number.
+    """
+
+    fitted: Tensor
+    held_out: Tensor
+    log_det: Tensor
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """What was found: a mixture a fold, scores of the rows that it did not see, the best single."""
+
+    mixtures: list[Gaussians]
+    scores: list[Tensor]
+    best: tuple[Prior, int]
+
+
+def average_gaussians(
+    folds: Sequence[Fold],
+    priors: Sequence[Prior],
+    *,
+    most: int,
+    width: int,
+    generator: torch.Generator,
+    end: float,
+    least: float,
+) -> Averaged:
+    """Fit normal mixtures by every prior and number of components, weighted by rows left out.
+
+    To choose one loses tenths of a nat on hundreds of rows, and several in many columns.
+
+    Args:
+        folds: the rows.
+        priors: as above.
+        most: components, at most.
+        width: columns of context, W. With some, the best single mixture is taken: weights of what
+            is conditional would depend on the condition.
+        generator: source of randomness.
+        end: on the clock of ``time.perf_counter``, when fits have to end.
+        least: log-density below which all rows are alike.
+    """
+    tried: list[tuple[Prior, int]] = []
+    fits: list[list[Gaussians]] = []
+    scores: list[Tensor] = []
+    rows, columns = folds[0].fitted.shape
+    for prior in priors:
+        worse, highest = 0, -torch.inf
+        for components in _NUMBERS:
+            many = components > most or (components > 1 and components * (2 * columns + 2) > rows)
+            if many or worse == 2 or (fits and time.perf_counter() > end):
+                break
+            found = [prior.fit(fold.fitted, components, generator, end) for fold in folds]
+            score = torch.cat(
+                [_score(fit, fold, width) for fit, fold in zip(found, folds, strict=True)]
+            ).clamp(min=least)
+            mean = float(score.mean())
+            worse, highest = (0, mean) if mean > highest else (worse + 1, highest)
+            tried.append((prior, components))
+            fits.append(found)
+            scores.append(score)
+    each = torch.stack(scores, dim=1)
+    best = int(each.mean(dim=0).argmax())
+    weights = torch.nn.functional.one_hot(torch.tensor(best), len(fits)).double()
+    if not width:
+        weights = sparse_weights(each)
+    mixed = (each + weights.log()).logsumexp(dim=1)
+    return Averaged(
+        [merged([found[k] for found in fits], weights) for k in range(len(folds))],
+        list(mixed.split([len(fold.held_out) for fold in folds])),
+        tried[best],
+    )
+
+
+def _score(found: Gaussians, fold: Fold, width: int) -> Tensor:
+    score = found.log_prob(fold.held_out) + fold.log_det
+    return score - found.leading(width).log_prob(fold.held_out[:, :width]) if width else score
+
+
+def sparse_weights(scores: Tensor) -> Tensor:
+    """Find weights (K,) under which rows are likely, given scores (N, K); small ones are zero."""
+    return fit_sparse_weights(scores, iterations=1000, tolerance=1e-7, threshold=LIGHTEST)[0]
