@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import made_flows as mf
 from benchmarks._binary_data import Table
+from made_flows.training.optimization import SparseAdam
 
 __all__ = ["Candidate", "Scores", "SparseAdam", "average", "make_model", "run"]
 
@@ -70,23 +70,6 @@ class Scores:
     seconds: float
     steps: int
     parameters: int
-
-
-class SparseAdam(torch.optim.AdamW):
-    """AdamW whose weights can also shrink to zero: a decoupled soft threshold after every step.
-
-    A group's ``sparsity`` is the threshold in units of its learning rate. As a step of Adam is at
-    most about the rate, a weight lives if its gradient points one way more often than not.
-    """
-
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
-        loss = super().step(closure)
-        with torch.no_grad():
-            for group in self.param_groups:
-                if group.get("sparsity"):
-                    for weight in group["params"]:
-                        weight.copy_(F.softshrink(weight, group["lr"] * group["sparsity"]))
-        return loss
 
 
 def make_model(train: Tensor, candidate: Candidate) -> mf.BernoulliMADE:

@@ -264,15 +264,15 @@ class _Run:
                 return BernoulliMADE(features, context, **options)
             return CategoricalMADE(features, context, categories=categories, **options)
 
-        yield "MADE", lambda _: make(direct=True)
+        yield "MADE", lambda _: make()
         if self.budget != "fast":
             # Units are divided among the degrees: one layer has to be wide.
             wide = (min(2000, max(64, 16 * features)),)
-            yield "wide MADE", lambda _: make(hidden_features=wide, direct=True)
+            yield "wide MADE", lambda _: make(hidden_features=wide)
         for number in range(1, {"fast": 1, "good": 3, "best": 6}[self.budget]):
             yield (
                 f"MADE, random order {number}",
-                lambda _: make(direct=True, order="random"),
+                lambda _: make(order="random"),
             )
 
     def _trained(self, make: Make, number: int) -> Train:

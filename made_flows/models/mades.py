@@ -178,7 +178,9 @@ class BernoulliMADE(_HeadMADE):
         context: number of context variables C.
         hidden_features: widths of the hidden layers; by default two that grow with the features,
             see :class:`~made_flows.MADE`.
-        order, degrees, activation, residual, direct, dropout, adjacency, generator: as for
+        direct: whether inputs are also connected to outputs directly, where most of what a table
+            of discrete values says is found; :func:`~made_flows.fit` keeps them sparse.
+        order, degrees, activation, residual, dropout, adjacency, generator: as for
             :class:`~made_flows.MADE`.
         orders, masks, orders_per_batch: the orders and degrees that are trained, as for
             :class:`~made_flows.DensityModel`.
@@ -194,7 +196,7 @@ class BernoulliMADE(_HeadMADE):
         torch.Size([7, 4])
     """
 
-    _former_defaults: ClassVar[dict[str, Any]] = {"hidden_features": (64, 64)}
+    _former_defaults: ClassVar[dict[str, Any]] = {"direct": False, "hidden_features": (64, 64)}
 
     def __init__(
         self,
@@ -206,7 +208,7 @@ class BernoulliMADE(_HeadMADE):
         degrees: Literal["even", "random"] = "even",
         activation: Any = "relu",
         residual: bool = False,
-        direct: bool = False,
+        direct: bool = True,
         dropout: float = 0.0,
         adjacency: Any = None,
         orders: Any = None,
@@ -235,7 +237,9 @@ class CategoricalMADE(_HeadMADE):
         hidden_features: widths of the hidden layers; by default two that grow with the features,
             see :class:`~made_flows.MADE`.
         categories: number of categories, the same for all features or one number each.
-        order, degrees, activation, residual, direct, dropout, adjacency, generator: as for
+        direct: whether inputs are also connected to outputs directly, where most of what a table
+            of discrete values says is found; :func:`~made_flows.fit` keeps them sparse.
+        order, degrees, activation, residual, dropout, adjacency, generator: as for
             :class:`~made_flows.MADE`.
         orders, masks, orders_per_batch: the orders and degrees that are trained, as for
             :class:`~made_flows.DensityModel`.
@@ -248,7 +252,7 @@ class CategoricalMADE(_HeadMADE):
         torch.Size([7, 3])
     """
 
-    _former_defaults: ClassVar[dict[str, Any]] = {"hidden_features": (64, 64)}
+    _former_defaults: ClassVar[dict[str, Any]] = {"direct": False, "hidden_features": (64, 64)}
 
     def __init__(
         self,
@@ -261,7 +265,7 @@ class CategoricalMADE(_HeadMADE):
         degrees: Literal["even", "random"] = "even",
         activation: Any = "relu",
         residual: bool = False,
-        direct: bool = False,
+        direct: bool = True,
         dropout: float = 0.0,
         adjacency: Any = None,
         orders: Any = None,

@@ -28,6 +28,7 @@ from made_flows.training.defaults import (
     dropout_for,
     learning_rate_for,
     max_epochs_for,
+    sparsity_for,
 )
 from made_flows.training.history import History, Losses, TrainingError
 from made_flows.training.optimization import (
@@ -60,6 +61,7 @@ def fit(
     clip_norm: float | None = 5.0,
     weight_decay: float = 0.0,
     dropout: float | None = None,
+    sparsity: float | None = None,
     optimizer: Optimizer | None = None,
     schedule: Literal["cosine"] | None = None,
     average: float | None = None,
@@ -100,8 +102,8 @@ def fit(
         batch_size: rows per step, at most: an epoch is cut into batches of equal size (of two or
             three for an odd number in pairs). By default from 32 for a thousand rows to 256 from
             eight thousand. A stream of batches has its own.
-        learning_rate: of Adam; by default 3e-3 for up to two thousand rows and 1e-3 for more. An
-            ``optimizer`` has its own.
+        learning_rate: of Adam; by default 3e-3 for up to two thousand rows of real values and
+            1e-3 for more, and for discrete ones. An ``optimizer`` has its own.
         max_epochs: the largest number of passes over the data; by default 200, and for few rows
             as many as make 6000 steps, up to 1000. 0 trains nothing.
         patience: stop after this many epochs without a lower NLL; None never does.
@@ -112,6 +114,11 @@ def fit(
             dropout of their own. By default 0.2 where there are fewer than fifty rows for each
             column, none where there are more; for discrete values in 64 columns or more, 0.5
             below a hundred rows for each column and 0.25 above.
+        sparsity: of the direct connections of models of discrete values: after every step they
+            shrink towards zero by this share of their rate, which is twenty times
+            ``learning_rate``, up to 0.02 (as is that of the outputs' biases). By default 0.1, and
+            0.3 where there are fewer than two rows for each column; 0 treats them as other
+            weights.
         optimizer: an optimizer of the model's parameters, or a function that makes one from them,
             used instead.
         schedule: ``"cosine"`` lowers the learning rate to zero over ``max_epochs`` (Loshchilov &
@@ -163,9 +170,9 @@ def fit(
         real_number(learning_rate, "learning_rate", above=0)
     if dropout is not None:
         expect(0 <= real_number(dropout, "dropout") < 1, "dropout", "to be in [0, 1)", dropout)
-    expect(
-        real_number(weight_decay, "weight_decay") >= 0, "weight_decay", "to be >= 0", weight_decay
-    )
+    for name, value in (("weight_decay", weight_decay), ("sparsity", sparsity)):
+        if value is not None:
+            expect(real_number(value, name) >= 0, name, "to be >= 0", value)
     if seed is None:
         seed = int(torch.randint(2**62, (), device="cpu"))
     else:
@@ -182,10 +189,14 @@ def fit(
         batch_size = batch_size_for(known_rows) if batch_size is None else batch_size
         if dropout is None:
             dropout = dropout_for(known_rows, target.features, target.discrete)
-        rate = learning_rate_for(known_rows) if learning_rate is None else learning_rate
+        rate = learning_rate
+        if rate is None:
+            rate = learning_rate_for(known_rows, target.discrete)
+        if sparsity is None:
+            sparsity = sparsity_for(known_rows, target.features, target.discrete)
         if max_epochs is None:
             options = replace(options, max_epochs=max_epochs_for(known_rows, batch_size))
-        adam, parameters = make_optimizer(optimizer, model, rate, weight_decay)
+        adam, parameters = make_optimizer(optimizer, model, rate, weight_decay, sparsity)
         _expect_callable(model, context)
         ema = None if options.average is None else Average(parameters, options.average)
         rates = Rates(adam, schedule)

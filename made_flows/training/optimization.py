@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -124,8 +125,49 @@ def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
         yield torch.Generator().manual_seed(seed)
 
 
+class SparseAdam(torch.optim.AdamW):
+    """AdamW whose weights can also shrink to zero: a decoupled soft threshold after every step.
+
+    A group's ``sparsity`` is the threshold in units of its learning rate. As a step of Adam is at
+    most about the rate, a weight lives if its gradient points one way more often than not.
+    """
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                if group.get("sparsity"):
+                    for weight in group["params"]:
+                        weight.copy_(F.softshrink(weight, group["lr"] * group["sparsity"]))
+        return loss
+
+
+_DIRECT, _FASTEST = 20.0, 0.02
+"""Rate of direct connections, whose gradients are small, over the others'; and the highest."""
+
+
+def _groups(
+    model: nn.Module, parameters: list[nn.Parameter], rate: float, sparsity: float
+) -> list[dict[str, Any]]:
+    """Return groups of parameters: direct connections, which are sparse, and biases of outputs."""
+    made = [module for module in model.modules() if isinstance(module, MADE)]
+    direct = {id(p) for m in made if m.direct is not None for p in m.direct.parameters()}
+    biases = {id(m.layers[-1].bias) for m in made if m.direct is not None}
+    fast = {"lr": max(rate, min(_DIRECT * rate, _FASTEST))}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if id(p) not in direct | biases]},
+        {"params": [p for p in parameters if id(p) in biases], **fast},
+        {"params": [p for p in parameters if id(p) in direct], **fast, "sparsity": sparsity},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 def make_optimizer(
-    optimizer: Optimizer | None, model: nn.Module, learning_rate: float, weight_decay: float
+    optimizer: Optimizer | None,
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    sparsity: float = 0.0,
 ) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
     """Return the optimizer to train a model with, and the parameters that it changes."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -135,7 +177,10 @@ def make_optimizer(
         # One kernel for all tensors: on a CPU several times faster than one call per operation.
         # It assumes that parameters and gradients have one memory layout.
         fused = all(p.device.type in ("cpu", "cuda") and p.is_contiguous() for p in parameters)
-        optimizer = kind(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+        groups: Any = parameters
+        if sparsity:
+            kind, groups = SparseAdam, _groups(model, parameters, learning_rate, sparsity)
+        optimizer = kind(groups, lr=learning_rate, weight_decay=weight_decay, fused=fused)
     elif not isinstance(optimizer, torch.optim.Optimizer):
         wanted = "to be a torch.optim.Optimizer, or a function that makes one from parameters"
         expect_type(callable(optimizer), "optimizer", wanted, optimizer)

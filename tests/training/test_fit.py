@@ -780,6 +780,22 @@ def test_weight_decay_shrinks():
     assert norm(1.0) < 0.9 * norm(0.0)
 
 
+def test_direct_connections_of_discrete_values_are_sparse():
+    generator = torch.Generator().manual_seed(1)
+    x = (torch.rand(400, 6, generator=generator) < 0.5).float()
+    x[:, 1] = x[:, 0]
+    zeros = {}
+    for sparsity in (None, 0.0):
+        torch.manual_seed(0)
+        model = mf.BernoulliMADE(6, hidden_features=(4,))
+        mf.fit(model, x, sparsity=sparsity, progress=False, seed=0, max_epochs=60)
+        allowed = model.made.direct.mask.bool()
+        weight = model.made.direct.weight.detach()
+        zeros[sparsity] = int((weight[allowed] == 0).sum())
+        assert sparsity == 0.0 or weight[1, 0] > 3
+    assert zeros[0.0] == 0 < zeros[None]
+
+
 def test_cosine_schedule_ends_near_zero():
     rates: list[float] = []
 
@@ -952,6 +968,7 @@ BAD = {
     "no patience": (Line, rows(), {"patience": 0}, ValueError, "patience"),
     "no norm": (Line, rows(), {"clip_norm": 0.0}, ValueError, "clip_norm"),
     "negative decay": (Line, rows(), {"weight_decay": -1.0}, ValueError, "weight_decay"),
+    "negative sparsity": (Line, rows(), {"sparsity": -1.0}, ValueError, "sparsity"),
     "average of one": (Line, rows(), {"average": 1.0}, ValueError, "average"),
     "another schedule": (Line, rows(), {"schedule": "linear"}, ValueError, "schedule"),
     "a seed as text": (Line, rows(), {"seed": "a"}, TypeError, "seed"),
