@@ -30,7 +30,6 @@ _FEWEST = 20
 _SPIKE = 0.2
 _FLAT = 1e-6
 _TESTED = 2000
-_TRAINED = 10_000
 _SHIPPED = ("iris", "wine", "breast_cancer", "diabetes")
 
 
@@ -61,11 +60,11 @@ def load_tables(names: Sequence[str] | None = None) -> dict[str, Array]:
     return {name: kept[name] for name in wanted if kept[name].shape[1] >= SMALLEST}
 
 
-def cut(rows: Array, seed: int) -> Split:
-    """A random fifth of the rows to test (two thousand at most), the rest to train on."""
+def cut(rows: Array, seed: int, most: int = 10_000) -> Split:
+    """A random fifth of the rows to test (two thousand at most), the rest to train on, or most."""
     order = np.random.default_rng(seed).permutation(len(rows))
     tested = min(len(rows) // 5, _TESTED)
-    test, train = rows[order[:tested]], rows[order[tested:]][:_TRAINED]
+    test, train = rows[order[:tested]], rows[order[tested:]][:most]
     mean, scale = train.mean(axis=0), train.std(axis=0)
     return Split((train - mean) / scale, (test - mean) / scale)
 
