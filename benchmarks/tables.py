@@ -36,8 +36,8 @@ All flows are trained by the same loop, `mf.fit` at its defaults: Adam, a tenth 
 held out for early stopping. Flows of zuko and nflows have their own libraries' default sizes. The
 Gaussian mixture is scikit-learn's of full covariances, its number of components (1 to 10) chosen by
 BIC; the kernel density's bandwidth by cross-validation in five folds. `estimate` ends by the limits
-of its budgets, a minute and ten; the machine did so much other work that little was trained in them:
-on a free one it trains more.
+of its budgets, a minute and ten. The machine did so much other work that little was trained in that
+time; on a free one it trains more.
 
 The defaults were chosen by the trials at the end of this page, on other splits of iris, wine,
 diabetes, Stamps, WDBC (which is a part of breast_cancer), concrete, Cardiotocography and kin8nm: of
