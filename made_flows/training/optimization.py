@@ -132,7 +132,7 @@ class SparseAdam(torch.optim.AdamW):
     most about the rate, a weight lives if its gradient points one way more often than not.
     """
 
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         loss = super().step(closure)
         with torch.no_grad():
             for group in self.param_groups:
