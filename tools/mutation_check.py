@@ -50,6 +50,7 @@ INVERSE = f"{SEQUENTIAL}::test_values_of_random_architectures {SEQUENTIAL}::test
 GRADIENT = f"{SEQUENTIAL}::test_gradients_of_random_architectures {SEQUENTIAL}::test_gradcheck"
 ROWS = f"{SEQUENTIAL}::test_any_number_of_rows"
 FRESH = "tests/inverse/test_freshness.py"
+KERNELS = "tests/inverse/gpu/test_kernels.py"
 
 MUTANTS = [
     # --- masks
@@ -239,6 +240,28 @@ MUTANTS = [
         "or self.facts != facts:",
         "or False:",
         "tests/test_cache.py",
+    ),
+    # --- kernels for GPUs
+    Mutant(
+        "a step of two threads without a barrier",
+        "made_flows/inverse/gpu/solve.py",
+        "tl.debug_barrier()  # its place may become that of the activation",
+        "pass",
+        f"{KERNELS}::test_barriers_stand_between_what_threads_share",
+    ),
+    Mutant(
+        "a plan that is not proved",
+        "made_flows/inverse/gpu/pack.py",
+        "wrong += tl.sum((present & (known == 0) & both)",
+        "wrong += tl.sum((present & (known == 0) & (k < 0))",
+        f"{KERNELS}::test_a_plan_that_masks_outgrew_unseen_gives_no_number",
+    ),
+    Mutant(
+        "a panel that reads its own inputs twice",
+        "made_flows/inverse/gpu/solve.py",
+        "                        done = tl.load(starts + (index - 1) * width + r0)",
+        "                        done = tl.load(starts + (index - 1) * width)",
+        f"{KERNELS}::test_any_panels",
     ),
 ]
 

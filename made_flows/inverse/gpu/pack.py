@@ -91,6 +91,7 @@ def pack_kernel(
         tl.store(biases + u, tl.where(wrong > 0, float("nan"), b), mask=live)
     else:  # runs after the outputs, whose biases are there
         b = tl.load(biases + u, mask=live, other=0.0)
+        tl.debug_barrier()
         tl.store(biases + u, tl.where(wrong > 0, float("nan"), b), mask=live)
     if HAS_NORM:
         copied(norms, norm_scale, u, row, live)
