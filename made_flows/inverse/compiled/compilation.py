@@ -22,6 +22,8 @@ from numba import njit, types
 from numba.core.caching import IndexDataCacheFile
 from numba.core.ccallback import CFunc
 
+from made_flows.inverse.compiled.layout import StepRows
+
 _LOG = logging.getLogger("made_flows")
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
@@ -141,9 +143,8 @@ _STEPS: list[Any] = []
 def step_address(function: Callable[..., None], single: bool) -> int:
     """Return the address of a compiled step, in single or double precision."""
     number = types.float32 if single else types.float64
-    signature = types.void(
-        types.CPointer(number), types.CPointer(types.float64), *[types.int64] * 6
-    )
+    rows = types.NamedUniTuple(types.int64, len(StepRows._fields), StepRows)
+    signature = types.void(types.CPointer(number), types.CPointer(types.float64), rows)
     definition = (signature.args, signature.return_type)
     compiled: Any = CFunc(function, definition, {}, {"error_model": "numpy"})
     try:

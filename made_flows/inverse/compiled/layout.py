@@ -106,6 +106,26 @@ class Blocks(NamedTuple):
     direct: Integers
 
 
+class StepRows(NamedTuple):
+    """Where a step finds what it works on: rows of the workspace, each of ``lanes`` numbers.
+
+    Args:
+        lanes: numbers in a row.
+        parameters, outputs: where the feature's parameters begin, and how many there are. They may
+            be overwritten.
+        noise: the first part of its noise; further parts follow.
+        scratch: the first of ``SCRATCH`` rows that it may use.
+        x: the row for its values.
+    """
+
+    lanes: int
+    parameters: int
+    outputs: int
+    noise: int
+    scratch: int
+    x: int
+
+
 class StepCall(NamedTuple):
     """How the sweep calls a step, see :mod:`made_flows.inverse.compiled.steps`.
 

@@ -9,15 +9,11 @@ does not know it. Its arguments are
   the tile holds. ``line(work, row, lanes)`` is one of them, an array;
 * ``numbers``: what :attr:`StepKernel.numbers` has, in double precision: whether to invert, the
   scale rule's code and two constants, then constants of its own;
-* ``lanes``: numbers in a row;
-* ``parameters``, ``count``: the row where the feature's parameters begin, and how many there are.
-  They may be overwritten;
-* ``noise``: the row of the first part of its noise; further parts follow;
-* ``scratch``: the first of ``SCRATCH`` rows that it may use;
-* ``x``: the row for its values.
+* ``rows``: a :class:`~made_flows.inverse.compiled.layout.StepRows`, which says where in the
+  workspace its parameters, noise and value are.
 
 A function ``score``, where there is one, is the parallel direction, in which the value is known. It
-takes the same arguments: ``noise`` is the row of the value that is known, ``x`` that of its image
+takes the same arguments: ``rows.noise`` is the row of the known value, ``rows.x`` that of its image
 under the map, and the logarithm of the map's derivative is added to the row after it. For a head,
 whose ``numbers[0]`` is ``HEAD``, the logarithm of the value's probability is.
 

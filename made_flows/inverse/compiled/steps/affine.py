@@ -13,17 +13,9 @@ from made_flows.inverse.compiled.simd import like
 from made_flows.inverse.compiled.steps import HEAD, line
 
 
-def step(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    noise: int,
-    scratch: int,
-    x: int,
-) -> None:
+def step(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, _, noise, _, x = rows
     swapped = numbers[5] != 0.0
     shift = line(work, parameters + 1 if swapped else parameters, lanes)
     s = line(work, parameters if swapped else parameters + 1, lanes)
@@ -41,17 +33,9 @@ def step(
             value[j] = (u[j] - shift[j]) / s[j]
 
 
-def score(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    value: int,
-    scratch: int,
-    out: int,
-) -> None:
+def score(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, _, value, _, out = rows
     swapped = numbers[5] != 0.0
     shift = line(work, parameters + 1 if swapped else parameters, lanes)
     log_s = line(work, parameters if swapped else parameters + 1, lanes)

@@ -9,34 +9,18 @@ from made_flows.inverse.compiled.simd import like
 from made_flows.inverse.compiled.steps import line
 
 
-def step(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    noise: int,
-    scratch: int,
-    x: int,
-) -> None:
+def step(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, _, noise, _, x = rows
     logits, u, value = line(work, parameters, lanes), line(work, noise, lanes), line(work, x, lanes)
     one, zero = like(u[0], 1.0), like(u[0], 0.0)
     for j in range(lanes):
         value[j] = one if u[j] < sigmoid(logits[j]) else zero
 
 
-def score(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    value: int,
-    scratch: int,
-    out: int,
-) -> None:
+def score(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, _, value, _, out = rows
     logits, known = line(work, parameters, lanes), line(work, value, lanes)
     density = line(work, out + 1, lanes)
     zero = like(known[0], 0.0)

@@ -12,17 +12,9 @@ from made_flows.inverse.compiled.simd import keep_apart, like
 from made_flows.inverse.compiled.steps import line
 
 
-def step(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    noise: int,
-    scratch: int,
-    x: int,
-) -> None:
+def step(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, count, noise, scratch, x = rows
     choose(work, lanes, parameters, count, noise, scratch, x)
 
 
@@ -65,17 +57,9 @@ def choose(
             value[j] += one if threshold[j] >= sums[j] else zero
 
 
-def score(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    value: int,
-    scratch: int,
-    out: int,
-) -> None:
+def score(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, count, value, scratch, out = rows
     known, density = line(work, value, lanes), line(work, out + 1, lanes)
     chosen, total = line(work, scratch, lanes), line(work, scratch + 1, lanes)
     for j in range(lanes):

@@ -9,17 +9,9 @@ from made_flows.inverse.compiled.simd import like
 from made_flows.inverse.compiled.steps import line
 
 
-def step(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    noise: int,
-    scratch: int,
-    x: int,
-) -> None:
+def step(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, _, noise, _, x = rows
     target, s = line(work, parameters, lanes), line(work, parameters + 1, lanes)
     u, value = line(work, noise, lanes), line(work, x, lanes)
     one = like(s[0], 1.0)
@@ -32,17 +24,9 @@ def step(
             value[j] = (u[j] - (one - s[j]) * target[j]) / s[j]
 
 
-def score(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    value: int,
-    scratch: int,
-    out: int,
-) -> None:
+def score(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, _, value, _, out = rows
     target, log_s = line(work, parameters, lanes), line(work, parameters + 1, lanes)
     known, image = line(work, value, lanes), line(work, out, lanes)
     density = line(work, out + 1, lanes)

@@ -11,17 +11,9 @@ from made_flows.inverse.compiled.steps import line
 from made_flows.inverse.compiled.steps.categorical import choose, log_sum
 
 
-def step(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    noise: int,
-    scratch: int,
-    x: int,
-) -> None:
+def step(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, count, noise, scratch, x = rows
     components = count // 3
     choose(work, lanes, parameters, components, noise, scratch, x)
     v, value = line(work, noise + 1, lanes), line(work, x, lanes)
@@ -38,17 +30,9 @@ def step(
         value[j] = m[j] + s[j] * v[j]
 
 
-def score(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    value: int,
-    scratch: int,
-    out: int,
-) -> None:
+def score(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, count, value, scratch, out = rows
     components = count // 3
     known, density = line(work, value, lanes), line(work, out + 1, lanes)
     weighted, weights = line(work, scratch, lanes), line(work, scratch + 2, lanes)

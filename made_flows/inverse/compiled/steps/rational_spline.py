@@ -19,47 +19,21 @@ from made_flows.inverse.compiled.simd import keep_apart, like
 from made_flows.inverse.compiled.steps import line
 
 
-def step(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    noise: int,
-    scratch: int,
-    x: int,
-) -> None:
+def step(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
-    map_value(work, numbers, lanes, parameters, count, noise, scratch, x)
+    map_value(work, numbers, rows)
 
 
-def score(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    value: int,
-    scratch: int,
-    out: int,
-) -> None:
+def score(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
-    map_value(work, numbers, lanes, parameters, count, value, scratch, out)
-    add_log_slope(work, numbers, lanes, scratch, out + 1)
+    map_value(work, numbers, rows)
+    add_log_slope(work, numbers, rows)
 
 
 @njit(nogil=True, error_model="numpy")
-def map_value(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    noise: int,
-    scratch: int,
-    x: int,
-) -> None:
+def map_value(work: Any, numbers: Any, rows: Any) -> None:
     """Map a value; what its derivative is made of is left in the scratch space."""
+    lanes, parameters, count, noise, scratch, x = rows
     keep_apart()
     bins, inverse, linear = int(numbers[4]), numbers[0] != 0.0, numbers[8] != 0.0
     derivatives = parameters + 2 * bins
@@ -68,18 +42,8 @@ def map_value(
     fractions(work, numbers, lanes, parameters + bins, bins, scratch, 1)
 
     u, value = line(work, noise, lanes), line(work, x, lanes)
-    place, left, bottom = (
-        line(work, scratch, lanes),
-        line(work, scratch + 1, lanes),
-        line(work, scratch + 2, lanes),
-    )
-    width, height = line(work, scratch + 3, lanes), line(work, scratch + 4, lanes)
-    start, end, inner = (
-        line(work, scratch + 5, lanes),
-        line(work, scratch + 6, lanes),
-        line(work, scratch + 7, lanes),
-    )
-    from_x, from_y = line(work, scratch + 8, lanes), line(work, scratch + 9, lanes)
+    place, left, bottom, width, height, start, end, inner, from_x = bin_lines(work, scratch, lanes)
+    from_y = line(work, scratch + 9, lanes)
     zero, one = like(u[0], 0.0), like(u[0], 1.0)
     origin, size = like(u[0], numbers[5]), like(u[0], numbers[6])
     for j in range(lanes):
@@ -128,6 +92,26 @@ def map_value(
         inside = place[j] >= zero and place[j] <= one
         other = left[j] + width[j] * xi[j] if inverse else bottom[j] + height[j] * xi[j]
         value[j] = origin + size * other if inside else u[j]
+
+
+@njit(error_model="numpy")
+def bin_lines(work: Any, scratch: int, lanes: int) -> Any:
+    """Return where values and their bins stand in the scratch space.
+
+    The value's place in the interval; the bin's left, bottom, width, height, derivatives at its
+    ends and inner point; the value's place in the bin on the other axis.
+    """
+    return (
+        line(work, scratch, lanes),
+        line(work, scratch + 1, lanes),
+        line(work, scratch + 2, lanes),
+        line(work, scratch + 3, lanes),
+        line(work, scratch + 4, lanes),
+        line(work, scratch + 5, lanes),
+        line(work, scratch + 6, lanes),
+        line(work, scratch + 7, lanes),
+        line(work, scratch + 8, lanes),
+    )
 
 
 @njit(error_model="numpy")
@@ -191,14 +175,7 @@ def positive(work: Any, numbers: Any, lanes: int, row: int, outer: int) -> None:
 def rational_quadratic(work: Any, lanes: int, scratch: int, inverse: bool) -> None:
     """Map a value's place in its bin on one axis to that on the other."""
     keep_apart()
-    place, left, bottom = (
-        line(work, scratch, lanes),
-        line(work, scratch + 1, lanes),
-        line(work, scratch + 2, lanes),
-    )
-    width, height = line(work, scratch + 3, lanes), line(work, scratch + 4, lanes)
-    start, end = line(work, scratch + 5, lanes), line(work, scratch + 6, lanes)
-    out = line(work, scratch + 8, lanes)
+    place, left, bottom, width, height, start, end, _, out = bin_lines(work, scratch, lanes)
     zero, one, two = like(place[0], 0.0), like(place[0], 1.0), like(place[0], 2.0)
     if not inverse:
         for j in range(lanes):  # Durkan et al. 2019, equation 4
@@ -230,18 +207,7 @@ def rational_quadratic(work: Any, lanes: int, scratch: int, inverse: bool) -> No
 def rational_linear(work: Any, numbers: Any, lanes: int, scratch: int, inverse: bool) -> None:
     """Return the same for a bin that is divided in two (Dolatabadi et al. 2020, section 3)."""
     keep_apart()
-    place, left, bottom = (
-        line(work, scratch, lanes),
-        line(work, scratch + 1, lanes),
-        line(work, scratch + 2, lanes),
-    )
-    width, height = line(work, scratch + 3, lanes), line(work, scratch + 4, lanes)
-    start, end, raw = (
-        line(work, scratch + 5, lanes),
-        line(work, scratch + 6, lanes),
-        line(work, scratch + 7, lanes),
-    )
-    out = line(work, scratch + 8, lanes)
+    place, left, bottom, width, height, start, end, raw, out = bin_lines(work, scratch, lanes)
     zero, one = like(place[0], 0.0), like(place[0], 1.0)
     least, rest = like(one, numbers[18]), like(one, 1.0 - 2.0 * numbers[18])
     for j in range(lanes):
@@ -271,22 +237,13 @@ def rational_linear(work: Any, numbers: Any, lanes: int, scratch: int, inverse: 
 
 
 @njit(nogil=True, error_model="numpy")
-def add_log_slope(work: Any, numbers: Any, lanes: int, scratch: int, out: int) -> None:
+def add_log_slope(work: Any, numbers: Any, rows: Any) -> None:
     """Add the logarithm of the derivative, from what :func:`map_value` leaves."""
     keep_apart()
+    lanes, _, _, _, scratch, out = rows
     inverse, linear = numbers[0] != 0.0, numbers[8] != 0.0
-    place, left, bottom = (
-        line(work, scratch, lanes),
-        line(work, scratch + 1, lanes),
-        line(work, scratch + 2, lanes),
-    )
-    width, height = line(work, scratch + 3, lanes), line(work, scratch + 4, lanes)
-    start, end, inner = (
-        line(work, scratch + 5, lanes),
-        line(work, scratch + 6, lanes),
-        line(work, scratch + 7, lanes),
-    )
-    image, density = line(work, scratch + 8, lanes), line(work, out, lanes)
+    place, left, bottom, width, height, start, end, inner, image = bin_lines(work, scratch, lanes)
+    density = line(work, out + 1, lanes)
     zero, one, two = like(place[0], 0.0), like(place[0], 1.0), like(place[0], 2.0)
     for j in range(lanes):
         known = (place[j] - bottom[j]) / height[j] if inverse else (place[j] - left[j]) / width[j]
