@@ -99,14 +99,14 @@ MUTANTS = [
     ),
     Mutant(
         "weights that are not sorted",
-        "made_flows/inverse/numeric.py",
+        "made_flows/inverse/eager.py",
         "return torch.index_select(masked.index_select(0, units), 1, inputs)",
         "return masked.index_select(0, units)",
         INVERSE,
     ),
     Mutant(
         "weights without their mask",
-        "made_flows/inverse/numeric.py",
+        "made_flows/inverse/eager.py",
         "masked = torch.where(mask != 0, weight * mask.to(weight.dtype), torch.zeros_like(weight))",
         "masked = weight",
         INVERSE,
@@ -186,7 +186,7 @@ MUTANTS = [
     Mutant(
         "an eager residual that is not added",
         "made_flows/inverse/eager.py",
-        "z += self.z[self.numeric.structure.adds_to[layer]][:, stream[units]]",
+        "z += self.z[self.structure.adds_to[layer]][:, stream[units]]",
         "z += 0 * self.z[self.numeric.structure.adds_to[layer]][:, stream[units]]",
         INVERSE,
     ),
@@ -222,7 +222,7 @@ MUTANTS = [
     ),
     Mutant(
         "masks that are not part of the stamp",
-        "made_flows/inverse/numeric.py",
+        "made_flows/inverse/symbolic.py",
         "masks = [tensors[place] for place in structure.mask_places]",
         "masks = [tensors[place] for place in structure.mask_places[:1]]",
         FRESH,

@@ -15,7 +15,6 @@ from torch import Tensor
 from made_flows._checks import expect
 from made_flows._torch import own_precision
 from made_flows.inverse import eager
-from made_flows.inverse.numeric import Numeric, make_numeric, symbolic_for
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.nn.spec import NetworkSpec
@@ -147,7 +146,7 @@ def solve(problem: Problem) -> Tensor:
             else _unknown(problem.network)
         )
     with own_precision(problem.noise.device.type):
-        return eager.solve(_numeric(problem.network), problem)
+        return eager.solve(problem)
 
 
 def score(
@@ -180,7 +179,7 @@ def adjoint(problem: TransposedProblem) -> Tensor:
             _report(failure)
         _refuse(_unknown(problem.network))
     with own_precision(problem.gradient.device.type):
-        return eager.adjoint(_numeric(problem.network), problem)
+        return eager.adjoint(problem)
 
 
 def _report(failure: Exception) -> None:
@@ -201,7 +200,3 @@ def _log_once(failure: str) -> None:
 def _unknown(network: NetworkSpec) -> str:
     activations = ", ".join(sorted(set(network.structure.activations)))
     return f"of a network of {network.tensors[1].dtype} with the activations {activations}"
-
-
-def _numeric(network: NetworkSpec) -> Numeric:
-    return make_numeric(symbolic_for(network), network.tensors)

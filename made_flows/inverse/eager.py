@@ -13,53 +13,63 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from made_flows.inverse.numeric import Numeric
 from made_flows.inverse.problem import Problem, TransposedProblem
-from made_flows.inverse.symbolic import Integers
+from made_flows.inverse.symbolic import Integers, symbolic_for
 from made_flows.nn.activations import activation_of_name
-from made_flows.nn.spec import NetworkSpec
+from made_flows.nn.spec import LayerSpec, NetworkSpec
 
 _PANEL_UNITS = 64
 """Units of the widest layer in a panel, about. Larger panels mean fewer large products, smaller
 ones less work inside: 32 to 128 measured alike, within noise, on the sizes of the benchmark."""
 
 
-def panels(numeric: Numeric, first: int = 0) -> list[tuple[int, int]]:
-    """Cut the ranks from one on into ranges [start, stop) of about equally many units."""
-    widest = max(len(layer.units) for layer in numeric.layers)
-    size = max(1, round(_PANEL_UNITS * numeric.symbolic.levels / max(widest, 1)))
-    return [
-        (r, min(r + size, numeric.symbolic.levels))
-        for r in range(first, numeric.symbolic.levels, size)
-    ]
-
-
 class _Activations:
-    """z and a of every layer for N rows, in sorted order, filled in degree by degree."""
+    """The sorted weights of a network; z and a of every layer for N rows, filled in by degree."""
 
-    def __init__(self, numeric: Numeric, network: NetworkSpec, rows: int) -> None:
-        self.numeric = numeric
-        self.functions = [activation_of_name(word) for word in numeric.structure.activations]
-        like = numeric.output.weight
-        self.inputs = like.new_zeros(rows, len(numeric.symbolic.columns))
+    def __init__(self, network: NetworkSpec, rows: int) -> None:
+        symbolic = self.symbolic = symbolic_for(network)
+        self.structure = network.structure
+        _, layers, direct = network.structure.unpack(network.tensors, network.bases)
+        self.places = symbolic.layers
+        self.layers = [
+            layer._replace(
+                weight=_sorted_weight(layer, place.units, symbolic.inputs_of(index)),
+                bias=_pick(layer.bias, place.units),
+                norm_scale=_pick(layer.norm_scale, place.units),
+                norm_shift=_pick(layer.norm_shift, place.units),
+            )
+            for index, (layer, place) in enumerate(zip(layers, self.places, strict=True))
+        ]
+        self.direct = None
+        if direct is not None:
+            self.direct = _sorted_weight(direct, self.places[-1].units, symbolic.columns)
+        self.functions = [activation_of_name(word) for word in network.structure.activations]
+        like = self.layers[-1].weight
+        self.inputs = like.new_zeros(rows, len(symbolic.columns))
         self.z: list[Tensor] = []
         self.a: list[Tensor] = []
         self.gates: list[Tensor | None] = []
-        _, layers, _ = numeric.structure.unpack(network.tensors, network.bases)
-        for layer, origin in zip(numeric.layers, layers, strict=True):
-            z = like.new_zeros(rows, len(layer.units))
+        for layer, place in zip(self.layers, self.places, strict=True):
+            z = like.new_zeros(rows, len(place.units))
             if layer.bias is not None:
                 z += layer.bias
-            if origin.base is not None and rows:
+            if layer.base is not None and rows:
                 # Row n belongs to row n modulo (number of rows) of the context.
-                repeats = rows // len(origin.base)
-                z.unflatten(0, (repeats, len(origin.base))).add_(origin.base[:, layer.units])
-            gate = origin.gate
+                repeats = rows // len(layer.base)
+                z.unflatten(0, (repeats, len(layer.base))).add_(layer.base[:, place.units])
+            gate = layer.gate
             if gate is not None and rows:
-                gate = gate[:, layer.units].repeat(rows // len(gate), 1)
+                gate = gate[:, place.units].repeat(rows // len(gate), 1)
             self.gates.append(gate)
             self.z.append(z)
             self.a.append(torch.empty_like(z))
+
+    def panels(self, first: int = 0) -> list[tuple[int, int]]:
+        """Cut the ranks from one on into ranges [start, stop) of about equally many units."""
+        widest = max(len(place.units) for place in self.places)
+        levels = self.symbolic.levels
+        size = max(1, round(_PANEL_UNITS * levels / max(widest, 1)))
+        return [(r, min(r + size, levels)) for r in range(first, levels, size)]
 
     def source(self, layer: int) -> Tensor:
         """Return what a layer reads."""
@@ -67,31 +77,29 @@ class _Activations:
 
     def known(self, layer: int, rank: int) -> int:
         """Return how many of the layer's inputs are known before anything of this rank is."""
-        starts = (
-            self.numeric.layers[layer - 1].starts if layer else self.numeric.symbolic.column_starts
-        )
+        starts = self.places[layer - 1].starts if layer else self.symbolic.column_starts
         return int(starts[rank])
 
     def readable(self, layer: int, degree: int) -> int:
         """Count the layer's inputs that a unit of this degree (an output: of this rank) reads."""
         if layer:
-            return int(self.numeric.layers[layer - 1].starts[degree + 1])
-        return int(self.numeric.symbolic.column_starts[degree])
+            return int(self.places[layer - 1].starts[degree + 1])
+        return int(self.symbolic.column_starts[degree])
 
     def units(self, layer: int, start: int, stop: int) -> slice:
         """Return the units of a layer with degrees (outputs: ranks) in [start, stop)."""
-        return _span(self.numeric.layers[layer].starts, start, stop)
+        return _span(self.places[layer].starts, start, stop)
 
     def add(self, layer: int, units: slice, start: int, stop: int) -> None:
         """Add to z of some units what the layer's inputs in [start, stop) contribute."""
         if units.start < units.stop and start < stop:
-            weight = self.numeric.layers[layer].weight[units, start:stop]
+            weight = self.layers[layer].weight[units, start:stop]
             self.z[layer][:, units].addmm_(self.source(layer)[:, start:stop], weight.T)
 
     def add_direct(self, units: slice, start: int, stop: int) -> None:
         """Add to outputs what the inputs in [start, stop) contribute directly."""
-        if self.numeric.direct is not None and units.start < units.stop and start < stop:
-            weight = self.numeric.direct[units, start:stop]
+        if self.direct is not None and units.start < units.stop and start < stop:
+            weight = self.direct[units, start:stop]
             self.z[-1][:, units].addmm_(self.inputs[:, start:stop], weight.T)
 
     def finish(self, layer: int, units: slice) -> None:
@@ -102,14 +110,14 @@ class _Activations:
         gate = self.gates[layer]
         if gate is not None:
             z *= gate[:, units]
-        stream = self.numeric.layers[layer].stream
+        stream = self.places[layer].stream
         if stream is not None:
-            z += self.z[self.numeric.structure.adds_to[layer]][:, stream[units]]
+            z += self.z[self.structure.adds_to[layer]][:, stream[units]]
         self.a[layer][:, units] = self.functions[layer](self.normed(layer, units))
 
     def normed(self, layer: int, units: slice) -> Tensor:
         """Return what the activation of some units is applied to."""
-        weights, z = self.numeric.layers[layer], self.z[layer][:, units]
+        weights, z = self.layers[layer], self.z[layer][:, units]
         if weights.norm_scale is None or weights.norm_shift is None:
             return z
         return z * weights.norm_scale[units] + weights.norm_shift[units]
@@ -118,21 +126,37 @@ class _Activations:
         """Compute all hidden units that the ranks below this number determine, at once."""
         if ranks == 0:
             return
-        for layer in range(self.numeric.structure.depth):
+        for layer in range(self.structure.depth):
             units = self.units(layer, 0, ranks)
             self.add(layer, units, 0, self.readable(layer, ranks - 1))
             self.finish(layer, units)
+
+
+def _sorted_weight(layer: LayerSpec, units: Tensor, inputs: Tensor) -> Tensor:
+    """Return a layer's masked weights (units, inputs), sorted, in memory of their own.
+
+    Where the mask is zero the weight is left out, not multiplied: a NaN or an infinity there,
+    which no forward pass of a masked product should have read, changes nothing.
+    """
+    mask = layer.mask
+    weight = layer.weight.detach()
+    masked = torch.where(mask != 0, weight * mask.to(weight.dtype), torch.zeros_like(weight))
+    return torch.index_select(masked.index_select(0, units), 1, inputs)
+
+
+def _pick(values: Tensor | None, units: Tensor) -> Tensor | None:
+    """Return the values of some units, in memory of their own."""
+    return None if values is None else values.detach().index_select(0, units)
 
 
 def _span(starts: Integers, first: int, last: int) -> slice:
     return slice(int(starts[first]), int(starts[last]))
 
 
-def solve(numeric: Numeric, problem: Problem) -> Tensor:
+def solve(problem: Problem) -> Tensor:
     """Return the values x with x_r = step(noise_r, parameters_r(x_<r)) for every rank r.
 
     Args:
-        numeric: the network's weights, sorted.
         problem: the network as it is, step, noise, and what is known.
 
     Returns:
@@ -140,18 +164,18 @@ def solve(numeric: Numeric, problem: Problem) -> Tensor:
     """
     network, step, noise, known, prefix = problem
     rows = len(noise)
-    state = _Activations(numeric, network, rows)
-    dtype = numeric.output.weight.dtype
-    encoded_columns, columns = numeric.symbolic.columns, numeric.symbolic.column_starts
+    state = _Activations(network, rows)
+    dtype = state.layers[-1].weight.dtype
+    encoded_columns, columns = state.symbolic.columns, state.symbolic.column_starts
     values: Tensor | None = None if known is None else known.clone()
     if prefix and values is not None:
         stop = int(columns[prefix])
         encoded = step.encode(values, dtype)
         state.inputs[:, :stop] = encoded[:, encoded_columns[:stop]]
         state.fill(prefix)
-    depth = numeric.structure.depth
-    counts = numeric.symbolic.outputs
-    for start, stop in panels(numeric, prefix):
+    depth = state.structure.depth
+    counts = state.symbolic.outputs
+    for start, stop in state.panels(prefix):
         for layer in range(depth + 1):
             state.add(layer, state.units(layer, start, stop), 0, state.known(layer, start))
         outputs = state.units(depth, start, stop)
@@ -165,12 +189,12 @@ def solve(numeric: Numeric, problem: Problem) -> Tensor:
                     state.finish(layer, units)
                 else:
                     state.add_direct(units, int(columns[start]), int(columns[rank]))
-            at = _span(numeric.symbolic.feature_starts, rank, rank + 1)
-            features = numeric.symbolic.features[at]
+            at = _span(state.symbolic.feature_starts, rank, rank + 1)
+            features = state.symbolic.features[at]
             parameters = _unpack(state.z[-1][:, state.units(depth, rank, rank + 1)], counts[at])
             fresh = step(noise[:, features], parameters, features)
             if values is None:
-                values = fresh.new_zeros(rows, numeric.structure.features)
+                values = fresh.new_zeros(rows, state.structure.features)
             values[:, features] = fresh.to(values.dtype)
             inputs = _span(columns, rank, rank + 1)
             if step.identity_encoding:
@@ -193,13 +217,12 @@ def _unpack(outputs: Tensor, counts: Sequence[int]) -> Tensor:
     return padded
 
 
-def adjoint(numeric: Numeric, problem: TransposedProblem) -> Tensor:
+def adjoint(problem: TransposedProblem) -> Tensor:
     """Solve the transposed linearised system: the sweep run backwards.
 
     The delta of a hidden unit of degree m is complete once all ranks from m on are done.
 
     Args:
-        numeric: the network's weights, sorted.
         problem: the network as it is, and the system.
 
     Returns:
@@ -207,19 +230,19 @@ def adjoint(numeric: Numeric, problem: TransposedProblem) -> Tensor:
     """
     network, gradient, slopes, x = problem
     rows = len(x)
-    state = _Activations(numeric, network, rows)
-    state.inputs.copy_(x[:, numeric.symbolic.columns])
-    state.fill(numeric.symbolic.levels)
-    depth = numeric.structure.depth
+    state = _Activations(network, rows)
+    state.inputs.copy_(x[:, state.symbolic.columns])
+    state.fill(state.symbolic.levels)
+    depth = state.structure.depth
     derivatives = [
         _derivative(state.functions[layer], state.normed(layer, slice(None)))
         for layer in range(depth)
     ]
-    for layer, weights in enumerate(numeric.hidden):
+    for layer, weights in enumerate(state.layers[:-1]):
         if weights.norm_scale is not None:
             derivatives[layer] *= weights.norm_scale
-    solution = gradient[:, numeric.symbolic.features].clone()
-    slopes = slopes[:, numeric.symbolic.features]
+    solution = gradient[:, state.symbolic.features].clone()
+    slopes = slopes[:, state.symbolic.features]
     # Deltas with respect to W a of every layer; of the outputs they are slope * lambda.
     deltas = [torch.zeros_like(z) for z in state.z]
     streams = [torch.zeros_like(z) for z in state.z[:-1]]  # deltas with respect to z
@@ -228,24 +251,24 @@ def adjoint(numeric: Numeric, problem: TransposedProblem) -> Tensor:
         """Return what the given units of the next layer send back to some units of this one."""
         if above.start >= above.stop or units.start >= units.stop:
             return None
-        return deltas[layer + 1][:, above] @ numeric.layers[layer + 1].weight[above, units]
+        return deltas[layer + 1][:, above] @ state.layers[layer + 1].weight[above, units]
 
     def pull_inputs(at: slice, above: Sequence[slice]) -> None:
         """Add to lambda what the given units of the first layer, and outputs, send back."""
-        for layer, weight in ((0, numeric.layers[0].weight), (depth, numeric.direct)):
+        for layer, weight in ((0, state.layers[0].weight), (depth, state.direct)):
             units = above[layer]
             if weight is not None and units.start < units.stop and at.start < at.stop:
                 solution[:, at].addmm_(deltas[layer][:, units], weight[units, at])
 
-    for start, stop in reversed(panels(numeric)):
-        done = [slice(int(layer.starts[stop]), len(layer.units)) for layer in numeric.layers]
+    for start, stop in reversed(state.panels()):
+        done = [slice(int(p.starts[stop]), len(p.units)) for p in state.places]
         panel = [state.units(layer, start, stop) for layer in range(depth + 1)]
-        at = _span(numeric.symbolic.feature_starts, start, stop)
+        at = _span(state.symbolic.feature_starts, start, stop)
         pull_inputs(at, done)
         partial = [pull(layer, panel[layer], done[layer + 1]) for layer in range(depth)]
         for rank in range(stop - 1, start - 1, -1):
-            at = _span(numeric.symbolic.feature_starts, rank, rank + 1)
-            fresh = [_span(layer.starts, rank + 1, stop) for layer in numeric.layers]
+            at = _span(state.symbolic.feature_starts, rank, rank + 1)
+            fresh = [_span(place.starts, rank + 1, stop) for place in state.places]
             pull_inputs(at, fresh)
             outputs = state.units(depth, rank, rank + 1)
             delta = slopes[:, at] * solution[:, at].unsqueeze(-1)
@@ -264,13 +287,13 @@ def adjoint(numeric: Numeric, problem: TransposedProblem) -> Tensor:
                 delta = streams[layer][:, units]
                 if total is not None:
                     delta += total * derivatives[layer][:, units]
-                stream = numeric.layers[layer].stream
+                stream = state.places[layer].stream
                 if stream is not None:
-                    streams[numeric.structure.adds_to[layer]][:, stream[units]] += delta
+                    streams[state.structure.adds_to[layer]][:, stream[units]] += delta
                 gate = state.gates[layer]
                 deltas[layer][:, units] = delta if gate is None else delta * gate[:, units]
     result = torch.empty_like(solution)
-    result[:, numeric.symbolic.features] = solution
+    result[:, state.symbolic.features] = solution
     return result
 
 

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from made_flows.nn.spec import Structure
+from made_flows._cache import TensorCache
+from made_flows.nn.spec import NetworkSpec, Structure
 
 Integers = NDArray[np.int64]
 
@@ -156,3 +157,13 @@ def _check_output(reads: Integers, ranks: Integers, features: Integers) -> None:
             f"Expected masks that let feature {feature} (rank {ranks[wrong[0]]}) read features of "
             f"lower rank only; got one that reads rank {reads[wrong[0]] - 1}"
         )
+
+
+_SYMBOLIC: TensorCache[Symbolic] = TensorCache()
+
+
+def symbolic_for(network: NetworkSpec) -> Symbolic:
+    """Return the symbolic phase of a network, kept while its ranks and masks do not change."""
+    structure, tensors = network.structure, network.tensors
+    masks = [tensors[place] for place in structure.mask_places]
+    return _SYMBOLIC.get(structure.key, masks, lambda: analyse(structure, tensors))

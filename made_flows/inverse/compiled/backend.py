@@ -22,10 +22,9 @@ from made_flows.inverse.compiled.parallel import Scores, score_rows
 from made_flows.inverse.compiled.solve import Rows, solve_rows
 from made_flows.inverse.compiled.steps import HEAD, find_step, has_step
 from made_flows.inverse.compiled.threads import over_tiles
-from made_flows.inverse.numeric import symbolic_for
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import BijectionStep, HeadStep, Step
-from made_flows.inverse.symbolic import Symbolic
+from made_flows.inverse.symbolic import Symbolic, symbolic_for
 from made_flows.nn.spec import NetworkSpec, Structure
 from made_flows.univariate.step_kernel import StepKernel
 

@@ -25,10 +25,9 @@ from made_flows.inverse.gpu.adjoint import adjoint_kernel
 from made_flows.inverse.gpu.pack import pack_kernel
 from made_flows.inverse.gpu.solve import solve_kernel
 from made_flows.inverse.gpu.steps import KINDS
-from made_flows.inverse.numeric import symbolic_for
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import Step
-from made_flows.inverse.symbolic import Symbolic
+from made_flows.inverse.symbolic import Symbolic, symbolic_for
 from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
 from made_flows.univariate.step_kernel import StepKernel
 
