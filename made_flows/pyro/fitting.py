@@ -39,16 +39,19 @@ _RATE = 2e-2
 """Large, since the flow works in the units of a normal approximation: a step moves samples by the
 same share of the posterior everywhere. At 0.005, a Gaussian process with Poisson counts is 0.15
 nats short after the steps that bring it to 0.05 here."""
-_LAST_RATE = 0.001
+_LAST_RATE = 0.01
 """Share of the learning rate at the end of a cosine."""
 _WARM_UP = 50
 _CHECKS = 5
-_AVERAGED = 0.1
+_AVERAGED = 0.25
 """Share of the steps over which weights are averaged."""
 _MATTERS = 50.0
 """Nats by which the normal approximation of a mode, a rough one, may be below the best one's."""
 _JUDGED = 8000
 """Draws of the final diagnosis: by 2000, k-hat of a nearly exact guide is 0.1 off by chance."""
+_EXACT = 0.95
+"""Share of effective draws from which training may end early: steps that grow smaller, and averages,
+still bring a guide that is worse nearer."""
 _NOTHING = 0.01
 """A rise of the ELBO, in nats, for which nobody trains any longer."""
 
@@ -96,8 +99,8 @@ def fit_guide(
     guide's own start and from random ones, are compared by their ELBO; the best one becomes the
     origin and the units in which the flow works. Then Adam maximises the ELBO of the flow with a
     cosine schedule; its weights are averaged, and what is kept is whichever of last and average has
-    the higher ELBO. It ends early when the diagnosis would let draws be used as they are and the
-    ELBO has stopped to rise.
+    the higher ELBO. It ends early when draws are worth nearly their number and the ELBO has stopped
+    to rise.
 
     Args:
         guide: the guide; what it learnt before is lost.
@@ -308,9 +311,11 @@ class _Kept:
 
     @property
     def settled(self) -> bool:
-        """Whether draws may be used as they are, and the ELBO has not risen by more than noise."""
+        """Whether draws are nearly exact, and the ELBO has not risen by more than noise."""
         risen = self.best.elbo - self._before
-        return self.best.grade == "as drawn" and risen < max(2 * self.best.elbo_error, _NOTHING)
+        share = self.best.effective_sample_size / len(self.best.log_weights)
+        exact = self.best.grade == "as drawn" and share > _EXACT
+        return exact and risen < max(2 * self.best.elbo_error, _NOTHING)
 
     @property
     def lost(self) -> bool:
