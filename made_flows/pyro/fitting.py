@@ -50,8 +50,8 @@ _MATTERS = 50.0
 _JUDGED = 8000
 """Draws of the final diagnosis: by 2000, k-hat of a nearly exact guide is 0.1 off by chance."""
 _EXACT = 0.95
-"""Share of effective draws from which training may end early: steps that grow smaller, and averages,
-still bring a guide that is worse nearer."""
+"""Share of effective draws from which training may end early: a guide that is worse still gains by
+steps that grow smaller, and by averages."""
 _NOTHING = 0.01
 """A rise of the ELBO, in nats, for which nobody trains any longer."""
 

@@ -167,9 +167,9 @@ class _Chains:
         with torch.enable_grad():
             try:
                 value = self._density(points)
+                (gradient,) = torch.autograd.grad(value.sum(), points)
             except (RuntimeError, ValueError):  # a matrix without a Cholesky factor, say
-                value = points.sum(dim=-1) * math.nan
-            (gradient,) = torch.autograd.grad(value.sum(), points)
+                value, gradient = points.new_full((len(points),), math.nan), points
         known = value.isfinite() & gradient.isfinite().all(dim=-1)
         value = torch.where(known, value.detach(), -math.inf)
         return value, torch.where(known.unsqueeze(-1), gradient, 0.0)
@@ -227,7 +227,7 @@ def probe_beyond(
         weights: of the draws (S,).
 
     Returns:
-        what was found; None where there is no gradient, as a latent variable is discrete or torch
+        what was found; None where there are no gradients, as a latent variable is discrete or torch
         in inference mode, and where fewer draws than chains have finite unconstrained values.
 
     References:
@@ -251,6 +251,9 @@ def probe_beyond(
         return density(middle + v @ factor.mT).double()
 
     starts = whitened[torch.multinomial(weights, _CHAINS, replacement=True)]
+    starts = starts[_Chains(of_whitened, starts).value.isfinite()]
+    if len(starts) < _CHAINS / 2:
+        return None
     step = draws.shape[-1] ** -0.25
     for _ in range(_HALVINGS):
         if _Chains(of_whitened, starts).advance(step) > _ACCEPTED:
@@ -272,7 +275,7 @@ def probe_beyond(
     return Probe(
         *_largest(torch.stack(seen).mean(dim=0) - before),
         beyond=float(outside.double().mean(dim=0).max()),
-        beyond_noise=_outside_by_chance(len(reference), reference.shape[-1]),
+        beyond_noise=_outside_by_chance(len(starts), *reference.shape),
         travelled=float(way) / math.sqrt(2),
     )
 
@@ -326,9 +329,9 @@ def _largest(changes: Tensor) -> tuple[float, float]:
     return float(means[at].abs()), quantile * float(errors[at])
 
 
-def _outside_by_chance(draws: int, quantities: int) -> float:
+def _outside_by_chance(chains: int, draws: int, quantities: int) -> float:
     """Return the largest share of chains that chance takes beyond the range of as many draws."""
-    expected = torch.tensor(2 * _CHAINS / (draws + 1), dtype=torch.float64)
-    counts = torch.arange(1.0, _CHAINS + 1, dtype=torch.float64)
+    expected = torch.tensor(2 * chains / (draws + 1), dtype=torch.float64)
+    counts = torch.arange(1.0, chains + 1, dtype=torch.float64)
     at_least = torch.special.gammainc(counts, expected)  # as many, by Poisson
-    return int((at_least > _CHANCE / (2 * quantities)).sum()) / _CHAINS
+    return int((at_least > _CHANCE / (2 * quantities)).sum()) / chains

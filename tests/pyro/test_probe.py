@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ pytest.importorskip("pyro")
 import pyro
 import pyro.distributions as dist
 
-from made_flows.pyro import Diagnosis, Refinement, diagnose
+from made_flows.pyro import Diagnosis, Probe, Refinement, diagnose
 from made_flows.pyro.probe import LatentSite, _Chains, _NormalScores, probe_beyond
 
 
@@ -139,6 +140,14 @@ def test_normal_scores_of_weighted_draws() -> None:
     assert scores(torch.full((1, 1), 1e9, dtype=torch.float64)).isfinite()
 
 
+def test_a_density_without_a_gradient_is_no_error() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0).mask(False))
+        pyro.factor("height", -x.detach().square() / 2)
+
+    assert diagnose(model, lambda: pyro.sample("x", dist.Normal(0.0, 1.0))).probe is None
+
+
 def test_draws_on_the_edge_of_a_support_are_left_out() -> None:
     prior = dist.LogNormal(0.0, 1.0)
     site = {"x": LatentSite(prior, torch.tensor(0.5))}
@@ -149,6 +158,11 @@ def test_draws_on_the_edge_of_a_support_are_left_out() -> None:
     found = probe_beyond(sample, (), {}, 0, site, {"x": draws}, weights.double())
     assert found is not None
     assert not found.wandered
+
+
+def test_chains_that_hardly_moved_say_so() -> None:
+    probe = Probe(moved=0.0, moved_noise=0.0, beyond=0.0, beyond_noise=0.05, travelled=0.1)
+    assert "hardly moved" in replace(_diagnosis(4.0), probe=probe).verdict
 
 
 # ---------------------------------------------------------------------- ArviZ
