@@ -91,10 +91,10 @@ def _trained(make: Callable[[int], nn.Module]) -> Callable[[Split, int], Array]:
     return run
 
 
-def _estimated(budget: Any) -> Callable[[Split, int], Array]:
-    def run(split: Split, seed: int) -> Array:
+def _estimated(budget: Any) -> Callable[..., Array]:
+    def run(split: Split, seed: int, limit: float | None = None) -> Array:
         train = split.train.astype(np.float32)
-        model = mf.estimate(train, budget=budget, seed=seed, progress=False)
+        model = mf.estimate(train, budget=budget, max_seconds=limit, seed=seed, progress=False)
         return _scores(model, split.test)
 
     return run
@@ -129,7 +129,7 @@ def _zuko(kind: str) -> Callable[[int], nn.Module]:
     return make
 
 
-CONTENDERS: dict[str, Callable[[Split, int], Array]] = {
+CONTENDERS: dict[str, Callable[..., Array]] = {
     "normal": _normal,
     "normal mixture": _normal_mixture,
     "kernel density": _kernels,
@@ -149,12 +149,15 @@ CONTENDERS: dict[str, Callable[[Split, int], Array]] = {
 # ---------------------------------------------------------------------- runs
 
 
-def _run(table: str, name: str, split: Split, seed: int) -> dict[str, Any]:
-    start = time.perf_counter()
+def _run(
+    table: str, name: str, split: Split, seed: int, limit: float | None = None
+) -> dict[str, Any]:
+    start, used = time.perf_counter(), time.process_time()
+    options = {"limit": limit} if name.startswith("estimate") else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            scores = CONTENDERS[name](split, seed)
+            scores = CONTENDERS[name](split, seed, **options)
             score, worst = float(scores.mean()), float(scores.min())
         except (RuntimeError, ValueError) as error:
             print(f"{table}, {name}: {error}", flush=True)
@@ -163,7 +166,8 @@ def _run(table: str, name: str, split: Split, seed: int) -> dict[str, Any]:
     print(f"{table}, split {seed}, {name}: {score:.3f}, {seconds:.1f} s", flush=True)
     return {
         "table": table, "split": seed, "name": name, "score": score, "worst": worst,
-        "seconds": seconds, "rows": len(split.train), "features": split.train.shape[1],
+        "seconds": seconds, "cpu": time.process_time() - used,
+        "rows": len(split.train), "features": split.train.shape[1],
     }  # fmt: skip
 
 
@@ -351,6 +355,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     )
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--rows", type=int, default=10_000, help="to train on, at most")
+    parser.add_argument("--limit", type=float, help="seconds of estimate, instead of its budget's")
     parser.add_argument("--minutes", type=float, default=math.inf, help="of training, about")
     return parse_resumable(parser, "tables", arguments)
 
@@ -373,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if (table, seed, name) in done or time.perf_counter() > end:
                     continue
                 with path.open("a") as file:
-                    file.write(json.dumps(_run(table, name, split, seed)) + "\n")
+                    file.write(json.dumps(_run(table, name, split, seed, given.limit)) + "\n")
     lines = _read(path)
     if not lines:
         print("benchmarks.tables: no data, nothing written", flush=True)

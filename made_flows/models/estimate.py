@@ -313,16 +313,17 @@ class _Run:
         """Fit mixtures of joint normal distributions, of the rows or behind a spline a column."""
 
         def train(name: str, before: list[_Part]) -> _Part:
-            end = time.perf_counter() + max(0.0, self.end - time.perf_counter()) / 4
+            end = time.perf_counter() + max(0.0, self.end - time.perf_counter()) / 3
             location, scale = robust_moments(self.x)
             given, of_context = self._standard_context()
             joint = torch.cat([given, (self.x.double() - location) / scale], dim=1)
             splines: list[Flow] = []
             folds: list[Fold] = []
-            for fold in self.folds:
+            for k, fold in enumerate(self.folds):
                 rest = self._rest(fold)[:_GAUSSIAN_ROWS]
                 if warped:
-                    splines.append(self._splines(fold, location, scale, end))
+                    left = (end - time.perf_counter()) / (len(self.folds) - k + 1)
+                    splines.append(self._splines(fold, location, scale, left))
                     fitted, _ = self._behind(splines[-1], rest)
                     folds.append(Fold(fitted, *self._behind(splines[-1], fold)))
                 else:
@@ -350,7 +351,7 @@ class _Run:
 
         return train
 
-    def _splines(self, fold: Tensor, location: Tensor, scale: Tensor, end: float) -> Flow:
+    def _splines(self, fold: Tensor, location: Tensor, scale: Tensor, seconds: float) -> Flow:
         """Fit a monotone spline to every column by itself."""
         features = self.x.shape[1]
         alone = torch.zeros(features, features, dtype=torch.bool)
@@ -359,7 +360,7 @@ class _Run:
         fit(
             flow, self.x[self._rest(fold)], validation=self.x[fold], batch_size=256, dropout=0.0,
             learning_rate=2e-2, max_epochs=400, progress=False, seed=self.seed % 2**63,
-            max_seconds=max(0.2, (end - time.perf_counter()) / 2 / len(self.folds)),
+            max_seconds=max(0.2, seconds),
         )  # fmt: skip
         return flow
 
