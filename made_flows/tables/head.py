@@ -38,8 +38,12 @@ class _Part(nn.Module):
         super().__init__()
         self.places = list(places)
 
-    def start(self) -> list[Tensor]:
-        """Return the parameters of an untrained network, one tensor a column."""
+    def start(self, codes: Tensor | None = None) -> list[Tensor]:
+        """Return the parameters of an untrained network, one tensor a column.
+
+        Those of the columns' own distributions, as far as codes (N, n), NaN where one is missing,
+        tell them.
+        """
         raise NotImplementedError
 
     def encode(self, y: Tensor) -> Tensor:
@@ -66,7 +70,7 @@ class Categories(_Part):
         self._counts = [torch.tensor(column.counts, dtype=torch.float64) for column in columns]
         self._unseen = torch.tensor([column.unseen for column in columns], dtype=torch.float64)
 
-    def start(self) -> list[Tensor]:
+    def start(self, codes: Tensor | None = None) -> list[Tensor]:
         return [(counts / counts.sum()).log() for counts in self._counts]
 
     def encode(self, y: Tensor) -> Tensor:
@@ -105,9 +109,27 @@ class Numbers(_Part):
         rows = [(c.low, c.high, c.center, c.step, *c.shape) for c in columns]
         self._constants = torch.tensor(rows, dtype=torch.float64).T
 
-    def start(self) -> list[Tensor]:
-        extra = [torch.zeros(1)] if self.inflated else []
-        return [torch.cat([self.mixture.initial_parameters(), *extra])] * len(self.places)
+    def start(self, codes: Tensor | None = None) -> list[Tensor]:
+        each = []
+        for k in range(len(self.places)):
+            start = self.mixture.initial_parameters()
+            share = torch.tensor(0.5)
+            if codes is not None:
+                y = codes[:, k][~codes[:, k].isnan()]
+                atom = (y == ATOM) & self.inflated
+                share = (atom.double().mean() * len(y) + 1) / (len(y) + 2)
+                y = y[~atom]
+                which = torch.full(y.shape, k)
+                z, slope = self._to_normal(y, which)
+                if self.cells:  # in a cell, what is narrower than it cannot be told
+                    slope = slope + self._base_slope(y, which) + self._of(y, which)[3].log()
+                    width = 0.3 * slope.exp().clamp(max=1.0)
+                else:
+                    width = torch.zeros_like(z)
+                start = _fit_mixture(z, width, start, self.mixture.scale.bound)
+            extra = [share.logit().float().reshape(1)] if self.inflated else []
+            each.append(torch.cat([start.float(), *extra]))
+        return each
 
     def _of(self, y: Tensor, which: Tensor | None) -> list[Tensor]:
         """Return the constants of the columns of values: low, high, center, step, shape."""
@@ -142,9 +164,9 @@ class Numbers(_Part):
             return (x - low).clamp(min=0).log() - center
         return (torch.asinh(x) if self.base == "asinh" else x) - center
 
-    def _base_slope(self, y: Tensor) -> Tensor:
+    def _base_slope(self, y: Tensor, which: Tensor | None = None) -> Tensor:
         """Return log |dy/dx| at codes."""
-        low, high, center, *_ = self._of(y, None)
+        low, high, center, *_ = self._of(y, which)
         y = y + center
         if self.base == "log":
             return -y
@@ -221,6 +243,33 @@ class Numbers(_Part):
                 x = torch.maximum(x, low + 0.5 * step)
             y = self._code(x, which)
         return torch.where(atom, ATOM, y)
+
+
+def _fit_mixture(z: Tensor, width: Tensor, start: Tensor, bound: float) -> Tensor:
+    """Fit a mixture of normals to values z (N,) by EM, and return its parameters.
+
+    Args:
+        z: the values.
+        width: deviations below which a component may not fall at a value, (N,).
+        start: parameters to start from: logits, means, log-scales.
+        bound: of the rule of scales.
+    """
+    some = torch.arange(len(z))[:: max(1, len(z) // 2000)]
+    z, width = z[some], width[some]
+    _, means, _ = start.double().chunk(3)
+    count = len(means)
+    weights, scales = torch.full_like(means, 1 / count), torch.full_like(means, 2 / count)
+    for _ in range(30 if len(z) > 1 else 0):
+        log_p = weights.log() - scales.log() - 0.5 * ((z[:, None] - means) / scales).square()
+        parts = torch.softmax(log_p, dim=1)
+        # Half a row more for each component, where it is: none dies or collapses.
+        total = parts.sum(0) + 0.5
+        weights = total / total.sum()
+        means = (parts.T @ z + 0.5 * means) / total
+        spread = (parts * ((z[:, None] - means).square() + width[:, None].square())).sum(0)
+        scales = ((spread + 0.5 * 0.01) / total).sqrt().clamp(1e-2, 1e2)
+    raw = bound * torch.atanh(scales.log() / bound)
+    return torch.cat([weights.log(), means, raw])
 
 
 def _log_interval(a: Tensor, b: Tensor, middle: Tensor, log_width: Tensor) -> Tensor:
@@ -303,6 +352,15 @@ class TableHead(Head):
 
     def initial_parameters(self) -> Tensor:
         return self._start
+
+    def margins(self, codes: Tensor) -> Tensor:
+        """Return parameters of independent columns, one column's after the other.
+
+        Args:
+            codes: (N, D), NaN where one is missing.
+        """
+        each = [s for part in self._parts for s in part.start(codes[:, part.places])]
+        return torch.cat([each[k] for k in self._features.tolist()])
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         x = x.double()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from made_flows._registry import saveable
 from made_flows._torch import modes_kept
 from made_flows.models.density import DensityModel
 from made_flows.models.mixtures import OrderMixture
+from made_flows.nn.linear import MaskedLinear
 from made_flows.nn.made import MADE, default_widths
 from made_flows.tables.frames import read
 from made_flows.tables.head import TableHead
@@ -112,8 +113,9 @@ class TableMADE(DensityModel):
                 None and their like are missing values.
             columns: what columns are, by name, where it is not what their values look like:
                 ``"real"``, ``"positive"``, ``"bounded"`` or ``("bounded", low, high)``,
-                ``"count"``, ``"rounded"``, ``"zero_inflated"``, ``"date"``, ``"category"``,
-                ``"binary"`` or ``"leave_out"``.
+                ``"count"``, ``"amount"`` or ``("amount", step)``, ``"rounded"`` or ``("rounded",
+                step)``, ``"zero_inflated"``, ``"date"``, ``"category"``, ``"binary"`` or
+                ``"leave_out"``.
             context: names of columns that the others are conditional on.
             options: of the constructor.
 
@@ -121,7 +123,20 @@ class TableMADE(DensityModel):
             TypeError, ValueError: for what is no table, and for columns that are not what they are
                 said to be, by name and row.
         """
-        return cls(Schema.of(table, columns, context), **options)
+        model = cls(Schema.of(table, columns, context), **options)
+        model.start_from(table)
+        return model
+
+    def start_from(self, table: Any) -> None:
+        """Give an untrained network the columns of a table as if they were independent, nearly.
+
+        Training then need not find out what each of them is by itself.
+        """
+        head, last = cast(TableHead, self.head), cast(MaskedLinear, self.made.layers[-1])
+        with torch.no_grad():
+            if last.bias is not None:
+                last.bias.copy_(head.margins(self.schema.encode(table)[0]))
+            last.weight.mul_(0.1)
 
     @property
     def context(self) -> int:  # type: ignore[override]

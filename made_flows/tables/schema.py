@@ -231,17 +231,10 @@ def _found(name: str, values: Values, any_number: bool) -> Column | str:
 def _said(name: str, values: Values, said: Any) -> Column | str:
     """Make a column of the kind that was said."""
     kind, *ends = said if isinstance(said, (tuple, list)) and said else (said,)
-    known = (
-        isinstance(kind, str)
-        and kind in KINDS
-        and len(ends) in ((0, 2) if kind == "bounded" else (0,))
-    )
-    expect(
-        known,
-        f"columns[{name!r}]",
-        f"to be one of {', '.join(KINDS)}, or ('bounded', low, high)",
-        repr(said),
-    )
+    numbers = {"bounded": (0, 2), "amount": (0, 1), "rounded": (0, 1)}
+    known = isinstance(kind, str) and kind in KINDS and len(ends) in numbers.get(kind, (0,))
+    words = f"{', '.join(KINDS)}, ('bounded', low, high), ('rounded', step) or ('amount', step)"
+    expect(known, f"columns[{name!r}]", f"to be one of {words}", repr(said))
     if kind == "leave_out":
         return "as was asked"
     expect(not values.missing.all(), f"column {name!r}", "to hold values", "none")
@@ -258,30 +251,31 @@ def _said(name: str, values: Values, said: Any) -> Column | str:
         "to hold dates",
         values.holds,
     )
-    bounds = [real_number(end, f"columns[{name!r}]") for end in ends]
-    expect(
-        len(bounds) < 2 or bounds[0] < bounds[1],
-        f"columns[{name!r}]",
-        "to have low below high",
-        bounds,
-    )
-    return _number(name, values, kind, *bounds)
+    given = [real_number(end, f"columns[{name!r}]") for end in ends]
+    if kind == "bounded" and given:
+        words = "to have low below high"
+        expect(given[0] < given[1], f"columns[{name!r}]", words, given)
+        return _number(name, values, kind, bounds=(given[0], given[1]))
+    step = real_number(given[0], f"columns[{name!r}]", above=0) if given else 0.0
+    return _number(name, values, kind, step=step)
 
 
 def _number(
-    name: str, values: Values, kind: str, *bounds: float, any_number: bool = False
+    name: str,
+    values: Values,
+    kind: str,
+    *,
+    bounds: tuple[float, float] | None = None,
+    step: float = 0.0,
+    any_number: bool = False,
 ) -> Column:
     """Make a column of numbers of a kind."""
     known = values.array[~values.missing]
-    base, step, low, high = "identity", 0.0, 0.0, 0.0
-    if kind in ("amount", "rounded", "zero_inflated", "date"):
+    base, low, high = "identity", 0.0, 0.0
+    if kind in ("amount", "rounded", "zero_inflated", "date") and not step:
         step = _step(known[known != 0] if kind == "zero_inflated" else known)
-        expect(
-            step > 0 or kind not in ("amount", "rounded"),
-            f"column {name!r}",
-            "to hold multiples of a step",
-            "none",
-        )
+        told = step > 0 or kind not in ("amount", "rounded")
+        expect(told, f"column {name!r}", "to hold multiples of a step", "none")
     if kind == "positive":
         base = "log"
     elif kind in ("amount", "count"):

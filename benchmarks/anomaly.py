@@ -1,0 +1,274 @@
+"""Anomaly detection in ADBench's one-class setting, beside the detectors of scikit-learn and PyOD.
+
+    MADE_FLOWS_DATA=FOLDER python -m benchmarks.anomaly --seeds 3
+
+Reads anomaly/NAME.npz (X, y). What is finished is kept, one line a result, and a call goes on from
+there; the page is written anew from all results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks._density_data import data_folder
+from benchmarks.harness import markdown_table, parse_resumable, write_page
+
+Array = NDArray[np.float64]
+
+TRAINED, TESTED = 10_000, 10_000
+
+TEXT = """A random half of a table's normal rows trains (at most {trained}, drawn at random); the
+other half and all anomalies are tested (at most {tested}, drawn at random).
+{runs} Ranks are of means over seeds; equal values share theirs.
+
+Ours is `MADEOutlierDetector` at its defaults, but for `max_seconds={seconds:g}` of training, on rows
+as they are. The others have rows in units of the mean and deviation of the training rows, and their
+own defaults, but for these: kNN is the mean distance to 5 neighbours, LOF takes 20 (novelty), GMM
+the number of full components among 1, 2, 5 and 10 with the lowest BIC, KDE Scott's bandwidth."""
+
+
+# ---------------------------------------------------------------------- detectors
+
+
+def _ours(train: Array, test: Array, seed: int, seconds: float) -> Array:
+    from made_flows.sklearn import MADEDetector
+
+    detector = MADEDetector(max_seconds=seconds, random_state=seed)
+    return np.asarray(detector.fit(train).decision_function(test))
+
+
+def _standardised(
+    make: Callable[[int], Any], method: str = "score_samples", sign: float = -1.0
+) -> Callable[[Array, Array, int, float], Array]:
+    def run(train: Array, test: Array, seed: int, seconds: float) -> Array:
+        from sklearn.preprocessing import StandardScaler
+
+        scaler = StandardScaler().fit(train)
+        detector = make(seed).fit(scaler.transform(train))
+        return sign * np.asarray(getattr(detector, method)(scaler.transform(test)))
+
+    return run
+
+
+def _forest(seed: int) -> Any:
+    from sklearn.ensemble import IsolationForest
+
+    return IsolationForest(random_state=seed)
+
+
+def _neighbours(train: Array, test: Array, seed: int, seconds: float) -> Array:
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(train)
+    found = NearestNeighbors(n_neighbors=5).fit(scaler.transform(train))
+    return np.asarray(found.kneighbors(scaler.transform(test))[0].mean(axis=1))
+
+
+def _lof(seed: int) -> Any:
+    from sklearn.neighbors import LocalOutlierFactor
+
+    return LocalOutlierFactor(novelty=True)
+
+
+class _Mixture:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def fit(self, x: Array) -> Any:
+        from sklearn.mixture import GaussianMixture
+
+        counts = [k for k in (1, 2, 5, 10) if k <= len(x) // 10] or [1]
+        each = [GaussianMixture(k, random_state=self.seed, reg_covar=1e-4).fit(x) for k in counts]
+        return min(each, key=lambda found: found.bic(x))
+
+
+def _kernels(seed: int) -> Any:
+    from sklearn.neighbors import KernelDensity
+
+    return KernelDensity(bandwidth="scott")
+
+
+def _one_class(seed: int) -> Any:
+    from sklearn.svm import OneClassSVM
+
+    return OneClassSVM()
+
+
+def _pyod(name: str) -> Callable[[int], Any]:
+    def make(seed: int) -> Any:
+        import importlib
+
+        return getattr(importlib.import_module(f"pyod.models.{name.lower()}"), name)()
+
+    return make
+
+
+DETECTORS: dict[str, Callable[[Array, Array, int, float], Array]] = {
+    "made_flows": _ours,
+    "IsolationForest": _standardised(_forest),
+    "kNN": _neighbours,
+    "LOF": _standardised(_lof),
+    "GMM": _standardised(_Mixture),
+    "KDE": _standardised(_kernels),
+    "OCSVM": _standardised(_one_class),
+    "ECOD": _standardised(_pyod("ECOD"), "decision_function", 1.0),
+    "COPOD": _standardised(_pyod("COPOD"), "decision_function", 1.0),
+}
+"""From rows to train on and to test, a seed and seconds, to scores: high ones are odd."""
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def load(names: Sequence[str] | None = None) -> dict[str, tuple[Array, NDArray[np.bool_]]]:
+    """The tables at hand: rows, and which are anomalies; small ones first."""
+    folder = data_folder()
+    found = {}
+    for path in sorted((folder / "anomaly").glob("*.npz")) if folder else []:
+        with np.load(path) as data:
+            found[path.stem] = data["X"].astype(float), data["y"].astype(bool)
+    wanted = [name for name in found if names is None or name in names]
+    return {name: found[name] for name in sorted(wanted, key=lambda each: found[each][0].size)}
+
+
+def cut(x: Array, y: NDArray[np.bool_], seed: int) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Rows to train on, rows to test, and which of the latter are anomalies."""
+    rng = np.random.default_rng(seed)
+    normal = rng.permutation(np.flatnonzero(~y))
+    half = len(normal) // 2
+    tested = np.concatenate([normal[half:], np.flatnonzero(y)])
+    tested = np.sort(rng.permutation(tested)[:TESTED])
+    return x[normal[:half][:TRAINED]], x[tested], y[tested]
+
+
+def run(
+    table: str, name: str, seed: int, parts: tuple[Array, Array, Any], limit: float
+) -> dict[str, Any] | None:
+    """One line of results; None where the detector's package is not installed."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    train, test, labels = parts
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            scores = DETECTORS[name](train, test, seed, limit)
+        except ImportError:
+            return None
+    scores = np.nan_to_num(scores, posinf=1e300, neginf=-1e300)
+    line = {
+        "table": table, "seed": seed, "name": name, "rows": len(train), "columns": train.shape[1],
+        "auroc": float(roc_auc_score(labels, scores)),
+        "ap": float(average_precision_score(labels, scores)),
+        "seconds": time.perf_counter() - start, "limit": limit,
+    }  # fmt: skip
+    print(f"{table}, {seed}, {name}: {line['auroc']:.3f} {line['ap']:.3f}", flush=True)
+    return line
+
+
+# ---------------------------------------------------------------------- the page
+
+Results = dict[str, dict[str, float]]
+
+
+def means(lines: Sequence[dict[str, Any]], measure: str) -> Results:
+    """The mean of a measure over seeds, by table and detector."""
+    grouped: dict[str, dict[str, list[float]]] = {}
+    for line in lines:
+        grouped.setdefault(line["table"], {}).setdefault(line["name"], []).append(line[measure])
+    return {
+        table: {name: float(np.mean(values)) for name, values in of_table.items()}
+        for table, of_table in grouped.items()
+    }
+
+
+def ranks(results: Results, names: Sequence[str]) -> dict[str, float]:
+    """Mean ranks over the tables that all detectors have finished; equal values share theirs."""
+    complete = [of_table for of_table in results.values() if set(names) <= set(of_table)]
+    return {
+        name: float(np.mean([
+            1 + sum(row[o] > row[name] for o in names) + sum(row[o] == row[name] for o in names) / 2
+            - 0.5
+            for row in complete
+        ]))
+        for name in names
+    }  # fmt: skip
+
+
+def section(title: str, results: Results, names: Sequence[str]) -> str:
+    """Mean ranks, and every value."""
+    ranked = ranks(results, names)
+    ordered = sorted(names, key=lambda name: ranked[name])
+    rows = [["**mean rank**", *(f"**{ranked[name]:.2f}**" for name in ordered)]]
+    complete = [of_table for of_table in results.values() if set(names) <= set(of_table)]
+    average = [f"{np.mean([row[name] for row in complete]):.3f}" for name in ordered]
+    rows.append(["mean", *average])
+    for table, of_table in sorted(results.items()):
+        best = max(of_table.values())
+        cells = [f"{of_table[name]:.3f}" if name in of_table else "-" for name in ordered]
+        bold = [of_table.get(name) == best for name in ordered]
+        rows.append([table, *(f"**{c}**" if b else c for c, b in zip(cells, bold, strict=True))])
+    return f"## {title}\n\n{markdown_table(['table', *ordered], rows)}"
+
+
+def parse(arguments: Sequence[str] | None = None) -> Any:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", nargs="*", help="names; all by default")
+    parser.add_argument("--detectors", nargs="*", default=list(DETECTORS))
+    parser.add_argument("--seeds", type=int, default=1, help="0 writes the page alone")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds of our training")
+    return parse_resumable(parser, "anomaly", arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given, settings = parse(arguments)
+    tables = load(given.tables)
+    if given.quick:
+        tables, given.limit = dict(list(tables.items())[:1]), 1.0
+    given.runs.mkdir(parents=True, exist_ok=True)
+    path = Path(given.runs) / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {(line["table"], line["seed"], line["name"]) for line in lines}
+    for seed in range(given.seeds):
+        for table, (x, y) in tables.items():
+            parts = cut(x, y, seed)
+            for name in given.detectors:
+                if (table, seed, name) in done:
+                    continue
+                line = run(table, name, seed, parts, given.limit)
+                if line is not None:
+                    lines.append(line)
+                    with path.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+    if not lines:
+        print("benchmarks.anomaly: no data, nothing written", flush=True)
+        return
+    there = [name for name in DETECTORS if any(line["name"] == name for line in lines)]
+    seeds = len({line["seed"] for line in lines})
+    runs = f"{len({line['table'] for line in lines})} tables, up to {seeds} seed(s)."
+    text = TEXT.format(
+        trained=TRAINED, tested=TESTED, runs=runs, seconds=max(line["limit"] for line in lines)
+    )
+    seconds = section("Seconds, fitting and scoring", means(lines, "seconds"), there)
+    sections = [
+        text,
+        section("Area under the ROC curve", means(lines, "auroc"), there),
+        section("Average precision", means(lines, "ap"), there),
+    ]
+    if given.quick:
+        sections.append(seconds)
+    write_page("anomaly", "Anomaly detection", sections, settings)
+
+
+if __name__ == "__main__":
+    main()

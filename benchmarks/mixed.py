@@ -1,0 +1,405 @@
+"""Tables of mixed columns: held-out log-likelihood and held-out cells, beside simpler models.
+
+    MADE_FLOWS_DATA=FOLDER python -m benchmarks.mixed
+
+Reads mixed/NAME.csv. What is finished is kept, one line a result, and a call goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import made_flows as mf
+from benchmarks._density_data import data_folder
+from benchmarks.harness import markdown_table, parse_resumable, write_page
+from made_flows.tables.columns import ATOM, CategoryColumn
+from made_flows.tables.head import Numbers, TableHead
+from made_flows.tables.schema import Schema
+
+TRAINED, TESTED = 15_000, 2000
+DRAWS = 100
+"""Draws of a discrete value's place in its cell, for the copula."""
+
+LIKELIHOOD = """Mean log-likelihood of a test row in nats, higher is better; missing values are left
+out. All models of a table have the same schema, so that densities are per unit of the data and
+masses of the same cells. *Independent columns* are the same heads without a network: of numbers,
+mixtures of up to eight normals behind the same maps, by BIC. The *Gaussian copula* has these as its
+margins and the correlations of normal scores; a discrete value's score is drawn in its cell, and
+its mass is the mean of {draws} such draws. *TableMADE* is `fit_table` at its defaults, but for
+`max_seconds`; the last column mixes eight orders of it."""
+
+CELLS = """A fifth of the cells of the test rows is hidden, and guessed: by `fill`, by scikit-learn's
+IterativeImputer (default, a ridge regression for each column) and KNNImputer (default, five
+neighbours) on standardised numbers and one-hot categories, and by HistGradientBoosting, a model of
+each column given the others. Of number columns, the root mean squared error in standard deviations
+of the column; of categories, the share guessed right; each a mean over the columns."""
+
+
+# ---------------------------------------------------------------------- data
+
+
+def load(names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """The tables at hand, by name: columns of numbers, text and holes; small ones first."""
+    folder = data_folder()
+    found = {}
+    for path in sorted((folder / "mixed").glob("*.csv*")) if folder else []:
+        name = path.name.partition(".")[0]
+        if names is None or name in names:
+            found[name] = read_csv(path)
+    return dict(sorted(found.items(), key=lambda each: len(next(iter(each[1].values())))))
+
+
+def read_csv(path: Path) -> dict[str, Any]:
+    """Columns of a CSV file: numbers where all values are, else text; nothing is a hole."""
+    data = path.read_bytes()
+    text = gzip.decompress(data) if path.suffix == ".gz" else data
+    names, *rows = list(csv.reader(text.decode().splitlines()))
+    each = zip(names, zip(*rows, strict=True), strict=True)
+    return {name: _column(values) for name, values in each}
+
+
+def _column(values: Sequence[str]) -> Any:
+    try:
+        numbers = np.array([float(value) if value else math.nan for value in values])
+    except ValueError:
+        return np.array([value or None for value in values], dtype=object)
+    whole = not np.isnan(numbers).any() and bool((numbers == np.round(numbers)).all())
+    return numbers.astype(np.int64) if whole else numbers
+
+
+def take(table: dict[str, Any], rows: Any) -> dict[str, Any]:
+    return {name: values[rows] for name, values in table.items()}
+
+
+# ---------------------------------------------------------------------- simpler likelihoods
+
+
+class Margins:
+    """The heads of a schema with parameters that depend on nothing."""
+
+    def __init__(self, schema: Schema, x: Tensor) -> None:
+        self.head = TableHead(schema.columns, components=8)
+        self.columns, self.x = schema.columns, x
+        widest = max(self.head.outputs)
+        self.parameters = torch.full((len(schema.columns), widest), -torch.inf, dtype=torch.float64)
+        for part in self.head.parts:
+            for k, i in enumerate(part.places):
+                values = x[:, i][~x[:, i].isnan()]
+                start = part.start()[k].double()
+                if isinstance(part, Numbers):
+                    start = self._mixture(part, k, values, start)
+                self.parameters[i, : len(start)] = start
+
+    def _mixture(self, part: Numbers, k: int, values: Tensor, start: Tensor) -> Tensor:
+        from sklearn.mixture import GaussianMixture
+
+        atom = values == ATOM
+        z = part._to_normal(values[~atom], torch.full((int((~atom).sum()),), k))[0][:, None].numpy()
+        counts = [c for c in (1, 2, 3, 5, 8) if c <= len(np.unique(z))]
+        each = [GaussianMixture(c, random_state=0, reg_covar=1e-4).fit(z) for c in counts]
+        best = min(each, key=lambda found: found.bic(z))
+        found = best.n_components
+        p = start.clone()
+        p[:8], p[8:24] = -30.0, 0.0
+        p[:found] = torch.from_numpy(np.log(best.weights_))
+        p[8 : 8 + found] = torch.from_numpy(best.means_[:, 0])
+        scale = torch.from_numpy(best.covariances_[:, 0, 0]).sqrt().log().clamp(-6.9, 6.9)
+        p[16 : 16 + found] = 7 * torch.atanh(scale / 7)  # the inverse of the rule of scales
+        if part.inflated:
+            share = atom.double().mean().clamp(1e-4, 1 - 1e-4)
+            p[24] = torch.logit(share)
+        return p
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-probabilities of codes (N, D), 0 where one is missing."""
+        filled = torch.where(x.isnan(), 0.0, x)
+        each = self.head.log_prob(filled, self.parameters.expand(len(x), -1, -1))
+        return torch.where(x.isnan(), 0.0, each)
+
+    def cumulative(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The distribution functions of codes (N, D), below and at them."""
+        below, at = torch.zeros_like(x), torch.zeros_like(x)
+        filled = torch.where(x.isnan(), 0.0, x)
+        for part in self.head.parts:
+            for k, i in enumerate(part.places):
+                p, y = self.parameters[i], filled[:, i]
+                if not isinstance(part, Numbers):
+                    share = torch.softmax(p[: part.outputs[k]], 0)
+                    ends = torch.cat([torch.zeros(1), share.cumsum(0)]).clamp(max=1.0)
+                    code = y.long().clamp(max=len(share) - 1)
+                    below[:, i], at[:, i] = ends[code], ends[code + 1]
+                    continue
+                which = torch.full((len(y),), k)
+                atom = y == ATOM
+                y = torch.where(atom, 0.0, y)
+                low = high = y
+                if part.cells:
+                    number, half = part._number(y, which), 0.5 * part._of(y, which)[3]
+                    low, high = (part._code(edge, which) for edge in (number - half, number + half))
+                share = torch.sigmoid(p[24]) if part.inflated else torch.zeros(())
+                for target, edge in ((below, low), (at, high)):
+                    z = part._to_normal(edge, which)[0].clamp(-1e30, 1e30)[:, None]
+                    scale = (7 * torch.tanh(p[16:24] / 7)).exp()
+                    normal = torch.special.ndtr((z - p[8:16]) / scale)
+                    f = (torch.softmax(p[:8], 0) * normal).sum(1)
+                    f = share + (1 - share) * f  # zero is put below all else
+                    target[:, i] = torch.where(atom, 0.0 if target is below else share, f)
+        return below, at
+
+
+class Copula:
+    """A Gaussian copula of margins."""
+
+    def __init__(self, margins: Margins, x: Tensor, seed: int) -> None:
+        self.margins = margins
+        self.generator = torch.Generator().manual_seed(seed)
+        scores = self._scores(x)
+        scores[x.isnan()] = torch.nan
+        self.correlation = torch.from_numpy(_correlation(scores.numpy()))
+
+    def _scores(self, x: Tensor) -> Tensor:
+        below, at = self.margins.cumulative(x)
+        u = below + (at - below) * torch.rand(x.shape, generator=self.generator, dtype=x.dtype)
+        return torch.special.ndtri(u.clamp(1e-9, 1 - 1e-9))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        total = self.margins.log_prob(x).sum(1)
+        known = ~x.isnan()
+        terms = []
+        patterns, group = torch.unique(known, dim=0, return_inverse=True)
+        for _ in range(DRAWS):
+            z, term = self._scores(x), torch.zeros(len(x), dtype=x.dtype)
+            for g, pattern in enumerate(patterns):
+                rows = group == g
+                if not bool(pattern.any()):
+                    continue
+                part = self.correlation[pattern][:, pattern]
+                some = z[rows][:, pattern]
+                joint = torch.distributions.MultivariateNormal(
+                    torch.zeros(len(part)).double(), part
+                )
+                normal = -0.5 * some**2 - 0.5 * math.log(2 * math.pi)
+                term[rows] = joint.log_prob(some) - normal.sum(1)
+            terms.append(term)
+        return total + torch.logsumexp(torch.stack(terms), 0) - math.log(DRAWS)
+
+
+def _correlation(scores: Any) -> Any:
+    """Correlations of pairs of columns where both are known, made positive definite."""
+    masked = np.ma.corrcoef(np.ma.masked_invalid(scores), rowvar=False).filled(0.0)
+    values, vectors = np.linalg.eigh(masked)
+    matrix = vectors @ np.diag(values.clip(1e-3)) @ vectors.T
+    scale = np.sqrt(np.diag(matrix))
+    return matrix / np.outer(scale, scale)
+
+
+# ---------------------------------------------------------------------- held-out cells
+
+
+def guesses(
+    name: str, model: mf.TableMADE, train: dict[str, Any], test: dict[str, Any], hidden: Any
+) -> dict[str, Any]:
+    """The guesses of hidden cells (N, D), as codes by column."""
+    schema = model.schema
+    x, holed = schema.encode(train)[0], schema.encode(test)[0]
+    holed[torch.from_numpy(hidden)] = torch.nan
+    if name == "fill":
+        drawn = torch.cat([
+            model.conditional(rows).sample((50,)).cpu() for rows in holed.split(200)
+        ], dim=1)  # fmt: skip
+        return {
+            column.name: column.guess(drawn[:, :, i].numpy())
+            for i, column in enumerate(schema.columns)
+        }
+    numbers, known = (_design(schema, codes) for codes in (x, holed))
+    if name == "HistGradientBoosting":
+        return _boosted(schema, x, holed)
+    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+    from sklearn.impute import IterativeImputer, KNNImputer
+
+    kind = IterativeImputer if name == "IterativeImputer" else KNNImputer
+    imputer = kind(keep_empty_features=True).fit(numbers[:5000])
+    filled, found, start = imputer.transform(known), {}, 0
+    for i, column in enumerate(schema.columns):
+        if isinstance(column, CategoryColumn):
+            wide = len(column.categories)
+            codes = filled[:, start : start + wide].argmax(axis=1).astype(float)
+            found[column.name] = column.values(codes)
+        else:
+            wide, values = 1, _numbers(column, x[:, i])
+            found[column.name] = filled[:, start] * np.nanstd(values) + np.nanmean(values)
+        start += wide
+    return found
+
+
+def _numbers(column: Any, codes: Tensor) -> Any:
+    """The numbers of a column, NaN where one is missing."""
+    array = codes.numpy()
+    values = np.full(len(array), np.nan)
+    values[~np.isnan(array)] = column.values(array[~np.isnan(array)]).astype(float)
+    return values
+
+
+def _design(schema: Schema, codes: Tensor) -> Any:
+    """Standardised numbers and one-hot categories, NaN where one is missing."""
+    parts = []
+    for i, column in enumerate(schema.columns):
+        code = codes[:, i].numpy()
+        if isinstance(column, CategoryColumn):
+            one_hot = (code[:, None] == np.arange(len(column.categories))).astype(float)
+            one_hot[np.isnan(code)] = np.nan
+            parts.append(one_hot)
+        else:
+            values = _numbers(column, codes[:, i])
+            parts.append(((values - np.nanmean(values)) / np.nanstd(values))[:, None])
+    return np.concatenate(parts, axis=1)
+
+
+def _boosted(schema: Schema, x: Tensor, holed: Tensor) -> dict[str, Any]:
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    found = {}
+    for i, column in enumerate(schema.columns):
+        others = [j for j in range(x.shape[1]) if j != i]
+        categories = [
+            k for k, j in enumerate(others) if isinstance(schema.columns[j], CategoryColumn)
+        ]
+        known = ~x[:, i].isnan().numpy()
+        category = isinstance(column, CategoryColumn)
+        target = x[:, i].numpy() if category else _numbers(column, x[:, i])
+        kind = HistGradientBoostingClassifier if category else HistGradientBoostingRegressor
+        if category and len(np.unique(target[known])) < 2:
+            found[column.name] = column.values(np.zeros(len(holed)))
+            continue
+        model = kind(categorical_features=categories or None, random_state=0, max_iter=50)
+        model.fit(x[:, others].numpy()[known], target[known])
+        guess = model.predict(holed[:, others].numpy())
+        found[column.name] = column.values(guess) if category else guess
+    return found
+
+
+def errors(schema: Schema, found: dict[str, Any], test: dict[str, Any], hidden: Any) -> Any:
+    """Mean error of numbers in standard deviations, and mean share of categories guessed."""
+    truth = schema.encode(test)[0]
+    numbers, shares = [], []
+    for i, column in enumerate(schema.columns):
+        rows = hidden[:, i]
+        if not rows.any():
+            continue
+        if isinstance(column, CategoryColumn):
+            inside = truth[:, i].numpy() < len(column.categories)
+            rows = rows & inside
+            right = column.values(truth[rows, i].numpy())
+            shares.append(float(np.mean(found[column.name][rows] == right)))
+        else:
+            values = _numbers(column, truth[:, i])
+            difference = found[column.name].astype(float)[rows] - values[rows]
+            numbers.append(float(np.sqrt(np.mean(difference**2)) / np.nanstd(values)))
+    return [float(np.mean(each)) if each else None for each in (numbers, shares)]
+
+
+# ---------------------------------------------------------------------- runs and page
+
+IMPUTERS = ("fill", "IterativeImputer", "KNNImputer", "HistGradientBoosting")
+
+
+def run(name: str, table: dict[str, Any], seed: int, limit: float) -> dict[str, Any]:
+    """Everything of one table and one split."""
+    rng = np.random.default_rng(seed)
+    count = len(next(iter(table.values())))
+    order = rng.permutation(count)
+    cut = int(0.8 * count)
+    train, test = take(table, order[:cut][:TRAINED]), take(table, order[cut:][:TESTED])
+    start = time.perf_counter()
+    model = mf.fit_table(train, max_seconds=limit, progress=False, seed=seed)
+    seconds = time.perf_counter() - start
+    x, held_out = (model.schema.encode(rows)[0] for rows in (train, test))
+    margins = Margins(model.schema, x)
+    with torch.no_grad():
+        line: dict[str, Any] = {
+            "table": name, "seed": seed, "rows": len(x), "columns": x.shape[1], "limit": limit,
+            "seconds": seconds,
+            "independent columns": float(margins.log_prob(held_out).sum(1).mean()),
+            "Gaussian copula": float(Copula(margins, x, seed).log_prob(held_out).mean()),
+            "TableMADE": float(model.score_samples(test).mean()),
+            "TableMADE, eight orders": float(model.score_samples(test, orders=8).mean()),
+        }  # fmt: skip
+        hidden = (rng.random(held_out.shape) < 0.2) & ~held_out.isnan().numpy()
+        for imputer in IMPUTERS:
+            found = guesses(imputer, model, train, test, hidden)
+            line[imputer] = errors(model.schema, found, test, hidden)
+    print(json.dumps(line), flush=True)
+    return line
+
+
+MODELS = ("independent columns", "Gaussian copula", "TableMADE", "TableMADE, eight orders")
+
+
+def page(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """The sections of the page."""
+    scored, cells = [], []
+    for name in dict.fromkeys(line["table"] for line in lines):
+        of_table = [line for line in lines if line["table"] == name]
+        first = of_table[0]
+        size = f"{name} ({first['rows']} x {first['columns']}; {len(of_table)})"
+        values = [float(np.mean([line[m] for line in of_table])) for m in MODELS]
+        shown = [f"**{v:.2f}**" if v == max(values) else f"{v:.2f}" for v in values]
+        scored.append([size, *shown, f"{np.mean([line['seconds'] for line in of_table]):.0f}"])
+        for place, word in enumerate(("error of numbers", "categories right")):
+            each = [[line[m][place] for line in of_table] for m in IMPUTERS]
+            if any(value is None for row in each for value in row):
+                continue
+            means = [float(np.mean(row)) for row in each]
+            best = min(means) if place == 0 else max(means)
+            shown = [f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in means]
+            cells.append([name, word, *shown])
+    first_columns = ["table (training rows x columns; splits)", *MODELS, "seconds of training"]
+    return [
+        f"## Log-likelihood\n\n{LIKELIHOOD.format(draws=DRAWS)}\n\n"
+        + markdown_table(first_columns, scored),
+        f"## Hidden cells\n\n{CELLS}\n\n" + markdown_table(["table", "", *IMPUTERS], cells),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", nargs="*", help="names; all by default")
+    parser.add_argument("--seeds", type=int, default=1, help="0 writes the page alone")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds of training")
+    given, settings = parse_resumable(parser, "mixed", arguments)
+    tables = load(given.tables)
+    if given.quick:
+        tables, given.limit = dict(list(tables.items())[:1]), 2.0
+    given.runs.mkdir(parents=True, exist_ok=True)
+    path = Path(given.runs) / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {(line["table"], line["seed"]) for line in lines}
+    for seed in range(given.seeds):
+        for name, table in tables.items():
+            if (name, seed) not in done:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    lines.append(run(name, table, seed, given.limit))
+                with path.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+    if not lines:
+        print("benchmarks.mixed: no data, nothing written", flush=True)
+        return
+    write_page("mixed", "Tables of mixed columns", page(lines), settings)
+
+
+if __name__ == "__main__":
+    main()
