@@ -89,18 +89,16 @@ class TableEstimator(BaseEstimator):
         state = self.random_state if random_state is None else random_state
         return int(check_random_state(state).randint(2**31 - 1))
 
-    def _fit_model(self, X: Any, sample_weight: Any = None) -> Any:
+    def _fit_model(self, X: Any, sample_weight: Any = None, resolution: float | None = None) -> Any:
         """Fit the model, and return the checked table."""
         X = self._table(X, reset=True)
         seed, rows = self._seed(), X
         if sample_weight is not None:
             rows = _safe_indexing(X, repeated(_check_sample_weight(sample_weight, X), seed))
         with seeded(seed, torch.device("cpu")):
-            model = TableMADE(
-                Schema.of(rows, self.columns, any_number=True),
-                self.hidden_features,
-                components=self.components,
-            )
+            schema = Schema.of(rows, self.columns, any_number=True, resolution=resolution)
+            model = TableMADE(schema, self.hidden_features, components=self.components)
+            model.start_from(rows)
         few = _num_samples(rows) < _HELD_OUT
         model.fit(
             rows,

@@ -18,7 +18,12 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
     ``decision_function`` is the log-likelihood less that of the contamination's quantile: negative
     for outliers. :meth:`score_columns` says which values make a row odd.
 
+    A density can be as high as one likes where values repeat, and a probability beside it cannot:
+    their sum would tell rows of repeated values from others and not odd ones from usual ones. So a
+    number is scored by the probability of a value within half a ``resolution`` of it.
+
     Args:
+        resolution: in standard deviations of a column; None for its own density or probability.
         contamination: the part of the training rows that count as outliers, in (0, 0.5].
         columns, orders, hidden_features, components, max_epochs, max_seconds, validation, progress,
             random_state: as for :class:`MADEDensity`.
@@ -37,6 +42,7 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         self,
         *,
         contamination: float = 0.1,
+        resolution: float | None = 2.0,
         columns: Any = None,
         orders: int = 4,
         hidden_features: Any = None,
@@ -53,12 +59,15 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
             validation=validation, progress=progress, random_state=random_state,
         )  # fmt: skip
         self.contamination = contamination
+        self.resolution = resolution
 
     def fit(self, X: Any, y: Any = None) -> MADEOutlierDetector:
         """Fit the density and its threshold to rows."""
         part = real_number(self.contamination, "contamination", above=0)
         expect(part <= 0.5, "contamination", "to be in (0, 0.5]", part)
-        X = self._fit_model(X)
+        if self.resolution is not None:
+            real_number(self.resolution, "resolution", above=0)
+        X = self._fit_model(X, resolution=self.resolution)
         scores = self.model_.score_samples(X, orders=self.orders)
         self.offset_ = float(np.percentile(scores, 100 * part))
         return self

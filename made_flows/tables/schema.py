@@ -71,6 +71,7 @@ class Schema:
         context: Sequence[str] = (),
         *,
         any_number: bool = False,
+        resolution: float | None = None,
     ) -> Schema:
         """Find the schema of a table from its values.
 
@@ -81,6 +82,8 @@ class Schema:
             context: names of the columns to condition on.
             any_number: whether columns of numbers are found to be of kinds that know no end, so
                 that any number has a score.
+            resolution: if given, columns of more than two numbers are rounded, in steps of as many
+                standard deviations: all their scores are then probabilities of like cells.
 
         Raises:
             TypeError, ValueError: for names that the table lacks, unknown kinds, and values that
@@ -100,7 +103,7 @@ class Schema:
             column = (
                 _said(name, values, said[name])
                 if name in said
-                else _found(name, values, any_number)
+                else _found(name, values, any_number, resolution)
             )
             if isinstance(column, str):
                 left_out[name] = column
@@ -199,7 +202,7 @@ def _listed(names: Any) -> str:
     return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if names[8:] else "")
 
 
-def _found(name: str, values: Values, any_number: bool) -> Column | str:
+def _found(name: str, values: Values, any_number: bool, resolution: float | None) -> Column | str:
     """Find what a column is; a sentence why not, of one that cannot be modelled."""
     known = values.array[~values.missing]
     if not len(known):
@@ -209,6 +212,8 @@ def _found(name: str, values: Values, any_number: bool) -> Column | str:
         if distinct > max(_FEW, len(known) // 2):
             return f"{distinct} different texts in {len(known)} rows: an identifier or free text"
         return fit_categories(name, values)
+    if resolution is not None and distinct > 2 and values.holds in ("int", "float"):
+        return _number(name, values, "rounded", step=resolution * float(known.std()))
     if distinct == 1 or (distinct <= _FEW and len(known) >= 10 * distinct):
         return fit_categories(name, values)
     if values.holds == "date":
