@@ -42,10 +42,11 @@ its mass is the mean of {draws} such draws. *TableMADE* is `fit_table` at its de
 `max_seconds`; the last column mixes eight orders of it."""
 
 CELLS = """A fifth of the cells of the test rows is hidden, and guessed: by `fill`; by
-scikit-learn's IterativeImputer (its default, a ridge regression for each column) and KNNImputer (its default, five
-neighbours) on standardised numbers and one-hot categories; by HistGradientBoosting, a model of each
-column given the others. Of number columns, the root mean squared error in standard deviations of
-the column; of categories, the share guessed right; each a mean over the columns."""
+scikit-learn's IterativeImputer (its default, a ridge regression for each column) and KNNImputer
+(its default, five neighbours) on standardised numbers and one-hot categories; and by
+HistGradientBoosting, a model of each column given the others. Of number columns, the root mean
+squared error in standard deviations of the column; of categories, the share guessed right; each a
+mean over the columns."""
 
 
 # ---------------------------------------------------------------------- data
