@@ -46,9 +46,10 @@ def parallel_pass(
         or (context is not None and context.dtype != dtype)
     ):
         return None
-    leaves = (*tensors, *made.parameters(), *step.owner.parameters())
-    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
-        return None
+    if torch.is_grad_enabled():  # to list weights takes as long as a small pass
+        leaves = (*tensors, *made.parameters(), *step.owner.parameters())
+        if any(leaf.requires_grad for leaf in leaves):
+            return None
     batch = x.shape[:-1]
     if context is not None and context.shape[:-1] != batch:
         try:
