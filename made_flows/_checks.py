@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, cast
@@ -215,7 +216,7 @@ def as_numbers(value: Any, argument: str) -> Tensor:
 def check_finite(x: Tensor, argument: str) -> None:
     """Raise a ValueError that names the first row and column that is NaN or infinite."""
     # A sum is finite only where all values are; it takes a tenth of the time of looking at each.
-    if has_concrete_values(x) and not bool(torch.isfinite(x.detach().sum())):
+    if has_concrete_values(x) and not math.isfinite(x.detach().sum().item()):
         check_values(x, torch.isfinite(x), argument, "to be finite")
 
 

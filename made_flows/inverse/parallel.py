@@ -7,6 +7,8 @@ in torch operations, with the same numbers.
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -46,8 +48,9 @@ def parallel_pass(
         or (context is not None and context.dtype != dtype)
     ):
         return None
-    if torch.is_grad_enabled():  # to list weights takes as long as a small pass
-        leaves = (*tensors, *made.parameters(), *step.owner.parameters())
+    if torch.is_grad_enabled():
+        # One by one: to list all weights takes as long as a small pass.
+        leaves = chain(tensors, made.parameters(), step.owner.parameters())
         if any(leaf.requires_grad for leaf in leaves):
             return None
     batch = x.shape[:-1]
