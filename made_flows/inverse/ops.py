@@ -10,6 +10,7 @@ Operators take tensors and plain values only: structures and steps cross them by
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,10 +142,8 @@ class _AdjointSweep(torch.autograd.Function):
         gradient: Tensor, slopes: Tensor, x: Tensor, structure: int, count: int, *network: Tensor
     ) -> Tensor:
         tensors, bases = list(network[:count]), list(network[count:])
-        solution: Tensor = adjoint_sweep(
-            gradient.contiguous(), slopes, x, tensors, bases, structure
-        )
-        return solution
+        spec = NetworkSpec(Structure.of_key(structure), tensors, bases)
+        return transposed_solve(gradient, slopes, x, spec)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -156,6 +155,12 @@ class _AdjointSweep(torch.autograd.Function):
             "Expected first derivatives of a sequential inverse; got second ones, which are not "
             "available. Differentiate the parallel pass instead"
         )
+
+
+_function: Any
+for _function in (_ImplicitSolution, _AdjointSweep):
+    # torch binds arguments to the signature in every call, and would read it anew, in 20 us.
+    _function.forward.__signature__ = inspect.signature(_function.forward)
 
 
 def transposed_solve(gradient: Tensor, slopes: Tensor, x: Tensor, network: NetworkSpec) -> Tensor:
