@@ -299,7 +299,8 @@ class _Places:
             if self.factors is None:
                 self.factors = np.ones(self.zero + 1)
             self.factors[at : at + mask.numel()] = _numpy(mask.double().reshape(-1).clone())
-        places = torch.arange(at, at + mask.numel(), dtype=self.kind).reshape(mask.shape)
+        places = torch.arange(at, at + mask.numel(), dtype=self.kind, device="cpu")
+        places = places.reshape(mask.shape)
         places = places.masked_fill_(~seen, self.zero)
         places = places.index_select(0, self.symbolic.layers[index].units).index_select(1, inputs)
         self.matrices.append((index, of_inputs, _numpy(places)))
