@@ -1,6 +1,6 @@
 """Compile the kernels for CUDA, which needs no GPU; prints registers' and memories' use.
 
-    python tools/compile_gpu_kernels.py [compute capability, 90 by default]
+    python -m tools.compile_gpu_kernels [compute capability, 90 by default]
 
 A process of its own, since Triton decides when it is imported whether it compiles or interprets.
 """

@@ -102,6 +102,8 @@ class MaskedLinear(nn.Module):
         blocks = self._blocks_for(x) if mask is None else None
         if blocks is not None:
             return block_linear(x, self.weight, bias, self.mask, blocks)
+        # In every call: to know that a masked weight that was kept is still true means reading
+        # both, which is what the product does, and on a GPU to wait for the answer too.
         return F.linear(x, self.weight * (self.mask if mask is None else mask), bias)
 
     def offset(self, mask: Tensor | None = None) -> Tensor | None:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import made_flows as mf
 from made_flows.nn import block_linear
 from made_flows.nn.linear import MaskedLinear
 
@@ -97,3 +99,38 @@ def test_a_layer_made_in_inference_mode_passes_gradients_on() -> None:
     (found,) = torch.autograd.grad(layer(x).square().sum(), x)
     (wanted,) = torch.autograd.grad(expected.square().sum(), x)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- launches of a pass
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if not function.is_view:
+            self.names.append(function.name().removeprefix("aten::"))
+        return function(*arguments, **(keywords or {}))
+
+
+def test_a_pass_launches_three_operations_a_layer() -> None:
+    """On a GPU launches count: the mask's product is one, and nothing is read back."""
+    made, x = mf.MADE(5, hidden_features=(16, 16), parameters=2), torch.randn(3, 5)
+    with torch.no_grad(), _Operations() as operations:
+        made(x)
+    assert operations.names == [*["mul", "addmm", "relu_"] * 2, "mul", "addmm"]
+
+
+def test_autocast_multiplies_masks_in_full_precision_and_layers_in_low() -> None:
+    made = mf.MADE(5, hidden_features=(16, 16), parameters=2)
+    x = torch.randn(3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = made(x)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), made(x), rtol=0.05, atol=0.05)
+    low.sum().backward()
+    for layer in made.layers:
+        assert layer.weight.grad.dtype == torch.float32
+        assert not layer.weight.grad[layer.mask == 0].any()
