@@ -47,7 +47,7 @@ def test_runs_are_resumed_and_a_page_is_written(folder: Path, monkeypatch: pytes
     calls: list[tuple[int, int]] = []
 
     def contender(level: float):
-        def run(split: data.Split, seed: int) -> np.ndarray:
+        def run(split: data.Split, seed: int, limit: float | None = None) -> np.ndarray:
             calls.append((len(split.train), seed))
             return np.full(len(split.test), level + 0.01 * seed)
 
