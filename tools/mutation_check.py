@@ -51,6 +51,7 @@ GRADIENT = f"{SEQUENTIAL}::test_gradients_of_random_architectures {SEQUENTIAL}::
 ROWS = f"{SEQUENTIAL}::test_any_number_of_rows"
 FRESH = "tests/inverse/test_freshness.py"
 KERNELS = "tests/inverse/gpu/test_kernels.py"
+NOT_FINITE = "tests/models/test_not_finite.py"
 
 MUTANTS = [
     # --- masks
@@ -179,9 +180,58 @@ MUTANTS = [
     Mutant(
         "a binary step upside down",
         "made_flows/inverse/compiled/steps/bernoulli.py",
-        "value[j] = one if u[j] < sigmoid(logits[j]) else zero",
-        "value[j] = zero if u[j] < sigmoid(logits[j]) else one",
+        "drawn = one if u[j] < probability else zero",
+        "drawn = zero if u[j] < probability else one",
         INVERSE,
+    ),
+    Mutant(
+        "a category drawn by no numbers",
+        "made_flows/inverse/compiled/steps/categorical.py",
+        "value[j] = value[j] if threshold[j] == threshold[j] else -one",
+        "value[j] = value[j]",
+        NOT_FINITE,
+    ),
+    Mutant(
+        "a category drawn by no numbers, in torch",
+        "made_flows/univariate/heads.py",
+        "return torch.where(total.isnan().squeeze(-1), -1, (place >= cumulative).sum(dim=-1))",
+        "return (place >= cumulative).sum(dim=-1)",
+        NOT_FINITE,
+    ),
+    Mutant(
+        "a weight that is not finite and has no effect",
+        "made_flows/nn/spec.py",
+        "return torch.stack(sums).mul(0).sum()",
+        "return torch.zeros(())",
+        NOT_FINITE,
+    ),
+    Mutant(
+        "a gradient without its hooks",
+        "made_flows/inverse/higher_order.py",
+        "if wants_gradient and has_gradient_hooks(parts):",
+        "if False and has_gradient_hooks(parts):",
+        "tests/inverse/test_d_pass.py",
+    ),
+    Mutant(
+        "hooks on all modules unseen",
+        "made_flows/nn/validation.py",
+        "        return not (\n            has_global_hooks()",
+        "        return not (\n            False",
+        "tests/inverse/test_d_pass.py",
+    ),
+    Mutant(
+        "masks changed by hand unseen",
+        "made_flows/nn/reordering.py",
+        "same = torch.equal(mask, cast(Tensor, right).to(mask))",
+        "same = True",
+        "tests/nn/test_made.py",
+    ),
+    Mutant(
+        "averages of what is not finite",
+        "made_flows/transforms/normalization.py",
+        '        check_finite(x, "x")\n        variance, mean',
+        "        variance, mean",
+        "tests/transforms/test_normalization.py",
     ),
     Mutant(
         "an eager residual that is not added",

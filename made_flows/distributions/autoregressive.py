@@ -168,6 +168,7 @@ class AutoregressiveDistribution(VectorDistribution):
         like = made.ranks.new_empty(0, dtype=made.dtype)
         noise = self.head.noise(self._extended_shape(sample_shape), like)
         u = sequential_inverse(made, HeadStep(self.head), noise, self.context)
+        self.head.check_drawn(u)
         return u if self.units is None else self.units.restore(u)
 
     def _origin(self) -> str:

@@ -186,6 +186,7 @@ class ConditionalDistribution(CompletionDistribution):
         return x, observed, context
 
     def _restored(self, samples: Tensor) -> Tensor:
+        self.head.check_drawn(samples)
         return self._kept(samples if self.units is None else self.units.restore(samples))
 
     def _draw_by_rank(self, sample_shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -40,11 +40,12 @@ class _Activations:
             )
             for index, (layer, place) in enumerate(zip(layers, self.places, strict=True))
         ]
+        like = self.layers[-1].weight
+        taint = self.structure.taint(network.tensors).to(like.dtype)
         self.direct = None
         if direct is not None:
             self.direct = _sorted_weight(direct, self.places[-1].units, symbolic.columns)
         self.functions = [activation_of_name(word) for word in network.structure.activations]
-        like = self.layers[-1].weight
         self.inputs = like.new_zeros(rows, len(symbolic.columns))
         self.z: list[Tensor] = []
         self.a: list[Tensor] = []
@@ -53,6 +54,8 @@ class _Activations:
             z = like.new_zeros(rows, len(place.units))
             if layer.bias is not None:
                 z += layer.bias
+            if layer is self.layers[-1]:
+                z += taint
             if layer.base is not None and rows:
                 # Row n belongs to row n modulo (number of rows) of the context.
                 repeats = rows // len(layer.base)
@@ -135,8 +138,7 @@ class _Activations:
 def _sorted_weight(layer: LayerSpec, units: Tensor, inputs: Tensor) -> Tensor:
     """Return a layer's masked weights (units, inputs), sorted, in memory of their own.
 
-    Where the mask is zero the weight is left out, not multiplied: a NaN or an infinity there,
-    which no forward pass of a masked product should have read, changes nothing.
+    Where the mask is zero the weight is left out, not multiplied.
     """
     mask = layer.mask
     weight = layer.weight.detach()

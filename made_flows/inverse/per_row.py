@@ -18,6 +18,7 @@ from made_flows.inverse.steps import HeadStep
 from made_flows.nn.linear import MaskedLinear, run_weight_hooks
 from made_flows.nn.made import MADE
 from made_flows.nn.reordering import expect_own_masks
+from made_flows.nn.spec import nothing_if_finite
 from made_flows.nn.validation import NotUnderstoodError
 from made_flows.univariate.heads import Head
 
@@ -91,6 +92,8 @@ class _Sweep:
         self.outputs = like.new_zeros(rows, last.out_features)
         if last.bias is not None:
             self.outputs += last.bias
+        every = self.layers if made.direct is None else [*self.layers, made.direct]
+        self.outputs += nothing_if_finite([layer.weight for layer in every]).to(like.dtype)
         if made.output_context is not None and context is not None:
             self.outputs += made.output_context(context)
         self.context_term: Tensor | None = None

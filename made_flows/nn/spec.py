@@ -144,6 +144,23 @@ class Structure:
         direct = LayerSpec(next(of_weights), next(of_weights)) if self.direct else None
         return ranks, layers, direct
 
+    def taint(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return what a sweep adds to the outputs: zero, or NaN where a weight is not finite.
+
+        In a forward pass, which multiplies by masks, such a weight reaches units that do not read
+        it, or none where an activation has a limit. In a sweep nothing finite is to come of it.
+        """
+        _, layers, direct = self.unpack(tensors)
+        parts = [layer.weight for layer in (*layers, *([] if direct is None else [direct]))]
+        parts += [layer.bias for layer in layers[:-1] if layer.bias is not None]
+        return nothing_if_finite(parts)
+
+
+def nothing_if_finite(weights: Sequence[Tensor]) -> Tensor:
+    """Return zero if all weights are finite, and NaN otherwise."""
+    sums = [weight.detach().sum(dtype=torch.float64) for weight in weights]
+    return torch.stack(sums).mul(0).sum()
+
 
 class LayerSpec(NamedTuple):
     """The tensors of one layer; None where it has no such thing."""

@@ -119,7 +119,8 @@ def checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
     """Hash all that a file says: its header as it stands there, and its tensors."""
     total = hashlib.sha256(header.encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().contiguous()
+        # A copy: NumPy's view of a model's own memory would pin its storage to its size.
+        tensor = tensors[name].detach().clone(memory_format=torch.contiguous_format)
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -37,7 +37,8 @@ class BatchNorm(Transform):
         epsilon: added to the variance.
 
     Raises:
-        ValueError: in training mode, for a batch of fewer than two rows.
+        ValueError: in training mode, for a batch of fewer than two rows, and for values that are
+            not finite, which would stay in the running averages.
 
     References:
         Dinh et al. 2017, *Density estimation using Real NVP*, section 3.7 and appendix E;
@@ -95,6 +96,7 @@ class BatchNorm(Transform):
             "to have at least two rows in training mode, for its variance",
             f"{count} (use .eval() to score single rows)",
         )
+        check_finite(x, "x")
         variance, mean = torch.var_mean(rows, dim=0, correction=0)
         with torch.no_grad():
             self.batches += 1

@@ -121,6 +121,12 @@ class Head(KeyedModule, ABC):
         """Raise a ValueError that names the first row and column outside the support."""
         check_finite(x, "value")
 
+    def check_drawn(self, x: Tensor) -> None:
+        """Raise where values (..., D) were drawn by parameters that no distribution has.
+
+        Where values may be NaN, they are, and nothing is raised.
+        """
+
 
 @saveable
 class Gaussian(Head):
@@ -211,8 +217,9 @@ class GaussianMixture(Head):
     def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
         logits, means, raw = parameters.chunk(3, dim=-1)
         chosen = _choose(noise[..., 0], logits).unsqueeze(-1)
-        mean = means.gather(-1, chosen).squeeze(-1)
-        scale: Tensor = torch.exp(self.scale(raw.gather(-1, chosen)).squeeze(-1))
+        place = chosen.clamp(min=0)
+        mean = means.gather(-1, place).masked_fill(chosen < 0, torch.nan).squeeze(-1)
+        scale: Tensor = torch.exp(self.scale(raw.gather(-1, place)).squeeze(-1))
         return mean + scale * noise[..., 1].to(mean.dtype)
 
     def initial_parameters(self) -> Tensor:
@@ -256,7 +263,8 @@ class Bernoulli(Head):
         uniform = noise[..., 0]
         dtype = torch.promote_types(uniform.dtype, parameters.dtype)
         probability = torch.sigmoid(parameters.squeeze(-1).to(dtype))
-        return (uniform < probability).to(parameters.dtype)
+        drawn = (uniform < probability).to(dtype)
+        return torch.where(probability.isnan(), probability, drawn).to(parameters.dtype)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.to(dtype)
@@ -334,6 +342,9 @@ class Categorical(Head):
         below = self.categories[0] if len(set(self.categories)) == 1 else "the feature's own number"
         check_values(x, valid, "value", f"to be an integer from 0 to below {below} of categories")
 
+    def check_drawn(self, x: Tensor) -> None:
+        check_values(x, x >= 0, "logits", "that can be drawn from: weights that are finite")
+
     def extra_repr(self) -> str:
         same = len(set(self.categories)) == 1
         return f"categories={self.categories[0] if same else self.categories}"
@@ -350,11 +361,14 @@ def _uniform(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _choose(uniform: Tensor, logits: Tensor) -> Tensor:
-    """Find the category in whose part of the cumulative distribution a uniform number falls."""
+    """Find the category in whose part of the cumulative distribution a uniform number falls.
+
+    It is -1 where logits are NaN, or infinite, so that there is no such distribution.
+    """
     logits = logits.to(torch.promote_types(uniform.dtype, logits.dtype))
     weights = torch.exp(logits - logits.amax(dim=-1, keepdim=True))
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[..., -1:]
     # Rounding may carry a uniform number just below one to the end, past the last category.
     place = torch.minimum(uniform.unsqueeze(-1) * total, torch.nextafter(total, total - total))
-    return (place >= cumulative).sum(dim=-1)
+    return torch.where(total.isnan().squeeze(-1), -1, (place >= cumulative).sum(dim=-1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,8 @@ class RationalQuadraticSpline(Bijection):
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         check_parameters(x, parameters, self.outputs, "x")
+        if x.dtype.itemsize < 4:
+            return _in_single_precision(self.forward, x, parameters)
         inside = x.abs() <= self.bound
         # Where the spline is not used it is computed all the same: at a point that cannot fail,
         # since the gradient of torch.where is 0 * inf = NaN for a value that is not taken.
@@ -97,6 +100,8 @@ class RationalQuadraticSpline(Bijection):
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         check_parameters(y, parameters, self.outputs, "y")
+        if y.dtype.itemsize < 4:
+            return _in_single_precision(self.inverse, y, parameters)
         inside = y.abs() <= self.bound
         at = torch.where(inside, y, 0.0)
         (left, right), (bottom, top), (start, end), _ = self.bin_of(at, parameters, inverse=True)
@@ -175,6 +180,14 @@ class RationalQuadraticSpline(Bijection):
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}, bound={self.bound:g}"
+
+
+def _in_single_precision(
+    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, parameters: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Map values of half precision, in which a narrow bin would lie beside its place."""
+    values, log_derivatives = function(x.float(), parameters.float())
+    return values.to(x.dtype), log_derivatives.to(x.dtype)
 
 
 def _log_derivative(xi: Tensor, slope: Tensor, start: Tensor, end: Tensor) -> Tensor:

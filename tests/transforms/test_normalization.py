@@ -136,3 +136,17 @@ def test_actnorm_survives_saving_with_its_start(tmp_path) -> None:
 def test_bad_arguments(make, message: str) -> None:
     with pytest.raises(ValueError, match=f"Expected {message}"):
         make()
+
+
+def test_values_that_are_not_finite_do_not_stay_in_the_averages() -> None:
+    norm = mf.BatchNorm(3)
+    norm.to_noise(torch.randn(8, 3))
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    for bad in (torch.nan, torch.inf):
+        x = torch.randn(8, 3)
+        x[4, 1] = bad
+        with pytest.raises(ValueError, match=rf"x to be finite; got {bad} in row 4, column 1"):
+            norm.to_noise(x)
+    for name, value in norm.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert bool(norm.eval().to_noise(x)[0].isinf().any())  # as what it is, where nothing is kept

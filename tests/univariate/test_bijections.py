@@ -203,3 +203,14 @@ def test_gate_is_that_of_kingma() -> None:
 def test_bad_arguments(make, message: str) -> None:
     with pytest.raises(ValueError, match=f"Expected {message}"):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_spline_in_half_precision_is_off_by_its_own_rounding_alone(dtype: torch.dtype) -> None:
+    spline = mf.RationalQuadraticSpline(bins=3, bound=2.0)
+    x, parameters = torch.randn(2000).to(dtype), (1.5 * torch.randn(2000, 8)).to(dtype)
+    for way in (spline.forward, spline.inverse):
+        pairs = zip(way(x, parameters), way(x.double(), parameters.double()), strict=True)
+        for got, right in pairs:
+            assert got.dtype is dtype
+            torch.testing.assert_close(got.double(), right, rtol=torch.finfo(dtype).eps, atol=1e-4)

@@ -325,9 +325,14 @@ def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weigh
     if gather is None:
         gather = symbolic.prepared["cpu weights"] = _gather(symbolic, layout, tensors)
     packed = gather.of(_weights_of(symbolic, tensors))
+    vectors, depth = packed[layout.size :], symbolic.structure.depth
+    first = layout.table[depth, BIAS]
+    vectors[first : first + len(symbolic.layers[depth].units)] += float(
+        symbolic.structure.taint(tensors)
+    )
     words = symbolic.structure.activations
     constants = np.array([float(word.split(":")[1]) for word in words] + [0.0])
-    return Weights(packed[: layout.size], packed[layout.size :], constants)
+    return Weights(packed[: layout.size], vectors, constants)
 
 
 def pack_transposed(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> NDArray[Any]:

@@ -37,14 +37,18 @@ def row_at(work, index, ROWS: tl.constexpr):
 
 @triton.jit
 def choose(work, classes, uniform, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Return the class in whose part of the cumulative distribution a uniform number falls."""
+    """Return the class in whose part of the cumulative distribution a uniform number falls.
+
+    It is -1 where logits are NaN, or infinite.
+    """
     logits = rows_of(work, 0, classes, float("-inf"), WIDTH, ROWS)
     weights = tl.exp(logits - tl.max(logits, axis=0)[None, :])
-    threshold = uniform * tl.sum(weights, axis=0)
+    total = tl.sum(weights, axis=0)
+    threshold = uniform * total
     passed = threshold[None, :] >= tl.cumsum(weights, axis=0)
     # The last class takes what is left, so that rounding cannot lead past it.
     passed = passed & (tl.arange(0, WIDTH) < classes - 1)[:, None]
-    return tl.sum(passed.to(tl.int32), axis=0)
+    return tl.where(total == total, tl.sum(passed.to(tl.int32), axis=0), -1)
 
 
 @triton.jit
@@ -200,14 +204,18 @@ def take_step(
         s = scale(NUMBERS[1], NUMBERS[2], NUMBERS[3], row_at(work, 1, ROWS))
         x = (u - (1.0 - s) * target) / s if NUMBERS[0] != 0.0 else s * u + (1.0 - s) * target
     elif KIND == "bernoulli":
-        x = tl.where(u < sigmoid(row_at(work, 0, ROWS)), 1.0, 0.0).to(u.dtype)
+        probability = sigmoid(row_at(work, 0, ROWS)).to(u.dtype)
+        x = tl.where(u < probability, 1.0, 0.0).to(u.dtype)
+        x = tl.where(probability == probability, x, probability)  # NaN
     elif KIND == "categorical":
         x = choose(work, count, u, WIDTH, ROWS).to(u.dtype)
     elif KIND == "mixture":
         components = count // 3
-        k = choose(work, components, u, WIDTH, ROWS)
+        chosen = choose(work, components, u, WIDTH, ROWS)
+        k = tl.maximum(chosen, 0)
         s = row_at(work, 2 * components + k, ROWS)
         x = row_at(work, components + k, ROWS) + v * scale(NUMBERS[1], NUMBERS[2], NUMBERS[3], s)
+        x = tl.where(chosen < 0, float("nan"), x)
     else:
         x = rational_spline(work, count, u, NUMBERS, WIDTH, ROWS)
     return x

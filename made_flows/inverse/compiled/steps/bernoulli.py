@@ -15,7 +15,9 @@ def step(work: Any, numbers: Any, rows: Any) -> None:
     logits, u, value = line(work, parameters, lanes), line(work, noise, lanes), line(work, x, lanes)
     one, zero = like(u[0], 1.0), like(u[0], 0.0)
     for j in range(lanes):
-        value[j] = one if u[j] < sigmoid(logits[j]) else zero
+        probability = sigmoid(logits[j])
+        drawn = one if u[j] < probability else zero
+        value[j] = drawn if probability == probability else probability  # NaN
 
 
 def score(work: Any, numbers: Any, rows: Any) -> None:

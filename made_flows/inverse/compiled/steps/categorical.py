@@ -24,6 +24,8 @@ def choose(
 ) -> None:
     """Return the class in whose part of the cumulative distribution a uniform number falls.
 
+    It is -1 where logits are NaN, or infinite.
+
     The logits become their exponentials, which are computed once. Rows of the scratch space
     from ``scratch + 2`` on are left alone.
     """
@@ -55,6 +57,8 @@ def choose(
         for j in range(lanes):
             sums[j] += weights[j]
             value[j] += one if threshold[j] >= sums[j] else zero
+    for j in range(lanes):
+        value[j] = value[j] if threshold[j] == threshold[j] else -one
 
 
 def score(work: Any, numbers: Any, rows: Any) -> None:

@@ -22,12 +22,13 @@ def step(work: Any, numbers: Any, rows: Any) -> None:
     raw = line(work, parameters + 2 * components, lanes)
     # Each lane takes the mean and the scale of its own component: one scale, not one for each.
     for j in range(lanes):
-        k = int(value[j])
+        k = max(int(value[j]), 0)
         m[j] = means[k * lanes + j]
         s[j] = raw[k * lanes + j]
     scale(int(numbers[1]), numbers[2], numbers[3], s)
+    zero, nothing = like(v[0], 0.0), like(v[0], math.nan)
     for j in range(lanes):
-        value[j] = m[j] + s[j] * v[j]
+        value[j] = m[j] + s[j] * v[j] if value[j] >= zero else nothing
 
 
 def score(work: Any, numbers: Any, rows: Any) -> None:
