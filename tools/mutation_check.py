@@ -116,15 +116,17 @@ MUTANTS = [
     Mutant(
         "a block in another's place",
         "made_flows/inverse/compiled/packing.py",
-        "weights[places[p] : places[p] + block.size].reshape(block.shape)[...] = block\n    words",
-        "weights[places[0] : places[0] + block.size].reshape(block.shape)[...] = block\n    words",
+        "found[places[p] : places[p] + block.size] = block.reshape(-1)\n"
+        "    return network.gather([found, *",
+        "found[places[0] : places[0] + block.size] = block.reshape(-1)\n"
+        "    return network.gather([found, *",
         INVERSE,
     ),
     Mutant(
         "a bias left out",
         "made_flows/inverse/compiled/packing.py",
-        "new_zeros(len(units)) if bias is None else bias)",
-        "new_zeros(len(units)))",
+        "self.vectors.append(at + units if known else np.full(len(units), self.zero))",
+        "self.vectors.append(np.full(len(units), self.zero))",
         INVERSE,
     ),
     Mutant(
@@ -258,8 +260,8 @@ MUTANTS = [
     Mutant(
         "a compiled rule of another bound",
         "made_flows/inverse/compiled/elementwise.py",
-        "s[i] = exp(a0 * tanh(s[i] / a0))",
-        "s[i] = exp(a0 * tanh(s[i]))",
+        "s[i] = a0 * tanh(s[i] / a0)",
+        "s[i] = a0 * tanh(s[i])",
         INVERSE,
     ),
     # --- stamps
