@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from made_flows._torch import has_gradient_hooks, is_traced
+from made_flows._torch import has_gradient_hooks, is_traced, is_transformed
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.steps import Step
@@ -49,6 +49,7 @@ class Inverse:
         self.conditioner, self.step, self.prefix = conditioner, step, prefix
         self.noise, self.context, self.known = noise, context, known
         self._lent = self._weights = weights
+        self.transformed = is_transformed()
         module = conditioner if isinstance(conditioner, nn.Module) else cast(Any, conditioner).net
         self.modules: list[nn.Module] = [module, step.owner]
         """The modules whose weights take part."""
@@ -82,6 +83,19 @@ class Inverse:
         return Inverse(
             self.conditioner, self.step, leaf(self.noise), context, known, self.prefix, weights
         )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it is a function of."""
+        inputs = (self.noise, self.context, self.known)
+        return [*(tensor for tensor in inputs if tensor is not None), *self.weights]
+
+    def at(self, tensors: Sequence[Tensor]) -> Inverse:
+        """Return the same function of others in place of :attr:`tensors`."""
+        noise, *rest = tensors
+        context = None if self.context is None else rest.pop(0)
+        known = None if self.known is None else rest.pop(0)
+        return Inverse(self.conditioner, self.step, noise, context, known, self.prefix, rest)
 
     def _with_weights(self, function: Callable[[], Tensor]) -> Tensor:
         """Return what a function gives while network and step have the weights of this inverse."""
@@ -246,3 +260,39 @@ class _Known(torch.autograd.Function):
 
 def _alias(tensor: Tensor) -> Tensor:
     return tensor.view_as(tensor)
+
+
+def is_seen_outside(tensor: Tensor) -> bool:
+    """Tell whether somebody outside of the innermost transform asks for a gradient."""
+    functorch = torch._C._functorch
+    if not functorch.is_functorch_wrapped_tensor(tensor):
+        return tensor.requires_grad
+    inner = functorch.get_unwrapped(tensor)
+    return inner.requires_grad or (
+        functorch.is_functorch_wrapped_tensor(inner) and is_seen_outside(inner)
+    )
+
+
+def gradients_at(inverse: Inverse, total: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of all tensors of an inverse, under ``torch.func``; see `gradients`."""
+
+    def again(*tensors: Tensor) -> Tensor:
+        alone = inverse.at(tensors)
+        return alone.again(x.reshape(alone.noise.shape[:-1])).reshape(x.shape)
+
+    values, pull, *_ = torch.func.vjp(again, *inverse.tensors)
+    return tuple(pull(total.to(values.dtype)))
+
+
+def derivatives_at(
+    inverse: Inverse, gradient: Tensor, cotangents: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Pull cotangents of :func:`gradients_at` back, to the gradient and to all tensors."""
+
+    def first(gradient: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        def passes(*tensors: Tensor) -> Tensor:
+            return inverse.at(tensors).passes(_AGAIN).reshape(gradient.shape)
+
+        return tuple(torch.func.vjp(passes, *tensors)[1](gradient))
+
+    return tuple(torch.func.vjp(first, gradient, *inverse.tensors)[1](cotangents))

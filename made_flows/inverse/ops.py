@@ -19,7 +19,14 @@ from torch import Tensor
 
 from made_flows._torch import is_untransformed
 from made_flows.inverse import dispatch
-from made_flows.inverse.higher_order import Inverse, expect_reverse_mode, gradients
+from made_flows.inverse.higher_order import (
+    Inverse,
+    derivatives_at,
+    expect_reverse_mode,
+    gradients,
+    gradients_at,
+    is_seen_outside,
+)
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import step_of_name
 from made_flows.nn.spec import NetworkSpec, Structure
@@ -121,7 +128,10 @@ class _ImplicitSolution(torch.autograd.Function):
         nothing = (None, None, None, None, None, *(None for _ in network))
         if torch.compiler.is_compiling():  # it does not trace one function inside another
             sweep = adjoint_sweep(gradient.contiguous(), slopes, x, tensors, bases, ctx.structure)
-        elif ctx.inverse is not None and torch.is_grad_enabled():
+        elif leaves and ctx.inverse.transformed:
+            given = (gradient, slopes, x, ctx.structure, ctx.counts, ctx.inverse, *others)
+            return None, *nothing, *_TransformedGradients.apply(*given)
+        elif leaves and torch.is_grad_enabled():
             with torch.no_grad():
                 sweep = adjoint_sweep(
                     gradient.contiguous(), slopes, x, tensors, bases, ctx.structure
@@ -130,6 +140,41 @@ class _ImplicitSolution(torch.autograd.Function):
         else:
             sweep = _apply(_AdjointSweep, gradient, slopes, x, ctx.structure, count, *network)
         return sweep, *nothing, *(None for _ in leaves)
+
+
+class _TransformedGradients(torch.autograd.Function):
+    """Gradients of all that an inverse depends on, whose own derivatives are those of passes.
+
+    All tensors are arguments, since every level of ``torch.func`` has wrappers of its own.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        gradient: Tensor,
+        slopes: Tensor,
+        x: Tensor,
+        structure: int,
+        counts: tuple[int, int],
+        inverse: Inverse,
+        *others: Tensor,
+    ) -> tuple[Tensor, ...]:
+        count, total = counts
+        tensors, bases = list(others[:count]), list(others[count:total])
+        sweep = adjoint_sweep(gradient.contiguous(), slopes, x, tensors, bases, structure)
+        return gradients_at(inverse.at(others[total:]), sweep, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        gradient, _, _, _, (_, ctx.total), ctx.inverse, *others = inputs
+        ctx.save_for_backward(gradient, *others[ctx.total :])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        gradient, *tensors = ctx.saved_tensors
+        of_gradient, *rest = derivatives_at(ctx.inverse.at(tensors), gradient, cotangents)
+        return of_gradient, *(None,) * (5 + ctx.total), *rest
 
 
 class _AdjointSweep(torch.autograd.Function):
@@ -183,7 +228,11 @@ def implicit_solution(
     """
     tensors, bases = network.tensors, network.bases
     counts = (len(tensors), len(tensors) + len(bases))
-    leaves = () if inverse is None else inverse.leaves
+    leaves: Sequence[Tensor] = ()
+    if inverse is not None and not inverse.transformed:
+        leaves = inverse.leaves
+    elif inverse is not None and any(map(is_seen_outside, inverse.tensors)):
+        leaves = inverse.tensors
     others = (*tensors, *bases, *leaves)
     key = network.structure.key
     return _apply(_ImplicitSolution, again, x, slopes, key, counts, inverse, *others)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from made_flows._checks import check_broadcast
-from made_flows._torch import as_rows, is_transformed, is_untransformed, own_precision
+from made_flows._torch import as_rows, is_untransformed, own_precision
 from made_flows.inverse import ops as operators
 from made_flows.inverse.higher_order import Inverse, reason_for_passes
 from made_flows.inverse.problem import Conditioner, Problem
@@ -95,7 +95,7 @@ def sequential_inverse(
         x.reshape(-1, features),
         slopes.reshape(-1, *slopes.shape[-2:]),
         network,
-        None if is_transformed() else inverse,
+        None if torch.compiler.is_compiling() else inverse,
     )
     return solution.reshape(*batch, features)
 

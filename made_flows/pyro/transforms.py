@@ -12,7 +12,7 @@ from torch import Tensor
 from made_flows._checks import boolean, check_event, expect, positive_integer, real_number
 from made_flows._torch import has_concrete_values
 from made_flows.interop.fast_layer import Fast, FastLayer
-from made_flows.interop.libraries.pyro import conditioner_of
+from made_flows.interop.libraries.pyro import PyroSpline, conditioner_of
 from made_flows.nn.validation import NotUnderstoodError
 from made_flows.pyro.base import VectorTransform
 from made_flows.pyro.conditioners import (
@@ -22,7 +22,6 @@ from made_flows.pyro.conditioners import (
     pass_by_pass,
     without_context,
 )
-from made_flows.pyro.splines import PyroLinearSpline, PyroQuadraticSpline
 from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
 from made_flows.univariate.scales import ScaleRule, make_scale_rule
 
@@ -51,8 +50,11 @@ class _Autoregressive(FastLayer, VectorTransform):
         check_event(y, "y", self.features, getattr(network, "dtype", None))
         fast = self.made_flows_ready(y, context)
         if fast is None:
-            return pass_by_pass(self.arn, self.bijection, y), None
+            return self._by_passes(y), None
         return fast.solve(y, context), None
+
+    def _by_passes(self, y: Tensor) -> Tensor:
+        return pass_by_pass(self.arn, self.bijection, y)
 
     def log_det(self, x: Tensor, y: Tensor) -> Tensor:
         return self.bijection.forward(x, self._theta(x))[1].sum(dim=-1)
@@ -240,6 +242,17 @@ class SplineAutoregressive(_Autoregressive):
         """The one-dimensional spline."""
         return self.bijection
 
+    def _by_passes(self, y: Tensor) -> Tensor:
+        # All values in every pass, as in Pyro: so that NaN spreads as far as there.
+        x = torch.zeros_like(y)
+        for _ in range(self.features):
+            x = self.bijection.inverse(y, self._theta(x))[0]
+        return x
+
+    def log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        # By Pyro's inverse, as there: its other direction cannot be mapped over.
+        return -self.bijection.inverse(y, self._theta(x))[1].sum(dim=-1)
+
 
 def _leave_out_copies(state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Leave out the second copy of every weight in state dicts of Pyro's splines."""
@@ -250,9 +263,9 @@ def _leave_out_copies(state: dict[str, Any], prefix: str, *_: Any) -> None:
 def _spline(count_bins: int, bound: float, order: str) -> Bijection:
     valid = order in ("linear", "quadratic")
     expect(valid, "order", "to be 'linear' or 'quadratic'", repr(order))
-    kind: Any = PyroLinearSpline if order == "linear" else PyroQuadraticSpline
-    spline: Bijection = kind(count_bins, bound)
-    return spline
+    bins = positive_integer(count_bins, "count_bins")
+    expect(bins > 1, "count_bins", "to be at least 2", count_bins)
+    return PyroSpline(bins, real_number(bound, "bound", above=0), order)
 
 
 # ---------------------------------------------------------------------- under a context

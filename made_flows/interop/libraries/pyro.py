@@ -12,6 +12,7 @@ from pyro.distributions.transforms.spline import ConditionalSpline
 from pyro.nn import auto_reg_nn
 from torch import Tensor, nn
 
+from made_flows._checks import check_broadcast
 from made_flows.interop.bijections import LibraryMap
 from made_flows.interop.class_swap import mix_in
 from made_flows.interop.conditioner import ForeignConditioner, expect_network, own_conditioner
@@ -142,7 +143,7 @@ class FastSpline(_FastPyro):
         expect_own(spline, ConditionalSpline, ("condition", "_params"))
         if spline.nn is not layer.arn:
             raise NotUnderstoodError("its spline has a network of its own")
-        bijection = _spline(spline.count_bins, spline.bound, spline.order)
+        bijection = PyroSpline(spline.count_bins, spline.bound, spline.order)
         return _fast(layer.arn, _sizes(spline.count_bins, spline.order), bijection)
 
     def made_flows_settings(self) -> tuple[Any, ...]:
@@ -174,7 +175,7 @@ class FastConditional(FastLayer):
             kind: type = theirs.ConditionalAffineAutoregressive
         else:
             bins, order = layer.kwargs.get("count_bins", 8), layer.kwargs.get("order", "linear")
-            sizes, bijection = _sizes(bins, order), _spline(**layer.kwargs)
+            sizes, bijection = _sizes(bins, order), PyroSpline(**layer.kwargs)
             kind = theirs.ConditionalSplineAutoregressive
         _expect_inverse(layer, kind, FastConditional, ("condition",))
         return _fast(layer.nn, sizes, bijection)
@@ -296,37 +297,52 @@ def _sizes(bins: int, order: str) -> list[int]:
     return [bins, bins, bins - 1, bins] if order == "linear" else [bins, bins, bins - 1]
 
 
-def _spline(count_bins: int = 8, bound: float = 3.0, order: str = "linear") -> Bijection:
-    """Map values (..., features) by Pyro's own spline with parameters (..., features, K)."""
-    sizes = _sizes(count_bins, order)
+class PyroSpline(LibraryMap):
+    """Pyro's own spline, of values (..., features) by parameters (..., features, K).
 
-    def apply(values: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        parts = parameters.transpose(-1, -2).split(sizes, dim=-2)
-        of_parameters: Any = ConditionalSpline
-        their_spline = of_parameters(lambda _: parts, values.shape[-1], count_bins, bound, order)
-        conditioned = their_spline.condition(values)
-        result = conditioned._inverse(values) if inverse else conditioned._call(values)
-        log_derivative = conditioned._cache_log_detJ
-        return result, -log_derivative if inverse else log_derivative
+    Args:
+        count_bins, bound, order: as of Pyro's transforms.
+    """
 
-    return LibraryMap(sum(sizes), apply, spline_form(count_bins, bound, order))
+    def __init__(self, count_bins: int = 8, bound: float = 3.0, order: str = "linear") -> None:
+        sizes = _sizes(count_bins, order)
+        compiled = SplineForm(
+            bins=count_bins,
+            left=-bound,
+            width=2 * bound,
+            tails=True,
+            linear=order == "linear",
+            min_width=1e-3,
+            min_height=1e-3,
+            min_derivative=1e-3,
+            edges=EDGES["fixed"],
+            edge=1 - 1e-3,
+            min_place=0.025,
+        )
+        apply = partial(_map_by_pyro, sizes, (count_bins, bound, order))
+        super().__init__(sum(sizes), apply, compiled)
+        self.bins, self.bound = count_bins, bound
+
+    def extra_repr(self) -> str:
+        return f"bins={self.bins}, bound={self.bound:g}"
 
 
-def spline_form(count_bins: int, bound: float, order: str) -> SplineForm:
-    """Describe Pyro's splines to the compiled inverse."""
-    return SplineForm(
-        bins=count_bins,
-        left=-bound,
-        width=2 * bound,
-        tails=True,
-        linear=order == "linear",
-        min_width=1e-3,
-        min_height=1e-3,
-        min_derivative=1e-3,
-        edges=EDGES["fixed"],
-        edge=1 - 1e-3,
-        min_place=0.025,
-    )
+def _map_by_pyro(
+    sizes: list[int],
+    settings: tuple[int, float, str],
+    values: Tensor,
+    parameters: Tensor,
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = check_broadcast(values=values.shape, parameters=parameters.shape[:-1])
+    values, parameters = values.expand(shape), parameters.expand(*shape, -1)
+    parts = parameters.transpose(-1, -2).split(sizes, dim=-2)
+    of_parameters: Any = ConditionalSpline
+    their_spline = of_parameters(lambda _: parts, values.shape[-1], *settings)
+    conditioned = their_spline.condition(values)
+    result = conditioned._inverse(values) if inverse else conditioned._call(values)
+    log_derivative = conditioned._cache_log_detJ
+    return result, -log_derivative if inverse else log_derivative
 
 
 def _expect_inverse(layer: Any, kind: type, fast: type, methods: tuple[str, ...]) -> None:

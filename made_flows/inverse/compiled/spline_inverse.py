@@ -30,6 +30,8 @@ def invert(spline: SplineForm, y: Tensor, parameters: Tensor) -> tuple[Tensor, T
         return None
     if y.dtype not in (torch.float32, torch.float64) or find_spec("numba") is None:
         return None
+    if not bool((y.sum() + parameters.sum()).isfinite()):
+        return None  # libraries differ in what becomes of NaN
     flat = as_rows(parameters, y.shape)
     place = (y.reshape(-1).double() - spline.left) / spline.width
     inside = (place >= 0) & (place <= 1)
