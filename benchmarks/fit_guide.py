@@ -23,8 +23,8 @@ from benchmarks.posteriors import Found
 from made_flows.pyro import AutoIAF, fit_guide
 
 TEXT = """`fit_guide(AutoIAF(model), budget="{budget}")`, without further arguments, from seeds
-{seeds}. **gap** is the logarithm of the evidence less the ELBO, both of 8000 samples of the fitted
-guide (the evidence by smoothed weights). **means** and **sds** are how far those of the guide's
+{seeds}, as far as they were run. **gap** is the logarithm of the evidence less the ELBO, both of
+8000 samples of the fitted guide (the evidence by smoothed weights). **means** and **sds** are how far those of the guide's
 draws, as they are and weighted, are from those of the reference draws, in standard deviations of
 the posterior: the largest over all quantities, which noise of the draws alone makes about 0.05.
 **bound** is what the diagnosis says of the error of unweighted means; **probe** how far short
