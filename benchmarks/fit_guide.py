@@ -24,9 +24,10 @@ from made_flows.pyro import AutoIAF, fit_guide
 
 TEXT = """`fit_guide(AutoIAF(model), budget="{budget}")`, without further arguments, from seeds
 {seeds}, as far as they were run. **gap** is the logarithm of the evidence less the ELBO, both of
-8000 samples of the fitted guide (the evidence by smoothed weights). **means** and **sds** are how far those of the guide's
-draws, as they are and weighted, are from those of the reference draws, in standard deviations of
-the posterior: the largest over all quantities, which noise of the draws alone makes about 0.05.
+8000 samples of the fitted guide (the evidence by smoothed weights). **means** and **sds** are how
+far those of the guide's draws, as they are and weighted, are from those of the reference draws, in
+standard deviations of the posterior: the largest over all quantities, which noise of the draws
+alone makes about 0.03.
 **bound** is what the diagnosis says of the error of unweighted means; **probe** how far short
 chains from the weighted draws moved a mean, in standard deviations, and the share of them that
 ended beyond all draws. Reference draws are posteriordb's, and exact ones for the funnel (whose
