@@ -49,7 +49,7 @@ _MATTERS = 50.0
 """Nats by which the normal approximation of a mode, a rough one, may be below the best one's."""
 _JUDGED = 8000
 """Draws of the final diagnosis: by 2000, k-hat of a nearly exact guide is 0.1 off by chance."""
-_EXACT = 0.95
+_EXACT = 0.98
 """Share of effective draws from which training may end early: a guide that is worse still gains by
 steps that grow smaller, and by averages."""
 _NOTHING = 0.01
