@@ -111,7 +111,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         if not function.is_view:
-            self.names.append(function.name().removeprefix("aten::"))
+            self.names.append(function.overloadpacket.__name__)
         return function(*arguments, **(keywords or {}))
 
 
