@@ -26,7 +26,7 @@ import made_flows as mf
 from benchmarks._density_data import data_folder
 from benchmarks.harness import markdown_table, parse_resumable, write_page
 from made_flows.tables.columns import ATOM, CategoryColumn
-from made_flows.tables.head import Numbers, TableHead
+from made_flows.tables.head import Numbers, TableHead, raw_scale
 from made_flows.tables.schema import Schema
 
 TRAINED, TESTED = 15_000, 2000
@@ -117,8 +117,8 @@ class Margins:
         p[:8], p[8:24] = -30.0, 0.0
         p[:found] = torch.from_numpy(np.log(best.weights_))
         p[8 : 8 + found] = torch.from_numpy(best.means_[:, 0])
-        scale = torch.from_numpy(best.covariances_[:, 0, 0]).sqrt().log().clamp(-6.9, 6.9)
-        p[16 : 16 + found] = 7 * torch.atanh(scale / 7)  # the inverse of the rule of scales
+        scale = torch.from_numpy(best.covariances_[:, 0, 0]).sqrt().clamp(2e-3, 0.999)
+        p[16 : 16 + found] = raw_scale(scale)
         if part.inflated:
             share = atom.double().mean().clamp(1e-4, 1 - 1e-4)
             p[24] = torch.logit(share)
@@ -153,7 +153,7 @@ class Margins:
                 share = torch.sigmoid(p[24]) if part.inflated else torch.zeros(())
                 for target, edge in ((below, low), (at, high)):
                     z = part._to_normal(edge, which)[0].clamp(-1e30, 1e30)[:, None]
-                    scale = (7 * torch.tanh(p[16:24] / 7)).exp()
+                    scale = part.mixture.scale(p[16:24]).exp()
                     normal = torch.special.ndtr((z - p[8:16]) / scale)
                     f = (torch.softmax(p[:8], 0) * normal).sum(1)
                     f = share + (1 - share) * f  # zero is put below all else

@@ -14,9 +14,13 @@ from torch.distributions import constraints
 from made_flows._checks import check_finite
 from made_flows.tables.columns import ATOM, CategoryColumn, Column, NumberColumn
 from made_flows.univariate.heads import Categorical, GaussianMixture, Head
+from made_flows.univariate.scales import ScaleRule
 
 _FAR = 1e30
 """Where an edge of a cell is put that is infinitely far out."""
+
+_NARROWEST = 1e-3
+"""The least deviation of a normal in a mixture, about, of columns whose own is one."""
 
 _KNOTS = (-2.0, -1.2, -0.6, -0.2, 0.2, 0.6, 1.2, 2.0)
 """Ends of the pieces of a number's encoding, about at equal parts of a normal distribution."""
@@ -99,7 +103,8 @@ class Numbers(_Part):
         self, places: Sequence[int], columns: Sequence[NumberColumn], components: int
     ) -> None:
         super().__init__(places)
-        self.mixture = GaussianMixture(components)
+        # No wider than the whole: behind a logarithm, draws of wider ones would be astronomical.
+        self.mixture = GaussianMixture(components, ScaleRule("sigmoid", floor=_NARROWEST))
         first = columns[0]
         self.base, self.inflated, self.periods = first.base, first.inflated, first.periods
         self.cells = first.step > 0
@@ -126,7 +131,7 @@ class Numbers(_Part):
                     width = 0.3 * slope.exp().clamp(max=1.0)
                 else:
                     width = torch.zeros_like(z)
-                start = _fit_mixture(z, width, start, self.mixture.scale.bound)
+                start = _fit_mixture(z, width, start)
             extra = [share.logit().float().reshape(1)] if self.inflated else []
             each.append(torch.cat([start.float(), *extra]))
         return each
@@ -245,14 +250,13 @@ class Numbers(_Part):
         return torch.where(atom, ATOM, y)
 
 
-def _fit_mixture(z: Tensor, width: Tensor, start: Tensor, bound: float) -> Tensor:
+def _fit_mixture(z: Tensor, width: Tensor, start: Tensor) -> Tensor:
     """Fit a mixture of normals to values z (N,) by EM, and return its parameters.
 
     Args:
         z: the values.
         width: deviations below which a component may not fall at a value, (N,).
-        start: parameters to start from: logits, means, log-scales.
-        bound: of the rule of scales.
+        start: parameters to start from: logits, means, scales.
     """
     some = torch.arange(len(z))[:: max(1, len(z) // 2000)]
     z, width = z[some], width[some]
@@ -267,9 +271,13 @@ def _fit_mixture(z: Tensor, width: Tensor, start: Tensor, bound: float) -> Tenso
         weights = total / total.sum()
         means = (parts.T @ z + 0.5 * means) / total
         spread = (parts * ((z[:, None] - means).square() + width[:, None].square())).sum(0)
-        scales = ((spread + 0.5 * 0.01) / total).sqrt().clamp(1e-2, 1e2)
-    raw = bound * torch.atanh(scales.log() / bound)
-    return torch.cat([weights.log(), means, raw])
+        scales = ((spread + 0.5 * 0.01) / total).sqrt().clamp(1e-2, 0.99)
+    return torch.cat([weights.log(), means, raw_scale(scales)])
+
+
+def raw_scale(scale: Tensor) -> Tensor:
+    """Return the parameters of scales between 0.001 and 1: the inverse of the rule."""
+    return torch.logit(scale - _NARROWEST) - ScaleRule("sigmoid").offset
 
 
 def _log_interval(a: Tensor, b: Tensor, middle: Tensor, log_width: Tensor) -> Tensor:
