@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import expect
 from made_flows._keys import KeyedModule
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.heads import Head
@@ -105,12 +104,6 @@ class BijectionStep:
     filler = 0.0
 
     def __init__(self, bijection: Bijection, direction: Literal["forward", "inverse"]) -> None:
-        expect(
-            direction in ("forward", "inverse"),
-            "direction",
-            "to be 'forward' or 'inverse'",
-            repr(direction),
-        )
         self.bijection = bijection
         self.direction = direction
         self.name = f"{direction}:{bijection.key}"

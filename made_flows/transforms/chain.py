@@ -55,8 +55,10 @@ class Chain:
     @property
     def random_part(self) -> str:
         """What makes noise random at this moment; empty if nothing does."""
-        parts = (transform.random_part for transform in self.transforms)
-        return next((part for part in parts if part), "")
+        for transform in self.transforms:
+            if part := transform.random_part:
+                return part
+        return ""
 
     def modules(self) -> Iterator[nn.Module]:
         """Return the transforms, and the modules inside them."""
