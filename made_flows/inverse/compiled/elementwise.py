@@ -16,7 +16,19 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from made_flows.inverse.compiled.simd import keep_apart, like, split_mantissa, split_power
+from made_flows.inverse.compiled.simd import (
+    keep_apart,
+    like,
+    polynomial,
+    split_mantissa,
+    split_power,
+)
+
+# Taylor's series of (exp(x) - 1 - x) / x^2, and those of artanh in the square of its argument.
+_EXP_SINGLE = polynomial(*(1 / math.factorial(k) for k in range(7, 1, -1)))
+_EXP_DOUBLE = polynomial(*(1 / math.factorial(k) for k in range(13, 1, -1)))
+_LOG1P = polynomial(*(1 / k for k in range(37, 0, -2)))
+_LOG = polynomial(*(1 / k for k in range(21, 1, -2)))
 
 _F32_SHIFT = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer in the low bits
 _F64_SHIFT = 6755399441055744.0  # 1.5 * 2^52
@@ -39,13 +51,7 @@ def _(x: Any) -> Any:
             whole = shifted - _F32_SHIFT
             r = x - whole * np.float32(0.693359375)
             r = r + whole * np.float32(2.12194440e-4)
-            p = np.float32(1 / 5040)
-            p = p * r + np.float32(1 / 720)
-            p = p * r + np.float32(1 / 120)
-            p = p * r + np.float32(1 / 24)
-            p = p * r + np.float32(1 / 6)
-            p = p * r + np.float32(0.5)
-            p = p * r * r + r
+            p = _EXP_SINGLE(r) * r * r + r
             s, t = split_power(shifted)
             return p, s, t
 
@@ -58,19 +64,7 @@ def _(x: Any) -> Any:
         whole = shifted - _F64_SHIFT
         r = x - whole * 6.93145751953125e-1
         r = r - whole * 1.42860682030941723212e-6
-        p = 1 / 6227020800
-        p = p * r + 1 / 479001600
-        p = p * r + 1 / 39916800
-        p = p * r + 1 / 3628800
-        p = p * r + 1 / 362880
-        p = p * r + 1 / 40320
-        p = p * r + 1 / 5040
-        p = p * r + 1 / 720
-        p = p * r + 1 / 120
-        p = p * r + 1 / 24
-        p = p * r + 1 / 6
-        p = p * r + 0.5
-        p = p * r * r + r
+        p = _EXP_DOUBLE(r) * r * r + r
         s, t = split_power(shifted)
         return p, s, t
 
@@ -114,27 +108,7 @@ def sigmoid(x: Any) -> Any:
 def log1p(t: Any) -> Any:
     """Compute log(1 + t) for t from 0 to 1: 2 artanh(t / (2 + t)) by its series."""
     s = t / (like(t, 2.0) + t)
-    square = s * s
-    total = like(t, 1 / 37)
-    total = total * square + like(t, 1 / 35)
-    total = total * square + like(t, 1 / 33)
-    total = total * square + like(t, 1 / 31)
-    total = total * square + like(t, 1 / 29)
-    total = total * square + like(t, 1 / 27)
-    total = total * square + like(t, 1 / 25)
-    total = total * square + like(t, 1 / 23)
-    total = total * square + like(t, 1 / 21)
-    total = total * square + like(t, 1 / 19)
-    total = total * square + like(t, 1 / 17)
-    total = total * square + like(t, 1 / 15)
-    total = total * square + like(t, 1 / 13)
-    total = total * square + like(t, 1 / 11)
-    total = total * square + like(t, 1 / 9)
-    total = total * square + like(t, 1 / 7)
-    total = total * square + like(t, 1 / 5)
-    total = total * square + like(t, 1 / 3)
-    total = total * square + like(t, 1.0)
-    return like(t, 2.0) * s * total
+    return like(t, 2.0) * s * _LOG1P(s * s)
 
 
 @njit(error_model="numpy")
@@ -147,16 +121,7 @@ def log(x: Any) -> Any:
     # m lies between the root of 1/2 and that of 2.
     s = (m - like(x, 1.0)) / (m + like(x, 1.0))
     square = s * s
-    total = like(x, 1 / 21)
-    total = total * square + like(x, 1 / 19)
-    total = total * square + like(x, 1 / 17)
-    total = total * square + like(x, 1 / 15)
-    total = total * square + like(x, 1 / 13)
-    total = total * square + like(x, 1 / 11)
-    total = total * square + like(x, 1 / 9)
-    total = total * square + like(x, 1 / 7)
-    total = total * square + like(x, 1 / 5)
-    total = total * square + like(x, 1 / 3)
+    total = _LOG(square)
     # The upper part of log 2 has so few digits that its product with n is exact.
     result = n * like(x, 1.42860682030941723212e-6) + like(x, 2.0) * (s + s * square * total)
     result = result + n * like(x, 6.93145751953125e-1)

@@ -182,6 +182,24 @@ def fill_rows(
     return signature, codegen
 
 
+def polynomial(*coefficients: float) -> Any:
+    """Make an intrinsic that evaluates a polynomial by Horner's scheme, highest power first."""
+
+    @intrinsic
+    def evaluate(typingctx: Any, x: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+            [value] = arguments
+            total = ir.Constant(value.type, coefficients[0])
+            for coefficient in coefficients[1:]:
+                scaled = builder.fmul(total, value)
+                total = builder.fadd(scaled, ir.Constant(value.type, coefficient))
+            return total
+
+        return x(x), codegen
+
+    return evaluate
+
+
 @intrinsic
 def keep_apart(typingctx: Any) -> Any:
     """Keep LLVM from copying the function that calls this into its own callers.
