@@ -35,9 +35,7 @@ random fifth of the rows (two thousand at most) is tested; of the others at most
 All flows are trained by the same loop, `mf.fit` at its defaults: Adam, a tenth of the training rows
 held out for early stopping. Flows of zuko and nflows have their own libraries' default sizes. The
 Gaussian mixture is scikit-learn's of full covariances, its number of components (1 to 10) chosen by
-BIC; the kernel density's bandwidth by cross-validation in five folds. `estimate` ends by the limits
-of its budgets, a minute and ten. The machine did so much other work that little was trained in that
-time; on a free one it trains more.
+BIC; the kernel density's bandwidth by cross-validation in five folds. {estimate}
 
 The defaults were chosen by the trials at the end of this page, on other splits of iris, wine,
 diabetes, Stamps, WDBC (which is a part of breast_cancer), concrete, Cardiotocography and kin8nm: of
@@ -165,6 +163,7 @@ def _run(
     seconds = time.perf_counter() - start
     print(f"{table}, split {seed}, {name}: {score:.3f}, {seconds:.1f} s", flush=True)
     return {
+        "limit": limit,
         "table": table, "split": seed, "name": name, "score": score, "worst": worst,
         "seconds": seconds, "cpu": time.process_time() - used,
         "rows": len(split.train), "features": split.train.shape[1],
@@ -259,65 +258,75 @@ def _tally(results: Results, common: dict[str, list[int]], mine: str, other: str
     return " / ".join(map(str, counts))
 
 
+def _best(of_table: dict[str, dict[int, float]], names: Sequence[str], splits: set[int]) -> str:
+    """The contender with the best mean over some splits, among those that finished all of them."""
+    there = [n for n in names if splits and splits <= set(of_table.get(n, {}))]
+    return max(there, key=lambda n: np.mean([of_table[n][s] for s in splits]), default="")
+
+
+def _difference(first: dict[int, float], second: dict[int, float]) -> str:
+    mean, error = _paired(first, second)
+    return f"{mean:+.2f}" + (" (one split)" if math.isnan(error) else f" ± {error:.2f}")
+
+
 def estimates_section(results: Results) -> str | None:
     """`estimate` against the best of all others, table by table."""
     rows = []
     for table, of_table in results.items():
         others = [n for n in of_table if not n.startswith("estimate")]
-        best = max(others, key=lambda n: np.mean(list(of_table[n].values())), default="")
         for budget in ("estimate, fast", "estimate, good", "estimate, best"):
-            if budget in of_table and best:
-                mean, error = _paired(of_table[budget], of_table[best])
-                shown = f"{mean:+.2f}" + (
-                    " (one split)" if math.isnan(error) else f" ± {error:.2f}"
-                )
-                rows.append([table, budget, best, shown])
+            best = _best(of_table, others, set(of_table.get(budget, {})))
+            if best:
+                rows.append([table, budget, best, _difference(of_table[budget], of_table[best])])
     if not rows:
         return None
     text = (
-        "## estimate\n\nAgainst the best of all other contenders, which is another one from table "
-        "to table and known from the test rows alone."
+        "## estimate\n\nAgainst the best of all other contenders on the same splits, which is "
+        "another one from table to table and known from the test rows alone."
     )
     headings = ["table", "budget", "best of the others", "difference"]
     return f"{text}\n\n{markdown_table(headings, rows)}"
 
 
 def scores_section(results: Results, sizes: dict[str, tuple[int, int]]) -> str:
-    """The mean score of every contender on every table."""
+    """The mean scores on every table, over splits that all contenders of a row have finished."""
     names = [n for n in CONTENDERS if any(n in of_table for of_table in results.values())]
     rows = []
     for table, of_table in results.items():
-        means = {n: float(np.mean(list(of_table[n].values()))) for n in names if n in of_table}
-        best = max(means.values())
-        cells = [
-            f"{table} ({sizes[table][0]} x {sizes[table][1]}; {len(of_table[next(iter(means))])})"
-        ]
-        for n in names:
-            shown = f"{means[n]:.2f}" if n in means else "-"
-            cells.append(f"**{shown}**" if n in means and means[n] == best else shown)
-        rows.append(cells)
+        for splits in sorted({tuple(sorted(scores)) for scores in of_table.values()}, key=len):
+            means = {
+                n: float(np.mean([of_table[n][s] for s in splits]))
+                for n in names
+                if set(splits) <= set(of_table.get(n, {}))
+            }
+            size, best = sizes[table], max(means.values())
+            cells = [f"{table} ({size[0]} x {size[1]}; {len(splits)})"]
+            for n in names:
+                shown = f"{means[n]:.2f}" if n in means else "-"
+                cells.append(f"**{shown}**" if n in means and means[n] == best else shown)
+            rows.append(cells)
     headings = ["table (training rows x columns; splits)", *names]
-    return f"## Scores\n\n{markdown_table(headings, rows)}"
+    text = (
+        "## Scores\n\nMeans over splits. A table has a row for each number of splits that "
+        "contenders have finished, so that a row compares the same rows of the table."
+    )
+    return f"{text}\n\n{markdown_table(headings, rows)}"
 
 
 def differences_section(results: Results) -> str:
     """The best flow of ours at its defaults, against the best of the others'."""
     rows = []
     for table, of_table in results.items():
-        groups = []
-        for group in (("MAF", "spline MAF"), FLOWS):
-            there = [n for n in group if n in of_table]
-            groups.append(max(there, key=lambda n: np.mean(list(of_table[n].values())), default=""))
-        mine, other = groups
-        if not mine or not other:
-            continue
-        mean, error = _paired(of_table[mine], of_table[other])
-        shown = f"{mean:+.2f}" + (" (one split)" if math.isnan(error) else f" ± {error:.2f}")
-        rows.append([table, mine, other, shown])
+        each = [set(of_table[n]) for n in (*OURS[:2], *FLOWS) if n in of_table]
+        splits = set.intersection(*each) if each else set()
+        mine, other = (_best(of_table, group, splits) for group in (OURS[:2], FLOWS))
+        if mine and other:
+            pair = ({s: of_table[n][s] for s in splits} for n in (mine, other))
+            rows.append([table, mine, other, _difference(*pair)])
     text = (
         "## Flows at their defaults\n\nThe better of this library's affine and spline MAF against "
-        "the best of zuko's and nflows' flows: the mean difference over splits and its standard "
-        "error."
+        "the best of zuko's and nflows' flows: the mean difference over the splits that all of "
+        "them have finished, and its standard error."
     )
     headings = ["table", "ours", "theirs", "difference"]
     return f"{text}\n\n{markdown_table(headings, rows)}"
@@ -339,6 +348,20 @@ def seconds_section(lines: Sequence[dict[str, Any]]) -> str:
     return (
         "## Seconds\n\nMedian time of training and scoring, on a machine that did other work at "
         f"the same time.\n\n{markdown_table(['table', *names], rows)}"
+    )
+
+
+def _about_estimate(lines: Sequence[dict[str, Any]]) -> str:
+    """What time `estimate` took, of the clock and of a core that others used too."""
+    mine = [line for line in lines if line["name"].startswith("estimate")]
+    if not mine:
+        return "`estimate` was not run."
+    cpu, clock = (np.median([line[name] for line in mine]) for name in ("cpu", "seconds"))
+    limits = sorted({f"{line['limit']:g} seconds" for line in mine if line["limit"]})
+    return (
+        f"`estimate` ends by {' or '.join(limits) or 'the limit of its budget'} of the clock, "
+        f"whatever is trained\nby then; it took {clock:.0f} of them, in which the machine gave it "
+        f"{cpu:.0f} of a core (medians)."
     )
 
 
@@ -390,7 +413,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = f"{len(results)} tables of {SMALLEST} columns or more, up to {most} splits each."
     if missing:
         runs += f" **Not run yet:** {', '.join(missing)}."
-    sections: list[str | None] = [TEXT.format(runs=runs), summary(results)]
+    text = TEXT.format(runs=runs, estimate=_about_estimate(lines))
+    sections: list[str | None] = [text, summary(results)]
     sections += [differences_section(results)]
     sections += [estimates_section(results), scores_section(results, sizes), seconds_section(lines)]
     sections += [ablations_section(Path(__file__).with_name("tables_ablations.md"))]

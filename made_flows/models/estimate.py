@@ -80,10 +80,12 @@ def estimate(
     weight are left out. So it is about as good as its best part, or better.
 
     For real values the candidates are a joint normal distribution (with a context: linear in it),
-    mixtures of joint normal distributions, affine and spline autoregressive flows and mixture
+    mixtures of joint normal distributions (averaged over numbers of components and priors), the
+    same behind a monotone spline a column, affine and spline autoregressive flows and mixture
     MADEs; for zeros and ones and for categories, MADEs in several orders. Up to 2000 rows are cut
-    into three, five or ten folds by the budget, and the models of all folds are kept; of more
-    rows, a tenth is left out (at most ten thousand).
+    into three, five or ten folds by the budget, and the models of all folds are kept; a candidate
+    of no weight on the first fold is left out. Of more rows, a tenth is left out (at most ten
+    thousand).
 
     Args:
         x: rows (N, D), as for :func:`~made_flows.fit`. Booleans, or zeros and ones alone, are
