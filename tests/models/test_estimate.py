@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 import made_flows as mf
 from made_flows.models.estimate import _Run
 from made_flows.models.estimate_rows import EstimateWarning
-from made_flows.models.gaussian_mixture import fit_gaussians, gaussian_model
+from made_flows.models.gaussian_mixture import fit_gaussians, gaussian_model, merged
 
 QUICK = {"budget": "fast", "progress": False, "seed": 0}
 
@@ -221,6 +221,39 @@ def test_normal_distributions_given_contexts():
     expected = found.log_prob(rows) - found.leading(2).log_prob(rows[:, :2])
     got = model(rows[:, :2]).log_prob(rows[:, 2:]).detach()
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_mixtures_of_gaussian_mixtures():
+    x = normal(200, 3).double()
+    generator = torch.Generator().manual_seed(0)
+    parts = [fit_gaussians(x, k, 1.0, generator) for k in (1, 2, 3)]
+    weights = torch.tensor([0.3, 0.0, 0.7]).double()
+    together = merged(parts, weights)
+    assert len(together.weights) == 4
+    each = torch.stack([part.log_prob(x) for part in parts], dim=1)
+    torch.testing.assert_close(together.log_prob(x), (each + weights.log()).logsumexp(dim=1))
+
+
+def test_a_correlated_prior_keeps_correlations():
+    """With more rows of the prior than of the data, components are what it says."""
+    x = normal(100, 3).double()
+    for correlated, wanted in ((False, torch.diag(x.var(0, correction=0))),
+                               (True, x.T.cov(correction=0))):  # fmt: skip
+        found = fit_gaussians(x, 1, 1e9, torch.Generator(), correlated=correlated)
+        factor = found.factors[0]
+        torch.testing.assert_close(factor @ factor.T, wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_mixtures_behind_splines_are_densities(monkeypatch: pytest.MonkeyPatch):
+    """Of skewed rows they are the better candidate, and integrate to one."""
+    monkeypatch.setattr(_Run, "_real", lambda self, features, context: iter([]))
+    x = (0.4 * normal(200, 2)).exp()
+    model = mf.estimate(x, **QUICK, max_seconds=60)
+    assert any(isinstance(part, mf.Flow) for part in model.components)
+    edges = torch.linspace(-4, 16, 250)
+    with torch.no_grad():
+        mass = model().log_prob(torch.cartesian_prod(edges, edges)).double().exp().sum()
+    assert float(mass * (edges[1] - edges[0]) ** 2) == pytest.approx(1, abs=0.02)
 
 
 def test_gaussians_of_few_rows_do_not_collapse():
