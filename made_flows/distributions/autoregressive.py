@@ -131,10 +131,7 @@ class AutoregressiveDistribution(VectorDistribution):
         """Return log-probabilities (...) of values in the network's units."""
         # What is no category raises, in torch operations.
         if self._validate_args and (self.schedule is None or not self.schedule.draws):
-            made, step = self.conditioner, HeadStep(self.head)
-            compiled = parallel_pass(made, step, u, self.context)
-            if compiled is not None:
-                return compiled[1]
+            return parallel_pass(self.conditioner, HeadStep(self.head), u, self.context)[1]
         inputs = self.head.encode(u, self.conditioner.dtype)
         return self.head.log_prob(u, self._parameters(inputs)).sum(dim=-1)
 

@@ -18,6 +18,7 @@ from made_flows.inverse import eager
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.nn.spec import NetworkSpec
+from made_flows.univariate.step_kernel import StepKernel
 
 _CHOICES = ("auto", "eager", "compiled", "triton")
 _VARIABLE = "MADE_FLOWS_INVERSE"
@@ -164,6 +165,21 @@ def score(
         ready, kernel, isinstance(step, HeadStep), spec, x
     )
     return result
+
+
+def gradients_of(
+    step: HeadStep | BijectionStep, x: Tensor, network: Callable[[], NetworkSpec | None]
+) -> tuple[StepKernel, ModuleType] | None:
+    """Return a step's kernel and the module that trains it, None where none is compiled."""
+    wanted = x.device.type == "cpu" and _choice() in ("auto", "compiled")
+    cpu = _for_cpu() if wanted else None
+    spec = None if cpu is None or cpu.score_kernel_of(step) is None else network()
+    if cpu is None or spec is None or not cpu.knows(spec):
+        return None
+    from made_flows.inverse.compiled import gradients
+
+    kernel = gradients.kernel_of(step)
+    return None if kernel is None else (kernel, gradients)
 
 
 def adjoint(problem: TransposedProblem) -> Tensor:

@@ -1,27 +1,40 @@
 """The parallel pass: networks whose inputs are known, compiled with their head or bijection.
 
-It is taken where a call of the network is nothing but its layers, on plain tensors of the CPU, and
-no gradient is asked for; everything else takes the forward pass of :mod:`made_flows.nn.masked_mlp`
-in torch operations, with the same numbers.
+It is taken where a call of the network is nothing but its layers, on plain tensors of the CPU;
+everything else takes the forward pass of :mod:`made_flows.nn.masked_mlp` in torch operations, with
+the same numbers. Where gradients are asked for, a second kernel takes them back through the same
+blocks; gradients that are to be differentiated again go through torch operations too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from made_flows._torch import as_rows, is_forward_mode, is_untransformed
+from made_flows._torch import (
+    as_rows,
+    has_gradient_hooks,
+    is_forward_mode,
+    is_untransformed,
+    own_precision,
+)
 from made_flows.inverse import dispatch
 from made_flows.inverse.sequential import context_rows
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.nn.made import MADE
 
+_TRAINED_FROM = 20_000_000
+"""Multiplications of a batch from which on a compiled training step is faster: below, to pack the
+weights, which are new in every step, takes longer than the kernels save."""
+
 
 def parallel_pass(
     made: MADE, step: HeadStep | BijectionStep, x: Tensor, context: Tensor | None
-) -> tuple[Tensor | None, Tensor] | None:
+) -> tuple[Tensor | None, Tensor]:
     r"""Map known values by the parameters that the network gives for them.
 
     .. math:: y_i = g(x_i; p_i(x_{<i}, c)), \qquad \sum_i \log |\partial y_i / \partial x_i|
@@ -33,9 +46,21 @@ def parallel_pass(
         context: c, (..., C), broadcast against x, or None.
 
     Returns:
-        y (..., D), None for a head, and the sum (...); None where the call is to be made in torch
-        operations, which raise what there is to raise.
+        y (..., D), None for a head, and the sum (...).
     """
+    return compiled_pass(made, step, x, context) or _plain_pass(made, step, x, context)
+
+
+def _plain_pass(
+    made: MADE, step: HeadStep | BijectionStep, x: Tensor, context: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    return step.score(x, made(step.encode(x, made.dtype), context))
+
+
+def compiled_pass(
+    made: MADE, step: HeadStep | BijectionStep, x: Tensor, context: Tensor | None
+) -> tuple[Tensor | None, Tensor] | None:
+    """Do what :func:`parallel_pass` says, or return None where torch operations are to."""
     dtype = made.dtype
     tensors = (x,) if context is None else (x, context)
     if (
@@ -48,22 +73,173 @@ def parallel_pass(
         or (context is not None and context.dtype != dtype)
     ):
         return None
-    if torch.is_grad_enabled():
-        # One by one: to list all weights takes as long as a small pass.
-        leaves = chain(tensors, made.parameters(), step.owner.parameters())
-        if any(leaf.requires_grad for leaf in leaves):
-            return None
     batch = x.shape[:-1]
     if context is not None and context.shape[:-1] != batch:
         try:
             batch = torch.broadcast_shapes(batch, context.shape[:-1])
         except RuntimeError:
             return None
+    flat = as_rows(x, batch)
+    if torch.is_grad_enabled():
+        # One by one: to list all weights takes as long as a small pass.
+        leaves = chain(tensors, made.parameters(), step.owner.parameters())
+        if any(leaf.requires_grad for leaf in leaves):
+            result = _with_gradient(made, step, flat, context, batch)
+            return None if result is None else _shaped(result, batch)
     with torch.no_grad():
-        compiled = dispatch.score(
-            step, as_rows(x, batch), lambda: made.plain_spec(context_rows(context, batch))
-        )
-    if compiled is None:
+        result = dispatch.score(step, flat, lambda: made.plain_spec(context_rows(context, batch)))
+    return None if result is None else _shaped(result, batch)
+
+
+def _shaped(
+    result: tuple[Tensor | None, Tensor], batch: torch.Size
+) -> tuple[Tensor | None, Tensor]:
+    images, density = result
+    if images is not None:
+        images = images.reshape(*batch, images.shape[-1])
+    return images, density.reshape(batch)
+
+
+# ---------------------------------------------------------------------- gradients
+
+
+class _Call(NamedTuple):
+    made: MADE
+    step: HeadStep | BijectionStep
+    weights: Sequence[Tensor]
+    kernel: Any
+    engine: Any
+    """The module with the kernels."""
+
+
+def _with_gradient(
+    made: MADE,
+    step: HeadStep | BijectionStep,
+    x: Tensor,
+    context: Tensor | None,
+    batch: torch.Size,
+    weights: Sequence[Tensor],
+) -> tuple[Tensor | None, Tensor] | None:
+    """Compute the pass so that autograd can go back through it."""
+    if (
+        len(x) == 0
+        or len(x) * sum(weight.numel() for weight in weights) < _TRAINED_FROM
+        or any(True for _ in step.owner.parameters())
+        or has_gradient_hooks(made.modules())
+        or not all(map(is_untransformed, weights))
+        or any(tensor.is_inference() for tensor in (x, *weights))
+    ):
         return None
-    images, density = compiled
-    return None if images is None else images.reshape(*batch, made.features), density.reshape(batch)
+    found = dispatch.gradients_of(step, x, made.plain_spec)
+    if found is None:
+        return None
+    if context is not None:
+        single = context.numel() == context.shape[-1]
+        context = context.reshape(1, -1) if single else as_rows(context, batch)
+    call = _Call(made, step, weights, *found)
+    result: Any = _Pass.apply(call, x.contiguous(), context, *weights)  # type: ignore[no-untyped-call]
+    return (None, result) if isinstance(step, HeadStep) else result
+
+
+class _Pass(torch.autograd.Function):
+    """The recorded pass, and its gradients for values, context and all weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: _Call, x: Tensor, context: Tensor | None, *weights: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        network = call.made.spec(context)
+        head = isinstance(call.step, HeadStep)
+        values = call.step.encode(x, call.made.dtype)
+        images, density, kept = call.engine.record(call.kernel, head, network, values)
+        # Which tensor of the network is which weight: identities may not outlast hooks on what
+        # is saved.
+        known = {id(weight): place for place, weight in enumerate(weights)}
+        others = [tensor for tensor in network.tensors if id(tensor) not in known]
+        known |= {id(tensor): len(weights) + place for place, tensor in enumerate(others)}
+        ctx.places = [known[id(tensor)] for tensor in network.tensors]
+        ctx.call, ctx.count, ctx.kept = call, len(weights), kept._replace(spaces=None)
+        ctx.save_for_backward(kept.spaces, x, context, *weights, *others)
+        return density if images is None else (images, density)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        spaces, x, context, *saved = ctx.saved_tensors
+        call: _Call = ctx.call
+        needed = ctx.needs_input_grad[1:]
+        if all(gradient is None for gradient in gradients):
+            return (None,) * (1 + len(needed))
+        if torch.is_grad_enabled():  # to be differentiated again
+            leaves = [x, context, *call.weights]
+            return None, *_differentiable(call, leaves, needed, gradients)
+        kept, tensors = ctx.kept._replace(spaces=spaces), [saved[place] for place in ctx.places]
+        of_images = gradients[0] if len(gradients) > 1 else None
+        of_density = gradients[-1]
+        of_density = spaces.new_zeros(len(x)) if of_density is None else of_density.contiguous()
+        of_images = None if of_images is None else of_images.contiguous()
+        values = call.step.encode(x, call.made.dtype)
+        found: list[Tensor | None] = [None] * ctx.count
+        with own_precision("cpu"):
+            of_x = call.engine.pull(kept, tensors, values, of_images, of_density, needed[0])
+            wanted = {n for n, place in enumerate(ctx.places) if place < ctx.count}
+            wanted = {n for n in wanted if needed[2 + ctx.places[n]]}
+            for n, gradient in call.engine.of_weights(kept, tensors, wanted).items():
+                _add(found, ctx.places[n], gradient)
+            of_context = _through_bases(call, kept, len(x), context, needed, found)
+        return None, of_x, of_context, *found
+
+
+def _add(found: list[Tensor | None], place: int, gradient: Tensor | None) -> None:
+    known = found[place]
+    if gradient is not None:
+        found[place] = gradient if known is None else known + gradient
+
+
+def _through_bases(
+    call: _Call,
+    kept: Any,
+    rows: int,
+    context: Tensor | None,
+    needed: Sequence[bool],
+    found: list[Tensor | None],
+) -> Tensor | None:
+    """Take gradients back through what context and masks contribute, in torch operations."""
+    with torch.enable_grad():
+        leaf = None if context is None else context.detach().requires_grad_()
+        bases = call.made.spec(leaf).bases
+    if not bases:
+        return None
+    pulled = call.engine.of_bases(kept, len(bases[0]), rows, [base.shape[-1] for base in bases])
+    places = [place for place, need in enumerate(needed[2:]) if need]
+    leaves = [call.weights[place] for place in places] + ([] if leaf is None else [leaf])
+    pairs = [(base, g) for base, g in zip(bases, pulled, strict=True) if base.requires_grad]
+    if not pairs or not leaves:
+        return None
+    results = torch.autograd.grad(
+        [base for base, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True
+    )
+    for place, gradient in zip(places, results, strict=False):
+        _add(found, place, gradient)
+    return None if leaf is None else results[-1]
+
+
+def _differentiable(
+    call: _Call,
+    leaves: Sequence[Any],
+    needed: Sequence[bool],
+    gradients: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Compute gradients that can be differentiated, through the pass in torch operations."""
+    outputs = [out for out in _plain_pass(call.made, call.step, *leaves[:2]) if out is not None]
+    pairs = [(out, g) for out, g in zip(outputs, gradients, strict=True) if g is not None]
+    results = iter(
+        torch.autograd.grad(
+            [out for out, _ in pairs],
+            [leaf for leaf, need in zip(leaves, needed, strict=True) if need],
+            [gradient for _, gradient in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(results) if need else None for need in needed]

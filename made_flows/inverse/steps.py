@@ -85,6 +85,10 @@ class HeadStep:
     def kernel(self) -> StepKernel | None:
         return self.head.kernel() if inherits_kernel(type(self.head)) else None
 
+    def score(self, x: Tensor, parameters: Tensor) -> tuple[None, Tensor]:
+        """Compute log-probabilities (...) of values (..., D); a head has no images of them."""
+        return None, self.head.log_prob(x, parameters).sum(dim=-1)
+
     def score_kernel(self) -> StepKernel | None:
         """Return what the compiled parallel pass should do, None if it cannot."""
         kernel = self.head.kernel() if inherits_kernel(type(self.head), scored=True) else None
@@ -130,6 +134,11 @@ class BijectionStep:
         return kernel._replace(inverse=True)
 
     score_kernel = kernel
+
+    def score(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Map values (..., D), and sum the logarithms of derivatives over them, (...)."""
+        image, each = getattr(self.bijection, self.direction)(x, parameters)
+        return image, each.sum(dim=-1)
 
 
 def step_of_name(name: str) -> Step:

@@ -111,12 +111,7 @@ class AutoregressiveTransform(Transform):
     ) -> tuple[Tensor, Tensor]:
         """Take the direction in which what the network reads is known."""
         step = BijectionStep(self.bijection, direction)
-        image, log_det = parallel_pass(self.conditioner, step, known, context) or (None, known)
-        if image is None:
-            parameters = self.conditioner(known, context)
-            image, each = getattr(self.bijection, direction)(known, parameters)
-            log_det = each.sum(dim=-1)
-        return image, log_det
+        return cast(tuple[Tensor, Tensor], parallel_pass(self.conditioner, step, known, context))
 
     def _solve(
         self, known: Tensor, context: Tensor | None, direction: Literal["forward", "inverse"]

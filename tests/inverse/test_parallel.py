@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 import made_flows as mf
 from made_flows.inverse import HeadStep
 from made_flows.inverse.dispatch import backend
-from made_flows.inverse.parallel import parallel_pass
+from made_flows.inverse.parallel import compiled_pass
 from made_flows.univariate.heads import Bernoulli, Categorical, Gaussian
 from tests.helpers.architectures import Architecture, architectures
 from tests.helpers.density_models import context_of, made_of
@@ -53,7 +53,7 @@ def values_of(step: Any, *shape: int) -> Tensor:
 
 
 def check(made: mf.MADE, step: Any, x: Tensor, context: Tensor | None, tolerance: float) -> None:
-    found = parallel_pass(made, step, x, context)
+    found = compiled_pass(made, step, x, context)
     assert found is not None
     ours = [part for part in found if part is not None]
     theirs = plain(made, step, x, context)
@@ -114,7 +114,7 @@ def test_nothing_above_the_diagonal_is_read() -> None:
     for layer in [*made.masked_layers(), made.direct]:
         assert layer is not None
         layer.weight[layer.mask == 0] = torch.nan
-    found = parallel_pass(made, step, x, None)
+    found = compiled_pass(made, step, x, None)
     assert found is not None
     torch.testing.assert_close(list(found), expected)
 
@@ -167,10 +167,10 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 def test_it_steps_aside(what: str) -> None:
     made = mf.MADE(4, hidden_features=(8,), parameters=2)
     step, x = STEPS["inverse, affine"](4), torch.randn(3, 4)
-    assert parallel_pass(made, step, x, None) is not None
+    assert compiled_pass(made, step, x, None) is not None
     MODULES.get(what, lambda _: None)(made)
     with MODES.get(what, nullcontext)():
-        assert parallel_pass(made, step, x.to(made.dtype), None) is None
+        assert compiled_pass(made, step, x.to(made.dtype), None) is None
 
 
 def test_transforms_and_compilers_see_torch_operations() -> None:
@@ -234,11 +234,11 @@ def test_threads_change_nothing(forked: bool, monkeypatch: pytest.MonkeyPatch) -
     step = STEPS["inverse, affine"](9)
     made = made_for(step, features=9, hidden_features=(120, 130))
     x = torch.randn(777, 9, dtype=F64)
-    alone, before = parallel_pass(made, step, x, None), torch.get_num_threads()
+    alone, before = compiled_pass(made, step, x, None), torch.get_num_threads()
     try:
         torch.set_num_threads(3)
         for _ in range(20):
-            for a, b in zip(parallel_pass(made, step, x, None), alone, strict=True):  # type: ignore[arg-type]
+            for a, b in zip(compiled_pass(made, step, x, None), alone, strict=True):  # type: ignore[arg-type]
                 assert torch.equal(a, b)
     finally:
         torch.set_num_threads(before)

@@ -65,22 +65,46 @@ def _over_rows(
         dtype: of the workspace.
         arguments: the others.
     """
-    vector = simd.VECTOR_BYTES // dtype.itemsize
-    vectors = -(-rows // vector)
-    threads = 1
-    if rows * work >= _ROWS_ALONE:  # a vector of rows for each
-        threads = max(1, min(torch.get_num_threads(), vectors))
-    # Of a tile's four vectors every broadcast weight is used four times. All tiles are about as
-    # large, and every thread has as many, as far as that goes.
-    count = -(-vectors // 4)
-    if count < 4 * threads:
-        count = min(-(-count // threads) * threads, vectors)
-    lanes = -(-vectors // count) * vector
+    threads = _threads(rows, work, dtype)
+    lanes = lanes_of(rows, dtype, threads)
     size = lines * lanes
     spaces = _workspace(threads * size, dtype)
     over_tiles(
         lambda tiles, slot: kernel(slot, tiles, spaces, *arguments), rows, lanes, size, threads
     )
+
+
+def over_kept(kernel: Kernel, rows: int, work: float, spaces: Tensor, arguments: Any) -> None:
+    """Call a kernel for all rows, whose tiles have workspaces (tiles, height, lanes) each."""
+    _, height, lanes = spaces.shape
+    flat = spaces.view(-1).numpy()
+    threads = _threads(rows, work, spaces.dtype)
+    over_tiles(
+        lambda tiles, slot: kernel(slot, tiles, flat, *arguments),
+        rows,
+        lanes,
+        height * lanes,
+        threads,
+    )
+
+
+def _threads(rows: int, work: float, dtype: torch.dtype) -> int:
+    """Return how many threads some rows are worth, with so many multiplications in each."""
+    if rows * work < _ROWS_ALONE:
+        return 1
+    vector = simd.VECTOR_BYTES // dtype.itemsize  # a vector of rows for each
+    return max(1, min(torch.get_num_threads(), -(-rows // vector)))
+
+
+def lanes_of(rows: int, dtype: torch.dtype, threads: int | None = None) -> int:
+    """Return how many rows a tile has: about as many in each, as many tiles for every thread."""
+    vector = simd.VECTOR_BYTES // dtype.itemsize
+    vectors = -(-rows // vector)
+    threads = torch.get_num_threads() if threads is None else threads
+    count = -(-vectors // 4)  # of four vectors every broadcast weight is used four times
+    if count < 4 * threads:
+        count = min(-(-count // threads) * threads, vectors)
+    return -(-vectors // count) * vector
 
 
 # ---------------------------------------------------------------------- entries
@@ -99,20 +123,31 @@ class Ready:
 _READY: TensorCache[Ready] = TensorCache()
 
 
+def layout_of(symbolic: Symbolic) -> Layout:
+    """Return the layout of a network, kept with its symbolic phase."""
+    layout: Layout | None = symbolic.prepared.get("cpu")
+    if layout is None:
+        layout = symbolic.prepared["cpu"] = packing.layout_of(symbolic)
+    return layout
+
+
 def ready_for(network: NetworkSpec) -> Ready | None:
     """Pack a network, None where the compiled sweeps do not know its activations or dtype."""
     structure, tensors = network.structure, network.tensors
-    if tensors[1].dtype not in _DTYPES or not _knows_activations(structure):
+    if not knows(network):
         return None
 
     def make() -> Ready:
         symbolic = symbolic_for(network)
-        layout = symbolic.prepared.get("cpu")
-        if layout is None:
-            layout = symbolic.prepared["cpu"] = packing.layout_of(symbolic)
+        layout = layout_of(symbolic)
         return Ready(symbolic, layout, packing.pack(symbolic, layout, tensors))
 
     return _READY.get(structure.key, tensors, make)
+
+
+def knows(network: NetworkSpec) -> bool:
+    """Tell whether the kernels know a network's dtype and activations."""
+    return network.tensors[1].dtype in _DTYPES and _knows_activations(network.structure)
 
 
 @lru_cache(maxsize=1024)
@@ -138,7 +173,7 @@ def _known(kernel: StepKernel | None, function: str) -> StepKernel | None:
 
 
 @lru_cache(maxsize=256)
-def _call(
+def call_of(
     kind: str,
     numbers: tuple[float, ...],  # and not the rule, whose constants may be changed
     parts: int,
@@ -161,10 +196,19 @@ def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _units(ready: Ready, network: NetworkSpec, table: NDArray[np.int64]) -> Units:
+    return units_of(ready.symbolic, ready.layout, ready.weights, network, table)
+
+
+def units_of(
+    symbolic: Symbolic,
+    layout: Layout,
+    packed: Weights,
+    network: NetworkSpec,
+    table: NDArray[np.int64],
+) -> Units:
     """Return what units are made of, with the context's contributions to this call."""
-    packed, streams = ready.weights, ready.layout.streams
-    context, rows = _context(ready.symbolic, network, packed.weights.dtype)
-    return Units(table, streams, packed.constants, packed.vectors, context, rows)
+    context, rows = _context(symbolic, network, packed.weights.dtype)
+    return Units(table, layout.streams, packed.constants, packed.vectors, context, rows)
 
 
 def _context(symbolic: Symbolic, network: NetworkSpec, dtype: Any) -> tuple[NDArray[Any], int]:
@@ -197,7 +241,7 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
         batch = Rows(rows, noise.data_ptr(), known.data_ptr(), values.data_ptr(), prefix)
         units = _units(ready, network, layout.table)
         blocks = Blocks(packed.weights, layout.blocks, layout.direct_blocks)
-        step = _call(kernel.kind, kernel.numbers, parts, kernel.one_hot, dtype)
+        step = call_of(kernel.kind, kernel.numbers, parts, kernel.one_hot, dtype)
 
         arguments = batch, units, layout.ranks, blocks, step, layout.scratch
         _over_rows(_SOLVE, rows, layout.size, layout.rows, dtype, arguments)
@@ -218,7 +262,7 @@ def score(
         units = _units(ready, network, layout.table)
         blocks = Blocks(ready.weights.weights, layout.blocks, layout.direct_blocks)
         numbers = (HEAD, *kernel.numbers[1:]) if head else kernel.numbers
-        step = _call(kernel.kind, numbers, 1, kernel.one_hot, dtype, "score")
+        step = call_of(kernel.kind, numbers, 1, kernel.one_hot, dtype, "score")
 
         arguments = batch, units, layout.ranks, blocks, step, layout.scratch
         _over_rows(_SCORE, rows, layout.size, layout.rows, dtype, arguments)

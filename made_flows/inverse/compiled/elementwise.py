@@ -272,3 +272,35 @@ def scale(rule: int, c0: float, c1: float, s: Any) -> None:
         log_scale(rule, c0, c1, s)
         for i in range(len(s)):
             s[i] = exp(s[i])
+
+
+@njit(nogil=True, error_model="numpy")
+def log_scale_slope(rule: int, c0: float, c1: float, s: Any) -> None:
+    """Replace raw values by the derivatives of :func:`log_scale` at them, in place."""
+    keep_apart()
+    a0, a1 = like(s[0], c0), like(s[0], c1)
+    zero, one = like(s[0], 0.0), like(s[0], 1.0)
+    if rule == 0:  # bounded
+        for i in range(len(s)):
+            t = tanh(s[i] / a0)
+            s[i] = one - t * t
+    elif rule == 1:  # softsign
+        for i in range(len(s)):
+            r = one / (one + abs(s[i]) / a0)
+            s[i] = r * r
+    elif rule == 3:  # softplus
+        low, limit = like(s[0], -40.0), like(s[0], 20.0)
+        for i in range(len(s)):
+            v = s[i] + a0
+            size = v if v > limit else softplus(low if v < low and a1 == zero else v)
+            r = one if v > limit else sigmoid(v)
+            s[i] = one if v < low and a1 == zero else r / (size + a1)
+    elif rule == 4:  # sigmoid
+        for i in range(len(s)):
+            v = s[i] + a0
+            below = sigmoid(-v)
+            above = sigmoid(v)
+            s[i] = below if a1 == zero else above * below / (above + a1)
+    else:  # exp; clamp passes gradients through its limits
+        for i in range(len(s)):
+            s[i] = one

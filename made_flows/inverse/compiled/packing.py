@@ -122,13 +122,13 @@ def layout_of(symbolic: Symbolic, panel_units: int = _PANEL_UNITS) -> Layout:
         units = starts[:, r1] - starts[:, r0]
         for index in range(depth + 1):
             blocks[index, p] = size
-            size += units[index] * _read(symbolic, index, r1)
+            size += units[index] * inputs_read(symbolic, index, r1)
             back_blocks[index, p] = back_size
             above = starts[index, levels] - starts[index, r0 if index else r0 + 1]
             back_size += above * (units[index - 1] if index else features)
         if symbolic.structure.direct:
             direct_blocks[p] = size
-            size += units[depth] * _read(symbolic, 0, r1)
+            size += units[depth] * inputs_read(symbolic, 0, r1)
             direct_back[p] = back_size
             back_size += (starts[depth, levels] - starts[depth, r0 + 1]) * features
 
@@ -191,7 +191,7 @@ def layout_of(symbolic: Symbolic, panel_units: int = _PANEL_UNITS) -> Layout:
     )
 
 
-def _read(symbolic: Symbolic, layer: int, stop: int) -> int:
+def inputs_read(symbolic: Symbolic, layer: int, stop: int) -> int:
     """Return how many inputs of a layer its units of degree (outputs: rank) below ``stop`` read."""
     if layer:
         return int(symbolic.layers[layer - 1].starts[stop])
@@ -352,7 +352,7 @@ def _gather(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Ga
     for (index, of_inputs, matrix), places in zip(network.matrices, chains, strict=False):
         for p, (r0, r1) in enumerate(pairwise(ranks.panels)):
             u0, u1 = ranks.starts[index, r0], ranks.starts[index, r1]
-            block = matrix[u0:u1, : _read(symbolic, 0 if of_inputs else index, r1)].T
+            block = matrix[u0:u1, : inputs_read(symbolic, 0 if of_inputs else index, r1)].T
             found[places[p] : places[p] + block.size] = block.reshape(-1)
     return network.gather([found, *network.vectors, np.array([network.zero])])
 

@@ -17,6 +17,10 @@ takes the same arguments: ``rows.noise`` is the row of the known value, ``rows.x
 under the map, and the logarithm of the map's derivative is added to the row after it. For a head,
 whose ``numbers[0]`` is ``HEAD``, the logarithm of the value's probability is.
 
+A function ``pull``, where there is one, is the gradient of ``score``. The rows of the image and of
+the density hold gradients with respect to these; that of the image becomes the gradient of the
+value by the map alone, parameters become their gradients.
+
 Everything is a loop over lanes without branches, where that can be, since LLVM makes vector
 instructions of such loops. Numbers take the type of the workspace by ``like``.
 """

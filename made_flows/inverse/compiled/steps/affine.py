@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from made_flows.inverse.compiled.elementwise import exp, log_scale, scale
+from made_flows.inverse.compiled.elementwise import exp, log_scale, log_scale_slope, scale
 from made_flows.inverse.compiled.simd import like
 from made_flows.inverse.compiled.steps import HEAD, line
 
@@ -57,3 +57,42 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
         z = (known[j] - shift[j]) * exp(-log_s[j])
         image[j] = z
         density[j] -= log_s[j] + (half * z * z + normal) if head else log_s[j]
+
+
+def pull(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    value: int,
+    scratch: int,
+    out: int,
+) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    swapped = numbers[5] != 0.0
+    shift = line(work, parameters + 1 if swapped else parameters, lanes)
+    log_s = line(work, parameters if swapped else parameters + 1, lanes)
+    known, image = line(work, value, lanes), line(work, out, lanes)
+    density, slope = line(work, out + 1, lanes), line(work, scratch, lanes)
+    gain, zero = like(log_s[0], numbers[4]), like(log_s[0], 0.0)
+    for j in range(lanes):
+        log_s[j] *= gain
+        slope[j] = log_s[j]
+        shift[j] *= gain
+    log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
+    log_scale_slope(int(numbers[1]), numbers[2], numbers[3], slope)
+    if numbers[0] == 0.0:
+        for j in range(lanes):
+            shift[j] = gain * image[j]
+            image[j] *= exp(log_s[j])
+            log_s[j] = gain * slope[j] * (image[j] * known[j] + density[j])
+        return
+    head = numbers[0] == HEAD
+    for j in range(lanes):
+        rate = exp(-log_s[j])
+        z = (known[j] - shift[j]) * rate
+        of_z = image[j] - (density[j] * z if head else zero)
+        image[j] = of_z * rate
+        shift[j] = -gain * image[j]
+        log_s[j] = -gain * slope[j] * (of_z * z + density[j])

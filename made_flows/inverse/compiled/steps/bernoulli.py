@@ -28,3 +28,24 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
     zero = like(known[0], 0.0)
     for j in range(lanes):
         density[j] -= softplus(-logits[j] if known[j] > zero else logits[j])
+
+
+def pull(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    value: int,
+    scratch: int,
+    out: int,
+) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    logits, known = line(work, parameters, lanes), line(work, value, lanes)
+    image, density = line(work, out, lanes), line(work, out + 1, lanes)
+    zero = like(known[0], 0.0)
+    for j in range(lanes):
+        one = known[j] > zero
+        rate = sigmoid(-logits[j] if one else logits[j])
+        logits[j] = density[j] * (rate if one else -rate)
+        image[j] = zero

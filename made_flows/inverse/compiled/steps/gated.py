@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from made_flows.inverse.compiled.elementwise import exp, log_scale, scale
+from made_flows.inverse.compiled.elementwise import exp, log_scale, log_scale_slope, scale
 from made_flows.inverse.compiled.simd import like
 from made_flows.inverse.compiled.steps import line
 
@@ -38,3 +38,31 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
         rest = (one - s) * target[j]
         image[j] = (known[j] - rest) / s if inverse else s * known[j] + rest
         density[j] += -log_s[j] if inverse else log_s[j]
+
+
+def pull(
+    work: Any,
+    numbers: Any,
+    lanes: int,
+    parameters: int,
+    count: int,
+    value: int,
+    scratch: int,
+    out: int,
+) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    target, log_s = line(work, parameters, lanes), line(work, parameters + 1, lanes)
+    known, image = line(work, value, lanes), line(work, out, lanes)
+    density, slope = line(work, out + 1, lanes), line(work, scratch, lanes)
+    one = like(log_s[0], 1.0)
+    for j in range(lanes):
+        slope[j] = log_s[j]
+    log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
+    log_scale_slope(int(numbers[1]), numbers[2], numbers[3], slope)
+    sign = -one if numbers[0] != 0.0 else one
+    for j in range(lanes):
+        rate = exp(sign * log_s[j])
+        of_image, distance = image[j], known[j] - target[j]
+        image[j] = of_image * rate
+        target[j] = of_image * (one - rate)
+        log_s[j] = sign * slope[j] * (image[j] * distance + density[j])

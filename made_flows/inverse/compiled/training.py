@@ -1,0 +1,204 @@
+"""The compiled parallel pass with its gradient: a recorded pass, and the same blocks backwards.
+
+Every tile has a workspace of its own, which lives from the one kernel to the other: activations,
+their derivatives, and the parameters. The gradient's kernel adds the deltas, from which gradients
+of weights are products of large matrices (:mod:`made_flows.inverse.compiled.gradients`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numba import carray, njit
+
+from made_flows.inverse.compiled.adjoint import (
+    fill_activations,
+    finish_deltas,
+    pull,
+    pull_to_inputs,
+)
+from made_flows.inverse.compiled.layout import DELTA, SCRATCH, SUM, Tile
+from made_flows.inverse.compiled.parallel import fill_block, fill_inputs
+from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointer_to
+from made_flows.inverse.compiled.threads import in_threads, next_tile
+from made_flows.inverse.compiled.units import gather
+
+
+class Recorded(NamedTuple):
+    """The batch, by addresses of contiguous arrays.
+
+    Args:
+        size: number of rows N.
+        x: of the values that the network reads, (N, D).
+        images: of their images, or the gradients of these, (N, D); 0 for none.
+        density: of sums over the features, or their gradients, (N,).
+        gradient: of the gradients of x, (N, D), for the way back.
+        parameters: the row of a workspace where parameters begin.
+        scratch: the row where those begin that a step may use.
+    """
+
+    size: int
+    x: int
+    images: int
+    density: int
+    gradient: int
+    parameters: int
+    scratch: int
+
+
+@njit(nogil=True, error_model="numpy")
+def copy_rows(tile: Any, source: int, target: int, count: int) -> None:
+    """Copy rows of a workspace."""
+    keep_apart()
+    lanes = tile.lanes
+    rows = tile.work[target * lanes : (target + count) * lanes]
+    given = tile.work[source * lanes : (source + count) * lanes]
+    for j in range(len(rows)):
+        rows[j] = given[j]
+
+
+@njit(nogil=True, error_model="numpy")
+def record_tiles(
+    slot: int, tiles: Any, spaces: Any, rows: Any, units: Any, ranks: Any, blocks: Any, step: Any
+) -> None:
+    """Score a batch as ``score_tiles`` does, and keep what its gradient needs."""
+    features, depth = ranks.features, len(units.table) - 1
+    count, outputs = len(features), units.table[depth, DELTA]
+    x = carray(pointer_to(rows.x, spaces), (rows.size, count))
+    images = carray(pointer_to(rows.images, spaces), (rows.size, count))
+    density = carray(pointer_to(rows.density, spaces), (rows.size,))
+    lanes, x0 = tiles.lanes, rows.scratch + SCRATCH
+    while True:
+        row, here, _ = next_tile(tiles, spaces)
+        if here <= 0:
+            return
+        work = spaces[row // lanes * tiles.size : (row // lanes + 1) * tiles.size]
+        tile = Tile(work, row, lanes)
+        image = work[x0 * lanes : (x0 + 1) * lanes]
+        total = work[(x0 + 1) * lanes : (x0 + 2) * lanes]
+        total[:] = like(work[0], 0.0)
+        fill_inputs(tile, x, ranks, step, x0)
+        fill_activations(tile, units, ranks, blocks)
+        for p in range(len(ranks.panels) - 1):
+            place = rows.parameters + ranks.starts[depth, ranks.panels[p]]
+            fill_block(tile, depth, p, place, units, ranks, blocks)
+        # The step may overwrite them: it has the rows where their gradients will stand.
+        copy_rows(tile, rows.parameters, outputs, ranks.output_starts[count])
+        for i in range(count):
+            first, last = ranks.output_starts[i], ranks.output_starts[i + 1]
+            places = (lanes, outputs + first, last - first, i, rows.scratch, x0)
+            call_step(step.address, work, step.numbers, places)
+            if rows.images != 0:
+                f = features[i]
+                for j in range(here):
+                    images[row + j, f] = image[j]
+        for j in range(here):
+            density[row + j] = total[j]
+
+
+@njit(nogil=True, error_model="numpy")
+def pull_tiles(
+    slot: int,
+    tiles: Any,
+    spaces: Any,
+    rows: Any,
+    units: Any,
+    ranks: Any,
+    back: Any,
+    step: Any,
+    place: int,
+) -> None:
+    """Take the gradients of images and densities back to the deltas of all units, and to x.
+
+    ``back`` are the transposed weights, and ``place`` is where the gradient of x begins.
+    """
+    table, starts, features = units.table, ranks.starts, ranks.features
+    depth, count, levels = len(table) - 1, len(features), len(ranks.feature_starts) - 1
+    images = carray(pointer_to(rows.images, spaces), (rows.size, count))
+    density = carray(pointer_to(rows.density, spaces), (rows.size, 1))
+    gradient = carray(pointer_to(rows.gradient, spaces), (rows.size, count))
+    outputs, lanes, x0 = table[depth, DELTA], tiles.lanes, rows.scratch + SCRATCH
+    zero = like(spaces[0], 0.0)
+    while True:
+        row, here, _ = next_tile(tiles, spaces)
+        if here <= 0:
+            return
+        work = spaces[row // lanes * tiles.size : (row // lanes + 1) * tiles.size]
+        tile = Tile(work, row, lanes)
+        image = work[x0 * lanes : (x0 + 1) * lanes]
+        total = work[(x0 + 1) * lanes : (x0 + 2) * lanes]
+        gather(density, 0, row, lanes, total)
+        total[here:] = zero  # lanes past the last row have no part in the gradients of weights
+        copy_rows(tile, rows.parameters, outputs, ranks.output_starts[count])
+        for i in range(count):
+            image[:] = zero
+            if rows.images != 0:
+                gather(images, features[i], row, lanes, image)
+                image[here:] = zero
+            first, last = ranks.output_starts[i], ranks.output_starts[i + 1]
+            places = (lanes, outputs + first, last - first, i, rows.scratch, x0)
+            call_step(step.address, work, step.numbers, places)
+            copy_rows(tile, x0, place + i, 1)
+        for layer in range(depth):
+            for start in (table[layer, DELTA], table[layer, SUM]):
+                if start >= 0:
+                    work[start * lanes : (start + starts[layer, levels]) * lanes] = zero
+        for layer in range(depth - 1, -1, -1):
+            for p in range(len(ranks.panels) - 1):
+                r0, r1 = ranks.panels[p], ranks.panels[p + 1]
+                panel = (starts[layer, r0], starts[layer, r1])
+                first = starts[layer + 1, r0]
+                above = (first, starts[layer + 1, levels])
+                pull(
+                    tile, table[layer, DELTA], panel, panel, table[layer + 1, DELTA], above,
+                    first, back.weights, back.places[layer + 1, p],
+                )  # fmt: skip
+                finish_deltas(tile, layer, panel[0], panel[1], units)
+        if rows.gradient == 0:
+            continue
+        for p in range(len(ranks.panels) - 1):
+            r0, r1 = ranks.panels[p], ranks.panels[p + 1]
+            own = (ranks.feature_starts[r0], ranks.feature_starts[r1])
+            pull_to_inputs(tile, place, p, own, (r0 + 1, levels), units, ranks, back)
+        for i in range(count):
+            line, f = work[(place + i) * lanes : (place + i + 1) * lanes], features[i]
+            for j in range(here):
+                gradient[row + j, f] = line[j]
+
+
+def record_rows(
+    slot: int, tiles: Any, spaces: Any, rows: Any, units: Any, ranks: Any, blocks: Any, step: Any
+) -> None:
+    """Call :func:`record_tiles` in as many threads as the tiles say."""
+    if tiles.threads > 1:
+        in_threads(
+            tiles.parallel,
+            tiles.threads,
+            record_tiles,
+            (tiles, spaces, rows, units, ranks, blocks, step),
+        )
+    else:
+        record_tiles(slot, tiles, spaces, rows, units, ranks, blocks, step)
+
+
+def pull_rows(
+    slot: int,
+    tiles: Any,
+    spaces: Any,
+    rows: Any,
+    units: Any,
+    ranks: Any,
+    back: Any,
+    step: Any,
+    place: int,
+) -> None:
+    """Call :func:`pull_tiles` in as many threads as the tiles say."""
+    if tiles.threads > 1:
+        in_threads(
+            tiles.parallel,
+            tiles.threads,
+            pull_tiles,
+            (tiles, spaces, rows, units, ranks, back, step, place),
+        )
+    else:
+        pull_tiles(slot, tiles, spaces, rows, units, ranks, back, step, place)
