@@ -27,9 +27,10 @@ from made_flows.inverse.sequential import context_rows
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.nn.made import MADE
 
-_TRAINED_FROM = 20_000_000
-"""Multiplications of a batch from which on a compiled training step is faster: below, to pack the
-weights, which are new in every step, takes longer than the kernels save."""
+_LEAST_ROWS, _LEAST_WORK = 192, 40_000_000
+"""Rows, and multiplications of a dense pass, from which on a training step is faster compiled: with
+fewer, to pack the weights, which are new in every step, takes longer than the kernels save
+(measured for 6 to 784 features and 128 to 1024 units)."""
 
 
 def parallel_pass(
@@ -122,8 +123,8 @@ def _with_gradient(
 ) -> tuple[Tensor | None, Tensor] | None:
     """Compute the pass so that autograd can go back through it."""
     if (
-        len(x) == 0
-        or len(x) * sum(weight.numel() for weight in weights) < _TRAINED_FROM
+        len(x) < max(_LEAST_ROWS, 1)
+        or len(x) * sum(weight.numel() for weight in weights) < _LEAST_WORK
         or any(True for _ in step.owner.parameters())
         or has_gradient_hooks(made.modules())
         or not all(map(is_untransformed, weights))

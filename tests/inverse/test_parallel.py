@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import made_flows as mf
-from made_flows.inverse import HeadStep
+from made_flows.inverse import HeadStep, parallel
 from made_flows.inverse.dispatch import backend
 from made_flows.inverse.parallel import compiled_pass
 from made_flows.univariate.heads import Bernoulli, Categorical, Gaussian
@@ -119,6 +120,144 @@ def test_nothing_above_the_diagonal_is_read() -> None:
     torch.testing.assert_close(list(found), expected)
 
 
+# ---------------------------------------------------------------------- gradients
+
+TRAINED = [
+    "sampling, Bernoulli",
+    *(name for name in STEPS if "affine" in name or "gated" in name or "damped" in name),
+    *(name for name in STEPS if name.startswith("sampling, Gaussian")),
+]
+
+
+@pytest.fixture
+def always_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let batches of any size take the compiled way."""
+    monkeypatch.setattr(parallel, "_LEAST_ROWS", 0)
+    monkeypatch.setattr(parallel, "_LEAST_WORK", 0)
+
+
+def leaf_of(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().clone().requires_grad_()
+
+
+def gradients(result: Any, leaves: Sequence[Tensor], **more: Any) -> list[Tensor]:
+    """Of a sum of all results, weighted at random; zeros where there are none."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [part for part in result if part is not None]
+    weights = [torch.randn(p.shape, dtype=F64, generator=generator).to(p.dtype) for p in parts]
+    total = torch.stack([(p * w).sum() for p, w in zip(parts, weights, strict=True)]).sum()
+    found = torch.autograd.grad(total, leaves, allow_unused=True, **more)
+    return [torch.zeros_like(a) if g is None else g for a, g in zip(leaves, found, strict=True)]
+
+
+def check_gradients(
+    made: mf.MADE, step: Any, x: Tensor, context: Tensor | None, tolerance: float = 1e-12
+) -> None:
+    with torch.enable_grad():
+        given, condition = leaf_of(x), leaf_of(context)
+        assert given is not None
+        leaves = [
+            leaf
+            for leaf in (given, condition, *made.parameters())
+            if leaf is not None and leaf.requires_grad
+        ]
+        found = compiled_pass(made, step, given, condition)
+        assert found is not None
+        assert found[1].grad_fn is not None
+        assert "_Pass" in repr(found[1].grad_fn.next_functions) + repr(found[1].grad_fn)
+        expected = plain(made, step, given, condition)
+        theirs = gradients(expected, leaves)
+        for _ in range(2):  # what is kept for the gradient stays as it is
+            ours = gradients(found, leaves, retain_graph=True)
+            for a, b in zip(ours, theirs, strict=True):
+                assert (a.shape, a.dtype) == (b.shape, b.dtype)
+                assert ((a - b).abs() <= tolerance * (1 + b.abs().max())).all()
+
+
+@pytest.mark.usefixtures("always_trained")
+@pytest.mark.parametrize("name", TRAINED)
+@settings(
+    max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(architectures(), st.sampled_from([(5,), (2, 3), ()]), st.booleans())
+def test_gradients_of_random_architectures(
+    name: str, architecture: Architecture, batch: tuple[int, ...], single: bool
+) -> None:
+    step = STEPS[name](architecture.features)
+    made = made_for(step, **architecture.arguments)
+    x, context = values_of(step, *batch, architecture.features), context_of(made, *batch[-1:])
+    check_gradients(made, step, x, context, 1e-11)
+    if single:
+        owner_of(step).float()
+        x = x.float() if x.dtype == F64 else x
+        context = None if context is None else context.float()
+        check_gradients(made.float(), step, x, context, 1e-3)
+
+
+@pytest.mark.usefixtures("always_trained")
+@pytest.mark.parametrize("rows", [1, 17, 130])
+def test_gradients_of_many_units_and_shared_contexts(rows: int) -> None:
+    step = STEPS["inverse, affine"](7)
+    made = made_for(
+        step, features=7, context=2, hidden_features=(330, 350), mask_weights=True, direct=True
+    )
+    made.layers[0].weight.requires_grad_(False)
+    x = torch.randn(rows, 7, dtype=F64)
+    check_gradients(made, step, x, torch.randn(2, dtype=F64))
+    check_gradients(made, step, x, torch.randn(2, 1, 2, dtype=F64))
+    check_gradients(
+        made, step, torch.randn(7, rows, dtype=F64).t(), torch.randn(rows, 2, dtype=F64)
+    )
+
+
+@pytest.mark.usefixtures("always_trained")
+@pytest.mark.parametrize("name", ["inverse, affine", "sampling, Gaussian", "sampling, Bernoulli"])
+def test_gradients_can_be_differentiated_again(name: str) -> None:
+    step = STEPS[name](3)
+    made = made_for(step, features=3, context=1, hidden_features=(6,), activation="tanh")
+    x, context = values_of(step, 4, 3).double(), torch.randn(4, 1, dtype=F64)
+    with torch.enable_grad():
+        leaves = [context.requires_grad_(), *made.parameters()]
+
+        def second(result: Any) -> list[Tensor]:
+            first = gradients(result, leaves, create_graph=True)
+            return gradients([g for g in first if g.requires_grad], leaves)
+
+        ours = second(compiled_pass(made, step, x, context))
+        for a, b in zip(ours, second(plain(made, step, x, context)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("always_trained")
+def test_gradients_under_checkpoints_and_after_changes() -> None:
+    model = mf.GaussianMADE(4, hidden_features=(8,)).double()
+    x = torch.randn(6, 4, dtype=F64)
+    with torch.enable_grad():
+        weights = list(model.parameters())
+        expected = torch.autograd.grad(model().log_prob(x).sum(), weights)
+        again = checkpoint(lambda x: model().log_prob(x), x, use_reentrant=False)
+        torch.testing.assert_close(torch.autograd.grad(again.sum(), weights), expected)
+        with torch.autograd.graph.save_on_cpu():
+            saved = model().log_prob(x)
+        torch.testing.assert_close(torch.autograd.grad(saved.sum(), weights), expected)
+        late = model().log_prob(x).sum()
+        with torch.no_grad():
+            weights[0].mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            late.backward()
+
+
+@pytest.mark.usefixtures("always_trained")
+def test_hooks_on_gradients_are_seen() -> None:
+    made = mf.MADE(4, hidden_features=(8,), parameters=2)
+    made.layers[0].register_full_backward_hook(lambda *_: None)
+    step = STEPS["inverse, affine"](4)
+    with torch.enable_grad():
+        assert compiled_pass(made, step, torch.randn(5, 4), None) is None
+
+
 # ---------------------------------------------------------------------- where it steps aside
 
 
@@ -156,7 +295,7 @@ MODULES: dict[str, Callable[[mf.MADE], None]] = {
 }
 
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "gradients": torch.enable_grad,
+    "gradients of few rows": torch.enable_grad,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "eager": lambda: backend("eager"),
     "forward mode": torch.autograd.forward_ad.dual_level,

@@ -23,7 +23,7 @@ from made_flows.univariate.step_kernel import StepKernel
 
 _RECORD, _PULL = Kernel(record_rows), Kernel(pull_rows)
 
-_PARTS = 4
+_PARTS = 8
 """Parts in which gradients of large weights are computed, to leave out what is zero."""
 
 _LARGE = 100_000
