@@ -138,7 +138,7 @@ def _with_gradient(
         single = context.numel() == context.shape[-1]
         context = context.reshape(1, -1) if single else as_rows(context, batch)
     call = _Call(made, step, weights, *found)
-    result: Any = _Pass.apply(call, x.contiguous(), context, *weights)  # type: ignore[no-untyped-call]
+    result: Any = _Pass.apply(call, x.contiguous(), context, *weights)
     return (None, result) if isinstance(step, HeadStep) else result
 
 

@@ -149,7 +149,7 @@ def of_weights(kept: Record, tensors: Sequence[Tensor], wanted: set[int]) -> dic
 def of_bases(kept: Record, rows: int, count: int, widths: Sequence[int]) -> list[Tensor]:
     """Return the gradients of the context's contributions, each (rows, units)."""
     table = kept.layout.adjoint_table
-    found = []
+    found: list[Tensor] = []
     for index, place in enumerate(kept.symbolic.layers):
         if table[index, BASE] >= 0:
             deltas = kept.lines(table[index, DELTA], len(place.units))[:, :count]
