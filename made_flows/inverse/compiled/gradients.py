@@ -15,9 +15,8 @@ from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, SOURCE, Blo
 from made_flows.inverse.compiled.packing import Layout
 from made_flows.inverse.compiled.steps import HEAD, has_step
 from made_flows.inverse.compiled.training import Recorded, pull_rows, record_rows
-from made_flows.inverse.numeric import symbolic_for
 from made_flows.inverse.steps import BijectionStep, HeadStep
-from made_flows.inverse.symbolic import Symbolic
+from made_flows.inverse.symbolic import Symbolic, symbolic_for
 from made_flows.nn.spec import LayerSpec, NetworkSpec
 from made_flows.univariate.step_kernel import StepKernel
 

@@ -59,17 +59,9 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
         density[j] -= log_s[j] + (half * z * z + normal) if head else log_s[j]
 
 
-def pull(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    value: int,
-    scratch: int,
-    out: int,
-) -> None:
+def pull(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, _, value, scratch, out = rows
     swapped = numbers[5] != 0.0
     shift = line(work, parameters + 1 if swapped else parameters, lanes)
     log_s = line(work, parameters if swapped else parameters + 1, lanes)

@@ -30,17 +30,9 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
         density[j] -= softplus(-logits[j] if known[j] > zero else logits[j])
 
 
-def pull(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    value: int,
-    scratch: int,
-    out: int,
-) -> None:
+def pull(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, _, value, _, out = rows
     logits, known = line(work, parameters, lanes), line(work, value, lanes)
     image, density = line(work, out, lanes), line(work, out + 1, lanes)
     zero = like(known[0], 0.0)

@@ -40,17 +40,9 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
         density[j] += -log_s[j] if inverse else log_s[j]
 
 
-def pull(
-    work: Any,
-    numbers: Any,
-    lanes: int,
-    parameters: int,
-    count: int,
-    value: int,
-    scratch: int,
-    out: int,
-) -> None:
+def pull(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, _, value, scratch, out = rows
     target, log_s = line(work, parameters, lanes), line(work, parameters + 1, lanes)
     known, image = line(work, value, lanes), line(work, out, lanes)
     density, slope = line(work, out + 1, lanes), line(work, scratch, lanes)
