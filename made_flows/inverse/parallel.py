@@ -119,12 +119,13 @@ def _with_gradient(
     x: Tensor,
     context: Tensor | None,
     batch: torch.Size,
-    weights: Sequence[Tensor],
 ) -> tuple[Tensor | None, Tensor] | None:
     """Compute the pass so that autograd can go back through it."""
+    if len(x) < max(_LEAST_ROWS, 1):
+        return None
+    weights = [*made.parameters()]
     if (
-        len(x) < max(_LEAST_ROWS, 1)
-        or len(x) * sum(weight.numel() for weight in weights) < _LEAST_WORK
+        len(x) * sum(weight.numel() for weight in weights) < _LEAST_WORK
         or any(True for _ in step.owner.parameters())
         or has_gradient_hooks(made.modules())
         or not all(map(is_untransformed, weights))
