@@ -170,7 +170,8 @@ def mask_assigned(model: Any) -> None:
 
 def replaced(model: Any) -> None:
     layer = layers(model)[0]
-    layer.weight = nn.Parameter(layer.weight.detach() * 0.6)
+    if "weight" in layer._parameters:  # torch lets no other be replaced
+        layer.weight = nn.Parameter(layer.weight.detach() * 0.6)
 
 
 def normalised(model: Any) -> None:

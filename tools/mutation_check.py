@@ -229,6 +229,20 @@ MUTANTS = [
         "tests/nn/test_made.py",
     ),
     Mutant(
+        "a state dict's version unread",
+        "made_flows/models/base.py",
+        'if local_metadata.get("version") == 1 and',
+        'if local_metadata.get("version") == 0 and',
+        "tests/models/test_constructors.py",
+    ),
+    Mutant(
+        "second derivatives under torch.func of nothing",
+        "made_flows/inverse/ops.py",
+        "return of_gradient, *(None,) * (5 + ctx.total), *rest",
+        "return None, *(None,) * (5 + ctx.total), *rest",
+        "tests/interop/test_nothing_taken_away.py::test_what_worked_before_works_after",
+    ),
+    Mutant(
         "averages of what is not finite",
         "made_flows/transforms/normalization.py",
         '        check_finite(x, "x")\n        variance, mean',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from made_flows._checks import expect_type, positive_integer
+from made_flows._registry import former_defaults
 from made_flows.distributions.conditional import CompletionDistribution
 from made_flows.transforms.units import Units
 
@@ -38,6 +40,22 @@ class Model(nn.Module):
     # Not an ABC: Pyro makes PyroModules of models, and classes have one metaclass.
     features: int
     context: int = 0
+
+    _version = 2  # in state dicts; of 1 are those from before default activations became others
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *others: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+        former = former_defaults(type(self)).get("activation")
+        now = getattr(self, "_arguments", {}).get("activation", former)
+        if local_metadata.get("version") == 1 and isinstance(now, str) and now != former:
+            warnings.warn(
+                f"The state dict of a {type(self).__name__} is from before its default activation "
+                f"became {now!r}, and does not say its own: {former!r}, unless another was named. "
+                f"Make the model with activation={former!r}, or save this state again if it fits",
+                stacklevel=2,
+            )
 
     def distribution(self, context: Tensor | None = None) -> Distribution:
         """Return the distribution of the features, given the context (..., C)."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import made_flows as mf
 
@@ -48,3 +50,18 @@ def test_arguments_of_the_network_reach_it(name: str) -> None:
         assert made.dropout is not None
         assert made.mask_weights is True
         assert type(made.activation).__name__ == "Tanh"
+
+
+@pytest.mark.parametrize("kind", [mf.MAF, mf.GaussianMADE, mf.GaussianMixtureMADE])
+def test_a_state_dict_that_may_be_of_another_activation_says_so(kind: Any, tmp_path: Path) -> None:
+    before = kind(3)
+    today = before.state_dict()
+    torch.save(today, tmp_path / "state.pt")
+    for state in (today, dict(today), torch.load(tmp_path / "state.pt")):
+        kind(3).load_state_dict(state)  # without a word
+    old = before.state_dict()
+    for entry in old._metadata.values():
+        entry["version"] = 1
+    with pytest.warns(UserWarning, match="default activation became 'tanh'.* activation='relu'"):
+        kind(3).load_state_dict(old)
+    kind(3, activation="relu").load_state_dict(old)
