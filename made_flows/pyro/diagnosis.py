@@ -32,6 +32,10 @@ deviation: their error is at most sqrt(S / ESS - 1) of them."""
 _WEIGHTED = 0.2
 """Share of effective draws below which weights, too, are not believed."""
 
+_EVEN = 0.95
+"""Share of effective draws from which a k-hat below one is enough: the tail of nearly equal weights
+holds little, whatever its shape."""
+
 _PARTS = 4
 
 _SEEN = 0.3
@@ -87,6 +91,8 @@ class Diagnosis:
         parts = sorted(self.k_hat_parts) or [self.k_hat]
         # A k-hat that is low by luck of the draw is not low in most parts.
         reliable = max(self.k_hat, parts[len(parts) // 2]) < self.threshold
+        # A shape knows no scale: where weights are nearly equal, a tail of any mean holds little.
+        reliable = reliable or (share >= _EVEN and self.k_hat < 1)
         reliable = reliable and not (self.probe is not None and self.probe.wandered)
         if reliable and share >= _AS_DRAWN:
             return "as drawn"
@@ -115,6 +121,8 @@ class Diagnosis:
             went = "wandered off" if self.probe.wandered else went
             unseen = f"Chains from its draws {went}: {self.probe}."
         if self.grade == "as drawn":
+            if self.k_hat >= self.threshold:
+                found += ", whose weights are so even that the shape of their tail matters little"
             return (
                 f"Trust it: {found}. Means of its draws as they are lie within "
                 f"{self.bias_bound:.2f} standard deviations of the posterior's. {unseen}"
