@@ -106,8 +106,8 @@ def _backend_for(tensor: Tensor) -> ModuleType | None:
             return gpu
         else:
             _refuse(
-                f"on the device {device}, where Triton's kernels run neither compiled (from "
-                "CUDA's compute capability 8.0 on) nor interpreted (TRITON_INTERPRET=1)"
+                f"on the device {device}, where Triton's kernels run neither compiled (Triton 3.6, "
+                "CUDA's compute capability 8.0 and above) nor interpreted (TRITON_INTERPRET=1)"
             )
         return None
     if device.type == "cpu":
