@@ -15,8 +15,6 @@ from made_flows.pyro.diagnosis import Diagnosis, diagnose
 from made_flows.pyro.distributions import ModelDistribution, to_pyro
 from made_flows.pyro.guides import AutoIAF
 
-__all__ = ["FlowMixture"]
-
 _DRAWS = 1000
 """For every component, to weigh them."""
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
-__all__ = ["Probe", "probe_beyond"]
-
 _AT_ONCE = 1000
 """Draws whose density is computed together."""
 _CHAINS = 100

@@ -78,7 +78,6 @@ class RationalQuadraticSpline(Bijection):
         self.outputs = 3 * self.bins - 1
         # Zeros give the identity: softplus(offset) is 1 - min_derivative.
         self.derivative_offset = math.log(math.expm1(1 - self.min_derivative))
-        self.edge = 1.0  # the derivative at the outer knots
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         check_parameters(x, parameters, self.outputs, "x")
@@ -88,7 +87,7 @@ class RationalQuadraticSpline(Bijection):
         # Where the spline is not used it is computed all the same: at a point that cannot fail,
         # since the gradient of torch.where is 0 * inf = NaN for a value that is not taken.
         at = torch.where(inside, x, 0.0)
-        (left, right), (bottom, top), (start, end), _ = self.bin_of(at, parameters, inverse=False)
+        (left, right), (bottom, top), (start, end) = self._bins(at, parameters, inverse=False)
         width, height = right - left, top - bottom
         xi = ((at - left) / width).clamp(0, 1)
         slope = height / width
@@ -104,7 +103,7 @@ class RationalQuadraticSpline(Bijection):
             return _in_single_precision(self.inverse, y, parameters)
         inside = y.abs() <= self.bound
         at = torch.where(inside, y, 0.0)
-        (left, right), (bottom, top), (start, end), _ = self.bin_of(at, parameters, inverse=True)
+        (left, right), (bottom, top), (start, end) = self._bins(at, parameters, inverse=True)
         width, height = right - left, top - bottom
         theta = ((at - bottom) / height).clamp(0, 1)
         slope = height / width
@@ -133,12 +132,10 @@ class RationalQuadraticSpline(Bijection):
         # Bins first while computing: reductions over a short last dimension are slow.
         rows = parameters.movedim(-1, 0)
         widths, heights, raw = rows.split([self.bins, self.bins, self.bins - 1])
-        if self.derivative_offset:
-            raw = raw + self.derivative_offset
-        inner = self.min_derivative + F.softplus(raw)
+        inner = self.min_derivative + F.softplus(raw + self.derivative_offset)
         x = self._places(widths, self.min_width)
         y = self._places(heights, self.min_height)
-        ends = torch.full_like(inner[:1], self.edge)
+        ends = torch.ones_like(inner[:1])
         derivatives = torch.cat([ends, inner, ends])
         return x.movedim(0, -1), y.movedim(0, -1), derivatives.movedim(0, -1)
 
@@ -152,7 +149,6 @@ class RationalQuadraticSpline(Bijection):
             min_height=self.min_height,
             min_derivative=self.min_derivative,
             derivative_offset=self.derivative_offset,
-            edge=self.edge,
         )
         return form.kernel()
 
@@ -163,12 +159,8 @@ class RationalQuadraticSpline(Bijection):
         end = torch.full_like(inner[:1], self.bound)
         return torch.cat([-end, inner, end])
 
-    def bin_of(self, at: Tensor, parameters: Tensor, inverse: bool) -> list[Tensor]:
-        """Find the bins that values fall in.
-
-        Returns:
-            x, y and derivatives at both ends of each bin, (2, ...), and its number.
-        """
+    def _bins(self, at: Tensor, parameters: Tensor, inverse: bool) -> list[Tensor]:
+        """Find x, y and derivatives at both ends of the bins that values fall in, each (2, ...)."""
         shape = torch.broadcast_shapes(at.shape, parameters.shape[:-1])
         knots = [
             places.expand(*shape, places.shape[-1]).movedim(-1, 0)
@@ -176,7 +168,7 @@ class RationalQuadraticSpline(Bijection):
         ]
         first = (at >= knots[int(inverse)][1:-1]).sum(dim=0)
         both = torch.stack([first, first + 1])
-        return [*(each.gather(0, both) for each in knots), first]
+        return [each.gather(0, both) for each in knots]
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}, bound={self.bound:g}"
