@@ -38,8 +38,8 @@ out. All models of a table have the same schema, so that densities are per unit 
 masses of the same cells. *Independent columns* are the same heads without a network: of numbers,
 mixtures of up to eight normals behind the same maps, by BIC. The *Gaussian copula* has these as its
 margins and the correlations of normal scores; a discrete value's score is drawn in its cell, and
-its mass is the mean of {draws} such draws. *TableMADE* is `fit_table` at its defaults, but for
-`max_seconds`; the last column mixes eight orders of it."""
+its mass is the mean of {draws} such draws. *TableMADE* is `fit_table` at its defaults, but
+for `max_seconds={limit:g}`, which the larger tables reach; the last column mixes eight orders."""
 
 CELLS = """A fifth of the cells of the test rows is hidden, and guessed: by `fill`; by
 scikit-learn's IterativeImputer (its default, a ridge regression for each column) and KNNImputer
@@ -367,10 +367,11 @@ def page(lines: Sequence[dict[str, Any]]) -> list[str]:
             best = min(means) if place == 0 else max(means)
             shown = [f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in means]
             cells.append([name, word, *shown])
+    limit = max(line["limit"] for line in lines)
+    text = LIKELIHOOD.format(draws=DRAWS, limit=limit)
     first_columns = ["table (training rows x columns; splits)", *MODELS, "seconds of training"]
     return [
-        f"## Log-likelihood\n\n{LIKELIHOOD.format(draws=DRAWS)}\n\n"
-        + markdown_table(first_columns, scored),
+        f"## Log-likelihood\n\n{text}\n\n" + markdown_table(first_columns, scored),
         f"## Hidden cells\n\n{CELLS}\n\n" + markdown_table(["table", "", *IMPUTERS], cells),
     ]
 
