@@ -31,9 +31,10 @@ other half and all anomalies are tested (at most {tested}, drawn at random). {ru
 means over seeds; equal values share theirs.
 
 Ours is `MADEOutlierDetector` at its defaults, but for `max_seconds={seconds:g}` of training, which
-the larger tables reach, on rows as they are. Its `resolution` was chosen among 0.25, 0.5, 1, 2 and 4 by the labels of one split
-of ten of these tables (Pima, Stamps, Cardiotocography, vertebral, wine, Hepatitis, PageBlocks,
-WDBC, yeast and, in part, mammography): on these it has seen more than the others.
+the larger tables reach, on rows as they are. Its `resolution` was chosen among 0.25, 0.5, 1, 2 and
+4 by the labels of one split of ten of these tables (Pima, Stamps, Cardiotocography, vertebral,
+wine, Hepatitis, PageBlocks, WDBC, yeast and, in part, mammography): on these it has seen more than
+the others.
 
 The others have rows in units of the mean and deviation of the training rows, and their own
 defaults, but for these: kNN is the mean distance to 5 neighbours, LOF takes 20 (novelty), GMM the
