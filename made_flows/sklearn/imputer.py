@@ -14,7 +14,7 @@ from made_flows.sklearn.base import TableEstimator
 class MADEImputer(OneToOneFeatureMixin, TransformerMixin, TableEstimator):
     """Fill missing values in, given the observed ones of their row.
 
-    ``transform`` puts the best guess: the mean of draws, of categories the most frequent.
+    ``transform`` puts the best guess: the median of draws, of categories the most frequent.
     :meth:`impute` draws, any number of times. A column without a single value in training stays as
     it is.
 

@@ -225,8 +225,8 @@ class NumberColumn(Column):
     def guess(self, codes: Any) -> Any:
         values = self.values(codes.flatten()).reshape(codes.shape)
         if values.dtype.kind == "f":
-            return values.mean(axis=0)
-        return np.rint(values.astype(np.int64).mean(axis=0)).astype(np.int64).astype(values.dtype)
+            return np.median(values, axis=0)
+        return np.rint(np.median(values.astype(np.int64), axis=0)).astype(values.dtype)
 
     def summary(self) -> str:
         ends = [f"{end:.5g}" for end in self.ends]
@@ -314,8 +314,8 @@ def _fitted(y: Any, base: str) -> tuple[float, tuple[float, ...]]:
         some = np.append(some, y.max())
     v = (some - middle) / spread
     best, chosen = -math.inf, (1.0, 0.0, 0.0, 1.0)
-    # Behind a logarithm tails are light, and heavier ones overflow.
-    for tail in _TAILS if base == "identity" else _TAILS[:4]:
+    # Tails of a logarithm are heavy already: heavier ones, exponentiated, are astronomical.
+    for tail in _TAILS if base == "identity" else (1.0,):
         for skew in _SKEWS:
             t = tail * np.arcsinh(v) - skew
             z = np.sinh(t)

@@ -249,8 +249,8 @@ class TableMADE(DensityModel):
     def fill(self, table: Any, *, draws: int = 50, orders: int = 1, seed: int | None = 0) -> Any:
         """Put the best guess where a table's values are missing, and return it.
 
-        The mean of draws given the observed values, of categories and counts of theirs the most
-        frequent. (The mean of a whole-number column is a whole number if that is its type.)
+        The median of draws given the observed values, of categories the most frequent. (Of a
+        column of integers it is rounded to one.)
 
         Args:
             table: the rows.
