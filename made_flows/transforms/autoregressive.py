@@ -43,7 +43,7 @@ class AutoregressiveTransform(Transform):
         *Improved Variational Inference with Inverse Autoregressive Flow*, equations 9-11.
 
     Example:
-        >>> import made_flows as mf
+        >>> import torch, made_flows as mf
         >>> transform = AutoregressiveTransform(mf.MADE(3, parameters=2), mf.Affine())
         >>> z, log_det = transform.to_noise(torch.zeros(10, 3))
         >>> z.shape, log_det.shape
