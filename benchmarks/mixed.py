@@ -39,7 +39,8 @@ masses of the same cells. *Independent columns* are the same heads without a net
 mixtures of up to eight normals behind the same maps, by BIC. The *Gaussian copula* has these as its
 margins and the correlations of normal scores; a discrete value's score is drawn in its cell, and
 its mass is the mean of {draws} such draws. *TableMADE* is `fit_table` at its defaults, but
-for `max_seconds={limit:g}`, which the larger tables reach; the last column mixes eight orders."""
+for `max_seconds={limit:g}`: where training took as long, it was cut short. The last column mixes
+eight orders.{missing}"""
 
 CELLS = """A fifth of the cells of the test rows is hidden, and guessed: by `fill`; by
 scikit-learn's IterativeImputer (its default, a ridge regression for each column) and KNNImputer
@@ -368,7 +369,9 @@ def page(lines: Sequence[dict[str, Any]]) -> list[str]:
             shown = [f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in means]
             cells.append([name, word, *shown])
     limit = max(line["limit"] for line in lines)
-    text = LIKELIHOOD.format(draws=DRAWS, limit=limit)
+    lacking = [name for name in load() if name not in {line["table"] for line in lines}]
+    missing = f" **Not run yet:** {', '.join(lacking)}." if lacking else ""
+    text = LIKELIHOOD.format(draws=DRAWS, limit=limit, missing=missing)
     first_columns = ["table (training rows x columns; splits)", *MODELS, "seconds of training"]
     return [
         f"## Log-likelihood\n\n{text}\n\n" + markdown_table(first_columns, scored),
