@@ -67,10 +67,13 @@ def compiled_pass(
     if (
         is_forward_mode()
         or torch.is_autocast_enabled("cpu")
+        # What is no tensor, or none of the right shape, is for the pass in torch to refuse.
+        or not all(
+            is_untransformed(tensor) and tensor.layout is torch.strided for tensor in tensors
+        )
         or x.shape[-1:] != (made.features,)
         or (step.identity_encoding and x.dtype != dtype)
-        or (0 if context is None else context.shape[-1]) != made.context
-        or not all(map(is_untransformed, tensors))
+        or (context.shape[-1:] != (made.context,) if context is not None else made.context)
         or (context is not None and context.dtype != dtype)
     ):
         return None
