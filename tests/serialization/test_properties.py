@@ -20,6 +20,7 @@ from tests.helpers.density_models import scatter
 
 D = 3
 SMALL: dict[str, Any] = {"hidden_features": (5,)}
+TABLE = {"size": [0.5, 1.5, -0.5, 0.1] * 5, "kind": ["a", "b", "b", "a"] * 5, "n": [*range(20)]}
 PARTS: list[Any] = [mf.Permutation(D), mf.InvertibleLinear(D), mf.BatchNorm(D), mf.ActNorm(D)]
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -40,6 +41,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "Flow of logarithms": lambda: mf.Flow([mf.Dequantize(D), mf.Log(D, [1])]),
     "Mixture": lambda: mf.Mixture([mf.GaussianMADE(D, **SMALL), mf.MAF(D, transforms=1, **SMALL)]),
     "OrderMixture": lambda: mf.OrderMixture(mf.GaussianMADE(D, **SMALL, orders=3), orders=2),
+    "TableMADE": lambda: mf.TableMADE.from_data(TABLE, **SMALL),
 }
 
 
