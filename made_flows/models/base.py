@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 from made_flows._checks import expect_type, positive_integer
 from made_flows._registry import former_defaults
 from made_flows.distributions.conditional import CompletionDistribution
+from made_flows.nn.made import MADE
 from made_flows.transforms.units import Units
 
 
@@ -68,7 +69,17 @@ class Model(nn.Module):
         return self.distribution(like.new_zeros(self.context) if self.context else None).support
 
     def forward(self, context: Tensor | None = None) -> Distribution:
-        """Return the distribution of the features, given the context (..., C)."""
+        """Return the distribution of the features, given the context (..., C).
+
+        Raises:
+            TypeError: for a model that ``fully_shard`` took as a whole, whose networks are not
+                sharded themselves: torch gathers gradients where a module returns tensors, and a
+                distribution is none, so that it would not train, and not say so.
+        """
+        if _is_sharded(self):
+            whole = [m for m in self.modules() if isinstance(m, MADE) and not _is_sharded(m)]
+            advice = "fully_shard(m) for every made_flows.MADE m of model.modules()"
+            expect_type(not whole, "the model", f"to be sharded by networks: {advice}", self)
         return self.distribution(context)
 
     def standardizable(self) -> list[Units]:
@@ -102,6 +113,14 @@ class HasConditionals:
         """
         samples = positive_integer(samples, "samples")
         return self.conditional(x, observed, context=context).sample((samples,))
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Say whether a module is one of ``torch.distributed.fsdp.fully_shard``, by its new class."""
+    kind = type(module)
+    return kind.__name__.startswith("FSDP") and any(
+        base.__module__.startswith("torch.distributed.fsdp") for base in kind.__mro__
+    )
 
 
 def check_model(model: Any, argument: str) -> Model:

@@ -83,3 +83,22 @@ def test_hooks_of_sharding_are_said_to_be_slow(mesh: DeviceMesh) -> None:
         fully_shard(network, mesh=mesh)
     with pytest.warns(SlowInverseWarning, match="hooks|forward"):
         model().sample((2,))
+
+
+def test_a_model_sharded_as_a_whole_would_not_train_and_is_refused(mesh: DeviceMesh) -> None:
+    model = mf.MAF(3)
+    fully_shard(model, mesh=mesh)
+    with pytest.raises(TypeError, match="Expected the model to be sharded by networks"):
+        model()
+
+
+def test_networks_and_then_the_whole_are_sharded(mesh: DeviceMesh) -> None:
+    model = mf.GaussianMADE(3)
+    fully_shard(model.made, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    x, before = torch.randn(5, 3), [p.to_local().clone() for p in model.made.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    (-model().log_prob(x).mean()).backward()
+    optimizer.step()
+    after = [p.to_local() for p in model.made.parameters()]
+    assert not any(torch.equal(*pair) for pair in zip(before, after, strict=True))
