@@ -22,7 +22,7 @@ from made_flows.interop.accelerate import (
     AccelerationWarning,
     accelerate,
     acceleration,
-    restore,
+    undo_acceleration,
 )
 from made_flows.models.autoregressive_flows import IAF, MAF
 from made_flows.models.base import Model
@@ -114,7 +114,7 @@ __all__ = [
     "fit",
     "fit_table",
     "load",
-    "restore",
     "save",
     "saveable",
+    "undo_acceleration",
 ]

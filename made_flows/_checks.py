@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from made_flows._torch import has_concrete_values
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _LONGEST = 80
 """Characters of a value that an error shows."""
@@ -20,7 +26,9 @@ _LONGEST = 80
 def expect(condition: bool, argument: str, expected: str, got: object) -> None:
     """Raise a ValueError, "Expected {argument} {expected}; got {got}", unless it holds."""
     if not condition:
-        raise ValueError(f"Expected {argument} {expected}; got {got}")
+        text = got if isinstance(got, str) else _shortened(str(got))
+        text = type(got).__name__ if isinstance(got, nn.Module) else text
+        raise ValueError(f"Expected {argument} {expected}; got {text}")
 
 
 def expect_type(condition: bool, argument: str, expected: str, got: object) -> None:
@@ -36,8 +44,48 @@ def described(got: object) -> str:
         return f"{kind} of shape {tuple(got.shape)}"
     if isinstance(got, nn.Module):
         return kind
-    text = " ".join(repr(got).split())
-    return f"{kind} {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}"
+    return f"{kind} {shown(got)}"
+
+
+def shown(got: object) -> str:
+    """Write a value in a line, as Python does: of a module or tensor, or a long one, not all."""
+    if isinstance(got, (nn.Module, Tensor)):
+        return described(got)
+    return _shortened(repr(got))
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+
+
+def check_keywords(name: str, signature: inspect.Signature, given: Iterable[str]) -> None:
+    """Raise a TypeError for a keyword that a function lacks, with the nearest one that it has."""
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return
+    known = [word for word in signature.parameters if word != "self"]
+    for word in given:
+        if word not in known:
+            near = get_close_matches(word, known, 1)
+            hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(known)}"
+            raise TypeError(f"Expected keywords that {name} takes; got {word}. {hint}")
+
+
+def helpful(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a call with a keyword that a function lacks name the nearest one that it has."""
+    signature = inspect.signature(function)
+    name = function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            check_keywords(name, signature, kwargs)
+            raise
+
+    return call
 
 
 def _integer(value: Any, argument: str, minimum: int, kind: str) -> int:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from made_flows._checks import check_keywords
+
 REGISTRY: dict[str, type] = {}
 """The classes that can be loaded, by the names that files give them."""
 
@@ -42,6 +44,7 @@ def saveable(cls: type[T]) -> type[T]:
             try:
                 bound = dict(signature.bind(self, *args, **kwargs).arguments)
             except TypeError:
+                check_keywords(cls.__name__, signature, kwargs)
                 constructor(self, *args, **kwargs)  # raises it with the function's name
                 raise
             bound.pop(next(iter(signature.parameters)))

@@ -506,3 +506,40 @@ PLOTS = plots() if find_spec("matplotlib") else {}
 @pytest.mark.parametrize("name", PLOTS)
 def test_plots(name: str) -> None:
     refused(*PLOTS[name])
+
+
+# ---------------------------------------------------------------------- keywords, long objects
+
+DEEP = nn.Sequential(*(nn.Linear(3, 3) for _ in range(20)))
+
+KEYWORDS: dict[str, tuple[Callable[[], Any], str]] = {
+    "class": (lambda: mf.IAF(3, hiden_features=(8,)), "IAF takes.*Did you mean hidden_features"),
+    "head": (lambda: mf.heads.GaussianMixture(componets=3), "Did you mean components"),
+    "fit": (lambda: mf.fit(mf.MAF(3), ROWS, max_epoch=1), "fit takes.*Did you mean max_epochs"),
+    "estimate": (lambda: mf.estimate(ROWS, budgt="fast"), "Did you mean budget"),
+    "fit_table": (lambda: mf.fit_table(ROWS, zeed=0), "fit takes; got zeed. Did you mean seed"),
+    "nothing near": (lambda: mf.load("x", qqq=3), "load takes; got qqq. It takes path"),
+}
+
+LONG: dict[str, tuple[Callable[[], Any], str]] = {
+    "bijection": (lambda: mf.MAF(3, bijection=DEEP), "got Sequential"),
+    "order": (lambda: mf.MADE(3, order=list(range(1000))), "got .*\\.\\.\\."),
+    "order, module": (lambda: mf.MAF(3, order=DEEP), "order"),
+    "normalize": (lambda: mf.MAF(3, normalize=DEEP), "got Sequential"),
+    "activation": (lambda: mf.MADE(3, activation=DEEP), "activation"),
+    "scale": (lambda: mf.MAF(3, scale=DEEP), "got Sequential"),
+    "base": (lambda: mf.MAF(3, base=DEEP), "got Sequential"),
+    "schedule": (lambda: mf.fit(mf.MAF(3), ROWS, schedule=DEEP), "got Sequential"),
+    "budget": (lambda: mf.estimate(ROWS, budget=DEEP), "got Sequential"),
+    "degrees": (lambda: mf.MADE(3, degrees=DEEP), "got Sequential"),
+}
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_a_wrong_keyword_names_the_function_and_the_right_word(name: str) -> None:
+    refused(*KEYWORDS[name])
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_no_error_prints_a_whole_object(name: str) -> None:
+    refused(*LONG[name])

@@ -48,7 +48,7 @@ PUBLIC = {
         InvertibleLinear Log Logit Mixture MixtureDistribution MixtureGain Model OrderMixture
         Permutation RationalQuadraticSpline ScaleRule Standardize TableMADE TrainingError
         TrainingModeWarning Transform WeightFit accelerate acceleration check_autoregressive
-        check_bijection check_head estimate fit fit_table load restore save saveable
+        check_bijection check_head estimate fit fit_table load save saveable undo_acceleration
     """,
     "made_flows.pyro": """
         IAF MAF AffineAutoregressive AutoIAF AutoRegressiveNN BernoulliMADE CategoricalMADE

@@ -97,7 +97,9 @@ GROUPS = [
         "Inverse and acceleration",
         "The slow direction made fast, in models of other libraries and in networks of one's own.",
         [
-            *ours("accelerate acceleration restore AccelerationReport AccelerationWarning"),
+            *ours(
+                "accelerate acceleration undo_acceleration AccelerationReport AccelerationWarning"
+            ),
             "made_flows.inverse.*",
         ],
     ),

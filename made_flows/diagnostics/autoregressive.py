@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from made_flows._checks import check_generator, expect, expect_type, positive_integer
+from made_flows._checks import (
+    check_generator,
+    expect,
+    expect_type,
+    helpful,
+    positive_integer,
+    shown,
+)
 from made_flows.nn import masks as mk
 from made_flows.nn.made import MADE
 
@@ -55,6 +62,7 @@ class AutoregressiveReport:
         )
 
 
+@helpful
 def check_autoregressive(
     conditioner: Callable[..., Any],
     features: int | None = None,
@@ -97,7 +105,7 @@ def check_autoregressive(
         same = features is None or features == conditioner.features
         expect(same, "features", f"to be {conditioner.features}, as the MADE has them", features)
         plain = isinstance(order, str) and order == "natural"
-        expect(plain, "order", "to be left out for a MADE, which has its own", repr(order))
+        expect(plain, "order", "to be left out for a MADE, which has its own", shown(order))
         if context is not None:
             conditioner.check_context(context)
         features, ranks = conditioner.features, conditioner.ranks.cpu()

@@ -66,7 +66,8 @@ def accelerate(model: T) -> T:
             all that it holds.
 
     Returns:
-        The same object. What was done says :func:`acceleration`; :func:`restore` undoes it.
+        The same object. What was done says :func:`acceleration`, and
+        :func:`undo_acceleration` undoes it.
 
     Raises:
         TypeError: for an object in which there is nothing of the kind.
@@ -114,7 +115,7 @@ def accelerate(model: T) -> T:
     return model
 
 
-def restore(model: T) -> T:
+def undo_acceleration(model: T) -> T:
     """Undo :func:`accelerate`, in place: every layer computes as its library has it.
 
     Args:

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from made_flows._checks import expect
+from made_flows._checks import expect, shown
 from made_flows._torch import own_precision
 from made_flows.inverse import eager
 from made_flows.inverse.problem import Problem, TransposedProblem
@@ -44,7 +44,7 @@ def backend(choice: str) -> Iterator[None]:
         ...     x = mf.GaussianMADE(3)().sample((2,))
     """
     global _chosen  # noqa: PLW0603
-    expect(choice in _CHOICES, "choice", f"to be one of {', '.join(_CHOICES)}", repr(choice))
+    expect(choice in _CHOICES, "choice", f"to be one of {', '.join(_CHOICES)}", shown(choice))
     before, _chosen = _chosen, choice
     try:
         yield
@@ -61,7 +61,7 @@ def _choice() -> str:
 def _default() -> str:
     # Read at the first inverse and not at import: an import should not fail for it.
     choice = os.environ.get(_VARIABLE, "auto")
-    expect(choice in _CHOICES, _VARIABLE, f"to be one of {', '.join(_CHOICES)}", repr(choice))
+    expect(choice in _CHOICES, _VARIABLE, f"to be one of {', '.join(_CHOICES)}", shown(choice))
     return choice
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch.distributions import Distribution
 
-from made_flows._checks import expect, positive_integer
+from made_flows._checks import expect, positive_integer, shown
 from made_flows._registry import saveable
 from made_flows.models.base import Model
 from made_flows.models.flows import Flow
@@ -190,7 +190,7 @@ def _make_bijection(bijection: str | Bijection, scale: str | ScaleRule | None) -
         return bijection if isinstance(bijection, Bijection) else RationalQuadraticSpline()
     names = ", ".join(_BIJECTIONS)
     known = bijection in tuple(_BIJECTIONS)
-    expect(known, "bijection", f"to be a Bijection or one of {names}", repr(bijection))
+    expect(known, "bijection", f"to be a Bijection or one of {names}", shown(bijection))
     kind: Any = _BIJECTIONS[bijection]
     made: Bijection = kind() if scale is None else kind(scale)
     return made
@@ -207,7 +207,7 @@ def _connectivity(
     if adjacency is None:
         return [{"order": _order(features, order, number)} for number in range(transforms)]
     plain = isinstance(order, str) and order == "reverse"
-    expect(plain, "order", "to be left out when adjacency is given", repr(order))
+    expect(plain, "order", "to be left out when adjacency is given", shown(order))
     return [{"adjacency": adjacency}] * transforms
 
 
@@ -218,7 +218,7 @@ def _order(features: int, order: Any, number: int) -> Any:
             order in ("reverse", "random"),
             "order",
             "to be 'reverse', 'random' or a permutation",
-            repr(order),
+            shown(order),
         )
         if order == "random":
             return "random"
@@ -236,7 +236,7 @@ def _stack(
 ) -> list[Transform]:
     """Return the transforms of a MAF or IAF, from data to noise."""
     valid = normalize in (None, "batch", "actnorm")
-    expect(valid, "normalize", "to be None, 'batch' or 'actnorm'", repr(normalize))
+    expect(valid, "normalize", "to be None, 'batch' or 'actnorm'", shown(normalize))
     stack: list[Transform] = []
     for arguments in connectivity:
         conditioner = made(parameters=bijection.outputs, **arguments)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, non_negative_integer
+from made_flows._checks import expect, helpful, non_negative_integer, shown
 from made_flows.models.autoregressive_flows import MAF
 from made_flows.models.base import Model
 from made_flows.models.estimate_gaussians import Fold, Prior, average_gaussians, sparse_weights
@@ -60,6 +60,7 @@ class _Part:
     seconds: float = 0.0
 
 
+@helpful
 def estimate(
     x: Any,
     context: Any = None,
@@ -121,7 +122,7 @@ def estimate(
         >>> bool(model().log_prob(x).mean() > normal.log_prob(x).mean() + 0.3)
         True
     """
-    expect(budget in _SECONDS, "budget", "to be 'fast', 'good' or 'best'", repr(budget))
+    expect(budget in _SECONDS, "budget", "to be 'fast', 'good' or 'best'", shown(budget))
     limit = _SECONDS[budget] if max_seconds is None else float(max_seconds)
     expect(limit > 0, "max_seconds", "to be above 0", max_seconds)
     if seed is None:

@@ -10,7 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import check_broadcast, expect, expect_type, positive_integer
+from made_flows._checks import (
+    check_broadcast,
+    expect,
+    expect_type,
+    positive_integer,
+    shown,
+)
 from made_flows._torch import as_rows
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import draw_degrees
@@ -59,12 +65,12 @@ class OrderSchedule(nn.Module):
         super().__init__()
         for name, value in (("orders", orders), ("masks", masks)):
             free = value is None or made.graph is None
-            expect(free, name, "to be left out for a network of a graph", repr(value))
+            expect(free, name, "to be left out for a network of a graph", shown(value))
         words = f"to be 'all', a number of them or orders of shape (K, {made.features})"
-        expect(not isinstance(orders, str) or orders == "all", "orders", words, repr(orders))
+        expect(not isinstance(orders, str) or orders == "all", "orders", words, shown(orders))
         self.any_order, self.any_degrees = isinstance(orders, str), isinstance(masks, str)
         of_masks = "to be 'all' or a number of sets of degrees"
-        expect(not self.any_degrees or masks == "all", "masks", of_masks, repr(masks))
+        expect(not self.any_degrees or masks == "all", "masks", of_masks, shown(masks))
         self.per_batch: int | Literal["row"] = "row"
         if per_batch != "row":
             expect_type(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from made_flows._checks import expect, expect_type
+from made_flows._checks import described, expect, expect_type, shown
 from made_flows._keys import KeyedModule
 from made_flows._torch import (
     has_concrete_values,
@@ -89,7 +89,7 @@ def make_activation(activation: Any, argument: str = "activation") -> nn.Module:
     """
     if isinstance(activation, str):
         names = ", ".join(ACTIVATIONS)
-        expect(activation in ACTIVATIONS, argument, f"to be one of {names}", repr(activation))
+        expect(activation in ACTIVATIONS, argument, f"to be one of {names}", shown(activation))
         return ACTIVATIONS[activation]()
     kind = activation if isinstance(activation, type) else type(activation)
     if isinstance(activation, type) and issubclass(activation, nn.Module):
@@ -210,7 +210,7 @@ def activation_name(activation: nn.Module) -> str:
         return f"{code[0]}:{code[1]!r}"
     if isinstance(activation, _Wrapped):
         return f"key:{activation.key}"
-    raise TypeError(f"Expected an activation made by make_activation; got {activation!r}")
+    raise TypeError(f"Expected an activation made by make_activation; got {described(activation)}")
 
 
 def activation_of_name(name: str) -> Callable[[Tensor], Tensor]:

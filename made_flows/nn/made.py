@@ -21,6 +21,7 @@ from made_flows._checks import (
     non_negative_integer,
     positive_integer,
     real_number,
+    shown,
     widths,
 )
 from made_flows._registry import saveable
@@ -145,7 +146,9 @@ class MADE(MaskedMLP):
         expect(0 <= dropout < 1, "dropout", "to be in [0, 1)", dropout)
         kind = type(mask_weights)
         expect_type(kind in (bool, str), "mask_weights", _MASKED, mask_weights)
-        expect(kind is bool or mask_weights == "order", "mask_weights", _MASKED, repr(mask_weights))
+        expect(
+            kind is bool or mask_weights == "order", "mask_weights", _MASKED, shown(mask_weights)
+        )
         check_generator(generator)
         residual = boolean(residual, "residual") and len(hidden) > 1
         shape = Shape(
@@ -168,7 +171,7 @@ class MADE(MaskedMLP):
                 degrees == "even",
                 "degrees",
                 "to be left out when adjacency is given",
-                repr(degrees),
+                shown(degrees),
             )
             connectivity = connect_by_graph(shape, mk.check_adjacency(adjacency, features, context))
         super().__init__(

@@ -28,6 +28,7 @@ from made_flows._checks import (
     expect_type,
     non_negative_integer,
     positive_integer,
+    shown,
 )
 from made_flows._torch import has_concrete_values
 
@@ -60,13 +61,13 @@ def make_order(
         if order == "random":
             return torch.randperm(features, generator=generator)
         names = "'natural', 'reversed', 'random' or a permutation"
-        raise ValueError(f"Expected order to be {names}; got {order!r}")
+        raise ValueError(f"Expected order to be {names}; got {shown(order)}")
     try:
         given = torch.as_tensor(order).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         given = torch.empty(0)
     valid = given.shape == (features,) and _is_permutation(given)
-    expect(valid, "order", f"to be a permutation of 0..{features - 1}", repr(order))
+    expect(valid, "order", f"to be a permutation of 0..{features - 1}", shown(order))
     return given.long().clone()
 
 
@@ -164,7 +165,7 @@ def hidden_degrees(
     if rule == "random":
         drawn = torch.randint(lowest, highest + 1, (width,), generator=generator)
         return drawn.sort().values
-    raise ValueError(f"Expected degrees to be 'even' or 'random'; got {rule!r}")
+    raise ValueError(f"Expected degrees to be 'even' or 'random'; got {shown(rule)}")
 
 
 def degree_masks(

@@ -11,7 +11,7 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
 import made_flows.models.autoregressive_flows as core
-from made_flows._checks import check_broadcast, check_event, expect, positive_integer
+from made_flows._checks import check_broadcast, check_event, expect, helpful, positive_integer
 from made_flows.pyro.flow_transforms import FlowTransform, check_flow
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
@@ -72,11 +72,12 @@ class ConditionalMAF(ConditionalFlowTransform):
         torch.Size([10])
     """
 
+    @helpful
     def __init__(
         self,
         features: int,
         context: int,
-        transforms: int = 1,
+        transforms: int | None = None,
         hidden_features: Sequence[int] | None = None,
         *,
         order: Any = "reverse",
@@ -117,7 +118,8 @@ class ConditionalIAF(ConditionalFlowTransform):
     Args:
         features: number of features D of z.
         context: number of context variables C.
-        transforms: number of steps T; the order of the features is reversed after each.
+        transforms: number of steps T; the order of the features is reversed after each. Two, since
+            the encoder's location and scale have done the most; a :class:`MAF` alone has five.
         hidden_features: widths of the hidden layers of every conditioner.
         bijection: ``"gated"`` for the update above, or another as for :class:`made_flows.IAF`.
         order, normalize, scale, adjacency, degrees, activation, residual, direct, dropout,
@@ -140,6 +142,7 @@ class ConditionalIAF(ConditionalFlowTransform):
         torch.Size([10, 3])
     """
 
+    @helpful
     def __init__(
         self,
         features: int,

@@ -14,7 +14,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from made_flows._checks import expect, expect_type, positive_integer
+from made_flows._checks import expect, expect_type, helpful, positive_integer
 from made_flows.diagnostics.pareto import pareto_smooth
 from made_flows.pyro.probe import LatentSite, Probe, probe_beyond
 
@@ -260,6 +260,7 @@ def to_arviz(chains: Mapping[str, Tensor]) -> Any:
     return arviz.from_dict(posterior=posterior)
 
 
+@helpful
 def diagnose(
     model: Callable[..., Any],
     guide: Callable[..., Any],

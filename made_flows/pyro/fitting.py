@@ -16,7 +16,7 @@ from pyro.infer.autoguide.initialization import init_to_sample, init_to_uniform
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from made_flows._checks import expect, expect_type, positive_integer
+from made_flows._checks import expect, expect_type, helpful, positive_integer, shown
 from made_flows.pyro.diagnosis import Diagnosis, diagnose
 from made_flows.pyro.guides import AutoIAF
 from made_flows.pyro.mixture_guide import FlowMixture
@@ -83,6 +83,7 @@ class GuideFit:
         )
 
 
+@helpful
 def fit_guide(
     guide: AutoIAF,
     *args: Any,
@@ -139,7 +140,7 @@ def fit_guide(
         'as drawn'
     """
     expect_type(isinstance(guide, AutoIAF), "guide", "to be an AutoIAF", guide)
-    expect(budget in BUDGETS, "budget", f"to be one of {', '.join(BUDGETS)}", repr(budget))
+    expect(budget in BUDGETS, "budget", f"to be one of {', '.join(BUDGETS)}", shown(budget))
     modes = positive_integer(modes, "modes")
     model = guide.model_given()
     began = time.perf_counter()

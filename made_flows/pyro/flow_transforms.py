@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import made_flows.models.autoregressive_flows as core
-from made_flows._checks import check_broadcast, check_event, described, expect, expect_type
+from made_flows._checks import (
+    check_broadcast,
+    check_event,
+    described,
+    expect,
+    expect_type,
+    helpful,
+)
 from made_flows.models.flows import Flow
 from made_flows.pyro.base import VectorTransform
 from made_flows.transforms.base import Transform
@@ -105,10 +112,9 @@ class IAF(FlowTransform):
 
     Args:
         features: number of features D.
-        transforms: number of autoregressive transforms.
-        hidden_features: widths of the hidden layers of every conditioner; None as there.
-        order, normalize, bijection, scale, adjacency, degrees, activation, residual, direct,
-            dropout, mask_weights, generator: as for :class:`made_flows.IAF`.
+        transforms, hidden_features, order, normalize, bijection, scale, adjacency, degrees,
+            activation, residual, direct, dropout, mask_weights, generator: by name alone, as for
+            :class:`made_flows.IAF`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -123,12 +129,13 @@ class IAF(FlowTransform):
         torch.Size([5])
     """
 
+    @helpful
     def __init__(
         self,
         features: int,
-        transforms: int = 1,
-        hidden_features: Sequence[int] | None = None,
         *,
+        transforms: int | None = None,
+        hidden_features: Sequence[int] | None = None,
         order: Any = "reverse",
         normalize: Literal["batch", "actnorm"] | None = None,
         bijection: Literal["affine", "spline", "gated"] | Bijection = "affine",
@@ -163,10 +170,9 @@ class MAF(FlowTransform):
 
     Args:
         features: number of features D.
-        transforms: number of autoregressive transforms.
-        hidden_features: widths of the hidden layers of every conditioner; None as there.
-        order, normalize, bijection, scale, adjacency, degrees, activation, residual, direct,
-            dropout, mask_weights, generator: as for :class:`made_flows.MAF`.
+        transforms, hidden_features, order, normalize, bijection, scale, adjacency, degrees,
+            activation, residual, direct, dropout, mask_weights, generator: by name alone, as for
+            :class:`made_flows.MAF`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -181,12 +187,13 @@ class MAF(FlowTransform):
         (torch.Size([5]), torch.Size([5, 3]))
     """
 
+    @helpful
     def __init__(
         self,
         features: int,
-        transforms: int = 1,
-        hidden_features: Sequence[int] | None = None,
         *,
+        transforms: int | None = None,
+        hidden_features: Sequence[int] | None = None,
         order: Any = "reverse",
         normalize: Literal["batch", "actnorm"] | None = None,
         bijection: Literal["affine", "spline", "gated"] | Bijection = "affine",

@@ -23,6 +23,7 @@ from made_flows._checks import (
     check_event,
     expect,
     expect_type,
+    helpful,
     positive_integer,
     real_number,
 )
@@ -61,6 +62,7 @@ class AutoIAF(AutoContinuous):
     Args:
         model: a Pyro model.
         transforms: number of autoregressive transforms; the last one's conditioner is linear.
+            Three, not the five of a MAF, since every step of training runs all of them.
         hidden_features: widths of the hidden layers of every conditioner; None for two of as many
             units as there are latent dimensions, and at least 64.
         init_loc_fn: where the guide starts, one of Pyro's initialisation functions; by default the
@@ -95,6 +97,7 @@ class AutoIAF(AutoContinuous):
         torch.Size([])
     """
 
+    @helpful
     def __init__(
         self,
         model: Callable[..., Any],

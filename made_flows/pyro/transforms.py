@@ -9,7 +9,14 @@ import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from made_flows._checks import boolean, check_event, expect, positive_integer, real_number
+from made_flows._checks import (
+    boolean,
+    check_event,
+    expect,
+    positive_integer,
+    real_number,
+    shown,
+)
 from made_flows._torch import has_concrete_values
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.libraries.pyro import PyroSpline, conditioner_of
@@ -262,7 +269,7 @@ def _leave_out_copies(state: dict[str, Any], prefix: str, *_: Any) -> None:
 
 def _spline(count_bins: int, bound: float, order: str) -> Bijection:
     valid = order in ("linear", "quadratic")
-    expect(valid, "order", "to be 'linear' or 'quadratic'", repr(order))
+    expect(valid, "order", "to be 'linear' or 'quadratic'", shown(order))
     bins = positive_integer(count_bins, "count_bins")
     expect(bins > 1, "count_bins", "to be at least 2", count_bins)
     return PyroSpline(bins, real_number(bound, "bound", above=0), order)

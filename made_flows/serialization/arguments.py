@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from made_flows._checks import described
 from made_flows._registry import class_name, find_class, former_defaults, is_saveable
 from made_flows.nn.activations import CONSTANTS, code_of, make_activation
 
@@ -94,7 +95,7 @@ class Encoder:
             raise TypeError(
                 f"Expected argument {name} to be one that can be saved: numbers, text, sequences, "
                 f"arrays, known activations and objects of this library; got "
-                f"{type(value).__name__} {value!r}. Make the model without it, decorate its class "
+                f"{described(value)}. Make the model without it, decorate its class "
                 f"with made_flows.saveable, or save model.state_dict() and make the model by hand"
             )
         return {"activation": list(code)}

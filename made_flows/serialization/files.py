@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from made_flows._checks import expect, expect_type
+from made_flows._checks import expect, expect_type, helpful, shown
 from made_flows._registry import is_saveable
 from made_flows.serialization.record import describe, rebuild, undisturbed
 
@@ -126,6 +126,7 @@ def checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+@helpful
 def load(
     path: str | os.PathLike[str],
     device: torch.device | str | None = None,
@@ -167,7 +168,7 @@ def load(
             device = torch.device(device)
         except (RuntimeError, TypeError):
             words = "to be a device that torch knows, such as 'cpu' or 'cuda'"
-            expect(False, "device", words, repr(device))
+            expect(False, "device", words, shown(device))
     place = _expect_path(path)
     if not place.is_file():
         raise FileNotFoundError(f"Expected path to be a file; got {path}, which is not one")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from made_flows._checks import expect
+from made_flows._checks import expect, shown
 from made_flows.nn.activations import make_activation
 from made_flows.nn.made import MADE
 from made_flows.serialization.arguments import ARGUMENTS, Decoder, Encoder
@@ -135,7 +135,7 @@ def _change(model: nn.Module, change: Any, decoder: Decoder) -> None:
     elif kind == "module":
         value = make_activation(value) if isinstance(value, str) else value
         valid = (value is None or isinstance(value, nn.Module)) and name and "." not in name
-        expect(valid, f"{path}.{name}", "to be a module", repr(value))
+        expect(valid, f"{path}.{name}", "to be a module", shown(value))
         module._modules[name] = value
     elif kind == "attribute":
         # Nothing that a class defines as code, and nothing of torch's own.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect_type, positive_integer
+from made_flows._checks import expect_type, helpful, positive_integer
 from made_flows._registry import saveable
 from made_flows._torch import modes_kept
 from made_flows.models.density import DensityModel
@@ -306,6 +306,7 @@ class TableMADE(DensityModel):
         return torch.cat(parts)
 
 
+@helpful
 def fit_table(
     table: Any,
     columns: Mapping[str, Any] | None = None,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, expect_type, real_number
+from made_flows._checks import expect, expect_type, real_number, shown
 from made_flows._registry import saveable
 from made_flows.tables.columns import (
     Column,
@@ -61,7 +61,7 @@ class Schema:
         self.left_out = dict(left_out or {})
         self.frame, self.missing = frame, tuple(missing)
         expect(len(self.columns) > 0, "the table", "to have a column to model", str(self.left_out))
-        expect(frame in FRAMES, "frame", f"to be one of {', '.join(FRAMES)}", repr(frame))
+        expect(frame in FRAMES, "frame", f"to be one of {', '.join(FRAMES)}", shown(frame))
 
     @classmethod
     def of(
@@ -239,7 +239,7 @@ def _said(name: str, values: Values, said: Any) -> Column | str:
     numbers = {"bounded": (0, 2), "amount": (0, 1), "rounded": (0, 1)}
     known = isinstance(kind, str) and kind in KINDS and len(ends) in numbers.get(kind, (0,))
     words = f"{', '.join(KINDS)}, ('bounded', low, high), ('rounded', step) or ('amount', step)"
-    expect(known, f"columns[{name!r}]", f"to be one of {words}", repr(said))
+    expect(known, f"columns[{name!r}]", f"to be one of {words}", shown(said))
     if kind == "leave_out":
         return "as was asked"
     expect(not values.missing.all(), f"column {name!r}", "to hold values", "none")

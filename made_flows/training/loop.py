@@ -17,9 +17,11 @@ from tqdm.auto import tqdm
 from made_flows._checks import (
     expect,
     expect_type,
+    helpful,
     non_negative_integer,
     positive_integer,
     real_number,
+    shown,
 )
 from made_flows._torch import modes_kept
 from made_flows.training.data import Batch, Rows, Source, Target, open_data, split
@@ -46,6 +48,7 @@ from made_flows.training.standardization import set_units, units_of
 __all__ = ["History", "TrainingError", "fit"]
 
 
+@helpful
 def fit(
     model: nn.Module,
     data: Any,
@@ -165,7 +168,7 @@ def fit(
     )
     expect_type(isinstance(progress, (bool, str)), "progress", "to be a bool or a text", progress)
     expect(options.average is None or options.average < 1, "average", "to be below 1", average)
-    expect(schedule in (None, "cosine"), "schedule", "to be None or 'cosine'", repr(schedule))
+    expect(schedule in (None, "cosine"), "schedule", "to be None or 'cosine'", shown(schedule))
     if learning_rate is not None:
         real_number(learning_rate, "learning_rate", above=0)
     if dropout is not None:

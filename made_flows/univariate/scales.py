@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from made_flows._checks import expect, expect_type, real_number
+from made_flows._checks import expect, expect_type, real_number, shown
 from made_flows._registry import saveable
 
 SCALE_RULES = ("bounded", "softsign", "exp", "softplus", "sigmoid", "clamp")
@@ -71,7 +71,7 @@ class ScaleRule(nn.Module):
     ) -> None:
         super().__init__()
         names = ", ".join(SCALE_RULES)
-        expect(rule in SCALE_RULES, "scale rule", f"to be one of {names}", repr(rule))
+        expect(rule in SCALE_RULES, "scale rule", f"to be one of {names}", shown(rule))
         self.rule = rule
         self.bound = real_number(bound, "bound", above=0)
         self.low, self.high = real_number(low, "low"), real_number(high, "high")
@@ -134,5 +134,5 @@ def make_scale_rule(scale: Any) -> ScaleRule:
     if isinstance(scale, ScaleRule):
         return scale
     names = ", ".join(SCALE_RULES)
-    expect(isinstance(scale, str), "scale", f"to be a ScaleRule or one of {names}", repr(scale))
+    expect(isinstance(scale, str), "scale", f"to be a ScaleRule or one of {names}", shown(scale))
     return ScaleRule(scale)

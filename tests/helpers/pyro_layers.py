@@ -64,15 +64,17 @@ AUTOREGRESSIVE: dict[str, Callable[[int], Any]] = {
 
 TRANSFORMS: dict[str, Callable[[int], Any]] = {
     **AUTOREGRESSIVE,
-    "IAF": lambda D: mp.IAF(D, 2, (12,)),
-    "IAF, gated": lambda D: mp.IAF(D, 2, (12, 10), bijection="gated"),
-    "IAF, spline": lambda D: mp.IAF(D, 1, (12,), bijection="spline"),
-    "MAF": lambda D: mp.MAF(D, 2, (12,)),
-    "MAF, normalised": lambda D: mp.MAF(D, 2, (12,), normalize="actnorm", order="random"),
+    "IAF": lambda D: mp.IAF(D, transforms=2, hidden_features=(12,)),
+    "IAF, gated": lambda D: mp.IAF(D, transforms=2, hidden_features=(12, 10), bijection="gated"),
+    "IAF, spline": lambda D: mp.IAF(D, transforms=1, hidden_features=(12,), bijection="spline"),
+    "MAF": lambda D: mp.MAF(D, transforms=2, hidden_features=(12,)),
+    "MAF, normalised": lambda D: mp.MAF(
+        D, transforms=2, hidden_features=(12,), normalize="actnorm", order="random"
+    ),
     "affine, network of Pyro": lambda D: mp.AffineAutoregressive(_network_of_pyro(D)),
     "linear": lambda D: mp.FlowTransform(mf.InvertibleLinear(D)),
     "inverse of affine": lambda D: mp.affine_autoregressive(D, hidden_dims=[12]).inv,
-    "inverse of MAF": lambda D: mp.MAF(D, 1, (12,)).inv,
+    "inverse of MAF": lambda D: mp.MAF(D, transforms=1, hidden_features=(12,)).inv,
 }
 """All transforms without a context: constructors from the number of features."""
 

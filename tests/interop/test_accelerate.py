@@ -398,7 +398,7 @@ def test_restore(name: str) -> None:
     u, context = row.values(ROWS, torch.float64), row.given(ROWS, torch.float64)
     with default_dtype(torch.float64):
         row.slow(fast, u, context)
-        assert mf.restore(fast) is fast
+        assert mf.undo_acceleration(fast) is fast
         assert type(fast) is type(layer)
         assert not any("made_flows" in key for key in vars(fast))
         with passes(NETWORKS) as counts, torch.no_grad():
@@ -559,7 +559,7 @@ def test_the_same_seed_gives_the_same_samples_and_scores(name: str) -> None:
         close(fast.double().log_prob(x, context), model.double().log_prob(x, context))
     else:
         close(score(fast, x), score(model, x.clone()))
-    mf.restore(fast)
+    mf.undo_acceleration(fast)
     assert not mf.acceleration(fast).fast
 
 
@@ -632,7 +632,7 @@ def test_a_pyro_guide() -> None:
     with passes(NETWORKS) as counts, torch.no_grad():
         scores = posterior.log_prob(z)
     assert counts["passes"] == 2
-    mf.restore(guide)
+    mf.undo_acceleration(guide)
     close(scores, guide.get_posterior().log_prob(z.clone()))
 
 
@@ -679,7 +679,7 @@ def test_report_of_what_is_left() -> None:
     report = mf.acceleration(model)
     assert list(report.fast) == ["0"]
     assert "left  1.transform.transforms.0  zuko MaskedAutoregressiveTransform: " in str(report)
-    assert next(iter(mf.acceleration(mf.restore(model)).left.values())) == (
+    assert next(iter(mf.acceleration(mf.undo_acceleration(model)).left.values())) == (
         "zuko MaskedAutoregressiveTransform",
         "not accelerated",
     )
@@ -702,7 +702,7 @@ def test_nothing_to_accelerate() -> None:
         assert type(model) in (nn.Linear, nfl.Flow)
 
 
-@pytest.mark.parametrize("function", [mf.accelerate, mf.restore, mf.acceleration])
+@pytest.mark.parametrize("function", [mf.accelerate, mf.undo_acceleration, mf.acceleration])
 def test_what_cannot_be_searched(function: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError, match="Expected model to be a module"):
         function("model")
@@ -758,7 +758,7 @@ def test_whatever_holds_a_flow_is_searched_through(name: str, holder: str) -> No
     assert mf.accelerate(held) is held
     assert list(mf.acceleration(held).fast) == [path]
     assert type(layer) is not original_class(layer)
-    mf.restore(held)
+    mf.undo_acceleration(held)
     assert not mf.acceleration(held).fast
     assert type(layer) is original_class(layer)
 

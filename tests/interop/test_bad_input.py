@@ -131,7 +131,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     # accelerate
     "accelerate": (lambda: mf.accelerate("flow.pt"), "model"),
     "accelerate nothing": (lambda: mf.accelerate(None), "model"),
-    "restore": (lambda: mf.restore(3), "model"),
+    "undo_acceleration": (lambda: mf.undo_acceleration(3), "model"),
     "acceleration": (lambda: mf.acceleration(3.0), "model"),
 }
 

@@ -21,9 +21,9 @@ DIMENSIONS = 3
 FLOWS: dict[str, Any] = {
     "affine": lambda D: mp.affine_autoregressive(D, hidden_dims=[16]),
     "spline": lambda D: mp.spline_autoregressive(D, hidden_dims=[16], count_bins=4),
-    "IAF": lambda D: mp.IAF(D, 2, (16,)),
-    "IAF, gated": lambda D: mp.IAF(D, 2, (16,), bijection="gated"),
-    "MAF": lambda D: mp.MAF(D, 2, (16,)),
+    "IAF": lambda D: mp.IAF(D, transforms=2, hidden_features=(16,)),
+    "IAF, gated": lambda D: mp.IAF(D, transforms=2, hidden_features=(16,), bijection="gated"),
+    "MAF": lambda D: mp.MAF(D, transforms=2, hidden_features=(16,)),
     "inverse of affine": lambda D: mp.affine_autoregressive(D, hidden_dims=[16]).inv,
 }
 
@@ -81,7 +81,7 @@ SMOOTH: dict[str, Any] = {
     "affine": lambda D: mp.AffineAutoregressive(
         mp.AutoRegressiveNN(D, [32], permutation=torch.arange(D)), scale="bounded"
     ),
-    "IAF": lambda D: mp.IAF(D, 1, (32,), activation="elu"),
+    "IAF": lambda D: mp.IAF(D, transforms=1, hidden_features=(32,), activation="elu"),
 }
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, prune
 pyro = pytest.importorskip("pyro")
 import pyro.distributions as dist  # noqa: E402
 
+import made_flows as mf  # noqa: E402
 import made_flows.pyro as mp  # noqa: E402
 from tests.helpers.flow_models import shaken  # noqa: E402
 from tests.helpers.pyro_layers import (  # noqa: E402
@@ -120,7 +121,19 @@ def test_autoregressive_in_the_order_of_the_network(name: str) -> None:
 @pytest.mark.parametrize("kind", [mp.IAF, mp.MAF])
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
 def test_flows_are_autoregressive_in_the_order_given(kind: Any, order: list[int]) -> None:
-    check_order(shaken(kind(4, 1, (12,), order=order)), torch.tensor(order))
+    check_order(
+        shaken(kind(4, transforms=1, hidden_features=(12,), order=order)), torch.tensor(order)
+    )
+
+
+@pytest.mark.parametrize("kind", ["IAF", "MAF"])
+def test_flows_mean_the_same_here_and_in_the_library(kind: str) -> None:
+    with pytest.raises(TypeError, match="positional"):
+        getattr(mp, kind)(4, 2)  # a context there
+    ours, theirs = getattr(mp, kind)(4).flow, getattr(mf, kind)(4)
+    assert [type(t) for t in ours.transforms] == [type(t) for t in theirs.transforms]
+    with pytest.raises(TypeError, match="Did you mean transforms"):
+        getattr(mp, kind)(4, transform=2)
 
 
 # ---------------------------------------------------------------------- shapes

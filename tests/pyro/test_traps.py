@@ -284,8 +284,10 @@ JITTED: dict[str, Any] = {
     "affine": lambda: mp.affine_autoregressive(3, hidden_dims=[8]),
     "inverse of affine": lambda: mp.affine_autoregressive(3, hidden_dims=[8]).inv,
     "spline": lambda: mp.spline_autoregressive(3, hidden_dims=[8], count_bins=4),
-    "IAF": lambda: mp.IAF(3, 2, (8,)),
-    "IAF, gated": lambda: mp.IAF(3, 1, (8,), bijection="gated", activation="elu"),
+    "IAF": lambda: mp.IAF(3, transforms=2, hidden_features=(8,)),
+    "IAF, gated": lambda: mp.IAF(
+        3, transforms=1, hidden_features=(8,), bijection="gated", activation="elu"
+    ),
 }
 
 
@@ -331,7 +333,7 @@ def test_trap_9_a_traced_loss_is_the_loss(name: str) -> None:
 @pytest.mark.parametrize("kind", [mp.IAF, mp.MAF])
 def test_trap_9_a_traced_loss_trains(kind: Any) -> None:
     pyro.clear_param_store()
-    t = kind(3, 2, (8,))
+    t = kind(3, transforms=2, hidden_features=(8,))
     loss = JitTrace_ELBO(ignore_jit_warnings=True)
     svi = SVI(funnel, guide_with(t), pyro.optim.Adam({"lr": 0.02}), loss)
     losses = torch.tensor([svi.step() for _ in range(300)])
