@@ -61,8 +61,7 @@ class AutoIAF(AutoContinuous):
 
     Args:
         model: a Pyro model.
-        transforms: number of autoregressive transforms; the last one's conditioner is linear.
-            Three, not the five of a MAF, since every step of training runs all of them.
+        transforms: number of transforms, the last's conditioner linear; all run in every step.
         hidden_features: widths of the hidden layers of every conditioner; None for two of as many
             units as there are latent dimensions, and at least 64.
         init_loc_fn: where the guide starts, one of Pyro's initialisation functions; by default the
@@ -126,8 +125,7 @@ class AutoIAF(AutoContinuous):
             "activation": activation, "residual": residual, "direct": direct, "dropout": dropout,
             "generator": generator,
         }  # fmt: skip
-        # What can be wrong with the rest shows at once, and not when the model first runs.
-        _check_flow(start, transforms, hidden_features, flow)
+        _check_flow(start, transforms, hidden_features, flow)  # at once, not when the model runs
         super().__init__(model, init_loc_fn=init_loc_fn)
         self._given_model = (model,)
         self._path_gradient = path_gradient
