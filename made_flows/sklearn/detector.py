@@ -28,9 +28,8 @@ class MADEDetector(MADEOutlierDetector):
     """
 
     def fit(self, X: Any, y: Any = None) -> MADEDetector:
-        super().fit(X)
+        self.decision_scores_ = -self._fit_scored(X)
         self.threshold_ = -self.offset_
-        self.decision_scores_ = self.decision_function(X)
         self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
         return self
 

@@ -63,6 +63,11 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
 
     def fit(self, X: Any, y: Any = None) -> MADEOutlierDetector:
         """Fit the density and its threshold to rows."""
+        self._fit_scored(X)
+        return self
+
+    def _fit_scored(self, X: Any) -> Any:
+        """Fit to rows, and return their scores."""
         part = real_number(self.contamination, "contamination", above=0)
         expect(part <= 0.5, "contamination", "to be in (0, 0.5]", part)
         if self.resolution is not None:
@@ -70,7 +75,7 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         X = self._fit_model(X, resolution=self.resolution)
         scores = self.model_.score_samples(X, orders=self.orders)
         self.offset_ = float(np.percentile(scores, 100 * part))
-        return self
+        return scores
 
     def decision_function(self, X: Any) -> Any:
         """Return how far rows are above the threshold, in nats; negative for outliers."""

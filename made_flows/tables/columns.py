@@ -15,7 +15,7 @@ import torch
 
 from made_flows._checks import expect
 from made_flows._registry import saveable
-from made_flows.tables.frames import Values
+from made_flows.tables.frames import DAY, Values
 from made_flows.training.standardization import robust_moments
 
 ATOM = -10_000.0
@@ -330,5 +330,5 @@ def _fitted(y: Any, base: str) -> tuple[float, tuple[float, ...]]:
 
 
 def _moments(days: Any, holds: str) -> Any:
-    ticks = np.round(days * 86400e6).astype(np.int64)
+    ticks = np.round(days * DAY).astype(np.int64)
     return ticks.astype("M8[us]" if holds == "date" else "m8[us]")

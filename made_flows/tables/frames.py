@@ -18,7 +18,9 @@ from made_flows.training.convert import dimensions
 FRAMES = ("pandas", "polars", "pyarrow", "array", "dict")
 """What a table can be: frames of a library, a matrix, or arrays by name."""
 
-_DAY = 86400e6  # microseconds
+DAY = 86400e6
+"""Microseconds."""
+
 _EXACT = 2**53
 
 
@@ -150,7 +152,7 @@ def _values(column: Any, name: str) -> Values:
     if kind == "b":
         return Values(column.astype(object), "bool")
     if kind in "Mm":
-        days = column.astype(f"{kind}8[us]").astype(np.int64) / _DAY
+        days = column.astype(f"{kind}8[us]").astype(np.int64) / DAY
         holds = "date" if kind == "M" else "duration"
         return Values(np.where(np.isnat(column), np.nan, days), holds)
     expect_type(kind in "iuf", f"column {name!r}", "to hold numbers, text, dates or booleans",

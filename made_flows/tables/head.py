@@ -146,9 +146,8 @@ class Numbers(_Part):
         *_, middle, spread, tail, skew, location, scale = self._of(y, which)
         v = (y - middle) / spread
         t = tail * torch.asinh(v) - skew
-        log_cosh = t.abs() + torch.log1p(torch.exp(-2 * t.abs())) - math.log(2)
         log_root = torch.hypot(v, torch.ones_like(v)).log()
-        slope = (tail / (spread * scale)).log() + log_cosh - log_root
+        slope = (tail / (spread * scale)).log() + _log_cosh(t) - log_root
         return (torch.sinh(t) - location) / scale, slope
 
     def _from_normal(self, z: Tensor, which: Tensor) -> Tensor:
@@ -177,8 +176,7 @@ class Numbers(_Part):
             return -y
         if self.base == "logit":
             return F.softplus(y) + F.softplus(-y) - (high - low).log()
-        return -(y.abs() + torch.log1p(torch.exp(-2 * y.abs())) - math.log(2)) if (
-            self.base == "asinh") else torch.zeros_like(y)  # fmt: skip
+        return -_log_cosh(y) if self.base == "asinh" else torch.zeros_like(y)
 
     def encode(self, y: Tensor) -> Tensor:
         atom = y == ATOM
@@ -248,6 +246,10 @@ class Numbers(_Part):
                 x = torch.maximum(x, low + 0.5 * step)
             y = self._code(x, which)
         return torch.where(atom, ATOM, y)
+
+
+def _log_cosh(t: Tensor) -> Tensor:
+    return t.abs() + torch.log1p(torch.exp(-2 * t.abs())) - math.log(2)
 
 
 def _fit_mixture(z: Tensor, width: Tensor, start: Tensor) -> Tensor:
