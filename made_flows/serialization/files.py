@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
-import uuid
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from made_flows._checks import expect, expect_type, helpful, shown
+from made_flows._files import expect_place, replacing
 from made_flows._registry import is_saveable
 from made_flows.serialization.record import describe, rebuild, undisturbed
 
@@ -67,6 +66,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             say, with what to do about it.
         FileNotFoundError: when the folder does not exist.
         IsADirectoryError: when the path is a folder.
+        OSError: for a file that cannot be written, as of a full disk.
 
     Example:
         >>> import tempfile, pathlib, made_flows as mf
@@ -83,11 +83,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         model,
     )
     place = _expect_path(path)
-    if place.is_dir():
-        raise IsADirectoryError(f"Expected path to be a file to write; got {place}, a folder")
-    if not place.parent.is_dir():
-        raise FileNotFoundError(f"Expected the folder of path to exist; got {place.parent}")
-
+    expect_place(place)
     text, tensors = describe(model)
     header = {
         "format": _KEY,
@@ -97,17 +93,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     }
     written = json.dumps(header, allow_nan=False)
     metadata = {_KEY: written, _CHECKSUM: checksum(written, tensors)}
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.touch()  # with the mode that new files get here, which safetensors' lack
-        mode = stat.S_IMODE((place if place.exists() else temporary).stat().st_mode)
-        save_file(tensors, temporary, metadata)
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # complete on the disk, before it takes the other's place
-        temporary.replace(place)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(place) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"Expected {place} to be written; got {error}") from error
 
 
 def _expect_path(path: Any) -> Path:
