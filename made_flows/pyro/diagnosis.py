@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -404,12 +404,12 @@ def plate_nesting(
 ) -> int:
     """Return how many dimensions the plates of a model and its guide take."""
     with torch.no_grad(), poutine.block():
-        frames = [
-            frame
-            for trace in _traces(model, guide, args, kwargs)
-            for site in trace.nodes.values()
-            for frame in (site.get("cond_indep_stack") or ())
-        ]
+        return _nesting(_traces(model, guide, args, kwargs))
+
+
+def _nesting(traces: Iterable[Trace]) -> int:
+    nodes = [node for trace in traces for node in trace.nodes.values()]
+    frames = [frame for node in nodes for frame in (node.get("cond_indep_stack") or ())]
     return -min([frame.dim for frame in frames if frame.dim is not None], default=0)
 
 
@@ -421,7 +421,7 @@ def _layout(
 ) -> tuple[int, dict[str, LatentSite]]:
     """Count the dimensions of plates and list the latent sites, of a checked model."""
     of_model, of_guide = _traces(model, guide, args, kwargs)
-    dims, sites = [0], {}
+    sites = {}
     for trace in (of_model, of_guide):
         for name, site in trace.nodes.items():
             if site["type"] != "sample":
@@ -430,9 +430,8 @@ def _layout(
                 whole = frame.full_size in (None, frame.size)
                 got = f"plate {frame.name!r} with {frame.size} of {frame.full_size}"
                 expect(whole, "model", "without subsampling, whose weights are noise", got)
-                dims += [frame.dim] if frame.dim is not None else []
             known = trace is of_guide or site["is_observed"] or name in of_guide.nodes
             expect(known, "guide", "to sample every latent variable of the model", f"no {name!r}")
             if trace is of_model and not site["is_observed"]:
                 sites[name] = LatentSite(site["fn"], cast(Tensor, site["value"]))
-    return -min(dims), sites
+    return _nesting((of_model, of_guide)), sites
