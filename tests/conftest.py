@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -60,6 +61,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     named = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if named:
         raise pytest.UsageError(f"Expected ids that are the same in every process; got {named[0]}")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what stays until the end, ten thousand tests and all modules, out of collections.
+
+    Tests that ask for a collection, and Python itself, then look at what the tests made.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _global_state() -> dict[str, object]:
