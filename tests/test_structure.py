@@ -65,7 +65,10 @@ PUBLIC = {
         MixtureOfGaussiansMADE StandardNormal TrainingModeWarning
     """,
     "made_flows.sklearn": "MADEDensity MADEDetector MADEImputer MADEOutlierDetector",
-    "made_flows.plotting": "image_grid masks pair_plot training_curve",
+    "made_flows.plotting": """
+        column_scores connections coverage image_grid intervals masks pair_plot pit_histogram
+        training_curve
+    """,
 }
 
 EXTRAS = {

@@ -30,13 +30,30 @@ def figure_of(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
+def own_axes(ax: Axes | None, width: float, height: float) -> Axes:
+    """Return the axes given, or those of a new figure of a size in inches."""
+    expect_type(ax is None or hasattr(ax, "plot"), "ax", "to be axes of matplotlib, or None", ax)
+    return figure_of(width, height).add_subplot() if ax is None else ax
+
+
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """Make a figure with axes for each of some columns, in rows of six at most."""
+    across = min(count, 6)
+    down = -(-count // across)
+    figure = figure_of(max(1.6 * across, 2.2), 1.6 * down + 0.4)
+    axes = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, axes[:count]
+
+
 def tidy(ax: Axes) -> None:
     """Draw axes without a box, in grey, so that the data stands out."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         ax.spines[side].set_color(GREY)
-    ax.tick_params(colors=GREY, labelsize=8, labelcolor="black")
+    ax.tick_params(color=GREY, labelsize=8)
 
 
 def matrix(values: Any, name: str, *, missing: bool = False) -> NDArray[np.float64]:
@@ -57,3 +74,10 @@ def texts(values: Any, name: str, count: int | None = None) -> list[str]:
     given = len(values)
     expect(count is None or given == count, name, f"to have {count} entries", given)
     return list(values)
+
+
+def names_of(names: Any, features: int) -> list[str]:
+    """Return the names of D columns: those given, or x with a number."""
+    if names is None:
+        return [f"$x_{{{i}}}$" for i in range(features)]
+    return texts(names, "names", features)

@@ -37,13 +37,10 @@ def masks(model: nn.Module) -> Figure:
         >>> [ax.get_title() for ax in figure.axes]
         ['hidden 1', 'hidden 2', 'output', 'all together']
     """
-    expect_type(isinstance(model, nn.Module), "model", "to be a MADE, or to have one", model)
-    made = next((module for module in model.modules() if isinstance(module, MADE)), None)
-    if made is None:
-        raise TypeError(f"Expected model to be a MADE, or to have one; got {type(model).__name__}")
+    made = first_made(model)
     panels = _mask_panels(made)
     figure = figure_of(2.5 * len(panels) + 0.3, 2.8)
-    colours = _sequential()
+    colours = sequential()
     for ax, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         readers = np.broadcast_to(panel.degrees[:, None], panel.mask.shape)
         image = np.ma.masked_array(readers, ~panel.mask)
@@ -53,6 +50,15 @@ def masks(model: nn.Module) -> Figure:
         ax.set_ylabel(panel.rows, fontsize=8.5)
         _cells(ax, *panel.mask.shape)
     return figure
+
+
+def first_made(model: nn.Module) -> MADE:
+    """Return a model's first MADE."""
+    expect_type(isinstance(model, nn.Module), "model", "to be a MADE, or to have one", model)
+    made = next((module for module in model.modules() if isinstance(module, MADE)), None)
+    if made is None:
+        raise TypeError(f"Expected model to be a MADE, or to have one; got {type(model).__name__}")
+    return made
 
 
 class _Panel(NamedTuple):
@@ -93,7 +99,7 @@ def _panel(
     return _Panel(title, rows, columns, image.numpy(), readers[by_row].numpy())
 
 
-def _sequential() -> ListedColormap:
+def sequential() -> ListedColormap:
     """Make colours from light to dark blue, both distinct from the white of no connection."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap

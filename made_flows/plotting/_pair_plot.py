@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from made_flows._checks import expect, positive_integer
-from made_flows.plotting._figures import BLUE, ORANGE, figure_of, matrix, texts, tidy
+from made_flows.plotting._figures import BLUE, ORANGE, figure_of, matrix, names_of, texts, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,9 +50,7 @@ def pair_plot(
         sets.append(matrix(other, "other"))
     features = sets[0].shape[1]
     expect(sets[-1].shape[1] == features, "other", f"to have {features} columns", sets[-1].shape[1])
-    if names is None:
-        names = [f"$x_{{{i}}}$" for i in range(features)]
-    names = texts(names, "names", features)
+    names = names_of(names, features)
     labels = texts(labels, "labels", 2)
     shown = min(features, positive_integer(max_features, "max_features"))
     side = max(1.45 * shown, 3.0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from made_flows._checks import expect_type
-from made_flows.plotting._figures import BLUE, GREY, figure_of, tidy
+from made_flows.plotting._figures import BLUE, GREY, own_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,9 +49,7 @@ def training_curve(history: Curves, ax: Axes | None = None) -> Figure:
     names = ("train", "validation", "best_epoch", "best", "epochs")
     known = all(hasattr(history, name) for name in names)
     expect_type(known, "history", "to be what fit returned", history)
-    expect_type(ax is None or hasattr(ax, "plot"), "ax", "to be axes of matplotlib, or None", ax)
-    if ax is None:
-        ax = figure_of(5.6, 3.4).add_subplot()
+    ax = own_axes(ax, 5.6, 3.4)
     curves = {"training": (history.train, GREY), "validation": (history.validation, BLUE)}
     marker = "o" if history.epochs <= 2 else None
     for name, (values, colour) in curves.items():

@@ -38,6 +38,15 @@ def resampled(made: MADE) -> MADE:
     return made
 
 
+COLUMNS = {
+    "pit": plotting.pit_histogram,
+    "coverage": plotting.coverage,
+    "intervals": plotting.intervals,
+    "scores": lambda x, _: plotting.column_scores(
+        {f"column {i}": column for i, column in enumerate(x.T)}, 3
+    ),
+}
+
 PICTURES = {
     "curve": lambda: plotting.training_curve(HISTORY),
     "curve without validation": lambda: plotting.training_curve(History([3.0, 2.0], [], 2)),
@@ -57,6 +66,10 @@ PICTURES = {
     "constant column": lambda: plotting.pair_plot(torch.tensor([[0.0, 1.0]]).expand(50, 2)),
     "binary columns": lambda: plotting.pair_plot(torch.randint(2, (50, 3))),
     "apart": lambda: plotting.pair_plot(torch.randn(50, 2), torch.randn(5000, 2) + 1000),
+    **{f"connections, {name}": lambda make=make: plotting.connections(make(), 0)
+       for name, make in NETWORKS.items()},
+    **{f"{kind}, {D}": lambda kind=kind, D=D: COLUMNS[kind](torch.randn(60, D), torch.randn(40, D))
+       for kind in ("pit", "coverage", "intervals", "scores") for D in (1, 2, 30)},
     "images": lambda: plotting.image_grid(torch.rand(23, 12), (3, 4)),
     "titled images": lambda: plotting.image_grid(torch.rand(6, 12), (3, 4), 3, ["a", "b"]),
     "one image": lambda: plotting.image_grid(torch.eye(1, 12), (3, 4)),
@@ -188,6 +201,28 @@ def test_titles_of_images_are_in_the_picture(columns: int):
 
 
 BAD = {
+    "draws of other columns": (
+        lambda: plotting.coverage(torch.zeros(5, 2), torch.zeros(3, 4)),
+        ValueError, r"draws of shape \(S, 2\)",
+    ),
+    "NaN among values": (
+        lambda: plotting.pit_histogram(torch.tensor([[0.0, math.nan]]), torch.zeros(3, 2)),
+        ValueError, "values.*row 0, column 1",
+    ),
+    "a constant reference": (
+        lambda: plotting.intervals(torch.randn(5, 2), torch.zeros(5, 2)),
+        ValueError, "reference to vary",
+    ),
+    "no such row": (
+        lambda: plotting.column_scores({"a": [1.0]}, 1), ValueError, "row to be one of 1",
+    ),
+    "columns of two lengths": (
+        lambda: plotting.column_scores({"a": [1.0], "b": [1.0, 2.0]}, 0),
+        ValueError, "scores to be of one length",
+    ),
+    "no such feature": (
+        lambda: plotting.connections(MADE(3, hidden_features=(4,)), 3), ValueError, "0..2; got 3",
+    ),
     "infinite pixels": (
         lambda: plotting.image_grid(torch.full((1, 4), math.inf), (2, 2)), ValueError, "row 0, col"
     ),
@@ -241,3 +276,58 @@ def test_neither_import_nor_drawing_touches_pyplot():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+# Under a right model 99% of the bars are in the band. Of 300 independent bars, 3 are expected
+# outside; 13 or more are met about once in 10^5 times.
+@pytest.mark.parametrize("kind", ["context", "shared", "counts"])
+def test_the_band_holds_the_bars_of_a_right_model(kind: str):
+    def drawn(*shape: int) -> torch.Tensor:
+        x = torch.randn(*shape)
+        return x.mul(1.5).round() if kind == "counts" else x
+
+    values = drawn(500, 30)
+    draws = drawn(400, 30) if kind == "shared" else drawn(99, 500, 30)
+    outside = 0
+    for ax in plotting.pit_histogram(values, draws).axes:
+        band, bars = ax.patches
+        low, high = band.get_y(), band.get_y() + band.get_height()
+        heights = bars.get_data().values
+        outside += int(((heights < low) | (heights > high)).sum())
+    assert outside < 13
+
+
+def test_coverage_is_that_of_intervals():
+    from scipy.stats import norm
+
+    figure = plotting.coverage(2 * torch.randn(20000, 1), torch.randn(20000, 1))
+    line = figure.axes[0].get_lines()[-1]
+    level, share = np.array(line.get_xydata())[1:-1].T
+    right = 2 * norm.cdf(norm.ppf(0.5 + level / 2) / 2) - 1
+    assert np.abs(share - right).max() < 0.02
+
+
+def test_intervals_are_quantiles_in_units_of_the_reference():
+    reference = torch.randn(4000, 2) * 3 + 7
+    figure = plotting.intervals(reference * 2 - 7, reference, ["a", "b"])
+    centres = [line.get_xdata() for line in figure.axes[0].get_lines()]
+    median = reference.median(dim=0).values
+    expected = (2 * median - 7 - median) / reference.std(dim=0)
+    np.testing.assert_allclose(centres[0], expected, atol=0.01)
+    np.testing.assert_allclose(centres[1], 0, atol=1e-6)
+
+
+def test_the_oddest_column_comes_first_and_missing_ones_are_left_out():
+    scores = {"a": [-1.0, -2.0, -3.0], "b": [-9.0, -1.0, -2.0], "c": [math.nan, -1.0, -1.0]}
+    names = [t.get_text() for t in plotting.column_scores(scores, 0).axes[0].get_yticklabels()]
+    assert names == ["b", "a"]
+
+
+def test_connections_are_those_of_the_masks():
+    made = MADE(6, hidden_features=(10, 8), order="random")
+    reached = made.reach().sum(dim=1)
+    for feature in range(6):
+        ax = plotting.connections(made, feature).axes[0]
+        inputs = ax.collections[3].get_facecolor()  # after the lines of three layers
+        lit = (inputs[:, :3] != 0.87).any(axis=1).sum()
+        assert lit == int(reached[feature])
