@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
+from made_flows._checks import expect, non_negative_integer
 from made_flows.nn.linear import MaskedLinear
 from made_flows.plotting._figures import figure_of
 from made_flows.plotting._masks import first_made, sequential
@@ -37,17 +39,18 @@ def connections(model: nn.Module, feature: int | None = None) -> Figure:
         1
     """
     made = first_made(model)
-    if feature is not None and not (isinstance(feature, int) and 0 <= feature < made.features):
-        raise ValueError(f"Expected feature to be one of 0..{made.features - 1}; got {feature}")
+    if feature is not None:
+        feature = non_negative_integer(feature, "feature")
+        expect(feature < made.features, "feature", f"to be one of 0..{made.features - 1}", feature)
     ranks = made.ranks.cpu()
     degrees = [ranks[made.input_features.cpu()], *(d.cpu() for d in made.degrees)]
     degrees.append(ranks[made.output_features.cpu()])
     masks = [cast(MaskedLinear, layer).mask.cpu().bool().numpy() for layer in made.layers]
-    followed = [np.ones(len(units), bool) for units in degrees]
+    followed: list[NDArray[np.bool_]] = [np.ones(len(units), bool) for units in degrees]
     if feature is not None:
         followed[-1] = (made.output_features.cpu() == feature).numpy()
         for i in reversed(range(len(masks))):
-            followed[i] = masks[i][followed[i + 1]].any(axis=0)
+            followed[i] = np.any(masks[i][followed[i + 1]], axis=0)
     figure = figure_of(1.7 * len(degrees), 3.6)
     ax = figure.add_subplot()
     from matplotlib.collections import LineCollection
