@@ -27,6 +27,7 @@ from made_flows.interop.accelerate import (
 from made_flows.models.autoregressive_flows import IAF, MAF
 from made_flows.models.base import Model
 from made_flows.models.density import DensityModel
+from made_flows.models.embedded import Embedded
 from made_flows.models.estimate import estimate
 from made_flows.models.estimate_rows import EstimateWarning
 from made_flows.models.flows import Flow
@@ -43,6 +44,7 @@ from made_flows.nn.made import MADE
 from made_flows.serialization.files import load, save
 from made_flows.tables.model import TableMADE, fit_table
 from made_flows.training.history import History, TrainingError
+from made_flows.training.likelihood import score
 from made_flows.training.loop import fit
 from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
@@ -79,6 +81,7 @@ __all__ = [
     "DensityModel",
     "DependencyWarning",
     "Dequantize",
+    "Embedded",
     "EstimateWarning",
     "Flow",
     "FlowDistribution",
@@ -116,5 +119,6 @@ __all__ = [
     "load",
     "save",
     "saveable",
+    "score",
     "undo_acceleration",
 ]

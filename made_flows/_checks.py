@@ -263,14 +263,17 @@ def as_numbers(value: Any, argument: str) -> Tensor:
     return tensor
 
 
-def check_finite(x: Tensor, argument: str) -> None:
-    """Raise a ValueError that names the first row and column that is NaN or infinite."""
+def check_finite(x: Tensor, argument: str, first: int = 0) -> None:
+    """Raise a ValueError that names the first row and column that is NaN or infinite.
+
+    Rows are counted from ``first``, for values that are a part of more.
+    """
     # A sum is finite only where all values are; it takes a tenth of the time of looking at each.
     if has_concrete_values(x) and not math.isfinite(x.detach().sum().item()):
-        check_values(x, torch.isfinite(x), argument, "to be finite")
+        check_values(x, torch.isfinite(x), argument, "to be finite", first)
 
 
-def check_values(x: Tensor, valid: Tensor, argument: str, expected: str) -> None:
+def check_values(x: Tensor, valid: Tensor, argument: str, expected: str, first: int = 0) -> None:
     """Raise a ValueError that names the first row and column where ``valid`` is false."""
     if not has_concrete_values(x) or bool(valid.all()):
         return
@@ -278,6 +281,7 @@ def check_values(x: Tensor, valid: Tensor, argument: str, expected: str) -> None
     place = (~valid).nonzero()[0]
     value = x[tuple(place)].item()
     if x.dim() >= 2:
+        place[0] += first
         row = ", ".join(str(int(i)) for i in place[:-1])
         where = f"row {row}, column {int(place[-1])}"
     elif x.dim() == 1:

@@ -43,12 +43,13 @@ PUBLIC = {
         IAF MADE MAF AccelerationReport AccelerationWarning ActNorm Affine
         AutoregressiveDistribution AutoregressiveError AutoregressiveReport AutoregressiveTransform
         BatchNorm BernoulliMADE Bijection BijectionReport CategoricalMADE ConditionalDistribution
-        ConditionalMixture DensityModel DependencyWarning Dequantize EstimateWarning Flow
+        ConditionalMixture DensityModel DependencyWarning Dequantize Embedded EstimateWarning Flow
         FlowDistribution GatedAffine GaussianMADE GaussianMixtureMADE Head HeadReport History
         InvertibleLinear Log Logit Mixture MixtureDistribution MixtureGain Model OrderMixture
         Permutation RationalQuadraticSpline ScaleRule Standardize TableMADE TrainingError
         TrainingModeWarning Transform WeightFit accelerate acceleration check_autoregressive
-        check_bijection check_head estimate fit fit_table load save saveable undo_acceleration
+        check_bijection check_head estimate fit fit_table load save saveable score
+        undo_acceleration
     """,
     "made_flows.pyro": """
         IAF MAF AffineAutoregressive AutoIAF AutoRegressiveNN BernoulliMADE CategoricalMADE

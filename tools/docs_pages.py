@@ -53,7 +53,7 @@ GROUPS = [
         ours(
             "GaussianMADE GaussianMixtureMADE BernoulliMADE CategoricalMADE DensityModel Model "
             "AutoregressiveDistribution ConditionalDistribution OrderMixture Mixture "
-            "MixtureDistribution ConditionalMixture MixtureGain WeightFit"
+            "MixtureDistribution ConditionalMixture MixtureGain WeightFit Embedded"
         ),
     ),
     Group(
@@ -74,7 +74,7 @@ GROUPS = [
     Group(
         "Training",
         "From rows to a trained model.",
-        ours("estimate fit History TrainingError TrainingModeWarning EstimateWarning"),
+        ours("estimate fit score History TrainingError TrainingModeWarning EstimateWarning"),
     ),
     Group("Files", "Models in files, and back.", ours("save load saveable")),
     Group(

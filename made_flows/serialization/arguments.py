@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from made_flows._checks import described
 from made_flows._registry import class_name, find_class, former_defaults, is_saveable
 from made_flows.nn.activations import CONSTANTS, code_of, make_activation
+from made_flows.serialization.layers import layer_arguments, make_layer
 
 ARGUMENTS = "arguments/"
 """How the names of argument tensors start; no name in a state dict has a slash."""
@@ -69,6 +71,12 @@ class Encoder:
             return {"array": self.tensor(torch.from_numpy(np.ascontiguousarray(value).copy()))}
         if is_saveable(type(value)) and hasattr(value, "_arguments"):
             return self._object(value, name)
+        if type(value) is nn.Sequential:
+            children = value._modules.items()
+            return {"layers": [[key, self.encode(each, f"{name}.{key}")] for key, each in children]}
+        arguments = layer_arguments(value)
+        if arguments is not None:
+            return {"layer": {type(value).__name__: self._arguments(arguments, name)}}
         return self._activation(value, name)
 
     def _arguments(self, values: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -143,6 +151,13 @@ class Decoder:
         if kind in ("tensor", "array"):
             tensor = self.tensors[content]
             return tensor if kind == "tensor" else tensor.numpy()
+        if kind == "layer":
+            [(name, arguments)] = content.items()
+            return make_layer(name, {key: self.decode(item) for key, item in arguments.items()})
+        if kind == "layers":
+            named = {key: self.decode(item) for key, item in content}
+            modules = (make_activation(m) if isinstance(m, str) else m for m in named.values())
+            return nn.Sequential(OrderedDict(zip(named, modules, strict=True)))
         if kind == "same":
             return self._objects[content]
         if kind == "activation":

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from made_flows._checks import expect
+from made_flows.serialization.layers import layer_numbers
 
 _FREE = 2**20
 """Numbers that may be asked for beyond what the file holds: of constants that it leaves out."""
@@ -41,6 +42,9 @@ def _numbers(value: Any, held: int) -> int:
         return 0
     if "class" not in value:
         [content] = value.values() if len(value) == 1 else [None]
+        if "layer" in value and isinstance(content, dict) and len(content) == 1:
+            [(name, of_layer)] = content.items()
+            return layer_numbers(name, of_layer) if isinstance(of_layer, dict) else 0
         items = list(content.values()) if isinstance(content, dict) and "dict" in value else content
         return _numbers(items, held)
     kind, arguments = value["class"], value.get("arguments")

@@ -3,142 +3,89 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from copy import copy
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
-from made_flows._checks import check_finite, check_values, expect, expect_type
-from made_flows.distributions.missing import ADVICE
+from made_flows._checks import expect, expect_type
 from made_flows.training.convert import as_batch, as_tensor, dimensions, is_batches
 from made_flows.training.defaults import batch_size_for
 from made_flows.training.loaders import split_indices, split_loader
+from made_flows.training.target import Batch, Target
 
-Batch: TypeAlias = tuple[Tensor, Tensor | None]
-"""The rows of one step and their contexts."""
+_PIECE = 65_536
+"""Rows of a file that are looked at together."""
 
 
 @dataclass(frozen=True)
-class Target:
-    """What a model takes: sizes and a check of values (where it has them), device, dtype.
+class Share:
+    """The part of every batch that this process takes, where several train together."""
 
-    ``missing`` says whether NaN is a missing value to it (None for a model that does not know),
-    and ``filler`` what it puts there. A model that standardises its data takes them in double
-    precision (``takes_double``): a column of 1e9 +- 1 has nothing left in single precision. So
-    does one whose head has values of that dtype.
-    """
+    rank: int = 0
+    processes: int = 1
 
-    features: int | None
-    context: int | None
-    device: torch.device
-    dtype: torch.dtype
-    check_values: Callable[[Tensor], None] | None = None
-    missing: bool | None = None
-    filler: float = 0.0
-    takes_double: bool = False
-    discrete: bool = False
+    def of(self, rows: Any) -> Any:
+        """Return its part of rows, which are a slice, a tensor or None."""
+        if self.processes == 1 or rows is None:
+            return rows
+        if isinstance(rows, slice):
+            count = rows.stop - rows.start
+            ends = (rows.start + (self.rank + i) * count // self.processes for i in (0, 1))
+            return slice(*ends)
+        return rows.tensor_split(self.processes)[self.rank]
 
-    @classmethod
-    def of(cls, model: nn.Module, takes_double: bool = False) -> Target:
-        """Read the target off a model: its ``features`` and ``context``, its first float tensor."""
-        device, dtype = torch.device("cpu"), torch.get_default_dtype()
-        for tensor in chain(model.parameters(), model.buffers()):
-            device = tensor.device
-            if tensor.is_floating_point():
-                dtype = tensor.dtype
-                break
-        sizes = (getattr(model, name, None) for name in ("features", "context"))
-        features, context = (size if isinstance(size, int) else None for size in sizes)
-        head = getattr(model, "head", None)
-        check_values, filler = getattr(head, "check_values", None), getattr(head, "filler", 0.0)
-        missing = getattr(model, "takes_missing", None)
-        takes_double = takes_double or getattr(head, "value_dtype", None) is torch.float64
-        takes_double = takes_double and device.type != "mps"  # which has no double precision
-        return cls(
-            features,
-            context,
-            device,
-            dtype,
-            check_values,
-            missing,
-            filler,
-            takes_double,
-            discrete=bool(getattr(getattr(head, "support", None), "is_discrete", False)),
-        )
 
-    def check(self, x: Tensor, context: Tensor | None, name: str) -> Batch:
-        """Check the shapes and values of some rows; floats come back in the model's dtype."""
-        x = self._check(x, name, "features", self.features)
-        if self.check_values is not None:
-            # A missing value is to the check what it is to the model.
-            missing = self._may_miss(x)
-            known = x.nan_to_num(self.filler, torch.inf, -torch.inf) if missing else x
-            try:
-                self.check_values(known.to(self.device))
-            except ValueError as error:  # the model would name a row of a shuffled batch
-                raise ValueError(f"{error} of {name}") from None
-        if context is None:
-            if self.context:
-                raise ValueError(
-                    f"Expected {name} to come with a context of shape (N, {self.context}); "
-                    f"got no context"
-                )
-            return x, None
-        expect(self.context != 0, name, "without a context, as the model takes none", "a context")
-        context = self._check(context, f"the context of {name}", "context", self.context)
-        if len(context) != len(x):
-            raise ValueError(
-                f"Expected the context of {name} to have {len(x)} rows, as {name} has; "
-                f"got {len(context)}"
-            )
-        return x, context
-
-    def _check(self, x: Tensor, name: str, kind: str, size: int | None) -> Tensor:
-        expect_type(not x.is_complex(), name, "to be real", x.dtype)
-        expect_type(x.layout == torch.strided, name, "to be dense", x.layout)
-        shape = f"(N, {kind if size is None else size})"
-        if x.dim() != 2 or (size is not None and x.shape[1] != size):
-            raise ValueError(f"Expected {name} of shape {shape}; got {tuple(x.shape)}")
-        # Floats are cast before they are checked (1e300 is no float32), integers as they are
-        # used: all of them at once would take four times the memory of bytes.
-        x = x.detach().to(self._dtype_of(x)) if x.is_floating_point() else x.detach()
-        if kind == "features" and self._may_miss(x):
-            check_values(x, ~torch.isinf(x), name, "to be finite, or NaN where it is missing")
-            return x
-        try:
-            check_finite(x, name)
-        except ValueError as error:
-            if kind != "features" or self.missing is None or not bool(torch.isnan(x).any()):
-                raise
-            raise ValueError(f"{error}. {ADVICE}") from None
-        return x
-
-    def _may_miss(self, x: Tensor) -> bool:
-        return bool(self.missing) and x.is_floating_point()
-
-    def move(self, x: Tensor) -> Tensor:
-        """Return the rows on the model's device, in a dtype that it takes."""
-        return x.to(self.device, self._dtype_of(x), non_blocking=True)
-
-    def _dtype_of(self, x: Tensor) -> torch.dtype:
-        exact = x.dtype in (torch.float64, torch.int64, torch.int32)
-        return torch.float64 if exact and self.takes_double else self.dtype
+WHOLE = Share()
 
 
 class Rows:
-    """Rows in memory: checked once, shuffled by index."""
+    """Rows in memory or mapped from a file, checked once and shuffled by index.
 
-    def __init__(self, x: Tensor, context: Tensor | None, target: Target, name: str) -> None:
-        self.x, self.context = target.check(x, context, name)
-        self.target, self.name = target, name
-        expect(len(self.x) > 0, name, "to have at least one row", "none")
+    Those of a file (``numpy.memmap``) stay there: they are checked in pieces, and read and
+    converted batch by batch, to the same numbers as if they were in memory.
+    """
+
+    def __init__(self, x: Any, context: Any, target: Target, name: str) -> None:
+        self.target, self.name, self.places = target, name, None
+        self.x, self.context = x, context
+        if not self._mapped:
+            self.x, self.context = target.check(x, context, name)
+            expect(len(x) > 0, name, "to have at least one row", "none")
+            return
+        expect(
+            context is None or len(context) == len(x),
+            f"the context of {name}",
+            f"to have {len(x)} rows, as {name} has",
+            len(context) if context is not None else 0,
+        )
+        for start in range(0, len(x), _PIECE):
+            target.check(*self._read(slice(start, start + _PIECE)), name, start)
+
+    x: Tensor | np.memmap[Any, Any]
+    context: Tensor | np.memmap[Any, Any] | None
+    places: Tensor | None  # which rows, where it is not all of them
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.x) if self.places is None else len(self.places)
+
+    @property
+    def _mapped(self) -> bool:
+        return any(isinstance(part, np.memmap) for part in (self.x, self.context))
+
+    def read(self, rows: slice | Tensor) -> Batch:
+        """Return some rows and their contexts, floats in a dtype that the model takes."""
+        x, context = self._read(rows if self.places is None else self.places[rows])
+        return self.target.cast(x, context) if self._mapped else (x, context)
+
+    def _read(self, rows: slice | Tensor) -> Batch:
+        context = None if self.context is None else _taken(self.context, rows, self.name)
+        return _taken(self.x, rows, self.name), context
 
     def steps(self, batch_size: int) -> int:
         """Return the number of batches in an epoch."""
@@ -146,7 +93,12 @@ class Rows:
         # Nor a batch of one row, which has no variance: of an odd number in pairs, one is of three.
         return steps if batch_size == 1 else min(steps, max(1, len(self) // 2))
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+    def batches(
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        share: Share = WHOLE,
+    ) -> Iterator[Batch]:
         """Cut batches of equal size (to one row), shuffled where there is a generator."""
         steps = self.steps(batch_size)
         if generator is None:
@@ -157,22 +109,29 @@ class Rows:
             # Equal sizes rather than a small last batch: a row counts the same whichever batch it
             # falls in, and no batch of one row meets a batch normalisation.
             shuffled = torch.randperm(len(self), generator=generator, device="cpu")
-            chunks = shuffled.to(self.x.device).tensor_split(steps)
+            chunks = shuffled.tensor_split(steps)
         for rows in chunks:
-            context = None if self.context is None else self.target.move(self.context[rows])
-            yield self.target.move(self.x[rows]), context
+            yield self.target.move(*self.read(share.of(rows)))
+
+    def pieces(self) -> Iterator[Batch]:
+        """Return all rows in order, so many at a time that memory does not grow with them."""
+        for start in range(0, len(self), _PIECE):
+            yield self.read(slice(start, start + _PIECE))
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[Rows, Rows]:
         """Split at random in two parts, the second of the given fraction."""
         kept, held_out = split_indices(len(self), fraction, generator)
-        return self._take(kept), self._take(held_out)
+        parts = copy(self), copy(self)  # views, of one memory
+        for part, rows in zip(parts, (kept, held_out), strict=True):
+            part.places = rows
+        return parts
 
-    def _take(self, rows: Tensor) -> Rows:
-        part = object.__new__(Rows)  # the values have been checked
-        rows = rows.to(self.x.device)
-        part.x, part.target, part.name = self.x[rows], self.target, self.name
-        part.context = None if self.context is None else self.context[rows]
-        return part
+
+def _taken(source: Any, rows: slice | Tensor, name: str) -> Tensor:
+    if isinstance(source, np.memmap):
+        return as_tensor(source[rows if isinstance(rows, slice) else rows.numpy()], name)
+    taken: Tensor = source[rows if isinstance(rows, slice) else rows.to(source.device)]
+    return taken
 
 
 class Stream:
@@ -203,10 +162,29 @@ class Stream:
                 f"iterable that can be read only once can be given as list({self.name})"
             )
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """Read the batches once, to the model's device (their sizes are the iterable's)."""
-        for x, context in self.read():
-            yield self.target.move(x), None if context is None else self.target.move(context)
+    def batches(
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        share: Share = WHOLE,
+    ) -> Iterator[Batch]:
+        """Read the batches once, to the model's device (their sizes are the iterable's).
+
+        A single row that is left over becomes a part of the batch before it: alone, it would have
+        no variance for a batch normalisation.
+        """
+        if isinstance(getattr(self.source, "sampler", None), DistributedSampler):
+            share = WHOLE  # the loader gives each process rows of its own
+        held: Batch | None = None
+        for batch in self.read():
+            joined = None if held is None else _joined(held, batch)
+            if held is not None and joined is None:
+                yield self.target.move(*map(share.of, held))
+            held = joined or batch
+        if held is not None:
+            yield self.target.move(*map(share.of, held))
+
+    pieces = read
 
     def collect(self) -> Rows:
         """Read the batches once and keep them in memory."""
@@ -236,6 +214,16 @@ class Stream:
         return self.collect().split(fraction, generator)
 
 
+def _joined(one: Batch, other: Batch) -> Batch | None:
+    """Put two batches together where one of them, not both, has a single row."""
+    (x, context), (more, of_more) = one, other
+    if not min(len(x), len(more)) == 1 < max(len(x), len(more)):
+        return None
+    if context is None or of_more is None:
+        return None if context is not of_more else (torch.cat([x, more]), None)
+    return torch.cat([x, more]), torch.cat([context, of_more])
+
+
 Source: TypeAlias = Rows | Stream
 
 
@@ -246,6 +234,8 @@ def open_data(
     name: str,
     batch_size: int | None,
     generator: torch.Generator | None,
+    *,
+    once: bool = False,
 ) -> Source:
     """Look at data of any accepted kind as a source of batches.
 
@@ -257,6 +247,7 @@ def open_data(
         name: the argument's name, for errors.
         batch_size: rows per batch of a dataset; None for a number that depends on its size.
         generator: shuffles a dataset; None reads it in order.
+        once: whether one pass is all that is needed, so that an iterator is not kept.
 
     Raises:
         TypeError: for anything else.
@@ -273,19 +264,19 @@ def open_data(
     )
     if isinstance(data, TensorDataset) and len(data.tensors) <= 2:
         data = data.tensors if len(data.tensors) == 2 else data.tensors[0]
-    if isinstance(data, tuple) and len(data) == 2 and all(dimensions(part) == 2 for part in data):
+    if isinstance(data, tuple) and len(data) == 2 and _is_pair(data):
         _no_context(context, name, "a pair (x, context)")
-        return Rows(as_tensor(data[0], name), as_tensor(data[1], f"{name}[1]"), target, name)
+        return Rows(_as_rows(data[0], name), _as_rows(data[1], f"{name}[1]"), target, name)
     if dimensions(data) is not None or (isinstance(data, Sequence) and not is_batches(data)):
-        context = None if context is None else as_tensor(context, "context")
-        return Rows(as_tensor(data, name), context, target, name)
+        context = None if context is None else _as_rows(context, "context")
+        return Rows(_as_rows(data, name), context, target, name)
     _no_context(context, name, "an iterable of batches, each of them x or (x, context)")
     if isinstance(data, Dataset):
         shuffle = generator is not None and not isinstance(data, IterableDataset)
         rows = len(data) if isinstance(data, Sized) else None
         size = None if _holds_batches(data) else batch_size or batch_size_for(rows)
         data = DataLoader(data, size, shuffle=shuffle or None, generator=generator)
-    if isinstance(data, (list, tuple, Iterator)):
+    if isinstance(data, (list, tuple, Iterator)) and not once:
         # In memory already, or readable only once.
         return Stream(data, target, name).collect()
     return Stream(data, target, name)
@@ -294,6 +285,21 @@ def open_data(
 def split(source: Source, fraction: float, generator: torch.Generator) -> tuple[Source, Source]:
     """Hold out a random fraction of the rows."""
     return source.split(fraction, generator)
+
+
+def _is_pair(data: tuple[Any, ...]) -> bool:
+    """Tell whether two things are rows and their contexts, rather than two batches or rows."""
+    x, context = map(dimensions, data)
+    return x == 2 and context is not None and context >= 2
+
+
+def _as_rows(x: Any, name: str) -> Any:
+    """Return rows as a tensor, those of a file as they are."""
+    if not isinstance(x, np.memmap):
+        return as_tensor(x, name)
+    expect(x.ndim > 0, name, "to have rows", "a single number")
+    as_tensor(x[:1], name)  # whether they are numbers
+    return x
 
 
 def _holds_batches(data: Dataset[Any]) -> bool:

@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from made_flows._checks import (
@@ -24,7 +24,7 @@ from made_flows._checks import (
     shown,
 )
 from made_flows._torch import modes_kept
-from made_flows.training.data import Batch, Rows, Source, Target, open_data, split
+from made_flows.training.data import Rows, Source, open_data, split
 from made_flows.training.defaults import (
     batch_size_for,
     dropout_for,
@@ -33,6 +33,7 @@ from made_flows.training.defaults import (
     sparsity_for,
 )
 from made_flows.training.history import History, Losses, TrainingError
+from made_flows.training.likelihood import negative_log_likelihood, units_of
 from made_flows.training.optimization import (
     Average,
     Optimizer,
@@ -43,7 +44,8 @@ from made_flows.training.optimization import (
     make_optimizer,
     seeded,
 )
-from made_flows.training.standardization import set_units, units_of
+from made_flows.training.standardization import set_units
+from made_flows.training.target import Target
 
 __all__ = ["History", "TrainingError", "fit"]
 
@@ -91,10 +93,12 @@ def fit(
             number per row. Rows are moved to its device and cast to its floating-point dtype,
             integers too.
         data: rows in memory: an (N, D) tensor or array, nested sequences, a ``TensorDataset``, a
-            tuple (x, context). Or batches, each of them x (B, D) or a pair (x, context): a
-            ``DataLoader``, or any iterable that can be read again in every epoch. Or a
-            ``Dataset`` of such items. A list of batches and a generator are read into memory.
-        context: (N, C), the contexts of rows in memory.
+            tuple (x, context). Rows of a file (``numpy.load(path, mmap_mode="r")``), which are
+            checked once and then read batch by batch. Or batches, each of them x (B, D) or a pair
+            (x, context): a ``DataLoader``, or any iterable that can be read again in every epoch.
+            Or a ``Dataset`` of such items. A list of batches and a generator are read into memory.
+        context: (N, C), the contexts of rows in memory or of a file; (N, ...) for a model such as
+            :class:`~made_flows.Embedded`.
         validation: the fraction of rows to hold out at random, or data of any kind above (a
             tuple (x, context) with contexts), or None. To hold out a fraction of an iterable that
             is neither in memory nor a plain ``DataLoader``, one pass is kept in memory, with a
@@ -355,20 +359,3 @@ class _Run:
             total += float(nll.sum(dtype=torch.float64))
             rows += len(batch[0])
         return total / rows
-
-
-def negative_log_likelihood(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the negative log-likelihood of every row of a batch."""
-    x, context = batch
-    distribution = model() if context is None else model(context)
-    score: Any = getattr(distribution, "log_prob", None)
-    wanted = "to give a distribution, whose log_prob scores rows, when it is called"
-    expect_type(callable(score), "model", wanted, distribution)
-    log_prob: Tensor = score(x)
-    if log_prob.shape != x.shape[:1]:
-        # A (rows, features) log-density would be averaged over its features without a sound.
-        raise ValueError(
-            f"Expected model(context).log_prob(x) to be of shape ({len(x)},), one number per row; "
-            f"got {tuple(log_prob.shape)} for x of shape {tuple(x.shape)}"
-        )
-    return -log_prob

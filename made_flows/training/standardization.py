@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from made_flows._checks import expect
 from made_flows.training.data import Rows, Source
@@ -15,19 +14,16 @@ from made_flows.transforms.units import Units
 _KEPT = 100_000
 """Rows of a stream that are kept to measure it."""
 
+_MOST = 2**20
+"""Rows in memory, or of a file, that are measured: of more, every second, third, ..."""
+
 _OUTLYING = 100.0
 _FAR = 20.0
 """Spreads from the median at which values stop counting: an outlier counts as much as one here."""
 
 
-def units_of(model: nn.Module) -> list[Units]:
-    """Return the units in which a model, or every part of a mixture, takes its data; often none."""
-    standardizable: Any = getattr(model, "standardizable", None)
-    return list(standardizable()) if callable(standardizable) else []
-
-
 def set_units(found: list[Units], train: Source) -> None:
-    """Set units from the rows to train on.
+    """Set units from the rows to train on; those of contexts where no network embeds them.
 
     Raises:
         ValueError: for columns that are constant, by their numbers.
@@ -46,11 +42,11 @@ def set_units(found: list[Units], train: Source) -> None:
             f"them, or train with standardize=False"
         )
     of_context: tuple[Tensor, ...] = ()
-    if context is not None:
+    if context is not None and any(not units.embedded for units in found):
         middle, spread = robust_moments(context)
         of_context = middle, torch.where(spread > 0, spread, 1.0)
     for units in found:
-        units.set(location, scale, *of_context)
+        units.set(location, scale, *(() if units.embedded else of_context))
     warn_of_outliers((x.double() - location) / scale, train.name)
 
 
@@ -118,7 +114,8 @@ def _quantiles(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _sample(train: Source) -> tuple[Tensor, Tensor | None]:
     """Take rows in memory, or as many of a stream's as can be kept, from all of one pass."""
     if isinstance(train, Rows):
-        return train.x, train.context
+        step = -(-len(train) // _MOST)
+        return train.read(torch.arange(0, len(train), step) if step > 1 else slice(0, len(train)))
     xs: list[Tensor] = []
     contexts: list[Tensor | None] = []
     stride, seen = 1, 0

@@ -31,6 +31,7 @@ class Units(Transform):
         context: number of context variables C.
 
     Attributes:
+        embedded: whether its contexts are embeddings, which are in no units of the data.
         location, scale: m and s, (D,); None where data are not standardised.
         context_location, context_scale: the same of contexts, (C,).
 
@@ -47,6 +48,7 @@ class Units(Transform):
     context_location: Tensor | None
     context_scale: Tensor | None
     like: Tensor
+    embedded = False
 
     def __init__(self, features: int, context: int = 0) -> None:
         super().__init__()

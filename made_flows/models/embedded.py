@@ -1,0 +1,122 @@
+"""Contexts of any shape (images, sequences, sets), read through a network of one's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from made_flows._checks import check_finite, expect, expect_type, widths
+from made_flows._registry import saveable
+from made_flows.distributions.conditional import CompletionDistribution
+from made_flows.models.base import HasConditionals, Model, check_model
+from made_flows.transforms.units import Units
+
+
+@saveable
+class Embedded(Model, HasConditionals):
+    r"""A conditional model whose contexts are read by an embedding network.
+
+    .. math:: p(x \mid c) = p_\theta(x \mid e_\phi(c))
+
+    Calling the model with contexts (..., \*shape) gives the distribution that ``model`` has for
+    the embeddings (..., C). :func:`made_flows.fit` trains both together. Contexts are given to the
+    network as they are: scale them as it needs them.
+
+    Args:
+        model: a flow or density model with a context of C variables.
+        net: contexts (N, \*shape) to embeddings (N, C). Layers of ``torch.nn`` in a ``Sequential``
+            are saved with the model, and so is a class decorated with
+            :func:`made_flows.saveable`.
+        context_shape: the shape of one context, such as (1, 28, 28); a number means one dimension.
+
+    Attributes:
+        context_shape: that shape, as a tuple.
+        context: the number of values in a context.
+
+    Raises:
+        TypeError: for a model or network of another kind.
+        ValueError: for a model without context, and at a call for contexts of another shape, or
+            embeddings that are not C for every context.
+
+    Example:
+        >>> import torch, made_flows as mf
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
+        >>> model = Embedded(mf.MAF(3, context=5), net, context_shape=(1, 8, 8))
+        >>> model(torch.zeros(10, 1, 8, 8)).sample((2,)).shape
+        torch.Size([2, 10, 3])
+    """
+
+    def __init__(self, model: Model, net: nn.Module, context_shape: int | Sequence[int]) -> None:
+        super().__init__()
+        check_model(model, "model")
+        expect(model.context != 0, "model", "to be made with a context", "one that takes none")
+        expect_type(isinstance(net, nn.Module), "net", "to be a torch.nn.Module", net)
+        shape = (context_shape,) if isinstance(context_shape, int) else context_shape
+        self.context_shape = widths(shape, "context_shape")
+        expect(len(self.context_shape) > 0, "context_shape", "to have a dimension", "none")
+        self.model, self.net = model, net
+        for units in model.standardizable():
+            units.embedded = True
+        self.training = model.training
+        self.features, self.context = model.features, math.prod(self.context_shape)
+
+    @property
+    def head(self) -> Any:
+        """The head of the model, None for a flow."""
+        return getattr(self.model, "head", None)
+
+    @property
+    def takes_missing(self) -> bool | None:
+        """Whether NaN stands for a missing value; None for a model that does not know."""
+        return getattr(self.model, "takes_missing", None)
+
+    def embed(self, context: Tensor | None) -> Tensor:
+        """Return the embeddings (..., C) of contexts (..., shape)."""
+        shape, got = self.context_shape, tuple(getattr(context, "shape", ()))
+        wanted = f"of shape (..., {', '.join(map(str, shape))})"
+        if not isinstance(context, Tensor):
+            raise TypeError(f"Expected context to be a torch.Tensor {wanted}; got {context!r:.40}")
+        expect(got[-len(shape) :] == shape, "context", wanted, got)
+        check_finite(context, "context")
+        batch = got[: len(got) - len(shape)]
+        rows = context.reshape(-1, *shape)
+        embedding: Any = self.net(rows)
+        size = self.model.context
+        expect_type(isinstance(embedding, Tensor), "net", "to give a torch.Tensor", embedding)
+        expect(
+            tuple(embedding.shape) == (len(rows), size),
+            "net",
+            f"to give embeddings of shape ({len(rows)}, {size}), as the model's context has {size}",
+            tuple(embedding.shape),
+        )
+        embedded: Tensor = embedding.reshape(*batch, size)
+        return embedded
+
+    def distribution(self, context: Tensor | None = None) -> Distribution:
+        """Return the distribution of the features, given contexts (..., shape)."""
+        return self.model.distribution(self.embed(context))
+
+    def conditional(
+        self, x: Tensor, observed: Tensor | None = None, *, context: Tensor | None = None
+    ) -> CompletionDistribution:
+        """Return the distribution of the missing features, as the model's ``conditional`` does."""
+        model: Any = self.model
+        wanted = "to be one that answers for missing features"
+        expect_type(isinstance(model, HasConditionals), "the model that is embedded", wanted, model)
+        rest: CompletionDistribution = model.conditional(x, observed, context=self.embed(context))
+        return rest
+
+    @property
+    def support(self) -> Any:
+        """Where values live: a constraint."""
+        return self.model.support
+
+    def standardizable(self) -> list[Units]:
+        return self.model.standardizable()
+
+    def extra_repr(self) -> str:
+        return f"context_shape={self.context_shape}"

@@ -1,0 +1,86 @@
+"""The likelihood of rows under a model: of a batch, to train by, and the mean over all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from made_flows._checks import expect_type, positive_integer
+from made_flows._torch import modes_kept
+from made_flows.training.data import open_data
+from made_flows.training.target import Batch, Target
+from made_flows.transforms.units import Units
+
+_BATCH = 8192
+
+
+def score(
+    model: nn.Module, data: Any, context: Any = None, *, batch_size: int | None = None
+) -> float:
+    r"""Return the mean log-likelihood of rows, in nats, in memory that does not grow with them.
+
+    .. math:: \frac{1}{N} \sum_n \log p_\theta(x_n \mid c_n)
+
+    The model scores in evaluation mode, whichever it is in. The sum is in double precision.
+
+    Args:
+        model: as for :func:`fit`.
+        data: rows, files of rows mapped to memory (``numpy.memmap``), datasets, loaders or other
+            iterables of batches, as for :func:`fit`.
+        context: (N, ...), the contexts of rows.
+        batch_size: rows scored at a time, by default 8192; a stream of batches has its own.
+
+    Raises:
+        ValueError, TypeError: as :func:`fit` does, for rows that do not fit the model or are not
+            finite (named by row and column).
+
+    Example:
+        >>> import torch, made_flows as mf
+        >>> model = mf.GaussianMADE(2)
+        >>> x = torch.zeros(100, 2)
+        >>> abs(score(model, x) - model().log_prob(x).mean().item()) < 1e-6
+        True
+    """
+    expect_type(isinstance(model, nn.Module), "model", "to be a torch.nn.Module", model)
+    size = _BATCH if batch_size is None else positive_integer(batch_size, "batch_size")
+    source = open_data(
+        data, context, Target.of(model, has_units(model)), "data", size, None, once=True
+    )
+    total, rows = 0.0, 0
+    with modes_kept(model.modules()), torch.no_grad():
+        model.eval()
+        for batch in source.batches(size):
+            total -= float(negative_log_likelihood(model, batch).sum(dtype=torch.float64))
+            rows += len(batch[0])
+    return total / rows
+
+
+def units_of(model: nn.Module) -> list[Units]:
+    """Return the units in which a model, or every part of a mixture, takes its data; often none."""
+    standardizable: Any = getattr(model, "standardizable", None)
+    return list(standardizable()) if callable(standardizable) else []
+
+
+def has_units(model: nn.Module) -> bool:
+    """Tell whether a model, or every part of it, takes its data in units of their own."""
+    known = units_of(model)
+    return bool(known) and all(units.active for units in known)
+
+
+def negative_log_likelihood(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the negative log-likelihood of every row of a batch."""
+    x, context = batch
+    distribution = model() if context is None else model(context)
+    score: Any = getattr(distribution, "log_prob", None)
+    wanted = "to give a distribution, whose log_prob scores rows, when it is called"
+    expect_type(callable(score), "model", wanted, distribution)
+    log_prob: Tensor = score(x)
+    if log_prob.shape != x.shape[:1]:
+        # A (rows, features) log-density would be averaged over its features without a sound.
+        raise ValueError(
+            f"Expected model(context).log_prob(x) to be of shape ({len(x)},), one number per row; "
+            f"got {tuple(log_prob.shape)} for x of shape {tuple(x.shape)}"
+        )
+    return -log_prob

@@ -1,0 +1,146 @@
+"""Rows of files, streams and loaders: the same numbers as from rows in memory, or an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import made_flows as mf
+from made_flows.training import data as of_data
+
+ROWS = np.random.default_rng(0).normal(1e3, 5, (203, 3))
+CONTEXT = np.random.default_rng(1).normal(size=(203, 2)).astype(np.float32)
+QUIET = {"progress": False, "seed": 0, "max_epochs": 2}
+
+
+def model(context: int = 2, **options: Any) -> mf.MAF:
+    torch.manual_seed(0)
+    return mf.MAF(3, context, transforms=1, hidden_features=(8,), **options)
+
+
+def mapped(path: Path, array: np.ndarray) -> np.memmap:
+    np.save(path, array)
+    return np.load(path, mmap_mode="r")
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", ">f4", "i2", "u2"])
+@pytest.mark.parametrize("validation", [0.2, None])
+def test_files_train_as_rows_in_memory(dtype: str, validation, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(of_data, "_PIECE", 50)
+    x = ROWS.astype(dtype)
+    of_file = mapped(tmp_path / "x.npy", x), mapped(tmp_path / "c.npy", CONTEXT)
+    runs = []
+    for data in ((x, CONTEXT), of_file):
+        flow = model()
+        history = mf.fit(flow, *data, validation=validation, **QUIET)
+        as_pair = mf.fit(again := model(), data, validation=validation, **QUIET)
+        assert as_pair.train == history.train
+        runs.append((history.train, history.validation, mf.score(flow, *data)))
+        assert mf.score(again, data) == runs[-1][-1]
+    assert runs[0] == runs[1]
+
+
+def test_rows_of_files_stay_there(tmp_path) -> None:
+    """Nothing but batches is read into memory: the rows kept are those of the file."""
+    target = of_data.Target.of(model(0))
+    rows = of_data.open_data(mapped(tmp_path / "x.npy", ROWS), None, target, "data", 32, None)
+    for part in (rows, *rows.split(0.1, torch.Generator())):
+        assert isinstance(part.x, np.memmap)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ((120, 1), np.nan, "data to be finite; got nan in row 120, column 1"),
+        ((202, 2), np.inf, "data to be finite; got inf in row 202, column 2"),
+    ],
+)
+def test_a_bad_value_of_a_file_is_named_by_its_row(place, value, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(of_data, "_PIECE", 50)
+    x = ROWS.copy()
+    x[place] = value
+    for call in (mf.score, mf.fit):
+        with pytest.raises(ValueError, match=message):
+            call(model(0), mapped(tmp_path / "x.npy", x))
+
+
+def test_a_file_of_another_width_or_kind_or_length_is_refused(tmp_path) -> None:
+    for array, context, error, message in [
+        (ROWS[:, :2], None, ValueError, r"data of shape \(N, 3\); got \(203, 2\)"),
+        (ROWS[:, 0], None, ValueError, r"data of shape \(N, 3\); got \(203,\)"),
+        (ROWS.astype(complex), None, TypeError, "data to hold numbers; got"),
+        (ROWS.astype("U8"), None, TypeError, "data to hold numbers; got"),
+        (ROWS, CONTEXT[:9], ValueError, "the context of data to have 203 rows, as data has; got 9"),
+    ]:
+        given = [mapped(tmp_path / "x.npy", array)]
+        given += [] if context is None else [mapped(tmp_path / "c.npy", context)]
+        with pytest.raises(error, match=message):
+            mf.score(model(0 if context is None else 2), *given)
+
+
+class Batches(IterableDataset):
+    def __init__(self, *sizes: int) -> None:
+        self.sizes = sizes
+
+    def __iter__(self):
+        return iter(torch.as_tensor(ROWS[: sum(self.sizes)]).split(self.sizes))
+
+
+class BatchItems(Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.as_tensor(ROWS[:193]).split(64)[i]
+
+
+STREAMS = {
+    "dataset of batches": lambda: Batches(64, 64, 64, 1),
+    "items that are batches": BatchItems,
+    "loader of batches": lambda: DataLoader(BatchItems(), batch_size=None),
+    "loader": lambda: DataLoader(TensorDataset(torch.as_tensor(ROWS[:193])), batch_size=64),
+    "first one row": lambda: Batches(1, 64, 64, 64),
+}
+
+
+@pytest.mark.parametrize("normalize", [None, "batch", "actnorm"])
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_single_row_left_over_is_trained_with_others(name: str, normalize: str | None) -> None:
+    flow = model(0, normalize=normalize)
+    history = mf.fit(flow, STREAMS[name](), validation=None, **QUIET)
+    assert history.epochs == 2
+    expected = flow().log_prob(torch.as_tensor(ROWS[:193])).mean().item()
+    for given in (STREAMS[name](), iter(torch.as_tensor(ROWS[:193]).split(50))):
+        assert mf.score(flow, given) == pytest.approx(expected, rel=1e-6)
+
+
+def test_score_leaves_modes_and_generators_alone() -> None:
+    flow = model(0, dropout=0.5).train()
+    before = torch.get_rng_state()
+    assert mf.score(flow, ROWS, batch_size=7) == mf.score(flow, ROWS.tolist(), batch_size=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(module.training for module in flow.modules())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("model", ROWS), TypeError, "model to be a torch.nn.Module; got str"),
+        ((model(0), ROWS, CONTEXT), ValueError, "without a context"),
+        ((model(2), ROWS), ValueError, r"context of shape \(N, 2\); got no context"),
+        ((model(0), []), ValueError, "data of shape"),
+        ((model(0), iter([])), ValueError, "at least one row"),
+        ((model(0), [["a", "b", "c"]]), TypeError, "to hold numbers"),
+    ],
+)
+def test_bad_input_of_score(arguments, error, message) -> None:
+    with pytest.raises(error, match=message):
+        mf.score(*arguments)
+    with pytest.raises((TypeError, ValueError), match="batch_size to be a positive integer"):
+        mf.score(model(0), ROWS, batch_size=0)
