@@ -48,14 +48,14 @@ def layer_numbers(name: str, arguments: Mapping[str, Any]) -> int:
     """Bound from below how many weights and buffers a layer has."""
 
     def product(*names: str) -> int:
-        return math.prod(_product(arguments.get(each, 1)) for each in names)
+        return int(math.prod(_product(arguments.get(each, 1)) for each in names))
 
     if name.startswith("Conv"):
         channels = product("in_channels", "out_channels") // product("groups")
         kernel = product("kernel_size")
         # A number stands for as many dimensions as the layer's name says.
         several = isinstance(arguments.get("kernel_size"), int)
-        return channels * kernel ** (int(name[4]) if several else 1)
+        return channels * int(kernel ** (int(name[4]) if several else 1))
     if name == "LayerNorm" or name == "RMSNorm":
         return product("normalized_shape") * bool(arguments.get("elementwise_affine", True))
     if name == "GroupNorm":
