@@ -15,6 +15,7 @@ from torch import Tensor
 from made_flows._checks import expect, shown
 from made_flows._torch import own_precision
 from made_flows.inverse import eager
+from made_flows.inverse.compiled.packing import knows
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.nn.spec import NetworkSpec
@@ -32,7 +33,8 @@ def backend(choice: str) -> Iterator[None]:
 
     Args:
         choice: ``"auto"``, compiled wherever the compiled sweep can; ``"eager"``, always in
-            torch operations; ``"compiled"``, always compiled, or an error that says why not. The
+            torch operations; ``"compiled"``, always compiled, or an error that says why not;
+            ``"triton"``, the same by the kernels for GPUs, on a CPU in Triton's interpreter. The
             environment variable ``MADE_FLOWS_INVERSE`` sets the default, which is ``"auto"``.
 
     Raises:
@@ -65,29 +67,24 @@ def _default() -> str:
     return choice
 
 
-@lru_cache(maxsize=1)
-def _for_cpu() -> ModuleType | None:
-    """Return the module of compiled sweeps for CPUs, None without Numba; says so once."""
-    if importlib.util.find_spec("numba") is None:
-        _LOG.warning(
-            "Numba is not installed: sequential inverses on the CPU run in torch operations, "
-            "several times slower. pip install 'made-flows[fast]' for the compiled kernel"
-        )
+_WITHOUT = {
+    "numba": "Numba is not installed: sequential inverses on the CPU run in torch operations, "
+    "several times slower. pip install 'made-flows[fast]' for the compiled kernel",
+    "triton": "Triton is not installed: sequential inverses on a GPU run in torch operations, "
+    "hundreds of launches in place of one. pip install 'made-flows[gpu]' for the kernel",
+}
+
+
+@lru_cache(maxsize=2)
+def _engine(compiler: str) -> ModuleType | None:
+    """Return the module of sweeps that a compiler compiles; says once that there is none."""
+    if importlib.util.find_spec(compiler) is None:
+        _LOG.warning(_WITHOUT[compiler])
         return None
-    from made_flows.inverse.compiled import backend as cpu
+    if compiler == "numba":
+        from made_flows.inverse.compiled import backend as cpu
 
-    return cpu
-
-
-@lru_cache(maxsize=1)
-def _for_gpu() -> ModuleType | None:
-    """Return the module of compiled sweeps for GPUs, None without Triton; says so once."""
-    if importlib.util.find_spec("triton") is None:
-        _LOG.warning(
-            "Triton is not installed: sequential inverses on a GPU run in torch operations, "
-            "hundreds of launches in place of one. pip install 'made-flows[gpu]' for the kernel"
-        )
-        return None
+        return cpu
     from made_flows.inverse.gpu import backend as gpu
 
     return gpu
@@ -99,7 +96,7 @@ def _backend_for(tensor: Tensor) -> ModuleType | None:
     if choice == "eager":
         return None
     if device.type == "cuda" or (choice == "triton" and device.type == "cpu"):
-        gpu = _for_gpu()
+        gpu = _engine("triton")
         if gpu is None:
             _refuse("without Triton. pip install 'made-flows[gpu]'")
         elif gpu.runs_on(device):
@@ -111,7 +108,7 @@ def _backend_for(tensor: Tensor) -> ModuleType | None:
             )
         return None
     if device.type == "cpu":
-        cpu = _for_cpu()
+        cpu = _engine("numba")
         if cpu is None:
             _refuse("without Numba. pip install 'made-flows[fast]'")
         return cpu
@@ -154,32 +151,33 @@ def score(
     step: HeadStep | BijectionStep, x: Tensor, network: Callable[[], NetworkSpec | None]
 ) -> tuple[Tensor | None, Tensor] | None:
     """Map values (N, D) that are known; None where no compiled pass does."""
-    wanted = x.device.type == "cpu" and _choice() in ("auto", "compiled")
-    cpu = _for_cpu() if wanted else None
+    cpu = _for_scores(x)
     kernel = None if cpu is None else cpu.score_kernel_of(step)
     spec = None if kernel is None else network()
     ready = None if cpu is None or spec is None else cpu.ready_for(spec)
     if cpu is None or ready is None:
         return None
-    result: tuple[Tensor | None, Tensor] = cpu.score(
-        ready, kernel, isinstance(step, HeadStep), spec, x
-    )
+    result: tuple[Tensor | None, Tensor] = cpu.score(ready, kernel, spec, x)
     return result
+
+
+def _for_scores(x: Tensor) -> ModuleType | None:
+    """Return the module of compiled parallel passes for values such as these."""
+    wanted = x.device.type == "cpu" and _choice() in ("auto", "compiled")
+    return _engine("numba") if wanted else None
 
 
 def gradients_of(
     step: HeadStep | BijectionStep, x: Tensor, network: Callable[[], NetworkSpec | None]
 ) -> tuple[StepKernel, ModuleType] | None:
     """Return a step's kernel and the module that trains it, None where none is compiled."""
-    wanted = x.device.type == "cpu" and _choice() in ("auto", "compiled")
-    cpu = _for_cpu() if wanted else None
-    spec = None if cpu is None or cpu.score_kernel_of(step) is None else network()
-    if cpu is None or spec is None or not cpu.knows(spec):
+    if _for_scores(x) is None:
         return None
     from made_flows.inverse.compiled import gradients
 
     kernel = gradients.kernel_of(step)
-    return None if kernel is None else (kernel, gradients)
+    spec = None if kernel is None else network()
+    return None if kernel is None or spec is None or not knows(spec) else (kernel, gradients)
 
 
 def adjoint(problem: TransposedProblem) -> Tensor:

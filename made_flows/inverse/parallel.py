@@ -155,9 +155,8 @@ class _Pass(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         network = call.made.spec(context)
-        head = isinstance(call.step, HeadStep)
         values = call.step.encode(x, call.made.dtype)
-        images, density, kept = call.engine.record(call.kernel, head, network, values)
+        images, density, kept = call.engine.record(call.kernel, network, values)
         # Which tensor of the network is which weight: identities may not outlast hooks on what
         # is saved.
         known = {id(weight): place for place, weight in enumerate(weights)}

@@ -92,7 +92,7 @@ class HeadStep:
     def score_kernel(self) -> StepKernel | None:
         """Return what the compiled parallel pass should do, None if it cannot."""
         kernel = self.head.kernel() if inherits_kernel(type(self.head), scored=True) else None
-        return kernel if kernel is not None and kernel.scored else None
+        return kernel._replace(head=True) if kernel is not None and kernel.scored else None
 
 
 class BijectionStep:

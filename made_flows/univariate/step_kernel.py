@@ -11,6 +11,9 @@ from torch import nn
 from made_flows._torch import has_global_hooks
 from made_flows.univariate.scales import SCALE_RULES, ScaleRule
 
+HEAD = 2.0
+"""Stands where other steps say whether to invert, for the score of a head."""
+
 
 class StepKernel(NamedTuple):
     """A step that the compiled inverse knows.
@@ -24,6 +27,7 @@ class StepKernel(NamedTuple):
         one_hot: whether the network reads values as one-hot columns, not as they are.
         scored: whether, for a head, the score of this kind is its log-probability: a head may take
             a kernel to sample by and have a density of its own.
+        head: whether a score is of a head: a log-probability alone, without an image.
     """
 
     kind: str
@@ -32,6 +36,7 @@ class StepKernel(NamedTuple):
     inverse: bool = False
     one_hot: bool = False
     scored: bool = False
+    head: bool = False
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -39,7 +44,8 @@ class StepKernel(NamedTuple):
         rule = self.rule
         code = 0 if rule is None else SCALE_RULES.index(rule.rule)
         of_rule = (0.0, 0.0) if rule is None else rule.constants
-        return (float(self.inverse), float(code), *of_rule, *self.constants)
+        direction = HEAD if self.head else float(self.inverse)
+        return (direction, float(code), *of_rule, *self.constants)
 
     @property
     def follows_rule(self) -> bool:

@@ -24,7 +24,7 @@ from made_flows.inverse.compiled.parallel import fill_block
 from made_flows.inverse.compiled.simd import keep_apart, like, pointer_to
 from made_flows.inverse.compiled.solve import multiply
 from made_flows.inverse.compiled.threads import in_threads, next_tile
-from made_flows.inverse.compiled.units import finish_with_slopes, gather, multiply_gate
+from made_flows.inverse.compiled.units import finish_with_slopes, gather, multiply_gate, scatter
 
 
 class Gradients(NamedTuple):
@@ -206,8 +206,7 @@ def adjoint_tiles(
                         gather(slopes, f * widest + k, row, lanes, line)
                         for j in range(lanes):
                             line[j] *= own[j]
-                    for j in range(here):
-                        solution[row + j, f] = own[j]
+                    scatter(own, solution, f, row, here)
                 # Units of degree r read inputs of lower ranks only: all they fed is done.
                 for layer in range(depth - 1, -1, -1):
                     v0, v1 = starts[layer, r], starts[layer, r + 1]
@@ -222,24 +221,6 @@ def adjoint_tiles(
                     finish_deltas(tile, layer, v0, v1, units)
 
 
-def adjoint_rows(
-    slot: int,
-    tiles: Any,
-    spaces: Any,
-    rows: Any,
-    units: Any,
-    ranks: Any,
-    blocks: Any,
-    back: Any,
-    place: int,
-) -> None:
+def adjoint_rows(slot: int, tiles: Any, *arguments: Any) -> None:
     """Call :func:`adjoint_tiles` in as many threads as the tiles say."""
-    if tiles.threads > 1:
-        in_threads(
-            tiles.parallel,
-            tiles.threads,
-            adjoint_tiles,
-            (tiles, spaces, rows, units, ranks, blocks, back, place),
-        )
-    else:
-        adjoint_tiles(slot, tiles, spaces, rows, units, ranks, blocks, back, place)
+    in_threads(slot, tiles, adjoint_tiles, arguments)

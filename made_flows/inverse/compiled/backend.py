@@ -16,22 +16,20 @@ from made_flows._cache import TensorCache
 from made_flows.inverse.compiled import packing, simd
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_rows
 from made_flows.inverse.compiled.compilation import Kernel, step_address
-from made_flows.inverse.compiled.layout import ACTIVATION_CODES, Blocks, StepCall, Units
+from made_flows.inverse.compiled.layout import Blocks, StepCall, Units
 from made_flows.inverse.compiled.packing import Layout, Weights
 from made_flows.inverse.compiled.parallel import Scores, score_rows
 from made_flows.inverse.compiled.solve import Rows, solve_rows
-from made_flows.inverse.compiled.steps import HEAD, find_step, has_step
+from made_flows.inverse.compiled.steps import find_step, has_step
 from made_flows.inverse.compiled.threads import over_tiles
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import BijectionStep, HeadStep, Step
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
-from made_flows.nn.spec import NetworkSpec, Structure
+from made_flows.nn.spec import NetworkSpec
 from made_flows.univariate.step_kernel import StepKernel
 
 FAILURES: tuple[type[Exception], ...] = ()
 """Errors after which torch operations are to take over: none."""
-
-_DTYPES = (torch.float32, torch.float64)
 
 _ROWS_ALONE = 2_000_000
 """Multiplications below which one thread does everything: a thread that sleeps takes up to 0.05 ms
@@ -134,7 +132,7 @@ def layout_of(symbolic: Symbolic) -> Layout:
 def ready_for(network: NetworkSpec) -> Ready | None:
     """Pack a network, None where the compiled sweeps do not know its activations or dtype."""
     structure, tensors = network.structure, network.tensors
-    if not knows(network):
+    if not packing.knows(network):
         return None
 
     def make() -> Ready:
@@ -143,17 +141,6 @@ def ready_for(network: NetworkSpec) -> Ready | None:
         return Ready(symbolic, layout, packing.pack(symbolic, layout, tensors))
 
     return _READY.get(structure.key, tensors, make)
-
-
-def knows(network: NetworkSpec) -> bool:
-    """Tell whether the kernels know a network's dtype and activations."""
-    return network.tensors[1].dtype in _DTYPES and _knows_activations(network.structure)
-
-
-@lru_cache(maxsize=1024)
-def _knows_activations(structure: Structure) -> bool:
-    names = (word.split(":")[0] for word in structure.activations)
-    return all(name in ACTIVATION_CODES for name in names)
 
 
 def kernel_of(step: Step) -> StepKernel | None:
@@ -207,24 +194,9 @@ def units_of(
     table: NDArray[np.int64],
 ) -> Units:
     """Return what units are made of, with the context's contributions to this call."""
-    context, rows = _context(symbolic, network, packed.weights.dtype)
-    return Units(table, layout.streams, packed.constants, packed.vectors, context, rows)
-
-
-def _context(symbolic: Symbolic, network: NetworkSpec, dtype: Any) -> tuple[NDArray[Any], int]:
-    """Return the context's contributions, unit by unit, and how many rows there are of them."""
-    if not network.bases:
-        return np.zeros(0, dtype), 1
-    _, layers, _ = symbolic.structure.unpack(network.tensors, network.bases)
-    like = network.tensors[1].dtype
-    # Unit by unit: the rows of a unit, which are lanes, are neighbours.
-    parts = [
-        values.detach().to(like).index_select(1, place.units).t().reshape(-1)
-        for place, layer in zip(symbolic.layers, layers, strict=True)
-        for values in (layer.base, layer.gate)
-        if values is not None
-    ]
-    return torch.cat(parts).numpy(), len(network.bases[0])
+    found = packing.context_of(symbolic, network)
+    context, rows = (packed.vectors[:0], 1) if found is None else (found[0].numpy(), found[1])
+    return Units(table, layout.streams, layout.constants, packed.vectors, context, rows)
 
 
 def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
@@ -248,21 +220,27 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
     return values
 
 
+def results_of(
+    kernel: StepKernel, shape: torch.Size, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor]:
+    """Make room for images (N, D), None for a head, and densities (N,)."""
+    images = None if kernel.head else torch.empty(shape, dtype=dtype, device="cpu")
+    return images, torch.empty(shape[0], dtype=dtype, device="cpu")
+
+
 def score(
-    ready: Ready, kernel: StepKernel, head: bool, network: NetworkSpec, x: Tensor
+    ready: Ready, kernel: StepKernel, network: NetworkSpec, x: Tensor
 ) -> tuple[Tensor | None, Tensor]:
     """Compute images (N, D) of known values under a step, None for a head, and densities (N,)."""
     rows, dtype, layout = len(x), network.tensors[1].dtype, ready.layout
-    density = torch.empty(rows, dtype=dtype, device="cpu")
-    images = None if head else torch.empty(x.shape, dtype=dtype, device="cpu")
+    images, density = results_of(kernel, x.shape, dtype)
     if rows:
         x = _plain(x, dtype)
         place = 0 if images is None else images.data_ptr()
         batch = Scores(rows, x.data_ptr(), place, density.data_ptr())
         units = _units(ready, network, layout.table)
         blocks = Blocks(ready.weights.weights, layout.blocks, layout.direct_blocks)
-        numbers = (HEAD, *kernel.numbers[1:]) if head else kernel.numbers
-        step = call_of(kernel.kind, numbers, 1, kernel.one_hot, dtype, "score")
+        step = call_of(kernel.kind, kernel.numbers, 1, kernel.one_hot, dtype, "score")
 
         arguments = batch, units, layout.ranks, blocks, step, layout.scratch
         _over_rows(_SCORE, rows, layout.size, layout.rows, dtype, arguments)

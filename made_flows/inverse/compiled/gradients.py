@@ -13,7 +13,7 @@ from made_flows.inverse.compiled import backend, packing
 from made_flows.inverse.compiled.compilation import Kernel
 from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, SOURCE, Blocks, StepCall, Units
 from made_flows.inverse.compiled.packing import Layout
-from made_flows.inverse.compiled.steps import HEAD, has_step
+from made_flows.inverse.compiled.steps import has_step
 from made_flows.inverse.compiled.training import Recorded, pull_rows, record_rows
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
@@ -35,8 +35,7 @@ class Record(NamedTuple):
     Args:
         symbolic, layout: of the network.
         units: as the kernels take them.
-        kernel: of the step, with its numbers.
-        numbers: what the step is told.
+        kind, numbers: of the step, and what it is told.
         lanes: rows of a tile.
         spaces: workspaces of all tiles, (tiles, rows of a workspace, lanes).
     """
@@ -44,16 +43,14 @@ class Record(NamedTuple):
     symbolic: Symbolic
     layout: Layout
     units: Units
-    kernel: StepKernel
+    kind: str
     numbers: tuple[float, ...]
     lanes: int
     spaces: Tensor
 
     def call(self, function: str) -> StepCall:
         """Return how the kernels call the step."""
-        return backend.call_of(
-            self.kernel.kind, self.numbers, 1, False, self.spaces.dtype, function
-        )
+        return backend.call_of(self.kind, self.numbers, 1, False, self.spaces.dtype, function)
 
     def rows(self, x: Tensor, images: Tensor | None, density: Tensor, gradient: Any) -> Recorded:
         """Return the batch as the kernels take it."""
@@ -83,7 +80,7 @@ def kernel_of(step: HeadStep | BijectionStep) -> StepKernel | None:
 
 
 def record(
-    kernel: StepKernel, head: bool, network: NetworkSpec, x: Tensor
+    kernel: StepKernel, network: NetworkSpec, x: Tensor
 ) -> tuple[Tensor | None, Tensor, Record]:
     """Compute images (N, D), None for a head, densities (N,), and what their gradient needs."""
     symbolic, tensors = symbolic_for(network), network.tensors
@@ -93,10 +90,8 @@ def record(
     lanes = backend.lanes_of(len(x), dtype)
     height = layout.adjoint_rows + int(layout.ranks.output_starts[-1]) + SCRATCH + 3
     spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")
-    numbers = (HEAD, *kernel.numbers[1:]) if head else kernel.numbers
-    kept = Record(symbolic, layout, units, kernel, numbers, lanes, spaces)
-    density = torch.empty(len(x), dtype=dtype, device="cpu")
-    images = None if head else torch.empty(x.shape, dtype=dtype, device="cpu")
+    kept = Record(symbolic, layout, units, kernel.kind, kernel.numbers, lanes, spaces)
+    images, density = backend.results_of(kernel, x.shape, dtype)
     blocks = Blocks(packed.weights, layout.blocks, layout.direct_blocks)
     arguments = kept.rows(x, images, density, None), units, layout.ranks, blocks, kept.call("score")
     backend.over_kept(_RECORD, len(x), layout.size, spaces, arguments)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
@@ -34,6 +35,9 @@ ACTIVATION_CODES = {
     "softplus": 7,
     "gelu": 8,
 }
+
+DTYPES = (torch.float32, torch.float64)
+"""What the kernels compute in."""
 
 SCRATCH = 12
 """Rows of the workspace that a step may use for itself."""

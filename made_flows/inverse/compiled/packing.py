@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ from made_flows.inverse.compiled.layout import (
     BIAS,
     COLUMNS,
     DELTA,
+    DTYPES,
     GATE,
     NORM,
     SCRATCH,
@@ -35,7 +37,7 @@ from made_flows.inverse.compiled.layout import (
     Z,
 )
 from made_flows.inverse.symbolic import Symbolic
-from made_flows.nn.spec import LayerSpec
+from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
 
 _PANEL_UNITS = 24
 """Units of the widest layer in a panel, about: two blocks of registers."""
@@ -59,6 +61,7 @@ class Layout:
         size: numbers in all blocks.
         back_blocks, direct_back, back_size: the same for the transposed weights.
         streams: places of the units that units add to.
+        constants: of the activations, and a zero.
         table: layers' places in the workspace and elsewhere, for solving.
         rows, scratch: rows that the workspace needs, and where the step's begin.
         adjoint_table, adjoint_rows, lambda_place: the same for the adjoint.
@@ -72,6 +75,7 @@ class Layout:
     direct_back: Integers
     back_size: int
     streams: Integers
+    constants: NDArray[np.float64]
     table: Integers
     rows: int
     scratch: int
@@ -87,12 +91,24 @@ class Weights:
     Args:
         weights: all blocks, one after the other.
         vectors: biases and norms.
-        constants: constants of the activations.
     """
 
     weights: NDArray[Any]
     vectors: NDArray[Any]
-    constants: NDArray[np.float64]
+
+
+def knows(network: NetworkSpec) -> bool:
+    """Tell whether the kernels know a network's dtype and activations."""
+    return network.tensors[1].dtype in DTYPES and activations_of(network.structure) is not None
+
+
+@lru_cache(maxsize=1024)
+def activations_of(structure: Structure) -> list[tuple[int, float]] | None:
+    """Return code and constant of the activations, None where the kernels do not know one."""
+    words = [word.split(":") for word in structure.activations]
+    if any(name not in ACTIVATION_CODES for name, _ in words):
+        return None
+    return [(ACTIVATION_CODES[name], float(constant)) for name, constant in words]
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
@@ -137,12 +153,11 @@ def layout_of(symbolic: Symbolic, panel_units: int = _PANEL_UNITS) -> Layout:
     targets = set(symbolic.structure.adds_to)
     for index, layer in enumerate(symbolic.layers):
         table[index, UNITS] = len(layer.units)
-        if index < depth:
-            word = symbolic.structure.activations[index].split(":")[0]
-            table[index, ACTIVATION] = ACTIVATION_CODES[word]
         if layer.stream is not None:
             table[index, STREAM_INDEX] = sum(map(len, streams))
             streams.append(_numpy(layer.stream))
+    activations = activations_of(symbolic.structure) or []
+    table[:depth, ACTIVATION] = [code for code, _ in activations]
     _place_vectors(symbolic, table)
     _place_contexts(symbolic, table)
 
@@ -182,6 +197,7 @@ def layout_of(symbolic: Symbolic, panel_units: int = _PANEL_UNITS) -> Layout:
         direct_back=direct_back,
         back_size=int(back_size),
         streams=np.concatenate(streams),
+        constants=np.array([*(constant for _, constant in activations), 0.0]),
         table=table,
         rows=scratch + _STEP_ROWS,
         scratch=scratch,
@@ -330,9 +346,22 @@ def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weigh
     vectors[first : first + len(symbolic.layers[depth].units)] += float(
         symbolic.structure.taint(tensors)
     )
-    words = symbolic.structure.activations
-    constants = np.array([float(word.split(":")[1]) for word in words] + [0.0])
-    return Weights(packed[: layout.size], vectors, constants)
+    return Weights(packed[: layout.size], vectors)
+
+
+def context_of(symbolic: Symbolic, network: NetworkSpec) -> tuple[Tensor, int] | None:
+    """Return the context's contributions, unit by unit, and how many rows there are of them."""
+    if not network.bases:
+        return None
+    _, layers, _ = symbolic.structure.unpack(network.tensors, network.bases)
+    # Unit by unit: the rows of a unit, which are lanes, are neighbours.
+    parts = [
+        values.detach().to(network.tensors[1].dtype).index_select(1, place.units).t().reshape(-1)
+        for place, layer in zip(symbolic.layers, layers, strict=True)
+        for values in (layer.base, layer.gate)
+        if values is not None
+    ]
+    return torch.cat(parts), len(network.bases[0])
 
 
 def pack_transposed(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from made_flows.inverse.compiled.layout import SCRATCH, SOURCE, Tile, Z
 from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointer_to
 from made_flows.inverse.compiled.solve import multiply, put_inputs
 from made_flows.inverse.compiled.threads import in_threads, next_tile
-from made_flows.inverse.compiled.units import finish_units, gather, start_units
+from made_flows.inverse.compiled.units import finish_units, gather, scatter, start_units
 
 
 class Scores(NamedTuple):
@@ -86,7 +86,7 @@ def score_tiles(
     depth, count, panels = len(table) - 1, len(features), len(ranks.panels) - 1
     x = carray(pointer_to(rows.x, work), (rows.size, count))
     images = carray(pointer_to(rows.images, work), (rows.size, count))
-    density = carray(pointer_to(rows.density, work), (rows.size,))
+    density = carray(pointer_to(rows.density, work), (rows.size, 1))
     out, x0 = table[depth, Z], scratch + SCRATCH
     while True:
         row, here, lanes = next_tile(tiles, work)
@@ -115,31 +115,10 @@ def score_tiles(
                 places = (lanes, parameters, outputs, known, scratch, x0)
                 call_step(step.address, work, step.numbers, places)
                 if rows.images != 0:
-                    f = features[i]
-                    for j in range(here):
-                        images[row + j, f] = image[j]
-        for j in range(here):
-            density[row + j] = total[j]
+                    scatter(image, images, features[i], row, here)
+        scatter(total, density, 0, row, here)
 
 
-def score_rows(
-    slot: int,
-    tiles: Any,
-    spaces: Any,
-    rows: Any,
-    units: Any,
-    ranks: Any,
-    blocks: Any,
-    step: Any,
-    scratch: int,
-) -> None:
+def score_rows(slot: int, tiles: Any, *arguments: Any) -> None:
     """Call :func:`score_tiles` in as many threads as the tiles say."""
-    if tiles.threads > 1:
-        in_threads(
-            tiles.parallel,
-            tiles.threads,
-            score_tiles,
-            (tiles, spaces, rows, units, ranks, blocks, step, scratch),
-        )
-    else:
-        score_tiles(slot, tiles, spaces, rows, units, ranks, blocks, step, scratch)
+    in_threads(slot, tiles, score_tiles, arguments)

@@ -19,7 +19,7 @@ from made_flows.inverse.compiled.layout import SCRATCH, SOURCE, Tile, Z
 from made_flows.inverse.compiled.products import add_product
 from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointer_to
 from made_flows.inverse.compiled.threads import in_threads, next_tile
-from made_flows.inverse.compiled.units import finish_units, gather, start_units
+from made_flows.inverse.compiled.units import finish_units, gather, scatter, start_units
 
 
 class Rows(NamedTuple):
@@ -90,8 +90,7 @@ def keep_known(
     for i in range(ranks.feature_starts[r0], ranks.feature_starts[r1]):
         f = ranks.features[i]
         gather(known, f, row, lanes, x)
-        for j in range(here):
-            values[row + j, f] = x[j]
+        scatter(x, values, f, row, here)
         put_inputs(work, ranks.input_starts[i], ranks.input_starts[i + 1], lanes, x, one)
 
 
@@ -115,8 +114,7 @@ def take_steps(
         count = ranks.output_starts[i + 1] - ranks.output_starts[i]
         rows = (lanes, parameters, count, x0 + 1, scratch, x0)
         call_step(step.address, work, step.numbers, rows)
-        for j in range(here):
-            values[row + j, f] = x[j]
+        scatter(x, values, f, row, here)
         put_inputs(work, ranks.input_starts[i], ranks.input_starts[i + 1], lanes, x, step.one_hot)
 
 
@@ -216,24 +214,6 @@ def solve_tiles(
                     take_steps(tile, r, here, noise, values, out + v0 - o0, scratch, ranks, step)
 
 
-def solve_rows(
-    slot: int,
-    tiles: Any,
-    spaces: Any,
-    rows: Any,
-    units: Any,
-    ranks: Any,
-    blocks: Any,
-    step: Any,
-    scratch: int,
-) -> None:
+def solve_rows(slot: int, tiles: Any, *arguments: Any) -> None:
     """Call :func:`solve_tiles` in as many threads as the tiles say."""
-    if tiles.threads > 1:
-        in_threads(
-            tiles.parallel,
-            tiles.threads,
-            solve_tiles,
-            (tiles, spaces, rows, units, ranks, blocks, step, scratch),
-        )
-    else:
-        solve_tiles(slot, tiles, spaces, rows, units, ranks, blocks, step, scratch)
+    in_threads(slot, tiles, solve_tiles, arguments)

@@ -117,20 +117,23 @@ def fetch_rows(typingctx: Any, counter: Any, count: Any) -> Any:
 
 
 @intrinsic
-def in_threads(typingctx: Any, parallel: Any, threads: Any, function: Any, arguments: Any) -> Any:
-    """Call function(slot, *arguments) in threads of OpenMP, whose slots are 0, 1, ..."""
-    signature = types.void(parallel, threads, function, arguments)
+def in_threads(typingctx: Any, slot: Any, tiles: Any, function: Any, arguments: Any) -> Any:
+    """Call function(slot, tiles, *arguments), in as many threads of OpenMP as the tiles say.
+
+    One thread has the slot that is given; more have the slots 0, 1, ...
+    """
+    signature = types.void(slot, tiles, function, arguments)
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         word, byte = ir.IntType(64), ir.IntType(8).as_pointer()
-        inner = types.void(types.int64, *sig.args[3].types)
+        inner = types.void(types.int64, sig.args[1], *sig.args[3].types)
         compiled = sig.args[2].dispatcher.get_compile_result(inner)
         context.active_code_library.add_linking_library(compiled.library)
         # What all threads share: who comes next, and the arguments.
-        shared = ir.LiteralStructType([word, values[3].type])
+        shared = ir.LiteralStructType([word, values[1].type, values[3].type])
         place = cgutils.alloca_once(builder, shared)
-        builder.store(ir.Constant(word, 0), cgutils.gep_inbounds(builder, place, 0, 0))
-        builder.store(values[3], cgutils.gep_inbounds(builder, place, 0, 1))
+        for field, value in enumerate((values[0], values[1], values[3])):
+            builder.store(value, cgutils.gep_inbounds(builder, place, 0, field))
 
         kind = ir.FunctionType(ir.VoidType(), [byte])
         name = builder.module.get_unique_name(f"{builder.function.name}.thread")
@@ -140,17 +143,23 @@ def in_threads(typingctx: Any, parallel: Any, threads: Any, function: Any, argum
         own = within.bitcast(thread.args[0], shared.as_pointer())
         next_slot = cgutils.gep_inbounds(within, own, 0, 0)
         slot = within.atomic_rmw("add", next_slot, ir.Constant(word, 1), "monotonic")
-        packed = within.load(cgutils.gep_inbounds(within, own, 0, 1))
-        parts = cgutils.unpack_tuple(within, packed)
-        context.call_internal_no_propagate(within, compiled.fndesc, inner, (slot, *parts))
+        shares, packed = (within.load(cgutils.gep_inbounds(within, own, 0, n)) for n in (1, 2))
+        parts = (slot, shares, *cgutils.unpack_tuple(within, packed))
+        context.call_internal_no_propagate(within, compiled.fndesc, inner, parts)
         within.ret_void()
 
         small = ir.IntType(32)
         start = ir.FunctionType(ir.VoidType(), [kind.as_pointer(), byte, small, small])
-        call = builder.inttoptr(values[0], start.as_pointer())
-        count = builder.trunc(values[1], small)
+        *_, threads, parallel = cgutils.unpack_tuple(builder, values[1])
         data = builder.bitcast(place, byte)
-        builder.call(call, [thread, data, count, ir.Constant(small, 0)])
+        several = builder.icmp_signed(">", threads, ir.Constant(word, 1))
+        with builder.if_else(several) as (many, one):
+            with many:
+                call = builder.inttoptr(parallel, start.as_pointer())
+                count = builder.trunc(threads, small)
+                builder.call(call, [thread, data, count, ir.Constant(small, 0)])
+            with one:
+                builder.call(thread, [data])
         return context.get_dummy_value()
 
     return signature, codegen

@@ -21,7 +21,7 @@ from made_flows.inverse.compiled.layout import DELTA, SCRATCH, SUM, Tile
 from made_flows.inverse.compiled.parallel import fill_block, fill_inputs
 from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointer_to
 from made_flows.inverse.compiled.threads import in_threads, next_tile
-from made_flows.inverse.compiled.units import gather
+from made_flows.inverse.compiled.units import gather, scatter
 
 
 class Recorded(NamedTuple):
@@ -66,7 +66,7 @@ def record_tiles(
     count, outputs = len(features), units.table[depth, DELTA]
     x = carray(pointer_to(rows.x, spaces), (rows.size, count))
     images = carray(pointer_to(rows.images, spaces), (rows.size, count))
-    density = carray(pointer_to(rows.density, spaces), (rows.size,))
+    density = carray(pointer_to(rows.density, spaces), (rows.size, 1))
     lanes, x0 = tiles.lanes, rows.scratch + SCRATCH
     while True:
         row, here, _ = next_tile(tiles, spaces)
@@ -89,11 +89,8 @@ def record_tiles(
             places = (lanes, outputs + first, last - first, i, rows.scratch, x0)
             call_step(step.address, work, step.numbers, places)
             if rows.images != 0:
-                f = features[i]
-                for j in range(here):
-                    images[row + j, f] = image[j]
-        for j in range(here):
-            density[row + j] = total[j]
+                scatter(image, images, features[i], row, here)
+        scatter(total, density, 0, row, here)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -161,44 +158,15 @@ def pull_tiles(
             own = (ranks.feature_starts[r0], ranks.feature_starts[r1])
             pull_to_inputs(tile, place, p, own, (r0 + 1, levels), units, ranks, back)
         for i in range(count):
-            line, f = work[(place + i) * lanes : (place + i + 1) * lanes], features[i]
-            for j in range(here):
-                gradient[row + j, f] = line[j]
+            line = work[(place + i) * lanes : (place + i + 1) * lanes]
+            scatter(line, gradient, features[i], row, here)
 
 
-def record_rows(
-    slot: int, tiles: Any, spaces: Any, rows: Any, units: Any, ranks: Any, blocks: Any, step: Any
-) -> None:
+def record_rows(slot: int, tiles: Any, *arguments: Any) -> None:
     """Call :func:`record_tiles` in as many threads as the tiles say."""
-    if tiles.threads > 1:
-        in_threads(
-            tiles.parallel,
-            tiles.threads,
-            record_tiles,
-            (tiles, spaces, rows, units, ranks, blocks, step),
-        )
-    else:
-        record_tiles(slot, tiles, spaces, rows, units, ranks, blocks, step)
+    in_threads(slot, tiles, record_tiles, arguments)
 
 
-def pull_rows(
-    slot: int,
-    tiles: Any,
-    spaces: Any,
-    rows: Any,
-    units: Any,
-    ranks: Any,
-    back: Any,
-    step: Any,
-    place: int,
-) -> None:
+def pull_rows(slot: int, tiles: Any, *arguments: Any) -> None:
     """Call :func:`pull_tiles` in as many threads as the tiles say."""
-    if tiles.threads > 1:
-        in_threads(
-            tiles.parallel,
-            tiles.threads,
-            pull_tiles,
-            (tiles, spaces, rows, units, ranks, back, step, place),
-        )
-    else:
-        pull_tiles(slot, tiles, spaces, rows, units, ranks, back, step, place)
+    in_threads(slot, tiles, pull_tiles, arguments)

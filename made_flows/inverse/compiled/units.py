@@ -146,3 +146,11 @@ def gather(rows: Any, column: int, row: int, lanes: int, line: Any) -> None:
     count = len(rows)
     for j in range(lanes):
         line[j] = rows[min(row + j, count - 1), column]
+
+
+@njit(nogil=True, error_model="numpy")
+def scatter(line: Any, rows: Any, column: int, row: int, here: int) -> None:
+    """Copy the lanes that stand for rows into a column of these."""
+    keep_apart()
+    for j in range(here):
+        rows[row + j, column] = line[j]

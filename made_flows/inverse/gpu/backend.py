@@ -19,8 +19,8 @@ import triton.errors
 from torch import Tensor
 
 from made_flows._cache import TensorCache
-from made_flows.inverse.compiled.layout import ACTIVATION_CODES, BIAS, NORM
-from made_flows.inverse.compiled.packing import Layout, layout_of
+from made_flows.inverse.compiled.layout import BIAS, NORM
+from made_flows.inverse.compiled.packing import Layout, activations_of, context_of, knows, layout_of
 from made_flows.inverse.gpu.adjoint import adjoint_kernel
 from made_flows.inverse.gpu.pack import pack_kernel
 from made_flows.inverse.gpu.solve import solve_kernel
@@ -28,7 +28,7 @@ from made_flows.inverse.gpu.steps import KINDS
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import Step
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
-from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
+from made_flows.nn.spec import LayerSpec, NetworkSpec
 from made_flows.univariate.step_kernel import StepKernel
 
 FAILURES = (triton.errors.TritonError,)
@@ -36,8 +36,6 @@ FAILURES = (triton.errors.TritonError,)
 
 INTERPRETED = not isinstance(solve_kernel, triton.JITFunction)
 """Whether ``TRITON_INTERPRET`` was set when this module was imported."""
-
-_DTYPES = (torch.float32, torch.float64)
 
 _PANEL_UNITS = 64
 """Units of the widest layer in a panel, about."""
@@ -135,7 +133,7 @@ def runs_on(device: torch.device) -> bool:
 def ready_for(network: NetworkSpec) -> Ready | None:
     """Pack a network, None where the kernels do not know its activations or dtype."""
     structure, tensors = network.structure, network.tensors
-    if tensors[1].dtype not in _DTYPES or not _knows_activations(structure):
+    if not knows(network):
         return None
     masks = [tensors[place] for place in structure.mask_places]
     key = (structure.key, tensors[1].dtype)
@@ -149,12 +147,6 @@ def kernel_of(step: Step) -> StepKernel | None:
     if kernel is None or not kernel.follows_rule or kernel.kind not in KINDS:
         return None
     return kernel
-
-
-@lru_cache(maxsize=1024)
-def _knows_activations(structure: Structure) -> bool:
-    names = (word.split(":")[0] for word in structure.activations)
-    return all(name in ACTIVATION_CODES for name in names)
 
 
 # ---------------------------------------------------------------------- packing
@@ -194,8 +186,7 @@ def _plan(network: NetworkSpec) -> Plan:
         place += pitch * len(degrees)
     last = matrices[-1]
     norms = [m.norms + 2 * len(m.units) for m in matrices if m.norms >= 0]
-    words = [word.split(":") for word in structure.activations]
-    codes = {(ACTIVATION_CODES[name], float(constant)) for name, constant in words}
+    codes = {*(activations_of(structure) or ())}
     of_rows = np.repeat(ranks.features, np.diff(ranks.output_starts))
     names = ("features", "feature_starts", "column_starts", "output_starts", "input_starts")
     return Plan(
@@ -211,9 +202,7 @@ def _plan(network: NetworkSpec) -> Plan:
         place,
         max([last.biases + starts[depth, levels], *norms]),
         codes.pop()[0] if len(codes) == 1 else -1 if codes else 0,
-        torch.tensor([*(float(c) for _, c in words), 0.0], dtype=network.tensors[1].dtype).to(
-            device
-        ),
+        torch.from_numpy(layout.constants).to(network.tensors[1]),
     )
 
 
@@ -269,7 +258,7 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
     if rows:
         noise = noise.detach().to(like.dtype).contiguous()
         known = values if known is None else known.detach().to(like.dtype).contiguous()
-        context, context_rows = _context(plan, network, like)
+        context, context_rows = context_of(plan.symbolic, network) or (like, 1)
         tiles, programs = tiles_for(rows, like)
         size, arrays = plan.layout.rows * tiles.rows, plan.arrays
         work = like.new_empty(programs * size)
@@ -300,7 +289,7 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
         gradient, slopes, x = (
             tensor.detach().to(like.dtype).contiguous() for tensor in (gradient, slopes, x)
         )
-        context, context_rows = _context(plan, network, like)
+        context, context_rows = context_of(plan.symbolic, network) or (like, 1)
         tiles, programs = tiles_for(rows, like)
         size, arrays = plan.layout.adjoint_rows * tiles.rows, plan.arrays
         work = like.new_empty(programs * size)
@@ -337,20 +326,6 @@ def tiles_for(rows: int, like: Tensor) -> tuple[Tiles, int]:
 @lru_cache(maxsize=64)
 def _processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-def _context(plan: Plan, network: NetworkSpec, like: Tensor) -> tuple[Tensor, int]:
-    """Return the context's contributions, unit by unit, and how many rows there are of them."""
-    if not network.bases:
-        return like, 1
-    _, layers, _ = network.structure.unpack(network.tensors, network.bases)
-    parts = [
-        values.detach().to(like.dtype).index_select(1, place.units).t().reshape(-1)
-        for place, layer in zip(plan.symbolic.layers, layers, strict=True)
-        for values in (layer.base, layer.gate)
-        if values is not None
-    ]
-    return torch.cat(parts), len(network.bases[0])
 
 
 def _precision(like: Tensor) -> str:

@@ -35,9 +35,6 @@ from typing import Any
 
 from numba import carray, njit
 
-HEAD = 2.0
-"""Stands where other steps say whether to invert, for the score of a head."""
-
 
 @lru_cache(maxsize=64)
 def has_step(kind: str, function: str = "step") -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 
 from made_flows.inverse.compiled.elementwise import exp, log_scale, log_scale_slope, scale
 from made_flows.inverse.compiled.simd import like
-from made_flows.inverse.compiled.steps import HEAD, line
+from made_flows.inverse.compiled.steps import line
+from made_flows.univariate.step_kernel import HEAD
 
 
 def step(work: Any, numbers: Any, rows: Any) -> None:
