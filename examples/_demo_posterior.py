@@ -1,4 +1,4 @@
-"""Part (c): the posterior of eight schools by Pyro's guides and ours, each with its verdict."""
+"""Part (d): the posterior of eight schools by Pyro's guides and ours, each with its verdict."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import itertools
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ import _demo_cells
 import _demo_digits
 import _demo_posterior
 import _demo_report
+import _demo_table
 
 import made_flows as mf
 
@@ -168,3 +170,23 @@ def test_posterior_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mean_and_its_error() -> None:
     mean, error = _demo_report.mean_and_error(torch.tensor([1.0, 3.0]))
     assert (mean, error) == (2.0, pytest.approx(1.0))
+
+
+def test_hidden_values_are_filled_in_nearer_than_by_medians() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=300)
+    truth = {"a": a, "b": 2 * a + 0.1 * rng.normal(size=300)}
+    holes = _demo_table.with_holes(truth, rng)
+    assert all(0.1 < np.isnan(column).mean() < 0.2 for column in holes.values())
+    model = mf.fit_table(holes, max_epochs=15, progress=False, seed=0)
+    ours, simple = _demo_table.filling_errors(model, holes, truth)
+    assert ours < 0.5 * simple
+
+
+def test_columns_by_themselves_read_no_others() -> None:
+    columns = _demo_table.load()
+    model = _demo_table.apart(columns)
+    table = {name: values[:4] for name, values in columns.items()}
+    other = {**table, "alcohol": table["alcohol"] + 0.1}
+    ours, theirs = model.score_columns(table), model.score_columns(other)
+    assert {name for name in table if not np.allclose(ours[name], theirs[name])} == {"alcohol"}
