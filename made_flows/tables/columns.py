@@ -35,6 +35,11 @@ class Column(ABC):
     kind: str
     holds: str
 
+    @property
+    @abstractmethod
+    def whole_days(self) -> bool:
+        """Whether its values are dates without a time."""
+
     def codes(self, values: Values) -> Any:
         """Return codes (N,) in double precision, NaN where a value is missing.
 
@@ -112,6 +117,10 @@ class CategoryColumn(Column):
             return 0.0
         return (self.others + 1) / (sum(self.counts) + self.others + 1)
 
+    @property
+    def whole_days(self) -> bool:
+        return self.holds == "date" and all(day == round(day) for day in self.categories)
+
     def _codes(self, values: Any, rows: Any) -> Any:
         code = {value: k for k, value in enumerate(self.categories)}
         return np.array([code.get(value, len(code)) for value in values.tolist()], dtype=float)
@@ -175,6 +184,10 @@ class NumberColumn(Column):
     shape: tuple[float, ...]
     cycles: tuple[str, ...]
     ends: tuple[float, float]
+
+    @property
+    def whole_days(self) -> bool:
+        return self.holds == "date" and self.step >= 1
 
     @property
     def periods(self) -> tuple[float, ...]:

@@ -286,13 +286,21 @@ def _log_interval(a: Tensor, b: Tensor, middle: Tensor, log_width: Tensor) -> Te
     """Return log(Phi(b) - Phi(a)) of a < b, by the density in the middle where they are close."""
     flip = a > 0
     low, high = torch.where(flip, -b, a), torch.where(flip, -a, b)
-    log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    log_low, log_high = _log_ndtr(low), _log_ndtr(high)
     difference = log_low - log_high
     narrow = log_width.exp() * middle.abs().clamp(min=1.0) < 1e-3
     difference = torch.where(narrow, -1.0, difference)
     wide = log_high + torch.log(-torch.expm1(difference))
     density = -0.5 * middle * middle - 0.5 * math.log(2 * math.pi) + log_width
     return torch.where(narrow, density, wide)
+
+
+def _log_ndtr(x: Tensor) -> Tensor:
+    """Return log(Phi(x)), whose gradient far below torch has as infinite or wrong."""
+    far = x < -1e4
+    tail = torch.where(far, x, -1.0)
+    asymptote = -0.5 * tail * tail - torch.log(-tail) - 0.5 * math.log(2 * math.pi)
+    return torch.where(far, asymptote, torch.special.log_ndtr(torch.where(far, 0.0, x)))
 
 
 class TableSupport(constraints.Constraint):

@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 
 import made_flows as mf
+from made_flows.tables.head import _log_ndtr
 from tests.helpers.density_models import scatter
 
 RNG = np.random.default_rng(0)
@@ -242,6 +243,20 @@ def test_unseen_values_have_what_laplace_leaves_them() -> None:
     constant = mf.TableMADE.from_data({"c": [7] * 30, "x": np.arange(30.0) ** 1.5})
     assert constant.schema.columns[0].kind == "constant"
     assert (constant.sample(5)["c"] == 7).all()
+
+
+def test_counts_down_to_zero_have_gradients() -> None:
+    # The cell of zero ends infinitely far out.
+    table = {"n": np.arange(30), "x": np.arange(30) / 7}
+    model = mf.TableMADE.from_data(table, {"n": "count"}, hidden_features=(8,))
+    codes = model.schema.encode(table)[0]
+    parameters = model.made(model.head.encode(codes, model.made.dtype)).detach().requires_grad_()
+    loss = model.head.log_prob(codes, parameters).sum()
+    (gradient,) = torch.autograd.grad(loss, parameters)
+    assert bool(torch.isfinite(gradient).all())
+    x = torch.tensor([-9e3, -1.1e4, -1e10, -1e33], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(_log_ndtr(x).sum(), x)
+    torch.testing.assert_close(slope, -x.detach(), rtol=1e-7, atol=0)
 
 
 def test_extreme_values_have_a_score() -> None:

@@ -1,0 +1,307 @@
+"""The commands ``fit``, ``score``, ``sample``, ``impute`` and ``info``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import typer
+
+from made_flows._checks import expect
+from made_flows.cli.errors import Code, CommandError, errors_of, reporting, say
+from made_flows.cli.reading import ROWS, TableFile, inferred
+from made_flows.cli.rows import (
+    completed,
+    drawn,
+    errors_in,
+    is_missing,
+    kind_of,
+    loaded,
+    matrix,
+    opened,
+    progress,
+    record_of,
+    scores,
+    watched,
+)
+from made_flows.cli.writing import check_output, writing
+from made_flows.models.estimate import estimate
+from made_flows.serialization import save
+from made_flows.tables.model import TableMADE
+from made_flows.training.optimization import seeded
+
+app = typer.Typer(
+    help="Densities of tables in files: CSV, Parquet and matrices of NumPy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_HELD_OUT = 20
+"""Rows from which on some are held out, to stop training by."""
+
+_Data = Annotated[Path, typer.Argument(help="the table: .csv, .parquet, .npy or a folder")]
+_ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="a file that fit wrote")]
+_Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help=".csv, .parquet or .npy; else on the screen")
+]
+_Orders = Annotated[int, typer.Option(min=1, help="orders of the columns to mix")]
+_Seed = Annotated[int | None, typer.Option(min=0, help="makes what is random repeat")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
+
+
+@app.command(name="fit")
+def fit_command(
+    data: _Data,
+    output: Annotated[Path, typer.Option("-o", "--output", help="the model, .safetensors")],
+    columns: Annotated[
+        list[str], typer.Option(help="what a column is: fare=zero_inflated, share=bounded:0:1")
+    ] = [],  # noqa: B006
+    context: Annotated[list[str], typer.Option(help="a column to condition on")] = [],  # noqa: B006
+    missing: Annotated[
+        list[str], typer.Option(help="text that stands for a missing value, such as ?")
+    ] = [],  # noqa: B006
+    rows: Annotated[
+        int, typer.Option(min=2, help="rows to fit to, at most; drawn at random of more")
+    ] = 1_000_000,
+    max_epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    max_seconds: Annotated[float | None, typer.Option(min=0.01, help="of training")] = None,
+    budget: Annotated[
+        Literal["fast", "good", "best"] | None,
+        typer.Option(help="a density of columns of numbers by mf.estimate"),
+    ] = None,
+    seed: _Seed = None,
+    quiet: _Quiet = False,
+) -> None:
+    """Fit a density to a table, and save the model."""
+    with reporting():
+        check_output(output, table=False)
+        said = dict(_said(text) for text in columns)
+        if budget is not None and (said or context):
+            raise CommandError(Code.OPTION, "Expected --budget without --columns and --context")
+        seed = _seed_of(seed)
+        file = TableFile(data, missing)
+        piece, count = file.sample(rows, seed)
+        if count < 2:
+            raise CommandError(Code.DATA, f"Expected {data} to have two rows or more; got one")
+        piece = inferred(piece, said) if file.text else piece
+        if piece.rows.num_rows < count:
+            say(f"{piece.rows.num_rows} of {count} rows, drawn at random")
+        record: dict[str, Any] = {
+            "data": data.name, "rows": piece.rows.num_rows, "of_rows": count, "seed": seed,
+            "columns": piece.rows.column_names, "missing": missing,
+        }  # fmt: skip
+        bar = not quiet and sys.stderr.isatty()
+        model: Any = None
+        with errors_in(piece):
+            if budget is None:
+                limits = {"max_epochs": max_epochs, "max_seconds": max_seconds, "progress": bar}
+                model, record["history"] = _fitted(piece.rows, said, context, seed, limits)
+            else:
+                x = matrix(piece, piece.rows.column_names)
+                options: Any = {"budget": budget, "max_seconds": max_seconds}
+                model = estimate(x, seed=seed, progress=bar, **options)
+        model.record = record
+        with errors_of(Code.OUTPUT):
+            save(model, output)
+        say(f"wrote {output}" + (f": {_trained(record)}" if "history" in record else ""))
+
+
+@app.command()
+def score(
+    model: _ModelFile,
+    data: _Data,
+    output: _Output = None,
+    by_column: Annotated[
+        bool, typer.Option("--by-column", help="also of each value given the others")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="write the columns of the table too")
+    ] = False,
+    orders: _Orders = 1,
+    quiet: _Quiet = False,
+) -> None:
+    """Write the log-likelihood of every row of a table."""
+    with reporting():
+        found, file = opened(model, data, output)
+        table = isinstance(found, TableMADE)
+        if by_column and not table:
+            raise CommandError(
+                Code.MODEL, f"Expected a model of a table in {model}; got {kind_of(found)}"
+            )
+        total, count = 0.0, 0
+        with writing(output) as put:
+            for given, piece in watched(file, found, "scored", quiet):
+                with errors_in(piece):
+                    likelihood = scores(found, piece, orders)
+                    each = found.score_columns(piece.rows) if by_column else {}
+                columns = {"log_likelihood": likelihood}
+                columns |= {f"log_p_{name}": values for name, values in each.items()}
+                before = dict(zip(given.column_names, given.columns, strict=True)) if keep else {}
+                put(
+                    pa.table(
+                        before
+                        | {name: pa.array(v, from_pandas=True) for name, v in columns.items()}
+                    )
+                )
+                total, count = total + float(likelihood.sum()), count + len(likelihood)
+        say(f"{total / count:.6g} nats a row, the mean of {count}")
+
+
+@app.command()
+def sample(
+    model: _ModelFile,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="how many rows")] = 1,
+    output: _Output = None,
+    given: Annotated[
+        Path | None, typer.Option(help="a table of context columns: so many rows for each of its")
+    ] = None,
+    orders: _Orders = 1,
+    seed: _Seed = None,
+    quiet: _Quiet = False,
+) -> None:
+    """Draw rows from a model."""
+    with reporting():
+        check_output(output)
+        found = loaded(model)
+        conditional = bool(found.context)
+        if conditional != (given is not None) or (conditional and not isinstance(found, TableMADE)):
+            words = "with" if conditional else "without"
+            raise CommandError(Code.OPTION, f"Expected --given a table {words} context columns, as "
+                               f"{model} has {found.context}")  # fmt: skip
+        random = seeded(_seed_of(seed), torch.device("cpu"))
+        with random, writing(output) as put:
+            if given is None:
+                with progress(count, "drawn", quiet) as done:
+                    for start in range(0, count, ROWS):
+                        put(drawn(found, min(ROWS, count - start), orders))
+                        done(min(ROWS, count - start))
+                return
+            file = TableFile(given, record_of(found).get("missing", ()))
+            few = max(1, ROWS // count)
+            for _, piece in watched(file, found, "drawn", quiet):
+                for start in range(0, piece.rows.num_rows, few):
+                    some = piece.from_row(start, few)
+                    with errors_in(some):
+                        put(drawn(found, count, orders, some.rows))
+
+
+@app.command()
+def impute(
+    model: _ModelFile,
+    data: _Data,
+    output: _Output = None,
+    draw: Annotated[
+        bool, typer.Option("--draw", help="a random draw in place of the best guess")
+    ] = False,
+    draws: Annotated[int, typer.Option(min=1, help="draws of a best guess")] = 50,
+    orders: _Orders = 1,
+    seed: _Seed = 0,
+    quiet: _Quiet = False,
+) -> None:
+    """Fill in what a table lacks; what it has stays as it is."""
+    with reporting():
+        found, file = opened(model, data, output)
+        if not isinstance(found, TableMADE):
+            raise CommandError(
+                Code.MODEL, f"Expected a model of a table in {model}; got {kind_of(found)}"
+            )
+        names, cells = found.schema.names, 0
+        with seeded(_seed_of(seed), torch.device("cpu")), writing(output) as put:
+            for before, piece in watched(file, found, "completed", quiet):
+                with errors_in(piece):
+                    filled = (
+                        found.impute(piece.rows, orders=orders)
+                        if draw
+                        else found.fill(piece.rows, draws=draws, orders=orders, seed=None)
+                    )
+                after = before
+                for i, name in enumerate(before.column_names):
+                    holes = pc.sum(is_missing(piece.rows[name])).as_py()
+                    if name in names and holes:
+                        cells += holes
+                        column = completed(before[name], filled[name])
+                        after = after.set_column(i, name, column)
+                put(after)
+        say(f"{cells} cells filled in")
+
+
+@app.command()
+def info(model: _ModelFile) -> None:
+    """Say what a model is of, how large it is, and what training said."""
+    with reporting():
+        found = loaded(model)
+        record = record_of(found)
+        lines = [f"{model}: {kind_of(found)}"]
+        if isinstance(found, TableMADE):
+            widths = " and ".join(map(str, found.made.hidden_features))
+            lines += ["", str(found.schema), "", f"hidden layers of {widths} units, all orders"]
+        elif record:
+            lines += ["", f"columns: {', '.join(record['columns'])}"]
+        lines.append(f"{sum(p.numel() for p in found.parameters())} weights")
+        if record:
+            part = "" if record["rows"] == record["of_rows"] else f" of {record['of_rows']}"
+            lines.append(
+                f"fitted to {record['rows']}{part} rows of {record['data']}, seed {record['seed']}"
+            )
+        if "history" in record:
+            lines.append(_trained(record))
+        typer.echo("\n".join(lines))
+
+
+# ---------------------------------------------------------------------- fitting
+
+
+def _said(text: str) -> tuple[str, Any]:
+    """Read what a column is said to be: name=kind, name=kind:number:number."""
+    name, equals, what = text.rpartition("=")
+    kind, *numbers = what.split(":")
+    with errors_of(Code.OPTION, f"--columns {text}"):
+        expect(bool(equals), "--columns", "as name=kind, such as fare=zero_inflated", text)
+        ends = tuple(float(number) for number in numbers)
+        return name, (kind, *ends) if ends else kind
+
+
+def _fitted(
+    rows: pa.Table, said: Any, context: Sequence[str], seed: int, limits: dict[str, Any]
+) -> tuple[TableMADE, dict[str, Any]]:
+    """Fit a model of a table, of few rows without a validation; return its history too."""
+    with seeded(seed, torch.device("cpu")):
+        model = TableMADE.from_data(rows, said, context)
+    typer.echo(f"{model.schema}\n", err=True)
+    few = rows.num_rows < _HELD_OUT
+    if few and limits["max_epochs"] is None:
+        limits["max_epochs"] = 30
+    history = model.fit(rows, validation=None if few else 0.1, seed=seed, **limits)
+    best = history.best_epoch - 1
+    return model, {
+        "epochs": history.epochs, "best_epoch": history.best_epoch, "seconds": history.seconds,
+        "stop_reason": history.stop_reason,
+        "train": history.train[best] if history.best_epoch else None,
+        "validation": history.validation[best] if history.validation else None,
+    }  # fmt: skip
+
+
+def _trained(record: dict[str, Any]) -> str:
+    """Say what training said."""
+    history = record["history"]
+    if not history["best_epoch"]:
+        return "not one epoch was finished: columns as if they were independent"
+    held_out = history["validation"] is not None
+    nll = history["validation" if held_out else "train"]
+    return (
+        f"{-nll:.6g} nats a {'held-out' if held_out else 'training'} row after epoch "
+        f"{history['best_epoch']} of {history['epochs']}, which ended by {history['stop_reason']}; "
+        f"{history['seconds']:.0f} s"
+    )
+
+
+def _seed_of(seed: int | None) -> int:
+    return int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed

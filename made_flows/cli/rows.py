@@ -1,0 +1,167 @@
+"""Models in files, and what they say of rows of files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from made_flows._checks import expect
+from made_flows.cli.errors import Code, CommandError, errors_of
+from made_flows.cli.reading import Piece, TableFile, typed
+from made_flows.cli.writing import check_output
+from made_flows.models.base import Model
+from made_flows.serialization import load
+from made_flows.tables.model import TableMADE
+
+
+def loaded(path: Path) -> Any:
+    """Load a model, in double precision, so that a row's score does not depend on others."""
+    with errors_of(Code.MODEL, str(path)):
+        model = load(path, dtype=torch.float64)
+        expect(isinstance(model, Model), str(path), "to hold a density model", type(model).__name__)
+    if isinstance(model, TableMADE):
+        model.schema.frame = "pyarrow"
+    return model.eval()
+
+
+def opened(model: Path, data: Path, output: Path | None) -> tuple[Any, TableFile]:
+    """Check the output, load the model, and open the table."""
+    check_output(output)
+    found = loaded(model)
+    if found.context and not isinstance(found, TableMADE):
+        raise CommandError(Code.MODEL, f"Expected a model without a context in {model}; got one")
+    return found, TableFile(data, record_of(found).get("missing", ()))
+
+
+def record_of(model: Any) -> dict[str, Any]:
+    """Return what fit noted of its table and training."""
+    record = getattr(model, "record", {})
+    return record if isinstance(record, dict) else {}
+
+
+def kind_of(model: Any) -> str:
+    """Return the class of a model."""
+    return type(model).__name__
+
+
+def names_of(model: Any) -> list[str]:
+    """Return the names of the columns of a model of numbers alone."""
+    names = record_of(model).get("columns", [])
+    return names if len(names) == model.features else [f"x{i}" for i in range(model.features)]
+
+
+def watched(
+    file: TableFile, model: Any, what: str, quiet: bool
+) -> Iterator[tuple[pa.Table, Piece]]:
+    """Give the rows of a file as they are, and as the model's columns are, with a bar."""
+    if isinstance(model, TableMADE):
+        holds = {c.name: c.holds for c in [*model.schema.columns, *model.schema.context]}
+    else:
+        holds = dict.fromkeys(names_of(model), "float")
+    with progress(file.count, what, quiet) as done:
+        for piece in file.pieces():
+            yield piece.rows, typed(piece, holds) if file.text else piece
+            done(piece.rows.num_rows)
+
+
+@contextmanager
+def progress(count: int | None, what: str, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal, and give a function that moves it on."""
+    console = Console(stderr=True)
+    parts = (TextColumn("{task.completed} rows " + what), BarColumn(), TimeElapsedColumn())
+    with Progress(*parts, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(what, total=count)
+        yield lambda rows: bar.advance(task, rows)
+
+
+@contextmanager
+def errors_in(piece: Piece) -> Iterator[None]:
+    """Report what the library refuses of some rows, by their numbers in the file."""
+
+    def number(found: re.Match[str]) -> str:
+        return f"in row {piece.numbers[int(found[1])]}"
+
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        message = re.sub(r"\bin row (\d+)", number, str(error))
+        at = "" if piece.file in message else f" ({piece.file})"
+        raise CommandError(Code.DATA, message + at) from error
+
+
+def matrix(piece: Piece, names: Sequence[str]) -> Any:
+    """Return columns of numbers without holes as a matrix."""
+    lacking = [name for name in names if name not in piece.rows.column_names]
+    strange = [name for name in piece.rows.column_names if name not in names]
+    got = f"one without {lacking}" if lacking else f"one with {strange}"
+    expect(not lacking and not strange, "the table", f"to have the columns {list(names)}", got)
+    columns = []
+    for name in names:
+        column = piece.rows[name]
+        numeric = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        expect(numeric, f"column {name!r}", "to hold numbers", column.type)
+        values = column.cast(pa.float64()).to_numpy()
+        wrong = ~np.isfinite(values)
+        row = int(wrong.argmax())
+        got = f"{values[row]:g} in row {row}"
+        expect(not wrong.any(), f"column {name!r}", "to hold a finite number in every row", got)
+        columns.append(values)
+    return np.stack(columns, axis=1)
+
+
+def scores(model: Any, piece: Piece, orders: int) -> Any:
+    """Return the log-likelihoods of rows."""
+    if isinstance(model, TableMADE):
+        return model.score_samples(piece.rows, orders=orders)
+    with torch.no_grad():
+        return model().log_prob(torch.from_numpy(matrix(piece, names_of(model)))).numpy()
+
+
+def drawn(model: Any, count: int, orders: int, context: Any = None) -> pa.Table:
+    """Draw rows; of dates whose times are all midnight, the days."""
+    if isinstance(model, TableMADE):
+        rows = model.sample(count, context=context, orders=orders)
+        for i, column in enumerate(model.schema.columns):
+            if column.whole_days:
+                rows = rows.set_column(i, column.name, rows[column.name].cast(pa.date32()))
+        return rows
+    with torch.no_grad():
+        x = model().sample((count,)).double().numpy()
+    return pa.table({name: x[:, i] for i, name in enumerate(names_of(model))})
+
+
+def is_missing(column: Any) -> Any:
+    """Tell which values of a column are missing."""
+    return pc.is_null(column, nan_is_null=True)
+
+
+def completed(before: Any, filled: Any) -> Any:
+    """Put what was filled in where a column lacks a value, as what the column holds."""
+    kind = before.type
+    if pa.types.is_dictionary(kind):
+        before = before.cast(kind.value_type)
+        kind = before.type
+    if pa.types.is_string(kind) and pa.types.is_boolean(filled.type):
+        known = before.drop_null()
+        if len(known) and known[0].as_py()[0].isupper():  # True, as Python writes it
+            filled = pc.utf8_capitalize(filled.cast(kind))
+    days = pa.types.is_timestamp(filled.type) and pa.types.is_string(kind)
+    if days and pc.all(pc.equal(pc.floor_temporal(filled, unit="day"), filled)).as_py():
+        filled = filled.cast(pa.date32())
+    if pa.types.is_integer(kind):
+        filled = pc.round(filled)
+    try:
+        filled = filled.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        before = before.cast(filled.type)
+    return pc.if_else(is_missing(before), filled, before)

@@ -1,0 +1,390 @@
+"""The command on files of every kind: what it writes, and what it says of what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import torch
+from typer.testing import CliRunner
+
+import made_flows as mf
+from made_flows.cli import app
+from made_flows.cli.reading import TableFile, inferred, typed
+
+N = 60
+RNG = np.random.default_rng(0)
+TABLE = pa.table({
+    "size": RNG.normal(size=N),
+    "count": pa.array([None if i == 5 else int(n) for i, n in enumerate(RNG.poisson(30, N))]),
+    "kind": pa.array([[None, "a, b", 'c"d'][i % 3] for i in range(N)]),
+    "day": pa.array(np.datetime64("2024-01-01") + RNG.integers(0, 900, N)),
+    "ok": pa.array([None if i == 7 else i % 4 == 0 for i in range(N)]),
+})  # fmt: skip
+FIT = ("--max-epochs", "1", "--seed", "0")
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def done(*arguments: Any) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr or result.exception
+    return str(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table in every format, bad files, and a model of each kind."""
+    place = tmp_path_factory.mktemp("command")
+    pa.csv.write_csv(TABLE, place / "good.csv")
+    text = (place / "good.csv").read_text().replace("true", "True").replace("false", "False")
+    (place / "good.csv").write_text(text)
+    (place / "good.csv.gz").write_bytes(gzip.compress(text.encode()))
+    pq.write_table(TABLE, place / "good.parquet")
+    parts = place / "parts" / "year=2024"
+    parts.mkdir(parents=True)
+    for i in range(3):
+        pq.write_table(TABLE.slice(20 * i, 20), parts / f"{i}.parquet")
+    np.save(place / "good.npy", RNG.normal(size=(N, 2)))
+    torch.manual_seed(0)
+    done("fit", place / "good.csv", "-o", place / "table.safetensors", *FIT)
+    numbers = mf.GaussianMADE(2, hidden_features=(8,))
+    mf.save(numbers, place / "numbers.safetensors")
+    mf.save(mf.GaussianMADE(2, 3), place / "context.safetensors")
+    whole = (place / "table.safetensors").read_bytes()
+    (place / "short.safetensors").write_bytes(whole[: len(whole) // 2])
+    for name, content in BAD.items():
+        (place / name).write_bytes(content(text.splitlines(keepends=True)))
+    for name in ("good.parquet", "good.npy", "good.csv.gz"):
+        whole = (place / name).read_bytes()
+        (place / f"short.{name.partition('.')[2]}").write_bytes(whole[: len(whole) - 40])
+    np.save(place / "vector.npy", np.zeros(3))
+    np.save(place / "infinite.npy", np.array([[1.0, 2.0], [1.0, np.inf]]))
+    np.save(place / "wide.npy", np.zeros((3, 3)))
+    (place / "empty folder").mkdir()
+    mixed = place / "mixed folder"
+    mixed.mkdir()
+    pq.write_table(TABLE, mixed / "a.parquet")
+    pq.write_table(TABLE.drop_columns(["kind"]), mixed / "b.parquet")
+    return place
+
+
+def changed(row: int, old: str, new: str) -> Callable[[list[str]], bytes]:
+    """A file whose line of that number has another text."""
+
+    def content(lines: list[str]) -> bytes:
+        line = lines[row]
+        assert old in line
+        return "".join([*lines[:row], line.replace(old, new, 1), *lines[row + 1 :]]).encode()
+
+    return content
+
+
+DAY = str(TABLE["day"][3].as_py())
+BAD: dict[str, Callable[[list[str]], bytes]] = {
+    "empty.csv": lambda lines: b"",
+    "header.csv": lambda lines: lines[0].encode(),
+    "one.csv": lambda lines: "".join(lines[:2]).encode(),
+    "torn.csv": lambda lines: "".join(lines)[:-12].encode(),
+    "text.csv": changed(4, "0.", "O."),
+    "infinite.csv": changed(4, str(TABLE["size"][3].as_py()), "inf"),
+    "date.csv": changed(4, DAY, "2024-13-45"),
+    "bool.csv": changed(4, "False", "maybe"),
+    "negative.csv": changed(4, f",{TABLE['count'][3].as_py()},", ",-1,"),
+    "unseen.csv": changed(2, '"a, b"', "new"),
+    "bytes.csv": lambda lines: "".join(lines[:4]).encode() + b"1,2,\xff,2024-01-01,True\n",
+    "twice.csv": lambda lines: b"a,a\n1,2\n3,4\n",
+    "other.csv": lambda lines: b"size,weight\n1,2\n3,4\n",
+    "more.csv": lambda lines: b"".join(
+        line.strip().encode() + (b",z\n" if i == 0 else b",1\n") for i, line in enumerate(lines)
+    ),
+    "mark.csv": lambda lines: (
+        b"x,y\n" + b"".join(b"%d,%d\n" % (i % 7, i) for i in range(60)) + b"?,3\n"
+    ),
+    "numbers.csv": lambda lines: b"x0,x1\n1.5,2\n,3\n",
+    "huge.csv": lambda lines: b"id,x\n" + b"".join(b"%d,1\n" % (2**60 + i) for i in range(9)),
+    "plain.txt": lambda lines: b"x;y\n" + b"".join(b"%d;%.3f\n" % (i, i / 7) for i in range(30)),
+    "strange.xlsx": lambda lines: b"PK",
+    "fake.parquet": lambda lines: b"a,b\n1,2\n",
+    "fake.safetensors": lambda lines: b"no model",
+}
+
+T, M, C = "table.safetensors", "numbers.safetensors", "context.safetensors"
+OUT = ("-o", "out.csv")
+ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
+    # what is read
+    "no such table": (("fit", "none.csv", "-o", "m"), 3, "none.csv to be a file or a folder"),
+    "unknown format": (("fit", "strange.xlsx", "-o", "m"), 3, "to end in .csv"),
+    "empty": (("fit", "empty.csv", "-o", "m"), 3, "names of columns; got nothing"),
+    "header alone": (("fit", "header.csv", "-o", "m"), 3, "at least one row; got none"),
+    "one row": (("fit", "one.csv", "-o", "m"), 3, "two rows or more; got one"),
+    "torn last row": (("fit", "torn.csv", "-o", "m"), 3, "5 cells in every row; got 4 in row 60"),
+    "text among numbers": (("fit", "text.csv", "-o", "m"), 3, "'size' of"),
+    "a mark among numbers": (("fit", "mark.csv", "-o", "m"), 3, "got '?' in row 61, and numbers"),
+    "names twice": (("fit", "twice.csv", "-o", "m"), 3, "different names; got a"),
+    "other bytes": (("fit", "bytes.csv", "-o", "m"), 3, "UTF8"),
+    "huge identifiers": (("fit", "huge.csv", "-o", "m"), 3, "below 2**53"),
+    "infinite": (("fit", "infinite.csv", "-o", "m"), 3, "'size' to be finite; got inf in row 4"),
+    "torn Parquet": (("fit", "short.parquet", "-o", "m"), 3, "short.parquet"),
+    "no Parquet": (("fit", "fake.parquet", "-o", "m"), 3, "fake.parquet"),
+    "torn matrix": (("fit", "short.npy", "-o", "m"), 3, "complete .npy file"),
+    "torn archive": (("fit", "short.csv.gz", "-o", "m"), 3, "short.csv.gz"),
+    "a vector": (("fit", "vector.npy", "-o", "m"), 3, "a matrix of numbers; got float64 of shape"),
+    "infinite matrix": (("fit", "infinite.npy", "-o", "m"), 3, "finite; got inf in row 2"),
+    "an empty folder": (("fit", "empty folder", "-o", "m"), 3, "to hold files of Parquet"),
+    "unlike files": (("fit", "mixed folder", "-o", "m"), 3, "got others: kind"),
+    # options
+    "no output": (("fit", "good.csv"), 2, "--output"),
+    "no kind": (("fit", "good.csv", "-o", "m", "--columns", "size"), 2, "as name=kind"),
+    "unknown kind": (("fit", "good.csv", "-o", "m", "--columns", "size=normal"), 3, "one of real"),
+    "unknown column": (("fit", "good.csv", "-o", "m", "--columns", "sise=real"), 3, "got 'sise'"),
+    "kind of another": (("fit", "good.csv", "-o", "m", "--columns", "size=positive"), 3, "in row "),
+    "bounds of text": (("fit", "good.csv", "-o", "m", "--columns", "size=bounded:a:b"), 2, "'a'"),
+    "unknown context": (("fit", "good.csv", "-o", "m", "--context", "x"), 3, "got 'x'"),
+    "budget of text": (("fit", "good.csv", "-o", "m", "--budget", "fast"), 3, "got nan in row 6"),
+    "budget and columns": (
+        ("fit", "good.npy", "-o", "m", "--budget", "fast", "--columns", "x0=real"), 2, "without",
+    ),
+    "no rows": (("sample", T, "-n", "0"), 2, "'--count'"),
+    "unknown output": (("sample", T, "-o", "rows.xlsx"), 2, "rows.xlsx"),
+    "text in a matrix": (("sample", T, "-o", "rows.npy"), 2, "got column 'kind'"),
+    "needless context": (("sample", T, "--given", "good.csv"), 2, "without context columns"),
+    # models
+    "no such model": (("score", "none", "good.csv"), 4, "none, which is not one"),
+    "torn model": (("score", "short.safetensors", "good.csv"), 4, "truncated"),
+    "no model": (("info", "fake.safetensors"), 4, "complete safetensors file"),
+    "a model that cannot impute": (("impute", M, "good.npy"), 4, "got GaussianMADE"),
+    "no scores by column": (("score", M, "good.npy", "--by-column"), 4, "got GaussianMADE"),
+    "a model with a context": (("score", C, "good.npy"), 4, "without a context"),
+    # rows of a model
+    "other columns": (("score", T, "other.csv"), 3, "with 'weight' (other.csv)"),
+    "more columns": (("score", T, "more.csv"), 3, "one with 'z'"),
+    "scored text": (("score", T, "text.csv"), 3, "'size' of text.csv to hold numbers; got"),
+    "scored no date": (("impute", T, "date.csv"), 3, "hold dates; got '2024-13-45' in row 4"),
+    "scored no truth": (("score", T, "bool.csv"), 3, "true or false; got 'maybe' in row 4"),
+    "scored negative": (("score", T, "negative.csv"), 3, "no negative number; got -1 in row 4"),
+    "scored hole": (("score", M, "numbers.csv"), 3, "finite number in every row; got nan in row 2"),
+    "scored wide matrix": (("score", M, "wide.npy"), 3, "one with ['x2']"),
+    "scored header": (("score", T, "header.csv", *OUT), 3, "at least one row"),
+    "torn in the middle": (("score", T, "torn.csv", *OUT), 3, "got 4 in row 60"),
+    # what is written
+    "no such folder": (("fit", "good.csv", "-o", "none/m"), 5, "folder of path to exist"),
+    "a folder": (("sample", T, "-o", "empty folder.csv/../parts"), 2, "to end in .csv"),
+    "a place for no file": (("sample", T, "-o", "/proc/a.csv"), 5, "/proc/a.csv to be written"),
+    "a model for no file": (("fit", "good.csv", "-o", "/proc/m"), 5, "/proc/m to be written"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_have_a_code_and_say_where(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, code, words = ERRORS[name]
+    if "/proc" in words and not Path("/proc/self").exists():
+        pytest.skip("needs /proc")
+    monkeypatch.chdir(folder)
+    before = sorted(Path().rglob("*"))
+    result = run(*arguments)
+    said = " ".join(result.stderr.split())
+    assert (result.exit_code, words in said) == (code, True), (result.exit_code, said)
+    assert sorted(Path().rglob("*")) == before, "Expected nothing to be written"
+    if code > 2:
+        assert said.startswith("made-flows: Expected") or "\n" not in result.stderr.strip()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("what", ["fit", "sample"])
+def test_a_full_disk_leaves_what_was_there(what: str, folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / ("m" if what == "fit" else "rows.parquet")
+    place.write_text("before")
+    work = {
+        "fit": ("fit", folder / "good.csv", "-o", place, *FIT),
+        "sample": ("sample", folder / T, "-n", 5000, "-o", place),
+    }
+    child = os.fork()  # the limit is one of processes
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        result = run(*work[what])
+        os._exit(result.exit_code if f"{place} to be written" in result.stderr else 99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+    assert place.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [place]
+
+
+@pytest.mark.parametrize("name", ["good.csv", "good.csv.gz", "good.parquet", "parts"])
+def test_formats_agree(name: str, folder: Path, tmp_path: Path) -> None:
+    model = folder / T
+    if name == "parts":  # the folder's name is a column
+        model = tmp_path / "m"
+        done("fit", folder / name, "-o", model, *FIT)
+        assert "year" in done("info", model)
+    loaded = mf.load(model, dtype=torch.float64)
+    rows = TABLE if name != "parts" else TABLE.append_column("year", pa.array([2024] * N))
+    done("score", model, folder / name, "--by-column", "-o", tmp_path / "scores.parquet")
+    scores = pq.read_table(tmp_path / "scores.parquet")
+    close = np.testing.assert_allclose  # other sums, as the files are scored one by one
+    close(scores["log_likelihood"], loaded.score_samples(rows), rtol=1e-12)
+    close(scores["log_p_kind"].to_numpy(), loaded.score_columns(rows)["kind"], rtol=1e-12)
+
+
+def test_models_of_csv_and_parquet_are_the_same(folder: Path, tmp_path: Path) -> None:
+    done("fit", folder / "good.parquet", "-o", tmp_path / "m", *FIT)
+    first, second = (mf.load(path).state_dict() for path in (folder / T, tmp_path / "m"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", ["good.csv", "good.parquet", "parts"])
+def test_what_is_there_stays_and_nothing_is_missing(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    model = folder / T
+    if name == "parts":
+        model = tmp_path / "m"
+        done("fit", folder / name, "-o", model, *FIT)
+    place = tmp_path / ("filled.csv" if name == "good.csv" else "filled.parquet")
+    for options in ((), ("--draw", "--seed", "3")):
+        done("impute", model, folder / name, "-o", place, *options)
+        if name == "good.csv":
+            before, after = (
+                list(csv.reader(path.read_text().splitlines())) for path in (folder / name, place)
+            )
+            assert all(b in ("", a) for x, y in zip(before, after, strict=True)
+                       for b, a in zip(x, y, strict=True))  # fmt: skip
+            assert all(cell for row in after for cell in row)
+            assert {row[4] for row in after[1:]} == {"True", "False"}
+        else:
+            filled = pq.read_table(place)
+            assert all(filled[each].null_count == 0 for each in filled.column_names)
+            assert filled["count"].type == TABLE["count"].type
+            known = ~np.asarray(TABLE["count"].is_null())
+            np.testing.assert_array_equal(
+                np.asarray(filled["count"])[known], np.asarray(TABLE["count"])[known]
+            )
+
+
+def test_samples_repeat_by_seed_and_can_be_scored(folder: Path, tmp_path: Path) -> None:
+    first, second, other = (done("sample", folder / T, "-n", 5, "--seed", s) for s in (1, 1, 2))
+    assert first == second != other
+    assert len(first.splitlines()) == 6
+    assert first.splitlines()[0] == "size,count,kind,day,ok"
+    (tmp_path / "rows.csv").write_text(first)
+    scores = done("score", folder / T, tmp_path / "rows.csv", "--keep").splitlines()
+    assert scores[1].startswith(first.splitlines()[1])
+    assert np.isfinite([float(line.rpartition(",")[2]) for line in scores[1:]]).all()
+
+
+def test_unseen_categories_have_a_score(folder: Path) -> None:
+    scores = done("score", folder / T, folder / "unseen.csv").splitlines()
+    assert float(scores[2]) < float(scores[5])
+
+
+def test_matrices_of_numbers(folder: Path, tmp_path: Path) -> None:
+    model = mf.load(folder / M, dtype=torch.float64)
+    done("score", folder / M, folder / "good.npy", "-o", tmp_path / "scores.npy")
+    x = torch.from_numpy(np.load(folder / "good.npy"))
+    with torch.no_grad():
+        expected = model().log_prob(x).numpy()
+    np.testing.assert_array_equal(np.load(tmp_path / "scores.npy")[:, 0], expected)
+    done("sample", folder / M, "-n", 5000, "--seed", 0, "-o", tmp_path / "rows.npy")
+    assert np.load(tmp_path / "rows.npy").shape == (5000, 2)
+
+
+def test_context_columns_and_kinds_are_as_was_said(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    done("fit", folder / "good.csv", "-o", model, "--context", "day", "--columns",
+         "size=bounded:-9:9", "--columns", "count=leave_out", *FIT)  # fmt: skip
+    said = done("info", model)
+    assert all(each in said for each in ("bounded", "day     date, context", "left out", "seed 0"))
+    (tmp_path / "days.csv").write_text("day\n2024-01-02\n2024-05-06\n")
+    rows = done("sample", model, "-n", 3, "--given", tmp_path / "days.csv").splitlines()
+    assert len(rows) == 7
+    assert run("sample", model).exit_code == 2
+
+
+def test_marks_of_missing_values_are_remembered(folder: Path, tmp_path: Path) -> None:
+    done("fit", folder / "mark.csv", "-o", tmp_path / "m", "--missing", "?", *FIT)
+    assert len(done("score", tmp_path / "m", folder / "mark.csv").splitlines()) == 62
+
+
+def test_a_delimiter_is_what_parts_the_header(folder: Path, tmp_path: Path) -> None:
+    done("fit", folder / "plain.txt", "-o", tmp_path / "m", "--columns", "x=count", *FIT)
+    assert set(mf.load(tmp_path / "m").schema.names) == {"x", "y"}
+
+
+def test_of_many_rows_some_are_drawn(folder: Path, tmp_path: Path) -> None:
+    x = np.arange(30_000.0)[:, None]
+    np.save(tmp_path / "long.npy", x)
+    drawn, count = TableFile(tmp_path / "long.npy").sample(500, seed=0)
+    values = drawn.rows["x0"].to_numpy()
+    assert (len(values), count) == (500, 30_000)
+    np.testing.assert_array_equal(drawn.numbers, values + 1)
+    assert (np.diff(values) > 0).all()
+    assert abs(values.mean() / 15_000 - 1) < 0.12  # four and a half deviations
+
+
+def test_text_is_what_all_of_a_column_is(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,c,d,e,f\n 1,1.5,true,2024-01-02,x,01:30\n+2,,FALSE,2024-01-03T04:05,1,\n")
+    piece = next(TableFile(path).pieces())
+    types = dict(zip("abcdef", map(str, inferred(piece, {}).rows.schema.types), strict=True))
+    assert types == {
+        "a": "int64", "b": "double", "c": "bool", "d": "timestamp[us]", "e": "string",
+        "f": "string",
+    }  # fmt: skip
+    assert str(typed(piece, {"a": "float", "e": "text"}).rows.schema.types[0]) == "int64"
+
+
+# ---------------------------------------------------------------------- killed
+
+
+def killed(work: Callable[[], Any], after: float) -> None:
+    """Does some work in another process, and kills it."""
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        while True:
+            work()
+    time.sleep(after)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("what", ["fit", "save", "sample"])
+def test_what_is_killed_leaves_a_whole_file(what: str, folder: Path, tmp_path: Path) -> None:
+    model = mf.load(folder / T)
+    place = tmp_path / ("rows.parquet" if what == "sample" else "m.safetensors")
+    work: dict[str, Callable[[], Any]] = {
+        "fit": lambda: run("fit", folder / "good.csv", "-o", place, *FIT),
+        "save": lambda: mf.save(model, place),
+        "sample": lambda: run("sample", folder / T, "-n", "100", "-o", place),
+    }
+    work[what]()
+    moments, whole = random.Random(0), 0
+    for _ in range(KILLS):
+        killed(work[what], moments.uniform(0.0, 0.3))
+        whole += len(pq.read_table(place)) if what == "sample" else bool(mf.load(place))
+    assert whole == KILLS * (100 if what == "sample" else 1)
+
+
+KILLS = int(os.environ.get("MADE_FLOWS_KILLS", "4"))
