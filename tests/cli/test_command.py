@@ -6,7 +6,9 @@ import csv
 import gzip
 import os
 import random
+import re
 import resource
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -351,6 +353,27 @@ def test_text_is_what_all_of_a_column_is(tmp_path: Path) -> None:
         "f": "string",
     }  # fmt: skip
     assert str(typed(piece, {"a": "float", "e": "text"}).rows.schema.types[0]) == "int64"
+
+
+def test_the_page_shows_commands_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "command.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], {})
+    commands = re.findall(r"^\$ made-flows (.*)$", page, re.MULTILINE)
+    assert {command.split()[0] for command in commands} == {
+        "fit",
+        "score",
+        "sample",
+        "impute",
+        "info",
+    }
+    for command in commands:
+        result = run(*shlex.split(command))
+        assert result.exit_code == 0, result.stderr
+        if command.startswith("fit"):  # the schema is the one that the page shows
+            assert all(line in page.splitlines() for line in result.stderr.splitlines()[:6]), (
+                result.stderr
+            )
 
 
 # ---------------------------------------------------------------------- killed
