@@ -82,7 +82,8 @@ EXTRAS = {
     "made_flows.sklearn": "sklearn",
 }
 OPTIONAL = [
-    "arviz", "matplotlib", "nflows", "normflows", "numba", "pyro", "sklearn", "triton", "zuko",
+    "arviz", "matplotlib", "nflows", "normflows", "numba", "pyro", "sbi", "sklearn",
+    "triton", "zuko",
 ]  # fmt: skip
 
 

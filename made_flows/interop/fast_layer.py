@@ -13,11 +13,12 @@ from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.inverse.d_pass import warn_of_passes
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.sequential import sequential_inverse
-from made_flows.inverse.steps import BijectionStep
+from made_flows.inverse.steps import BijectionStep, HeadStep, Step
 from made_flows.nn.linear import is_weight_hook
 from made_flows.nn.made import MADE
 from made_flows.nn.validation import NotUnderstoodError, Watch
 from made_flows.univariate.bijections import Bijection
+from made_flows.univariate.heads import Head
 
 _KEPT = "_made_flows_fast"
 
@@ -28,24 +29,25 @@ class Fast:
 
     Args:
         conditioner: the layer's network as the sequential inverse sees it.
-        bijection: the layer's elementwise map.
+        elementwise: the layer's elementwise map, or the head that it samples.
         net: the layer's network as the layer calls it; by default the conditioner's.
         differentiable: whether derivatives of the map can be taken as the inverse takes them.
         settings: what of the layer it was made of.
     """
 
     conditioner: ForeignConditioner | MADE
-    bijection: Bijection
+    elementwise: Bijection | Head
     net: nn.Module | None = None
     differentiable: bool = True
     settings: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
-        self.step = BijectionStep(self.bijection, "inverse")
+        own = self.elementwise
+        self.step: Step = HeadStep(own) if isinstance(own, Head) else BijectionStep(own, "inverse")
         inner = self.conditioner
         net = (inner if isinstance(inner, MADE) else inner.net) if self.net is None else self.net
         self._watch = Watch(net, is_weight_hook)
-        self._noisy = [module for module in net.modules() if _depends_on_mode(module)]
+        self._noisy = [module for module in net.modules() if isinstance(module, _NOISY)]
         self._activations = inner.settings() if isinstance(inner, ForeignConditioner) else ()
 
     def holds(self) -> bool:
@@ -56,8 +58,11 @@ class Fast:
 
     def solve(self, known: Tensor, context: Tensor | None = None) -> Tensor:
         """Find what the layer maps to the given values (..., D)."""
-        conditioner = cast(Conditioner, self.conditioner)
-        return sequential_inverse(conditioner, self.step, known.unsqueeze(-1), context)
+        return self.draw(known.unsqueeze(-1), context)
+
+    def draw(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
+        """Find the values (..., D) that the layer makes of noise (..., D, P)."""
+        return sequential_inverse(cast(Conditioner, self.conditioner), self.step, noise, context)
 
     def expect_solvable(self, known: Any, context: Any = None) -> bool:
         """Say whether the fast inverse gives what the library's own would, for these arguments.
@@ -91,7 +96,7 @@ class Fast:
 
     def steady(self) -> bool:
         """Tell whether every call computes the same: no dropout, no batch statistics."""
-        return not any(module.training for module in self._noisy)
+        return not any(module.training and getattr(module, "p", 1) > 0 for module in self._noisy)
 
     def _fits(self, tensor: Any, size: int, device: torch.device) -> bool:
         return (
@@ -135,11 +140,9 @@ def _expect_finite(*tensors: Tensor | None) -> None:
             raise NotUnderstoodError("some of the values are not finite")
 
 
-def _depends_on_mode(module: nn.Module) -> bool:
-    """Tell whether a module computes something else in training than in evaluation."""
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return module.p > 0
-    return isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.RReLU))
+_NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
+"""Modules that compute something else in training than in evaluation; dropout if its p, which may
+be changed, is not zero."""
 
 
 class FastLayer:

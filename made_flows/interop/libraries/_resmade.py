@@ -32,13 +32,16 @@ class MadeVersion:
     gates: bool = False
 
 
-def made_conditioner(net: Any, version: MadeVersion, parameters: int) -> ForeignConditioner:
+def made_conditioner(
+    net: Any, version: MadeVersion, parameters: int, forward: Callable[..., Tensor] | None = None
+) -> ForeignConditioner:
     """Return a MADE of nflows or normflows as a conditioner.
 
     Args:
         net: the network.
         version: which version of the design it is.
         parameters: output rows of every feature.
+        forward: the network's forward pass, which gets the network first; None for its call.
 
     Raises:
         NotUnderstoodError: if the network or a part of it computes something else.
@@ -74,7 +77,7 @@ def made_conditioner(net: Any, version: MadeVersion, parameters: int) -> Foreign
     layers.append(_linear(net.final_layer, library))
 
     def call(x: Tensor, given: Tensor | None) -> Tensor:
-        outputs: Tensor = net(x, given)
+        outputs: Tensor = net(x, given) if forward is None else forward(net, x, given)
         return outputs.reshape(*outputs.shape[:-1], features, parameters)
 
     return ForeignConditioner(

@@ -165,7 +165,7 @@ class FastConditional(FastLayer):
         if fast is not None:
             affine = isinstance(transform, theirs.AffineAutoregressive)
             mix_in(transform, FastAffine if affine else FastSpline)
-            transform.made_flows_keep(Fast(fast.conditioner, fast.bijection, fast.net))
+            transform.made_flows_keep(Fast(fast.conditioner, fast.elementwise, fast.net))
         return transform
 
     def made_flows_read(self) -> Fast:

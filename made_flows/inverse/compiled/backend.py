@@ -216,7 +216,9 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
         step = call_of(kernel.kind, kernel.numbers, parts, kernel.one_hot, dtype)
 
         arguments = batch, units, layout.ranks, blocks, step, layout.scratch
-        _over_rows(_SOLVE, rows, layout.size, layout.rows, dtype, arguments)
+        # The layout has room for two parts of noise, which are the last rows of the workspace.
+        space = layout.rows + max(parts - 2, 0)
+        _over_rows(_SOLVE, rows, layout.size, space, dtype, arguments)
     return values
 
 
