@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from copy import copy
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from made_flows._checks import expect, expect_type
-from made_flows.training.convert import as_batch, as_tensor, dimensions, is_batches
+from made_flows.training.convert import as_batch, as_tensor, checksum, dimensions, is_batches
 from made_flows.training.defaults import batch_size_for
 from made_flows.training.loaders import split_indices, split_loader
 from made_flows.training.target import Batch, Target
@@ -98,8 +99,16 @@ class Rows:
         batch_size: int,
         generator: torch.Generator | None = None,
         share: Share = WHOLE,
+        skip: int = 0,
     ) -> Iterator[Batch]:
-        """Cut batches of equal size (to one row), shuffled where there is a generator."""
+        """Cut batches of equal size (to one row), shuffled where there is a generator.
+
+        Args:
+            batch_size: rows of a batch, at most.
+            generator: shuffles.
+            share: which part of every batch.
+            skip: how many batches to leave out at the start.
+        """
         steps = self.steps(batch_size)
         if generator is None:
             chunks: Iterable[Any] = (
@@ -110,13 +119,21 @@ class Rows:
             # falls in, and no batch of one row meets a batch normalisation.
             shuffled = torch.randperm(len(self), generator=generator, device="cpu")
             chunks = shuffled.tensor_split(steps)
-        for rows in chunks:
+        for rows in islice(chunks, skip, None):
             yield self.target.move(*self.read(share.of(rows)))
 
-    def pieces(self) -> Iterator[Batch]:
-        """Return all rows in order, so many at a time that memory does not grow with them."""
-        for start in range(0, len(self), _PIECE):
-            yield self.read(slice(start, start + _PIECE))
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The generators of its own that say which rows come next: none."""
+        return []
+
+    def described(self) -> str:
+        """Say how many rows there are, and a checksum of all of them."""
+        total = 0
+        for start in range(0, len(self.x), _PIECE):
+            for part in self.target.cast(*self._read(slice(start, start + _PIECE))):
+                total = total if part is None else checksum(part, total)
+        return f"{len(self)} of {len(self.x)} rows (checksum {total:08x})"
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[Rows, Rows]:
         """Split at random in two parts, the second of the given fraction."""
@@ -167,6 +184,7 @@ class Stream:
         batch_size: int,
         generator: torch.Generator | None = None,
         share: Share = WHOLE,
+        skip: int = 0,
     ) -> Iterator[Batch]:
         """Read the batches once, to the model's device (their sizes are the iterable's).
 
@@ -175,16 +193,31 @@ class Stream:
         """
         if isinstance(getattr(self.source, "sampler", None), DistributedSampler):
             share = WHOLE  # the loader gives each process rows of its own
+        for batch in islice(self._joined(), skip, None):
+            yield self.target.move(*map(share.of, batch))
+
+    def _joined(self) -> Iterator[Batch]:
         held: Batch | None = None
         for batch in self.read():
             joined = None if held is None else _joined(held, batch)
             if held is not None and joined is None:
-                yield self.target.move(*map(share.of, held))
+                yield held
             held = joined or batch
         if held is not None:
-            yield self.target.move(*map(share.of, held))
+            yield held
 
-    pieces = read
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The generators of a loader's own that say what it gives next."""
+        loader, sampler = self.source, getattr(self.source, "sampler", None)
+        found = (getattr(each, "generator", None) for each in (loader, sampler))
+        return list(
+            {id(each): each for each in found if isinstance(each, torch.Generator)}.values()
+        )
+
+    def described(self) -> str:
+        """Say how many batches there are, where that is known."""
+        return f"a stream of {self.steps(0) or 'some'} batches"
 
     def collect(self) -> Rows:
         """Read the batches once and keep them in memory."""

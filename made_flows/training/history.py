@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-StopReason = Literal["max_epochs", "max_seconds", "patience", "interrupted", "failed"]
+StopReason = Literal["max_epochs", "max_seconds", "patience", "callback", "interrupted", "failed"]
 
 # Losses are read this many steps at a time: reading one makes an accelerator wait for it.
 _READ_EVERY = 50
@@ -29,7 +29,8 @@ class History:
         best_epoch: the epoch, from 1, whose weights the model has; 0 for those it came with.
         seconds: wall-clock time.
         stop_reason: ``"max_epochs"``, ``"max_seconds"``, ``"patience"`` (no better NLL for that
-            many epochs), ``"interrupted"`` (Ctrl-C) or ``"failed"`` (on a :class:`TrainingError`).
+            many epochs), ``"callback"`` (one returned True), ``"interrupted"`` (Ctrl-C) or
+            ``"failed"`` (on a :class:`TrainingError`).
 
     Example:
         >>> History([1.5, 1.2, 1.1], [1.4, 1.3, 1.35], 2, 0.8, "max_epochs")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-import time
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from made_flows._checks import (
     expect,
@@ -24,6 +23,7 @@ from made_flows._checks import (
     shown,
 )
 from made_flows._torch import modes_kept
+from made_flows.training.checkpoint import Checkpoint, describe_model
 from made_flows.training.data import Rows, Source, open_data, split
 from made_flows.training.defaults import (
     batch_size_for,
@@ -32,18 +32,19 @@ from made_flows.training.defaults import (
     max_epochs_for,
     sparsity_for,
 )
-from made_flows.training.history import History, Losses, TrainingError
-from made_flows.training.likelihood import negative_log_likelihood, units_of
+from made_flows.training.history import History, TrainingError
+from made_flows.training.likelihood import units_of
 from made_flows.training.optimization import (
     Average,
     Optimizer,
     Rates,
-    Weights,
     dropping,
     left_in_evaluation,
     make_optimizer,
     seeded,
 )
+from made_flows.training.processes import Processes
+from made_flows.training.run import Callback, Options, Run
 from made_flows.training.standardization import set_units
 from made_flows.training.target import Target
 
@@ -71,6 +72,8 @@ def fit(
     schedule: Literal["cosine"] | None = None,
     average: float | None = None,
     keep_training_mode: bool = False,
+    callbacks: Callback | Sequence[Callback] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | str = True,
     seed: int | None = None,
 ) -> History:
@@ -134,6 +137,14 @@ def fit(
             (Polyak & Juditsky 1992), which is then what is validated and kept; its memory is
             shorter in the first steps.
         keep_training_mode: leave every module in the mode that it was in, instead.
+        callbacks: a function of the model and its history, or several, called after every epoch,
+            when the model is in evaluation mode and has the weights that were validated. One that
+            returns True ends training.
+        checkpoint: a file that says where training stands, written again and again. After a kill,
+            at whatever moment, the same call goes on from it, and ends with the same weights, bit
+            for bit, as if it had not been interrupted; after the end, it returns what there is.
+            Refused for another model, other data or other arguments (but ``max_epochs``, without a
+            schedule, and ``max_seconds``). Streams go on from the end of an epoch.
         progress: show a progress bar; a text names it, in place of the model's class.
         seed: below 2**64, for the split, the order of rows, and dropout. The global random
             generators are left as they were; without a seed, one is drawn from torch's.
@@ -160,7 +171,7 @@ def fit(
     expect_type(isinstance(model, nn.Module), "model", "to be a torch.nn.Module", model)
     if batch_size is not None:
         batch_size = positive_integer(batch_size, "batch_size")
-    options = _Options(
+    options = Options(
         max_epochs=-1 if max_epochs is None else non_negative_integer(max_epochs, "max_epochs"),
         patience=None if patience is None else positive_integer(patience, "patience"),
         clip_norm=math.inf if clip_norm is None else real_number(clip_norm, "clip_norm", above=0),
@@ -169,8 +180,13 @@ def fit(
             math.inf if max_seconds is None else real_number(max_seconds, "max_seconds", above=0)
         ),
         progress=progress,
+        callbacks=tuple(callbacks) if isinstance(callbacks, Sequence) else (callbacks,),
     )
     expect_type(isinstance(progress, (bool, str)), "progress", "to be a bool or a text", progress)
+    for callback in options.callbacks:
+        expect_type(
+            callable(callback), "callbacks", "to be functions of model and history", callback
+        )
     expect(options.average is None or options.average < 1, "average", "to be below 1", average)
     expect(schedule in (None, "cosine"), "schedule", "to be None or 'cosine'", shown(schedule))
     if learning_rate is not None:
@@ -180,12 +196,18 @@ def fit(
     for name, value in (("weight_decay", weight_decay), ("sparsity", sparsity)):
         if value is not None:
             expect(real_number(value, name) >= 0, name, "to be >= 0", value)
-    if seed is None:
-        seed = int(torch.randint(2**62, (), device="cpu"))
-    else:
+    if seed is not None:
         seed = non_negative_integer(seed, "seed")
         expect(seed < 2**64, "seed", "to be below 2**64", seed)
 
+    processes = Processes()
+    processes.check_trainable(model)
+    file = Checkpoint(checkpoint, processes)
+    asked = "drawn" if seed is None else str(seed)
+    if seed is None and file.saved is not None:
+        seed = int(file.saved["seed"])
+    elif seed is None:
+        seed = processes.same(int(torch.randint(2**62, (), device="cpu")))
     known = units_of(model)
     found = [units for units in known if standardize and not units.active and not units.settled]
     target = Target.of(model, bool(known) and all(u in found or u.active for u in known))
@@ -207,9 +229,42 @@ def fit(
         _expect_callable(model, context)
         ema = None if options.average is None else Average(parameters, options.average)
         rates = Rates(adam, schedule)
-        run = _Run(model, adam, parameters, rates, ema, generator, options, batch_size)
-        if options.max_epochs:
+        request: dict[str, str] = {}
+        if file.place is not None:
+            request = _request(model, train, held_out) | {
+                name: str(value)
+                for name, value in {
+                    "seed": asked,
+                    "standardize": bool(standardize),
+                    "batch_size": batch_size,
+                    "learning_rate": rate,
+                    "weight_decay": weight_decay,
+                    "dropout": dropout,
+                    "sparsity": sparsity,
+                    "optimizer": f"{type(adam).__name__} {adam.defaults}",
+                    "schedule": f"{schedule} over {options.max_epochs} epochs"
+                    if schedule
+                    else None,
+                    "average": average,
+                    "patience": patience,
+                    "clip_norm": clip_norm,
+                }.items()
+            }
+            file.check(request)
+        run = Run(
+            model, adam, parameters, rates, ema, generator, options, batch_size, seed, known,
+            processes, file, request,
+        )  # fmt: skip
+        if file.saved is not None:
+            epochs = len(file.saved["history"]["train"])
+            wanted = f"to be at least {epochs}, the epochs of the checkpoint"
+            expect(epochs <= options.max_epochs, "max_epochs", wanted, options.max_epochs)
+            for units, numbers in zip(known, file.saved["units"], strict=True):
+                units.set(*numbers) if numbers[0] is not None else units.clear()
+        elif options.max_epochs:
             set_units(found, train)
+            for units in found:
+                units.set(*processes.same(units.numbers()))
         try:
             with dropping(model, dropout):
                 return run(train, held_out)
@@ -219,6 +274,15 @@ def fit(
                 units.settle()
             for units in () if trained else found:  # the model is the one that came
                 units.clear()
+
+
+def _request(model: nn.Module, train: Source, held_out: Source | None) -> dict[str, str]:
+    """Say what is trained on what, so that a checkpoint of another call is told from this one's."""
+    return {
+        "the model": describe_model(model),
+        "data": train.described(),
+        "validation": "None" if held_out is None else held_out.described(),
+    }
 
 
 def _expect_callable(model: nn.Module, context: Any) -> None:
@@ -231,16 +295,6 @@ def _expect_callable(model: nn.Module, context: Any) -> None:
             f"distribution, as a GaussianMADE or MAF does; got a {type(model).__name__}, whose "
             f"forward takes {inspect.signature(model.forward)}"
         ) from None
-
-
-@dataclass(frozen=True)
-class _Options:
-    max_epochs: int
-    patience: int | None
-    clip_norm: float
-    average: float | None
-    max_seconds: float
-    progress: bool | str
 
 
 def _sources(
@@ -262,100 +316,3 @@ def _sources(
     if validation is None or fraction == 0:
         return train, None
     return train, open_data(validation, None, target, "validation", batch_size, None)
-
-
-@dataclass
-class _Run:
-    """One call of :func:`fit`, its arguments checked."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    parameters: list[nn.Parameter]
-    rates: Rates
-    average: Average | None
-    generator: torch.Generator
-    options: _Options
-    batch_size: int
-    history: History = field(default_factory=History)
-    steps: int | None = None  # in an epoch, once counted
-    end: float = math.inf
-
-    def __call__(self, train: Source, held_out: Source | None) -> History:
-        history, best, start = self.history, Weights(self.model), time.perf_counter()
-        self.end = start + self.options.max_seconds
-        progress = self.options.progress
-        bar = tqdm(
-            total=self.options.max_epochs,
-            disable=not progress,
-            desc=progress if isinstance(progress, str) else type(self.model).__name__,
-            unit="epoch",
-        )
-        last: float | None = None
-        try:
-            for epoch in range(1, self.options.max_epochs + 1):
-                losses = Losses(epoch, last, history)
-                self._train(train, losses, bar)
-                last = losses.last
-                with nullcontext() if self.average is None else self.average.applied():
-                    nll = losses.mean if held_out is None else self._validate(held_out)
-                    if not math.isfinite(nll):
-                        raise TrainingError("validation NLL", nll, epoch, 0, last, history)
-                    if history.add(losses.mean, None if held_out is None else nll):
-                        best = Weights(self.model)
-                bar.set_postfix(history.latest())
-                bar.update()
-                if time.perf_counter() > self.end:
-                    history.stop_reason = "max_seconds"
-                    break
-                if epoch - history.best_epoch == self.options.patience:
-                    history.stop_reason = "patience"
-                    break
-        except KeyboardInterrupt:
-            history.stop_reason = "interrupted"
-        except BaseException:
-            history.stop_reason = "failed"
-            raise
-        finally:
-            best.restore(self.model)
-            self.optimizer.zero_grad()
-            self.rates.restore()
-            history.seconds = time.perf_counter() - start
-            bar.close()
-        return history
-
-    def _train(self, source: Source, losses: Losses, bar: Any) -> None:
-        """Train for one epoch."""
-        self.model.train()
-        steps = source.steps(self.batch_size) or self.steps
-        batches = source.batches(self.batch_size, self.generator)
-        for taken, batch in enumerate(batches):
-            done = losses.epoch - 1 + (min(taken / steps, 1.0) if steps else 0.0)
-            self.rates.set(done / self.options.max_epochs)
-            try:
-                loss = negative_log_likelihood(self.model, batch).mean()
-                self.optimizer.zero_grad()
-                loss.backward()
-            except Exception:
-                losses.read()  # an earlier loss that was not finite is the cause: name that
-                raise
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
-            self.optimizer.step()
-            if self.average is not None:
-                self.average.update()
-            if losses.add(loss, norm, len(batch[0])):
-                bar.set_postfix(self.history.latest() | {"train": f"{losses.mean:.4g}"})
-            self.steps = taken + 1
-            if time.perf_counter() > self.end:
-                break
-        losses.read()
-
-    @torch.no_grad()
-    def _validate(self, source: Source) -> float:
-        """Return the mean NLL over a source, in evaluation mode."""
-        self.model.eval()
-        total, rows = 0.0, 0
-        for batch in source.batches(max(self.batch_size, 1024)):
-            nll = negative_log_likelihood(self.model, batch)
-            total += float(nll.sum(dtype=torch.float64))
-            rows += len(batch[0])
-        return total / rows

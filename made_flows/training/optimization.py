@@ -25,15 +25,17 @@ Optimizer: TypeAlias = (
 class Weights:
     """A copy of a model's parameters and buffers (those outside the state dict too)."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.values = {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
+    def __init__(self, model: nn.Module, values: dict[str, Tensor] | None = None) -> None:
+        current = _named_tensors(model) if values is None else values.items()
+        self.values = {name: tensor.detach().clone() for name, tensor in current}
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
         """Write the copy back in place, so that ties and optimisers keep their tensors."""
         for name, tensor in _named_tensors(model):
-            if not torch.equal(tensor, self.values[name]):  # an expanded constant has no room
-                tensor.copy_(self.values[name])
+            value = self.values[name].to(tensor.device)
+            if not torch.equal(tensor, value):  # an expanded constant has no room
+                tensor.copy_(value)
 
 
 def _named_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -74,8 +76,9 @@ class Rates:
     """The learning rates of an optimiser, along a schedule."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: str | None) -> None:
-        self.groups = optimizer.param_groups if schedule == "cosine" else []
-        self.start = [group["lr"] for group in self.groups]
+        self.optimizer = optimizer
+        groups = optimizer.param_groups if schedule == "cosine" else []
+        self.start = [group["lr"] for group in groups]
 
     def set(self, progress: float) -> None:
         """Set the rates for a place in training, from 0 at its start to 1 at its end."""
@@ -86,7 +89,8 @@ class Rates:
         self._scale(1.0)
 
     def _scale(self, factor: float) -> None:
-        for group, rate in zip(self.groups, self.start, strict=True):
+        # Read anew, as loading a state makes others; none of them without a schedule.
+        for group, rate in zip(self.optimizer.param_groups, self.start, strict=False):
             group["lr"] = rate * factor
 
 

@@ -94,6 +94,10 @@ class Units(Transform):
                 expect(valid, name, "to be positive and finite", value.tolist())
             setattr(self, name, _exact(value.detach().clone(), self.like.device))
 
+    def numbers(self) -> tuple[Tensor | None, ...]:
+        """Return what :meth:`set` takes."""
+        return tuple(self._buffers[name] for name in _NAMES)
+
     def clear(self) -> None:
         """Become the identity."""
         for name in _NAMES:

@@ -1,0 +1,162 @@
+"""Where a run of training stands, in a file: what a killed process needs to go on as if it had not.
+
+The file has a line that names its kind, a SHA-256, and what ``torch.save`` makes of numbers, text
+and tensors; nothing in it is executed when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from made_flows._checks import expect_type
+from made_flows._files import expect_place, replacing
+from made_flows.training.convert import checksum
+from made_flows.training.processes import Processes
+from made_flows.transforms.units import Units
+
+_KIND = b"made_flows checkpoint 1\n"
+_SHARE = 0.05
+"""Part of the time that may be spent on writing."""
+
+
+class Checkpoint:
+    """The file of a run. The first process reads and writes it, for all of them.
+
+    Args:
+        path: the file; None for none.
+        processes: who trains.
+
+    Attributes:
+        saved: what the file says; None where there is no file yet.
+    """
+
+    def __init__(self, path: Any, processes: Processes) -> None:
+        expect_type(
+            path is None or isinstance(path, (str, os.PathLike)),
+            "checkpoint",
+            "to be None or the path of a file",
+            path,
+        )
+        self.place = None if path is None else Path(path).resolve()
+        self.processes = processes
+        self.saved: dict[str, Any] | None = None
+        self._written, self._cost = -float("inf"), 0.0
+        if self.place is None:
+            return
+        expect_place(self.place)
+        first = processes.rank == 0
+        content = self.place.read_bytes() if first and self.place.exists() else None
+        content = processes.same(content)
+        if content is not None:
+            self.saved = _unpacked(content, self.place)
+        if first:
+            for left in self.place.parent.glob(f".{self.place.name}.*.tmp"):
+                left.unlink(missing_ok=True)  # of a process that was killed as it wrote
+
+    def check(self, request: Mapping[str, Any]) -> None:
+        """Refuse a file of another model, of other data or of other arguments.
+
+        Raises:
+            ValueError: with the first thing that is not the same.
+        """
+        if self.saved is None:
+            return
+        before = self.saved["request"]
+        for name in (*request, *(set(before) - set(request))):
+            if before.get(name) != request.get(name):
+                raise ValueError(
+                    f"Expected checkpoint to be of this call; got {self.place}, which is of one "
+                    f"with {name} {before.get(name)}, where it is {request.get(name)} now. Repeat "
+                    f"the call as it was, or give another path to start anew"
+                )
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the time since the last writing is long enough for another."""
+        due = self.place is not None and self.processes.rank == 0
+        return due and (time.perf_counter() - self._written) * _SHARE >= self._cost
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Put a state in the place of the file."""
+        if self.place is None or self.processes.rank > 0:
+            return
+        start = time.perf_counter()
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        payload = buffer.getvalue()
+        content = _KIND + hashlib.sha256(payload).digest() + payload
+        if not self._cost:  # the first time: whether it can be read again
+            _unpacked(content, self.place)
+        with replacing(self.place) as temporary:
+            temporary.write_bytes(content)
+        self._written = time.perf_counter()
+        self._cost = self._written - start
+
+
+def _unpacked(content: bytes, place: Path) -> dict[str, Any]:
+    start = len(_KIND)
+    if not content.startswith(_KIND):
+        raise ValueError(f"Expected checkpoint to be a file that fit wrote; got another, {place}")
+    payload = content[start + 32 :]
+    if hashlib.sha256(payload).digest() != content[start : start + 32]:
+        raise ValueError(
+            f"Expected checkpoint to be as it was written; got {place}, which was damaged or cut "
+            f"short. Delete it to start anew"
+        )
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(payload), "cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"Expected a state of training that can be read again from {place}, such as those of "
+            f"torch's optimizers; got one that holds other objects: {error}"
+        ) from error
+    return state
+
+
+def describe_model(model: nn.Module) -> str:
+    """Say what a model is, whatever its weights: class, sizes, layers and orders of features."""
+    units = {id(b) for m in model.modules() if isinstance(m, Units) for b in m.buffers()}
+    tensors = [
+        (name, tensor)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if id(tensor) not in units
+    ]
+    layout = zlib.crc32(
+        repr([(name, tuple(t.shape), str(t.dtype)) for name, t in tensors]).encode()
+    )
+    layout = zlib.crc32(
+        repr([type(module).__name__ for module in model.modules()]).encode(), layout
+    )
+    fixed = 0
+    for _, tensor in tensors:
+        if tensor.dim() and not tensor.is_floating_point() and tensor.dtype != torch.bool:
+            fixed = checksum(tensor, fixed)
+    numbers = sum(tensor.numel() for _, tensor in tensors)
+    return f"{type(model).__name__} of {numbers} numbers (layers {layout:08x}, orders {fixed:08x})"
+
+
+def random_state(generators: list[torch.Generator], device: torch.device) -> list[Tensor]:
+    """Return the states of the global generators and of some others."""
+    states = [torch.get_rng_state(), *(generator.get_state() for generator in generators)]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_random_state(
+    states: list[Tensor], generators: list[torch.Generator], device: torch.device
+) -> None:
+    """Put back what :func:`random_state` gave."""
+    torch.set_rng_state(states[0])
+    for generator, state in zip(generators, states[1:], strict=False):
+        generator.set_state(state)
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[-1], device)
