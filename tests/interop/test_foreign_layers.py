@@ -95,7 +95,7 @@ SPLINES = [
 @pytest.mark.parametrize("scale", [0.3, 30.0])
 @pytest.mark.parametrize("name", SPLINES)
 def test_compiled_splines_are_the_librarys_own(name: str, scale: float) -> None:
-    bijection = mf.accelerate(make(LAYERS[name])).made_flows_current().bijection
+    bijection = mf.accelerate(make(LAYERS[name])).made_flows_current().elementwise
     if bijection.spline is None:
         assert name == "zuko, circular spline"
         return
@@ -123,14 +123,14 @@ def test_compiled_splines_are_the_librarys_own(name: str, scale: float) -> None:
 
 
 def test_compiled_splines_leave_gradients_and_other_dtypes_to_the_library() -> None:
-    bijection = mf.accelerate(make(LAYERS["zuko, spline"])).made_flows_current().bijection
+    bijection = mf.accelerate(make(LAYERS["zuko, spline"])).made_flows_current().elementwise
     y, parameters = torch.randn(3, D), torch.randn(3, D, bijection.outputs)
     assert invert(bijection.spline, y, parameters) is None
     with torch.no_grad():
         assert invert(bijection.spline, y.bfloat16(), parameters.bfloat16()) is None
         assert invert(bijection.spline, y, parameters) is not None
         unit = mf.accelerate(make(LAYERS["nflows, rational-quadratic"]))
-        spline = unit.made_flows_current().bijection.spline
+        spline = unit.made_flows_current().elementwise.spline
         assert invert(spline, y + 2, torch.randn(3, D, 13)) is None  # nflows says what is wrong
 
 
