@@ -25,12 +25,12 @@ from made_flows.inverse.gpu.solve import solve_kernel
 NUMBERS = {
     "rows", "context_rows", "prefix", "levels", "panel_count", "depth", "size", "dimension",
     "widest", "lambdas", "count", "kept", "every", "pitch", "weight_step", "weight_inner",
-    "mask_step", "mask_inner",
+    "mask_step", "mask_inner", "flag_place", "flag_count",
 }  # fmt: skip
 REAL = {
     "noise", "known", "values", "x", "gradient", "slopes", "solution", "work", "weights", "vectors",
     "constants", "context", "packed", "biases", "norms", "weight", "mask", "bias", "norm_scale",
-    "norm_shift",
+    "norm_shift", "flags",
 }  # fmt: skip
 
 TILES = {"fp32": {"ROWS": 32, "INPUTS": 32}, "fp64": {"ROWS": 16, "INPUTS": 16}}

@@ -76,6 +76,7 @@ class Matrix(NamedTuple):
     pitch: int
     biases: int
     norms: int
+    flags: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Plan:
         arrays: other arrays of the layout, on the device, by their names.
         size: numbers in all packed weights.
         vectors: numbers in all biases and norms.
+        flags: numbers after them, by which each program of the packing says that no weight that
+            it saw was infinite or NaN.
         code: the activation of all hidden layers, -1 where they differ.
         constants: of the activations.
     """
@@ -103,6 +106,7 @@ class Plan:
     arrays: dict[str, Tensor]
     size: int
     vectors: int
+    flags: int
     code: int
     constants: Tensor
 
@@ -163,8 +167,8 @@ def _plan(network: NetworkSpec) -> Plan:
 
     _, layers, direct = structure.unpack(network.tensors)
     starts, ranks = layout.ranks.starts, layout.ranks
-    matrices = []
-    place = 0
+    matrices: list[Matrix] = []
+    place = flags = 0
     for index in range(depth + 1 + (direct is not None)):
         at = min(index, depth)
         reads_inputs = index in (0, depth + 1)
@@ -180,10 +184,11 @@ def _plan(network: NetworkSpec) -> Plan:
             Matrix(
                 put(symbolic.layers[at].units.cpu().numpy()), put(below[degrees]),
                 put(np.concatenate([kept, others])), len(kept), place, pitch,
-                int(table[BIAS]), int(table[NORM]),
+                int(table[BIAS]), int(table[NORM]), flags,
             )
         )  # fmt: skip
         place += pitch * len(degrees)
+        flags += triton.cdiv(len(degrees), _PACKED)
     last = matrices[-1]
     norms = [m.norms + 2 * len(m.units) for m in matrices if m.norms >= 0]
     codes = {*(activations_of(structure) or ())}
@@ -200,7 +205,8 @@ def _plan(network: NetworkSpec) -> Plan:
         | {"streams": put(layout.streams), "table": put(layout.table)}
         | {"adjoint_table": put(layout.adjoint_table)},
         place,
-        max([last.biases + starts[depth, levels], *norms]),
+        int(max([last.biases + starts[depth, levels], *norms])),
+        flags,
         codes.pop()[0] if len(codes) == 1 else -1 if codes else 0,
         torch.from_numpy(layout.constants).to(network.tensors[1]),
     )
@@ -211,7 +217,7 @@ def _pack(plan: Plan, network: NetworkSpec) -> Ready:
     ranks, layers, direct = network.structure.unpack(network.tensors)
     depth = network.structure.depth
     like = layers[0].weight.detach()
-    weights, vectors = like.new_empty(plan.size), like.new_empty(plan.vectors)
+    weights, vectors = like.new_empty(plan.size), like.new_empty(plan.vectors + plan.flags)
     with _on(like):
         for index, matrix in enumerate(plan.matrices):
             layer = direct if index > depth else layers[index]
@@ -238,8 +244,9 @@ def _pack_one(
     count = len(matrix.units)
     pack_kernel[(triton.cdiv(count, _PACKED),)](
         weights[matrix.place :], vectors[matrix.biases :], vectors[max(matrix.norms, 0) :],
-        weight, mask, bias, scale, shift, ranks, matrix.units, matrix.limits, matrix.inputs,
-        plan.row_features, plan.row_ranks, count, matrix.kept, len(matrix.inputs), matrix.pitch,
+        vectors[plan.vectors + matrix.flags :], weight, mask, bias, scale, shift, ranks,
+        matrix.units, matrix.limits, matrix.inputs, plan.row_features, plan.row_ranks, count,
+        matrix.kept, len(matrix.inputs), matrix.pitch,
         *weight.stride(), *mask.stride(),
         HAS_BIAS=layer.bias is not None, HAS_NORM=layer.norm_scale is not None, OUTPUT=kind >= 0,
         VECTORS=kind < 1, BLOCK=_PACKED, INPUTS=_PACKED,
@@ -270,7 +277,7 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
                 arrays["starts"], arrays["features"], arrays["feature_starts"],
                 arrays["column_starts"], arrays["output_starts"], arrays["input_starts"],
                 rows, context_rows, prefix, plan.symbolic.levels, len(arrays["panels"]) - 1,
-                network.structure.depth, size, dimension,
+                network.structure.depth, size, dimension, plan.vectors, plan.flags,
                 PARTS=parts, DIRECT=network.structure.direct, ONE_HOT=kernel.one_hot,
                 KIND=kernel.kind, NUMBERS=_numbers(kernel), WIDTH=_width(kernel, widest),
                 CODE=plan.code, PRECISION=_precision(like), ROWS=tiles.rows, BLOCK=tiles.block,

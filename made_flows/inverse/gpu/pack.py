@@ -2,7 +2,8 @@
 
 It runs in every call and reads weights and masks as they are, so that nothing on the device is
 believed to be what it was, and nothing has to be waited for. What the plan says of the masks it
-proves: a unit that reads more than the plan knows of gets a bias that is not a number.
+proves: a unit that reads more than the plan knows of gets a bias that is not a number. It also
+flags weights that are not finite, masked or not: nothing finite is to be drawn by them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def pack_kernel(
     packed,
     biases,
     norms,
+    flags,
     weight,
     mask,
     bias,
@@ -52,6 +54,8 @@ def pack_kernel(
 
     Args:
         packed, biases, norms: where they go; norms after the biases.
+        flags: a number for every program: zero, or NaN if it saw a weight, or a bias of a hidden
+            unit, that is not finite.
         weight, mask, bias, norm_scale, norm_shift, ranks: the network's own.
         units: (count,), the network's unit at each place.
         limits: (count,), how many of the sorted inputs each may read.
@@ -66,6 +70,7 @@ def pack_kernel(
     row = tl.load(units + u, mask=live, other=0)
     limit = tl.load(limits + u, mask=live, other=0)
     wrong = tl.zeros((BLOCK,), tl.int32)
+    poison = tl.zeros((BLOCK,), packed.dtype.element_ty)
     if OUTPUT:
         feature = tl.load(row_features + u, mask=live, other=0)
         expected = tl.load(row_ranks + u, mask=live, other=0)
@@ -78,6 +83,7 @@ def pack_kernel(
         m = tl.load(mask + place, mask=both, other=0)
         place = row[:, None] * weight_step + column[None, :] * weight_inner
         w = tl.load(weight + place, mask=both, other=0.0)
+        poison += tl.sum(w * 0.0, axis=1)  # zero of everything that is finite
         present = m != 0
         known = k[None, :] < limit[:, None]
         wrong += tl.sum((present & (known == 0) & both).to(tl.int32), axis=1)
@@ -88,11 +94,14 @@ def pack_kernel(
         b = tl.zeros((BLOCK,), packed.dtype.element_ty)
         if HAS_BIAS:
             b = tl.load(bias + row, mask=live, other=0.0)
+        if not OUTPUT:
+            poison += b * 0.0
         tl.store(biases + u, tl.where(wrong > 0, float("nan"), b), mask=live)
     else:  # runs after the outputs, whose biases are there
         b = tl.load(biases + u, mask=live, other=0.0)
         tl.debug_barrier()
         tl.store(biases + u, tl.where(wrong > 0, float("nan"), b), mask=live)
+    tl.store(flags + tl.program_id(0), tl.sum(poison, axis=0))
     if HAS_NORM:
         copied(norms, norm_scale, u, row, live)
         copied(norms + count, norm_shift, u, row, live)

@@ -15,6 +15,7 @@ from made_flows.inverse.gpu.tile import Z, add_product, finish_units, places_of,
 
 COLUMNS = tl.constexpr(layout.COLUMNS)
 SOURCE = tl.constexpr(layout.SOURCE)
+FLAGS = tl.constexpr(64)
 
 
 @triton.jit
@@ -27,7 +28,12 @@ def put_inputs(work, first, last, x, lane, ONE_HOT: tl.constexpr, ROWS: tl.const
         tl.store(work + first * ROWS + lane, x)
 
 
-@triton.jit(do_not_specialize=["rows", "context_rows", "prefix", "levels", "panel_count", "depth"])
+@triton.jit(
+    do_not_specialize=[
+        "rows", "context_rows", "prefix", "levels", "panel_count", "depth", "flag_place",
+        "flag_count",
+    ]
+)  # fmt: skip
 def solve_kernel(
     noise,
     known,
@@ -55,6 +61,8 @@ def solve_kernel(
     depth,
     size,
     dimension,
+    flag_place,
+    flag_count,
     PARTS: tl.constexpr,
     DIRECT: tl.constexpr,
     ONE_HOT: tl.constexpr,
@@ -73,6 +81,8 @@ def solve_kernel(
     Args:
         noise, known, values: (rows, dimension, PARTS), (rows, dimension), (rows, dimension).
         work: ``size`` numbers for every program.
+        flag_place, flag_count: where, among the vectors, the packing flags weights that are not
+            finite, and in how many numbers.
         weights, vectors, constants, context: what units are made of; see ``backend``.
         table, streams, panels, starts, features, feature_starts, column_starts, output_starts,
             input_starts: the layout, see ``made_flows.inverse.compiled.layout``.
@@ -85,6 +95,11 @@ def solve_kernel(
     work += tl.program_id(0).to(tl.int64) * size
     width = levels + 1
     out = tl.load(table + depth * COLUMNS + Z)
+    taint = tl.zeros((FLAGS,), dtype)
+    for k0 in range(0, flag_count, FLAGS):
+        k = k0 + tl.arange(0, FLAGS)
+        taint += tl.load(vectors + flag_place + k, mask=k < flag_count, other=0.0)
+    nothing = tl.sum(taint, axis=0)  # or NaN, where no number may be drawn
     for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         row = lane.to(tl.int64) + tile * ROWS
         inside = row < rows
@@ -130,6 +145,8 @@ def solve_kernel(
                     live = u < end
                     total = tl.zeros((BLOCK, ROWS), dtype)
                     total = start_units(total, layer, u, live, vectors, context, at, context_rows)
+                    if index == depth:
+                        total += nothing
                     total = add_product(
                         total, matrix, pitch, 1, u, live, work, source, 0, read,
                         PRECISION, INPUTS, ROWS,

@@ -413,9 +413,32 @@ def test_weights_behind_the_mask_change_nothing() -> None:
     before = check_values(made, step, noise, choices=ONLY)
     with torch.no_grad():
         for layer in made.layers:
-            layer.weight[layer.mask == 0] = torch.nan
+            layer.weight[layer.mask == 0] = 1e30
         with backend("triton"):
             assert torch.equal(sequential_inverse(made, step, noise), before)
+
+
+PLACES: dict[str, Callable[[mf.MADE], Tensor]] = {
+    "first weight": lambda made: made.layers[0].weight,
+    "last weight": lambda made: made.layers[-1].weight,
+    "direct": lambda made: made.direct.weight,
+    "bias": lambda made: made.layers[0].bias,
+}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter is NumPy's
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_nothing_finite_is_drawn_by_weights_that_are_not(
+    place: Callable[[mf.MADE], Tensor], bad: float
+) -> None:
+    step = STEPS["sampling, Gaussian"](3)
+    made = made_for(step, features=3, hidden_features=(5, 20), direct=True)
+    noise = noise_of(step, 2, 3)
+    with torch.no_grad():
+        place(made)[-1] = bad  # masked or not
+        with backend("triton"):
+            assert sequential_inverse(made, step, noise).isnan().all()
 
 
 # ---------------------------------------------------------------------- around the kernels
