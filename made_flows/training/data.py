@@ -56,8 +56,9 @@ class Rows:
         self.target, self.name, self.places = target, name, None
         self.x, self.context = x, context
         if not self._mapped:
-            self.x, self.context = target.check(x, context, name)
+            checked = target.check(x, context, name)
             expect(len(x) > 0, name, "to have at least one row", "none")
+            self.x, self.context = target.settle(*checked)
             return
         expect(
             context is None or len(context) == len(x),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from made_flows._checks import expect_type, positive_integer
 from made_flows._torch import modes_kept
 from made_flows.training.data import open_data
+from made_flows.training.processes import Processes
 from made_flows.training.target import Batch, Target
 from made_flows.transforms.units import Units
 
@@ -23,7 +24,9 @@ def score(
 
     .. math:: \frac{1}{N} \sum_n \log p_\theta(x_n \mid c_n)
 
-    The model scores in evaluation mode, whichever it is in. The sum is in double precision.
+    The model scores in evaluation mode, whichever it is in. The sum is in double precision. Where
+    ``torch.distributed`` is initialised, every process scores its part of each batch, and all
+    return the mean of all.
 
     Args:
         model: as for :func:`fit`.
@@ -45,16 +48,17 @@ def score(
     """
     expect_type(isinstance(model, nn.Module), "model", "to be a torch.nn.Module", model)
     size = _BATCH if batch_size is None else positive_integer(batch_size, "batch_size")
-    source = open_data(
-        data, context, Target.of(model, has_units(model)), "data", size, None, once=True
-    )
+    processes, target = Processes(), Target.of(model, has_units(model))
+    source = open_data(data, context, target, "data", size, None, once=True)
     total, rows = 0.0, 0
     with modes_kept(model.modules()), torch.no_grad():
         model.eval()
-        for batch in source.batches(size):
-            total -= float(negative_log_likelihood(model, batch).sum(dtype=torch.float64))
-            rows += len(batch[0])
-    return total / rows
+        for batch in source.batches(size, share=processes.share):
+            if len(batch[0]):
+                total -= float(negative_log_likelihood(model, batch).sum(dtype=torch.float64))
+                rows += len(batch[0])
+    total_of_all, count = processes.added([total, rows], target.device)
+    return total_of_all / count
 
 
 def units_of(model: nn.Module) -> list[Units]:

@@ -46,7 +46,7 @@ from made_flows.training.optimization import (
 from made_flows.training.processes import Processes
 from made_flows.training.run import Callback, Options, Run
 from made_flows.training.standardization import set_units
-from made_flows.training.target import Target
+from made_flows.training.target import Target, checked_device
 
 __all__ = ["History", "TrainingError", "fit"]
 
@@ -74,6 +74,7 @@ def fit(
     keep_training_mode: bool = False,
     callbacks: Callback | Sequence[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
     progress: bool | str = True,
     seed: int | None = None,
 ) -> History:
@@ -90,6 +91,10 @@ def fit(
     rows to train on, and those of their contexts, as its own (:class:`made_flows.transforms.units.
     Units`): they are saved with it, and its densities, samples and the NLL of the history are in
     the units of the data.
+
+    Where ``torch.distributed`` is initialised, as under ``torchrun``, every process makes the same
+    call and takes its part of each batch; gradients are added up, so that all have the weights of
+    one process with these batches, but for rounding. They start from the first one's weights.
 
     Args:
         model: a module for which ``model(context)`` is a distribution and ``log_prob(x)`` has one
@@ -145,6 +150,9 @@ def fit(
             for bit, as if it had not been interrupted; after the end, it returns what there is.
             Refused for another model, other data or other arguments (but ``max_epochs``, without a
             schedule, and ``max_seconds``). Streams go on from the end of an epoch.
+        device: where to train, such as ``"cuda"``: the model is moved there, and stays. Rows that
+            take no more than a quarter of its free memory are moved at once, others batch by batch.
+            None trains where the model is.
         progress: show a progress bar; a text names it, in place of the model's class.
         seed: below 2**64, for the split, the order of rows, and dropout. The global random
             generators are left as they were; without a seed, one is drawn from torch's.
@@ -200,6 +208,8 @@ def fit(
         seed = non_negative_integer(seed, "seed")
         expect(seed < 2**64, "seed", "to be below 2**64", seed)
 
+    if device is not None:
+        model.to(checked_device(device))
     processes = Processes()
     processes.check_trainable(model)
     file = Checkpoint(checkpoint, processes)
@@ -210,7 +220,8 @@ def fit(
         seed = processes.same(int(torch.randint(2**62, (), device="cpu")))
     known = units_of(model)
     found = [units for units in known if standardize and not units.active and not units.settled]
-    target = Target.of(model, bool(known) and all(u in found or u.active for u in known))
+    takes_double = bool(known) and all(u in found or u.active for u in known)
+    target = Target.of(model, takes_double, device is not None)
     modes = modes_kept(model.modules()) if keep_training_mode else left_in_evaluation(model)
     with seeded(seed, target.device) as generator, modes:
         train, held_out = _sources(data, context, validation, target, batch_size, generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +40,10 @@ class Target:
     takes_double: bool = False
     discrete: bool = False
     embeds: bool = False
+    moves_rows: bool = False  # all at once, where there is room on the device
 
     @classmethod
-    def of(cls, model: nn.Module, takes_double: bool = False) -> Target:
+    def of(cls, model: nn.Module, takes_double: bool = False, moves_rows: bool = False) -> Target:
         """Read the target off a model: its ``features`` and ``context``, its first float tensor."""
         device, dtype = torch.device("cpu"), torch.get_default_dtype()
         for tensor in chain(model.parameters(), model.buffers()):
@@ -71,6 +72,7 @@ class Target:
             takes_double,
             discrete=bool(getattr(getattr(head, "support", None), "is_discrete", False)),
             embeds=embeds,
+            moves_rows=moves_rows,
         )
 
     def check(self, x: Tensor, context: Tensor | None, name: str, first: int = 0) -> Batch:
@@ -138,6 +140,14 @@ class Target:
             context = context.to(self.device, self._dtype_of(context, True), non_blocking=True)
         return x, context
 
+    def settle(self, x: Tensor, context: Tensor | None) -> Batch:
+        """Return rows where they stay during training: on the device, if it has room for them."""
+        if self.moves_rows and self.device.type == "cuda":
+            size = sum(each.nbytes for each in (x, context) if each is not None)
+            if 4 * size < torch.cuda.mem_get_info(self.device)[0]:
+                return self.move(x, context)
+        return x, context
+
     def cast(self, x: Tensor, context: Tensor | None) -> Batch:
         """Return rows and contexts as :meth:`check` does, those that were checked before."""
         if x.is_floating_point():
@@ -155,3 +165,18 @@ class Target:
 
 def _rows_of(each: tuple[int | str, ...]) -> str:
     return f"(N, {', '.join(map(str, each))})"
+
+
+def checked_device(device: Any) -> torch.device:
+    """Return a device, or raise a ValueError for one that is not there."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        raise ValueError(
+            f"Expected device to be one of this machine, such as 'cpu' or 'cuda'; got "
+            f"{device!r:.60} ({first:.120})"
+        ) from None
+    expect(found.type != "meta", "device", "to hold numbers", "'meta'")
+    return found
