@@ -140,15 +140,15 @@ MUTANTS = [
     Mutant(
         "a panel that forgets its own units",
         "made_flows/inverse/compiled/solve.py",
-        "multiply(tile, place, source, weights, block, u1 - u0, read - done, v1 - v0)",
-        "multiply(tile, place, source, weights, block, u1 - u0, read - done - 1, v1 - v0)",
+        "multiply(tile, place, source, blocks, block, u1 - u0, read - done, v1 - v0)",
+        "multiply(tile, place, source, blocks, block, u1 - u0, read - done - 1, v1 - v0)",
         INVERSE,
     ),
     Mutant(
         "a residual that is not added",
         "made_flows/inverse/compiled/units.py",
-        "line[j] += earlier[j]",
-        "line[j] += 0 * earlier[j]",
+        "own[j] += earlier[j]",
+        "own[j] += 0 * earlier[j]",
         INVERSE,
     ),
     Mutant(
@@ -167,7 +167,7 @@ MUTANTS = [
     ),
     Mutant(
         "a slope of another activation",
-        "made_flows/inverse/compiled/elementwise.py",
+        "made_flows/inverse/compiled/activations.py",
         "z[i] = one - t * t",
         "z[i] = one - t",
         GRADIENT,

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from numba import carray, njit
-
 from made_flows.inverse.compiled.layout import (
     DELTA,
     GATE,
@@ -21,7 +19,7 @@ from made_flows.inverse.compiled.layout import (
     Z,
 )
 from made_flows.inverse.compiled.parallel import fill_block
-from made_flows.inverse.compiled.simd import keep_apart, like, pointer_to
+from made_flows.inverse.compiled.simd import inner, keep_apart, like, line, lines, matrix
 from made_flows.inverse.compiled.solve import multiply
 from made_flows.inverse.compiled.threads import in_threads, next_tile
 from made_flows.inverse.compiled.units import finish_with_slopes, gather, multiply_gate, scatter
@@ -47,34 +45,34 @@ class Gradients(NamedTuple):
     widest: int
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def finish_deltas(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
     """Turn what came back to hidden units into the deltas of their weighted sums."""
     keep_apart()
     work, _, lanes = tile
     table = units.table
     delta0, slope0 = table[layer, DELTA], table[layer, SLOPE]
-    delta = work[(delta0 + first) * lanes : (delta0 + last) * lanes]
-    slopes = work[(slope0 + first) * lanes : (slope0 + last) * lanes]
+    delta = lines(work, delta0 + first, delta0 + last, lanes)
+    slopes = lines(work, slope0 + first, slope0 + last, lanes)
     for j in range(len(delta)):
         delta[j] *= slopes[j]
     if table[layer, SUM] >= 0:  # later blocks add to this layer's z
-        sums = work[(table[layer, SUM] + first) * lanes : (table[layer, SUM] + last) * lanes]
+        sums = lines(work, table[layer, SUM] + first, table[layer, SUM] + last, lanes)
         for j in range(len(delta)):
             delta[j] += sums[j]
     earlier = table[layer, STREAM_SUM]
     if earlier >= 0:
         for u in range(first, last):
             place = earlier + units.streams[table[layer, STREAM_INDEX] + u]
-            line = work[place * lanes : (place + 1) * lanes]
-            own = work[(delta0 + u) * lanes : (delta0 + u + 1) * lanes]
+            earlier_sum = line(work, place, lanes)
+            own = line(work, delta0 + u, lanes)
             for j in range(lanes):
-                line[j] += own[j]
+                earlier_sum[j] += own[j]
     if table[layer, GATE] >= 0:
         multiply_gate(tile, delta0, layer, first, last, units)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def fill_activations(tile: Any, units: Any, ranks: Any, blocks: Any) -> None:
     """Compute all hidden units of a tile whose inputs are all known."""
     table, starts = units.table, ranks.starts
@@ -86,7 +84,7 @@ def fill_activations(tile: Any, units: Any, ranks: Any, blocks: Any) -> None:
             finish_with_slopes(tile, layer, u0, u1, units)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def pull(
     tile: Any,
     target: int,
@@ -95,23 +93,21 @@ def pull(
     delta: int,
     above: tuple[int, int],
     block_first: int,
-    transposed: Any,
+    back: Any,
     block: int,
 ) -> None:
     """Add to units ``own`` at a place what the units ``above``, of the layer above, send back.
 
-    All are ranges [first, last). The block holds weights from the panel's units to units of the
-    layer above, from ``block_first`` on.
+    All are ranges [first, last). The block of ``back`` holds weights from the panel's units to
+    units of the layer above, from ``block_first`` on.
     """
     stride = panel[1] - panel[0]
     place = block + (above[0] - block_first) * stride + own[0] - panel[0]
     count = above[1] - above[0]
-    multiply(
-        tile, target + own[0], delta + above[0], transposed, place, stride, count, own[1] - own[0]
-    )
+    multiply(tile, target + own[0], delta + above[0], back, place, stride, count, own[1] - own[0])
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def pull_to_inputs(
     tile: Any,
     place: int,
@@ -136,10 +132,10 @@ def pull_to_inputs(
         later = (starts[layer, above[0]], starts[layer, above[1]])
         first = starts[layer, r0 + 1]
         delta = units.table[layer, DELTA]
-        pull(tile, place, own, panel, delta, later, first, back.weights, block)
+        pull(tile, place, own, panel, delta, later, first, back, block)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def adjoint_tiles(
     slot: int,
     tiles: Any,
@@ -161,10 +157,10 @@ def adjoint_tiles(
     work = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     table, starts, features = units.table, ranks.starts, ranks.features
     depth, levels, widest = len(table) - 1, len(ranks.feature_starts) - 1, rows.widest
-    x = carray(pointer_to(rows.x, work), (rows.size, len(features)))
-    gradient = carray(pointer_to(rows.gradient, work), (rows.size, len(features)))
-    slopes = carray(pointer_to(rows.slopes, work), (rows.size, len(features) * widest))
-    solution = carray(pointer_to(rows.solution, work), (rows.size, len(features)))
+    x = matrix(rows.x, work, rows.size, len(features))
+    gradient = matrix(rows.gradient, work, rows.size, len(features))
+    slopes = matrix(rows.slopes, work, rows.size, len(features) * widest)
+    solution = matrix(rows.solution, work, rows.size, len(features))
     outputs = table[depth, DELTA]
     while True:
         row, here, lanes = next_tile(tiles, work)
@@ -172,15 +168,15 @@ def adjoint_tiles(
             return
         tile = Tile(work, row, lanes)
         for i in range(len(features)):
-            gather(x, features[i], row, lanes, work[i * lanes : (i + 1) * lanes])
-            own = work[(place + i) * lanes : (place + i + 1) * lanes]
+            gather(x, features[i], row, lanes, line(work, i, lanes))
+            own = line(work, place + i, lanes)
             gather(gradient, features[i], row, lanes, own)
         fill_activations(tile, units, ranks, blocks)
         for layer in range(depth):
             for start in (table[layer, DELTA], table[layer, SUM]):
                 if start >= 0:
                     end = start + starts[layer, levels]
-                    work[start * lanes : end * lanes] = like(work[0], 0.0)
+                    lines(work, start, end, lanes)[:] = like(work[0], 0.0)
         for p in range(len(ranks.panels) - 2, -1, -1):
             r0, r1 = ranks.panels[p], ranks.panels[p + 1]
             # What later panels send back, in one product per layer. Inputs of rank r are read
@@ -192,20 +188,20 @@ def adjoint_tiles(
                 above = (starts[layer + 1, r1], starts[layer + 1, levels])
                 pull(
                     tile, table[layer, DELTA], panel, panel, table[layer + 1, DELTA], above,
-                    starts[layer + 1, r0], back.weights, back.places[layer + 1, p],
+                    starts[layer + 1, r0], back, back.places[layer + 1, p],
                 )  # fmt: skip
             for r in range(r1 - 1, r0 - 1, -1):
                 i0, i1 = ranks.feature_starts[r], ranks.feature_starts[r + 1]
                 pull_to_inputs(tile, place, p, (i0, i1), (r + 1, r1), units, ranks, back)
                 for i in range(i0, i1):
-                    own = work[(place + i) * lanes : (place + i + 1) * lanes]
+                    own = line(work, place + i, lanes)
                     f = features[i]
                     for k in range(ranks.output_starts[i + 1] - ranks.output_starts[i]):
                         at = outputs + ranks.output_starts[i] + k
-                        line = work[at * lanes : (at + 1) * lanes]
-                        gather(slopes, f * widest + k, row, lanes, line)
+                        sent = line(work, at, lanes)
+                        gather(slopes, f * widest + k, row, lanes, sent)
                         for j in range(lanes):
-                            line[j] *= own[j]
+                            sent[j] *= own[j]
                     scatter(own, solution, f, row, here)
                 # Units of degree r read inputs of lower ranks only: all they fed is done.
                 for layer in range(depth - 1, -1, -1):
@@ -216,7 +212,7 @@ def adjoint_tiles(
                     above = (starts[layer + 1, r], starts[layer + 1, r1])
                     pull(
                         tile, table[layer, DELTA], (v0, v1), panel, table[layer + 1, DELTA], above,
-                        starts[layer + 1, r0], back.weights, back.places[layer + 1, p],
+                        starts[layer + 1, r0], back, back.places[layer + 1, p],
                     )  # fmt: skip
                     finish_deltas(tile, layer, v0, v1, units)
 

@@ -14,18 +14,20 @@ from torch import Tensor
 
 from made_flows._cache import TensorCache
 from made_flows.inverse.compiled import packing, simd
+from made_flows.inverse.compiled.activations import ActivationRows, function_of
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_rows
-from made_flows.inverse.compiled.compilation import Kernel, step_address
-from made_flows.inverse.compiled.layout import Blocks, StepCall, Units
+from made_flows.inverse.compiled.compilation import Kernel, address_of
+from made_flows.inverse.compiled.layout import Blocks, Integers, StepCall, Units
 from made_flows.inverse.compiled.packing import Layout, Weights
 from made_flows.inverse.compiled.parallel import Scores, score_rows
+from made_flows.inverse.compiled.products import ProductRows, add_product
 from made_flows.inverse.compiled.solve import Rows, solve_rows
 from made_flows.inverse.compiled.steps import find_step, has_step
 from made_flows.inverse.compiled.threads import over_tiles
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import BijectionStep, HeadStep, Step
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
-from made_flows.nn.spec import NetworkSpec
+from made_flows.nn.spec import NetworkSpec, Structure
 from made_flows.univariate.step_kernel import StepKernel
 
 FAILURES: tuple[type[Exception], ...] = ()
@@ -169,7 +171,7 @@ def call_of(
     function: str = "step",
 ) -> StepCall:
     """Return how the kernels call a step."""
-    address = step_address(find_step(kind, function), dtype == torch.float32)
+    address = address_of(find_step(kind, function), dtype == torch.float32)
     return StepCall(address, np.array(numbers), parts, one_hot)
 
 
@@ -180,6 +182,13 @@ def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.dtype != dtype:
         tensor = tensor.to(dtype)
     return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def blocks_of(weights: NDArray[Any], places: Integers, direct: Integers) -> Blocks:
+    """Return weights in blocks, and the function that multiplies by them."""
+    single = weights.dtype == np.float32
+    product = address_of(add_product, single, ProductRows, weights=True)
+    return Blocks(weights, places, direct, product)
 
 
 def _units(ready: Ready, network: NetworkSpec, table: NDArray[np.int64]) -> Units:
@@ -196,7 +205,22 @@ def units_of(
     """Return what units are made of, with the context's contributions to this call."""
     found = packing.context_of(symbolic, network)
     context, rows = (packed.vectors[:0], 1) if found is None else (found[0].numpy(), found[1])
-    return Units(table, layout.streams, layout.constants, packed.vectors, context, rows)
+    functions = _functions(
+        symbolic.structure, packed.weights.dtype == np.float32, table is layout.adjoint_table
+    )
+    return Units(table, layout.streams, layout.constants, packed.vectors, context, rows, functions)
+
+
+@lru_cache(maxsize=256)
+def _functions(structure: Structure, single: bool, slopes: bool) -> Integers:
+    """Return where the functions are that activate, and where those of their slopes."""
+    codes = [code for code, _ in packing.activations_of(structure) or ()]
+    found = np.zeros((2, len(codes)), np.int64)
+    for row in range(1 + slopes):
+        for layer, code in enumerate(codes):
+            function = function_of(code, slope=row == 1)
+            found[row, layer] = (function and address_of(function, single, ActivationRows)) or 0
+    return found
 
 
 def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
@@ -212,7 +236,7 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
         # By address; the names above keep the tensors alive.
         batch = Rows(rows, noise.data_ptr(), known.data_ptr(), values.data_ptr(), prefix)
         units = _units(ready, network, layout.table)
-        blocks = Blocks(packed.weights, layout.blocks, layout.direct_blocks)
+        blocks = blocks_of(packed.weights, layout.blocks, layout.direct_blocks)
         step = call_of(kernel.kind, kernel.numbers, parts, kernel.one_hot, dtype)
 
         arguments = batch, units, layout.ranks, blocks, step, layout.scratch
@@ -241,7 +265,7 @@ def score(
         place = 0 if images is None else images.data_ptr()
         batch = Scores(rows, x.data_ptr(), place, density.data_ptr())
         units = _units(ready, network, layout.table)
-        blocks = Blocks(ready.weights.weights, layout.blocks, layout.direct_blocks)
+        blocks = blocks_of(ready.weights.weights, layout.blocks, layout.direct_blocks)
         step = call_of(kernel.kind, kernel.numbers, 1, kernel.one_hot, dtype, "score")
 
         arguments = batch, units, layout.ranks, blocks, step, layout.scratch
@@ -268,8 +292,8 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
             slopes.shape[-1],
         )  # fmt: skip
         units = _units(ready, network, layout.adjoint_table)
-        blocks = Blocks(packed.weights, layout.blocks, layout.direct_blocks)
-        back = Blocks(transposed, layout.back_blocks, layout.direct_back)
+        blocks = blocks_of(packed.weights, layout.blocks, layout.direct_blocks)
+        back = blocks_of(transposed, layout.back_blocks, layout.direct_back)
 
         arguments = batch, units, layout.ranks, blocks, back, layout.lambda_place
         _over_rows(_ADJOINT, rows, 2 * layout.size, layout.adjoint_rows, dtype, arguments)

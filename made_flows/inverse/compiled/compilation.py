@@ -135,16 +135,26 @@ class Kernel:
             self.call(*arguments)
 
 
-_STEPS: list[Any] = []
-"""Compiled steps: their machine code lives as long as these objects."""
+_COMPILED: list[Any] = []
+"""Compiled functions: their machine code lives as long as these objects."""
 
 
 @lru_cache(maxsize=256)
-def step_address(function: Callable[..., None], single: bool) -> int:
-    """Return the address of a compiled step, in single or double precision."""
+def address_of(
+    function: Callable[..., None], single: bool, rows: Any = StepRows, *, weights: bool = False
+) -> int:
+    """Compile a function by itself, and return where its machine code is.
+
+    Args:
+        function: takes a workspace, numbers and places in the workspace.
+        single: whether the workspace is of single precision.
+        rows: the class of the places, a tuple of integers.
+        weights: whether the numbers are weights, of the workspace's precision, and not constants.
+    """
     number = types.float32 if single else types.float64
-    rows = types.NamedUniTuple(types.int64, len(StepRows._fields), StepRows)
-    signature = types.void(types.CPointer(number), types.CPointer(types.float64), rows)
+    places = types.NamedUniTuple(types.int64, len(rows._fields), rows)
+    numbers = types.CPointer(number if weights else types.float64)
+    signature = types.void(types.CPointer(number), numbers, places)
     definition = (signature.args, signature.return_type)
     compiled: Any = CFunc(function, definition, {}, {"error_model": "numpy"})
     try:
@@ -154,6 +164,6 @@ def step_address(function: Callable[..., None], single: bool) -> int:
     except (RuntimeError, OSError, AttributeError):
         compiled = CFunc(function, definition, {}, {"error_model": "numpy"})
         compiled.compile()
-    _STEPS.append(compiled)
+    _COMPILED.append(compiled)
     address: int = compiled.address
     return address

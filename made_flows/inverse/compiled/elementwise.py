@@ -1,4 +1,4 @@
-"""Exponentials, activations, scale rules and steps for the compiled inverse, lane by lane.
+"""Exponentials and scale rules for the compiled inverse, lane by lane.
 
 The C library's functions work on one number at a time. These are polynomials without branches,
 so that LLVM works on a vector of lanes at once; they are accurate to a few units in the last
@@ -13,10 +13,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
 from made_flows.inverse.compiled.simd import (
+    inner,
     keep_apart,
     like,
     polynomial,
@@ -71,14 +72,14 @@ def _(x: Any) -> Any:
     return double
 
 
-@njit(error_model="numpy")
+@inner
 def exp(x: Any) -> Any:
     """Compute the exponential."""
     p, s, t = _halves(x)
     return (s + s * p) * t
 
 
-@njit(error_model="numpy")
+@inner
 def expm1(x: Any) -> Any:
     """Compute exp(x) - 1 without cancellation near zero, for x below 80."""
     p, s, t = _halves(x)
@@ -86,7 +87,7 @@ def expm1(x: Any) -> Any:
     return p * power + (power - like(x, 1.0))
 
 
-@njit(error_model="numpy")
+@inner
 def tanh(x: Any) -> Any:
     """Compute the hyperbolic tangent."""
     size = abs(x)
@@ -97,21 +98,21 @@ def tanh(x: Any) -> Any:
     return -t if x < like(x, 0.0) else t
 
 
-@njit(error_model="numpy")
+@inner
 def sigmoid(x: Any) -> Any:
     """Compute 1 / (1 + exp(-x))."""
     one = like(x, 1.0)
     return one / (one + exp(-x))
 
 
-@njit(error_model="numpy")
+@inner
 def log1p(t: Any) -> Any:
     """Compute log(1 + t) for t from 0 to 1: 2 artanh(t / (2 + t)) by its series."""
     s = t / (like(t, 2.0) + t)
     return like(t, 2.0) * s * _LOG1P(s * s)
 
 
-@njit(error_model="numpy")
+@inner
 def log(x: Any) -> Any:
     """Compute the logarithm; NaN of what is negative."""
     zero, tiny = like(x, 0.0), like(x, 2.0**-100)
@@ -130,102 +131,14 @@ def log(x: Any) -> Any:
     return result if x >= zero else like(x, math.nan)
 
 
-@njit(error_model="numpy")
+@inner
 def softplus(x: Any) -> Any:
     """Compute log(1 + exp(x))."""
     zero = like(x, 0.0)
     return (x if x > zero else zero) + log1p(exp(-abs(x)))
 
 
-@njit(nogil=True, error_model="numpy")
-def activate(code: int, constant: float, z: Any) -> None:
-    """Apply an activation in place.
-
-    In place, since LLVM would have to check that two arrays do not overlap.
-    """
-    keep_apart()
-    c = like(z[0], constant)
-    zero, one = like(z[0], 0.0), like(z[0], 1.0)
-    if code == 1:
-        for i in range(len(z)):
-            v = z[i]
-            z[i] = zero if v < zero else v
-    elif code == 2:
-        for i in range(len(z)):
-            v = z[i]
-            z[i] = c * v if v < zero else v
-    elif code == 3:
-        for i in range(len(z)):
-            v = z[i]
-            z[i] = v if v > zero else c * expm1(v)
-    elif code == 4:
-        for i in range(len(z)):
-            z[i] = tanh(z[i])
-    elif code == 5:
-        for i in range(len(z)):
-            z[i] = sigmoid(z[i])
-    elif code == 6:
-        for i in range(len(z)):
-            v = z[i]
-            z[i] = v * sigmoid(v)
-    elif code == 7:
-        limit = like(z[0], 20.0)  # as torch does: above it, the identity
-        for i in range(len(z)):
-            v = z[i] * c
-            z[i] = z[i] if v > limit else softplus(v) / c
-    elif code == 8:
-        half, root = like(z[0], 0.5), like(z[0], math.sqrt(0.5))
-        for i in range(len(z)):
-            v = z[i]
-            z[i] = half * v * (one + like(v, math.erf(v * root)))
-
-
-@njit(nogil=True, error_model="numpy")
-def slope(code: int, constant: float, z: Any) -> None:
-    """Replace values by the derivative of an activation at them, in place."""
-    keep_apart()
-    c = like(z[0], constant)
-    zero, one = like(z[0], 0.0), like(z[0], 1.0)
-    if code == 0:
-        for i in range(len(z)):
-            z[i] = one
-    elif code == 1:
-        for i in range(len(z)):
-            z[i] = one if z[i] > zero else zero
-    elif code == 2:
-        for i in range(len(z)):
-            z[i] = one if z[i] > zero else c
-    elif code == 3:
-        for i in range(len(z)):
-            v = z[i]
-            z[i] = one if v > zero else c * exp(v)
-    elif code == 4:
-        for i in range(len(z)):
-            t = tanh(z[i])
-            z[i] = one - t * t
-    elif code == 5:
-        for i in range(len(z)):
-            s = sigmoid(z[i])
-            z[i] = s * (one - s)
-    elif code == 6:
-        for i in range(len(z)):
-            s = sigmoid(z[i])
-            z[i] = s * (one + z[i] * (one - s))
-    elif code == 7:
-        limit = like(z[0], 20.0)
-        for i in range(len(z)):
-            v = z[i] * c
-            z[i] = one if v > limit else sigmoid(v)
-    else:
-        half, root = like(z[0], 0.5), like(z[0], math.sqrt(0.5))
-        density = like(z[0], 1 / math.sqrt(2 * math.pi))
-        for i in range(len(z)):
-            v = z[i]
-            below = half * (one + like(v, math.erf(v * root)))
-            z[i] = below + v * density * exp(-half * v * v)
-
-
-@njit(nogil=True, error_model="numpy")
+@inner
 def log_scale(rule: int, c0: float, c1: float, s: Any) -> None:
     """Replace raw values by the logarithms of their scales under a rule, in place."""
     keep_apart()
@@ -255,7 +168,7 @@ def log_scale(rule: int, c0: float, c1: float, s: Any) -> None:
             s[i] = a1 if v > a1 else v
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def scale(rule: int, c0: float, c1: float, s: Any) -> None:
     """Replace raw values by their scales under a rule (of ``SCALE_RULES``), in place."""
     keep_apart()
@@ -274,7 +187,7 @@ def scale(rule: int, c0: float, c1: float, s: Any) -> None:
             s[i] = exp(s[i])
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def log_scale_slope(rule: int, c0: float, c1: float, s: Any) -> None:
     """Replace raw values by the derivatives of :func:`log_scale` at them, in place."""
     keep_apart()

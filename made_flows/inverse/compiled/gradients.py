@@ -11,7 +11,7 @@ from torch import Tensor
 
 from made_flows.inverse.compiled import backend, packing
 from made_flows.inverse.compiled.compilation import Kernel
-from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, SOURCE, Blocks, StepCall, Units
+from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, SOURCE, StepCall, Units
 from made_flows.inverse.compiled.packing import Layout
 from made_flows.inverse.compiled.steps import has_step
 from made_flows.inverse.compiled.training import Recorded, pull_rows, record_rows
@@ -92,7 +92,7 @@ def record(
     spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")
     kept = Record(symbolic, layout, units, kernel.kind, kernel.numbers, lanes, spaces)
     images, density = backend.results_of(kernel, x.shape, dtype)
-    blocks = Blocks(packed.weights, layout.blocks, layout.direct_blocks)
+    blocks = backend.blocks_of(packed.weights, layout.blocks, layout.direct_blocks)
     arguments = kept.rows(x, images, density, None), units, layout.ranks, blocks, kept.call("score")
     backend.over_kept(_RECORD, len(x), layout.size, spaces, arguments)
     return images, density, kept
@@ -109,7 +109,7 @@ def pull(
     """Take gradients of images and densities back to all units' deltas; that of x is returned."""
     layout = kept.layout
     transposed = packing.pack_transposed(kept.symbolic, layout, tensors)
-    back = Blocks(transposed, layout.back_blocks, layout.direct_back)
+    back = backend.blocks_of(transposed, layout.back_blocks, layout.direct_back)
     gradient = torch.empty(x.shape, dtype=density.dtype, device="cpu") if wants_x else None
     rows = kept.rows(x, images, density, gradient)
     arguments = rows, kept.units, layout.ranks, back, kept.call("pull"), layout.lambda_place

@@ -67,6 +67,8 @@ class Units(NamedTuple):
         vectors: biases and norms.
         context: the context's contributions, unit by unit.
         context_rows: how many there are of each; row n of the batch has row n modulo these.
+        functions: addresses of what applies the activations, and of what gives their slopes,
+            (2, layers).
     """
 
     table: Integers
@@ -75,6 +77,7 @@ class Units(NamedTuple):
     vectors: NDArray[Any]
     context: NDArray[Any]
     context_rows: int
+    functions: Integers
 
 
 class Ranks(NamedTuple):
@@ -103,11 +106,13 @@ class Blocks(NamedTuple):
         weights: all blocks, one after the other.
         places: where the block of each layer and panel begins, (layers, panels).
         direct: the same for the direct connection, (panels,), or empty.
+        product: the address of ``add_product``.
     """
 
     weights: NDArray[Any]
     places: Integers
     direct: Integers
+    product: int
 
 
 class StepRows(NamedTuple):

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from numba import carray, njit
-
 from made_flows.inverse.compiled.layout import SCRATCH, SOURCE, Tile, Z
-from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointer_to
+from made_flows.inverse.compiled.simd import call, inner, keep_apart, like, line, matrix
 from made_flows.inverse.compiled.solve import multiply, put_inputs
 from made_flows.inverse.compiled.threads import in_threads, next_tile
 from made_flows.inverse.compiled.units import finish_units, gather, scatter, start_units
@@ -35,19 +33,19 @@ class Scores(NamedTuple):
     density: int
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def fill_inputs(tile: Any, x: Any, ranks: Any, step: Any, place: int) -> None:
     """Write what the network reads of a tile's rows; ``place`` is a row that may be used."""
     keep_apart()
     work, row, lanes = tile
-    line = work[place * lanes : (place + 1) * lanes]
+    values = line(work, place, lanes)
     for i in range(len(ranks.features)):
-        gather(x, ranks.features[i], row, lanes, line)
+        gather(x, ranks.features[i], row, lanes, values)
         first, last = ranks.input_starts[i], ranks.input_starts[i + 1]
-        put_inputs(work, first, last, lanes, line, step.one_hot)
+        put_inputs(work, first, last, lanes, values, step.one_hot)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def fill_block(
     tile: Any, layer: int, p: int, place: int, units: Any, ranks: Any, blocks: Any
 ) -> None:
@@ -59,12 +57,12 @@ def fill_block(
     inputs = ranks.column_starts[r1 - 1]
     read = ranks.starts[layer - 1, r1] if layer > 0 else inputs
     source, block = units.table[layer, SOURCE], blocks.places[layer, p]
-    multiply(tile, place, source, blocks.weights, block, count, read, count)
+    multiply(tile, place, source, blocks, block, count, read, count)
     if layer == len(units.table) - 1 and len(blocks.direct) > 0:
-        multiply(tile, place, 0, blocks.weights, blocks.direct[p], count, inputs, count)
+        multiply(tile, place, 0, blocks, blocks.direct[p], count, inputs, count)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def score_tiles(
     slot: int,
     tiles: Any,
@@ -84,17 +82,17 @@ def score_tiles(
     work = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     table, starts, features = units.table, ranks.starts, ranks.features
     depth, count, panels = len(table) - 1, len(features), len(ranks.panels) - 1
-    x = carray(pointer_to(rows.x, work), (rows.size, count))
-    images = carray(pointer_to(rows.images, work), (rows.size, count))
-    density = carray(pointer_to(rows.density, work), (rows.size, 1))
+    x = matrix(rows.x, work, rows.size, count)
+    images = matrix(rows.images, work, rows.size, count)
+    density = matrix(rows.density, work, rows.size, 1)
     out, x0 = table[depth, Z], scratch + SCRATCH
     while True:
         row, here, lanes = next_tile(tiles, work)
         if here <= 0:
             return
         tile = Tile(work, row, lanes)
-        image = work[x0 * lanes : (x0 + 1) * lanes]
-        total = work[(x0 + 1) * lanes : (x0 + 2) * lanes]
+        image = line(work, x0, lanes)
+        total = line(work, x0 + 1, lanes)
         fill_inputs(tile, x, ranks, step, x0)
         total[:] = like(work[0], 0.0)
         for layer in range(depth):
@@ -111,9 +109,9 @@ def score_tiles(
                 known = ranks.input_starts[i]
                 if step.one_hot:
                     known = x0 + 2
-                    gather(x, features[i], row, lanes, work[known * lanes : (known + 1) * lanes])
+                    gather(x, features[i], row, lanes, line(work, known, lanes))
                 places = (lanes, parameters, outputs, known, scratch, x0)
-                call_step(step.address, work, step.numbers, places)
+                call(step.address, work, step.numbers, places)
                 if rows.images != 0:
                     scatter(image, images, features[i], row, here)
         scatter(total, density, 0, row, here)

@@ -8,11 +8,9 @@ over at the end of a panel's units goes through smaller blocks.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from numba import njit
-
-from made_flows.inverse.compiled.simd import ACCUMULATORS, VECTOR_BYTES, block_product, keep_apart
+from made_flows.inverse.compiled.simd import ACCUMULATORS, VECTOR_BYTES, block_product, line
 
 # Blocks of units and vectors whose sums fit in the registers.
 _ONE_8 = block_product(8, 1)
@@ -33,59 +31,81 @@ _WIDE_2, _WIDE_3, _WIDE_4 = ACCUMULATORS // 2, ACCUMULATORS // 3, ACCUMULATORS /
 _HALF_2, _HALF_4 = min(8, ACCUMULATORS // 2), min(4, ACCUMULATORS // 4)
 
 
-@njit(nogil=True, error_model="numpy")
-def add_product(
-    c: Any, c0: int, a: Any, a0: int, w: Any, w0: int, stride: int, lanes: int, count: int, n: int
-) -> None:
-    """Add, for n units, to c[c0 + u * lanes + j] the sum over k < count of w[k, u] * a[k, j]."""
-    keep_apart()
+class ProductRows(NamedTuple):
+    """What is multiplied.
+
+    Args:
+        lanes: numbers in a row of the workspace.
+        target, source: rows of the workspace, of sums and of inputs.
+        block: where weights begin.
+        stride: weights of one input, of which those of ``units`` units are used.
+        inputs, units: how many.
+    """
+
+    lanes: int
+    target: int
+    source: int
+    block: int
+    stride: int
+    inputs: int
+    units: int
+
+
+def add_product(work: Any, weights: Any, rows: Any) -> None:
+    """Add to rows of a workspace, from ``target`` on, what rows from ``source`` on contribute.
+
+    The block of weights holds, for one input after the other, those of ``stride`` units. Unit u
+    grows by the sum over inputs k of weights[block + k * stride + u] times row source + k.
+    """
+    lanes, target, source, w0, stride, count, n = rows
     if count <= 0 or n <= 0:
         return
-    vectors = lanes * c.itemsize // VECTOR_BYTES
+    c0, a0 = target * lanes, source * lanes
+    vectors = lanes * line(work, 0, 1).itemsize // VECTOR_BYTES
     u = 0
     if vectors == 1:
         while n - u >= 8:
-            _ONE_8(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _ONE_8(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += 8
         while n - u >= 4:
-            _ONE_4(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _ONE_4(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += 4
         while n - u >= 1:
-            _ONE_1(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _ONE_1(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += 1
     elif vectors == 2:
         while n - u >= _WIDE_2:
-            _TWO_12(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _TWO_12(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += _WIDE_2
         while n - u >= _HALF_2:
-            _TWO_8(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _TWO_8(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += _HALF_2
         while n - u >= 4:
-            _TWO_4(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _TWO_4(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += 4
         while n - u >= 1:
-            _TWO_1(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _TWO_1(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += 1
     elif vectors == 3:
         while n - u >= _WIDE_3:
-            _THREE_8(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _THREE_8(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += _WIDE_3
         while n - u >= 4:
-            _THREE_4(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _THREE_4(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += 4
         while n - u >= 1:
-            _THREE_1(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _THREE_1(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += 1
     else:
         while n - u >= _WIDE_4:
-            _FOUR_6(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _FOUR_6(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += _WIDE_4
         while n - u >= _HALF_4:
-            _FOUR_4(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _FOUR_4(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += _HALF_4
         while n - u >= 2:
-            _FOUR_2(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _FOUR_2(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += 2
         while n - u >= 1:
-            _FOUR_1(c, c0 + u * lanes, a, a0, w, w0 + u, stride, lanes, count)
+            _FOUR_1(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
             u += 1

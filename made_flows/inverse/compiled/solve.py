@@ -13,11 +13,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from numba import carray, njit
-
 from made_flows.inverse.compiled.layout import SCRATCH, SOURCE, Tile, Z
-from made_flows.inverse.compiled.products import add_product
-from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointer_to
+from made_flows.inverse.compiled.simd import call, inner, keep_apart, like, line, matrix
 from made_flows.inverse.compiled.threads import in_threads, next_tile
 from made_flows.inverse.compiled.units import finish_units, gather, scatter, start_units
 
@@ -40,53 +37,47 @@ class Rows(NamedTuple):
     prefix: int
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def put_inputs(work: Any, first: int, last: int, lanes: int, x: Any, one_hot: bool) -> None:
     """Write what the network reads for a feature's values: the values, or one-hot columns."""
     keep_apart()
     if not one_hot:
-        line = work[first * lanes : (first + 1) * lanes]
+        column = line(work, first, lanes)
         for j in range(lanes):
-            line[j] = x[j]
+            column[j] = x[j]
         return
     one, zero = like(x[0], 1.0), like(x[0], 0.0)
     for c in range(first, last):
-        line = work[c * lanes : (c + 1) * lanes]
+        column = line(work, c, lanes)
         category = like(x[0], c - first)
         for j in range(lanes):
-            line[j] = one if x[j] == category else zero
+            column[j] = one if x[j] == category else zero
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def multiply(
     tile: Any,
     target: int,
     source: int,
-    weights: Any,
+    blocks: Any,
     block: int,
     stride: int,
     inputs: int,
     units: int,
 ) -> None:
-    """Add to rows of the workspace, from ``target`` on, what rows from ``source`` on contribute.
-
-    The block holds, for one input after the other, weights of ``stride`` units, of which
-    ``units`` are used.
-    """
-    work, _, lanes = tile
-    add_product(
-        work, target * lanes, work, source * lanes, weights, block, stride, lanes, inputs, units
-    )
+    """Call ``add_product`` for rows of a tile."""
+    places = (tile.lanes, target, source, block, stride, inputs, units)
+    call(blocks.product, tile.work, blocks.weights, places)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def keep_known(
     tile: Any, r0: int, r1: int, here: int, known: Any, values: Any, x0: int, ranks: Any, one: bool
 ) -> None:
     """Take the values of ranks [r0, r1) from those that are known."""
     keep_apart()
     work, row, lanes = tile
-    x = work[x0 * lanes : (x0 + 1) * lanes]
+    x = line(work, x0, lanes)
     for i in range(ranks.feature_starts[r0], ranks.feature_starts[r1]):
         f = ranks.features[i]
         gather(known, f, row, lanes, x)
@@ -94,7 +85,7 @@ def keep_known(
         put_inputs(work, ranks.input_starts[i], ranks.input_starts[i + 1], lanes, x, one)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def take_steps(
     tile: Any, r: int, here: int, noise: Any, values: Any, place: int, scratch: int, ranks: Any,
     step: Any,
@@ -103,22 +94,22 @@ def take_steps(
     keep_apart()
     work, row, lanes = tile
     x0 = scratch + SCRATCH
-    x = work[x0 * lanes : (x0 + 1) * lanes]
+    x = line(work, x0, lanes)
     i0, i1 = ranks.feature_starts[r], ranks.feature_starts[r + 1]
     for i in range(i0, i1):
         f = ranks.features[i]
         for part in range(step.parts):
-            u = work[(x0 + 1 + part) * lanes : (x0 + 2 + part) * lanes]
+            u = line(work, x0 + 1 + part, lanes)
             gather(noise, f * step.parts + part, row, lanes, u)
         parameters = place + ranks.output_starts[i] - ranks.output_starts[i0]
         count = ranks.output_starts[i + 1] - ranks.output_starts[i]
         rows = (lanes, parameters, count, x0 + 1, scratch, x0)
-        call_step(step.address, work, step.numbers, rows)
+        call(step.address, work, step.numbers, rows)
         scatter(x, values, f, row, here)
         put_inputs(work, ranks.input_starts[i], ranks.input_starts[i + 1], lanes, x, step.one_hot)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def solve_tiles(
     slot: int,
     tiles: Any,
@@ -141,10 +132,10 @@ def solve_tiles(
     work = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     table, starts, column_starts = units.table, ranks.starts, ranks.column_starts
     depth, count = len(table) - 1, len(ranks.features)
-    noise = carray(pointer_to(rows.noise, work), (rows.size, count * step.parts))
-    known = carray(pointer_to(rows.known, work), (rows.size, count))
-    values = carray(pointer_to(rows.values, work), (rows.size, count))
-    out, weights, prefix = table[depth, Z], blocks.weights, rows.prefix
+    noise = matrix(rows.noise, work, rows.size, count * step.parts)
+    known = matrix(rows.known, work, rows.size, count)
+    values = matrix(rows.values, work, rows.size, count)
+    out, prefix = table[depth, Z], rows.prefix
     direct = len(blocks.direct) > 0
     while True:
         row, here, lanes = next_tile(tiles, work)
@@ -178,14 +169,14 @@ def solve_tiles(
                     read = column_starts[r1 - 1 if given else r0]
                 block = blocks.places[layer, p]
                 source = table[layer, SOURCE]
-                multiply(tile, place, source, weights, block, u1 - u0, read, u1 - u0)
+                multiply(tile, place, source, blocks, block, u1 - u0, read, u1 - u0)
                 if given:
                     finish_units(tile, layer, u0, u1, units)
             if given:
                 continue
             if direct:
                 block = blocks.direct[p]
-                multiply(tile, out, 0, weights, block, o1 - o0, column_starts[r0], o1 - o0)
+                multiply(tile, out, 0, blocks, block, o1 - o0, column_starts[r0], o1 - o0)
             for r in range(r0, r1):
                 # The units of degree r, layer by layer; they read only what is already there.
                 for layer in range(depth + 1):
@@ -198,7 +189,7 @@ def solve_tiles(
                     place = out + v0 - o0 if layer == depth else table[layer, Z] + v0
                     block = blocks.places[layer, p] + done * (u1 - u0) + v0 - u0
                     source = table[layer, SOURCE] + done
-                    multiply(tile, place, source, weights, block, u1 - u0, read - done, v1 - v0)
+                    multiply(tile, place, source, blocks, block, u1 - u0, read - done, v1 - v0)
                     if layer < depth:
                         finish_units(tile, layer, v0, v1, units)
                 v0, v1 = starts[depth, r], starts[depth, r + 1]
@@ -206,7 +197,7 @@ def solve_tiles(
                     done = column_starts[r0]
                     block = blocks.direct[p] + done * (o1 - o0) + v0 - o0
                     read = column_starts[r] - done
-                    multiply(tile, out + v0 - o0, done, weights, block, o1 - o0, read, v1 - v0)
+                    multiply(tile, out + v0 - o0, done, blocks, block, o1 - o0, read, v1 - v0)
                 if r < prefix:
                     x0 = scratch + SCRATCH
                     keep_known(tile, r, r + 1, here, known, values, x0, ranks, step.one_hot)

@@ -43,7 +43,7 @@ def invert(spline: SplineForm, y: Tensor, parameters: Tensor) -> tuple[Tensor, T
 
 def _score(spline: SplineForm, y: Tensor, parameters: Tensor) -> Tensor:
     """Return values and logarithms of derivatives, (2, N), in double precision."""
-    from made_flows.inverse.compiled.compilation import step_address
+    from made_flows.inverse.compiled.compilation import address_of
     from made_flows.inverse.compiled.layout import SCRATCH
     from made_flows.inverse.compiled.steps import find_step
 
@@ -55,6 +55,6 @@ def _score(spline: SplineForm, y: Tensor, parameters: Tensor) -> Tensor:
     work[count] = y
     work[count + 2] = 0
     numbers = torch.tensor(kernel.numbers, dtype=torch.float64, device="cpu")
-    call = _CALL(step_address(find_step(kernel.kind, "score"), False))
+    call = _CALL(address_of(find_step(kernel.kind, "score"), False))
     call(work.data_ptr(), numbers.data_ptr(), lanes, 0, count, count, count + 3, count + 1)
     return work[count + 1 : count + 3]

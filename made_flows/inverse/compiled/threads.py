@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from made_flows.inverse.compiled.simd import VECTOR_BYTES
+from made_flows.inverse.compiled.simd import VECTOR_BYTES, inner
 
 _LOCK = threading.Lock()
 _POOL: ThreadPoolExecutor | None = None
@@ -165,7 +165,7 @@ def in_threads(typingctx: Any, slot: Any, tiles: Any, function: Any, arguments: 
     return signature, codegen
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def next_tile(tiles: Any, work: Any) -> tuple[int, int, int]:
     """Fetch a tile: its first row, how many it has (none: there are no more), and its lanes."""
     row = fetch_rows(tiles.counter, tiles.lanes)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from numba import carray, njit
-
 from made_flows.inverse.compiled.adjoint import (
     fill_activations,
     finish_deltas,
@@ -19,9 +17,9 @@ from made_flows.inverse.compiled.adjoint import (
 )
 from made_flows.inverse.compiled.layout import DELTA, SCRATCH, SUM, Tile
 from made_flows.inverse.compiled.parallel import fill_block, fill_inputs
-from made_flows.inverse.compiled.simd import call_step, keep_apart, like, pointer_to
+from made_flows.inverse.compiled.simd import call, inner, like, line, lines, matrix
 from made_flows.inverse.compiled.threads import in_threads, next_tile
-from made_flows.inverse.compiled.units import gather, scatter
+from made_flows.inverse.compiled.units import copy_rows, gather, scatter
 
 
 class Recorded(NamedTuple):
@@ -46,27 +44,16 @@ class Recorded(NamedTuple):
     scratch: int
 
 
-@njit(nogil=True, error_model="numpy")
-def copy_rows(tile: Any, source: int, target: int, count: int) -> None:
-    """Copy rows of a workspace."""
-    keep_apart()
-    lanes = tile.lanes
-    rows = tile.work[target * lanes : (target + count) * lanes]
-    given = tile.work[source * lanes : (source + count) * lanes]
-    for j in range(len(rows)):
-        rows[j] = given[j]
-
-
-@njit(nogil=True, error_model="numpy")
+@inner
 def record_tiles(
     slot: int, tiles: Any, spaces: Any, rows: Any, units: Any, ranks: Any, blocks: Any, step: Any
 ) -> None:
     """Score a batch as ``score_tiles`` does, and keep what its gradient needs."""
     features, depth = ranks.features, len(units.table) - 1
     count, outputs = len(features), units.table[depth, DELTA]
-    x = carray(pointer_to(rows.x, spaces), (rows.size, count))
-    images = carray(pointer_to(rows.images, spaces), (rows.size, count))
-    density = carray(pointer_to(rows.density, spaces), (rows.size, 1))
+    x = matrix(rows.x, spaces, rows.size, count)
+    images = matrix(rows.images, spaces, rows.size, count)
+    density = matrix(rows.density, spaces, rows.size, 1)
     lanes, x0 = tiles.lanes, rows.scratch + SCRATCH
     while True:
         row, here, _ = next_tile(tiles, spaces)
@@ -74,8 +61,8 @@ def record_tiles(
             return
         work = spaces[row // lanes * tiles.size : (row // lanes + 1) * tiles.size]
         tile = Tile(work, row, lanes)
-        image = work[x0 * lanes : (x0 + 1) * lanes]
-        total = work[(x0 + 1) * lanes : (x0 + 2) * lanes]
+        image = line(work, x0, lanes)
+        total = line(work, x0 + 1, lanes)
         total[:] = like(work[0], 0.0)
         fill_inputs(tile, x, ranks, step, x0)
         fill_activations(tile, units, ranks, blocks)
@@ -87,13 +74,13 @@ def record_tiles(
         for i in range(count):
             first, last = ranks.output_starts[i], ranks.output_starts[i + 1]
             places = (lanes, outputs + first, last - first, i, rows.scratch, x0)
-            call_step(step.address, work, step.numbers, places)
+            call(step.address, work, step.numbers, places)
             if rows.images != 0:
                 scatter(image, images, features[i], row, here)
         scatter(total, density, 0, row, here)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def pull_tiles(
     slot: int,
     tiles: Any,
@@ -111,9 +98,9 @@ def pull_tiles(
     """
     table, starts, features = units.table, ranks.starts, ranks.features
     depth, count, levels = len(table) - 1, len(features), len(ranks.feature_starts) - 1
-    images = carray(pointer_to(rows.images, spaces), (rows.size, count))
-    density = carray(pointer_to(rows.density, spaces), (rows.size, 1))
-    gradient = carray(pointer_to(rows.gradient, spaces), (rows.size, count))
+    images = matrix(rows.images, spaces, rows.size, count)
+    density = matrix(rows.density, spaces, rows.size, 1)
+    gradient = matrix(rows.gradient, spaces, rows.size, count)
     outputs, lanes, x0 = table[depth, DELTA], tiles.lanes, rows.scratch + SCRATCH
     zero = like(spaces[0], 0.0)
     while True:
@@ -122,8 +109,8 @@ def pull_tiles(
             return
         work = spaces[row // lanes * tiles.size : (row // lanes + 1) * tiles.size]
         tile = Tile(work, row, lanes)
-        image = work[x0 * lanes : (x0 + 1) * lanes]
-        total = work[(x0 + 1) * lanes : (x0 + 2) * lanes]
+        image = line(work, x0, lanes)
+        total = line(work, x0 + 1, lanes)
         gather(density, 0, row, lanes, total)
         total[here:] = zero  # lanes past the last row have no part in the gradients of weights
         copy_rows(tile, rows.parameters, outputs, ranks.output_starts[count])
@@ -134,12 +121,12 @@ def pull_tiles(
                 image[here:] = zero
             first, last = ranks.output_starts[i], ranks.output_starts[i + 1]
             places = (lanes, outputs + first, last - first, i, rows.scratch, x0)
-            call_step(step.address, work, step.numbers, places)
+            call(step.address, work, step.numbers, places)
             copy_rows(tile, x0, place + i, 1)
         for layer in range(depth):
             for start in (table[layer, DELTA], table[layer, SUM]):
                 if start >= 0:
-                    work[start * lanes : (start + starts[layer, levels]) * lanes] = zero
+                    lines(work, start, start + starts[layer, levels], lanes)[:] = zero
         for layer in range(depth - 1, -1, -1):
             for p in range(len(ranks.panels) - 1):
                 r0, r1 = ranks.panels[p], ranks.panels[p + 1]
@@ -148,7 +135,7 @@ def pull_tiles(
                 above = (first, starts[layer + 1, levels])
                 pull(
                     tile, table[layer, DELTA], panel, panel, table[layer + 1, DELTA], above,
-                    first, back.weights, back.places[layer + 1, p],
+                    first, back, back.places[layer + 1, p],
                 )  # fmt: skip
                 finish_deltas(tile, layer, panel[0], panel[1], units)
         if rows.gradient == 0:
@@ -158,8 +145,7 @@ def pull_tiles(
             own = (ranks.feature_starts[r0], ranks.feature_starts[r1])
             pull_to_inputs(tile, place, p, own, (r0 + 1, levels), units, ranks, back)
         for i in range(count):
-            line = work[(place + i) * lanes : (place + i + 1) * lanes]
-            scatter(line, gradient, features[i], row, here)
+            scatter(line(work, place + i, lanes), gradient, features[i], row, here)
 
 
 def record_rows(slot: int, tiles: Any, *arguments: Any) -> None:

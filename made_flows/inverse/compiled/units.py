@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
-from made_flows.inverse.compiled.elementwise import activate, slope
 from made_flows.inverse.compiled.layout import (
-    ACTIVATION,
     BASE,
     BIAS,
     GATE,
@@ -20,10 +16,10 @@ from made_flows.inverse.compiled.layout import (
     A,
     Z,
 )
-from made_flows.inverse.compiled.simd import fill_rows, keep_apart
+from made_flows.inverse.compiled.simd import call, fill_rows, inner, keep_apart, line, lines
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def start_units(tile: Any, place: int, layer: int, first: int, last: int, units: Any) -> None:
     """Set z of units [first, last) to their biases and the context's contributions."""
     keep_apart()
@@ -35,22 +31,22 @@ def start_units(tile: Any, place: int, layer: int, first: int, last: int, units:
     if base < 0:
         return
     for u in range(first, last):
-        line = work[(place + u) * lanes : (place + u + 1) * lanes]
+        own = line(work, place + u, lanes)
         if rows == 1:
             value = context[base + u]
             for j in range(lanes):
-                line[j] += value
+                own[j] += value
             continue
         values = context[(base + u) * rows : (base + u + 1) * rows]
         at = row % rows
         for j in range(lanes):
-            line[j] += values[at]
+            own[j] += values[at]
             at += 1  # counted on: a division in every lane would take longer than the sum
             if at == rows:
                 at = 0
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def multiply_gate(tile: Any, place: int, layer: int, first: int, last: int, units: Any) -> None:
     """Multiply rows of the workspace, one for each unit in [first, last), by the units' gates."""
     keep_apart()
@@ -58,16 +54,27 @@ def multiply_gate(tile: Any, place: int, layer: int, first: int, last: int, unit
     context, rows = units.context, units.context_rows
     gate = units.table[layer, GATE]
     for u in range(first, last):
-        line = work[(place + u) * lanes : (place + u + 1) * lanes]
+        own = line(work, place + u, lanes)
         at = row % rows
         for j in range(lanes):
-            line[j] *= context[(gate + u) * rows + at]
+            own[j] *= context[(gate + u) * rows + at]
             at += 1
             if at == rows:
                 at = 0
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
+def copy_rows(tile: Any, source: int, target: int, count: int) -> None:
+    """Copy rows of a workspace."""
+    keep_apart()
+    lanes = tile.lanes
+    rows = lines(tile.work, target, target + count, lanes)
+    given = lines(tile.work, source, source + count, lanes)
+    for j in range(len(rows)):
+        rows[j] = given[j]
+
+
+@inner
 def sum_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
     """Apply gate, residual and norm to hidden units whose products are all in."""
     keep_apart()
@@ -82,37 +89,42 @@ def sum_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
         for u in range(first, last):
             unit = streams[table[layer, STREAM_INDEX] + u]
             place = table[layer, STREAM] + unit
-            line = work[(z0 + u) * lanes : (z0 + u + 1) * lanes]
-            earlier = work[place * lanes : (place + 1) * lanes]
+            own = line(work, z0 + u, lanes)
+            earlier = line(work, place, lanes)
             for j in range(lanes):
-                line[j] += earlier[j]
-    out = work[(a0 + first) * lanes : (a0 + last) * lanes]
+                own[j] += earlier[j]
     if z0 != a0:  # another layer will add to this z, which must therefore stay
-        z = work[(z0 + first) * lanes : (z0 + last) * lanes]
-        for j in range(len(out)):
-            out[j] = z[j]
+        copy_rows(tile, z0 + first, a0 + first, last - first)
     norm = table[layer, NORM]
     if norm >= 0:
         count = table[layer, UNITS]
         for u in range(first, last):
-            line = work[(a0 + u) * lanes : (a0 + u + 1) * lanes]
+            own = line(work, a0 + u, lanes)
             factor, shift = vectors[norm + u], vectors[norm + count + u]
             for j in range(lanes):
-                line[j] = line[j] * factor + shift
+                own[j] = own[j] * factor + shift
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
+def apply(
+    address: int, tile: Any, place: int, layer: int, first: int, last: int, units: Any
+) -> None:
+    """Apply an activation, or its derivative, to units; nothing where there is no function."""
+    if address != 0:
+        rows = (tile.lanes, place + first, place + last, layer)
+        call(address, tile.work, units.constants, rows)
+
+
+@inner
 def finish_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
     """Finish hidden units whose products are all in."""
     if first >= last:
         return
     sum_units(tile, layer, first, last, units)
-    place, lanes = units.table[layer, A], tile.lanes
-    out = tile.work[(place + first) * lanes : (place + last) * lanes]
-    activate(units.table[layer, ACTIVATION], units.constants[layer], out)
+    apply(units.functions[0, layer], tile, units.table[layer, A], layer, first, last, units)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def finish_with_slopes(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
     """Finish hidden units whose products are all in, with their activations' derivatives."""
     if first >= last:
@@ -120,22 +132,18 @@ def finish_with_slopes(tile: Any, layer: int, first: int, last: int, units: Any)
     sum_units(tile, layer, first, last, units)
     work, _, lanes = tile
     table, vectors = units.table, units.vectors
-    code, constant = table[layer, ACTIVATION], units.constants[layer]
-    out = work[(table[layer, A] + first) * lanes : (table[layer, A] + last) * lanes]
-    place, norm = table[layer, SLOPE], table[layer, NORM]
-    slopes = work[(place + first) * lanes : (place + last) * lanes]
-    for j in range(len(out)):
-        slopes[j] = out[j]
-    slope(code, constant, slopes)
+    a0, place, norm = table[layer, A], table[layer, SLOPE], table[layer, NORM]
+    copy_rows(tile, a0 + first, place + first, last - first)
+    apply(units.functions[1, layer], tile, place, layer, first, last, units)
     if norm >= 0:
         for u in range(first, last):
-            line = work[(place + u) * lanes : (place + u + 1) * lanes]
+            own = line(work, place + u, lanes)
             for j in range(lanes):
-                line[j] *= vectors[norm + u]
-    activate(code, constant, out)
+                own[j] *= vectors[norm + u]
+    apply(units.functions[0, layer], tile, a0, layer, first, last, units)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def gather(rows: Any, column: int, row: int, lanes: int, line: Any) -> None:
     """Copy a column of some rows into the lanes.
 
@@ -148,7 +156,7 @@ def gather(rows: Any, column: int, row: int, lanes: int, line: Any) -> None:
         line[j] = rows[min(row + j, count - 1), column]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def scatter(line: Any, rows: Any, column: int, row: int, here: int) -> None:
     """Copy the lanes that stand for rows into a column of these."""
     keep_apart()

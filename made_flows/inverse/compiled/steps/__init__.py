@@ -6,7 +6,7 @@ Python that Numba compiles, by itself and at its first use: the sweep calls it b
 does not know it. Its arguments are
 
 * ``work``: the workspace of a tile, rows of ``lanes`` numbers, one for each row of the batch that
-  the tile holds. ``line(work, row, lanes)`` is one of them, an array;
+  the tile holds. ``simd.line(work, row, lanes)`` is one of them, an array;
 * ``numbers``: what :attr:`StepKernel.numbers` has, in double precision: whether to invert, the
   scale rule's code and two constants, then constants of its own;
 * ``rows``: a :class:`~made_flows.inverse.compiled.layout.StepRows`, which says where in the
@@ -31,9 +31,6 @@ import importlib
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
-
-from numba import carray, njit
 
 
 @lru_cache(maxsize=64)
@@ -49,9 +46,3 @@ def find_step(kind: str, function: str = "step") -> Callable[..., None]:
     module = importlib.import_module(f"{__name__}.{kind}")
     step: Callable[..., None] = getattr(module, function)
     return step
-
-
-@njit(nogil=True, error_model="numpy")
-def line(work: Any, row: int, lanes: int) -> Any:
-    """Return a row of the workspace."""
-    return carray(work, (row + 1) * lanes)[row * lanes :]

@@ -9,8 +9,7 @@ import math
 from typing import Any
 
 from made_flows.inverse.compiled.elementwise import exp, log_scale, log_scale_slope, scale
-from made_flows.inverse.compiled.simd import like
-from made_flows.inverse.compiled.steps import line
+from made_flows.inverse.compiled.simd import like, line
 from made_flows.univariate.step_kernel import HEAD
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from made_flows.inverse.compiled.elementwise import sigmoid, softplus
-from made_flows.inverse.compiled.simd import like
-from made_flows.inverse.compiled.steps import line
+from made_flows.inverse.compiled.simd import like, line
 
 
 def step(work: Any, numbers: Any, rows: Any) -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from numba import njit
-
 from made_flows.inverse.compiled.elementwise import exp, log
-from made_flows.inverse.compiled.simd import keep_apart, like
-from made_flows.inverse.compiled.steps import line
+from made_flows.inverse.compiled.simd import inner, keep_apart, like, line
 
 
 def step(work: Any, numbers: Any, rows: Any) -> None:
@@ -18,7 +15,7 @@ def step(work: Any, numbers: Any, rows: Any) -> None:
     choose(work, lanes, parameters, count, noise, scratch, x)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def choose(
     work: Any, lanes: int, parameters: int, classes: int, noise: int, scratch: int, x: int
 ) -> None:
@@ -78,7 +75,7 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
         density[j] += chosen[j] - total[j]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def log_sum(work: Any, lanes: int, first: int, count: int, out: int) -> None:
     """Write the logarithm of the sum of exponentials of some rows; the row after it is used."""
     keep_apart()

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from made_flows.inverse.compiled.elementwise import exp, log_scale, scale
-from made_flows.inverse.compiled.simd import like
-from made_flows.inverse.compiled.steps import line
+from made_flows.inverse.compiled.simd import like, line
 from made_flows.inverse.compiled.steps.categorical import choose, log_sum
 
 

@@ -12,11 +12,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from numba import njit
-
 from made_flows.inverse.compiled.elementwise import exp, log, softplus
-from made_flows.inverse.compiled.simd import keep_apart, like
-from made_flows.inverse.compiled.steps import line
+from made_flows.inverse.compiled.simd import inner, keep_apart, like, line
 
 
 def step(work: Any, numbers: Any, rows: Any) -> None:
@@ -30,7 +27,7 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
     add_log_slope(work, numbers, rows)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def map_value(work: Any, numbers: Any, rows: Any) -> None:
     """Map a value; what its derivative is made of is left in the scratch space."""
     lanes, parameters, count, noise, scratch, x = rows
@@ -38,8 +35,8 @@ def map_value(work: Any, numbers: Any, rows: Any) -> None:
     bins, inverse, linear = int(numbers[4]), numbers[0] != 0.0, numbers[8] != 0.0
     derivatives = parameters + 2 * bins
     knots = count - 2 * bins - (bins if linear else 0)  # rows of derivatives
-    fractions(work, numbers, lanes, parameters, bins, scratch, 0)
-    fractions(work, numbers, lanes, parameters + bins, bins, scratch, 1)
+    fractions(work, numbers, lanes, parameters, bins, scratch, numbers[11])
+    fractions(work, numbers, lanes, parameters + bins, bins, scratch, numbers[12])
 
     u, value = line(work, noise, lanes), line(work, x, lanes)
     place, left, bottom, width, height, start, end, inner, from_x = bin_lines(work, scratch, lanes)
@@ -94,7 +91,7 @@ def map_value(work: Any, numbers: Any, rows: Any) -> None:
         value[j] = origin + size * other if inside else u[j]
 
 
-@njit(error_model="numpy")
+@inner
 def bin_lines(work: Any, scratch: int, lanes: int) -> Any:
     """Return where values and their bins stand in the scratch space.
 
@@ -114,7 +111,7 @@ def bin_lines(work: Any, scratch: int, lanes: int) -> Any:
     )
 
 
-@njit(error_model="numpy")
+@inner
 def edge_row(knot: int, bins: int, knots: int, edges: float) -> int:
     """Return the row of a knot's raw derivative; any row, where it is a constant."""
     if edges == 0.0:
@@ -122,17 +119,16 @@ def edge_row(knot: int, bins: int, knots: int, edges: float) -> int:
     return knot % knots
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def fractions(
-    work: Any, numbers: Any, lanes: int, first: int, bins: int, scratch: int, part: int
+    work: Any, numbers: Any, lanes: int, first: int, bins: int, scratch: int, smallest: float
 ) -> None:
-    """Replace logits of widths (part 0) or heights (1) by fractions of the interval."""
+    """Replace logits of widths or heights by fractions of the interval, none below the smallest."""
     keep_apart()
     highest, total = line(work, scratch, lanes), line(work, scratch + 1, lanes)
     one = like(highest[0], 1.0)
     divisor, bound = like(one, numbers[9]), like(one, numbers[10])
-    least = like(one, numbers[11 + part])
-    rest = like(one, 1.0 - numbers[11 + part] * bins)
+    least, rest = like(one, smallest), like(one, 1.0 - smallest * bins)
     for j in range(lanes):
         highest[j] = like(one, -math.inf)
         total[j] = like(one, 0.0)
@@ -153,7 +149,7 @@ def fractions(
             a[j] = least + rest * a[j] / total[j]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def positive(work: Any, numbers: Any, lanes: int, row: int, outer: int) -> None:
     """Replace raw derivatives by positive ones; at outer knots by a constant."""
     keep_apart()
@@ -171,7 +167,7 @@ def positive(work: Any, numbers: Any, lanes: int, row: int, outer: int) -> None:
         a[j] = edge if fixed[j] > zero else a[j]
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def rational_quadratic(work: Any, lanes: int, scratch: int, inverse: bool) -> None:
     """Map a value's place in its bin on one axis to that on the other."""
     keep_apart()
@@ -203,7 +199,7 @@ def rational_quadratic(work: Any, lanes: int, scratch: int, inverse: bool) -> No
         out[j] = min(max(xi, zero), one)
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def rational_linear(work: Any, numbers: Any, lanes: int, scratch: int, inverse: bool) -> None:
     """Return the same for a bin that is divided in two (Dolatabadi et al. 2020, section 3)."""
     keep_apart()
@@ -236,7 +232,7 @@ def rational_linear(work: Any, numbers: Any, lanes: int, scratch: int, inverse: 
             )
 
 
-@njit(nogil=True, error_model="numpy")
+@inner
 def add_log_slope(work: Any, numbers: Any, rows: Any) -> None:
     """Add the logarithm of the derivative, from what :func:`map_value` leaves."""
     keep_apart()
