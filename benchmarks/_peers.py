@@ -19,7 +19,17 @@ import made_flows as mf
 from made_flows.inverse import HeadStep, sequential_inverse
 from made_flows.inverse.dispatch import backend
 
-__all__ = ["Dense", "Layer", "NFlows", "Ours", "Pyro", "Zuko", "installed_peers"]
+__all__ = [
+    "TOLERANCE",
+    "Dense",
+    "Jacobi",
+    "Layer",
+    "NFlows",
+    "Ours",
+    "Pyro",
+    "Zuko",
+    "installed_peers",
+]
 
 
 class Layer(ABC):
@@ -73,6 +83,33 @@ class Ours(Layer):
     def slow(self, z: Tensor) -> Tensor:
         with self.chosen():
             return sequential_inverse(self.model.made, self.step, z.unsqueeze(-1))
+
+
+TOLERANCE = 1e-5
+"""What a value may move by in the last pass of an iteration that stops early."""
+
+
+class Jacobi(Ours):
+    """Our layer inverted by Jacobi iteration (Song et al. 2021, algorithm 1), in torch operations.
+
+    Args:
+        features: number of features D.
+        hidden: width H of both hidden layers.
+        early_stop: whether to stop when values no longer move, and not after D passes.
+    """
+
+    def __init__(self, features: int, hidden: int, *, early_stop: bool) -> None:
+        super().__init__(features, hidden)
+        self.name = "Jacobi, early stop" if early_stop else "Jacobi"
+        self.early_stop = early_stop
+
+    def slow(self, z: Tensor) -> Tensor:
+        x, noise = torch.zeros_like(z), z.unsqueeze(-1)
+        for _ in range(self.features):
+            before, x = x, self.step(noise, self.model.made(x))
+            if self.early_stop and bool((x - before).abs().max() <= TOLERANCE):
+                break
+        return x
 
 
 class Pyro(Layer):

@@ -83,12 +83,17 @@ class Settings:
     output: Path = Path("docs/benchmarks")
 
 
-def parse_settings(description: str | None, arguments: Sequence[str] | None = None) -> Settings:
+def parse_settings(
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+    *,
+    seconds: float = Settings.seconds,
+) -> Settings:
     """The command line that all benchmarks share; sets torch's number of threads."""
     parser = argparse.ArgumentParser(description=description)
     device = Settings().device
     parser.add_argument("--device", type=torch.device, default=device, help="cpu or cuda")
-    given, settings = _parse(parser, arguments, Settings(), quick_seconds=0.2)
+    given, settings = _parse(parser, arguments, Settings(seconds=seconds), quick_seconds=0.2)
     return replace(settings, device=given.device)
 
 
@@ -418,8 +423,13 @@ def details(cases: Mapping[str, Mapping[str, Timing]]) -> str:
     return markdown_table(["case", *names], rows)
 
 
-def write_page(name: str, title: str, sections: Sequence[str], settings: Settings) -> Path:
-    """A page of a benchmark: its title, the machine, and sections of Markdown."""
+def write_page(
+    name: str, title: str, sections: Sequence[str], settings: Settings, *, finished: bool = True
+) -> Path:
+    """A page of a benchmark: its title, the machine, and sections of Markdown.
+
+    It is printed, too. One that is not ``finished`` says so.
+    """
     command = f"python -m benchmarks.{name}"
     if settings.device.type != "cpu":
         command += f" --device {settings.device}"
@@ -429,6 +439,8 @@ def write_page(name: str, title: str, sections: Sequence[str], settings: Setting
     machine = f"{machine_line(settings)}. Written by `{command}`."
     if settings.quick:
         machine += " **A quick run: its numbers mean nothing.**"
+    if not finished:
+        machine += " **Cut off: what is missing was not measured.**"
     path.write_text("\n\n".join([f"# {title}", machine, *sections]) + "\n", encoding="utf-8")
     print(f"\n{path.read_text(encoding='utf-8')}")
     print(f"benchmarks.{name}: written to {path}", flush=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks._memory import CONTENDERS, FAST, measure_peak
-from benchmarks._peers import Dense, Layer, Ours, Zuko, installed_peers
+from benchmarks._peers import TOLERANCE, Dense, Jacobi, Layer, Ours, Zuko, installed_peers
 from benchmarks._plots import growth_plot
 from benchmarks.forward import training_step
 from benchmarks.harness import (
@@ -51,13 +51,20 @@ proportion, to minutes a call."""
 
 QUICK_SIZES: list[Size] = [(4, 16, 8), (8, 32, 16)]
 
+SECONDS = 1.2
+"""Of measuring for each contender of a case: all of it takes eight minutes on two cores."""
+
 OURS = "made_flows"
 
-TEXT = """One affine autoregressive layer of D features with two hidden layers of H units, in
+TEXT = f"""One affine autoregressive layer of D features with two hidden layers of H units, in
 float32, for B rows: noise becomes data, the direction in which other libraries make D passes of the
 network. Median milliseconds, all contenders by turns in one run. The dense MLP has the same widths
 and no masks; one forward pass of it is the yardstick. Ratios are medians over neighbouring turns,
-with their quartiles. The number of repetitions of each is in the last section."""
+with their quartiles. The number of repetitions of each is in the last section.
+
+Jacobi iteration (Song et al. 2021) passes all features through our network at once, again and
+again: D passes are exact; "early stop" ends when no value moves by more than {TOLERANCE}. How many
+passes that takes depends on the weights: these are initial ones, which couple features weakly."""
 
 GRADIENT_TEXT = """The mean square of the inverse, and its gradient with respect to noise and
 weights. "New weights" are changed before every call, as in training, so that everything made from
@@ -89,6 +96,20 @@ def value_contenders(
             replay = captured(call)
             found += [] if replay is None else [Contender(f"{layer.name}, CUDA graph", replay)]
     return found
+
+
+def jacobi_contenders(size: Size, device: torch.device) -> list[Contender]:
+    """The inverse by iteration, with as many passes as features, and with those that it needs."""
+    features, hidden, rows = size
+    torch.manual_seed(0)
+    z = torch.randn(rows, features, device=device)
+    layers = [Jacobi(features, hidden, early_stop=early) for early in (False, True)]
+    for layer in layers:
+        layer.module.to(device)
+    return [
+        Contender(layer.name, torch.no_grad()(lambda layer=layer: layer.slow(z)))
+        for layer in layers
+    ]
 
 
 def captured(call: Callable[[], Any]) -> Callable[[], None] | None:
@@ -225,24 +246,43 @@ def growth_table(axis: str, lines: dict[str, dict[int, float]]) -> str:
     return markdown_table([axis, *lines], rows)
 
 
-def measure(settings: Settings) -> list[str]:
-    """The sections of the page."""
-    quick, device = settings.quick, settings.device
-    values: dict[str, dict[str, Timing]] = {}
-    gradients: dict[str, dict[str, Timing]] = {}
-    others: dict[str, dict[str, Timing]] = {}
+class _Page:
+    """The page, written anew after every case that was measured: a run may be cut off."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.values: dict[str, dict[str, Timing]] = {}
+        self.gradients: dict[str, dict[str, Timing]] = {}
+        self.growth: dict[str, dict[str, Timing]] = {}
+        self.others: list[str] = []
+        """Sections that are finished."""
+
+    def write(self, *, finished: bool = False) -> None:
+        sections = [TEXT, "## Value", value_table(self.values)]
+        if self.gradients:
+            sections += ["## Gradient", GRADIENT_TEXT, gradient_table(self.gradients)]
+        sections += self.others
+        every = {f"inverse, {case}": timings for case, timings in self.values.items()}
+        sections += ["## Spread", "Median (quartiles), repetitions.", details(every | self.growth)]
+        if self.gradients:
+            sections.append(details({f"gradient, {c}": t for c, t in self.gradients.items()}))
+        write_page("inverse", "The slow direction", sections, self.settings, finished=finished)
+
+
+def measure(settings: Settings) -> None:
+    """Measure and write, what matters most first."""
+    page, quick, device = _Page(settings), settings.quick, settings.device
     for size in QUICK_SIZES if quick else SIZES:
         case = ", ".join(map(str, size))
         contenders = value_contenders(size, device, installed_peers())
-        values[case] = run_contenders(contenders, settings, f"inverse, {case}")
+        contenders += jacobi_contenders(size, device)
+        page.values[case] = run_contenders(contenders, settings, f"inverse, {case}")
+        page.write()
     for size in QUICK_SIZES if quick else GRADIENT_SIZES:
         case = ", ".join(map(str, size))
         contenders = gradient_contenders(size, device)
-        gradients[case] = run_contenders(contenders, settings, f"gradient, {case}")
-    sections = [TEXT, "## Value", value_table(values)]
-    sections += ["## Gradient", GRADIENT_TEXT, gradient_table(gradients)]
-    if device.type == "cpu":
-        sections += ["## Memory of the gradient", MEMORY_TEXT, memory_table(settings)]
+        page.gradients[case] = run_contenders(contenders, settings, f"gradient, {case}")
+        page.write()
 
     hidden, rows = (32, 8) if quick else (1024, 256)
     by_features = {d: (d, hidden, rows) for d in ([4, 8, 16] if quick else FEATURES)}
@@ -254,20 +294,19 @@ def measure(settings: Settings) -> list[str]:
         ("features", by_features, "features D", f"H = {hidden}, B = {rows}"),
         ("rows", by_rows, "rows B", f"D = {features}, H = {width}"),
     ):
-        lines = growth(what, sizes, settings, others)
+        lines = growth(what, sizes, settings, page.growth)
         picture = f"inverse{suffix}-{what}.png"
         growth_plot(settings.output / picture, f"Inverse of one layer, {fixed}", axis, lines)
-        sections += [f"## Growth with {axis}", f"{fixed}.", f"![Times by {axis}]({picture})"]
-        sections.append(growth_table(axis, lines))
-    every = {f"inverse, {case}": timings for case, timings in values.items()} | others
-    sections += ["## Spread", "Median (quartiles), repetitions.", details(every)]
-    sections.append(details({f"gradient, {case}": t for case, t in gradients.items()}))
-    return sections
+        page.others += [f"## Growth with {axis}", f"{fixed}.", f"![Times by {axis}]({picture})"]
+        page.others.append(growth_table(axis, lines))
+        page.write()
+    if device.type == "cpu":
+        page.others += ["## Memory of the gradient", MEMORY_TEXT, memory_table(settings)]
+    page.write(finished=True)
 
 
 def main() -> None:
-    settings = parse_settings(__doc__)
-    write_page("inverse", "The slow direction", measure(settings), settings)
+    measure(parse_settings(__doc__, seconds=SECONDS))
 
 
 if __name__ == "__main__":
