@@ -10,8 +10,7 @@ import math
 from typing import Any
 
 from made_flows.inverse.compiled.elementwise import scale
-from made_flows.inverse.compiled.simd import like
-from made_flows.inverse.compiled.steps import line
+from made_flows.inverse.compiled.simd import like, line
 
 
 def step(work: Any, numbers: Any, rows: Any) -> None:
