@@ -15,11 +15,13 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 import made_flows as mf
@@ -48,6 +50,20 @@ scikit-learn's IterativeImputer (its default, a ridge regression for each column
 HistGradientBoosting, a model of each column given the others. Of number columns, the root mean
 squared error in standard deviations of the column; of categories, the share guessed right; each a
 mean over the columns."""
+
+SYNTHETIC = """As many rows as were trained on are drawn, and compared with the test rows: the mean
+Kolmogorov-Smirnov distance of a number column, the mean total variation distance of a category
+column, the mean difference of Spearman's rank correlations of two number columns and of Cramér's V
+(corrected for bias, Bergsma 2013) of two category columns, all better when lower; and the share of
+test rows whose {target} a classifier (HistGradientBoosting) tells that was trained on the drawn
+rows. *Real rows* are the training rows themselves: what a perfect sampler would reach. (A column of
+titanic repeats the target: its classifier is told the answer, where rows are consistent.)"""
+
+TARGETS = {
+    "adult": "income", "diamonds": "cut", "mpg": "origin", "penguins": "species", "tips": "sex",
+    "titanic": "survived",
+}  # fmt: skip
+"""The column that is classified, of each table."""
 
 
 # ---------------------------------------------------------------------- data
@@ -198,6 +214,20 @@ class Copula:
             terms.append(term)
         return total + torch.logsumexp(torch.stack(terms), 0) - math.log(DRAWS)
 
+    def sample(self, count: int) -> Tensor:
+        """Codes (count, D): of every margin the quantile of a normal score."""
+        head, parameters = self.margins.head, self.margins.parameters
+        wide = len(parameters)
+        noise = torch.stack([
+            each((20_000, wide), generator=self.generator, dtype=torch.float64)
+            for each in (torch.rand, torch.randn)
+        ], dim=-1)  # fmt: skip
+        draws = head.step(noise, parameters.expand(len(noise), -1, -1)).sort(dim=0).values
+        z = torch.randn(count, wide, generator=self.generator, dtype=torch.float64)
+        z = z @ torch.linalg.cholesky(self.correlation).T
+        place = (torch.special.ndtr(z) * len(draws)).long().clamp(max=len(draws) - 1)
+        return draws.gather(0, place)
+
 
 def _correlation(scores: Any) -> Any:
     """Correlations of pairs of columns where both are known, made positive definite."""
@@ -206,6 +236,87 @@ def _correlation(scores: Any) -> Any:
     matrix = vectors @ np.diag(values.clip(1e-3)) @ vectors.T
     scale = np.sqrt(np.diag(matrix))
     return matrix / np.outer(scale, scale)
+
+
+# ---------------------------------------------------------------------- synthetic rows
+
+
+def quality(schema: Schema, drawn: Tensor, test: Tensor, target: str) -> list[float]:
+    """How far rows that were drawn are from real ones, five numbers as in MEASURES."""
+    groups: dict[bool, list[int]] = {True: [], False: []}
+    for i, column in enumerate(schema.columns):
+        groups[isinstance(column, CategoryColumn)].append(i)
+    numbers, categories = groups[False], groups[True]
+    pairs = [[_values(schema, codes, i) for codes in (drawn, test)] for i in range(drawn.shape[1])]
+    distances = [
+        float(stats.ks_2samp(*(v[~np.isnan(v)] for v in pairs[i])).statistic) for i in numbers
+    ]
+    shares = [_shares(*pairs[i]) for i in categories]
+    of_numbers = [
+        abs(np.subtract(*(_rank_correlation(pairs[i][k], pairs[j][k]) for k in (0, 1))))
+        for i, j in combinations(numbers, 2)
+    ]
+    of_categories = [
+        abs(np.subtract(*(_association(pairs[i][k], pairs[j][k]) for k in (0, 1))))
+        for i, j in combinations(categories, 2)
+    ]
+    each = [
+        float(np.mean(v)) if v else math.nan for v in (distances, shares, of_numbers, of_categories)
+    ]
+    return [*each, _classified(schema, drawn, test, schema.names.index(target))]
+
+
+def _values(schema: Schema, codes: Tensor, i: int) -> Any:
+    column = schema.columns[i]
+    return (
+        codes[:, i].numpy() if isinstance(column, CategoryColumn) else _numbers(column, codes[:, i])
+    )
+
+
+def _shares(a: Any, b: Any) -> float:
+    """The total variation distance of two columns of categories."""
+    found = np.unique(np.concatenate([v[~np.isnan(v)] for v in (a, b)]))
+    each = [
+        np.array([(v == value).sum() for value in found]) / (~np.isnan(v)).sum() for v in (a, b)
+    ]
+    return float(0.5 * np.abs(each[0] - each[1]).sum())
+
+
+def _rank_correlation(a: Any, b: Any) -> float:
+    both = ~(np.isnan(a) | np.isnan(b))
+    return float(np.nan_to_num(stats.spearmanr(a[both], b[both]).statistic))
+
+
+def _association(a: Any, b: Any) -> float:
+    """Cramér's V, less what chance alone gives (Bergsma 2013)."""
+    both = ~(np.isnan(a) | np.isnan(b))
+    rows, columns = (np.unique(v[both], return_inverse=True)[1] for v in (a, b))
+    table = np.zeros((rows.max() + 1, columns.max() + 1))
+    np.add.at(table, (rows, columns), 1.0)
+    n, (r, k) = table.sum(), table.shape
+    if min(r, k) < 2:
+        return 0.0
+    phi = stats.chi2_contingency(table, correction=False).statistic / n
+    phi = max(0.0, phi - (r - 1) * (k - 1) / (n - 1))
+    wide = [m - (m - 1) ** 2 / (n - 1) for m in (r, k)]
+    return float(math.sqrt(phi / max(min(wide) - 1, 1e-12)))
+
+
+def _classified(schema: Schema, drawn: Tensor, test: Tensor, target: int) -> float:
+    """The share of real rows whose target is told by a classifier of rows that were drawn."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    others = [i for i in range(drawn.shape[1]) if i != target]
+    rows = [
+        (np.stack([_values(schema, codes, i) for i in others], 1), codes[:, target].numpy())
+        for codes in (drawn, test)
+    ]
+    (x, y), (real, truth) = ((a[~np.isnan(b)], b[~np.isnan(b)]) for a, b in rows)
+    places = [k for k, i in enumerate(others) if isinstance(schema.columns[i], CategoryColumn)]
+    model = HistGradientBoostingClassifier(categorical_features=places, random_state=0, max_iter=50)
+    if len(np.unique(y)) < 2:
+        return float(np.mean(truth == y[0]))
+    return float(np.mean(model.fit(x, y).predict(real) == truth))
 
 
 # ---------------------------------------------------------------------- held-out cells
@@ -318,24 +429,27 @@ def errors(schema: Schema, found: dict[str, Any], test: dict[str, Any], hidden: 
 IMPUTERS = ("fill", "IterativeImputer", "KNNImputer", "HistGradientBoosting")
 
 
-def run(name: str, table: dict[str, Any], seed: int, limit: float) -> dict[str, Any]:
+def run(
+    name: str, table: dict[str, Any], seed: int, limit: float, most: int = TRAINED
+) -> dict[str, Any]:
     """Everything of one table and one split."""
     rng = np.random.default_rng(seed)
     count = len(next(iter(table.values())))
     order = rng.permutation(count)
     cut = int(0.8 * count)
-    train, test = take(table, order[:cut][:TRAINED]), take(table, order[cut:][:TESTED])
+    train, test = take(table, order[:cut][:most]), take(table, order[cut:][:TESTED])
     start = time.perf_counter()
     model = mf.fit_table(train, max_seconds=limit, progress=False, seed=seed)
     seconds = time.perf_counter() - start
     x, held_out = (model.schema.encode(rows)[0] for rows in (train, test))
     margins = Margins(model.schema, x)
+    copula = Copula(margins, x, seed)
     with torch.no_grad():
         line: dict[str, Any] = {
             "table": name, "seed": seed, "rows": len(x), "columns": x.shape[1], "limit": limit,
             "seconds": seconds,
             "independent columns": float(margins.log_prob(held_out).sum(1).mean()),
-            "Gaussian copula": float(Copula(margins, x, seed).log_prob(held_out).mean()),
+            "Gaussian copula": float(copula.log_prob(held_out).mean()),
             "TableMADE": float(model.score_samples(test).mean()),
             "TableMADE, eight orders": float(model.score_samples(test, orders=8).mean()),
         }  # fmt: skip
@@ -343,10 +457,20 @@ def run(name: str, table: dict[str, Any], seed: int, limit: float) -> dict[str, 
         for imputer in IMPUTERS:
             found = guesses(imputer, model, train, test, hidden)
             line[imputer] = errors(model.schema, found, test, hidden)
+        torch.manual_seed(seed)
+        for maker, drawn in (
+            ("real rows", x),
+            ("Gaussian copula", copula.sample(len(x))),
+            ("TableMADE", model.schema.encode(model.sample(len(x), seed=seed))[0]),
+        ):
+            line[f"rows of {maker}"] = quality(model.schema, drawn, held_out, TARGETS[name])
     print(json.dumps(line), flush=True)
     return line
 
 
+MAKERS = ("real rows", "Gaussian copula", "TableMADE")
+MEASURES = ("margins of numbers", "margins of categories", "rank correlations",
+            "associations", "classifier")  # fmt: skip
 MODELS = ("independent columns", "Gaussian copula", "TableMADE", "TableMADE, eight orders")
 
 
@@ -372,10 +496,24 @@ def page(lines: Sequence[dict[str, Any]]) -> list[str]:
     lacking = [name for name in load() if name not in {line["table"] for line in lines}]
     missing = f" **Not run yet:** {', '.join(lacking)}." if lacking else ""
     text = LIKELIHOOD.format(draws=DRAWS, limit=limit, missing=missing)
+    made = []
+    for name in dict.fromkeys(line["table"] for line in lines):
+        of_table = [line for line in lines if line["table"] == name and "rows of TableMADE" in line]
+        for k, measure in enumerate(MEASURES) if of_table else ():
+            values = [
+                float(np.mean([line[f"rows of {m}"][k] for line in of_table])) for m in MAKERS
+            ]
+            best = (max if measure == "classifier" else min)(values[1:])
+            shown = [f"**{v:.3f}**" if v == best and m != MAKERS[0] else f"{v:.3f}"
+                     for m, v in zip(MAKERS, values, strict=True)]  # fmt: skip
+            made += [[name, measure, *shown]] if not math.isnan(values[0]) else []
+    target = ", ".join(f"{t} ({name})" for name, t in TARGETS.items())
     first_columns = ["table (training rows x columns; splits)", *MODELS, "seconds of training"]
     return [
         f"## Log-likelihood\n\n{text}\n\n" + markdown_table(first_columns, scored),
         f"## Hidden cells\n\n{CELLS}\n\n" + markdown_table(["table", "", *IMPUTERS], cells),
+        f"## Synthetic rows\n\n{SYNTHETIC.format(target=target)}\n\n"
+        + markdown_table(["table", "", *MAKERS], made),
     ]
 
 
@@ -384,6 +522,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tables", nargs="*", help="names; all by default")
     parser.add_argument("--seeds", type=int, default=1, help="0 writes the page alone")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds of training")
+    parser.add_argument("--rows", type=int, default=TRAINED, help="to train on, at most")
     given, settings = parse_resumable(parser, "mixed", arguments)
     tables = load(given.tables)
     if given.quick:
@@ -397,7 +536,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if (name, seed) not in done:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    lines.append(run(name, table, seed, given.limit))
+                    lines.append(run(name, table, seed, given.limit, given.rows))
                 with path.open("a") as file:
                     file.write(json.dumps(lines[-1]) + "\n")
     if not lines:

@@ -84,10 +84,27 @@ def test_simpler_likelihoods_are_normalised(folder: Path) -> None:
     assert total == pytest.approx(1 - unseen, abs=0.02)
 
 
-@pytest.mark.slow
-def test_a_page_of_mixed_tables_is_written(folder: Path) -> None:
+def test_synthetic_rows_are_judged(folder: Path) -> None:
     pytest.importorskip("sklearn")
+    table = mixed.load()["mine"]
+    schema = Schema.of(table)
+    x = schema.encode(table)[0]
+    drawn = mixed.Copula(mixed.Margins(schema, x), x, 0).sample(1000)
+    permuted = torch.stack([x[torch.randperm(len(x)), i] for i in range(3)], dim=1)
+    own, copula, none = (mixed.quality(schema, rows, x, "kind") for rows in (x, drawn, permuted))
+    assert own[:3] == [0.0, 0.0, 0.0]
+    assert copula[0] < 0.1  # 199 rows: 0.1 is exceeded by one sample in about twenty
+    assert copula[2] < none[2] / 2
+    assert copula[4] > 0.8 > none[4]
+
+
+@pytest.mark.slow
+def test_a_page_of_mixed_tables_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(mixed, "TARGETS", {"mine": "kind"})
     mixed.main(["--quick", "--threads", "1", "--output", str(folder), "--runs", str(folder / "r")])
     page = (folder / "mixed.md").read_text()
     assert "mine (160 x 3; 1)" in page
     assert "IterativeImputer" in page
+    assert "associations" not in page, "one column of categories has none"
+    assert "rank correlations" in page
