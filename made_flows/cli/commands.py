@@ -47,7 +47,9 @@ app = typer.Typer(
 _HELD_OUT = 20
 """Rows from which on some are held out, to stop training by."""
 
-_Data = Annotated[Path, typer.Argument(help="the table: .csv, .parquet, .npy or a folder")]
+_Data = Annotated[
+    Path, typer.Argument(metavar="DATA", help="the table: .csv, .parquet, .npy or a folder")
+]
 _ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="a file that fit wrote")]
 _Output = Annotated[
     Path | None, typer.Option("-o", "--output", help=".csv, .parquet or .npy; else on the screen")
