@@ -34,7 +34,7 @@ class MADEDetector(MADEOutlierDetector):
         return self
 
     def decision_function(self, X: Any) -> Any:
-        """Return minus the log-likelihood of rows."""
+        """Return minus the score of rows."""
         check_is_fitted(self)
         return -self.score_samples(X)
 

@@ -6,17 +6,22 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import OutlierMixin
+from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from made_flows._checks import expect, real_number
+from made_flows._checks import expect, non_negative_integer, real_number
 from made_flows.sklearn.base import TableEstimator
+from made_flows.tables.kernels import RowKernels
 
 
 class MADEOutlierDetector(OutlierMixin, TableEstimator):
     """Tell the rows that a density fitted to most of them finds unlikely.
 
-    ``decision_function`` is the log-likelihood less that of the contamination's quantile: negative
-    for outliers. :meth:`score_columns` says which values make a row odd.
+    A row's score is the sum of two log-densities, of the network (:class:`made_flows.TableMADE`)
+    and of kernels around training rows: a logarithmic pool (Genest and Zidek 1986). The one learns
+    how columns depend on each other, and smooths over what is small; the other knows where rows
+    are, and not why. ``decision_function`` is the score less the contamination's quantile: negative
+    for outliers. :meth:`score_columns` says which values make a row odd to the network.
 
     A density can be as high as one likes where values repeat, and a probability beside it cannot:
     their sum would tell rows of repeated values from others and not odd ones from usual ones. So a
@@ -24,12 +29,14 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
 
     Args:
         resolution: in standard deviations of a column; None for its own density or probability.
+        kernels: training rows, at most, that the kernels are around; 0 for the network alone.
         contamination: the part of the training rows that count as outliers, in (0, 0.5].
         columns, orders, hidden_features, components, max_epochs, max_seconds, validation, progress,
             random_state: as for :class:`MADEDensity`.
 
     Attributes:
-        offset_: the log-likelihood below which a row is an outlier.
+        offset_: the score below which a row is an outlier.
+        kernels_: the :class:`~made_flows.tables.kernels.RowKernels`, or None.
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(100, 2))
@@ -43,6 +50,7 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         *,
         contamination: float = 0.1,
         resolution: float | None = 2.0,
+        kernels: int = 10_000,
         columns: Any = None,
         orders: int = 4,
         hidden_features: Any = None,
@@ -60,6 +68,7 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         )  # fmt: skip
         self.contamination = contamination
         self.resolution = resolution
+        self.kernels = kernels
 
     def fit(self, X: Any, y: Any = None) -> MADEOutlierDetector:
         """Fit the density and its threshold to rows."""
@@ -72,10 +81,23 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         expect(part <= 0.5, "contamination", "to be in (0, 0.5]", part)
         if self.resolution is not None:
             real_number(self.resolution, "resolution", above=0)
+        most = non_negative_integer(self.kernels, "kernels")
         X = self._fit_model(X, resolution=self.resolution)
         scores = self.model_.score_samples(X, orders=self.orders)
+        self.kernels_ = None
+        if most:
+            rng, count = check_random_state(self._seed()), len(scores)
+            rows = np.sort(rng.permutation(count)[:most])
+            whole = self.model_.impute(_safe_indexing(X, rows), seed=self._seed())
+            self.kernels_ = RowKernels(self.model_.schema.columns, whole)
+            scores += self.kernels_.log_prob(X)
         self.offset_ = float(np.percentile(scores, 100 * part))
         return scores
+
+    def score_samples(self, X: Any) -> Any:
+        """Return the score of every row, (N,): low where it is odd."""
+        scores = super().score_samples(X)
+        return scores if self.kernels_ is None else scores + self.kernels_.log_prob(self._table(X))
 
     def decision_function(self, X: Any) -> Any:
         """Return how far rows are above the threshold, in nats; negative for outliers."""

@@ -20,6 +20,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import made_flows as mf
 from made_flows.sklearn import MADEDensity, MADEDetector, MADEImputer, MADEOutlierDetector
+from made_flows.tables.kernels import RowKernels
+from made_flows.tables.schema import Schema
 
 SMALL: dict[str, Any] = {
     "max_epochs": 2, "hidden_features": (30,), "components": 2, "random_state": 0, "orders": 1,
@@ -137,3 +139,43 @@ def test_a_density_by_estimate() -> None:
     assert density.score(x) > -4
     assert density.sample(4, random_state=1).shape == (4, 2)
     assert not isinstance(density.model_, mf.TableMADE)
+
+
+def test_kernels_are_those_of_scikit_learn_and_leave_out_ones_own() -> None:
+    from sklearn.neighbors import KernelDensity
+
+    x, q = np.random.default_rng(0).normal(size=(2, 80, 3))
+    kernels = RowKernels(Schema.of(x).columns, x)
+    z, known = (q - x.mean(0)) / x.std(0), np.array([True, False, True])
+    of_all = KernelDensity(bandwidth="scott").fit((x - x.mean(0)) / x.std(0))
+    np.testing.assert_allclose(kernels.log_prob(q), of_all.score_samples(z), rtol=1e-10)
+    marginal = KernelDensity(bandwidth=80 ** (-1 / 7)).fit(((x - x.mean(0)) / x.std(0))[:, known])
+    holes = np.where(known, q, np.nan)
+    np.testing.assert_allclose(
+        kernels.log_prob(holes), marginal.score_samples(z[:, known]), rtol=1e-10
+    )
+    of_others = np.exp(of_all.score_samples((x - x.mean(0)) / x.std(0))) - (2 * np.pi) ** -1.5 * (
+        80 ** (3 / 7) / 80
+    )
+    np.testing.assert_allclose(np.exp(kernels.log_prob(x)), of_others * 80 / 79, rtol=1e-9)
+
+
+def test_kernels_of_categories_add_up() -> None:
+    table = {"a": ["x", "y", "y", "z"] * 10, "b": [True, False] * 20}
+    kernels = RowKernels(Schema.of(table).columns, table)
+    each = {"a": ["x", "y", "z", "new"] * 2, "b": [True] * 4 + [False] * 4}
+    total = np.exp(kernels.log_prob(each)).sum()
+    # Four pairs of values occur, in ten rows each, of which one is a row's own.
+    assert total == pytest.approx(4 * 9 / 39, abs=0.01)
+    alone = kernels.log_prob({"a": ["x", "new"], "b": [None, None]})
+    assert alone[0] > alone[1] + 0.5
+
+
+def test_a_network_and_kernels_are_pooled() -> None:
+    x = rows(200)
+    pooled = MADEOutlierDetector(**SMALL, kernels=50).fit(x)
+    alone = MADEOutlierDetector(**SMALL, kernels=0).fit(x)
+    difference = pooled.score_samples(x) - alone.score_samples(x)
+    np.testing.assert_allclose(difference, pooled.kernels_.log_prob(x), rtol=1e-9)
+    assert len(pooled.kernels_.rows) == 50
+    assert alone.kernels_ is None
