@@ -1,8 +1,12 @@
-"""MkDocs hook: writes the reference from the public names, and fills the navigation.
+"""MkDocs hook: writes the reference from the public names, runs pages, and fills the navigation.
 
 The reference has a page for every group of `GROUPS` and an index of all of them, with the first
-line of every docstring. A public name that no group holds stops the build. A folder of `docs/` that
-is named in the navigation with a closing slash stands for all its pages, its index first.
+line of every docstring. A public name that no group holds stops the build. Pages of some folders
+are shown with what their code printed and drew (`tools/docs_run.py`). A folder of `docs/` that is
+named in the navigation with a closing slash stands for all its pages, its index first.
+
+A number of a benchmark is written as its place, `{{page; section; row; column}}`, and read from the
+benchmark's table: what the pages claim is what was measured last.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the package of this checkout, whichever is installed
 
 from tools.docs_docstrings import mathml  # noqa: E402
+from tools.docs_figures import PICTURES, table  # noqa: E402
+from tools.docs_run import executed, is_executed  # noqa: E402
 
 REFERENCE = "reference/"
 PUBLIC_MODULES = [
@@ -198,7 +204,46 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in reference_pages().items():
         files.append(File.generated(config, path, content=text))
+    docs = Path(config.docs_dir)
+    for path, draw in PICTURES.items():
+        files.append(File.generated(config, path, content=draw(docs)))
+    for page in sorted(docs.rglob("*.md")):
+        if is_executed(page):
+            place = page.relative_to(docs)
+            shown = executed(page)
+            files.remove(files.get_file_from_path(place.as_posix()))
+            files.append(File.generated(config, place.as_posix(), content=shown.text))
+            for name, content in shown.pictures.items():
+                path = (place.parent / name).as_posix()
+                files.append(File.generated(config, path, content=content))
     return files
+
+
+def measured(found: re.Match[str], folder: Path) -> str:
+    """Returns the cell of a benchmark's table, whose row is found by its first column."""
+    page, section, row, column = (part.strip() for part in found[1].split(";"))
+    columns = table((folder / page).read_text("utf-8"), section)
+    rows = next(iter(columns.values()))
+    if column not in columns or row not in rows:
+        raise PluginError(f"Expected a row and column of {page}, {section}; got {row}; {column}")
+    return columns[column][rows.index(row)].strip("*")
+
+
+def on_page_markdown(markdown: str, config: MkDocsConfig, **_: object) -> str:
+    """Puts in numbers, and formulas between dollar signs as MathML, which browsers draw."""
+    folder = Path(config.docs_dir) / "benchmarks"
+    markdown = re.sub(r"\{\{([^{}]+;[^{}]+)\}\}", lambda found: measured(found, folder), markdown)
+    def inline(found: re.Match[str]) -> str:
+        return f"<span>{mathml(found[1], 'inline')}</span>"
+
+    parts = re.split(r"(^```.*?^```|`[^`\n]*`)", markdown, flags=re.DOTALL | re.MULTILINE)
+    for i in range(0, len(parts), 2):
+        block = re.sub(
+            r"^\$\$(.+?)\$\$$", lambda found: f"<div>{mathml(found[1], 'block')}</div>",
+            parts[i], flags=re.DOTALL | re.MULTILINE,
+        )  # fmt: skip
+        parts[i] = re.sub(r"(?<![\w$\\])\$([^$\n]+)\$(?!\w)", inline, block)
+    return "".join(parts)
 
 
 def expanded(entry: dict[str, Any], docs: Path) -> dict[str, Any]:

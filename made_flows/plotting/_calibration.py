@@ -70,7 +70,7 @@ def pit_histogram(
         ax.axhline(1, color=GREY, lw=0.8)
         heights = np.histogram(column, bins, (0, 1))[0] * bins / count
         ax.stairs(heights, np.linspace(0, 1, bins + 1), fill=True, color=BLUE, alpha=0.75)
-        ax.set_title(name, fontsize=9)
+        ax.set_title(name if len(name) <= 18 else name[:17] + "…", fontsize=9)
         ax.set(xlim=(0, 1), ylim=(0, max(2.0, 1.05 * float(heights.max()))), xticks=[0, 0.5, 1])
         tidy(ax)
     figure.supxlabel("share of draws below the value", fontsize=9)

@@ -44,6 +44,8 @@ def panels(count: int) -> tuple[Figure, list[Axes]]:
     axes = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)
     for ax in axes[count:]:
         ax.remove()
+    for ax in axes[max(count - across, 0) : count]:
+        ax.tick_params(labelbottom=True)
     return figure, axes[:count]
 
 
