@@ -1,4 +1,4 @@
-"""The pictures of the site that no page's own code draws: numbers come from the benchmarks' tables."""
+"""The pictures that no page's own code draws: their numbers come from the benchmarks' tables."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sampling(docs: Path) -> bytes:
     ax.minorticks_off()
     ax.grid(color="#8a8f98", alpha=0.25, lw=0.6)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc="upper left", fontsize=9)
+    ax.legend(frameon=False, loc="center right", fontsize=9)
     return picture(figure)
 
 

@@ -233,6 +233,7 @@ def on_page_markdown(markdown: str, config: MkDocsConfig, **_: object) -> str:
     """Puts in numbers, and formulas between dollar signs as MathML, which browsers draw."""
     folder = Path(config.docs_dir) / "benchmarks"
     markdown = re.sub(r"\{\{([^{}]+;[^{}]+)\}\}", lambda found: measured(found, folder), markdown)
+
     def inline(found: re.Match[str]) -> str:
         return f"<span>{mathml(found[1], 'inline')}</span>"
 

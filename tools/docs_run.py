@@ -1,8 +1,8 @@
 """Runs the Python blocks of a page and puts under each what it printed, and what it drew.
 
-Pages of the folders `EXECUTED` of `docs/` are built so: a block is shown with what it prints, and where
-its last line is a figure, with that; the words for those who cannot see it stand after ```python.
-Warnings are errors.
+Pages of the folders `EXECUTED` of `docs/` are built so: a block is shown with what it prints, and
+where its last line is a figure, with that; the words for those who cannot see it stand after
+```python. Warnings are errors.
 """
 
 from __future__ import annotations
