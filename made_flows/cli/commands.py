@@ -79,6 +79,9 @@ def fit_command(
         Literal["fast", "good", "best"] | None,
         typer.Option(help="a density of columns of numbers by mf.estimate"),
     ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="a file from which the same call goes on after a kill")
+    ] = None,
     seed: _Seed = None,
     quiet: _Quiet = False,
 ) -> None:
@@ -86,9 +89,11 @@ def fit_command(
     with reporting():
         check_output(output, table=False)
         said = dict(_said(text) for text in columns)
-        if budget is not None and (said or context):
-            raise CommandError(Code.OPTION, "Expected --budget without --columns and --context")
-        seed = _seed_of(seed)
+        if budget is not None and (said or context or checkpoint):
+            words = "--columns, --context and --checkpoint"
+            raise CommandError(Code.OPTION, f"Expected --budget without {words}")
+        check_output(checkpoint, table=False)
+        seed = _seed_of(0 if checkpoint and seed is None else seed)
         file = TableFile(data, missing)
         piece, count = file.sample(rows, seed)
         if count < 2:
@@ -104,14 +109,15 @@ def fit_command(
         model: Any = None
         with errors_in(piece):
             if budget is None:
-                limits = {"max_epochs": max_epochs, "max_seconds": max_seconds, "progress": bar}
+                limits = {"max_epochs": max_epochs, "max_seconds": max_seconds, "progress": bar,
+                          "checkpoint": checkpoint}  # fmt: skip
                 model, record["history"] = _fitted(piece.rows, said, context, seed, limits)
             else:
                 x = matrix(piece, piece.rows.column_names)
                 options: Any = {"budget": budget, "max_seconds": max_seconds}
                 model = estimate(x, seed=seed, progress=bar, **options)
         model.record = record
-        with errors_of(Code.OUTPUT):
+        with errors_of(Code.OUTPUT, str(output)):
             save(model, output)
         say(f"wrote {output}" + (f": {_trained(record)}" if "history" in record else ""))
 

@@ -35,13 +35,15 @@ class CommandError(Exception):
 
 
 @contextmanager
-def errors_of(code: Code, where: str = "") -> Iterator[None]:
+def errors_of(code: Code, where: str) -> Iterator[None]:
     """Report what the library or a file refuses, with a code and the file's name."""
     try:
         yield
     except (TypeError, ValueError, OSError) as error:
         message = str(error)
-        at = f" ({where})" if where and where not in message else ""
+        if not message.startswith("Expected"):  # not one of ours
+            message = f"Expected {where} to be read; got: {message}"
+        at = "" if where in message else f" ({where})"
         raise CommandError(code, f"{message}{at}") from error
 
 
