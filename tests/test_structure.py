@@ -35,7 +35,7 @@ FLOORS = [
     {"models"},
     {"tables"},
     {"diagnostics", "interop", "serialization"},
-    {"cli", "nflows", "public names", "pyro", "sklearn"},
+    {"cli", "nflows", "public names", "pyro", "sbi", "sklearn"},
     {"__main__"},
 ]
 
@@ -66,6 +66,7 @@ PUBLIC = {
         MaskedAutoregressiveFlow MaskedPiecewiseRationalQuadraticAutoregressiveTransform
         MixtureOfGaussiansMADE StandardNormal TrainingModeWarning
     """,
+    "made_flows.sbi": "Builder Estimator iaf made maf spline",
     "made_flows.sklearn": "MADEDensity MADEDetector MADEImputer MADEOutlierDetector",
     "made_flows.plotting": """
         column_scores connections coverage image_grid intervals masks pair_plot pit_histogram
@@ -79,6 +80,7 @@ EXTRAS = {
     "made_flows.cli": "typer",
     "made_flows.pyro": "pyro",
     "made_flows.nflows": "nflows",
+    "made_flows.sbi": "sbi",
     "made_flows.sklearn": "sklearn",
 }
 OPTIONAL = [

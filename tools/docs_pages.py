@@ -32,7 +32,7 @@ from tools.docs_run import executed, is_executed  # noqa: E402
 REFERENCE = "reference/"
 PUBLIC_MODULES = [
     "made_flows", "made_flows.nflows", "made_flows.plotting", "made_flows.pyro",
-    "made_flows.sklearn",
+    "made_flows.sbi", "made_flows.sklearn",
 ]  # fmt: skip
 ROLE = re.compile(r":(?:attr|class|func|meth|mod):`~?(?:made_flows\.)?([\w.]+)`")
 MATH = re.compile(r":math:`([^`]*)`")
@@ -124,6 +124,7 @@ GROUPS = [
         "Pyro's names with Pyro's signatures, and guides (extra `pyro`).",
         ["made_flows.pyro.*"],
     ),
+    Group("sbi", "Density estimators for sbi's trainers (extra `sbi`).", ["made_flows.sbi.*"]),
     Group(
         "scikit-learn",
         "Densities, outlier detectors and imputers, as estimators (extra `sklearn`).",

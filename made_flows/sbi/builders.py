@@ -1,0 +1,237 @@
+"""Builders of density estimators, with the arguments of sbi's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+from sbi.utils.nn_utils import get_numel
+from sbi.utils.sbiutils import standardizing_net, z_score_parser, z_standardization
+from torch import Tensor, nn
+
+from made_flows._checks import expect, expect_type, non_negative_integer, positive_integer
+from made_flows.models.autoregressive_flows import IAF, MAF
+from made_flows.models.flows import Flow
+from made_flows.models.mades import GaussianMixtureMADE
+from made_flows.sbi.estimator import Estimator
+from made_flows.sbi.support import Bounds
+from made_flows.transforms.base import Transform
+from made_flows.transforms.data import Standardize
+from made_flows.univariate.splines import RationalQuadraticSpline
+
+ZScore = Literal["independent", "structured", "none"] | None
+
+
+class Builder:
+    """What sbi's trainers call with their first simulations; made by :func:`maf` and its like.
+
+    Args:
+        model: from features and context variables to the model of z-scored parameters.
+        z_score_theta, z_score_x: how parameters and simulations are z-scored.
+        embedding_net: of simulations, or of parameters for a likelihood.
+        support: where parameters live (simulations, for a likelihood).
+        likelihood: whether simulations are modelled given parameters, not parameters given them.
+    """
+
+    model: partial[Any]
+
+    def __init__(
+        self,
+        model: partial[Any],
+        z_score_theta: ZScore,
+        z_score_x: ZScore,
+        embedding_net: nn.Module | None,
+        support: Any,
+        likelihood: bool,
+    ) -> None:
+        for name, value in (("z_score_theta", z_score_theta), ("z_score_x", z_score_x)):
+            known = value in ("independent", "structured", "none", None)
+            expect(known, name, "to be 'independent', 'structured' or 'none'", repr(value))
+        embedding_net = nn.Identity() if embedding_net is None else embedding_net
+        is_module = isinstance(embedding_net, nn.Module)
+        expect_type(is_module, "embedding_net", "to be a module", embedding_net)
+        self.model, self.embedding_net, self.support = model, embedding_net, support
+        self.z_score_theta, self.z_score_x, self.likelihood = z_score_theta, z_score_x, likelihood
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Estimator:
+        """Build the estimator, z-scored by parameters (N, ...) and simulations (N, ...)."""
+        of, given = (x, theta) if self.likelihood else (theta, x)
+        scores = (self.z_score_theta, self.z_score_x)[:: -1 if self.likelihood else 1]
+        rows = of.flatten(1)
+        bounds = None if self.support is None else Bounds(self.support, rows.shape[1])
+        transforms: list[Transform] = [] if bounds is None else bounds.transforms()
+        if bounds is not None:
+            outside = (~bounds.holds(rows)).nonzero().flatten().tolist()
+            name = "x" if self.likelihood else "theta"
+            expect(not outside, name, "to lie in the support", f"row {outside[:1]} outside")
+            rows = bounds.inside(rows)
+            for transform in transforms:
+                rows = transform.to_noise(rows)[0]
+        scored, structured = z_score_parser(scores[0])
+        if scored:
+            mean, std = z_standardization(rows, structured)
+            width = rows.shape[1]
+            transforms.append(Standardize(mean.expand(width), std.expand(width)))
+        embedding = self.embedding_net
+        size = get_numel(given, embedding)
+        scored, structured = z_score_parser(scores[1])
+        if scored:
+            embedding = nn.Sequential(standardizing_net(given, structured), embedding)
+        model = self.model(rows.shape[1], size)
+        if isinstance(model, Flow):
+            transforms += [part for part in model.transforms if isinstance(part, Transform)]
+            net = Flow(transforms, model.base)
+        else:
+            net = Flow(transforms, model)
+        return Estimator(net, embedding, of[0].shape, given[0].shape, bounds)
+
+
+def _widths(hidden_features: int | Sequence[int], num_blocks: int) -> tuple[int, ...]:
+    """Return the widths of sbi's networks: a layer, and one more for each block."""
+    if isinstance(hidden_features, Sequence):
+        return tuple(hidden_features)
+    width = positive_integer(hidden_features, "hidden_features")
+    return (width,) * (1 + non_negative_integer(num_blocks, "num_blocks"))
+
+
+def maf(
+    z_score_theta: ZScore = "independent",
+    z_score_x: ZScore = "independent",
+    hidden_features: int | Sequence[int] = 50,
+    num_transforms: int = 5,
+    embedding_net: nn.Module | None = None,
+    *,
+    num_blocks: int = 2,
+    dropout_probability: float = 0.0,
+    support: Any = None,
+    likelihood: bool = False,
+    **arguments: Any,
+) -> Builder:
+    r"""Build a masked autoregressive flow for sbi, as its ``posterior_nn("maf")`` does.
+
+    .. math:: q(\theta \mid x) = p_0(z)\, \Bigl|\det \tfrac{\partial z}{\partial \theta}\Bigr|,
+        \qquad \theta_i = g(z_i; \theta_{<i}, x) \text{ in every transform}
+
+    Args:
+        z_score_theta: ``"independent"``, ``"structured"`` (one mean and deviation for all columns)
+            or ``"none"``; on a support, of what its transforms make of the parameters.
+        z_score_x: likewise.
+        hidden_features: the width of all hidden layers, or all widths.
+        num_transforms: number of autoregressive transforms.
+        embedding_net: of simulations; of parameters for a likelihood.
+        num_blocks: hidden layers after the first.
+        dropout_probability: of hidden units, while training.
+        support: a distribution, such as the prior, or a constraint: parameters are mapped from its
+            support to the real line, so that none is ever drawn outside. Columns may be bounded on
+            both sides, below, or not at all. For a likelihood, the support of simulations.
+        likelihood: whether to model simulations given parameters, for ``NLE``.
+        arguments: further ones of :class:`~made_flows.MAF`: ``order``, ``activation``, ``residual``
+            and so on.
+
+    Returns:
+        What ``NPE`` and ``NLE`` take as ``density_estimator``.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range, and when the trainer calls it, for
+            a support of another size and rows outside.
+
+    References:
+        Papamakarios et al. 2017, *Masked Autoregressive Flow for Density Estimation*.
+
+    Example:
+        >>> import torch
+        >>> from sbi.utils import BoxUniform
+        >>> prior = BoxUniform(torch.zeros(2), torch.ones(2))
+        >>> theta = prior.sample((100,))
+        >>> estimator = maf(support=prior)(theta, theta + torch.randn(100, 2))
+        >>> estimator.sample((5,), torch.zeros(1, 2)).shape
+        torch.Size([5, 1, 2])
+    """
+    model = partial(
+        MAF, transforms=num_transforms, hidden_features=_widths(hidden_features, num_blocks),
+        dropout=dropout_probability, **arguments,
+    )  # fmt: skip
+    return Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)
+
+
+def spline(*settings: Any, num_bins: int = 10, tail_bound: float = 5.0, **more: Any) -> Builder:
+    """Build an autoregressive flow of rational-quadratic splines, as ``"maf_rqs"`` and ``"nsf"``.
+
+    Args:
+        settings, more: those of :func:`maf`.
+        num_bins: bins of every spline.
+        tail_bound: from where on splines are the identity, in z-scored units.
+
+    Returns, Raises: as :func:`maf`.
+
+    References:
+        Durkan et al. 2019, *Neural Spline Flows*.
+
+    Example:
+        >>> import torch
+        >>> spline(num_bins=6)(torch.randn(50, 3), torch.randn(50, 2)).input_shape
+        torch.Size([3])
+    """
+    return maf(*settings, bijection=RationalQuadraticSpline(num_bins, tail_bound), **more)
+
+
+def iaf(*settings: Any, **more: Any) -> Builder:
+    """Build an inverse autoregressive flow: samples are one pass, training takes the inverses.
+
+    Args:
+        settings, more: those of :func:`maf`.
+
+    Returns, Raises: as :func:`maf`.
+
+    References:
+        Kingma et al. 2016, *Improved Variational Inference with Inverse Autoregressive Flow*.
+
+    Example:
+        >>> import torch
+        >>> iaf()(torch.randn(50, 3), torch.randn(50, 2)).input_shape
+        torch.Size([3])
+    """
+    builder = maf(*settings, **more)
+    builder.model = partial[Any](IAF, **builder.model.keywords)
+    return builder
+
+
+def made(
+    z_score_theta: ZScore = "independent",
+    z_score_x: ZScore = "independent",
+    hidden_features: int | Sequence[int] = 50,
+    num_components: int = 10,
+    embedding_net: nn.Module | None = None,
+    *,
+    num_blocks: int = 2,
+    dropout_probability: float = 0.0,
+    support: Any = None,
+    likelihood: bool = False,
+    **arguments: Any,
+) -> Builder:
+    r"""Build one MADE with a mixture of Gaussians for every parameter, as ``"made"``.
+
+    .. math:: q(\theta \mid x) = \prod_i \sum_k \pi_{ik}\, \mathcal N(\theta_i; \mu_{ik}, s_{ik}^2)
+
+    Args:
+        num_components: components of every mixture.
+        arguments: further ones of :class:`~made_flows.GaussianMixtureMADE`.
+        z_score_theta, z_score_x, hidden_features, embedding_net, num_blocks, dropout_probability,
+            support, likelihood: those of :func:`maf`.
+
+    Returns, Raises: as :func:`maf`.
+
+    References:
+        Papamakarios et al. 2017, *Masked Autoregressive Flow*, section 4.1 (MADE MoG).
+
+    Example:
+        >>> import torch
+        >>> made(num_components=4)(torch.randn(50, 3), torch.randn(50, 2)).input_shape
+        torch.Size([3])
+    """
+    model = partial(
+        GaussianMixtureMADE, hidden_features=_widths(hidden_features, num_blocks),
+        components=num_components, dropout=dropout_probability, **arguments,
+    )  # fmt: skip
+    return Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)

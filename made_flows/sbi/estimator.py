@@ -1,0 +1,115 @@
+"""A model of this library behind sbi's interface of density estimators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
+from torch import Tensor, nn
+
+from made_flows._checks import check_finite
+from made_flows.models.base import Model
+from made_flows.models.flows import Flow
+from made_flows.sbi.support import Bounds
+
+
+class Estimator(ConditionalDensityEstimator):
+    r"""The density :math:`q(\theta \mid x)` of an ``input`` under a ``condition``.
+
+    Its samples come from one sequential inverse for every transform. Where a support is given, all
+    samples lie in it, and outside the density is zero.
+
+    Args:
+        net: the model, which takes the embedded condition as its context.
+        embedding_net: from conditions (rows, ...) to (rows, C).
+        input_shape, condition_shape: of one row.
+        bounds: where inputs live, if not everywhere.
+
+    Shapes:
+        input: (samples, rows, *input_shape) or (rows, *input_shape); condition: (rows,
+        *condition_shape). ``log_prob``: (samples, rows). ``sample(shape)``: (*shape, rows,
+        *input_shape).
+    """
+
+    def __init__(
+        self,
+        net: Model,
+        embedding_net: nn.Module,
+        input_shape: torch.Size,
+        condition_shape: torch.Size,
+        bounds: Bounds | None = None,
+    ) -> None:
+        super().__init__(net, input_shape, condition_shape)
+        self._embedding_net, self.bounds = embedding_net, bounds
+
+    @property
+    def embedding_net(self) -> nn.Module:
+        """What turns conditions into contexts, the z-score first."""
+        return self._embedding_net
+
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:  # noqa: A002
+        """Return log-densities (samples, rows); -inf outside the support.
+
+        A value on a bound is scored as the next number inside.
+        """
+        x = self._columns(input)
+        if x.dim() == 2:
+            x = x[None]
+        distribution = self._distribution(condition)
+        if self.bounds is None:
+            scores: Tensor = distribution.log_prob(x)
+            return scores
+        check_finite(x, "input")
+        known = distribution.log_prob(self.bounds.inside(x))
+        return torch.where(self.bounds.holds(x), known, -torch.inf)
+
+    def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:  # noqa: A002
+        """Return negative log-densities (rows,)."""
+        return -self.log_prob(input[None], condition)[0]
+
+    def sample(self, sample_shape: Any, condition: Tensor, **kwargs: Any) -> Tensor:
+        """Draw samples (*sample_shape, rows, *input_shape)."""
+        return self._rows(self._distribution(condition).sample(sample_shape))
+
+    def sample_and_log_prob(
+        self, sample_shape: Any, condition: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples, and their log-densities (*sample_shape, rows), with gradients if it can."""
+        distribution = self._distribution(condition)
+        if not distribution.has_rsample:
+            drawn = distribution.sample(sample_shape)
+            return self._rows(drawn), distribution.log_prob(drawn)
+        drawn, scores = distribution.rsample_and_log_prob(sample_shape)
+        return self._rows(drawn), scores
+
+    def inverse_transform(self, input: Tensor, condition: Tensor) -> Tensor:  # noqa: A002
+        """Return the noise of inputs (..., *input_shape) under conditions that broadcast to them.
+
+        Raises:
+            NotImplementedError: for a model without noise of its inputs' size.
+        """
+        net: Any = self.net
+        if not isinstance(net, Flow) or isinstance(net.base, Flow) or net.base.context:
+            raise NotImplementedError(f"{type(net).__name__} has no noise of its inputs' size")
+        x = self._columns(input)
+        x = x if self.bounds is None else self.bounds.inside(x)
+        return net.to_noise(x, self._embedded(condition))[0]
+
+    def _columns(self, values: Tensor) -> Tensor:
+        self._check_input_shape(values)
+        return values.flatten(values.dim() - len(self.input_shape))
+
+    def _rows(self, values: Tensor) -> Tensor:
+        # Rounding may carry a sample onto a bound, which an open support lacks.
+        values = values if self.bounds is None else self.bounds.inside(values)
+        return values.reshape(*values.shape[:-1], *self.input_shape)
+
+    def _embedded(self, condition: Tensor) -> Tensor:
+        self._check_condition_shape(condition)
+        batch = condition.shape[: condition.dim() - len(self.condition_shape)]
+        embedded: Tensor = self._embedding_net(condition.reshape(-1, *self.condition_shape))
+        return embedded.reshape(*batch, -1)
+
+    def _distribution(self, condition: Tensor) -> Any:
+        return self.net(self._embedded(condition))

@@ -1,0 +1,96 @@
+"""Supports of distributions as intervals of columns, and the transforms that open them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from made_flows._checks import shown
+from made_flows.transforms.base import Transform
+from made_flows.transforms.data import Log, Logit, Standardize
+
+
+class Bounds(nn.Module):
+    """The interval of every column, (-inf, inf) for those that have none.
+
+    Args:
+        support: a distribution or a constraint.
+        features: number of columns D.
+
+    Raises:
+        ValueError: for a support that is no product of intervals, or of another size.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, support: Any, features: int) -> None:
+        super().__init__()
+        ends = _ends(getattr(support, "support", support))
+        for name, end in zip(("low", "high"), ends, strict=True):
+            wide = torch.as_tensor(end, dtype=torch.get_default_dtype()).detach().cpu()
+            if wide.dim() > 1 or wide.shape not in ((), (1,), (features,)):
+                raise ValueError(
+                    f"Expected support to be of {features} columns, as the training rows have; "
+                    f"got {tuple(wide.shape)}"
+                )
+            self.register_buffer(name, wide.expand(features).clone())
+
+    def transforms(self) -> list[Transform]:
+        """Return transforms from the support to the real line, column by column."""
+        below, above = self.low.isfinite(), self.high.isfinite()
+        if bool((above & ~below).any()):
+            raise ValueError(
+                f"Expected support to have a lower bound where it has an upper one; got "
+                f"{self.low.tolist()} and {self.high.tolist()}. Model the negative of such a column"
+            )
+        found: list[Transform] = []
+        if bool((below & above).any()):
+            low, high = (end.where(above, sign * torch.inf) for end, sign in
+                         ((self.low, -1), (self.high, 1)))  # fmt: skip
+            found.append(Logit(low, high, margin=0.0))
+        if bool((below & ~above).any()):
+            one_sided = below & ~above
+            start = self.low.where(one_sided, 0.0)
+            found.append(Standardize(start, torch.ones_like(start)))
+            found.append(Log(len(start), one_sided.nonzero().flatten().tolist()))
+        return found
+
+    def holds(self, x: Tensor) -> Tensor:
+        """Tell which rows (..., D) lie within, bounds included."""
+        return ((x >= self.low) & (x <= self.high)).all(dim=-1)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Move values on a bound, or beyond, to the first number inside that has a density."""
+        length = (self.high - self.low).where(self.high.isfinite(), 1.0)
+        least = torch.finfo(x.dtype).tiny * length
+        low = torch.maximum(torch.nextafter(self.low, self.high), self.low + least)
+        high = torch.minimum(torch.nextafter(self.high, self.low), self.high - least)
+        return x.maximum(low).minimum(high)
+
+
+def _ends(support: Any) -> tuple[Any, Any]:
+    """Return the lower and upper ends of a constraint: of all columns, or of each."""
+    if isinstance(support, constraints.independent):
+        return _ends(support.base_constraint)
+    if isinstance(support, constraints.cat):
+        parts = [
+            [torch.as_tensor(end, dtype=torch.get_default_dtype()).expand(n) for end in _ends(each)]
+            for each, n in zip(support.cseq, support.lengths, strict=True)
+        ]
+        return torch.cat([low for low, _ in parts]), torch.cat([high for _, high in parts])
+    if support is constraints.real or support is constraints.real_vector:
+        return -torch.inf, torch.inf
+    low: Any = getattr(support, "lower_bound", -torch.inf)
+    high: Any = getattr(support, "upper_bound", torch.inf)
+    if getattr(support, "is_discrete", True) or not (
+        hasattr(support, "lower_bound") or hasattr(support, "upper_bound")
+    ):
+        raise ValueError(
+            "Expected support to be a distribution or constraint of real columns, each in an "
+            f"interval of its own; got {shown(support)}"
+        )
+    return low, high

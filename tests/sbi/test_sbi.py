@@ -1,0 +1,309 @@
+"""The sbi plug-in: sbi's shapes and trainers, exact densities, nothing outside the prior."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Exponential, Gamma, Independent, LogNormal, Normal, constraints
+
+import made_flows as mf
+
+pytest.importorskip("sbi")
+
+from sbi.diagnostics import run_sbc, run_tarp
+from sbi.inference import NLE, NPE
+from sbi.inference.posteriors import DirectPosterior
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.estimators.categorical_net import CategoricalMADE
+from sbi.neural_nets.net_builders import build_mnle
+from sbi.utils import BoxUniform, MultipleIndependent
+
+import made_flows.sbi as ms
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:sbi"),
+    pytest.mark.filterwarnings("ignore:Maximum number of epochs"),
+    pytest.mark.filterwarnings("ignore:Num"),  # of calibration samples and so on: too few
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+D, C, ROWS = 3, 2, 40
+PRIOR = BoxUniform(torch.tensor([-1.0, 0.0, 5.0]), torch.tensor([1.0, 0.7, 9.0]))
+MIXED = MultipleIndependent(
+    [BoxUniform(torch.zeros(1), torch.ones(1)), Gamma(torch.ones(1), torch.ones(1)),
+     Normal(torch.zeros(1), torch.ones(1))],
+    validate_args=False,
+)  # fmt: skip
+
+
+def simulations(prior: Any = PRIOR) -> tuple[Tensor, Tensor]:
+    theta = prior.sample((ROWS,))
+    return theta, theta[:, :C] + 0.3 * torch.randn(ROWS, C)
+
+
+SMALL: dict[str, Any] = {"hidden_features": 12, "num_transforms": 2}
+BUILDERS: dict[str, Callable[..., ms.Builder]] = {
+    "maf": lambda **more: ms.maf(**SMALL, **more),
+    "spline": lambda **more: ms.spline(**SMALL, num_bins=4, **more),
+    "iaf": lambda **more: ms.iaf(**SMALL, **more),
+    "made": lambda **more: ms.made(hidden_features=(12,), num_components=3, **more),
+}
+
+
+def built(name: str, prior: Any = PRIOR, **more: Any) -> tuple[Any, Tensor, Tensor]:
+    """An estimator with weights away from zero, and what it was built by."""
+    theta, x = simulations(prior)
+    estimator = BUILDERS[name](**more)(theta, x).eval()
+    with torch.no_grad():
+        for parameter in estimator.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return estimator, theta, x
+
+
+# ---------------------------------------------------------------------- densities and shapes
+
+
+@pytest.mark.parametrize("support", [None, PRIOR], ids=["everywhere", "box"])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_shapes_are_sbis(name: str, support: Any) -> None:
+    estimator, theta, x = built(name, support=support)
+    samples = estimator.sample((5,), x[:4])
+    assert samples.shape == (5, 4, D)
+    scores = estimator.log_prob(samples, x[:4])
+    assert scores.shape == (5, 4)
+    for i in range(4):  # every row by itself
+        alone = estimator.log_prob(samples[:, i : i + 1], x[i : i + 1])
+        torch.testing.assert_close(alone[:, 0], scores[:, i], rtol=1e-4, atol=1e-4)
+    assert estimator.log_prob(theta[:4], x[:1]).shape == (1, 4)
+    assert estimator.log_prob(theta[:1], x[:4]).shape == (1, 4)
+    torch.testing.assert_close(
+        estimator.loss(theta, x), -estimator.log_prob(theta[None], x).squeeze(0)
+    )
+    drawn, scores = estimator.sample_and_log_prob((2, 3), x[:4])
+    assert drawn.shape == (2, 3, 4, D)
+    again = estimator.log_prob(drawn.flatten(0, 1), x[:4]).reshape(2, 3, 4)
+    torch.testing.assert_close(scores, again, rtol=1e-3, atol=2e-3)
+    with pytest.raises(ValueError, match="Shape of condition"):
+        estimator.log_prob(theta, theta)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_densities_on_a_support_are_normalised_and_none_is_outside(name: str) -> None:
+    prior = BoxUniform(torch.tensor([-1.0]), torch.tensor([3.0]))
+    estimator, _, x = built(name, prior, support=prior)
+    grid = torch.linspace(-1, 3, 20_001)[:, None]
+    middle = (grid[1:] + grid[:-1]) / 2
+    with torch.no_grad():
+        total = estimator.log_prob(middle[:, None], x[:2]).exp().sum(0) * 4 / 20_000
+        torch.testing.assert_close(total, torch.ones(2), rtol=2e-3, atol=2e-3)
+        samples = estimator.sample((500,), 100 * x[:4])  # far from what it knows
+    assert bool(((samples >= -1) & (samples <= 3)).all())
+    ends = torch.tensor([[-1.0], [3.0], [-1.1], [3.1]])
+    scores = estimator.log_prob(ends[:, None], x[:1])[:, 0]
+    assert bool(scores[:2].isfinite().all())
+    assert bool((scores[2:] == -torch.inf).all())
+
+
+SUPPORTS: dict[str, tuple[Any, Any]] = {
+    "mixed": (MIXED, MIXED),
+    "positive": (Independent(LogNormal(torch.zeros(D), 1.0), 1), None),
+    "from a number on": (
+        Independent(Exponential(torch.ones(D)), 1),
+        constraints.greater_than(-1.0),
+    ),
+    "everywhere": (Independent(Normal(torch.zeros(D), 1.0), 1), None),
+}
+
+
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_supports(name: str) -> None:
+    prior, given = SUPPORTS[name]
+    given = prior if given is None else given
+    estimator, theta, x = built("maf", prior, support=given)
+    samples = estimator.sample((200,), 10 * x[:4])
+    inside = getattr(given, "support", given).check(samples)
+    assert bool(inside.all())
+    assert bool(estimator.log_prob(samples, x[:4]).isfinite().all())
+    # The density of the data, against that of the noise by the Jacobian of autograd.
+    noise = estimator.inverse_transform(theta[0], x[0])
+    jacobian = torch.func.jacrev(lambda t: estimator.inverse_transform(t, x[0]))(theta[0])
+    expected = Normal(0.0, 1.0).log_prob(noise).sum() + torch.linalg.slogdet(jacobian)[1]
+    torch.testing.assert_close(
+        estimator.log_prob(theta[:1], x[:1])[0, 0], expected, rtol=1e-3, atol=1e-3
+    )
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "simplex": (lambda: built("maf", support=constraints.simplex), "each in an interval"),
+    "integers": (lambda: built("maf", support=constraints.nonnegative_integer), "real columns"),
+    "from above": (lambda: built("maf", support=constraints.less_than(20.0)), "lower bound"),
+    "size": (lambda: built("maf", support=BoxUniform(torch.zeros(2), torch.ones(2))), "3 columns"),
+    "rows outside": (lambda: built("maf", support=constraints.unit_interval), "lie in the support"),
+    "z-score": (lambda: ms.maf(z_score_x="transform_to_unconstrained"), "z_score_x"),  # type: ignore[arg-type]
+    "blocks": (lambda: ms.maf(num_blocks=-1), "num_blocks"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=REFUSED[name][1]):
+        REFUSED[name][0]()
+
+
+def test_an_embedding_net_of_images_and_structured_scores() -> None:
+    theta, images = PRIOR.sample((ROWS,)), torch.randn(ROWS, 4, 5)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(20, 6))
+    builder = ms.maf(embedding_net=net, z_score_x="structured", **SMALL)
+    estimator = builder(theta, images)
+    estimator.loss(theta, images).mean().backward()
+    assert net[1].weight.grad is not None
+    assert estimator.condition_shape == (4, 5)
+    assert estimator.sample((7,), images[:2]).shape == (7, 2, D)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_copies_and_state_dicts(name: str) -> None:
+    estimator, theta, x = built(name, support=PRIOR)
+    expected = estimator.log_prob(theta, x)
+    fresh = BUILDERS[name](support=PRIOR)(theta, x).eval()
+    fresh.load_state_dict(estimator.state_dict())
+    for each in (copy.deepcopy(estimator), pickle.loads(pickle.dumps(estimator)), fresh):
+        torch.testing.assert_close(each.log_prob(theta, x), expected)
+    pickle.dumps(BUILDERS[name](support=PRIOR))
+
+
+# ---------------------------------------------------------------------- with sbi
+
+
+@pytest.fixture(scope="module", params=["maf", "spline"])
+def posterior(request: pytest.FixtureRequest) -> Iterator[Any]:
+    torch.manual_seed(0)
+    theta, x = simulations()
+    trainer = NPE(PRIOR, density_estimator=BUILDERS[request.param](support=PRIOR))
+    trainer.append_simulations(theta, x).train(
+        max_num_epochs=2, training_batch_size=20, show_train_summary=False
+    )
+    return trainer.build_posterior()
+
+
+QUIET = {"show_progress_bars": False}
+
+
+def test_direct_posteriors(posterior: Any) -> None:
+    x = torch.zeros(C)
+    samples = posterior.sample((50,), x=x, **QUIET)
+    assert bool(PRIOR.support.check(samples).all())
+    raw = posterior.posterior_estimator.log_prob(samples[:, None], x[None])[:, 0]
+    torch.testing.assert_close(posterior.log_prob(samples, x=x), raw)  # no leakage to correct
+    assert posterior.sample_batched((5,), x=torch.zeros(4, C), **QUIET).shape == (5, 4, D)
+    again = pickle.loads(pickle.dumps(posterior))
+    torch.testing.assert_close(again.log_prob(samples, x=x), raw)
+    outside = torch.tensor([[-2.0, 0.1, 6.0]])
+    assert posterior.log_prob(outside, x=x).item() == -torch.inf
+
+
+def test_calibration_checks(posterior: Any) -> None:
+    theta, x = simulations()
+    number = {"num_posterior_samples": 10, "show_progress_bar": False}
+    ranks, dap = run_sbc(theta[:20], x[:20], posterior, **number)
+    assert ranks.shape == dap.shape == (20, D)
+    ecp, alpha = run_tarp(theta[:20], x[:20], posterior, **number)
+    assert ecp.shape == alpha.shape
+
+
+def test_likelihoods_by_mcmc_and_variational_posteriors() -> None:
+    theta, x = simulations()
+    builder = BUILDERS["maf"](likelihood=True, z_score_theta="structured")
+    trainer = NLE(PRIOR, density_estimator=builder).append_simulations(theta, x)
+    estimator = trainer.train(max_num_epochs=1, training_batch_size=20)
+    assert estimator.input_shape == (C,)
+    mcmc = trainer.build_posterior(
+        sample_with="mcmc", mcmc_method="slice_np_vectorized",
+        mcmc_parameters={"warmup_steps": 2, "num_chains": 4, "init_strategy": "proposal"},
+    )  # fmt: skip
+    assert mcmc.sample((8,), x=torch.zeros(C), **QUIET).shape == (8, D)
+    vi = trainer.build_posterior(sample_with="vi", vi_method="rKL")
+    vi.set_default_x(torch.zeros(1, C)).train(
+        max_num_iters=3, n_particles=8, warm_up_rounds=1, quality_control=False, **QUIET
+    )
+    assert vi.sample((8,), **QUIET).shape == (8, D)
+
+
+# ---------------------------------------------------------------------- accelerating sbi's own
+
+KINDS = {"maf": 2, "maf_rqs": 2, "made": 1, "zuko_maf": 2, "zuko_nsf": 2}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_accelerated_posteriors(name: str) -> None:
+    theta, x = simulations()
+    estimator = posterior_nn(name, **SMALL, num_bins=4, num_components=3)(theta, x).eval()
+    plain = DirectPosterior(estimator, PRIOR)
+    fast = mf.accelerate(copy.deepcopy(plain))
+    assert len(mf.acceleration(fast).fast) == KINDS[name]
+    assert all("posterior_estimator" in key for key in mf.acceleration(fast).fast)
+    results = []
+    for each in (plain, fast):
+        torch.manual_seed(1)
+        samples = each.posterior_estimator.sample((20,), x[:2])
+        scores = each.posterior_estimator.log_prob(samples, x[:2])
+        results.append((samples, scores, each.sample((10,), x=x[0], **QUIET)))
+    for actual, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    for each in ([plain], {"posterior": plain}, (plain,)):
+        mf.accelerate(each)
+        assert len(mf.acceleration(each).fast) == KINDS[name]
+
+
+def categories(**more: Any) -> Any:
+    sizes = torch.tensor([3, 5, 2, 4])
+    values = [10.0 + 2.0 * torch.arange(size) for size in sizes]
+    made = CategoricalMADE(sizes, 12, values, num_context_features=C, **more).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return made
+
+
+CATEGORIES: dict[str, dict[str, Any]] = {
+    "residual": {},
+    "feedforward": {"use_residual_blocks": False, "activation": torch.tanh},
+    "embedded": {"embedding_net": nn.Linear(C, C)},
+}
+
+
+@pytest.mark.parametrize("name", CATEGORIES)
+def test_the_same_seed_draws_the_same_categories(name: str) -> None:
+    made = categories(**CATEGORIES[name])
+    fast = mf.accelerate(copy.deepcopy(made))
+    assert list(mf.acceleration(fast).fast.values()) == ["sbi CategoricalMADE"]
+    for rows in (1, 3):
+        results = []
+        for each in (made, fast):
+            torch.manual_seed(1)
+            results.append((each.sample((5, 8), torch.randn(rows, C)), torch.get_rng_state()))
+        assert results[0][0].shape == (5, 8, rows, 4)
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_mixed_estimators() -> None:
+    theta = torch.randn(ROWS, C)
+    x = torch.cat([torch.rand(ROWS, 3), torch.randint(0, 3, (ROWS, 2)).float()], dim=1)
+    plain = build_mnle(x, theta, flow_model="zuko_maf", hidden_features=8).eval()
+    fast = mf.accelerate(copy.deepcopy(plain))
+    found = mf.acceleration(fast).fast
+    assert found["discrete_net.net"] == "sbi CategoricalMADE"
+    assert len(found) == 3
+    results = []
+    for each in (plain, fast):
+        torch.manual_seed(1)
+        samples = each.sample((6,), theta[:1])
+        results.append((samples, each.log_prob(samples, theta[:1])))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
