@@ -35,7 +35,7 @@ FLOORS = [
     {"models"},
     {"tables"},
     {"diagnostics", "interop", "serialization"},
-    {"cli", "nflows", "public names", "pyro", "sbi", "sklearn"},
+    {"cli", "nflows", "public names", "pyro", "ray", "sbi", "sklearn"},
     {"__main__"},
 ]
 
@@ -66,6 +66,7 @@ PUBLIC = {
         MaskedAutoregressiveFlow MaskedPiecewiseRationalQuadraticAutoregressiveTransform
         MixtureOfGaussiansMADE StandardNormal TrainingModeWarning
     """,
+    "made_flows.ray": "Sample Score",
     "made_flows.sbi": "Builder Estimator iaf made maf spline",
     "made_flows.sklearn": "MADEDensity MADEDetector MADEImputer MADEOutlierDetector",
     "made_flows.plotting": """
@@ -84,7 +85,7 @@ EXTRAS = {
     "made_flows.sklearn": "sklearn",
 }
 OPTIONAL = [
-    "arviz", "matplotlib", "nflows", "normflows", "numba", "pyro", "sbi", "sklearn",
+    "arviz", "matplotlib", "nflows", "normflows", "numba", "pyro", "ray", "sbi", "sklearn",
     "triton", "zuko",
 ]  # fmt: skip
 

@@ -32,7 +32,7 @@ from tools.docs_run import executed, is_executed  # noqa: E402
 REFERENCE = "reference/"
 PUBLIC_MODULES = [
     "made_flows", "made_flows.nflows", "made_flows.plotting", "made_flows.pyro",
-    "made_flows.sbi", "made_flows.sklearn",
+    "made_flows.ray", "made_flows.sbi", "made_flows.sklearn",
 ]  # fmt: skip
 ROLE = re.compile(r":(?:attr|class|func|meth|mod):`~?(?:made_flows\.)?([\w.]+)`")
 MATH = re.compile(r":math:`([^`]*)`")
@@ -125,6 +125,11 @@ GROUPS = [
         ["made_flows.pyro.*"],
     ),
     Group("sbi", "Density estimators for sbi's trainers (extra `sbi`).", ["made_flows.sbi.*"]),
+    Group(
+        "Ray Data",
+        "Scores and samples of tables of any size, by many workers (extra `ray`).",
+        ["made_flows.ray.*"],
+    ),
     Group(
         "scikit-learn",
         "Densities, outlier detectors and imputers, as estimators (extra `sklearn`).",
