@@ -81,7 +81,7 @@ BAD = {
     "a column that is not there": (
         lambda f: Score(f["flow"], ["a", "c"])(TABLE), ValueError, r"the columns \['c'\]; got",
     ),
-    "words": (lambda f: Score(f["flow"], ["a", "word"])(TABLE), TypeError, "'word' to hold numbers"),
+    "words": (lambda f: Score(f["flow"], ["a", "word"])(TABLE), TypeError, "'word' to hold num"),
     "NaN": (
         lambda f: Score(f["flow"], ["a", "b"])({"a": X[:, 0], "b": X[:, 1] * np.nan}), ValueError,
         "batch to be finite; got nan in row 0, column 1",
