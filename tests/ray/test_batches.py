@@ -111,7 +111,7 @@ def test_a_local_ray_does_as_one_process() -> None:
     import subprocess
     import sys
 
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     run = subprocess.run(
         [sys.executable, str(root / "examples/score_with_ray.py")],
         env=os.environ | {"MADE_FLOWS_QUICK": "1", "PYTHONPATH": str(root)},

@@ -1,0 +1,172 @@
+"""What a worker does with a batch of a large table: score its rows, or draw as many."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from made_flows._checks import expect, expect_type, non_negative_integer
+from made_flows.serialization.files import load
+from made_flows.tables.model import TableMADE
+from made_flows.training.convert import as_tensor
+from made_flows.training.likelihood import has_units
+from made_flows.training.optimization import seeded
+from made_flows.training.target import Target
+
+_BLOCK = 4096
+"""Rows that are drawn from one seed, whichever batches Ray makes of them."""
+
+
+class _Worker:
+    """A model that every worker reads from its file once, and the columns that it takes."""
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        columns: Sequence[str] | None,
+        context: Sequence[str],
+        device: torch.device | str | None,
+    ) -> None:
+        self.model = load(path, device).eval()
+        self.is_table = isinstance(self.model, TableMADE)
+        if self.is_table:
+            expect(columns is None and not context, "columns", "to be those of the table", columns)
+            return
+        for name, value in (("columns", columns), ("context", context)):
+            listed = isinstance(value, Sequence) and not isinstance(value, str)
+            expect_type(listed, name, "to be a sequence of names of columns", value)
+        self.columns, self.context = list(columns or ()), list(context)
+        self.target = Target.of(self.model, has_units(self.model))
+        wanted = self.model.features
+        expect(len(self.columns) == wanted, "columns", f"to name {wanted} features", self.columns)
+        wanted = self.model.context
+        expect(len(self.context) == wanted, "context", f"to name {wanted} columns", self.context)
+
+    def rows(self, batch: Mapping[str, Any], names: list[str]) -> Tensor | None:
+        """Return columns of a batch as (N, columns); None for no names."""
+        if not names:
+            return None
+        missing = [name for name in names if name not in batch]
+        expect(not missing, "batch", f"to have the columns {missing}", sorted(batch))
+        return torch.stack([as_tensor(batch[name], f"column {name!r}") for name in names], dim=1)
+
+
+class Score(_Worker):
+    r"""Add the log-likelihood of every row as a column of it, for ``map_batches``.
+
+    Args:
+        path: the file of the model, which every worker can read.
+        columns: names of the features, in the order of the model's; None for a
+            :class:`~made_flows.TableMADE`, which has its own.
+        context: names of the context's columns.
+        output: name of the new column.
+        device: where the worker computes; None for the CPU.
+
+    Raises:
+        ValueError, TypeError: for other numbers of columns, and, at a batch, for columns that are
+            not there, hold no numbers or are not finite (with the row of the batch).
+
+    Example:
+        >>> import tempfile, pathlib, numpy as np, made_flows as mf
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "flow.safetensors"
+        >>> mf.save(mf.MAF(2, hidden_features=(8,)), path)
+        >>> score = Score(path, ["a", "b"])  # ray.data.read_parquet(...).map_batches(Score, ...)
+        >>> score({"id": np.arange(3), "a": np.zeros(3), "b": np.zeros(3)})["log_prob"].shape
+        (3,)
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        columns: Sequence[str] | None = None,
+        context: Sequence[str] = (),
+        *,
+        output: str = "log_prob",
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(path, columns, context, device)
+        self.output = output
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a batch, columns by name, with the new one."""
+        if self.is_table:
+            scores = self.model.score_samples(batch)
+        else:
+            x, context = self.rows(batch, self.columns), self.rows(batch, self.context)
+            x, context = self.target.move(*self.target.check(x, context, "batch"))
+            scores = self.model(context).log_prob(x).double().cpu().numpy()
+        return {**batch, self.output: scores}
+
+
+class Sample(_Worker):
+    """Draw a row for every row, for ``map_batches``.
+
+    Without context, rows are numbered by a column (``ray.data.range(count)`` has "id"): what is
+    drawn for a number depends on it and on the seed alone, not on how Ray divides the rows. With a
+    context, it depends on the batches too.
+
+    Args:
+        path, columns, context, device: as for :class:`Score`.
+        seed: of the draws.
+        id: the column that numbers the rows, from 0.
+
+    Example:
+        >>> import tempfile, pathlib, numpy as np, made_flows as mf
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "flow.safetensors"
+        >>> mf.save(mf.MAF(2, hidden_features=(8,)), path)
+        >>> sorted(Sample(path, ["a", "b"])({"id": np.arange(3)}))  # ray.data.range(...)
+        ['a', 'b', 'id']
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        columns: Sequence[str] | None = None,
+        context: Sequence[str] = (),
+        *,
+        seed: int = 0,
+        id: str = "id",  # noqa: A002 (as Ray calls it)
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(path, columns, context, device)
+        contexts = self.is_table and self.model.context
+        expect(not contexts, "the model", "to take no context, as a table", "one that does")
+        self.seed, self.id = non_negative_integer(seed, "seed"), id
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a batch, columns by name, with those of the model."""
+        context = None if self.is_table else self.rows(batch, self.context)
+        if context is not None:
+            x = context.new_zeros(len(context), self.model.features)
+            _, context = self.target.move(*self.target.check(x, context, "batch"))
+            seed = zlib.crc32(np.ascontiguousarray(context.cpu().numpy()).data, self.seed)
+            with seeded(seed, self.target.device):
+                drawn = self.model(context).sample().cpu().numpy()
+            return {**batch, **dict(zip(self.columns, drawn.T, strict=True))}
+        expect(self.id in batch, "batch", f"to have the column {self.id!r}", sorted(batch))
+        ids = np.asarray(batch[self.id])
+        whole = ids.dtype.kind in "iu" and (len(ids) == 0 or int(ids.min()) >= 0)
+        expect(whole, f"column {self.id!r}", "to hold numbers of rows, from 0", ids.dtype)
+        blocks = {block: self._block(int(block)) for block in np.unique(ids // _BLOCK)}
+        names = list(next(iter(blocks.values()))) if blocks else []
+        new = {
+            name: np.array([blocks[i // _BLOCK][name][i % _BLOCK] for i in ids]) for name in names
+        }
+        return {**batch, **new}
+
+    def _block(self, number: int) -> Mapping[str, Any]:
+        seed = (self.seed * 2654435761 + number) % 2**63
+        if self.is_table:
+            table: Mapping[str, Any] = self.model.sample(_BLOCK, seed=seed)
+            return {name: np.asarray(table[name]) for name in table}
+        with seeded(seed, self.target.device):
+            drawn = self.model().sample((_BLOCK,)).cpu().numpy()
+        return dict(zip(self.columns, drawn.T, strict=True))
