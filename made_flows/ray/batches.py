@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from made_flows._checks import expect, expect_type, non_negative_integer
 from made_flows.serialization.files import load
 from made_flows.tables.model import TableMADE
-from made_flows.training.convert import as_tensor
+from made_flows.training.convert import as_tensor, checksum
 from made_flows.training.likelihood import has_units
 from made_flows.training.optimization import seeded
 from made_flows.training.target import Target
@@ -48,10 +47,8 @@ class _Worker:
         wanted = self.model.context
         expect(len(self.context) == wanted, "context", f"to name {wanted} columns", self.context)
 
-    def rows(self, batch: Mapping[str, Any], names: list[str]) -> Tensor | None:
-        """Return columns of a batch as (N, columns); None for no names."""
-        if not names:
-            return None
+    def rows(self, batch: Mapping[str, Any], names: list[str]) -> Tensor:
+        """Return columns of a batch as (N, columns)."""
         missing = [name for name in names if name not in batch]
         expect(not missing, "batch", f"to have the columns {missing}", sorted(batch))
         return torch.stack([as_tensor(batch[name], f"column {name!r}") for name in names], dim=1)
@@ -99,8 +96,9 @@ class Score(_Worker):
         if self.is_table:
             scores = self.model.score_samples(batch)
         else:
-            x, context = self.rows(batch, self.columns), self.rows(batch, self.context)
-            x, context = self.target.move(*self.target.check(x, context, "batch"))
+            given = self.rows(batch, self.context) if self.context else None
+            checked = self.target.check(self.rows(batch, self.columns), given, "batch")
+            x, context = self.target.move(*checked)
             scores = self.model(context).log_prob(x).double().cpu().numpy()
         return {**batch, self.output: scores}
 
@@ -143,11 +141,11 @@ class Sample(_Worker):
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch, columns by name, with those of the model."""
-        context = None if self.is_table else self.rows(batch, self.context)
-        if context is not None:
-            x = context.new_zeros(len(context), self.model.features)
-            _, context = self.target.move(*self.target.check(x, context, "batch"))
-            seed = zlib.crc32(np.ascontiguousarray(context.cpu().numpy()).data, self.seed)
+        if not self.is_table and self.context:
+            given = self.rows(batch, self.context)
+            zeros = given.new_zeros(len(given), self.model.features)
+            _, context = self.target.move(*self.target.check(zeros, given, "batch"))
+            seed = checksum(given, self.seed % 2**32)
             with seeded(seed, self.target.device):
                 drawn = self.model(context).sample().cpu().numpy()
             return {**batch, **dict(zip(self.columns, drawn.T, strict=True))}
