@@ -155,7 +155,7 @@ class NumberColumn(Column):
 
     Args:
         name: of the column.
-        kind: ``"real"``, ``"positive"``, ``"bounded"``, ``"count"``, ``"amount"``,
+        kind: ``"real"``, ``"spline"``, ``"positive"``, ``"bounded"``, ``"count"``, ``"amount"``,
             ``"rounded"``, ``"zero_inflated"`` or ``"date"``.
         holds: the type of its values, see :class:`~made_flows.tables.frames.Values`.
         base: ``"identity"``, ``"log"``, ``"logit"`` or ``"asinh"``.

@@ -15,6 +15,7 @@ from made_flows._checks import check_finite
 from made_flows.tables.columns import ATOM, CategoryColumn, Column, NumberColumn
 from made_flows.univariate.heads import Categorical, GaussianMixture, Head
 from made_flows.univariate.scales import ScaleRule
+from made_flows.univariate.splines import RationalQuadraticSpline
 
 _FAR = 1e30
 """Where an edge of a cell is put that is infinitely far out."""
@@ -248,6 +249,31 @@ class Numbers(_Part):
         return torch.where(atom, ATOM, y)
 
 
+class Splines(Numbers):
+    """Columns of numbers: a monotone spline of a normal value, behind the fitted map."""
+
+    def __init__(
+        self, places: Sequence[int], columns: Sequence[NumberColumn], components: int
+    ) -> None:
+        super().__init__(places, columns, components)
+        self.spline = RationalQuadraticSpline(max(components, 2))
+        self.outputs = [self.spline.outputs] * len(columns)
+
+    def start(self, codes: Tensor | None = None) -> list[Tensor]:
+        return [torch.zeros(count) for count in self.outputs]  # the identity
+
+    def log_prob(self, y: Tensor, parameters: Tensor) -> Tensor:
+        p = parameters[..., : self.outputs[0]]
+        z, slope = self._to_normal(y)
+        normal, stretch = self.spline.inverse(z.to(p.dtype), p)
+        density = -0.5 * normal * normal - 0.5 * math.log(2 * math.pi)
+        return density + stretch + (slope + self._base_slope(y)).to(p.dtype)
+
+    def step(self, noise: Tensor, parameters: Tensor, which: Tensor) -> Tensor:
+        p = parameters[..., : self.outputs[0]].to(noise.dtype)
+        return self._from_normal(self.spline.forward(noise[..., 1], p)[0].double(), which)
+
+
 def _log_cosh(t: Tensor) -> Tensor:
     return t.abs() + torch.log1p(torch.exp(-2 * t.abs())) - math.log(2)
 
@@ -322,7 +348,7 @@ class TableHead(Head):
 
     Args:
         columns: the columns.
-        components: normals of every mixture.
+        components: normals of every mixture; bins of every spline.
     """
 
     outputs: tuple[int, ...]
@@ -337,16 +363,16 @@ class TableHead(Head):
         for i, column in enumerate(columns):
             form: Any = "categories"
             if isinstance(column, NumberColumn):
-                form = (column.base, column.step > 0, column.inflated, column.cycles)
+                spline = column.kind == "spline"
+                form = (column.base, column.step > 0, column.inflated, column.cycles, spline)
             groups.setdefault(form, []).append(i)
         parts: list[_Part] = []
         for form, places in groups.items():
             of_form: Any = [columns[i] for i in places]
-            parts.append(
-                Categories(places, of_form)
-                if form == "categories"
-                else Numbers(places, of_form, components)
-            )
+            if form == "categories":
+                parts.append(Categories(places, of_form))
+            else:
+                parts.append((Splines if form[-1] else Numbers)(places, of_form, components))
         self.parts = nn.ModuleList(parts)
         self._parts = parts
         order = [i for part in parts for i in part.places]

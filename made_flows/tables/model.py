@@ -57,7 +57,7 @@ class TableMADE(DensityModel):
     Args:
         schema: what the columns are.
         hidden_features: widths of the hidden layers; by default two that grow with the columns.
-        components: normals in the mixture of a column of numbers.
+        components: normals in the mixture of a column of numbers, or bins of its spline.
         activation, residual, dropout: as for :class:`~made_flows.MADE`.
         orders_per_batch: as for :class:`~made_flows.DensityModel`.
 
@@ -112,10 +112,10 @@ class TableMADE(DensityModel):
             table: a frame of pandas or polars, an Arrow table, a matrix, or arrays by name; NaN,
                 None and their like are missing values.
             columns: what columns are, by name, where it is not what their values look like:
-                ``"real"``, ``"positive"``, ``"bounded"`` or ``("bounded", low, high)``,
-                ``"count"``, ``"amount"`` or ``("amount", step)``, ``"rounded"`` or ``("rounded",
-                step)``, ``"zero_inflated"``, ``"date"``, ``"category"``, ``"binary"`` or
-                ``"leave_out"``.
+                ``"real"``, ``"spline"``, ``"positive"``, ``"bounded"`` or ``("bounded", low,
+                high)``, ``"count"``, ``"amount"`` or ``("amount", step)``, ``"rounded"`` or
+                ``("rounded", step)``, ``"zero_inflated"``, ``"date"``, ``"category"``,
+                ``"binary"`` or ``"leave_out"``.
             context: names of columns that the others are conditional on.
             options: of the constructor.
 

@@ -20,7 +20,7 @@ from made_flows.tables.columns import (
 from made_flows.tables.frames import FRAMES, Values, read, write
 
 KINDS = (
-    "real", "positive", "bounded", "count", "amount", "rounded", "zero_inflated", "date",
+    "real", "spline", "positive", "bounded", "count", "amount", "rounded", "zero_inflated", "date",
     "category", "binary", "leave_out",
 )  # fmt: skip
 """What a column can be said to be."""

@@ -23,6 +23,7 @@ N = 400
 COLUMNS: dict[str, tuple[Any, Any, np.ndarray]] = {
     "real": (RNG.normal(3.0, 2.0, N), "real", np.linspace(-60, 70, 20_001)),
     "real, heavy tails": (RNG.standard_t(2, N), "real", np.sinh(np.linspace(-12, 12, 20_001))),
+    "spline": (RNG.normal(3.0, 2.0, N), "spline", np.linspace(-60, 70, 20_001)),
     "positive": (RNG.lognormal(1, 1, N), "positive", np.exp(np.linspace(-25, 28, 20_001))),
     "bounded": (
         RNG.beta(2, 3, N), ("bounded", 0, 1), 1 / (1 + np.exp(-np.linspace(-35, 35, 20_001))),
@@ -48,7 +49,7 @@ COLUMNS: dict[str, tuple[Any, Any, np.ndarray]] = {
         np.sinh(np.linspace(-12, 12, 20_001)),
     ),
 }  # fmt: skip
-DENSITIES = ("real", "positive", "bounded")
+DENSITIES = ("real", "spline", "positive", "bounded")
 
 
 def model_of(spread: float = 0.4, **names: str) -> tuple[mf.TableMADE, dict[str, Any]]:
@@ -65,7 +66,7 @@ def total(model: mf.TableMADE, kind: str, fixed: dict[str, Any]) -> float:
     values = COLUMNS[kind][2]
     table = {"x": values} | {name: [value] * len(values) for name, value in fixed.items()}
     p = np.exp(model.score_samples(table))
-    if model.schema.columns[0].kind not in ("real", "positive", "bounded", "zero_inflated"):
+    if model.schema.columns[0].kind not in (*DENSITIES, "zero_inflated"):
         return float(p.sum())
     if kind == "zero-inflated count":
         return float(p.sum())
