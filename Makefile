@@ -32,7 +32,7 @@ ifeq ($(IDENTITY),)
 $(error Expected PYTHON to name a Python 3.10 or newer; '$(PYTHON)' does not run)
 endif
 
-.PHONY: all demo test fuzz lint format types doctest docs bench clean help venv broken
+.PHONY: all demo test fuzz lint format types doctest docs packages bench clean help venv broken
 .DEFAULT_GOAL := help
 
 help:
@@ -43,11 +43,12 @@ help:
 	@echo 'make types     mypy, strict'
 	@echo 'make doctest   the examples in docstrings, README, CONTRIBUTING and docs'
 	@echo 'make docs      the documentation, into site/'
+	@echo 'make packages  wheel and sdist: built, installed, and the code of README run'
 	@echo 'make bench     the benchmarks, into docs/benchmarks/ (long); one: make bench BENCH=inverse'
-	@echo 'make all       lint, types, doctest, docs, test, demo'
+	@echo 'make all       lint, types, doctest, docs, packages, test, demo'
 	@echo 'make clean     remove .venv and everything else that was made'
 
-all: lint types doctest docs test demo
+all: lint types doctest docs packages test demo
 	@echo 'make all: done'
 
 # --- Environment ---------------------------------------------------------------------------------
@@ -110,6 +111,9 @@ doctest: $(STAMP)
 docs: $(STAMP)
 	@NO_MKDOCS_2_WARNING=true $(STEP) --note 'open site/index.html' 'make docs' \
 	  $(PY) -m mkdocs build --strict --clean
+
+packages: $(STAMP)
+	@OMP_NUM_THREADS=1 $(STEP) 'make packages' $(PY) tools/check_packages.py
 
 bench: $(STAMP)
 	@set -e; for name in $(BENCH); do \
