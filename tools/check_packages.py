@@ -22,7 +22,7 @@ WHERE = "import made_flows; print(made_flows.__version__, made_flows.__file__)"
 def run(*command: str | Path, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT / "tools", text=True, capture_output=True,
-        env={**os.environ, **environment},
+        check=False, env={**os.environ, **environment},
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
