@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -93,6 +94,8 @@ class Embedded(Model, HasConditionals):
             f"to give embeddings of shape ({len(rows)}, {size}), as the model's context has {size}",
             tuple(embedding.shape),
         )
+        if torch.is_autocast_enabled(embedding.device.type):  # the model is in its own precision
+            embedding = embedding.to(next(self.model.parameters()).dtype)
         embedded: Tensor = embedding.reshape(*batch, size)
         return embedded
 

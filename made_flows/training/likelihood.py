@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import expect_type, positive_integer
+from made_flows._checks import expect, expect_type, positive_integer
 from made_flows._torch import modes_kept
 from made_flows.training.data import open_data
 from made_flows.training.processes import Processes
 from made_flows.training.target import Batch, Target
 from made_flows.transforms.units import Units
+from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
+from made_flows.univariate.heads import Gaussian, GaussianMixture, Head
 
 _BATCH = 8192
+_FINE = (Affine, GatedAffine, Gaussian, GaussianMixture)
+"""What works out densities in the precision of the values, whatever that of its parameters."""
 
 
 def score(
@@ -59,6 +64,45 @@ def score(
                 rows += len(batch[0])
     total_of_all, count = processes.added([total, rows], target.device)
     return total_of_all / count
+
+
+def training_loss(
+    model: nn.Module, autocast: bool, compiled: bool | str
+) -> Callable[[nn.Module, Batch], Tensor]:
+    """Return the function by which rows are trained: their negative log-likelihoods.
+
+    Raises:
+        ValueError: for a model that bfloat16 would not do for.
+    """
+    wanted = "to be True, False or a backend of torch.compile"
+    expect_type(isinstance(compiled, (bool, str)), "compile", wanted, compiled)
+    loss: Callable[[nn.Module, Batch], Tensor] = negative_log_likelihood
+    if compiled:
+        backend = compiled if isinstance(compiled, str) else "inductor"
+        known = torch.compiler.list_backends(exclude_tags=())
+        expect(backend in known, "compile", f"to name one of {known}", backend)
+        loss = torch.compile(loss, backend=backend)
+    if not autocast:
+        return loss
+    for name, module in model.named_modules():
+        coarse = isinstance(module, (Bijection, Head)) and type(module) not in _FINE
+        expect(
+            not coarse,
+            "autocast",
+            "to be False for what is worked out in the precision of its parameters, as knots of "
+            "splines and logits are",
+            f"True with a {type(module).__name__}, {name!r}",
+        )
+    parameter = next(model.parameters())
+    single = parameter.dtype == torch.float32 and parameter.device.type in ("cpu", "cuda")
+    got = f"{parameter.dtype} on {parameter.device}"
+    expect(single, "autocast", "to be False but for models in float32 on CPU or CUDA", got)
+
+    def coarse_loss(model: nn.Module, batch: Batch) -> Tensor:
+        with torch.autocast(parameter.device.type, torch.bfloat16):
+            return loss(model, batch)
+
+    return coarse_loss
 
 
 def units_of(model: nn.Module) -> list[Units]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from made_flows._checks import (
+    boolean,
     expect,
     expect_type,
     helpful,
@@ -33,7 +34,7 @@ from made_flows.training.defaults import (
     sparsity_for,
 )
 from made_flows.training.history import History, TrainingError
-from made_flows.training.likelihood import units_of
+from made_flows.training.likelihood import training_loss, units_of
 from made_flows.training.optimization import (
     Average,
     Optimizer,
@@ -75,6 +76,8 @@ def fit(
     callbacks: Callback | Sequence[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
+    autocast: bool = False,
+    compile: bool | str = False,  # noqa: A002 (as torch calls it)
     progress: bool | str = True,
     seed: int | None = None,
 ) -> History:
@@ -153,6 +156,11 @@ def fit(
         device: where to train, such as ``"cuda"``: the model is moved there, and stays. Rows that
             take no more than a quarter of its free memory are moved at once, others batch by batch.
             None trains where the model is.
+        autocast: multiply matrices in bfloat16 in training steps (validation and weights stay in
+            single precision). For affine and gated flows and Gaussian heads, whose densities are
+            then worked out in single precision; refused for others.
+        compile: train by ``torch.compile``; a text names its backend. It takes a minute, and pays
+            where many small operations do.
         progress: show a progress bar; a text names it, in place of the model's class.
         seed: below 2**64, for the split, the order of rows, and dropout. The global random
             generators are left as they were; without a seed, one is drawn from torch's.
@@ -212,6 +220,7 @@ def fit(
         model.to(checked_device(device))
     processes = Processes()
     processes.check_trainable(model)
+    loss = training_loss(model, boolean(autocast, "autocast"), compile)
     file = Checkpoint(checkpoint, processes)
     asked = "drawn" if seed is None else str(seed)
     if seed is None and file.saved is not None:
@@ -258,13 +267,14 @@ def fit(
                     else None,
                     "average": average,
                     "patience": patience,
+                    "autocast": autocast,
                     "clip_norm": clip_norm,
                 }.items()
             }
             file.check(request)
         run = Run(
             model, adam, parameters, rates, ema, generator, options, batch_size, seed, known,
-            processes, file, request,
+            processes, file, request, loss, bool(compile),
         )  # fmt: skip
         if file.saved is not None:
             epochs = len(file.saved["history"]["train"])

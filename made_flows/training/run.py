@@ -61,7 +61,8 @@ class Run:
     processes: Processes
     checkpoint: Checkpoint
     request: dict[str, str]
-    loss: Callable[[nn.Module, Batch], Tensor] = negative_log_likelihood
+    loss: Callable[[nn.Module, Batch], Tensor]
+    compiled: bool
     history: History = field(default_factory=History)
     steps: int | None = None  # in an epoch, once counted
     step: int = 0  # those taken in the epoch that goes on
@@ -245,7 +246,7 @@ class Run:
 
     def _begin(self, train: Source) -> None:
         """Give all processes one model; what a first batch is to set, it sets for all alike."""
-        if not self.processes.alone and starts_from_data(self.model):
+        if (self.compiled or not self.processes.alone) and starts_from_data(self.model):
             device = self.parameters[0].device
             state = random_state(self.sources, device)
             self.model.train()

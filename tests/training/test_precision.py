@@ -1,0 +1,98 @@
+"""device=, autocast= and compile= of fit: the same training, elsewhere, coarser or compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import made_flows as mf
+
+X = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) @ torch.tensor(
+    [[2.0, 1.0, 0.0], [0.0, 1.0, -1.0], [0.0, 0.0, 0.3]]
+)
+OPTIONS = {"max_epochs": 4, "learning_rate": 1e-2, "batch_size": 64, "progress": False, "seed": 0}
+SMALL = {"hidden_features": (16,)}
+
+MODELS = {
+    "MAF": lambda: mf.MAF(3, transforms=2, **SMALL),
+    "gated": lambda: mf.MAF(3, transforms=2, bijection=mf.GatedAffine(), **SMALL),
+    "GaussianMADE": lambda: mf.GaussianMADE(3, **SMALL),
+    "mixture": lambda: mf.GaussianMixtureMADE(3, components=2, **SMALL),
+    "actnorm": lambda: mf.MAF(3, transforms=2, normalize="actnorm", **SMALL),
+}
+
+
+def fitted(name: str, **options: Any) -> mf.History:
+    torch.manual_seed(0)
+    return mf.fit(MODELS[name](), X, **OPTIONS | options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_trains_to_the_same_likelihood(name: str) -> None:
+    """Validation is in single precision; its curve differs by the noise of the steps alone."""
+    exact, coarse = fitted(name), fitted(name, autocast=True)
+    assert exact.validation != coarse.validation
+    assert coarse.validation == pytest.approx(exact.validation, abs=0.05)
+    assert coarse.validation[-1] < coarse.validation[0]
+
+
+def test_images_are_read_in_bfloat16_too() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    model = mf.Embedded(mf.MAF(3, 2, **SMALL), net, (2, 2))
+    history = mf.fit(model, X, torch.randn(300, 2, 2), autocast=True, **OPTIONS)
+    assert history.epochs == 4
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["GaussianMADE", "actnorm"])
+def test_compiled_training_is_training(name: str) -> None:
+    plain, compiled = fitted(name), fitted(name, compile="eager")
+    assert compiled.validation == pytest.approx(plain.validation, abs=2e-3)
+
+
+def test_device_is_where_the_model_stays() -> None:
+    history = fitted("MAF", device="cpu")
+    assert history.train == fitted("MAF").train
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_device_moves_model_and_rows(autocast: bool) -> None:
+    model = MODELS["MAF"]()
+    history = mf.fit(model, X, device="cuda", autocast=autocast, **OPTIONS)
+    assert next(model.parameters()).is_cuda
+    assert history.validation == pytest.approx(fitted("MAF").validation, abs=0.3)
+
+
+BAD = {
+    "a device that is not there": ({"device": "cuda:99"}, ValueError, "device to be one of this"),
+    "no device": ({"device": "gpu"}, ValueError, "device to be one of this machine.*'gpu'"),
+    "meta": ({"device": "meta"}, ValueError, "device to hold numbers"),
+    "a number of bits": ({"autocast": 16}, TypeError, "autocast to be True or False; got int 16"),
+    "another backend": ({"compile": "fast"}, ValueError, "compile to name one of .*got fast"),
+    "compile as a number": ({"compile": 1}, TypeError, "compile to be True, False or a backend"),
+}
+COARSE = {
+    "splines": lambda: mf.MAF(3, bijection=mf.RationalQuadraticSpline(), **SMALL),
+    "bits": lambda: mf.BernoulliMADE(3, **SMALL),
+    "categories": lambda: mf.CategoricalMADE(3, categories=2, **SMALL),
+    "double": lambda: mf.GaussianMADE(3, **SMALL).double(),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name: str) -> None:
+    options, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        fitted("GaussianMADE", **options)
+
+
+@pytest.mark.parametrize("name", COARSE)
+def test_bfloat16_is_refused_where_it_is_too_coarse(name: str) -> None:
+    with pytest.raises(ValueError, match="Expected autocast to be False"):
+        mf.fit(COARSE[name](), (X > 0).float(), autocast=True, **OPTIONS)
