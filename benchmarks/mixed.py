@@ -42,7 +42,7 @@ mixtures of up to eight normals behind the same maps, by BIC. The *Gaussian copu
 margins and the correlations of normal scores; a discrete value's score is drawn in its cell, and
 its mass is the mean of {draws} such draws. *TableMADE* is `fit_table` at its defaults, but
 for `max_seconds={limit:g}`: where training took as long, it was cut short. The last column mixes
-eight orders.{missing}"""
+eight orders. Of large tables {most} rows are trained on, drawn at random.{missing}"""
 
 CELLS = """A fifth of the cells of the test rows is hidden, and guessed: by `fill`; by
 scikit-learn's IterativeImputer (its default, a ridge regression for each column) and KNNImputer
@@ -55,9 +55,9 @@ SYNTHETIC = """As many rows as were trained on are drawn, and compared with the 
 Kolmogorov-Smirnov distance of a number column, the mean total variation distance of a category
 column, the mean difference of Spearman's rank correlations of two number columns and of Cramér's V
 (corrected for bias, Bergsma 2013) of two category columns, all better when lower; and the share of
-test rows whose {target} a classifier (HistGradientBoosting) tells that was trained on the drawn
-rows. *Real rows* are the training rows themselves: what a perfect sampler would reach. (A column of
-titanic repeats the target: its classifier is told the answer, where rows are consistent.)"""
+test rows whose target a classifier (HistGradientBoosting) tells that was trained on the drawn rows:
+{target}. *Real rows* are the training rows themselves: what a perfect sampler would reach. (A
+column of titanic repeats the target: its classifier is told the answer, where rows are consistent.)"""
 
 TARGETS = {
     "adult": "income", "diamonds": "cut", "mpg": "origin", "penguins": "species", "tips": "sex",
@@ -495,7 +495,9 @@ def page(lines: Sequence[dict[str, Any]]) -> list[str]:
     limit = max(line["limit"] for line in lines)
     lacking = [name for name in load() if name not in {line["table"] for line in lines}]
     missing = f" **Not run yet:** {', '.join(lacking)}." if lacking else ""
-    text = LIKELIHOOD.format(draws=DRAWS, limit=limit, missing=missing)
+    text = LIKELIHOOD.format(
+        draws=DRAWS, limit=limit, missing=missing, most=max(line["rows"] for line in lines)
+    )
     made = []
     for name in dict.fromkeys(line["table"] for line in lines):
         of_table = [line for line in lines if line["table"] == name and "rows of TableMADE" in line]
