@@ -57,7 +57,7 @@ column, the mean difference of Spearman's rank correlations of two number column
 (corrected for bias, Bergsma 2013) of two category columns, all better when lower; and the share of
 test rows whose target a classifier (HistGradientBoosting) tells that was trained on the drawn rows:
 {target}. *Real rows* are the training rows themselves: what a perfect sampler would reach. (A
-column of titanic repeats the target: its classifier is told the answer, where rows are consistent.)"""
+column of titanic repeats the target: its classifier is told the answer if rows are consistent.)"""
 
 TARGETS = {
     "adult": "income", "diamonds": "cut", "mpg": "origin", "penguins": "species", "tips": "sex",
