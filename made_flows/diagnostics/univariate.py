@@ -69,7 +69,9 @@ def check_bijection(
     .. math:: f^{-1}(f(x)) = x, \qquad \ell(x) = \log f'(x), \qquad
         \ell^{-1}(f(x)) = -\log f'(x)
 
-    in float64, at random values and parameters.
+    in float64, at random values and parameters, and the gradients of the inverse, by which a MAF is
+    trained, against those of the implicit function theorem (bisection alone has none of use: end it
+    with a step of Newton's).
 
     Args:
         bijection: the bijection.
@@ -98,17 +100,20 @@ def check_bijection(
     like = torch.empty(0, dtype=torch.float64)
     given = _parameters(bijection, (bijection.outputs,), parameters, points, generator)
     x = 3 * torch.randn(given.shape[:-1], generator=generator).to(like)
-    leaf = x.clone().requires_grad_()
+    leaf, wanted = x.clone().requires_grad_(), given.clone().requires_grad_()
     with torch.enable_grad():
-        y, log_slope = bijection.forward(leaf, given)
+        y, log_slope = bijection.forward(leaf, wanted)
         _expect_shape(y, x, "values of forward")
         _expect_shape(log_slope, x, "log-derivatives of forward")
         expect(y.requires_grad, "values of forward", "to depend on x by a gradient", "constants")
-        (slope,) = torch.autograd.grad(y.sum(), leaf)
-    with torch.no_grad():
-        back, log_inverse = bijection.inverse(y.detach(), given)
-    _expect_shape(back, x, "values of inverse")
-    _expect_shape(log_inverse, x, "log-derivatives of inverse")
+        slope, by_parameter = _gradients(y, leaf, wanted)
+        bend, bend_by_parameter = _gradients(log_slope, leaf, wanted)
+        image, known = y.detach().requires_grad_(), given.clone().requires_grad_()
+        back, log_inverse = bijection.inverse(image, known)
+        _expect_shape(back, x, "values of inverse")
+        _expect_shape(log_inverse, x, "log-derivatives of inverse")
+        back_slopes = _gradients(back, image, known)
+        back_bends = _gradients(log_inverse, image, known)
 
     def passes(error: Tensor, name: str, expected: Tensor, got: Tensor) -> float:
         wrong = ~(error <= tolerance)
@@ -129,6 +134,21 @@ def check_bijection(
         of_inverse = passes(
             (log_inverse + exact).abs(), "inverse's log-derivative", -exact, log_inverse
         )
+        # x(y, p) has derivatives 1 / f' and -(df/dp) / f'; log f' at it follows by the chain rule.
+        shift = -by_parameter / slope.unsqueeze(-1)
+        bends = -bend / slope, -bend_by_parameter - bend.unsqueeze(-1) * shift
+        for name, right, found in (
+            ("inverse", (1 / slope, shift), back_slopes),
+            ("inverse's log-derivative", bends, back_bends),
+        ):
+            for of, expected, got in zip(("y", "a parameter"), right, found, strict=True):
+                error = (got - expected).abs() / expected.abs().clamp(min=1)
+                if got.dim() > x.dim():  # the worst parameter of each value stands for all
+                    error, worst = error.max(dim=-1)
+                    expected, got = (
+                        t.gather(-1, worst[..., None])[..., 0] for t in (expected, got)
+                    )
+                passes(error, f"the gradient of {name} with respect to {of}", expected, got)
     return BijectionReport(trip, max(of_forward, of_inverse))
 
 
@@ -197,6 +217,15 @@ def check_head(
                 )
             largest = HeadReport(max(largest.total, abs(total - 1)), max(largest.samples, distance))
     return largest
+
+
+def _gradients(of: Tensor, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the derivatives of values (...) with respect to x (...) and parameters (..., K)."""
+    if not of.requires_grad:
+        return torch.zeros_like(x), torch.zeros_like(parameters)
+    return torch.autograd.grad(  # type: ignore[return-value]
+        of.sum(), (x, parameters), retain_graph=True, materialize_grads=True
+    )
 
 
 def _doubled(module: M) -> M:

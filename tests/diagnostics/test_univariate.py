@@ -179,3 +179,46 @@ def test_given_parameters_are_taken() -> None:
     assert mf.check_bijection(mf.Affine(), [[0.0, 1.0], [5.0, -1.0]]).round_trip < 1e-12
     torch.manual_seed(0)
     assert mf.check_head(Laplace(), [0.0, 1.0]).total < 1e-4
+
+
+class Bisected(mf.Bijection):
+    """y = x + tanh(x) e^p, inverted by bisection: values are right, gradients of them are not."""
+
+    outputs = 1
+
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        w = parameters[..., 0].exp()
+        return x + w * x.tanh(), torch.log1p(w / x.cosh() ** 2)
+
+    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        w = parameters[..., 0].exp()
+        low, high = y - w, y + w
+        for _ in range(60):
+            x = (low + high) / 2
+            below = x + w * x.tanh() < y
+            low, high = torch.where(below, x, low), torch.where(below, high, x)
+        return self.polished(x, y, parameters)
+
+    def polished(self, x: Tensor, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return x, -self.forward(x, parameters)[1]
+
+
+class Polished(Bisected):
+    def polished(self, x: Tensor, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        image, log_slope = self.forward(x.detach(), parameters)
+        x = x.detach() + (y - image) * torch.exp(-log_slope)
+        return x, -self.forward(x, parameters)[1]
+
+
+class BentDerivative(Polished):
+    def polished(self, x: Tensor, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        x, log_slope = super().polished(x, y, parameters)
+        return x, log_slope.detach()
+
+
+def test_gradients_of_an_inverse_are_checked() -> None:
+    mf.check_bijection(Polished())
+    with pytest.raises(ValueError, match="the gradient of inverse with respect to y to be"):
+        mf.check_bijection(Bisected())
+    with pytest.raises(ValueError, match="the gradient of inverse's log-derivative"):
+        mf.check_bijection(BentDerivative())
