@@ -32,12 +32,13 @@ ifeq ($(IDENTITY),)
 $(error Expected PYTHON to name a Python 3.10 or newer; '$(PYTHON)' does not run)
 endif
 
-.PHONY: all demo test fuzz lint format types doctest docs packages bench clean help venv broken
+.PHONY: all demo test clients fuzz lint format types doctest docs packages bench clean help venv broken
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      fit density models to real data; a minute or two'
 	@echo 'make test      all tests'
+	@echo 'make clients   programs of other libraries, as they are and accelerated; a minute'
 	@echo 'make fuzz      random models against a second way to compute them; an hour (SECONDS=600)'
 	@echo 'make lint      ruff: rules and format;   make format repairs what can be repaired'
 	@echo 'make types     mypy, strict'
@@ -85,6 +86,10 @@ demo: $(DEMO_STAMP)
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(STEP) --junit $(VENV)/test-report.xml 'make test' \
 	  $(PY) -m pytest -n $(JOBS) --junitxml=$(VENV)/test-report.xml $(ARGS)
+
+clients: $(VENV)/clients.stamp
+	@$(STEP) 'make clients' env MADE_FLOWS_CLIENTS=1 OMP_NUM_THREADS=1 \
+	  $(PY) -m pytest tests/clients -s $(ARGS)
 
 fuzz: $(STAMP)
 	@OMP_NUM_THREADS=1 MADE_FLOWS_FUZZ_SECONDS=$(SECONDS) $(STEP) --note 'no difference found' \
