@@ -1,0 +1,126 @@
+"""Rows a second of an epoch of `fit` and of `score`, and memory, from 1e4 rows of a file to 1e7.
+
+    python -m benchmarks.scale [--quick]
+
+Every case is a process of its own, or two of gloo on this machine, with one thread each.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import made_flows as mf
+from benchmarks._memory import _status
+from benchmarks.harness import Settings, markdown_table, parse_settings, write_page
+
+SIZES = [10_000, 100_000, 1_000_000, 10_000_000]
+QUICK = [2_000, 8_000]
+FEATURES = 8
+
+TEXT = f"""A `MAF` of {FEATURES} features, five transforms, two hidden layers of 64 units; rows in
+float32 mapped from a file. *fit* is one epoch in batches of 4096 with the check of all rows and
+their standardisation, *score* the mean log-likelihood. *Memory* is what the first process took at
+its peak beyond what it had before, but for pages of the file, which the system takes back where
+they are needed. One thread each; two processes divide every batch."""
+
+
+@contextmanager
+def peak_memory(found: list[int]) -> Iterator[None]:
+    """Append by how many bytes the memory of this process rose, but for pages of files."""
+    before, highest, stop = _status("RssAnon"), [0], threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.01):
+            highest[0] = max(highest[0], _status("RssAnon"))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        found.append(max(0, highest[0] - before))
+
+
+def work(path: Path, processes: int) -> list[float]:
+    """Rows a second and peak memory of `fit` and of `score`, of rows in a file."""
+    torch.set_num_threads(1)
+    first = not (processes > 1 and os.fork() == 0)
+    if processes > 1:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{path}.{processes}.meeting",
+            rank=int(not first),
+            world_size=processes,
+        )
+    rows = np.load(path, mmap_mode="r")
+    torch.manual_seed(0)
+    model = mf.MAF(features=FEATURES, transforms=5, hidden_features=(64, 64))
+    options = {"max_epochs": 1, "validation": None, "batch_size": 4096, "progress": False}
+    mf.fit(model, rows[:4096], seed=0, **options)  # compiles what is to be compiled
+    mf.score(model, rows[:4096])
+    found: list[float] = []
+    for call in (lambda: mf.fit(model, rows, seed=0, **options), lambda: mf.score(model, rows)):
+        memory: list[int] = []
+        start = time.perf_counter()
+        with peak_memory(memory):
+            call()
+        found += [len(rows) / (time.perf_counter() - start), memory[0]]
+    if not first:
+        os._exit(0)
+    return found
+
+
+def write_rows(path: Path, count: int) -> None:
+    rows = np.lib.format.open_memmap(path, "w+", np.float32, (count, FEATURES))
+    rng, mix = np.random.default_rng(0), np.tri(FEATURES, dtype=np.float32)
+    for start in range(0, count, 100_000):
+        piece = rows[start : start + 100_000]
+        piece[:] = rng.normal(size=piece.shape).astype(np.float32) @ mix
+
+
+def measure(path: Path, processes: int) -> list[float]:
+    """The same in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.scale", "--worker", str(path), str(processes)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return [float(number) for number in done.stdout.split()]
+
+
+def main(settings: Settings) -> None:
+    table = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.npy"
+        for count in QUICK if settings.quick else SIZES:
+            write_rows(path, count)
+            for processes in (1, 2):
+                fit, of_fit, score, of_score = measure(path, processes)
+                cells = [
+                    f"{fit:,.0f}",
+                    f"{of_fit / 2**20:.0f}",
+                    f"{score:,.0f}",
+                    f"{of_score / 2**20:.0f}",
+                ]
+                table.append([f"{count:.0e}".replace("e+0", "e"), str(processes), *cells])
+    headings = ["rows", "processes", "fit: rows/s", "MiB", "score: rows/s", "MiB"]
+    sections = [TEXT, markdown_table(headings, table)]
+    write_page("scale", "From 1e4 rows to 1e7", sections, settings)
+
+
+if __name__ == "__main__":
+    if "--worker" in sys.argv:
+        print(*work(Path(sys.argv[2]), int(sys.argv[3])))
+    else:
+        main(parse_settings(__doc__))
