@@ -133,6 +133,9 @@ def score(
     keep: Annotated[
         bool, typer.Option("--keep", help="write the columns of the table too")
     ] = False,
+    least: Annotated[
+        int | None, typer.Option(min=1, help="only so many rows, the least likely first")
+    ] = None,
     orders: _Orders = 1,
     quiet: _Quiet = False,
 ) -> None:
@@ -144,7 +147,7 @@ def score(
             raise CommandError(
                 Code.MODEL, f"Expected a model of a table in {model}; got {kind_of(found)}"
             )
-        total, count = 0.0, 0
+        total, count, odd = 0.0, 0, None
         with writing(output) as put:
             for given, piece in watched(file, found, "scored", quiet):
                 with errors_in(piece):
@@ -153,13 +156,20 @@ def score(
                 columns = {"log_likelihood": likelihood}
                 columns |= {f"log_p_{name}": values for name, values in each.items()}
                 before = dict(zip(given.column_names, given.columns, strict=True)) if keep else {}
-                put(
-                    pa.table(
-                        before
-                        | {name: pa.array(v, from_pandas=True) for name, v in columns.items()}
-                    )
+                rows = pa.table(
+                    before | {name: pa.array(v, from_pandas=True) for name, v in columns.items()}
                 )
+                if least is None:
+                    put(rows)
+                else:
+                    rows = rows.add_column(0, "row", pa.array(piece.numbers))
+                    if data.is_dir():
+                        rows = rows.add_column(0, "file", pa.array([piece.file] * len(likelihood)))
+                    rows = rows if odd is None else pa.concat_tables([odd, rows])
+                    odd = rows.sort_by("log_likelihood").slice(0, least)
                 total, count = total + float(likelihood.sum()), count + len(likelihood)
+            if odd is not None:
+                put(odd)
         say(f"{total / count:.6g} nats a row, the mean of {count}")
 
 

@@ -297,6 +297,23 @@ def test_samples_repeat_by_seed_and_can_be_scored(folder: Path, tmp_path: Path) 
     assert np.isfinite([float(line.rpartition(",")[2]) for line in scores[1:]]).all()
 
 
+@pytest.mark.parametrize("name", ["good.parquet", "parts"])
+def test_the_least_likely_rows_come_first(name: str, folder: Path, tmp_path: Path) -> None:
+    model = folder / T
+    if name == "parts":
+        model = tmp_path / "m"
+        done("fit", folder / name, "-o", model, *FIT)
+    every = np.array(done("score", model, folder / name).split()[1:], dtype=float)
+    odd = list(
+        csv.DictReader(done("score", model, folder / name, "--least", 4, "--keep").split("\n"))
+    )
+    assert [float(row["log_likelihood"]) for row in odd] == sorted(every)[:4]
+    for row in odd:
+        start = 20 * int(Path(row["file"]).stem) if name == "parts" else 0
+        assert float(row["log_likelihood"]) == every[start + int(row["row"]) - 1]
+        assert float(row["size"]) == TABLE["size"][start + int(row["row"]) - 1].as_py()
+
+
 def test_unseen_categories_have_a_score(folder: Path) -> None:
     scores = done("score", folder / T, folder / "unseen.csv").splitlines()
     assert float(scores[2]) < float(scores[5])
