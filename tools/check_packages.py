@@ -16,13 +16,14 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PINS = dict.fromkeys(("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"), str(ROOT / "constraints.txt"))
 WHERE = "import made_flows; print(made_flows.__version__, made_flows.__file__)"
 
 
 def run(*command: str | Path, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT / "tools", text=True, capture_output=True,
-        check=False, env={**os.environ, **environment},
+        check=False, env={**os.environ, **PINS, **environment},
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")

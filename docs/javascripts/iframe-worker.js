@@ -4,6 +4,7 @@ if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(url) {
       super()
+      const base = new URL(url, document.baseURI)
       const frame = document.createElement("iframe")
       frame.hidden = true
       document.body.appendChild(frame)
@@ -11,13 +12,13 @@ if (location.protocol === "file:") {
       inside.postMessage = data => this.dispatchEvent(new MessageEvent("message", { data }))
       inside.importScripts = (...urls) => Promise.all(urls.map(src => new Promise((done, fail) => {
         const script = inside.document.createElement("script")
-        script.src = new URL(src, url)
+        script.src = new URL(src, base)
         script.onload = done
         script.onerror = fail
         inside.document.body.appendChild(script)
       })))
       this.inside = inside
-      this.ready = inside.importScripts(url)
+      this.ready = inside.importScripts(base.href)
     }
     set onmessage(listener) {
       this.addEventListener("message", listener)
