@@ -110,7 +110,7 @@ def test_copies_pickles_and_restoring() -> None:
     for each in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
         assert mf.acceleration(each).fast
         close(sample(each), expected)
-    assert type(mf.restore(fast)) is MixtureOfGaussiansMADE
+    assert type(mf.undo_acceleration(fast)) is MixtureOfGaussiansMADE
     close(sample(fast), expected)
 
 
