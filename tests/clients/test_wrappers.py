@@ -1,0 +1,74 @@
+"""Accelerated models under what other libraries wrap models in: as the originals."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import made_flows as mf
+from tests.interop.test_life import FLOWS, ROWS, C, D, Density, step
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def _fabric(model: Any, x: Tensor, context: Tensor, folder: Path) -> Any:
+    fabric = pytest.importorskip("lightning_fabric").Fabric(accelerator="cpu", devices=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    wrapped, optimizer = fabric.setup(model, optimizer)
+    fabric.backward(-wrapped(x, context).mean())
+    optimizer.step()
+    fabric.save(folder / "fabric.ckpt", {"model": wrapped})
+    fabric.load(folder / "fabric.ckpt", {"model": wrapped})
+    return wrapped(x, context), wrapped.module.sample(context)
+
+
+def _hugging_face(model: Any, x: Tensor, context: Tensor, folder: Path) -> Any:
+    with pytest.MonkeyPatch.context() as patch:  # an example of ours has the package's name
+        patch.setattr(sys, "path", [path for path in sys.path if not path.endswith("examples")])
+        patch.delitem(sys.modules, "accelerate", raising=False)
+        accelerator = pytest.importorskip("accelerate").Accelerator(cpu=True)
+    wrapped = accelerator.prepare(model)
+    step(wrapped, x, context)
+    accelerator.save_state(folder / "state")
+    accelerator.load_state(folder / "state")
+    return wrapped(x, context), accelerator.unwrap_model(wrapped).sample(context)
+
+
+def _onnx(model: Any, x: Tensor, context: Tensor, folder: Path) -> Any:
+    pytest.importorskip("onnxscript")
+    program = torch.onnx.export(model, (x, context), dynamo=True, verbose=False)
+    return torch.tensor(len(list(program.model.graph)))
+
+
+WRAPPERS: dict[str, Callable[..., Any]] = {
+    "Lightning Fabric": _fabric,
+    "Hugging Face Accelerate": _hugging_face,
+    "ONNX": _onnx,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", ["nflows", "zuko"])
+def test_wrapped_as_the_original(name: str, wrapper: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Density(FLOWS[name]())
+    fast = mf.accelerate(copy.deepcopy(model))
+    x, context = torch.randn(ROWS, D), torch.randn(ROWS, C)
+    results = []
+    for each in (model, fast):
+        each.sample(context)
+        try:
+            results.append(WRAPPERS[wrapper](each, x, context, tmp_path))
+        except Exception as error:
+            results.append(error)
+    if isinstance(results[0], Exception):
+        pytest.skip(f"the original fails: {results[0]!s:.60}")
+    assert mf.acceleration(fast).fast
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
