@@ -135,15 +135,21 @@ def _ranks(values: Any, draws: Any) -> tuple[NDArray[np.float64], float]:
     x = matrix(values, "values")
     given = as_numbers(draws, "draws").cpu().double()
     expect(given.dim() in (2, 3), "draws", "of shape (S, D) or (S, N, D)", tuple(given.shape))
-    shape = (len(given), *((1, x.shape[1]) if given.dim() == 2 else x.shape))
-    expect(given.numel() > 0, "draws", "to hold some", tuple(given.shape))
-    fits = given.numel() == np.prod(shape) and given.shape[-1] == x.shape[1]
-    expect(fits, "draws", f"of shape (S, {x.shape[1]}) or (S, {len(x)}, {x.shape[1]})",
-           tuple(given.shape))  # fmt: skip
+    shared = given.dim() == 2
+    wanted = (len(given), x.shape[1]) if shared else (len(given), *x.shape)
+    words = f"of shape (S, {x.shape[1]}) or (S, {len(x)}, {x.shape[1]})"
+    expect(len(given) > 0 and given.shape == wanted, "draws", words, tuple(given.shape))
     check_finite(given.reshape(-1, x.shape[1]), "draws")
-    y = given.reshape(shape).numpy()
-    below, above = (y < x).sum(axis=0), (y <= x).sum(axis=0)
+    y = given.numpy()
+    if shared:
+        columns = list(zip(np.sort(y, axis=0).T, x.T, strict=True))
+        below, until = (
+            np.stack([np.searchsorted(drawn, values, side) for drawn, values in columns], axis=1)
+            for side in ("left", "right")
+        )
+    else:
+        below, until = (y < x).sum(axis=0), (y <= x).sum(axis=0)
     # Always the same random places, so that a picture of the same numbers is the same.
     share: NDArray[np.float64] = np.random.default_rng(0).random(x.shape)
-    places: NDArray[np.float64] = (below + share * (above - below + 1)) / (len(y) + 1)
-    return places, 1 / len(x) + (1 / len(y) if given.dim() == 2 else 0)
+    places: NDArray[np.float64] = (below + share * (until - below + 1)) / (len(y) + 1)
+    return places, 1 / len(x) + (1 / len(y) if shared else 0)
