@@ -87,7 +87,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "huge integers": (of(one("count", [2**60 + i for i in range(N)])), ValueError, "below 2**53"),
     "nothing to model": (of({"x": [math.nan] * 5}), ValueError, "a column to model"),
     "only identifiers": (of({"id": np.arange(N)}), ValueError, "a column to model"),
-    "unknown kind": (said("normal"), ValueError, "columns['size'] to be one of real, positive"),
+    "unknown kind": (said("normal"), ValueError, "columns['size'] to be one of real, spline"),
     "kind of a number": (said(3), ValueError, "to be one of real"),
     "unhashable kind": (said(["real", 1]), ValueError, "to be one of real"),
     "column of no kind": (said(None), ValueError, "to be one of real"),
