@@ -56,6 +56,8 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
                 compiled = compile(code, str(document), "exec")
                 warnings.simplefilter("error")
+                # sbi says so of documents' short trainings.
+                warnings.filterwarnings("ignore", "Maximum number of epochs", UserWarning)
                 with working_directory(folder):
                     exec(compiled, {"__name__": "__main__"})
         except Exception:
