@@ -114,5 +114,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     random.seed(int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns())
     checkpoint._SHARE = 0.5  # write often
-    with tempfile.TemporaryDirectory() as temporary:
-        print({"fit": kill_fit, "save": kill_save}[what](count, Path(temporary)))
+    for each in ("fit", "save") if what == "both" else (what,):
+        with tempfile.TemporaryDirectory() as temporary:
+            kill = {"fit": kill_fit, "save": kill_save}[each]
+            print(f"{each}: {kill(count, Path(temporary))}")
