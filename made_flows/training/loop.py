@@ -116,7 +116,8 @@ def fit(
             warning.
         standardize: whether a model of real values, without data transforms of its own, works in
             standardised units. Values further than twenty standard deviations out count as if
-            they were there. A model that was trained or loaded before keeps its units.
+            they were there. Of more than 2**18 rows, that many at most are measured. A model that
+            was trained or loaded before keeps its units.
         batch_size: rows per step, at most: an epoch is cut into batches of equal size (of two or
             three for an odd number in pairs). By default from 32 for a thousand rows to 256 from
             eight thousand. A stream of batches has its own.

@@ -14,8 +14,10 @@ from made_flows.transforms.units import Units
 _KEPT = 100_000
 """Rows of a stream that are kept to measure it."""
 
-_MOST = 2**20
+_MOST = 2**18
 """Rows in memory, or of a file, that are measured: of more, every second, third, ..."""
+
+_PIECE = 2**16
 
 _OUTLYING = 100.0
 _FAR = 20.0
@@ -32,6 +34,8 @@ def set_units(found: list[Units], train: Source) -> None:
         return
     x, context = _sample(train)
     location, scale = robust_moments(x)
+    if isinstance(train, Rows) and len(train) > len(x) and bool((scale == 0).any()):
+        scale = torch.where(scale > 0, scale, _deviation_of_all(train, location))
     constant = (scale == 0).nonzero().flatten().tolist()
     if constant:
         each = ", ".join(f"column {i} constant at {location[i]:g}" for i in constant[:5])
@@ -48,6 +52,16 @@ def set_units(found: list[Units], train: Source) -> None:
     for units in found:
         units.set(location, scale, *(() if units.embedded else of_context))
     warn_of_outliers((x.double() - location) / scale, train.name)
+
+
+def _deviation_of_all(train: Rows, location: Tensor) -> Tensor:
+    """Return every column's deviation from a place, over all rows: of columns that hardly vary."""
+    total, count = torch.zeros_like(location), torch.zeros_like(location)
+    for start in range(0, len(train), _PIECE):
+        away = train.read(slice(start, start + _PIECE))[0].double() - location
+        total += away.square().nansum(dim=0)
+        count += (~away.isnan()).sum(dim=0)
+    return (total / count.clamp(min=1)).sqrt()
 
 
 def warn_of_outliers(u: Tensor, name: str) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import made_flows as mf
 from made_flows.training import data as of_data
+from made_flows.training import standardization
 
 ROWS = np.random.default_rng(0).normal(1e3, 5, (203, 3))
 CONTEXT = np.random.default_rng(1).normal(size=(203, 2)).astype(np.float32)
@@ -144,3 +145,18 @@ def test_bad_input_of_score(arguments, error, message) -> None:
         mf.score(*arguments)
     with pytest.raises((TypeError, ValueError), match="batch_size to be a positive integer"):
         mf.score(model(0), ROWS, batch_size=0)
+
+
+def test_of_many_rows_some_are_measured_and_rare_values_are_found(monkeypatch) -> None:
+    monkeypatch.setattr(standardization, "_MOST", 50)
+    monkeypatch.setattr(standardization, "_PIECE", 64)
+    x = ROWS.copy()
+    x[:, 2] = 0.1
+    x[101, 2] = 3.1  # between those that are measured, the sample has one value
+    flow = model(0)
+    mf.fit(flow, x, validation=None, **QUIET)
+    torch.testing.assert_close(flow.units.location[:2], torch.as_tensor(ROWS[::5, :2].mean(0)))
+    assert flow.units.scale[2].item() == pytest.approx(3 / 203**0.5, rel=1e-6)
+    x[101, 2] = 0.1
+    with pytest.raises(ValueError, match=r"column 2 constant at 0\.1"):
+        mf.fit(model(0), x, validation=None, **QUIET)
