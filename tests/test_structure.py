@@ -85,8 +85,8 @@ EXTRAS = {
     "made_flows.sklearn": "sklearn",
 }
 OPTIONAL = [
-    "arviz", "matplotlib", "nflows", "normflows", "numba", "pyro", "ray", "sbi", "sklearn",
-    "triton", "zuko",
+    "arviz", "matplotlib", "nflows", "normflows", "numba", "pandas", "polars", "pyarrow", "pyro",
+    "ray", "rich", "sbi", "sklearn", "triton", "typer", "zuko",
 ]  # fmt: skip
 
 
