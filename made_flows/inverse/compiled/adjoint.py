@@ -154,6 +154,7 @@ def adjoint_tiles(
     transposed weights) are the tuples of :mod:`made_flows.inverse.compiled.layout`; ``place`` is
     where lambda begins in the workspace.
     """
+    keep_apart()
     work = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     table, starts, features = units.table, ranks.starts, ranks.features
     depth, levels, widest = len(table) - 1, len(ranks.feature_starts) - 1, rows.widest

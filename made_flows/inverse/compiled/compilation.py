@@ -23,16 +23,19 @@ from numba.core.caching import IndexDataCacheFile
 from numba.core.ccallback import CFunc
 
 from made_flows.inverse.compiled.layout import StepRows
+from made_flows.univariate import step_kernel
 
 _LOG = logging.getLogger("made_flows")
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+_OPTIONS["_nrt"] = False  # nothing is allocated, and no reference counted
 
 
 @lru_cache(maxsize=1)
 def _sources() -> str:
     """Hash all that kernels are made of: Numba itself looks at one file only."""
     digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    # A constant of kernels' stands outside of their folder.
+    for path in (*sorted(Path(__file__).parent.rglob("*.py")), Path(step_kernel.__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -79,6 +79,7 @@ def score_tiles(
     ``rows`` is a :class:`Scores`; the other arguments are those of
     :func:`~made_flows.inverse.compiled.solve.solve_tiles`.
     """
+    keep_apart()
     work = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     table, starts, features = units.table, ranks.starts, ranks.features
     depth, count, panels = len(table) - 1, len(features), len(ranks.panels) - 1

@@ -129,6 +129,7 @@ def solve_tiles(
     :mod:`made_flows.inverse.compiled.layout`; ``scratch`` is where the step's own rows of the
     workspace begin.
     """
+    keep_apart()
     work = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     table, starts, column_starts = units.table, ranks.starts, ranks.column_starts
     depth, count = len(table) - 1, len(ranks.features)

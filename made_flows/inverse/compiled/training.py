@@ -17,7 +17,7 @@ from made_flows.inverse.compiled.adjoint import (
 )
 from made_flows.inverse.compiled.layout import DELTA, SCRATCH, SUM, Tile
 from made_flows.inverse.compiled.parallel import fill_block, fill_inputs
-from made_flows.inverse.compiled.simd import call, inner, like, line, lines, matrix
+from made_flows.inverse.compiled.simd import call, inner, keep_apart, like, line, lines, matrix
 from made_flows.inverse.compiled.threads import in_threads, next_tile
 from made_flows.inverse.compiled.units import copy_rows, gather, scatter
 
@@ -49,6 +49,7 @@ def record_tiles(
     slot: int, tiles: Any, spaces: Any, rows: Any, units: Any, ranks: Any, blocks: Any, step: Any
 ) -> None:
     """Score a batch as ``score_tiles`` does, and keep what its gradient needs."""
+    keep_apart()
     features, depth = ranks.features, len(units.table) - 1
     count, outputs = len(features), units.table[depth, DELTA]
     x = matrix(rows.x, spaces, rows.size, count)
@@ -96,6 +97,7 @@ def pull_tiles(
 
     ``back`` are the transposed weights, and ``place`` is where the gradient of x begins.
     """
+    keep_apart()
     table, starts, features = units.table, ranks.starts, ranks.features
     depth, count, levels = len(table) - 1, len(features), len(ranks.feature_starts) - 1
     images = matrix(rows.images, spaces, rows.size, count)
