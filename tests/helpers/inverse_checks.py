@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import made_flows as mf
+from made_flows.interop.races import RacedCategory, RacedMixture
 from made_flows.inverse import Conditioner, HeadStep, Step, sequential_inverse
 from made_flows.inverse.dispatch import backend
 from made_flows.inverse.steps import BijectionStep
@@ -22,6 +23,7 @@ from tests.helpers.density_models import HEADS, made_of, scatter
 F64 = torch.float64
 
 __all__ = [
+    "RACES",
     "SMOOTH",
     "STEPS",
     "check_gradients",
@@ -65,6 +67,12 @@ STEPS: dict[str, Callable[[int], Step]] = {
     },
 }  # fmt: skip
 """What a rank does: constructors from the number of features."""
+
+RACES: dict[str, Callable[[int], Step]] = {
+    "raced category": lambda D: HeadStep(RacedCategory(3).double()),
+    "raced mixture": lambda D: HeadStep(RacedMixture(3, "bounded").double()),
+}
+"""Steps of accelerated libraries, which sample on CPUs and have no score of their own."""
 
 SMOOTH = [name for name, make in STEPS.items() if make(2).differentiable]
 

@@ -32,8 +32,8 @@ from tests.helpers.density_models import (
 )
 from tests.helpers.foreign_network import Foreign, ForeignDesign, foreign_designs
 from tests.helpers.inverse_checks import (
+    RACES,
     SMOOTH,
-    STEPS,
     check_gradients,
     check_values,
     each_backend,
@@ -41,8 +41,10 @@ from tests.helpers.inverse_checks import (
     noise_of,
     owner_of,
 )
+from tests.helpers.inverse_checks import STEPS as SCORED_STEPS
 
 F64 = torch.float64
+STEPS = SCORED_STEPS | RACES
 
 # ---------------------------------------------------------------------- equality with D passes
 
