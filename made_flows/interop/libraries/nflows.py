@@ -114,8 +114,14 @@ class FastFlow:
         noise = self._distribution.sample(num_samples, context=embedded)
         if embedded is None:
             return generate(self._transform, noise)
-        # One row of the context for each sample of it.
-        rows = repeat_rows(embedded, num_reps=num_samples)
+        # One row of the context for each sample of it; a single one is not copied, so that layers
+        # see that it is the same.
+        alone = embedded.dim() == 2 and len(embedded) == 1
+        rows = (
+            embedded.expand(num_samples, -1)
+            if alone
+            else repeat_rows(embedded, num_reps=num_samples)
+        )
         samples = generate(self._transform, merge_leading_dims(noise, num_dims=2), rows)
         split: Tensor = split_leading_dim(samples, shape=[-1, num_samples])
         return split
