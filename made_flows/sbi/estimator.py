@@ -54,8 +54,9 @@ class Estimator(ConditionalDensityEstimator):
         A value on a bound is scored as the next number inside.
         """
         x = self._columns(input)
-        if x.dim() == 2:
-            x = x[None]
+        return self._scores(x[None] if x.dim() == 2 else x, condition)
+
+    def _scores(self, x: Tensor, condition: Tensor) -> Tensor:
         distribution = self._distribution(condition)
         if self.bounds is None:
             scores: Tensor = distribution.log_prob(x)
@@ -66,7 +67,7 @@ class Estimator(ConditionalDensityEstimator):
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:  # noqa: A002
         """Return negative log-densities (rows,)."""
-        return -self.log_prob(input[None], condition)[0]
+        return -self._scores(self._columns(input), condition)
 
     def sample(self, sample_shape: Any, condition: Tensor, **kwargs: Any) -> Tensor:
         """Draw samples (*sample_shape, rows, *input_shape)."""
