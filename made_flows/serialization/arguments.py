@@ -103,8 +103,9 @@ class Encoder:
             raise TypeError(
                 f"Expected argument {name} to be one that can be saved: numbers, text, sequences, "
                 f"arrays, known activations and objects of this library; got "
-                f"{described(value)}. Make the model without it, decorate its class "
-                f"with made_flows.saveable, or save model.state_dict() and make the model by hand"
+                f"{described(getattr(value, 'function', value))}. Make the model without it, "
+                f"decorate its class with made_flows.saveable, or save model.state_dict() and "
+                f"make the model by hand"
             )
         return {"activation": list(code)}
 

@@ -196,7 +196,7 @@ def test_wrong_arguments_are_clear_errors(case: str) -> None:
 def test_wrong_constructions_are_clear_errors() -> None:
     with pytest.raises(ValueError, match="Expected context to be a positive integer; got 0"):
         ConditionalIAF(4, 0)
-    with pytest.raises(TypeError, match=r"ConditionalIAF.*unexpected keyword argument 'base'"):
+    with pytest.raises(TypeError, match=r"ConditionalIAF takes; got base\. It takes features"):
         ConditionalIAF(4, 2, base=mf.GaussianMADE(4))  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="Expected bijection to be a Bijection or one of"):
         ConditionalIAF(4, 2, bijection="round")  # type: ignore[arg-type]

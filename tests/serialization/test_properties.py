@@ -41,6 +41,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "Flow of logarithms": lambda: mf.Flow([mf.Dequantize(D), mf.Log(D, [1])]),
     "Mixture": lambda: mf.Mixture([mf.GaussianMADE(D, **SMALL), mf.MAF(D, transforms=1, **SMALL)]),
     "OrderMixture": lambda: mf.OrderMixture(mf.GaussianMADE(D, **SMALL, orders=3), orders=2),
+    "Embedded": lambda: mf.Embedded(
+        mf.MAF(D, context=2, transforms=1, **SMALL), torch.nn.Linear(3, 2), 3
+    ),
     "TableMADE": lambda: mf.TableMADE.from_data(TABLE, **SMALL),
 }
 
@@ -147,11 +150,12 @@ def answers(model: Any) -> list[Tensor]:
     torch.manual_seed(5)
     if isinstance(model, mf.MADE):
         return [model(torch.randn(7, D, dtype=dtype), torch.randn(7, 1, dtype=dtype))]
-    x = model().sample((7,))
+    context = [torch.randn(3, dtype=dtype)] if isinstance(model, mf.Embedded) else []
+    x = model(*context).sample((7,))
     with warnings.catch_warnings():
         # Modes are among what is changed here, and what a file has to hold.
         warnings.simplefilter("ignore", mf.TrainingModeWarning)
-        return [x, torch.as_tensor(model().log_prob(x))]
+        return [x, torch.as_tensor(model(*context).log_prob(x))]
 
 
 @pytest.mark.parametrize("name", MODELS)
