@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from made_flows._checks import expect, expect_type, positive_integer
 from made_flows._torch import modes_kept
-from made_flows.training.data import open_data
+from made_flows.training.data import Source, open_data
 from made_flows.training.processes import Processes
 from made_flows.training.target import Batch, Target
 from made_flows.transforms.units import Units
@@ -55,14 +55,22 @@ def score(
     size = _BATCH if batch_size is None else positive_integer(batch_size, "batch_size")
     processes, target = Processes(), Target.of(model, has_units(model))
     source = open_data(data, context, target, "data", size, None, once=True)
+    with modes_kept(model.modules()):
+        return -mean_nll(model, source, size, processes, target.device)
+
+
+@torch.no_grad()
+def mean_nll(
+    model: nn.Module, source: Source, size: int, processes: Processes, device: torch.device
+) -> float:
+    """Return the mean negative log-likelihood of all processes' rows, in evaluation mode."""
+    model.eval()
     total, rows = 0.0, 0
-    with modes_kept(model.modules()), torch.no_grad():
-        model.eval()
-        for batch in source.batches(size, share=processes.share):
-            if len(batch[0]):
-                total -= float(negative_log_likelihood(model, batch).sum(dtype=torch.float64))
-                rows += len(batch[0])
-    total_of_all, count = processes.added([total, rows], target.device)
+    for batch in source.batches(size, share=processes.share):
+        if len(batch[0]):
+            total += float(negative_log_likelihood(model, batch).sum(dtype=torch.float64))
+            rows += len(batch[0])
+    total_of_all, count = processes.added([total, rows], device)
     return total_of_all / count
 
 

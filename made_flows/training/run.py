@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from made_flows.training.checkpoint import Checkpoint, random_state, set_random_state
 from made_flows.training.data import Rows, Source
 from made_flows.training.history import History, Losses, TrainingError
-from made_flows.training.likelihood import negative_log_likelihood
+from made_flows.training.likelihood import mean_nll, negative_log_likelihood
 from made_flows.training.optimization import Average, Rates, Weights
 from made_flows.training.processes import Processes, starts_from_data
 from made_flows.training.target import Batch
@@ -119,7 +119,10 @@ class Run:
         losses = self._train(train, epoch, bar)
         self.last = losses.last
         with nullcontext() if self.average is None else self.average.applied():
-            nll = losses.mean if held_out is None else self._validate(held_out)
+            nll = losses.mean
+            if held_out is not None:
+                size, device = max(self.batch_size, 1024), self.parameters[0].device
+                nll = mean_nll(self.model, held_out, size, self.processes, device)
             if not math.isfinite(nll):
                 raise TrainingError("validation NLL", nll, epoch, 0, self.last, history)
             if history.add(losses.mean, None if held_out is None else nll):
@@ -230,19 +233,6 @@ class Run:
             self.processes.add_gradients(self.parameters, count, added[4:])
         mean = torch.tensor(added[0] / max(count, 1))
         return mean, count, added[2] > 0, added[3] > 0
-
-    @torch.no_grad()
-    def _validate(self, source: Source) -> float:
-        """Return the mean NLL over a source, in evaluation mode."""
-        self.model.eval()
-        total, rows = 0.0, 0
-        for batch in source.batches(max(self.batch_size, 1024), share=self.processes.share):
-            if len(batch[0]):
-                nll = negative_log_likelihood(self.model, batch)
-                total += float(nll.sum(dtype=torch.float64))
-                rows += len(batch[0])
-        nll_of_all, count = self.processes.added([total, rows], self.parameters[0].device)
-        return nll_of_all / count
 
     def _begin(self, train: Source) -> None:
         """Give all processes one model; what a first batch is to set, it sets for all alike."""
