@@ -123,14 +123,11 @@ class Processes:
         """Raise a RuntimeError where weights or buffers are not the first process's."""
         if self.alone:
             return
-        sums = [float(t.detach().double().sum()) for t in (*model.parameters(), *model.buffers())]
-        if any(other != sums for other in self.gathered(sums)):
-            names = [name for name, _ in chain(model.named_parameters(), model.named_buffers())]
-            differ = [
-                n
-                for n, *values in zip(names, *self.gathered(sums), strict=True)
-                if len(set(values)) > 1
-            ]
+        tensors = chain(model.parameters(), model.buffers())
+        sums = [float(t.detach().double().sum()).hex() for t in tensors]  # NaN is as NaN
+        names = [name for name, _ in chain(model.named_parameters(), model.named_buffers())]
+        by_tensor = zip(names, *self.gathered(sums), strict=True)
+        if differ := [name for name, *values in by_tensor if len(set(values)) > 1]:
             raise RuntimeError(
                 f"Expected all {self.count} processes to have one model after an epoch; got "
                 f"different values of {', '.join(differ[:3])}. A module that changes its buffers "
