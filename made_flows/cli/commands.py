@@ -17,6 +17,7 @@ from made_flows._checks import expect
 from made_flows.cli.errors import Code, CommandError, errors_of, reporting, say
 from made_flows.cli.reading import ROWS, TableFile, inferred
 from made_flows.cli.rows import (
+    check_table,
     completed,
     drawn,
     errors_in,
@@ -142,11 +143,8 @@ def score(
     """Write the log-likelihood of every row of a table."""
     with reporting():
         found, file = opened(model, data, output)
-        table = isinstance(found, TableMADE)
-        if by_column and not table:
-            raise CommandError(
-                Code.MODEL, f"Expected a model of a table in {model}; got {kind_of(found)}"
-            )
+        if by_column:
+            check_table(found, model)
         total, count, odd = 0.0, 0, None
         with writing(output) as put:
             for given, piece in watched(file, found, "scored", quiet):
@@ -227,10 +225,7 @@ def impute(
     """Fill in what a table lacks; what it has stays as it is."""
     with reporting():
         found, file = opened(model, data, output)
-        if not isinstance(found, TableMADE):
-            raise CommandError(
-                Code.MODEL, f"Expected a model of a table in {model}; got {kind_of(found)}"
-            )
+        check_table(found, model)
         names, cells = found.schema.names, 0
         with seeded(_seed_of(seed), torch.device("cpu")), writing(output) as put:
             for before, piece in watched(file, found, "completed", quiet):

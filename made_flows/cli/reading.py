@@ -90,9 +90,7 @@ class TableFile:
         some = False
         with errors_of(Code.DATA, str(self.path)):
             for batch, file, start in self._reader.batches():
-                names = batch.schema.names
-                twice = sorted({name for name in names if names.count(name) > 1})
-                expect(not twice, file, "to have columns of different names", ", ".join(twice))
+                _check_names(batch.schema.names, file)
                 for at in range(0, batch.num_rows, ROWS):
                     rows = pa.Table.from_batches([batch.slice(at, ROWS)])
                     some = True
@@ -133,6 +131,11 @@ def _thin(kept: list[Piece], keys: list[Any], most: int) -> int:
     return most
 
 
+def _check_names(names: Sequence[str], file: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    expect(not twice, file, "to have columns of different names", ", ".join(twice))
+
+
 def suffix(path: Path) -> str | None:
     """Return the kind of table that a file name stands for: csv, parquet, npy or None."""
     name = re.sub(r"\.(gz|bz2|zst)$", "", path.name.lower())
@@ -151,8 +154,7 @@ class _Csv:
         expect(bool(line.strip()), str(file.path), "to begin with the names of columns", "nothing")
         self.delimiter = max(",;\t|", key=line.count)
         self.names = next(csv.reader(io.StringIO(start), delimiter=self.delimiter))
-        twice = sorted({name for name in self.names if self.names.count(name) > 1})
-        expect(not twice, str(file.path), "to have columns of different names", ", ".join(twice))
+        _check_names(self.names, str(file.path))
 
     def batches(self) -> Iterator[tuple[pa.RecordBatch, str, int]]:
         wrong: list[Any] = []

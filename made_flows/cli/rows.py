@@ -43,6 +43,14 @@ def opened(model: Path, data: Path, output: Path | None) -> tuple[Any, TableFile
     return found, TableFile(data, record_of(found).get("missing", ()))
 
 
+def check_table(model: Any, path: Path) -> None:
+    """Refuse a model of numbers alone, for what only a model of a table can do."""
+    if not isinstance(model, TableMADE):
+        raise CommandError(
+            Code.MODEL, f"Expected a model of a table in {path}; got {kind_of(model)}"
+        )
+
+
 def record_of(model: Any) -> dict[str, Any]:
     """Return what fit noted of its table and training."""
     record = getattr(model, "record", {})
