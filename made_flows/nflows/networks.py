@@ -302,14 +302,12 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
     def _conditioner(self) -> Any:
         """Return the network as a conditioner; kept while it consists of the same modules."""
         net: Any = self
-        # Functions are no modules, so that a watch over modules does not see them.
-        functions = [vars(block).get("activation") for block in net.blocks]
         kept = self.__dict__.get("_made_flows_sampler")
-        if kept is None or kept[0] != functions or not kept[1].unchanged():
+        if kept is None or not kept[0].unchanged():
             order = self._head_order()
-            kept = functions, Watch(net), conditioner_of(net, len(order)).reordered(order)
+            kept = Watch(net), conditioner_of(net, len(order)).reordered(order)
             self.__dict__["_made_flows_sampler"] = kept
-        return kept[2]
+        return kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
         own = self.__dict__

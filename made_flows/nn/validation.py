@@ -44,7 +44,7 @@ def _no_hook(hook: Any) -> bool:
 
 
 class Watch:
-    """Remembers the modules that a network consists of.
+    """Remembers the modules that a network consists of, and the functions that they hold.
 
     Args:
         modules: the network, with all modules within; or several modules, by themselves.
@@ -69,6 +69,13 @@ class Watch:
         # By dictionaries, which torch's modules never exchange, and without a loop of Python's.
         self._own = [vars(module) for module in within]
         self._modules, self._kinds = within, [*map(type, within)]
+        # An activation may be a function, which is in no table of modules.
+        self._functions = [
+            (own, name, value)
+            for own in self._own
+            for name, value in own.items()
+            if callable(value) and not name.startswith("_")
+        ]
         self._empty: list[dict[Any, Any]] = [module._forward_hooks for module in within]
         self._filled: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
         for module in within:
@@ -86,5 +93,6 @@ class Watch:
             or any(self._empty)
             or any(tuple(table.values()) != seen for table, seen in self._filled)
             or any(map(dict.__contains__, self._own, repeat("forward")))
+            or any(own.get(name) is not seen for own, name, seen in self._functions)
             or [*map(type, self._modules)] != self._kinds
         )

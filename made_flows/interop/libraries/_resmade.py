@@ -156,15 +156,8 @@ class FastInverse(FastLayer):
         return self.made_flows_ready(inputs, context) if inputs.dim() == 2 else None
 
     def made_flows_settings(self) -> tuple[Any, ...]:
-        own, net = self.__dict__, self.autoregressive_net
-        # Functions are no modules, so that a watch over modules does not see them.
-        functions = (vars(block).get("activation") for block in getattr(net, "blocks", ()))
-        return (
-            net,
-            vars(net).get("activation"),
-            *functions,
-            *(own.get(name) for name in _SETTINGS),
-        )
+        own = self.__dict__
+        return self.autoregressive_net, *(own.get(name) for name in _SETTINGS)
 
 
 _SETTINGS = (

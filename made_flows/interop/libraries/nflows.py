@@ -79,8 +79,7 @@ class FastMixture(FastLayer):
         return Fast(conditioner, head, differentiable=False)
 
     def made_flows_settings(self) -> tuple[Any, ...]:
-        functions = (vars(block).get("activation") for block in getattr(self, "blocks", ()))
-        return self.features, self.num_mixture_components, self.epsilon, *functions
+        return self.features, self.num_mixture_components, self.epsilon
 
     @torch.no_grad()
     def sample(self, num_samples: int, context: Any = None) -> Tensor:

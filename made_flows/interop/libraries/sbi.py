@@ -40,8 +40,7 @@ class FastCategorical(FastLayer):
         return Fast(conditioner, RacedCategory(classes), differentiable=False)
 
     def made_flows_settings(self) -> tuple[Any, ...]:
-        functions = (vars(block).get("activation") for block in getattr(self, "blocks", ()))
-        return self.num_variables, self.max_num_categories, self.mask, *functions
+        return self.num_variables, self.max_num_categories, self.mask
 
     @torch.no_grad()
     def sample(self, sample_shape: Any, context: Any = None) -> Tensor:
