@@ -37,7 +37,7 @@ class RacedCategory(Head):
         self.support = constraints.integer_interval(0, categories - 1)
 
     def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        return like.new_empty((*shape, self.noise_parts)).exponential_().log()
+        return log_waits(like.new_empty((*shape, self.noise_parts)))
 
     def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
         return (
@@ -60,7 +60,7 @@ class RacedMixture(GaussianMixture):
         self.noise_parts = components + 1
 
     def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        waits = like.new_empty((*shape, self.components)).exponential_().log()
+        waits = log_waits(like.new_empty((*shape, self.components)))
         return torch.cat([waits, torch.randn_like(waits[..., :1])], dim=-1)
 
     def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
@@ -74,6 +74,11 @@ class RacedMixture(GaussianMixture):
         return StepKernel("race", self.scale, (1.0,))
 
 
+def log_waits(empty: Tensor) -> Tensor:
+    """Fill a tensor with logarithms of exponential numbers, the noise of a race."""
+    return empty.exponential_().log()
+
+
 def _winner(waits: Tensor, logits: Tensor) -> Tensor:
     return (logits - waits).argmax(dim=-1)
 
@@ -82,8 +87,10 @@ def _drawable(logits: Tensor) -> Tensor:
     return logits.sum(dim=-1).isfinite()
 
 
-def drawn_or_looped(draw: Callable[[], Tensor], loop: Callable[[], Tensor]) -> Tensor:
-    """Return what is drawn; where that is not finite, what a library's loop makes of it."""
+def drawn_or_looped(draw: Callable[[], Tensor] | None, loop: Callable[[], Tensor]) -> Tensor:
+    """Return what is drawn; where that is not finite or impossible, what a library's loop draws."""
+    if draw is None:
+        return loop()
     state = torch.get_rng_state()
     drawn = draw()
     if bool(drawn.sum().isfinite()):

@@ -19,19 +19,23 @@ class NotUnderstoodError(Exception):
     """A network computes something that cannot be read off its weights; the message says what."""
 
 
-def expect_own(module: Any, library: type, names: Sequence[str] = ("forward",)) -> None:
+def expect_own(
+    module: Any, library: type, names: Sequence[str] = ("forward",), fast: type | None = None
+) -> None:
     """Raise unless a module is of a library's class and computes what that class computes.
 
     Args:
         module: the object.
         library: the library's class.
         names: methods that neither a subclass nor the object itself may have replaced.
+        fast: a class whose methods may have replaced them.
     """
     kind = type(module)
     if not isinstance(module, library):
         raise NotUnderstoodError(f"{kind.__name__} is not a {_full_name(library)}")
     for name in names:
-        if getattr(kind, name) is not getattr(library, name) or name in vars(module):
+        known = (getattr(library, name), getattr(fast, name, None))
+        if getattr(kind, name) not in known or name in vars(module):
             raise NotUnderstoodError(f"{kind.__name__} has a {name} of its own")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from nflows.flows.base import Flow
@@ -20,8 +20,8 @@ from made_flows.interop import bijections as maps
 from made_flows.interop.conditioner import ForeignConditioner, expect_network, own_conditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.libraries import _resmade as mades
-from made_flows.interop.races import RacedMixture, drawn_or_looped
-from made_flows.nn.validation import NotUnderstoodError
+from made_flows.interop.races import RacedMixture, drawn_or_looped, log_waits
+from made_flows.nn.validation import NotUnderstoodError, expect_own
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 
@@ -51,7 +51,7 @@ class FastInverse(mades.FastInverse):
         layer: Any = self
         for kind, (methods, bijection) in _KINDS.items():
             if isinstance(layer, kind):
-                mades.expect_known(layer, theirs.AutoregressiveTransform, kind, methods)
+                mades.expect_known(layer, kind, methods)
                 net, outputs = layer.autoregressive_net, layer._output_dim_multiplier()
                 conditioner = own_conditioner(net, outputs) or conditioner_of(net, outputs)
                 return Fast(conditioner, bijection(layer), net)
@@ -67,9 +67,7 @@ class FastMixture(FastLayer):
 
     def made_flows_read(self) -> Fast:
         layer: Any = self
-        kind = nde.MixtureOfGaussiansMADE
-        if getattr(type(layer), "sample") not in (kind.sample, FastMixture.sample):  # noqa: B009
-            raise NotUnderstoodError(f"{type(layer).__name__} has a sample of its own")
+        expect_own(layer, nde.MixtureOfGaussiansMADE, ("sample",), FastMixture)
         scale = ScaleRule("softplus", offset=0.0, floor=self.epsilon)
         classes = self.num_mixture_components
         head, outputs = RacedMixture(classes, scale), 3 * classes
@@ -87,16 +85,14 @@ class FastMixture(FastLayer):
         own = torch.zeros(self.features)  # of the dtype and device that the loop has
         rows = isinstance(context, Tensor) and context.dim() == 2
         fast = self.made_flows_ready(own, context) if rows else None
-        loop = partial(super().sample, num_samples, context)  # type: ignore[misc]
-        if fast is None:
-            return cast(Tensor, loop())
-        return drawn_or_looped(lambda: self._made_flows_sample(fast, num_samples, context), loop)
+        draw = fast and partial(self._made_flows_sample, fast, num_samples, context)
+        return drawn_or_looped(draw, partial(super().sample, num_samples, context))  # type: ignore[misc]
 
     def _made_flows_sample(self, fast: Fast, number: int, context: Tensor) -> Tensor:
         rows, classes = len(context) * number, self.num_mixture_components
         noise = torch.empty(rows, self.features, classes + 1)
         for feature in range(self.features):  # in the order of the library's loop
-            noise[:, feature, :-1] = torch.empty(rows, classes).exponential_().log()
+            noise[:, feature, :-1] = log_waits(torch.empty(rows, classes))
             noise[:, feature, -1] = torch.randn(rows)
         return fast.draw(noise.unflatten(0, (len(context), number)), context[:, None])
 

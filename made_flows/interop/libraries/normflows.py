@@ -35,10 +35,10 @@ class FastInverse(mades.FastInverse):
         bijection: Bijection
         if isinstance(layer, MaskedAffineAutoregressive):
             methods = ("_unconstrained_scale_and_shift",)
-            mades.expect_known(layer, Autoregressive, MaskedAffineAutoregressive, methods)
+            mades.expect_known(layer, MaskedAffineAutoregressive, methods)
             bijection = maps.ScaleFirst(ScaleRule("sigmoid", offset=2.0, floor=1e-3))
         elif isinstance(layer, Spline):
-            mades.expect_known(layer, Autoregressive, Spline, ("_elementwise",))
+            mades.expect_known(layer, Spline, ("_elementwise",))
             if isinstance(layer.tails, list | tuple) or isinstance(layer.tail_bound, Tensor):
                 raise NotUnderstoodError("its features differ in their tails or bounds")
             bijection = maps.rational_quadratic(layer, splines)

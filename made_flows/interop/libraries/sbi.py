@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from nflows.nn.nde import made as nde
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.libraries import _resmade as mades
-from made_flows.interop.races import RacedCategory, drawn_or_looped
-from made_flows.nn.validation import NotUnderstoodError, expect_own
+from made_flows.interop.races import RacedCategory, drawn_or_looped, log_waits
+from made_flows.nn.validation import expect_own
 
 
 def find(module: Any) -> type | None:
@@ -32,9 +32,8 @@ class FastCategorical(FastLayer):
 
     def made_flows_read(self) -> Fast:
         layer: Any = self
-        expect_own(layer, CategoricalMADE, ("forward", "_map_indices_to_values"))
-        if getattr(type(layer), "sample") not in (CategoricalMADE.sample, FastCategorical.sample):  # noqa: B009
-            raise NotUnderstoodError(f"{type(layer).__name__} has a sample of its own")
+        methods = ("forward", "_map_indices_to_values", "sample")
+        expect_own(layer, CategoricalMADE, methods, FastCategorical)
         made, classes = mades.MadeVersion(nde), self.max_num_categories
         conditioner = mades.made_conditioner(layer, made, classes, nde.MADE.forward)
         return Fast(conditioner, RacedCategory(classes), differentiable=False)
@@ -50,16 +49,14 @@ class FastCategorical(FastLayer):
             embedded = self.embedding_net.forward(context[None])
             own = torch.zeros(self.num_variables + 1, device=context.device)
             fast = self.made_flows_ready(own, embedded)
-        loop = partial(super().sample, sample_shape, context)  # type: ignore[misc]
-        if fast is None:
-            return cast(Tensor, loop())
-        return drawn_or_looped(lambda: self._made_flows_sample(fast, sample_shape, embedded), loop)
+        draw = fast and partial(self._made_flows_sample, fast, sample_shape, embedded)
+        return drawn_or_looped(draw, partial(super().sample, sample_shape, context))  # type: ignore[misc]
 
     def _made_flows_sample(self, fast: Fast, sample_shape: Any, embedded: Any) -> Tensor:
         layer: Any = self
         variables, classes = self.num_variables, self.max_num_categories
         shape = (math.prod(sample_shape), embedded.shape[1])
-        waits = embedded.new_empty(variables, *shape, classes).exponential_().log().movedim(0, -2)
+        waits = log_waits(embedded.new_empty(variables, *shape, classes)).movedim(0, -2)
         waits = waits.where(self.mask.bool(), torch.inf)
         # The network's first input is a dummy, zero: its first category arrives before the start.
         first = torch.where(torch.arange(classes, device=waits.device) == 0, -torch.inf, 0.0)
