@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import made_flows as mf
-from tests.interop.test_life import FLOWS, ROWS, C, D, Density, step
+from tests.interop.test_life import expect_as_the_original, step
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -57,18 +56,4 @@ WRAPPERS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", ["nflows", "zuko"])
 def test_wrapped_as_the_original(name: str, wrapper: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = Density(FLOWS[name]())
-    fast = mf.accelerate(copy.deepcopy(model))
-    x, context = torch.randn(ROWS, D), torch.randn(ROWS, C)
-    results = []
-    for each in (model, fast):
-        each.sample(context)
-        try:
-            results.append(WRAPPERS[wrapper](each, x, context, tmp_path))
-        except Exception as error:
-            results.append(error)
-    if isinstance(results[0], Exception):
-        pytest.skip(f"the original fails: {results[0]!s:.60}")
-    assert mf.acceleration(fast).fast
-    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    expect_as_the_original(name, partial(WRAPPERS[wrapper], folder=tmp_path))

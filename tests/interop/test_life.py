@@ -125,6 +125,25 @@ def _to_double_and_back(model: Any, x: Tensor, context: Tensor) -> Any:
     return scores, model.float()(x, context), model.sample(context)
 
 
+def expect_as_the_original(name: str, use: Callable[[Any, Tensor, Tensor], Any]) -> None:
+    """Do something with a flow as it is and accelerated: the same comes of it."""
+    torch.manual_seed(0)
+    model = Density(FLOWS[name]())
+    fast = mf.accelerate(copy.deepcopy(model))
+    x, context = torch.randn(ROWS, D), torch.randn(ROWS, C)
+    results = []
+    for each in (model, fast):
+        each.sample(context)  # what is read of the layers is there already
+        try:
+            results.append(use(each, x, context))
+        except Exception as error:
+            results.append(error)
+    if isinstance(results[0], Exception):
+        pytest.skip(f"the original fails: {results[0]!s:.60}")
+    assert mf.acceleration(fast).fast
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
 LIVES: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
     "averaged models": _averaged,
     "checkpointing": lambda m, x, c: torch.autograd.grad(
@@ -148,21 +167,7 @@ LIVES: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
 def test_life_goes_on(name: str, life: str) -> None:
     if "distributed" in life and not dist.is_gloo_available():
         pytest.skip("needs torch's gloo")
-    torch.manual_seed(0)
-    model = Density(FLOWS[name]())
-    fast = mf.accelerate(copy.deepcopy(model))
-    x, context = torch.randn(ROWS, D), torch.randn(ROWS, C)
-    results = []
-    for each in (model, fast):
-        each.sample(context)  # what is read of the layers is there already
-        try:
-            results.append(LIVES[life](each, x, context))
-        except Exception as error:
-            results.append(error)
-    if isinstance(results[0], Exception):
-        pytest.skip(f"the original fails: {results[0]!s:.60}")
-    assert mf.acceleration(fast).fast
-    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    expect_as_the_original(name, LIVES[life])
 
 
 def test_files_without_this_library(tmp_path: Path) -> None:
