@@ -1,47 +1,58 @@
 """sbi's posteriors as they are, accelerated, and of this library's builders.
 
-Samples of a posterior, steps of training, and how well posteriors of three simulators are found.
+Samples of a posterior, steps of training, and how well posteriors of three simulators are found:
+
+    python -m benchmarks.clients [--parts posteriors] [--runs FOLDER]
+
+Everything that is finished is kept in the folder, and the page is written anew after every case.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
+import functools
 import logging
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import made_flows as mf
-from benchmarks._simulators import TASKS, Task
+from benchmarks._simulators import TASKS
 from benchmarks.harness import (
     Contender,
     Settings,
     Timing,
     markdown_table,
     milliseconds,
-    parse_settings,
+    parse_resumable,
     ratio,
     run_contenders,
     write_page,
 )
+from benchmarks.posteriors import Found
 
 OURS = {"maf": "maf", "maf_rqs": "spline", "made": "made", "zuko_maf": None, "zuko_nsf": None}
 """sbi's builders, and which of this library's has the same model."""
+TRAINED = ("nsf", "maf", "zuko_nsf", "ours, maf", "ours, spline")
 
 SAMPLING_TEXT = """\
 Milliseconds for {samples} samples under one observation, without gradients; networks are sbi's
 defaults: five transforms, 50 hidden units. "times": of the plain one, median and quartiles."""
 TRAINING_TEXT = """\
-Milliseconds of one step of Adam on 200 rows, {features} parameters. Acceleration leaves training as
+Milliseconds of one step of Adam on rows of {features} parameters. Acceleration leaves training as
 it is, but for the layer's class."""
-QUALITY_TEXT = """\
-`NPE` with {simulations} simulations and at most {epochs} epochs, sbi's defaults otherwise. C2ST is
-the accuracy with which a classifier tells {samples} samples from as many of the true posterior,
-averaged over {observations} observations: 0.5 is the best, 1 the worst. "outside": the share of raw
-samples outside the prior, which sbi rejects."""
+POSTERIORS_TEXT = """\
+`NPE` with {simulations} simulations and at most {epochs} epochs, sbi's defaults otherwise; seeds
+{seeds}, as far as they were run. **C2ST** is the accuracy with which a classifier tells {samples}
+samples from as many of the true posterior, averaged over {observations} observations, the same for
+all builders: 0.5 is the best, 1 the worst. **held out** is the mean log-density of the parameters
+of 4000 further simulations, in nats; **outside** the share of raw samples outside the prior, which
+sbi rejects."""
 
 
 def posterior_nn(name: str, prior: Any = None) -> Callable[..., Any]:
@@ -81,7 +92,7 @@ def times(cases: dict[str, dict[str, Timing]]) -> str:
                 cells += ["-", "-"] if timing is None else [
                     milliseconds(timing.median), str(ratio(plain, timing))]  # fmt: skip
             rows.append(cells)
-    return markdown_table(["D, builder", "sbi", "accelerated", "times", "ours", "times"], rows)
+    return markdown_table(["case, builder", "sbi", "accelerated", "times", "ours", "times"], rows)
 
 
 def sampling(features: int, samples: int) -> list[Contender]:
@@ -93,8 +104,8 @@ def sampling(features: int, samples: int) -> list[Contender]:
     return [contender(name, each) for name, each in estimators(features).items()]
 
 
-def training(features: int) -> list[Contender]:
-    theta, x = torch.randn(200, features), torch.randn(200, features)
+def training(features: int, rows: int) -> list[Contender]:
+    theta, x = torch.randn(rows, features), torch.randn(rows, features)
 
     def contender(name: str, estimator: Any) -> Contender:
         optimizer = torch.optim.Adam(estimator.train().parameters(), lr=1e-6)
@@ -109,66 +120,124 @@ def training(features: int) -> list[Contender]:
     return [contender(name, each) for name, each in estimators(features).items()]
 
 
+# ---------------------------------------------------------------------- posteriors
+
+
+@functools.cache
+def references(name: str, observations: int, samples: int) -> list[tuple[Tensor, Tensor]]:
+    """Observations of a simulator, and samples of their true posteriors."""
+    task = TASKS[name]
+    torch.manual_seed(1)
+    observed = task.simulate(task.prior.sample((observations,)))
+    return [(x[None], task.reference(x, samples)) for x in observed]
+
+
 def quality(
-    task: Task, name: str, simulations: int, epochs: int, observations: int, samples: int
-) -> list[str]:
-    """Train one posterior; C2ST, the share outside, and the seconds of training and sampling."""
+    name: str,
+    builder: str,
+    seed: int,
+    simulations: int,
+    epochs: int,
+    observations: int,
+    samples: int,
+) -> dict[str, float]:
+    """Train one posterior, and hold it against the true one."""
     from sbi.inference import NPE
     from sbi.utils.metrics import c2st
 
-    torch.manual_seed(0)
-    theta = task.prior.sample((simulations,))
-    x = task.simulate(theta)
-    start = time.perf_counter()
+    task, found = TASKS[name], references(name, observations, samples)
+    torch.manual_seed(100 + seed)
+    (theta, x), (other, of_other) = (
+        (theta, task.simulate(theta))
+        for theta in (task.prior.sample((simulations,)), task.prior.sample((4000,)))
+    )
+    torch.manual_seed(seed)
     trainer = NPE(
-        task.prior, density_estimator=posterior_nn(name, task.prior), show_progress_bars=False
+        task.prior, density_estimator=posterior_nn(builder, task.prior), show_progress_bars=False
     )
     estimator = trainer.append_simulations(theta, x).train(max_num_epochs=epochs)
-    trained, accuracy, outside = time.perf_counter() - start, 0.0, 0.0
     posterior = trainer.build_posterior()
-    torch.manual_seed(1)
-    for _ in range(observations):
-        observed = task.simulate(task.prior.sample((1,)))
-        truth = task.reference(observed[0], samples)
-        drawn = posterior.sample((samples,), x=observed, show_progress_bars=False)
-        raw = estimator.sample((samples,), observed)[:, 0]
-        accuracy += float(c2st(truth, drawn)) / observations
-        outside += float((~task.prior.support.check(raw)).float().mean()) / observations
-    return [f"{accuracy:.3f}", f"{outside:.2%}", f"{trained:.0f}"]
+    drawn = [posterior.sample((samples,), x=x, show_progress_bars=False) for x, _ in found]
+    with torch.no_grad():
+        raw = estimator.sample((samples,), torch.cat([x for x, _ in found]))
+        held_out = float(estimator.log_prob(other[None], of_other).mean())
+    accuracy = [float(c2st(truth, mine)) for (_, truth), mine in zip(found, drawn, strict=True)]
+    return {
+        "c2st": sum(accuracy) / len(accuracy),
+        "held_out": held_out,
+        "outside": float((~task.prior.support.check(raw)).float().mean()),
+        "epochs": trainer.summary["epochs_trained"][-1],
+    }
 
 
-def measure(settings: Settings) -> list[str]:
-    """The sections of the page."""
+def quality_table(results: dict[tuple[str, str], list[dict[str, float]]]) -> str:
+    rows = []
+    for (task, builder), runs in results.items():
+        mean = {key: sum(run[key] for run in runs) / len(runs) for key in runs[0]}
+        cells = [f"{mean['c2st']:.3f}", f"{mean['held_out']:.3f}", f"{mean['outside']:.2%}"]
+        rows.append([f"{task}, {builder}", *cells, f"{mean['epochs']:.0f}", str(len(runs))])
+    return markdown_table(["task, builder", "C2ST", "held out", "outside", "epochs", "seeds"], rows)
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parts = ["sampling", "training", "posteriors"]
+    parser.add_argument("--parts", nargs="*", choices=parts, default=parts, help="to be computed")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of posteriors")
+    return parse_resumable(parser, "clients", arguments, seconds=3.0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given, settings = parse(arguments)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    sizes, samples = ((3,), 50) if settings.quick else ((5, 10, 20), 10_000)
-    drawn = {
-        str(size): run_contenders(sampling(size, samples), settings, f"sampling, {size}")
-        for size in sizes
-    }
-    size = sizes[len(sizes) // 2]
-    trained = {str(size): run_contenders(training(size), settings, "training")}
+    quick = settings.quick
+    sizes, samples = ((3,), 50) if quick else ((5, 10, 20), 5000)
+    batches, middle = ((20,), 3) if quick else ((50, 200), 10)
     numbers = dict(zip(
         ("simulations", "epochs", "observations", "samples"),
-        (300, 2, 1, 100) if settings.quick else (10_000, 100, 5, 1000), strict=True,
+        (300, 2, 1, 100) if quick else (2000, 200, 5, 1000), strict=True,
     ))  # fmt: skip
-    names = ["nsf", "maf", "zuko_nsf", "ours, maf", "ours, spline"]
-    rows = []
-    for task in ["two moons"] if settings.quick else TASKS:
-        for name in names:
-            rows.append([f"{task}, {name}", *quality(TASKS[task], name, **numbers)])
-            print(*rows[-1], flush=True)
-    return [
-        "## Sampling", SAMPLING_TEXT.format(samples=samples), times(drawn),
-        "## Training", TRAINING_TEXT.format(features=size), times(trained),
-        "## Posteriors", QUALITY_TEXT.format(**numbers),
-        markdown_table(["task, builder", "C2ST", "outside", "seconds of training"], rows),
-    ]  # fmt: skip
+    drawn: dict[str, dict[str, Timing]] = {}
+    trained: dict[str, dict[str, Timing]] = {}
+    posteriors: dict[tuple[str, str], list[dict[str, float]]] = {}
 
+    def write() -> None:
+        seeds = ", ".join(map(str, given.seeds))
+        write_page("clients", "sbi's posteriors", [
+            "## Sampling", SAMPLING_TEXT.format(samples=samples), times(drawn),
+            "## Training", TRAINING_TEXT.format(features=middle), times(trained),
+            "## Posteriors", POSTERIORS_TEXT.format(seeds=seeds, **numbers),
+            quality_table(posteriors),
+        ], settings)  # fmt: skip
 
-def main() -> None:
-    settings = parse_settings(__doc__)
-    write_page("clients", "sbi's posteriors", measure(settings), settings)
+    def timed(title: str, make: Callable[[], list[Contender]], part: str) -> dict[str, Timing]:
+        def compute() -> list[dict[str, Any]]:
+            return [asdict(each) for each in run_contenders(make(), settings, title).values()]
+
+        found = Found(given.runs, part not in given.parts)(title, compute)
+        return {each["name"]: Timing(**each) for each in found or []}
+
+    found = Found(given.runs, "posteriors" not in given.parts)
+    for task in ["two moons"] if quick else TASKS:
+        for builder in TRAINED[-1:] if quick else TRAINED:
+            for seed in given.seeds:
+                name, compute = f"{task}--{builder}--{seed}", functools.partial(quality, task)
+                result = found(name, functools.partial(compute, builder, seed, **numbers))
+                if result is not None:
+                    posteriors.setdefault((task, builder), []).append(result)
+                    print(name, result, flush=True)
+    for size in sizes:
+        case = timed(f"sampling D {size}", functools.partial(sampling, size, samples), "sampling")
+        drawn |= {f"D = {size}": case} if case else {}
+        write()
+    for rows in batches:
+        case = timed(f"training {rows} rows", functools.partial(training, middle, rows), "training")
+        trained |= {f"{rows} rows": case} if case else {}
+        write()
 
 
 if __name__ == "__main__":
