@@ -85,7 +85,9 @@ class FastMixture(FastLayer):
         own = torch.zeros(self.features)  # of the dtype and device that the loop has
         rows = isinstance(context, Tensor) and context.dim() == 2
         fast = self.made_flows_ready(own, context) if rows else None
-        draw = fast and partial(self._made_flows_sample, fast, num_samples, context)
+        draw = (
+            None if fast is None else partial(self._made_flows_sample, fast, num_samples, context)
+        )
         return drawn_or_looped(draw, partial(super().sample, num_samples, context))  # type: ignore[misc]
 
     def _made_flows_sample(self, fast: Fast, number: int, context: Tensor) -> Tensor:

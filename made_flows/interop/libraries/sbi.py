@@ -49,7 +49,9 @@ class FastCategorical(FastLayer):
             embedded = self.embedding_net.forward(context[None])
             own = torch.zeros(self.num_variables + 1, device=context.device)
             fast = self.made_flows_ready(own, embedded)
-        draw = fast and partial(self._made_flows_sample, fast, sample_shape, embedded)
+        draw = (
+            None if fast is None else partial(self._made_flows_sample, fast, sample_shape, embedded)
+        )
         return drawn_or_looped(draw, partial(super().sample, sample_shape, context))  # type: ignore[misc]
 
     def _made_flows_sample(self, fast: Fast, sample_shape: Any, embedded: Any) -> Tensor:
