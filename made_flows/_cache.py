@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from made_flows._torch import is_traced
+from made_flows._torch import is_recorded, is_traced
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ class _Values:
             _expect_memory(tensor, span)
             if span is not None:
                 spans += span
-            elif _recorded(tensor):
+            elif is_recorded(tensor):
                 raise RuntimeError("values cannot be read while a graph records")
             else:
                 self.copies.append((place, _bits(tensor).clone()))
@@ -151,7 +151,7 @@ class _Values:
             return True
         # All comparisons are asked for before the first answer is waited for.
         pairs = [(copy, tensors[place]) for place, copy in self.copies]
-        equal = [(copy == _bits(now)).all() for copy, now in pairs if not _recorded(now)]
+        equal = [(copy == _bits(now)).all() for copy, now in pairs if not is_recorded(now)]
         return all(map(bool, equal))
 
 
@@ -201,11 +201,6 @@ def _bits(tensor: Tensor) -> Tensor:
     kind = _BITS.get(tensor.element_size())
     plain = tensor.detach()
     return plain if kind is None else plain.view(kind)
-
-
-def _recorded(tensor: Tensor) -> bool:
-    """Tell whether work on a tensor's device is recorded and not done: nothing can be read."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 class _Entry(Generic[T]):

@@ -39,13 +39,22 @@ def is_forward_mode() -> bool:
     return bool(torch.autograd.forward_ad._current_level >= 0)
 
 
+def is_recorded(x: Tensor) -> bool:
+    """Tell whether a CUDA graph records what is done on a tensor's device, and nothing is done."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def has_concrete_values(x: Tensor) -> bool:
-    """Tell whether a tensor's values may be read: not while compiling, tracing, in torch.func."""
+    """Tell whether a tensor's values may be read.
+
+    Not while compiling, tracing, in ``torch.func``, or while a CUDA graph records.
+    """
     return not (
         torch.compiler.is_compiling()
         or is_traced()
         or torch._C._functorch.is_functorch_wrapped_tensor(x)
         or x.is_meta
+        or is_recorded(x)
     )
 
 

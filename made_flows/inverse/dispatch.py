@@ -127,6 +127,9 @@ def _refuse(why: str) -> None:
 
 def solve(problem: Problem) -> Tensor:
     """Solve a :class:`~made_flows.inverse.problem.Problem` for its values."""
+    weights = problem.network.tensors[1].device
+    if weights != problem.noise.device:  # a kernel would read memory that is not its device's
+        expect(False, "noise", f"on the device of the weights, {weights}", problem.noise.device)
     engine = _backend_for(problem.noise)
     if engine is not None:
         kernel = engine.kernel_of(problem.step)

@@ -1,12 +1,14 @@
 """The sweeps on a GPU: plans, packed weights and the launches of the kernels.
 
-A call launches one kernel for every weight matrix, which packs it, and one for the sweep, and
-waits for nothing. It has the functions of ``made_flows.inverse.compiled.backend``, under the same
-names.
+A call launches one kernel for every weight matrix, which packs it, and one for the sweep, on the
+current stream of the weights' device, and waits for nothing. Only a first call waits: for its plan,
+and to time some ways to cut the work up. The functions of ``made_flows.inverse.compiled.backend``
+have the same names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,12 +21,14 @@ import triton.errors
 from torch import Tensor
 
 from made_flows._cache import TensorCache
+from made_flows._torch import is_recorded
 from made_flows.inverse.compiled.layout import BIAS, NORM
 from made_flows.inverse.compiled.packing import Layout, activations_of, context_of, knows, layout_of
 from made_flows.inverse.gpu.adjoint import adjoint_kernel
 from made_flows.inverse.gpu.pack import pack_kernel
 from made_flows.inverse.gpu.solve import solve_kernel
 from made_flows.inverse.gpu.steps import KINDS
+from made_flows.inverse.gpu.tiles import Tiles, fastest, processors, ways
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import Step
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
@@ -45,24 +49,6 @@ _PITCH = 16
 
 _PACKED = 16
 """Units and inputs of a block that the packing kernel takes."""
-
-
-class Tiles(NamedTuple):
-    """How the work is cut up; every number is a power of two, and 16 at least.
-
-    Args:
-        rows: rows of a tile.
-        block: units of a block before a panel.
-        step: units of a block inside a panel.
-        inputs: inputs of a product.
-        warps: of 32 threads each, that a program has.
-    """
-
-    rows: int
-    block: int
-    step: int
-    inputs: int
-    warps: int
 
 
 class Matrix(NamedTuple):
@@ -95,6 +81,7 @@ class Plan:
             it saw was infinite or NaN.
         code: the activation of all hidden layers, -1 where they differ.
         constants: of the activations.
+        stream: that it was made on.
     """
 
     symbolic: Symbolic
@@ -109,6 +96,16 @@ class Plan:
     flags: int
     code: int
     constants: Tensor
+    stream: int
+
+    def tensors(self) -> Iterator[Tensor]:
+        """List what the kernels read."""
+        yield from (self.matrix_table, self.row_features, self.row_ranks, self.constants)
+        yield from self.arrays.values()
+        for matrix in self.matrices:
+            yield from (matrix.units, matrix.limits, matrix.inputs)
+        for layer in self.symbolic.layers:
+            yield layer.units
 
 
 @dataclass(frozen=True)
@@ -122,6 +119,9 @@ class Ready:
 
 # What a plan says of masks and ranks is proved by every packing.
 _PLANS: TensorCache[Plan] = TensorCache(proves=True)
+
+# Plans that a CUDA graph reads whenever it is replayed, by their ids: for good.
+_RECORDED: dict[int, Plan] = {}
 
 
 @lru_cache(maxsize=64)
@@ -142,6 +142,12 @@ def ready_for(network: NetworkSpec) -> Ready | None:
     masks = [tensors[place] for place in structure.mask_places]
     key = (structure.key, tensors[1].dtype)
     plan = _PLANS.get(key, masks, lambda: _plan(network))
+    if is_recorded(tensors[1]):
+        _RECORDED[id(plan)] = plan
+    elif _stream_of(tensors[1]) != plan.stream:
+        # Should the plan be dropped, its memory is not another's before this call is done.
+        for tensor in plan.tensors():
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
     return _pack(plan, network)
 
 
@@ -158,6 +164,11 @@ def kernel_of(step: Step) -> StepKernel | None:
 
 def _plan(network: NetworkSpec) -> Plan:
     """Lay a network out on its device."""
+    if is_recorded(network.tensors[1]):
+        raise RuntimeError(
+            "Expected a network whose sequential inverse was called before a CUDA graph records "
+            "it, with the masks that it has; got one whose masks are still to be read"
+        )
     symbolic, structure = symbolic_for(network), network.structure
     layout = layout_of(symbolic, _PANEL_UNITS)
     depth, levels, device = structure.depth, symbolic.levels, network.tensors[1].device
@@ -209,6 +220,7 @@ def _plan(network: NetworkSpec) -> Plan:
         flags,
         codes.pop()[0] if len(codes) == 1 else -1 if codes else 0,
         torch.from_numpy(layout.constants).to(network.tensors[1]),
+        _stream_of(network.tensors[1]),
     )
 
 
@@ -262,27 +274,33 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
     rows, dimension, parts = noise.shape
     plan, like = ready.plan, ready.weights
     values = like.new_empty(rows, dimension)
-    if rows:
-        noise = noise.detach().to(like.dtype).contiguous()
-        known = values if known is None else known.detach().to(like.dtype).contiguous()
-        context, context_rows = context_of(plan.symbolic, network) or (like, 1)
-        tiles, programs = tiles_for(rows, like)
-        size, arrays = plan.layout.rows * tiles.rows, plan.arrays
-        work = like.new_empty(programs * size)
-        widest = max(network.structure.parameters)
-        with _on(like):
-            solve_kernel[(programs,)](
-                noise, known, values, work, ready.weights, ready.vectors, plan.constants, context,
-                arrays["table"], plan.matrix_table, arrays["streams"], arrays["panels"],
-                arrays["starts"], arrays["features"], arrays["feature_starts"],
-                arrays["column_starts"], arrays["output_starts"], arrays["input_starts"],
-                rows, context_rows, prefix, plan.symbolic.levels, len(arrays["panels"]) - 1,
-                network.structure.depth, size, dimension, plan.vectors, plan.flags,
-                PARTS=parts, DIRECT=network.structure.direct, ONE_HOT=kernel.one_hot,
-                KIND=kernel.kind, NUMBERS=_numbers(kernel), WIDTH=_width(kernel, widest),
-                CODE=plan.code, PRECISION=_precision(like), ROWS=tiles.rows, BLOCK=tiles.block,
-                STEP=tiles.step, INPUTS=tiles.inputs, num_warps=tiles.warps,
-            )  # fmt: skip
+    if not rows:
+        return values
+    noise = noise.detach().to(like.dtype).contiguous()
+    known = values if known is None else known.detach().to(like.dtype).contiguous()
+    context, context_rows = context_of(plan.symbolic, network) or (like, 1)
+    arrays, precision = plan.arrays, _precision(like)
+    width = _width(kernel, max(network.structure.parameters))
+
+    def launch(tiles: Tiles) -> None:
+        programs, size, work = _workspace(rows, plan.layout.rows, tiles, like)
+        solve_kernel[(programs,)](
+            noise, known, values, work, ready.weights, ready.vectors, plan.constants, context,
+            arrays["table"], plan.matrix_table, arrays["streams"], arrays["panels"],
+            arrays["starts"], arrays["features"], arrays["feature_starts"],
+            arrays["column_starts"], arrays["output_starts"], arrays["input_starts"],
+            rows, context_rows, prefix, plan.symbolic.levels, len(arrays["panels"]) - 1,
+            network.structure.depth, size, dimension, plan.vectors, plan.flags,
+            PARTS=parts, DIRECT=network.structure.direct, ONE_HOT=kernel.one_hot,
+            KIND=kernel.kind, NUMBERS=_numbers(kernel), WIDTH=width, CODE=plan.code,
+            PRECISION=precision, ROWS=tiles.rows, BLOCK=tiles.block, STEP=tiles.step,
+            INPUTS=tiles.inputs, num_warps=tiles.warps,
+        )  # fmt: skip
+
+    # Ranks that are known cost next to nothing, so that the kind does not depend on them.
+    kind = ("solve", kernel.kind, width, precision, *_size_of(plan, rows, like))
+    with _on(like):
+        launch(fastest(kind, ways(rows, like), like, launch))
     return values
 
 
@@ -292,53 +310,53 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
     rows, dimension = gradient.shape
     plan, like = ready.plan, ready.weights
     solution = like.new_empty(rows, dimension)
-    if rows:
-        gradient, slopes, x = (
-            tensor.detach().to(like.dtype).contiguous() for tensor in (gradient, slopes, x)
-        )
-        context, context_rows = context_of(plan.symbolic, network) or (like, 1)
-        tiles, programs = tiles_for(rows, like)
-        size, arrays = plan.layout.adjoint_rows * tiles.rows, plan.arrays
-        work = like.new_empty(programs * size)
-        with _on(like):
-            adjoint_kernel[(programs,)](
-                x, gradient, slopes, solution, work, ready.weights, ready.vectors, plan.constants,
-                context, arrays["adjoint_table"], plan.matrix_table, arrays["streams"],
-                arrays["panels"], arrays["starts"], arrays["features"], arrays["feature_starts"],
-                arrays["output_starts"], rows, context_rows, plan.symbolic.levels,
-                len(arrays["panels"]) - 1, network.structure.depth, slopes.shape[-1],
-                plan.layout.lambda_place, size, dimension,
-                DIRECT=network.structure.direct, CODE=plan.code, PRECISION=_precision(like),
-                ROWS=tiles.rows, BLOCK=tiles.block, STEP=tiles.step, INPUTS=tiles.inputs,
-                num_warps=tiles.warps,
-            )  # fmt: skip
+    if not rows:
+        return solution
+    gradient, slopes, x = (
+        tensor.detach().to(like.dtype).contiguous() for tensor in (gradient, slopes, x)
+    )
+    context, context_rows = context_of(plan.symbolic, network) or (like, 1)
+    arrays, precision = plan.arrays, _precision(like)
+
+    def launch(tiles: Tiles) -> None:
+        programs, size, work = _workspace(rows, plan.layout.adjoint_rows, tiles, like)
+        adjoint_kernel[(programs,)](
+            x, gradient, slopes, solution, work, ready.weights, ready.vectors, plan.constants,
+            context, arrays["adjoint_table"], plan.matrix_table, arrays["streams"],
+            arrays["panels"], arrays["starts"], arrays["features"], arrays["feature_starts"],
+            arrays["output_starts"], rows, context_rows, plan.symbolic.levels,
+            len(arrays["panels"]) - 1, network.structure.depth, slopes.shape[-1],
+            plan.layout.lambda_place, size, dimension,
+            DIRECT=network.structure.direct, CODE=plan.code, PRECISION=precision,
+            ROWS=tiles.rows, BLOCK=tiles.block, STEP=tiles.step, INPUTS=tiles.inputs,
+            num_warps=tiles.warps,
+        )  # fmt: skip
+
+    with _on(like):
+        kind = ("adjoint", precision, *_size_of(plan, rows, like))
+        launch(fastest(kind, ways(rows, like), like, launch))
     return solution
 
 
-def tiles_for(rows: int, like: Tensor) -> tuple[Tiles, int]:
-    """Choose tiles for so many rows, and how many programs share them.
-
-    Every multiprocessor should have a tile before tiles grow: a large one reuses every weight that
-    it reads more often.
-    """
-    processors = _processors(like.device) if like.is_cuda else 1
-    most = 16 if like.dtype == torch.float64 else 64
-    height = 16
-    while height < most and rows >= 2 * height * processors:
-        height *= 2
-    tiles = Tiles(height, 32, 16, 32 if like.dtype == torch.float32 else 16, 4)
-    return tiles, min(triton.cdiv(rows, height), 4 * processors if like.is_cuda else 2)
+def _workspace(rows: int, lines: int, tiles: Tiles, like: Tensor) -> tuple[int, int, Tensor]:
+    """Return how many programs share some rows, the size of one's workspace, and all of them."""
+    most = 4 * processors(like.device) if like.is_cuda else 2
+    programs, size = min(triton.cdiv(rows, tiles.rows), most), lines * tiles.rows
+    return programs, size, like.new_empty(programs * size)
 
 
-@lru_cache(maxsize=64)
-def _processors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+def _size_of(plan: Plan, rows: int, like: Tensor) -> tuple[object, ...]:
+    """Say how large a problem is, to a factor of two: problems alike share their tiles."""
+    structure, widest = plan.symbolic.structure, max(len(m.units) for m in plan.matrices)
+    sizes = (rows, plan.symbolic.levels, widest)
+    return (str(like.dtype), structure.depth, *(n.bit_length() for n in sizes))
 
 
 def _precision(like: Tensor) -> str:
     """Return how products are computed: in full, unless torch was told that tf32 will do."""
-    fast = like.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if fast else "ieee"
+    # Older switches set this one too, and refuse to be read once it was set.
+    fast = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if fast and like.dtype == torch.float32 else "ieee"
 
 
 def _numbers(kernel: StepKernel) -> tuple[float, ...]:
@@ -352,6 +370,11 @@ def _width(kernel: StepKernel, parameters: int) -> int:
     if kernel.kind == "rational_spline":
         parameters = int(kernel.numbers[4])
     return 1 << (parameters - 1).bit_length()
+
+
+def _stream_of(tensor: Tensor) -> int:
+    """Return the current stream of a tensor's device."""
+    return int(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
 
 
 def _on(tensor: Tensor) -> Any:

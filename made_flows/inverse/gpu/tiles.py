@@ -1,0 +1,145 @@
+"""How the sweeps are cut up on a GPU: a few ways, timed once for a kind of problem.
+
+What was fastest is kept, in memory and in Triton's cache on disk. All ways add up equally many
+inputs at a time, so that sums do not depend on the choice. Nothing is timed in the interpreter, nor
+while a CUDA graph records, when the host may wait for nothing: then the first way is taken, if none
+is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.errors import TritonError
+from triton.runtime.cache import get_cache_manager
+
+from made_flows._torch import is_recorded
+
+_REPETITIONS = 3
+"""Timed launches, of which the fastest counts."""
+
+_FILE = "tiles.json"
+
+_FOUND: dict[tuple[object, ...], Tiles] = {}
+
+
+class Tiles(NamedTuple):
+    """How the work is cut up; every number but the warps is a power of two, and 16 at least.
+
+    Args:
+        rows: rows of a tile.
+        block: units of a block before a panel.
+        step: units of a block inside a panel.
+        inputs: inputs of a product, the same in all ways.
+        warps: of 32 threads each, that a program has.
+    """
+
+    rows: int
+    block: int
+    step: int
+    inputs: int
+    warps: int
+
+
+def ways(rows: int, like: Tensor) -> list[Tiles]:
+    """List how so many rows may be cut up; what should do without a measurement comes first.
+
+    Every multiprocessor should have a tile before tiles grow: a large one reuses every weight that
+    it reads more often.
+    """
+    most = 16 if like.dtype == torch.float64 else 64
+    height = 16
+    while height < most and rows >= 2 * height * processors(like.device):
+        height *= 2
+    inputs = 32 if like.dtype == torch.float32 else 16
+    found = [Tiles(height, 32, 16, inputs, 4)]
+    found += [Tiles(h, 32, 16, inputs, 4) for h in (height // 2, 2 * height) if 16 <= h <= most]
+    return [*found, Tiles(height, 64, 16, inputs, 8), Tiles(height, 32, 16, inputs, 2)]
+
+
+@lru_cache(maxsize=64)
+def processors(device: torch.device) -> int:
+    """Return how many multiprocessors a device has; one, for the interpreter."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def fastest(
+    kind: tuple[object, ...], ways: Sequence[Tiles], like: Tensor, launch: Callable[[Tiles], None]
+) -> Tiles:
+    """Return the way that launches fastest for problems of a kind.
+
+    Args:
+        kind: what the kernel is compiled for, and how large the problem is, about.
+        ways: among which to choose.
+        like: a tensor on the device.
+        launch: does all the work in one way.
+
+    Raises:
+        TritonError: where no way can be built.
+    """
+    kind = (*kind, like.device)
+    found = _FOUND.get(kind)
+    if found is None:
+        if not _may_be_timed(like):
+            return ways[0]
+        found = _FOUND[kind] = _kept_or_timed(kind[:-1], ways, like, launch)
+    return found
+
+
+def _may_be_timed(like: Tensor) -> bool:
+    return like.is_cuda and not is_recorded(like)
+
+
+def _kept_or_timed(
+    kind: tuple[object, ...], ways: Sequence[Tiles], like: Tensor, launch: Callable[[Tiles], None]
+) -> Tiles:
+    identity = repr((kind, tuple(ways), triton.__version__, _name_of(like.device)))
+    cache = get_cache_manager(hashlib.sha256(identity.encode()).hexdigest())
+    path = cache.get_file(_FILE)
+    if path is not None:
+        return Tiles(*json.loads(Path(path).read_text(encoding="utf-8")))
+    times = {way: _attempt(partial(launch, way), like) for way in ways}
+    best = min(ways, key=lambda way: times[way][0])
+    failure = times[best][1]
+    if failure is not None:
+        raise failure
+    cache.put(json.dumps(best), _FILE, binary=False)
+    return best
+
+
+def _attempt(launch: Callable[[], None], like: Tensor) -> tuple[float, TritonError | None]:
+    try:
+        return milliseconds(launch, like), None
+    except TritonError as failure:  # too much shared memory, say
+        return math.inf, failure
+
+
+def _name_of(device: torch.device) -> object:
+    if device.type != "cuda":
+        return device.type
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+
+
+def milliseconds(launch: Callable[[], None], like: Tensor) -> float:
+    """Time what is launched on the current stream of a tensor's device."""
+    launch()  # compiles
+    stream, best = torch.cuda.current_stream(like.device), math.inf
+    for _ in range(_REPETITIONS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record(stream)
+        launch()
+        end.record(stream)
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end))
+    return best
