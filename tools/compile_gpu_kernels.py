@@ -1,6 +1,8 @@
 """Compile the kernels for CUDA, which needs no GPU; prints registers' and memories' use.
 
-    python -m tools.compile_gpu_kernels [compute capability, 90 by default]
+    python -m tools.compile_gpu_kernels [compute capability, 90 by default] [--all]
+
+With ``--all`` in every way in which the sweeps may be cut up, and in tf32.
 
 A process of its own, since Triton decides when it is imported whether it compiles or interprets.
 """
@@ -9,11 +11,16 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -21,6 +28,7 @@ from triton.compiler import ASTSource
 from made_flows.inverse.gpu.adjoint import adjoint_kernel
 from made_flows.inverse.gpu.pack import pack_kernel
 from made_flows.inverse.gpu.solve import solve_kernel
+from made_flows.inverse.gpu.tiles import Tiles, ways
 
 NUMBERS = {
     "rows", "context_rows", "prefix", "levels", "panel_count", "depth", "size", "dimension",
@@ -33,8 +41,7 @@ REAL = {
     "norm_shift", "flags",
 }  # fmt: skip
 
-TILES = {"fp32": {"ROWS": 32, "INPUTS": 32}, "fp64": {"ROWS": 16, "INPUTS": 16}}
-SWEEP = {"CODE": 1, "DIRECT": False, "PRECISION": "ieee", "BLOCK": 32, "STEP": 16}
+SWEEP = {"CODE": 1, "DIRECT": False, "PRECISION": "ieee"}
 AFFINE = {"KIND": "affine", "NUMBERS": (0, 0, 2.0, 0.0, 1.0, 0.0), "WIDTH": 2}
 SPLINE = {
     "KIND": "rational_spline",
@@ -47,15 +54,30 @@ PACK = {
     "HAS_BIAS": True, "HAS_NORM": True, "OUTPUT": True, "VECTORS": True, "BLOCK": 16, "INPUTS": 16,
 }  # fmt: skip
 
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 CASES: list[tuple[Any, str, dict[str, Any]]] = [
-    (pack_kernel, "fp32", PACK),
-    (solve_kernel, "fp32", {**SOLVE, **AFFINE, **TILES["fp32"]}),
-    (solve_kernel, "fp64", {**SOLVE, **SPLINE, **TILES["fp64"], "CODE": -1, "DIRECT": True}),
-    (adjoint_kernel, "fp32", {**SWEEP, **TILES["fp32"]}),
+    (solve_kernel, "fp32", {**SOLVE, **AFFINE}),
+    (solve_kernel, "fp64", {**SOLVE, **SPLINE, "CODE": -1, "DIRECT": True}),
+    (adjoint_kernel, "fp32", SWEEP),
+]
+MORE: list[tuple[Any, str, dict[str, Any]]] = [
+    (solve_kernel, "fp32", {**SOLVE, **AFFINE, "PRECISION": "tf32"}),
+    (solve_kernel, "fp32", {**SOLVE, **SPLINE}),
+    (adjoint_kernel, "fp32", {**SWEEP, "PRECISION": "tf32"}),
+    (adjoint_kernel, "fp64", SWEEP),
 ]
 
 
-def build(kernel: Any, dtype: str, constants: dict[str, Any], capability: int) -> Any:
+def tiles_of(dtype: str, every: bool) -> list[Tiles]:
+    """The ways to cut work up: for tiles of 32 rows the usual one, or all for any tile."""
+    like = torch.zeros(1, dtype=DTYPES[dtype])
+    found = [way for rows in (16, 32, 64) for way in ways(rows, like)]
+    return list(dict.fromkeys(found)) if every else ways(32, like)[:1]
+
+
+def build(
+    kernel: Any, dtype: str, constants: dict[str, Any], capability: int, warps: int = 4
+) -> Any:
     """The compiled kernel."""
     signature = {}
     for name in kernel.arg_names:
@@ -67,20 +89,38 @@ def build(kernel: Any, dtype: str, constants: dict[str, Any], capability: int) -
             signature[name] = f"*{dtype}" if name in REAL else "*i32"
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature, constexprs=places)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    options = {"num_warps": warps}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def use_of(built: Any) -> str:
+    """What machine code takes: registers of a thread, bytes of its stack (spills among them)."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(built.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = dict(re.findall(r"(REG|STACK):(\d+)", text))
+    return f"{found['REG']} registers, {found['STACK']} bytes of stack"
 
 
 def main() -> None:
-    capability = int(sys.argv[1]) if len(sys.argv) > 1 else 90
-    for kernel, dtype, constants in CASES:
-        built = build(kernel, dtype, constants, capability)
+    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    capability, every = numbers[0] if numbers else 90, "--all" in sys.argv
+    cases = [(pack_kernel, "fp32", PACK, "", 4)]
+    for kernel, dtype, constants in CASES + (MORE if every else []):
+        for way in tiles_of(dtype, every):
+            cut = {"ROWS": way.rows, "BLOCK": way.block, "STEP": way.step, "INPUTS": way.inputs}
+            name = f"{constants.get('KIND', '')} {constants['PRECISION']} {tuple(way)}"
+            cases.append((kernel, dtype, {**constants, **cut}, name, way.warps))
+    for kernel, dtype, constants, name, warps in cases:
+        built = build(kernel, dtype, constants, capability, warps)
         assembly = built.asm["ptx"]
         # The scratch space is shared: without barriers its readers would race its writers.
         barriers = assembly.count("bar.sync")
         if not built.asm["cubin"] or (barriers < 10 and kernel is not pack_kernel):
             raise SystemExit(f"{kernel.__name__}, {dtype}: no machine code, or too few barriers")
-        print(f"{kernel.__name__}, {dtype}: {barriers} barriers, "
-              f"{built.metadata.shared} bytes of shared memory")  # fmt: skip
+        print(f"{kernel.__name__}, {dtype} {name}: {use_of(built)}, {barriers} barriers, "
+              f"{built.metadata.shared} bytes of shared memory", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
