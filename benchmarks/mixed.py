@@ -28,7 +28,8 @@ import made_flows as mf
 from benchmarks._density_data import data_folder
 from benchmarks.harness import markdown_table, parse_resumable, write_page
 from made_flows.tables.columns import ATOM, CategoryColumn
-from made_flows.tables.head import Numbers, TableHead, raw_scale
+from made_flows.tables.head import TableHead
+from made_flows.tables.parts import Numbers, raw_scale
 from made_flows.tables.schema import Schema
 
 TRAINED, TESTED = 15_000, 2000

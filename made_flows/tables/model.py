@@ -21,12 +21,16 @@ from made_flows.tables.frames import read
 from made_flows.tables.head import TableHead
 from made_flows.tables.schema import Schema
 from made_flows.training.history import History
+from made_flows.training.loaders import split_indices
 from made_flows.training.loop import fit
 from made_flows.training.optimization import seeded
 from made_flows.transforms.units import Units
 
 _ROWS = 2048
 """Rows that are scored or completed at a time."""
+
+_ORDERS = 8
+"""Orders in which rows that were left out are scored, for the shares of independent columns."""
 
 
 class _ContextCodes(Units):
@@ -51,8 +55,10 @@ class TableMADE(DensityModel):
     with a density for every continuous column, per unit of the column, and a probability for every
     discrete one. All orders of the columns are trained, so that any columns may be missing, in
     training too: their marginal and conditional are exact under an order that puts the observed
-    first. Made by :meth:`from_data` or :func:`~made_flows.fit_table`; calling it, as any model,
-    gives a distribution of codes (:meth:`~made_flows.tables.schema.Schema.encode`).
+    first. Each conditional is mixed with the column's own distribution, as rows that were left out
+    ask for (:class:`~made_flows.tables.head.TableHead`): on them, training ends no worse than
+    independent columns. Made by :meth:`from_data` or :func:`~made_flows.fit_table`; calling it, as
+    any model, gives a distribution of codes (:meth:`~made_flows.tables.schema.Schema.encode`).
 
     Args:
         schema: what the columns are.
@@ -134,8 +140,9 @@ class TableMADE(DensityModel):
         """
         head, last = cast(TableHead, self.head), cast(MaskedLinear, self.made.layers[-1])
         with torch.no_grad():
+            margin = head.set_margin(self.schema.encode(table)[0])
             if last.bias is not None:
-                last.bias.copy_(head.margins(self.schema.encode(table)[0]))
+                last.bias.copy_(margin)
             last.weight.mul_(0.1)
 
     @property
@@ -153,16 +160,51 @@ class TableMADE(DensityModel):
 
         Args:
             table: the rows.
-            validation: the fraction to hold out, another table, or None.
+            validation: the fraction to hold out, another table, or None. Shares of independent
+                columns are fitted to them after training; without them there are none.
             average: the decay of an average of the weights, which orders that change from batch to
                 batch gain from.
-            options: of :func:`made_flows.fit`.
+            options: of :func:`made_flows.fit`. Without a ``seed``, always the same rows are held
+                out.
+
+        Returns:
+            The history, whose numbers are those of the network alone.
         """
         x, context = self.schema.encode(table)
+        held_out: tuple[Tensor, Tensor | None] | None = None
         if validation is not None and not isinstance(validation, (int, float)):
-            validation = self.schema.encode(validation, "validation")
-            validation = validation if self.context else validation[0]
-        return fit(self, x, context, validation=validation, average=average, **options)
+            held_out = self.schema.encode(validation, "validation")
+        elif validation is not None and 0 < validation < 1:  # fit says what is wrong with others
+            seed = options.get("seed")
+            generator = torch.Generator().manual_seed(0 if seed is None else seed)
+            kept, left_out = split_indices(len(x), validation, generator)
+            parts = [(x[i], None if context is None else context[i]) for i in (kept, left_out)]
+            (x, context), held_out = parts
+        if held_out is not None:
+            validation = held_out if self.context else held_out[0]
+        head = cast(TableHead, self.head)
+        head.share.zero_()
+        history = fit(self, x, context, validation=validation, average=average, **options)
+        if held_out is not None:
+            self._set_share(*held_out)
+        return history
+
+    def _set_share(self, x: Tensor, context: Tensor | None) -> None:
+        """Give each column as much of its own distribution as rows that were left out ask for."""
+        head, device = cast(TableHead, self.head), self.made.ranks.device
+        some = torch.arange(0, len(x), -(-len(x) // _ROWS))
+        x = x[some].to(device)
+        context = None if context is None else context[some].to(device)
+        missing = x.isnan()
+        generator, parameters = torch.Generator().manual_seed(0), []
+        with self._evaluating():
+            inputs = head.encode(torch.where(missing, head.filler, x), self.made.dtype)
+            read = self.units.standardize_context(context)
+            for _ in range(_ORDERS):
+                places = torch.randperm(self.features, generator=generator).to(device)
+                order = (places + self.features * missing.to(torch.int64)).argsort(dim=1)
+                parameters.append(self.made(inputs, read, order if missing.any() else order[0]))
+            head.set_share(x, parameters)
 
     # ------------------------------------------------------------------ rows of tables
 

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 import made_flows as mf
-from made_flows.tables.head import _log_ndtr
+from made_flows.tables.parts import _log_ndtr
 from tests.helpers.density_models import scatter
 
 RNG = np.random.default_rng(0)
@@ -58,6 +58,7 @@ def model_of(spread: float = 0.4, **names: str) -> tuple[mf.TableMADE, dict[str,
     kinds = {name: COLUMNS[kind][1] for name, kind in names.items()}
     torch.manual_seed(1)
     model = mf.TableMADE.from_data(table, kinds, hidden_features=(32,), components=3)
+    model.head.share.uniform_(0.2, 0.8)
     return scatter(model, spread).double().eval(), table
 
 
@@ -211,6 +212,8 @@ def test_files_hold_the_schema(tmp_path: Path) -> None:
     assert str(again.schema) == str(model.schema)
     assert "left out" in str(model.schema)
     np.testing.assert_array_equal(model.score_samples(table), again.score_samples(table))
+    earlier = {k: v for k, v in again.state_dict().items() if "share" not in k and "mar" not in k}
+    again.load_state_dict(earlier)
     with pytest.raises(ValueError, match="got one without 'real' and with 'reel'"):
         again.score_samples({("reel" if k == "real" else k): v for k, v in table.items()})
 
@@ -271,3 +274,33 @@ def test_extreme_values_have_a_score() -> None:
     model = mf.TableMADE.from_data(offset)
     model.fit(offset, max_epochs=1, progress=False, seed=0)
     assert np.std(model.sample(500, seed=0)["x"]) < 10
+
+
+def test_training_ends_no_worse_than_independent_columns_on_rows_left_out() -> None:
+    # A column of repeated values, which a network that moves its normals loses at once.
+    rng = np.random.default_rng(0)
+    ratio = np.where(rng.random(200) < 0.8, rng.integers(2, 6, 200), rng.gamma(9, 0.5, 200))
+    table = {"ratio": ratio.round(2), "x": rng.normal(size=200), "c": rng.choice(["a", "b"], 200)}
+    held_out = {name: values[150:] for name, values in table.items()}
+    table = {name: values[:150] for name, values in table.items()}
+    kinds = {"ratio": "amount"}
+    torch.manual_seed(0)
+    model = mf.TableMADE.from_data(table, kinds, hidden_features=(64,)).double()
+    start = model.score_samples(held_out).mean()  # nearly independent columns
+    model.fit(table, validation=held_out, max_epochs=5, learning_rate=1e-2, progress=False, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(3, generator=generator).argsort().tolist() for _ in range(8)]
+
+    def score() -> Any:
+        each = [model.arranged(order).score_samples(held_out).mean() for order in orders]
+        return np.mean(each)
+
+    head: Any = model.head
+    pooled, share = score(), head.share.clone()
+    head.share.fill_(1.0)
+    independent = score()
+    head.share.zero_()
+    assert independent == pytest.approx(start, abs=0.1)
+    assert score() < independent - 0.1, "the network alone is worse"
+    assert pooled >= independent
+    assert share[0] > 0.5 and bool(((share >= 0) & (share <= 1)).all())

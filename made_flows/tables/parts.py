@@ -1,0 +1,326 @@
+"""The parts of a table's head: one for all columns of one form, built of a known head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from made_flows.tables.columns import ATOM, CategoryColumn, NumberColumn
+from made_flows.univariate.heads import Categorical, GaussianMixture
+from made_flows.univariate.scales import ScaleRule
+from made_flows.univariate.splines import RationalQuadraticSpline
+
+_FAR = 1e30
+"""Where an edge of a cell is put that is infinitely far out."""
+
+_NARROWEST = 1e-3
+"""The least deviation of a normal in a mixture, about, of columns whose own is one."""
+
+_KNOTS = (-2.0, -1.2, -0.6, -0.2, 0.2, 0.6, 1.2, 2.0)
+"""Ends of the pieces of a number's encoding, about at equal parts of a normal distribution."""
+
+
+class Part(nn.Module):
+    """What columns of one form have in common; vectorised over them.
+
+    Attributes:
+        places: which features they are, (n,).
+        outputs, inputs: parameters and input columns of each.
+        noise: of a value, a uniform and a normal number.
+    """
+
+    outputs: list[int]
+    inputs: list[int]
+
+    def __init__(self, places: Sequence[int]) -> None:
+        super().__init__()
+        self.places = list(places)
+
+    def start(self, codes: Tensor | None = None) -> list[Tensor]:
+        """Return the parameters of an untrained network, one tensor a column.
+
+        Those of the columns' own distributions, as far as codes (N, n), NaN where one is missing,
+        tell them.
+        """
+        raise NotImplementedError
+
+    def encode(self, y: Tensor) -> Tensor:
+        """Return what the network reads of codes (..., n), (..., sum of inputs)."""
+        raise NotImplementedError
+
+    def log_prob(self, y: Tensor, parameters: Tensor) -> Tensor:
+        """Score codes (..., n) by parameters (..., n, K)."""
+        raise NotImplementedError
+
+    def step(self, noise: Tensor, parameters: Tensor, which: Tensor) -> Tensor:
+        """Turn noise (N, 2) into codes (N,) by parameters (N, K) of the columns ``which`` (N,)."""
+        raise NotImplementedError
+
+
+class Categories(Part):
+    """Columns of categories: a softmax, and a fixed probability of what was not seen."""
+
+    def __init__(self, places: Sequence[int], columns: Sequence[CategoryColumn]) -> None:
+        super().__init__(places)
+        sizes = [len(column.categories) for column in columns]
+        self.outputs = self.inputs = sizes
+        self.head = Categorical(sizes, len(sizes))
+        self._counts = [torch.tensor(column.counts, dtype=torch.float64) for column in columns]
+        self._unseen = torch.tensor([column.unseen for column in columns], dtype=torch.float64)
+
+    def start(self, codes: Tensor | None = None) -> list[Tensor]:
+        return [(counts / counts.sum()).log() for counts in self._counts]
+
+    def encode(self, y: Tensor) -> Tensor:
+        return self.head.encode(y, y.dtype)
+
+    def log_prob(self, y: Tensor, parameters: Tensor) -> Tensor:
+        unseen = y >= self.head.sizes
+        logits = parameters[..., : max(self.outputs)]
+        each = self.head.log_prob(torch.where(unseen, 0.0, y), logits)
+        log_unseen = self._unseen.to(each.device).log().to(each.dtype)
+        log_seen = torch.log1p(-self._unseen.to(each.device)).to(each.dtype)
+        return torch.where(unseen, log_unseen, each + log_seen)
+
+    def step(self, noise: Tensor, parameters: Tensor, which: Tensor) -> Tensor:
+        return self.head.step(noise, parameters).to(torch.float64)
+
+
+class Numbers(Part):
+    """Columns of numbers: a mixture of normals behind the fitted map.
+
+    Its density; where numbers come in steps, the probability of the cell around one; where zero is
+    inflated, a logit of it more.
+    """
+
+    def __init__(
+        self, places: Sequence[int], columns: Sequence[NumberColumn], components: int
+    ) -> None:
+        super().__init__(places)
+        # No wider than the whole: behind a logarithm, draws of wider ones would be astronomical.
+        self.mixture = GaussianMixture(components, ScaleRule("sigmoid", floor=_NARROWEST))
+        first = columns[0]
+        self.base, self.inflated, self.periods = first.base, first.inflated, first.periods
+        self.cells = first.step > 0
+        self.outputs = [3 * components + self.inflated] * len(columns)
+        width = len(_KNOTS) + self.inflated + 2 * len(self.periods)
+        self.inputs = [width] * len(columns)
+        rows = [(c.low, c.high, c.center, c.step, *c.shape) for c in columns]
+        self._constants = torch.tensor(rows, dtype=torch.float64).T
+
+    def start(self, codes: Tensor | None = None) -> list[Tensor]:
+        each = []
+        for k in range(len(self.places)):
+            start = self.mixture.initial_parameters()
+            share = torch.tensor(0.5)
+            if codes is not None:
+                y = codes[:, k][~codes[:, k].isnan()]
+                atom = (y == ATOM) & self.inflated
+                share = (atom.double().mean() * len(y) + 1) / (len(y) + 2)
+                y = y[~atom]
+                which = torch.full(y.shape, k)
+                z, slope = self._to_normal(y, which)
+                if self.cells:  # in a cell, what is narrower than it cannot be told
+                    slope = slope + self._base_slope(y, which) + self._of(y, which)[3].log()
+                    width = 0.3 * slope.exp().clamp(max=1.0)
+                else:
+                    width = torch.zeros_like(z)
+                start = _fit_mixture(z, width, start)
+            extra = [share.logit().float().reshape(1)] if self.inflated else []
+            each.append(torch.cat([start.float(), *extra]))
+        return each
+
+    def _of(self, y: Tensor, which: Tensor | None) -> list[Tensor]:
+        """Return the constants of the columns of values: low, high, center, step, shape."""
+        constants = self._constants.to(y.device)
+        return list(constants if which is None else constants[:, which])
+
+    def _to_normal(self, y: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return z of codes y, and log |dz/dy|."""
+        *_, middle, spread, tail, skew, location, scale = self._of(y, which)
+        v = (y - middle) / spread
+        t = tail * torch.asinh(v) - skew
+        log_root = torch.hypot(v, torch.ones_like(v)).log()
+        slope = (tail / (spread * scale)).log() + _log_cosh(t) - log_root
+        return (torch.sinh(t) - location) / scale, slope
+
+    def _from_normal(self, z: Tensor, which: Tensor) -> Tensor:
+        *_, middle, spread, tail, skew, location, scale = self._of(z, which)
+        return middle + spread * torch.sinh((torch.asinh(z * scale + location) + skew) / tail)
+
+    def _number(self, y: Tensor, which: Tensor | None = None) -> Tensor:
+        """Return the numbers of codes, of bases that come in steps."""
+        low, _, center, *_ = self._of(y, which)
+        y = y + center
+        if self.base == "log":
+            return low + y.exp()
+        return torch.sinh(y) if self.base == "asinh" else y
+
+    def _code(self, x: Tensor, which: Tensor | None = None) -> Tensor:
+        low, _, center, *_ = self._of(x, which)
+        if self.base == "log":
+            return (x - low).clamp(min=0).log() - center
+        return (torch.asinh(x) if self.base == "asinh" else x) - center
+
+    def _base_slope(self, y: Tensor, which: Tensor | None = None) -> Tensor:
+        """Return log |dy/dx| at codes."""
+        low, high, center, *_ = self._of(y, which)
+        y = y + center
+        if self.base == "log":
+            return -y
+        if self.base == "logit":
+            return F.softplus(y) + F.softplus(-y) - (high - low).log()
+        return -_log_cosh(y) if self.base == "asinh" else torch.zeros_like(y)
+
+    def encode(self, y: Tensor) -> Tensor:
+        atom = y == ATOM
+        z = self._to_normal(torch.where(atom, 0.0, y) if self.inflated else y)[0]
+        z = z.clamp(-_FAR, _FAR)  # what the network reads, not what is scored
+        knots = torch.tensor(_KNOTS, dtype=z.dtype, device=z.device)
+        low, high = knots[:-1], knots[1:]
+        pieces = ((z.unsqueeze(-1) - low) / (high - low)).clamp(0.0, 1.0)
+        parts = [torch.asinh(z).unsqueeze(-1), pieces]
+        if self.inflated:
+            parts = [part * ~atom.unsqueeze(-1) for part in parts] + [atom.unsqueeze(-1).to(z)]
+        if self.periods:
+            periods = torch.tensor(self.periods, dtype=z.dtype, device=z.device)
+            angle = 2 * math.pi * (self._number(y).unsqueeze(-1) / periods)
+            parts += [angle.sin(), angle.cos()]
+        return torch.cat(parts, dim=-1).flatten(-2)
+
+    def log_prob(self, y: Tensor, parameters: Tensor) -> Tensor:
+        p = parameters[..., : self.outputs[0]]
+        atom = y == ATOM
+        if self.inflated:
+            y = torch.where(atom, 0.0, y)
+        z, slope = self._to_normal(y)
+        slope = slope + self._base_slope(y)
+        mixture = p[..., : 3 * self.mixture.components]
+        if self.cells:
+            each = self._cell(y, z, slope, mixture).to(p.dtype)
+        else:
+            each = self.mixture.log_prob(z.to(p.dtype), mixture) + slope.to(p.dtype)
+        if not self.inflated:
+            return each
+        logit = p[..., -1]
+        return torch.where(atom, F.logsigmoid(logit), F.logsigmoid(-logit) + each)
+
+    def _cell(self, y: Tensor, z: Tensor, slope: Tensor, parameters: Tensor) -> Tensor:
+        """Return log-probabilities of the cells around codes."""
+        half = 0.5 * self._of(y, None)[3]
+        x = self._number(y)
+        edges = [self._to_normal(self._code(edge))[0] for edge in (x - half, x + half)]
+        logits, means, raw = parameters.double().chunk(3, dim=-1)
+        log_scale = self.mixture.scale(raw)
+
+        def reduced(value: Tensor) -> Tensor:
+            return (value.clamp(-_FAR, _FAR).unsqueeze(-1) - means) * torch.exp(-log_scale)
+
+        log_width = (slope + (2 * half).log()).unsqueeze(-1) - log_scale
+        each = _log_interval(reduced(edges[0]), reduced(edges[1]), reduced(z), log_width)
+        return torch.logsumexp(F.log_softmax(logits, dim=-1) + each, dim=-1)
+
+    def step(self, noise: Tensor, parameters: Tensor, which: Tensor) -> Tensor:
+        p = parameters[..., : self.outputs[0]].to(noise.dtype)
+        uniform, normal = noise.unbind(-1)
+        atom = torch.zeros_like(uniform, dtype=torch.bool)
+        if self.inflated:
+            # What is left of a uniform number, once it chose between zero and the rest, is uniform.
+            probability = torch.sigmoid(p[..., -1])
+            atom = uniform < probability
+            rest = (uniform - probability) / (1 - probability).clamp(min=1e-30)
+            uniform = torch.where(atom, uniform, rest).clamp(0.0, 1.0)
+        mixture = p[..., : 3 * self.mixture.components]
+        z = self.mixture.step(torch.stack([uniform, normal], dim=-1), mixture)
+        y = self._from_normal(z.double(), which)
+        if self.cells:
+            low, _, _, step, *_ = self._of(y, which)
+            x = torch.round(self._number(y, which) / step) * step
+            if self.base == "log":  # rounding may end at the low end itself
+                x = torch.maximum(x, low + 0.5 * step)
+            y = self._code(x, which)
+        return torch.where(atom, ATOM, y)
+
+
+class Splines(Numbers):
+    """Columns of numbers: a monotone spline of a normal value, behind the fitted map."""
+
+    def __init__(
+        self, places: Sequence[int], columns: Sequence[NumberColumn], components: int
+    ) -> None:
+        super().__init__(places, columns, components)
+        self.spline = RationalQuadraticSpline(max(components, 2))
+        self.outputs = [self.spline.outputs] * len(columns)
+
+    def start(self, codes: Tensor | None = None) -> list[Tensor]:
+        return [torch.zeros(count) for count in self.outputs]  # the identity
+
+    def log_prob(self, y: Tensor, parameters: Tensor) -> Tensor:
+        p = parameters[..., : self.outputs[0]]
+        z, slope = self._to_normal(y)
+        normal, stretch = self.spline.inverse(z.to(p.dtype), p)
+        density = -0.5 * normal * normal - 0.5 * math.log(2 * math.pi)
+        return density + stretch + (slope + self._base_slope(y)).to(p.dtype)
+
+    def step(self, noise: Tensor, parameters: Tensor, which: Tensor) -> Tensor:
+        p = parameters[..., : self.outputs[0]].to(noise.dtype)
+        return self._from_normal(self.spline.forward(noise[..., 1], p)[0].double(), which)
+
+
+def _log_cosh(t: Tensor) -> Tensor:
+    return t.abs() + torch.log1p(torch.exp(-2 * t.abs())) - math.log(2)
+
+
+def _fit_mixture(z: Tensor, width: Tensor, start: Tensor) -> Tensor:
+    """Fit a mixture of normals to values z (N,) by EM, and return its parameters.
+
+    Args:
+        z: the values.
+        width: deviations below which a component may not fall at a value, (N,).
+        start: parameters to start from: logits, means, scales.
+    """
+    some = torch.arange(len(z))[:: max(1, len(z) // 2000)]
+    z, width = z[some], width[some]
+    _, means, _ = start.double().chunk(3)
+    count = len(means)
+    weights, scales = torch.full_like(means, 1 / count), torch.full_like(means, 2 / count)
+    for _ in range(30 if len(z) > 1 else 0):
+        log_p = weights.log() - scales.log() - 0.5 * ((z[:, None] - means) / scales).square()
+        parts = torch.softmax(log_p, dim=1)
+        # Half a row more for each component, where it is: none dies or collapses.
+        total = parts.sum(0) + 0.5
+        weights = total / total.sum()
+        means = (parts.T @ z + 0.5 * means) / total
+        spread = (parts * ((z[:, None] - means).square() + width[:, None].square())).sum(0)
+        scales = ((spread + 0.5 * 0.01) / total).sqrt().clamp(1e-2, 0.99)
+    return torch.cat([weights.log(), means, raw_scale(scales)])
+
+
+def raw_scale(scale: Tensor) -> Tensor:
+    """Return the parameters of scales between 0.001 and 1: the inverse of the rule."""
+    return torch.logit(scale - _NARROWEST) - ScaleRule("sigmoid").offset
+
+
+def _log_interval(a: Tensor, b: Tensor, middle: Tensor, log_width: Tensor) -> Tensor:
+    """Return log(Phi(b) - Phi(a)) of a < b, by the density in the middle where they are close."""
+    flip = a > 0
+    low, high = torch.where(flip, -b, a), torch.where(flip, -a, b)
+    log_low, log_high = _log_ndtr(low), _log_ndtr(high)
+    difference = log_low - log_high
+    narrow = log_width.exp() * middle.abs().clamp(min=1.0) < 1e-3
+    difference = torch.where(narrow, -1.0, difference)
+    wide = log_high + torch.log(-torch.expm1(difference))
+    density = -0.5 * middle * middle - 0.5 * math.log(2 * math.pi) + log_width
+    return torch.where(narrow, density, wide)
+
+
+def _log_ndtr(x: Tensor) -> Tensor:
+    """Return log(Phi(x)), whose gradient far below torch has as infinite or wrong."""
+    far = x < -1e4
+    tail = torch.where(far, x, -1.0)
+    asymptote = -0.5 * tail * tail - torch.log(-tail) - 0.5 * math.log(2 * math.pi)
+    return torch.where(far, asymptote, torch.special.log_ndtr(torch.where(far, 0.0, x)))
