@@ -303,4 +303,5 @@ def test_training_ends_no_worse_than_independent_columns_on_rows_left_out() -> N
     assert independent == pytest.approx(start, abs=0.1)
     assert score() < independent - 0.1, "the network alone is worse"
     assert pooled >= independent
-    assert share[0] > 0.5 and bool(((share >= 0) & (share <= 1)).all())
+    assert share[0] > 0.5
+    assert bool(((share >= 0) & (share <= 1)).all())
