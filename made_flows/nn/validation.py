@@ -78,7 +78,7 @@ class Watch:
             (own, name, value)
             for own in self._own
             for name, value in own.items()
-            if callable(value) and not name.startswith("_")
+            if not name.startswith("_") and callable(value)  # no tables, which no compiler calls
         ]
         self._empty: list[dict[Any, Any]] = [module._forward_hooks for module in within]
         self._filled: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
