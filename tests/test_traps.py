@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,19 +13,10 @@ from torch import Tensor
 
 import made_flows as mf
 from made_flows.nn import masks as mk
+from tests.helpers.default_dtype import default_dtype
 from tests.helpers.density_models import CONTINUOUS, MODELS, NETWORKS, context_of, made_of, scatter
 
 F64 = torch.float64
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 # 1. The context enters through hidden units only, and the outputs of rank 0 read none of them.

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 import made_flows as mf
 from made_flows.interop.class_swap import original_class
 from made_flows.inverse.d_pass import SlowInverseWarning
+from tests.helpers.default_dtype import default_dtype
 from tests.helpers.foreign_layers import (
     LAYERS,
     C,
@@ -43,17 +44,6 @@ from tests.helpers.foreign_layers import (
 
 ROWS = 6
 DTYPES = [torch.float64, torch.float32]
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """For libraries whose own inverse works in the default dtype alone."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def close(actual: Any, expected: Any) -> None:

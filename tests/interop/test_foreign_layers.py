@@ -24,6 +24,7 @@ from made_flows.inverse.compiled.spline_inverse import invert
 from made_flows.nn.activations import activation_of_name
 from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError
+from tests.helpers.default_dtype import default_dtype
 from tests.helpers.foreign_layers import LAYERS, C, D, make, nflows_layer, pyro_layer, zuko_layer
 
 ROWS = 6
@@ -358,15 +359,12 @@ def test_a_changed_layer_is_never_inverted_as_it_was(name: str, change: str) -> 
     layer = make(row)
     fast = mf.accelerate(copy.deepcopy(layer))
     u = row.values(ROWS, torch.float64)
-    torch.set_default_dtype(torch.float64)  # Pyro's own inverse needs it
-    try:
+    with default_dtype(torch.float64):
         before = row.slow(fast, u, None)[0]
         for each in (layer, fast):
             torch.manual_seed(3)
             CHANGES[change](each)
         expected, actual = row.slow(layer, u.clone(), None), row.slow(fast, u.clone(), None)
-    finally:
-        torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(actual, expected)
     assert not torch.allclose(before, actual[0])
 
@@ -400,13 +398,10 @@ def test_changed_settings_count(name: str) -> None:
     layer = make(row)
     fast = mf.accelerate(copy.deepcopy(layer))
     u, context = row.values(ROWS, torch.float64), row.given(ROWS, torch.float64)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         before = row.slow(fast, u, context)[0]
         change(layer), change(fast)
         expected, actual = row.slow(layer, u.clone(), context), row.slow(fast, u.clone(), context)
-    finally:
-        torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(actual, expected)
     assert not torch.allclose(before, actual[0])
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ import made_flows as mf
 import made_flows.nflows as mn
 import made_flows.pyro as mp
 from made_flows.inverse.d_pass import SlowInverseWarning
+from tests.helpers.default_dtype import default_dtype
 from tests.helpers.foreign_layers import (
     LAYERS,
     C,
@@ -277,17 +277,6 @@ WAYS: dict[str, Callable[[Slow, Tensor, Tensor | None], Any]] = {
 }
 
 
-@contextmanager
-def _double() -> Iterator[None]:
-    """For libraries whose own inverse works in the default dtype alone."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _tuple(result: Any) -> Sequence[Tensor]:
     return result if isinstance(result, tuple) else (result,)
 
@@ -301,7 +290,7 @@ def test_what_worked_before_works_after(name: str, way: str, used_before: bool) 
     row, change = SUBJECTS[name]
     layer = make(row)
     u, context = row.values(ROWS, torch.float64), row.given(ROWS, torch.float64)
-    with _double():
+    with default_dtype(torch.float64):
         changed = change(layer)
         if used_before:
             with torch.no_grad():
@@ -385,7 +374,7 @@ def test_a_changed_layer_computes_what_the_original_does(name: str, change: str)
     row, replace = SUBJECTS[name]
     layer = make(row)
     u, context = row.values(ROWS, torch.float64), row.given(ROWS, torch.float64)
-    with _double():
+    with default_dtype(torch.float64):
         changed = replace(layer)
         with torch.no_grad():
             row.slow(changed, u.clone(), context)

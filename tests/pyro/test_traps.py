@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -22,6 +20,7 @@ from pyro.infer.autoguide import AutoNormalizingFlow  # noqa: E402
 import made_flows as mf  # noqa: E402
 import made_flows.pyro as mp  # noqa: E402
 from made_flows.pyro.transforms import ClippedScale  # noqa: E402
+from tests.helpers.default_dtype import default_dtype  # noqa: E402
 from tests.helpers.density_models import scatter  # noqa: E402
 from tests.helpers.pyro_layers import CONDITIONAL, CONTEXT, TRANSFORMS, conditional, transform  # noqa: E402
 
@@ -30,16 +29,6 @@ DTYPES = [torch.float32, F64]
 
 every = pytest.mark.parametrize("name", TRANSFORMS)
 every_conditional = pytest.mark.parametrize("name", CONDITIONAL)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def density(t: Any, features: int = 4, dtype: torch.dtype = F64) -> Any:
