@@ -16,6 +16,7 @@ from made_flows._checks import expect, shown
 from made_flows._torch import own_precision
 from made_flows.inverse import eager
 from made_flows.inverse.compiled.packing import knows
+from made_flows.inverse.gpu import graphs
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.nn.spec import NetworkSpec
@@ -147,7 +148,7 @@ def solve(problem: Problem) -> Tensor:
             else _unknown(problem.network)
         )
     with own_precision(problem.noise.device.type):
-        return eager.solve(problem)
+        return _in_torch(problem.noise).solve(problem)  # type: ignore[no-any-return]
 
 
 def score(
@@ -196,7 +197,12 @@ def adjoint(problem: TransposedProblem) -> Tensor:
             _report(failure)
         _refuse(_unknown(problem.network))
     with own_precision(problem.gradient.device.type):
-        return eager.adjoint(problem)
+        return _in_torch(problem.gradient).adjoint(problem)  # type: ignore[no-any-return]
+
+
+def _in_torch(tensor: Tensor) -> ModuleType:
+    """Return the module of sweeps in torch operations, recorded where launches count most."""
+    return graphs if tensor.is_cuda and _choice() == "auto" else eager
 
 
 def _report(failure: Exception) -> None:

@@ -1,1 +1,1 @@
-"""The sweeps of the sequential inverse as Triton kernels, for GPUs: one launch for a sweep."""
+"""The sweeps of the sequential inverse on GPUs: as Triton kernels, or recorded in CUDA graphs."""

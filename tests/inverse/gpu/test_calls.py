@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import made_flows as mf
 from made_flows import _cache, _torch
 from made_flows.inverse import ops, sequential_inverse
 from made_flows.inverse.dispatch import backend
 from tests.helpers.inverse_checks import STEPS, made_for, noise_of
+from tests.helpers.nothing_read import NothingRead
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
@@ -33,23 +33,6 @@ interpreted = pytest.mark.skipif(
     not gpu.INTERPRETED, reason="Triton was imported without TRITON_INTERPRET=1"
 )
 GAUSSIAN = STEPS["sampling, Gaussian"](3)
-
-READ_BACK = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "item")
-"""Operations after which a host has to wait for a device."""
-
-
-class _NothingRead(TorchDispatchMode):
-    """Fails where a value is read: from the device, on a GPU."""
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        name = function.overloadpacket.__name__
-        by_mask = name.startswith("index") and any(
-            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
-            for index in (arguments[1] if isinstance(arguments[1], (list, tuple)) else ())
-        )
-        if name in READ_BACK or by_mask:
-            raise AssertionError(f"{name} waits for the device")
-        return function(*arguments, **(keywords or {}))
 
 
 @pytest.fixture
@@ -103,7 +86,7 @@ def test_nothing_is_read_while_a_graph_records(
     with backend("triton"):
         call(flow, context)  # makes plans
         recorded()
-        with _NothingRead():
+        with NothingRead():
             call(flow, context)
 
 
