@@ -7,25 +7,22 @@ of log q with respect to the sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.sequential import pull_back
 from made_flows.inverse.steps import BijectionStep
+from made_flows.models.affine_path import AffinePath, plain_steps, solve
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
-from made_flows.models.variational import DampedAffine, TriangularAffine
-from made_flows.nn.made import MADE
+from made_flows.models.variational import TriangularAffine
 from made_flows.nn.validation import NotUnderstoodError
 from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
-
-_JACOBIAN_UP_TO = 32
-"""Features up to which the Jacobian of an affine transform takes less time than a sweep."""
 
 
 class ScoredSample(NamedTuple):
@@ -42,7 +39,9 @@ class ScoredSample(NamedTuple):
     score: Tensor
 
 
-def sample_with_score(flow: Flow, noise: Tensor) -> ScoredSample:
+def sample_with_score(
+    flow: Flow, noise: Tensor, packed: tuple[Tensor, Sequence[Tensor]] | None = None
+) -> ScoredSample:
     r"""Draw samples from noise, with the gradient of their log-density in the sample.
 
     .. math:: \nabla_x \log q(x) = J^{-\top} \nabla_z \bigl(\log p_0(z) - \log |\det J|\bigr),
@@ -55,6 +54,8 @@ def sample_with_score(flow: Flow, noise: Tensor) -> ScoredSample:
     Args:
         flow: a flow without a context, whose samples are a parallel pass.
         noise: z (..., D).
+        packed: a vector in whose memory all weights lie and which is to have their gradients, and
+            the weights in its order; None where the weights have them themselves.
 
     Returns:
         samples, log-determinants and scores; scores are not finite where a Jacobian is singular.
@@ -73,6 +74,14 @@ def sample_with_score(flow: Flow, noise: Tensor) -> ScoredSample:
         True
     """
     z = noise.reshape(-1, noise.shape[-1])
+    steps = plain_steps(flow)
+    if steps is not None:
+        order = list(flow.parameters()) if packed is None else packed[1]
+        given = order if packed is None else [packed[0]]
+        x, log_det, score = AffinePath.apply(steps, order, z, *given)
+        return ScoredSample(
+            x.reshape(noise.shape), log_det.reshape(noise.shape[:-1]), score.reshape(noise.shape)
+        )
     if isinstance(flow.base, StandardNormal):
         score = -z.detach()
     else:
@@ -95,21 +104,13 @@ def _past(transform: Transform, z: Tensor, score: Tensor) -> ScoredSample:
         x, log_det = transform.to_data(z)
         return ScoredSample(x, log_det, transform.pull_back(score))
     if type(transform) is AutoregressiveTransform and transform.reads == "noise":
-        made, bijection = transform.conditioner, transform.bijection
-        if (
-            transform.features <= _JACOBIAN_UP_TO
-            and type(bijection) is DampedAffine
-            and bijection.scale.rule == "bounded"
-            and _plain(made)
-        ):
-            return _past_affine(made, bijection, z, score)
         try:
             return _by_sweep(transform, z, score)
         except NotUnderstoodError:
             pass  # a network with hooks, say, which a sweep over its layers would leave out
     x, log_det = transform.to_data(z)
     jacobian, of_log_det = _by_autograd(transform, z.detach())
-    return ScoredSample(x, log_det, _solved(jacobian, score - of_log_det))
+    return ScoredSample(x, log_det, solve(jacobian.mT, score - of_log_det))
 
 
 def _by_sweep(transform: AutoregressiveTransform, z: Tensor, score: Tensor) -> ScoredSample:
@@ -129,18 +130,6 @@ def _by_sweep(transform: AutoregressiveTransform, z: Tensor, score: Tensor) -> S
     return ScoredSample(x, log_det, score)
 
 
-def _solved(jacobian: Tensor, wanted: Tensor, ranks: Tensor | None = None) -> Tensor:
-    """Solve the transposed system, which may be triangular in the order of ranks."""
-    order = [] if ranks is None else ranks.tolist()
-    columns = wanted.unsqueeze(-1)
-    if order and order in (sorted(order), sorted(order, reverse=True)):
-        upper = order[0] == 0
-        solution: Tensor = torch.linalg.solve_triangular(jacobian.mT, columns, upper=upper)
-    else:
-        solution = torch.linalg.solve_ex(jacobian.mT, columns).result
-    return solution.squeeze(-1)
-
-
 def _by_autograd(transform: Transform, z: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the Jacobian (N, D, D) of the data and the gradient (N, D) of its log-determinant.
 
@@ -153,60 +142,3 @@ def _by_autograd(transform: Transform, z: Tensor) -> tuple[Tensor, Tensor]:
         asked = x[:-1].diagonal(dim1=0, dim2=2).sum() + log_det[-1].sum()
         (gradient,) = torch.autograd.grad(asked, copies)
     return gradient[:-1].movedim(0, 1), gradient[-1]
-
-
-# ---------------------------------------------------------------------- by products of matrices
-
-# The same as by autograd, in a third of the calls: at the size of most posteriors a step of
-# training is as long as its calls are many.
-
-_DERIVATIVES: dict[type, Callable[[Tensor], Tensor]] = {
-    nn.Tanh: lambda a: 1 - a.square(),
-    nn.ReLU: lambda a: (a > 0).to(a.dtype),
-    nn.Sigmoid: lambda a: a * (1 - a),
-}
-"""Derivatives of activations, from their results."""
-
-
-def _plain(made: MADE) -> bool:
-    """Say whether a network is made of masked layers, activations and direct connections alone."""
-    try:
-        made.expect_understood()
-    except NotUnderstoodError:
-        return False
-    layers = made.masked_layers() + ([] if made.direct is None else [made.direct])
-    return (
-        type(made.activation) in _DERIVATIVES
-        and not (made.residual or made.dropout or made.context)
-        and not any(layer.has_mask_weights for layer in layers)
-    )
-
-
-def _past_affine(made: MADE, bijection: DampedAffine, z: Tensor, score: Tensor) -> ScoredSample:
-    """Take noise and its score past an affine transform of a plain network."""
-    layers = made.masked_layers()
-    derivative = _DERIVATIVES[type(made.activation)]
-    hidden: list[Tensor] = []
-    outputs = made.compute(z, None, record=hidden)
-    rows, features = z.shape
-    shift, raw = (bijection.gain * outputs).unbind(-1)
-    bounded = torch.tanh(raw / bijection.scale.bound)
-    log_scale = bijection.scale.bound * bounded
-    scale = torch.exp(log_scale)
-    x = torch.addcmul(shift, scale, z)
-
-    with torch.no_grad():
-        weights = [layer.weight * layer.mask for layer in layers]
-        direct = None if made.direct is None else made.direct.weight * made.direct.mask
-        jacobian = (bijection.gain * weights[-1]).unsqueeze(0)
-        for weight, values in zip(weights[-2::-1], reversed(hidden), strict=True):
-            jacobian = jacobian * derivative(values).unsqueeze(1)
-            jacobian = (jacobian.flatten(0, 1) @ weight).unflatten(0, (rows, -1))
-        if direct is not None:
-            jacobian = torch.add(jacobian, direct, alpha=bijection.gain)
-        of_shift, of_raw = jacobian.unflatten(1, (features, 2)).unbind(2)
-        of_log_scale = (1 - bounded.square()).unsqueeze(-1) * of_raw
-        of_x = torch.addcmul(of_shift, (scale * z).unsqueeze(-1), of_log_scale)
-        of_x.diagonal(dim1=1, dim2=2).copy_(scale)
-        score = _solved(of_x, score - of_log_scale.sum(dim=1), made.ranks)
-    return ScoredSample(x, log_scale.sum(dim=-1), score)

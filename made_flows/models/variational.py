@@ -22,7 +22,7 @@ from made_flows.univariate.bijections import Affine, Bijection
 from made_flows.univariate.scales import ScaleRule
 from made_flows.univariate.step_kernel import StepKernel
 
-_SCALE_STEP = 4.0
+SCALE_STEP = 4.0
 """How much faster a logarithm of a scale moves than other parameters."""
 
 _UNDAMPED = 32
@@ -118,7 +118,7 @@ class TriangularAffine(Transform):
         self.location = nn.Parameter(location.clone())
         # The diagonal has s. By Adam's steps of 0.005, a scale that is wrong by a factor of e^4
         # would take a thousand of them.
-        diagonal = scale.log().expand(location.shape) / _SCALE_STEP
+        diagonal = scale.log().expand(location.shape) / SCALE_STEP
         self.matrix = nn.Parameter(torch.diag(diagonal))
         given = (origin is None) == (units is None)
         expect(given, "units", "to be given with an origin, or neither", units)
@@ -137,7 +137,7 @@ class TriangularAffine(Transform):
     @property
     def log_scale(self) -> Tensor:
         """The logarithm s of the scale, (D,)."""
-        return _SCALE_STEP * self.matrix.diagonal()
+        return SCALE_STEP * self.matrix.diagonal()
 
     @property
     def lower(self) -> Tensor:

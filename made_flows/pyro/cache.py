@@ -132,6 +132,8 @@ def state_of(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
             tensors += _under_effects(part)
         if "held_tensors" in own:
             tensors += own["held_tensors"]
+        if "held_modules" in own:
+            parts += own["held_modules"]
         if own["_modules"]:
             parts += [child for child in own["_modules"].values() if child is not None]
     return tensors, modes

@@ -31,7 +31,7 @@ from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import posterior_flow
 from made_flows.pyro.diagnosis import Diagnosis, diagnose, plate_nesting
-from made_flows.pyro.flow_transforms import FlowTransform
+from made_flows.pyro.flat_flow import FlatFlow
 from made_flows.pyro.gradient_guard import GradientGuard
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger
 from made_flows.pyro.refinement import Refinement, refine
@@ -138,7 +138,7 @@ class AutoIAF(AutoContinuous):
         super()._setup_prototype(*args, **kwargs)
         location = self._init_loc()
         flow = posterior_flow(location.cpu(), *self._arguments, **self._flow_arguments)
-        self.transform = FlowTransform(flow.to(location.device, location.dtype))
+        self.transform = FlatFlow(flow.to(location.device, location.dtype))
 
     def model_given(self) -> Callable[..., Any]:
         """Return the model.
@@ -184,7 +184,7 @@ class AutoIAF(AutoContinuous):
             units=units.detach().cpu().to(torch.get_default_dtype()),
             **self._flow_arguments,
         )
-        self.transform = FlowTransform(flow.to(zero.device, zero.dtype))
+        self.transform = FlatFlow(flow.to(zero.device, zero.dtype))
 
     def get_base_dist(self) -> dist.Distribution:
         """Return standard normal noise."""
@@ -192,7 +192,7 @@ class AutoIAF(AutoContinuous):
         normal: Any = dist.Normal(base.zero, base.one, validate_args=False)
         return cast(dist.Distribution, normal.to_event(1))
 
-    def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
+    def get_transform(self, *args: Any, **kwargs: Any) -> FlatFlow:
         """Return the flow, from noise to unconstrained variables: also for ``NeuTraReparam``."""
         found = self.__dict__["_modules"].get("transform")
         expect(found is not None, "guide", _CALLED, "a new one")
@@ -200,7 +200,7 @@ class AutoIAF(AutoContinuous):
             self._claim_names(found)
         return self.transform
 
-    def _claim_names(self, transform: FlowTransform) -> None:
+    def _claim_names(self, transform: FlatFlow) -> None:
         """Give the parameter store this guide's weights: Pyro would train those of one before."""
         store, prefix = pyro.get_param_store(), self._pyro_get_fullname("transform")
         taken = False

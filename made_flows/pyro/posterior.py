@@ -15,9 +15,8 @@ from torch.distributions import register_kl
 from made_flows._cache import Stamp
 from made_flows._torch import is_traced, is_untransformed
 from made_flows.models.flows import Flow
-from made_flows.models.path_gradient import sample_with_score
 from made_flows.pyro.cache import state_of
-from made_flows.pyro.flow_transforms import FlowTransform
+from made_flows.pyro.flat_flow import FlatFlow
 from made_flows.pyro.gradient_guard import GradientGuard
 
 _NONE = cast(Tensor, 0)
@@ -42,10 +41,13 @@ class FlowPosterior(dist.TransformedDistribution):
         return new
 
     @property
+    def _transform(self) -> FlatFlow:
+        return cast(FlatFlow, self.transforms[0])
+
+    @property
     def flow(self) -> Flow:
         """The flow."""
-        transform = cast(FlowTransform, self.transforms[0])
-        return cast(Flow, transform.flow)
+        return cast(Flow, self._transform.flow)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw samples (*sample_shape, *batch_shape, D) that carry gradients."""
@@ -53,14 +55,14 @@ class FlowPosterior(dist.TransformedDistribution):
         plain = is_untransformed(noise)  # nothing traces or maps
         score: Tensor | None = None
         if self.path_gradient and torch.is_grad_enabled() and plain:
-            x, log_det, score = sample_with_score(self.flow, noise)
+            x, log_det, score = self._transform.sample_with_score(noise)
         else:
-            x, log_det = self.flow.to_data(noise)
+            x, log_det = cast(tuple[Tensor, Tensor], self._transform.to_data(noise))
         if self.guard is not None and plain and x.requires_grad:
             x.register_hook(self.guard)
         traced = is_traced()
         can_tell = (plain or traced) and not x.is_inference()
-        self._last = _Sample(self.flow, noise, x, log_det, score) if can_tell else None
+        self._last = _Sample(self._transform, noise, x, log_det, score) if can_tell else None
         return x
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -69,8 +71,8 @@ class FlowPosterior(dist.TransformedDistribution):
         if last is not None and last.holds(x):
             last.log_prob = cast(Tensor, self.base_dist.log_prob(last.noise)) - last.log_det
             return last.log_prob
-        noise, log_det = self.flow.to_noise(x)
-        return cast(Tensor, self.base_dist.log_prob(noise)) + log_det
+        noise, log_det = self._transform.to_noise(x)
+        return cast(Tensor, self.base_dist.log_prob(noise)) - log_det
 
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         """Return the density for Pyro's ELBOs, which differentiate the last part."""
@@ -87,11 +89,11 @@ class _Sample:
     """A sample, what it was made of, and the state of all that it was made by."""
 
     def __init__(
-        self, flow: Flow, noise: Tensor, x: Tensor, log_det: Tensor, score: Tensor | None
+        self, transform: FlatFlow, noise: Tensor, x: Tensor, log_det: Tensor, score: Tensor | None
     ) -> None:
         self.noise, self.x, self.log_det, self.score = noise, x, log_det, score
-        self._flow = flow
-        tensors, modes = state_of(flow)
+        self._transform = transform
+        tensors, modes = state_of(transform)
         self._stamp = Stamp.of([*tensors, x], modes)
         self._used = False
         self.log_prob: Tensor | None = None
@@ -105,7 +107,7 @@ class _Sample:
         """Tell whether x is the sample, of weights that are what they were."""
         if x is not self.x or self._used or self._stamp is None:
             return False
-        tensors, modes = state_of(self._flow)
+        tensors, modes = state_of(self._transform)
         return self._stamp.holds([*tensors, x], modes)
 
 
