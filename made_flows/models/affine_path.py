@@ -38,6 +38,20 @@ Gradients = dict[int, Tensor]
 """Gradients of weights, by the identity of the weight."""
 
 
+class ScoredSample(NamedTuple):
+    """Samples of a flow.
+
+    Args:
+        x: the samples (..., D), with a gradient to the weights.
+        log_det: log |det dx/dz| (...), likewise.
+        score: gradient of log q at x with respect to x (..., D), a constant.
+    """
+
+    x: Tensor
+    log_det: Tensor
+    score: Tensor
+
+
 class PlainStep(NamedTuple):
     """An affine autoregressive transform that reads noise, and its network at this moment."""
 
@@ -45,7 +59,26 @@ class PlainStep(NamedTuple):
     network: NetworkSpec
 
 
-def plain_steps(flow: Flow) -> list[PlainStep | TriangularAffine] | None:
+def sample_plain(
+    flow: Flow, noise: Tensor, order: Sequence[Tensor], given: Sequence[Tensor]
+) -> ScoredSample | None:
+    """Draw samples with their scores, None if a transform of the flow is of another kind.
+
+    Args:
+        flow: the flow.
+        noise: z (..., D).
+        order: the flow's weights.
+        given: what has their gradients: the same, or one vector in whose memory they lie.
+    """
+    steps = _plain_steps(flow)
+    if not steps or torch.is_autocast_enabled(noise.device.type):
+        return None
+    shape = noise.shape
+    x, log_det, score = AffinePath.apply(steps, order, noise.reshape(-1, shape[-1]), *given)
+    return ScoredSample(x.view(shape), log_det.view(shape[:-1]), score.view(shape))
+
+
+def _plain_steps(flow: Flow) -> list[PlainStep | TriangularAffine] | None:
     """List a flow's transforms from noise to data, None where one is of another kind."""
     if type(flow.base) is not StandardNormal:
         return None
@@ -86,9 +119,9 @@ class AffinePath(torch.autograd.Function):
         Args:
             ctx: torch's.
             steps: from noise to data.
-            order: the weights of the flow, in the order of ``given``.
+            order: the flow's weights.
             z: noise (N, D).
-            given: the flow's weights; or one vector of all.
+            given: what has the gradients of these: they themselves, or a vector of all.
         """
         score, total, passed = -z, z.new_zeros(len(z)), []
         for step in steps:
@@ -97,7 +130,7 @@ class AffinePath(torch.autograd.Function):
             total = total + past.log_det
             z = past.x
             passed.append(past)
-        ctx.passed, ctx.order, ctx.given = passed, order, len(given)
+        ctx.passed, ctx.order, ctx.packed = passed, order, len(given) < len(order)
         ctx.mark_non_differentiable(score)
         ctx.set_materialize_grads(False)
         return z, total, score
@@ -112,7 +145,7 @@ class AffinePath(torch.autograd.Function):
         for past in reversed(ctx.passed):
             of_x = past.back(of_x, of_log_det, weights)
         found = [weights[id(weight)] for weight in ctx.order]
-        if ctx.given == 1:
+        if ctx.packed:
             found = [torch.cat([gradient.reshape(-1) for gradient in found])]
         return None, None, of_x, *found
 

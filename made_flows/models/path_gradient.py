@@ -7,8 +7,7 @@ of log q with respect to the sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.sequential import pull_back
 from made_flows.inverse.steps import BijectionStep
-from made_flows.models.affine_path import AffinePath, plain_steps, solve
+from made_flows.models.affine_path import ScoredSample, sample_plain, solve
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import TriangularAffine
@@ -25,23 +24,7 @@ from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
 
 
-class ScoredSample(NamedTuple):
-    """Samples of a flow.
-
-    Args:
-        x: the samples (..., D), with a gradient to the weights.
-        log_det: log |det dx/dz| (...), likewise.
-        score: gradient of log q at x with respect to x (..., D), a constant.
-    """
-
-    x: Tensor
-    log_det: Tensor
-    score: Tensor
-
-
-def sample_with_score(
-    flow: Flow, noise: Tensor, packed: tuple[Tensor, Sequence[Tensor]] | None = None
-) -> ScoredSample:
+def sample_with_score(flow: Flow, noise: Tensor) -> ScoredSample:
     r"""Draw samples from noise, with the gradient of their log-density in the sample.
 
     .. math:: \nabla_x \log q(x) = J^{-\top} \nabla_z \bigl(\log p_0(z) - \log |\det J|\bigr),
@@ -54,8 +37,6 @@ def sample_with_score(
     Args:
         flow: a flow without a context, whose samples are a parallel pass.
         noise: z (..., D).
-        packed: a vector in whose memory all weights lie and which is to have their gradients, and
-            the weights in its order; None where the weights have them themselves.
 
     Returns:
         samples, log-determinants and scores; scores are not finite where a Jacobian is singular.
@@ -73,15 +54,11 @@ def sample_with_score(
         >>> torch.allclose(score, exact, atol=1e-4)
         True
     """
+    order = list(flow.parameters())
+    plain = sample_plain(flow, noise, order, order)
+    if plain is not None:
+        return plain
     z = noise.reshape(-1, noise.shape[-1])
-    steps = plain_steps(flow)
-    if steps is not None:
-        order = list(flow.parameters()) if packed is None else packed[1]
-        given = order if packed is None else [packed[0]]
-        x, log_det, score = AffinePath.apply(steps, order, z, *given)
-        return ScoredSample(
-            x.reshape(noise.shape), log_det.reshape(noise.shape[:-1]), score.reshape(noise.shape)
-        )
     if isinstance(flow.base, StandardNormal):
         score = -z.detach()
     else:

@@ -46,7 +46,6 @@ def masked_pass(
     last_term: Tensor | None = None,
     masks: Masks | None = None,
     dropout: nn.Module | None = None,
-    record: list[Tensor] | None = None,
 ) -> Tensor:
     r"""Compute the outputs of masked layers: the one statement of a forward pass.
 
@@ -65,8 +64,6 @@ def masked_pass(
         last_term: what the context adds to the outputs.
         masks: other masks than the layers' own.
         dropout: applied to every activation, None for none.
-        record: a list that takes the activations of every hidden layer of a network without
-            residual blocks.
 
     Returns:
         outputs (..., outputs).
@@ -80,8 +77,6 @@ def masked_pass(
             a = activate(activation, z, overwrite=overwrite)
             if dropout is not None:
                 a = dropout(a)
-            if record is not None:
-                record.append(a)
             return a
 
         z, fresh = _call(hidden[0], x, of_layers[0]), returns_fresh(hidden[0])
@@ -280,7 +275,6 @@ class MaskedMLP(nn.Module):
         context: Tensor | None,
         masks: Masks | None = None,
         dropout: nn.Module | None = None,
-        record: list[Tensor] | None = None,
     ) -> Tensor:
         """Compute the parameters of every feature; nothing is checked.
 
@@ -289,7 +283,6 @@ class MaskedMLP(nn.Module):
             context: (..., C), or None.
             masks: other masks than the network's own.
             dropout: applied to every activation.
-            record: see :func:`masked_pass`.
 
         Returns:
             (..., features, K).
@@ -305,7 +298,6 @@ class MaskedMLP(nn.Module):
             last_term=None if to_last is None else to_last(context),
             masks=masks,
             dropout=dropout,
-            record=record,
         )
         return self.unpack(output)
 

@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from made_flows.models.affine_path import ScoredSample, sample_plain
 from made_flows.models.flows import Flow
-from made_flows.models.path_gradient import ScoredSample, sample_with_score
+from made_flows.models.path_gradient import sample_with_score
 from made_flows.pyro.flow_transforms import FlowTransform
 
 
@@ -99,7 +100,9 @@ class FlatFlow(FlowTransform):
     def sample_with_score(self, noise: Tensor) -> ScoredSample:
         """Draw samples with the gradient of their log-density, of noise (..., D)."""
         if type(self.weights) is nn.Parameter:
-            return sample_with_score(self.flow, noise, (self.weights, self._tie()))
+            plain = sample_plain(self.flow, noise, self._tie(), [self.weights])
+            if plain is not None:
+                return plain
         with self._with_gradients():
             return sample_with_score(self.flow, noise)
 

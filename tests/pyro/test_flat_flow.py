@@ -1,0 +1,125 @@
+"""A flow whose weights are one vector: who changes whom, gradients, copies."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+
+from made_flows.models.variational import posterior_flow
+from made_flows.pyro import AutoIAF
+from made_flows.pyro.flat_flow import FlatFlow
+
+FLOWS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "spline": {"bijection": "spline"},
+    "residual": {"residual": True},
+}
+
+
+@pytest.fixture(autouse=True)
+def _empty_store() -> None:
+    pyro.clear_param_store()
+
+
+def _flat(name: str = "plain") -> FlatFlow:
+    flow = posterior_flow(torch.randn(3), 0.7, hidden_features=(8, 8), **FLOWS[name])
+    transform = FlatFlow(flow)
+    with torch.no_grad():
+        transform.weights.add_(0.1 * torch.randn_like(transform.weights))
+    return transform
+
+
+WAYS: dict[str, Callable[[Any, Any], Any]] = {
+    "to data": lambda t, z: t.to_data(z)[0],
+    "to noise": lambda t, z: t.to_noise(z)[0],
+    "density": lambda t, z: t.to_noise(z)[1],
+    "with its score": lambda t, z: t.sample_with_score(z).x,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_vector_has_the_gradient_of_the_flow(name: str, way: str) -> None:
+    transform, z = _flat(name).double(), torch.randn(4, 3, dtype=torch.float64)
+    value = WAYS[way](transform, z)
+    (found,) = torch.autograd.grad(value.square().sum(), transform.weights)
+    flow = copy.deepcopy(transform.flow).requires_grad_()
+    value = flow.to_data(z)[0] if way in ("to data", "with its score") else flow.to_noise(z)
+    value = value if isinstance(value, torch.Tensor) else value[way == "density"]
+    expected = torch.autograd.grad(value.square().sum(), list(flow.parameters()))
+    torch.testing.assert_close(found, torch.cat([gradient.flatten() for gradient in expected]))
+
+
+CHANGES: dict[str, Callable[[FlatFlow], Any]] = {
+    "the vector": lambda t: t.weights.detach().mul_(1.2),
+    "the vector's data": lambda t: setattr(t.weights, "data", t.weights.data * 1.2),
+    "another vector": lambda t: setattr(t, "weights", torch.nn.Parameter(t.weights.detach() * 1.2)),
+    "the flow's weights": lambda t: [w.mul_(1.2) for w in t.flow.parameters()],
+    "their data": lambda t: [setattr(w, "data", w.data * 1.2) for w in t.flow.parameters()],
+    "a state dict": lambda t: t.load_state_dict(
+        {
+            **t.state_dict(),
+            **{f"flow.{name}": weight * 1.2 for name, weight in t.flow.named_parameters()},
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_is_changed_the_other_follows(change: str) -> None:
+    transform, z = _flat(), torch.randn(4, 3)
+    expected = transform.weights.detach() * 1.2
+    CHANGES[change](transform)
+    x = transform.to_data(z)[0]  # with the vector's gradients
+    torch.testing.assert_close(transform.weights.detach(), expected)
+    torch.testing.assert_close(transform.flow.to_data(z)[0], x.detach())
+    with torch.no_grad():
+        torch.testing.assert_close(transform.to_data(z)[0], x)
+
+
+def test_copies_are_their_own() -> None:
+    transform, z = _flat(), torch.randn(4, 3)
+    x = transform.to_data(z)[0]
+    written = pickle.dumps(transform)
+    for again in (pickle.loads(written), copy.deepcopy(transform)):
+        torch.testing.assert_close(again.to_data(z)[0], x)
+        torch.testing.assert_close(again.flow.to_data(z)[0], x.detach())
+        again.double().weights.data.add_(1.0)
+        torch.testing.assert_close(transform.to_data(z)[0], x)
+    shared = copy.copy(transform)  # as for a memory of its own
+    shared.weights.data.mul_(1.2)
+    torch.testing.assert_close(transform.to_data(z), shared.to_data(z))
+    assert len(written) < 6 * transform.weights.numel() * 4 + 40_000
+
+
+def test_torch_func_sees_the_vector() -> None:
+    transform, z = _flat(), torch.randn(4, 3)
+    other = {"weights": transform.weights.detach() * 1.2}
+    found = torch.func.functional_call(transform, other, (z,))
+    with torch.no_grad():
+        transform.weights.mul_(1.2)
+    torch.testing.assert_close(found, transform.to_data(z)[0])
+
+
+def test_svi_trains_one_parameter() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    for kind in (None, "spline"):
+        pyro.clear_param_store()
+        guide = AutoIAF(model, hidden_features=(8,), bijection=kind)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+        svi.step()
+        before = guide.transform.weights.detach().clone()
+        svi.step()
+        assert list(pyro.get_param_store()) == ["AutoIAF.transform$$$weights"]
+        assert not torch.equal(guide.transform.weights, before)
+        assert [name for name, _ in guide.named_parameters()] == ["transform.weights"]
