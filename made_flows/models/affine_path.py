@@ -107,7 +107,7 @@ class AffinePath(torch.autograd.Function):
     """From noise (N, D) to samples, log-determinants and scores, in one node of the graph."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         steps: Sequence[PlainStep | TriangularAffine],
         order: Any,
@@ -136,8 +136,8 @@ class AffinePath(torch.autograd.Function):
         return z, total, score
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, of_x: Tensor | None, of_log_det: Tensor | None, _: Any) -> Any:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, of_x: Tensor | None, of_log_det: Tensor | None, _: Any) -> Any:
         """Take gradients of samples (N, D) and log-determinants (N,) back to noise and weights."""
         first = ctx.passed[-1].x
         of_x = torch.zeros_like(first) if of_x is None else of_x

@@ -50,8 +50,8 @@ class FlatFlow(FlowTransform):
     def _hold(self, flow: Flow) -> None:
         # Not as a submodule, whose weights would be parameters beside the vector.
         self.__dict__["flow"], self.__dict__["held_modules"] = flow, (flow,)
-        self._slots = [
-            (module._parameters, name)
+        self._slots: list[tuple[dict[str, Any], str]] = [
+            (cast(dict[str, Any], module._parameters), name)
             for module in flow.modules()
             for name, weight in module._parameters.items()
             if weight is not None
