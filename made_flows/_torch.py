@@ -94,4 +94,6 @@ def as_rows(x: None, batch: torch.Size) -> None: ...
 def as_rows(x: Tensor | None, batch: torch.Size) -> Tensor | None: ...
 def as_rows(x: Tensor | None, batch: torch.Size) -> Tensor | None:
     """Return what broadcasts to (*batch, N), such as a context, as (rows, N); None stays None."""
-    return None if x is None else x.expand(*batch, -1).reshape(-1, x.shape[-1])
+    if x is None or (x.dim() == 2 and x.shape[:-1] == batch):
+        return x
+    return x.expand(*batch, -1).reshape(-1, x.shape[-1])

@@ -99,6 +99,8 @@ def _shaped(
     result: tuple[Tensor | None, Tensor], batch: torch.Size
 ) -> tuple[Tensor | None, Tensor]:
     images, density = result
+    if len(batch) == 1:
+        return result
     if images is not None:
         images = images.reshape(*batch, images.shape[-1])
     return images, density.reshape(batch)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from made_flows._checks import check_broadcast
-from made_flows._torch import as_rows, is_untransformed, own_precision
+from made_flows._torch import as_rows, is_forward_mode, is_untransformed, own_precision
 from made_flows.inverse import ops as operators
 from made_flows.inverse.higher_order import Inverse, reason_for_passes
 from made_flows.inverse.problem import Conditioner, Problem
 from made_flows.inverse.steps import Step
+from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError
 
 
@@ -60,6 +61,12 @@ def sequential_inverse(
         if known is not None:
             known = known.expand(*batch, features)
 
+    watched = torch.is_grad_enabled() or is_forward_mode() or not is_untransformed(noise)
+    if not watched and not noise.is_meta:  # values alone: the rest would take as long as they do
+        try:
+            return _solve(conditioner, step, noise, context, known, prefix)[0]
+        except NotUnderstoodError as error:
+            return Inverse(conditioner, step, noise, context, known, prefix).passes(error)
     inverse = Inverse(conditioner, step, noise, context, known, prefix)
     wants_gradient = step.differentiable and inverse.asks_for_gradient()
     if noise.is_meta:
@@ -69,14 +76,7 @@ def sequential_inverse(
         return inverse.passes(reason)
     try:
         with torch.no_grad():
-            # The sweeps' own precision, as the weights have it, whatever products elsewhere take.
-            with own_precision(noise.device.type):
-                network = conditioner.spec(context_rows(context, batch))
-            flat = noise if len(batch) == 1 else noise.reshape(-1, *noise.shape[-2:])
-            given = None if known is None else known.reshape(-1, features)
-            x = operators.solve(Problem(network, step, flat, given, prefix))
-            if len(batch) != 1:
-                x = x.reshape(*batch, features)
+            x, network = _solve(conditioner, step, noise, context, known, prefix)
     except NotUnderstoodError as error:
         return inverse.passes(error)
     if not wants_gradient:
@@ -98,6 +98,27 @@ def sequential_inverse(
         None if torch.compiler.is_compiling() else inverse,
     )
     return solution.reshape(*batch, features)
+
+
+def _solve(
+    conditioner: Conditioner,
+    step: Step,
+    noise: Tensor,
+    context: Tensor | None,
+    known: Tensor | None,
+    prefix: int,
+) -> tuple[Tensor, NetworkSpec]:
+    """Solve for the values alone, (..., D), and return the network that was read."""
+    batch = noise.shape[:-2]
+    # The sweeps' own precision, as the weights have it, whatever products elsewhere take.
+    with own_precision(noise.device.type):
+        network = conditioner.spec(context_rows(context, batch))
+    if len(batch) == 1:
+        return operators.solve(Problem(network, step, noise, known, prefix)), network
+    flat = noise.reshape(-1, *noise.shape[-2:])
+    given = None if known is None else known.reshape(-1, known.shape[-1])
+    x = operators.solve(Problem(network, step, flat, given, prefix))
+    return x.reshape(*batch, x.shape[-1]), network
 
 
 def pull_back(

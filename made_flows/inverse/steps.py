@@ -19,17 +19,19 @@ from made_flows.univariate.step_kernel import StepKernel, inherits_kernel
 class Step(Protocol):
     """What the sequential inverse does at every rank."""
 
-    name: str
-    """A word that :func:`step_of_name` understands."""
-
     identity_encoding: bool
     """Whether the network reads values as they are."""
 
     differentiable: bool
     """Whether values are differentiable in noise and parameters."""
 
-    filler: float
-    """A value that stands for one that is not known yet."""
+    @property
+    def name(self) -> str:
+        """A word that :func:`step_of_name` understands."""
+
+    @property
+    def filler(self) -> float:
+        """A value that stands for one that is not known yet."""
 
     @property
     def owner(self) -> nn.Module:
@@ -61,11 +63,17 @@ class HeadStep:
 
     def __init__(self, head: Head) -> None:
         self.head = head
-        self.name = f"head:{head.key}"
         self.identity_encoding = type(head).encode is Head.encode
         # Gradients take values for what the network reads.
         self.differentiable = head.has_rsample and self.identity_encoding
-        self.filler = head.filler
+
+    @property
+    def name(self) -> str:
+        return f"head:{self.head.key}"
+
+    @property
+    def filler(self) -> float:
+        return self.head.filler
 
     @property
     def owner(self) -> nn.Module:
@@ -110,7 +118,10 @@ class BijectionStep:
     def __init__(self, bijection: Bijection, direction: Literal["forward", "inverse"]) -> None:
         self.bijection = bijection
         self.direction = direction
-        self.name = f"{direction}:{bijection.key}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.direction}:{self.bijection.key}"
 
     @property
     def owner(self) -> nn.Module:

@@ -110,12 +110,13 @@ class DensityModel(Model, HasConditionals):
 
     def distribution(self, context: Tensor | None = None) -> AutoregressiveDistribution:
         """Return the distribution of the features, given the context (..., C)."""
+        units = self.units
         return AutoregressiveDistribution(
             self.made,
             self.head,
-            self.units.standardize_context(context),
+            units.standardize_context(context),
             schedule=self.schedule,
-            units=self.units if self.units.active else None,
+            units=units if units.active else None,
         )
 
     def standardizable(self) -> list[Units]:

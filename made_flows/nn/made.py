@@ -265,6 +265,8 @@ class MADE(MaskedMLP):
 
     def check_context(self, context: Tensor | None) -> Tensor | None:
         """Check a context against what the network was made for, and return it."""
+        if context is None and not self.context:
+            return None
         return check_context(context, self.context, "model", dtype=self.dtype)
 
     def forward(

@@ -63,7 +63,8 @@ class Units(Transform):
     @property
     def active(self) -> bool:
         """Whether data or contexts are standardised."""
-        return self.location is not None or self.context_location is not None
+        buffers = self._buffers  # not by attributes: every call of a model asks
+        return buffers["location"] is not None or buffers["context_location"] is not None
 
     @property
     def settled(self) -> bool:
