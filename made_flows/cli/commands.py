@@ -14,6 +14,7 @@ import torch
 import typer
 
 from made_flows._checks import expect
+from made_flows.cli.codes import coded
 from made_flows.cli.errors import Code, CommandError, errors_of, reporting, say
 from made_flows.cli.reading import ROWS, TableFile, inferred
 from made_flows.cli.rows import (
@@ -45,6 +46,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_HELD = 1_000_000
+"""Rows that are held in memory, at most, unless more are asked for."""
+
 _HELD_OUT = 20
 """Rows from which on some are held out, to stop training by."""
 
@@ -72,8 +76,8 @@ def fit_command(
         list[str], typer.Option(help="text that stands for a missing value, such as ?")
     ] = [],  # noqa: B006
     rows: Annotated[
-        int, typer.Option(min=2, help="rows to fit to, at most; drawn at random of more")
-    ] = 1_000_000,
+        int | None, typer.Option(min=2, help="rows to fit to, at most; drawn at random of more")
+    ] = None,
     max_epochs: Annotated[int | None, typer.Option(min=1)] = None,
     max_seconds: Annotated[float | None, typer.Option(min=0.01, help="of training")] = None,
     budget: Annotated[
@@ -96,14 +100,19 @@ def fit_command(
         check_output(checkpoint, table=False)
         seed = _seed_of(0 if checkpoint and seed is None else seed)
         file = TableFile(data, missing)
-        piece, count = file.sample(rows, seed)
+        piece, count = file.sample(rows or _HELD, seed)
         if count < 2:
             raise CommandError(Code.DATA, f"Expected {data} to have two rows or more; got one")
         piece = inferred(piece, said) if file.text else piece
-        if piece.rows.num_rows < count:
-            say(f"{piece.rows.num_rows} of {count} rows, drawn at random")
+        part = piece.rows.num_rows < count
+        whole = part and rows is None and budget is None
+        if part:
+            drawn_rows = f"{piece.rows.num_rows} of {count} rows, drawn at random"
+            say(f"columns by {drawn_rows}; training on all, from a temporary file beside {output}"
+                if whole else drawn_rows)  # fmt: skip
         record: dict[str, Any] = {
-            "data": data.name, "rows": piece.rows.num_rows, "of_rows": count, "seed": seed,
+            "data": data.name, "rows": count if whole else piece.rows.num_rows, "of_rows": count,
+            "seed": seed,
             "columns": piece.rows.column_names, "missing": missing,
         }  # fmt: skip
         bar = not quiet and sys.stderr.isatty()
@@ -112,7 +121,9 @@ def fit_command(
             if budget is None:
                 limits = {"max_epochs": max_epochs, "max_seconds": max_seconds, "progress": bar,
                           "checkpoint": checkpoint}  # fmt: skip
-                model, record["history"] = _fitted(piece.rows, said, context, seed, limits)
+                model = _model_of(piece.rows, said, context, seed)
+                source = file if whole else piece.rows
+                record["history"] = _fitted(model, source, seed, limits, output, quiet)
             else:
                 x = matrix(piece, piece.rows.column_names)
                 options: Any = {"budget": budget, "max_seconds": max_seconds}
@@ -282,19 +293,28 @@ def _said(text: str) -> tuple[str, Any]:
         return name, (kind, *ends) if ends else kind
 
 
-def _fitted(
-    rows: pa.Table, said: Any, context: Sequence[str], seed: int, limits: dict[str, Any]
-) -> tuple[TableMADE, dict[str, Any]]:
-    """Fit a model of a table, of few rows without a validation; return its history too."""
+def _model_of(rows: pa.Table, said: Any, context: Sequence[str], seed: int) -> TableMADE:
+    """Make a model of a table, and show what it takes the columns for."""
     with seeded(seed, torch.device("cpu")):
         model = TableMADE.from_data(rows, said, context)
     typer.echo(f"{model.schema}\n", err=True)
-    few = rows.num_rows < _HELD_OUT
-    if few and limits["max_epochs"] is None:
-        limits["max_epochs"] = 30
-    history = model.fit(rows, validation=None if few else 0.1, seed=seed, **limits)
+    return model
+
+
+def _fitted(
+    model: TableMADE, source: Any, seed: int, limits: dict[str, Any], output: Path, quiet: bool
+) -> dict[str, Any]:
+    """Train on rows, few of them without a validation, or on all of a file; return the history."""
+    if isinstance(source, TableFile):
+        (x, context), held_out = coded(source, model, 0.1, seed, output, quiet)
+        history = model.fit_codes(x, context, validation=held_out, seed=seed, **limits)
+    else:
+        few = source.num_rows < _HELD_OUT
+        if few and limits["max_epochs"] is None:
+            limits["max_epochs"] = 30
+        history = model.fit(source, validation=None if few else 0.1, seed=seed, **limits)
     best = history.best_epoch - 1
-    return model, {
+    return {
         "epochs": history.epochs, "best_epoch": history.best_epoch, "seconds": history.seconds,
         "stop_reason": history.stop_reason,
         "train": history.train[best] if history.best_epoch else None,

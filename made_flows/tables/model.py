@@ -20,6 +20,7 @@ from made_flows.nn.made import MADE, default_widths
 from made_flows.tables.frames import read
 from made_flows.tables.head import TableHead
 from made_flows.tables.schema import Schema
+from made_flows.training.convert import as_tensor
 from made_flows.training.history import History
 from made_flows.training.loaders import split_indices
 from made_flows.training.loop import fit
@@ -171,30 +172,48 @@ class TableMADE(DensityModel):
             The history, whose numbers are those of the network alone.
         """
         x, context = self.schema.encode(table)
-        held_out: tuple[Tensor, Tensor | None] | None = None
         if validation is not None and not isinstance(validation, (int, float)):
-            held_out = self.schema.encode(validation, "validation")
+            validation = self.schema.encode(validation, "validation")
         elif validation is not None and 0 < validation < 1:  # fit says what is wrong with others
             seed = options.get("seed")
             generator = torch.Generator().manual_seed(0 if seed is None else seed)
             kept, left_out = split_indices(len(x), validation, generator)
             parts = [(x[i], None if context is None else context[i]) for i in (kept, left_out)]
-            (x, context), held_out = parts
-        if held_out is not None:
-            validation = held_out if self.context else held_out[0]
+            (x, context), validation = parts
+        return self.fit_codes(x, context, validation=validation, average=average, **options)
+
+    def fit_codes(
+        self,
+        x: Any,
+        context: Any = None,
+        *,
+        validation: Any = None,
+        average: float | None = 0.99,
+        **options: Any,
+    ) -> History:
+        """Train on codes of rows, which may be mapped from files, as :meth:`fit` does on a table.
+
+        Args:
+            x: codes (N, D), see :meth:`~made_flows.tables.schema.Schema.encode`.
+            context: those of the context columns (N, C).
+            validation: x and context of other rows, as a pair, or None.
+            average, options: as for :meth:`fit`.
+        """
+        pair = isinstance(validation, tuple)
+        others = validation[0] if pair and not self.context else validation
         head = cast(TableHead, self.head)
         head.share.zero_()
-        history = fit(self, x, context, validation=validation, average=average, **options)
-        if held_out is not None:
-            self._set_share(*held_out)
+        history = fit(self, x, context, validation=others, average=average, **options)
+        if pair:
+            self._set_share(*validation)
         return history
 
-    def _set_share(self, x: Tensor, context: Tensor | None) -> None:
+    def _set_share(self, x: Any, context: Any) -> None:
         """Give each column as much of its own distribution as rows that were left out ask for."""
         head, device = cast(TableHead, self.head), self.made.ranks.device
-        some = torch.arange(0, len(x), -(-len(x) // _ROWS))
-        x = x[some].to(device)
-        context = None if context is None else context[some].to(device)
+        some = slice(None, None, -(-len(x) // _ROWS))
+        x = as_tensor(x[some], "validation").to(device)
+        context = None if context is None else as_tensor(context[some], "validation").to(device)
         missing = x.isnan()
         generator, parameters = torch.Generator().manual_seed(0), []
         with self._evaluating():

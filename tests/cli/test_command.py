@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 import made_flows as mf
 from made_flows.cli import app
+from made_flows.cli.codes import coded
 from made_flows.cli.reading import TableFile, inferred, typed
 
 N = 60
@@ -361,6 +362,35 @@ def test_of_many_rows_some_are_drawn(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(drawn.numbers, values + 1)
     assert (np.diff(values) > 0).all()
     assert abs(values.mean() / 15_000 - 1) < 0.12  # four and a half deviations
+
+
+@pytest.mark.parametrize("name", ["good.csv", "parts"])
+def test_more_rows_than_are_held_are_all_fitted(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("made_flows.cli.commands._HELD", 40)
+    call = ("fit", folder / name, "--context", "day", "--seed", "0", "-o")
+    weights = []
+    for model, options in (("whole", ()), ("m", ("--checkpoint", tmp_path / "c"))):
+        for epochs in (1, 3) if options else (3,):  # the second call goes on from the first
+            result = run(*call, tmp_path / model, "--max-epochs", epochs, *options)
+            assert "columns by 40 of 60 rows" in result.stderr
+        weights.append(mf.load(tmp_path / model).state_dict())
+    assert all(torch.equal(weights[0][each], weights[1][each]) for each in weights[0])
+    assert "fitted to 60 rows" in done("info", tmp_path / "m")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "m", "whole"]
+    assert "40 of 60 rows, drawn" in run(*call, tmp_path / "m", *FIT, "--rows", 40).stderr
+
+
+def test_codes_in_files_are_those_of_all_rows(folder: Path, tmp_path: Path) -> None:
+    model = mf.load(folder / T)
+    parts = coded(TableFile(folder / "good.csv"), model, 0.3, 0, tmp_path / "m", True)
+    assert all(context is None for _, context in parts)
+    rows = np.concatenate([codes for codes, _ in parts])
+    np.testing.assert_array_equal(
+        np.sort(rows, axis=0), np.sort(model.schema.encode(TABLE)[0], axis=0)
+    )
+    assert 6 < len(parts[1][0]) < 32  # 18 is expected, a deviation 3.5
 
 
 def test_text_is_what_all_of_a_column_is(tmp_path: Path) -> None:
