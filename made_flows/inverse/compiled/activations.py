@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from made_flows.inverse.compiled.elementwise import exp, expm1, sigmoid, softplus, tanh
 from made_flows.inverse.compiled.layout import ACTIVATION_CODES
-from made_flows.inverse.compiled.simd import inner, like, line, lines
+from made_flows.inverse.compiled.simd import like, line, lines
 
 
 class ActivationRows(NamedTuple):
@@ -29,7 +29,6 @@ class ActivationRows(NamedTuple):
     constant: int
 
 
-@inner
 def operands(work: Any, constants: Any, rows: Any) -> Any:
     """Return the values, the constant, zero and one."""
     lanes, first, last, constant = rows

@@ -19,9 +19,9 @@ from made_flows.inverse.compiled.layout import (
     Z,
 )
 from made_flows.inverse.compiled.parallel import fill_block
-from made_flows.inverse.compiled.simd import inner, keep_apart, like, line, lines, matrix
+from made_flows.inverse.compiled.simd import keep_apart, like, line, lines, matrix
 from made_flows.inverse.compiled.solve import multiply
-from made_flows.inverse.compiled.threads import in_threads, next_tile
+from made_flows.inverse.compiled.threads import next_tile
 from made_flows.inverse.compiled.units import finish_with_slopes, gather, multiply_gate, scatter
 
 
@@ -45,7 +45,6 @@ class Gradients(NamedTuple):
     widest: int
 
 
-@inner
 def finish_deltas(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
     """Turn what came back to hidden units into the deltas of their weighted sums."""
     keep_apart()
@@ -72,7 +71,6 @@ def finish_deltas(tile: Any, layer: int, first: int, last: int, units: Any) -> N
         multiply_gate(tile, delta0, layer, first, last, units)
 
 
-@inner
 def fill_activations(tile: Any, units: Any, ranks: Any, blocks: Any) -> None:
     """Compute all hidden units of a tile whose inputs are all known."""
     table, starts = units.table, ranks.starts
@@ -84,7 +82,6 @@ def fill_activations(tile: Any, units: Any, ranks: Any, blocks: Any) -> None:
             finish_with_slopes(tile, layer, u0, u1, units)
 
 
-@inner
 def pull(
     tile: Any,
     target: int,
@@ -107,7 +104,6 @@ def pull(
     multiply(tile, target + own[0], delta + above[0], back, place, stride, count, own[1] - own[0])
 
 
-@inner
 def pull_to_inputs(
     tile: Any,
     place: int,
@@ -135,7 +131,6 @@ def pull_to_inputs(
         pull(tile, place, own, panel, delta, later, first, back, block)
 
 
-@inner
 def adjoint_tiles(
     slot: int,
     tiles: Any,
@@ -216,8 +211,3 @@ def adjoint_tiles(
                         starts[layer + 1, r0], back, back.places[layer + 1, p],
                     )  # fmt: skip
                     finish_deltas(tile, layer, v0, v1, units)
-
-
-def adjoint_rows(slot: int, tiles: Any, *arguments: Any) -> None:
-    """Call :func:`adjoint_tiles` in as many threads as the tiles say."""
-    in_threads(slot, tiles, adjoint_tiles, arguments)

@@ -15,15 +15,14 @@ from torch import Tensor
 from made_flows._cache import TensorCache
 from made_flows.inverse.compiled import packing, simd
 from made_flows.inverse.compiled.activations import ActivationRows, function_of
-from made_flows.inverse.compiled.adjoint import Gradients, adjoint_rows
+from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
 from made_flows.inverse.compiled.compilation import Kernel, address_of
 from made_flows.inverse.compiled.layout import Blocks, Integers, StepCall, Units
 from made_flows.inverse.compiled.packing import Layout, Weights
-from made_flows.inverse.compiled.parallel import Scores, score_rows
+from made_flows.inverse.compiled.parallel import Scores, score_tiles
 from made_flows.inverse.compiled.products import ProductRows, add_product
-from made_flows.inverse.compiled.solve import Rows, solve_rows
+from made_flows.inverse.compiled.solve import Rows, solve_tiles
 from made_flows.inverse.compiled.steps import find_step, has_step
-from made_flows.inverse.compiled.threads import over_tiles
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import BijectionStep, HeadStep, Step
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
@@ -37,7 +36,7 @@ _ROWS_ALONE = 2_000_000
 """Multiplications below which one thread does everything: a thread that sleeps takes up to 0.05 ms
 to wake, in which another does some 2 million."""
 
-_SOLVE, _ADJOINT, _SCORE = Kernel(solve_rows), Kernel(adjoint_rows), Kernel(score_rows)
+_SOLVE, _ADJOINT, _SCORE = Kernel(solve_tiles), Kernel(adjoint_tiles), Kernel(score_tiles)
 
 
 _LOCAL = threading.local()
@@ -68,24 +67,14 @@ def _over_rows(
     threads = _threads(rows, work, dtype)
     lanes = lanes_of(rows, dtype, threads)
     size = lines * lanes
-    spaces = _workspace(threads * size, dtype)
-    over_tiles(
-        lambda tiles, slot: kernel(slot, tiles, spaces, *arguments), rows, lanes, size, threads
-    )
+    kernel(rows, lanes, size, threads, _workspace(threads * size, dtype), *arguments)
 
 
 def over_kept(kernel: Kernel, rows: int, work: float, spaces: Tensor, arguments: Any) -> None:
     """Call a kernel for all rows, whose tiles have workspaces (tiles, height, lanes) each."""
     _, height, lanes = spaces.shape
-    flat = spaces.view(-1).numpy()
     threads = _threads(rows, work, spaces.dtype)
-    over_tiles(
-        lambda tiles, slot: kernel(slot, tiles, flat, *arguments),
-        rows,
-        lanes,
-        height * lanes,
-        threads,
-    )
+    kernel(rows, lanes, height * lanes, threads, spaces.view(-1).numpy(), *arguments)
 
 
 def _threads(rows: int, work: float, dtype: torch.dtype) -> int:

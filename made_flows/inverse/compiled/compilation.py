@@ -1,43 +1,69 @@
-"""Compilation: kernels that Numba compiles when they are first needed, and keeps on disk.
+"""Compilation: kernels that LLVM compiles when they are first needed, and that are kept on disk.
 
-A file of the cache that was cut off, or whose bits have changed, must not break every sample of
-a user's, nor run as machine code. Every file therefore carries a digest of itself; one that does
-not agree with it is compiled again, and said so once.
+A file that was cut off, or whose bits have changed, must not break every sample of a user's, nor
+run as machine code. Every file therefore carries a digest of itself; one that does not agree with
+it is compiled again, and said so once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
-import pickle
+import os
 import sys
-from collections.abc import Callable
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numba
-from numba import njit, types
-from numba.core.caching import IndexDataCacheFile
-from numba.core.ccallback import CFunc
+import llvmlite
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
 
 from made_flows.inverse.compiled.layout import StepRows
+from made_flows.inverse.compiled.simd import fetch
+from made_flows.inverse.compiled.threads import Tiles, in_threads
+from made_flows.inverse.compiled.translation import (
+    DOUBLE,
+    LONG,
+    SINGLE,
+    Array,
+    Program,
+    Writer,
+    leaves,
+)
 from made_flows.univariate import step_kernel
 
 _LOG = logging.getLogger("made_flows")
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
-_OPTIONS["_nrt"] = False  # nothing is allocated, and no reference counted
+_LOADED: list[Any] = []
+"""Engines of LLVM: machine code lives as long as these objects."""
+
+_LOCK = threading.RLock()
+
+
+def _unlock() -> None:
+    """Make a new lock: another thread may have held it when the process was forked."""
+    global _LOCK  # noqa: PLW0603
+    _LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
 
 
 @lru_cache(maxsize=1)
-def _sources() -> str:
-    """Hash all that kernels are made of: Numba itself looks at one file only."""
-    digest = hashlib.sha256(numba.__version__.encode())
+def _sources() -> bytes:
+    """Hash all that kernels are made of."""
+    digest = hashlib.sha256(llvmlite.__version__.encode())
     # A constant of kernels' stands outside of their folder.
     for path in (*sorted(Path(__file__).parent.rglob("*.py")), Path(step_kernel.__file__)):
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return digest.digest()
 
 
 @lru_cache(maxsize=1)
@@ -49,97 +75,178 @@ def _announce() -> None:
         print(message, file=sys.stderr)  # noqa: T201 (for people at a terminal)
 
 
-class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]
-    """The files of Numba's cache of a function, each with a digest in front."""
+def _folders() -> Iterator[Path]:
+    """Return where compiled kernels may be kept; the first that can be written has them."""
+    for variable in ("MADE_FLOWS_CACHE_DIR", "NUMBA_CACHE_DIR"):
+        if os.environ.get(variable):
+            yield Path(os.environ[variable]) / "made_flows"
+            return
+    yield Path(__file__).parent / "__pycache__"
+    with suppress(RuntimeError):
+        yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "made_flows"
 
-    def load(self, key: Any) -> Any:
-        found = super().load(key)
-        if found is None:
-            _announce()
-        return found
 
-    def _load_index(self) -> dict[Any, Any]:
-        try:
-            stamp, overloads = self._read(self._index_path)
-        except FileNotFoundError:
-            return {}
-        except Exception as error:
-            self._drop(self._index_path, error)
-            return {}
-        return overloads if stamp == self._source_stamp else {}
+def _machine() -> Any:
+    """Return what LLVM compiles for: this processor, with all that it can do."""
+    if llvm.llvm_version_info[0] < 20:  # later ones do so themselves, and refuse to be asked
+        llvm.initialize()
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        jit=True,
+    )
 
-    def _save_index(self, overloads: dict[Any, Any]) -> None:
-        self._write(self._index_path, (self._source_stamp, overloads))
 
-    def _load_data(self, name: str) -> Any:
-        path = self._data_path(name)
-        try:
-            return self._read(path)
-        except FileNotFoundError:
-            return None
-        except Exception as error:
-            self._drop(path, error)
-            return None
+def _compile(program: Program) -> bytes:
+    """Optimise a module, and return its machine code."""
+    machine = _machine()
+    module = llvm.parse_assembly(str(program.module))
+    module.verify()
+    tuning = llvm.create_pipeline_tuning_options(speed_level=3)
+    tuning.loop_vectorization = True
+    passes = llvm.create_pass_builder(machine, tuning)
+    passes.getModulePassManager().run(module, passes)
+    code: bytes = machine.emit_object(module)
+    return code
 
-    def _save_data(self, name: str, data: Any) -> None:
-        self._write(self._data_path(name), data)
 
-    def _read(self, path: str) -> Any:
-        content = Path(path).read_bytes()
-        digest, data = content[:32], content[32:]
-        if hashlib.sha256(data).digest() != digest:
-            raise pickle.UnpicklingError("its contents are not what was written")
-        return pickle.loads(data)
-
-    def _write(self, path: str, value: Any) -> None:
-        data = self._dump(value)
-        with self._open_for_write(path) as file:
-            file.write(hashlib.sha256(data).digest() + data)
-
-    def _drop(self, path: str, error: Exception) -> None:
+def _kept(path: Path) -> bytes | None:
+    """Return the machine code of a file, None where there is none that can be used."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, sources, code = content[:32], content[32:64], content[64:]
+    if hashlib.sha256(sources + code).digest() != digest:
         with suppress(OSError):
-            Path(path).unlink()  # or it would be read, and spoken of, again
-        _LOG.warning("A compiled kernel is compiled again, since %s is damaged: %s", path, error)
+            path.unlink()  # or it would be read, and spoken of, again
+        _LOG.warning("A compiled kernel is compiled again, since %s is damaged", path)
+        return None
+    return code if sources == _sources() else None
 
 
-def _keep_on_disk(compiled: Any) -> None:
-    """Let a function that Numba compiles be kept in files that are checked."""
-    cache = compiled._cache
-    files = cache._cache_file
-    base = files._index_name.removesuffix(".nbi")
-    cache._cache_file = _CheckedFiles(cache.cache_path, base, _sources())
+def _keep(path: Path, code: bytes) -> bool:
+    """Write machine code to a file, whole or not at all; tell whether it could be written."""
+    data = _sources() + code
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(hashlib.sha256(data).digest() + data)
+        Path(file.name).replace(path)
+    except OSError:
+        return False
+    return True
+
+
+def _address(name: str, write: Callable[[Program], None]) -> int:
+    """Return where the machine code of a program's function of a name is."""
+    target = (llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features())
+    suffix = hashlib.sha256(repr((*target[:2], target[2].flatten())).encode()).hexdigest()[:12]
+    with _LOCK:
+        places = [folder / f"{name}-{suffix}.o" for folder in _folders()]
+        code = next((code for place in places if (code := _kept(place)) is not None), None)
+        if code is None:
+            _announce()
+            program = Program()
+            write(program)
+            code = _compile(program)
+            any(_keep(place, code) for place in places)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        _LOADED.append(engine)
+        address: int = engine.get_function_address(name)
+    return address
 
 
 class Kernel:
-    """A function compiled at its first call, and kept on disk where a folder can be written."""
+    """A function over tiles of rows, compiled at its first call for numbers of a precision.
 
-    def __init__(self, function: Callable[..., None]) -> None:
+    Its first arguments are a slot, which says which of the workspaces is its thread's, the
+    :class:`~made_flows.inverse.compiled.threads.Tiles`, and the workspaces.
+    """
+
+    def __init__(self, function: Any) -> None:
         self.function = function
-        self.call = self._with_cache()
+        self._addresses: dict[Any, int] = {}
 
-    def _with_cache(self) -> Callable[..., None]:
-        try:
-            compiled: Any = njit(cache=True, **_OPTIONS)(self.function)
-            _keep_on_disk(compiled)
-        except (RuntimeError, OSError, AttributeError):
-            return self._without_cache()
-        return compiled  # type: ignore[no-any-return]
+    def __call__(
+        self, rows: int, lanes: int, size: int, threads: int, spaces: Any, *arguments: Any
+    ) -> None:
+        """Call it for a batch of rows, in so many threads.
 
-    def _without_cache(self) -> Callable[..., None]:
-        _announce()
-        compiled: Callable[..., None] = njit(**_OPTIONS)(self.function)
-        return compiled
+        Args:
+            rows: number of rows.
+            lanes: rows of a tile.
+            size: numbers in the workspace of a tile, or of a thread.
+            threads: how many.
+            spaces: all workspaces.
+            arguments: the others: integers, arrays, and named tuples of both.
+        """
+        address = self._addresses.get(spaces.dtype)
+        if address is None:
+            address = self._address((spaces, *arguments))
+            self._addresses[spaces.dtype] = address
+        words = [0, 0, rows, lanes, size]
+        _put((spaces, *arguments), words)
+        in_threads(address, (ctypes.c_int64 * len(words))(*words), threads)
 
-    def __call__(self, *arguments: Any) -> None:
-        try:
-            self.call(*arguments)
-        except OSError:  # the cache could not be written after all
-            self.call = self._without_cache()
-            self.call(*arguments)
+    def _address(self, arguments: Any) -> int:
+        name = _name(self.function, arguments[0].dtype == np.float32)
+
+        def write(program: Program) -> None:
+            words, builder = _entry(program, name, [LONG.as_pointer()])
+            [first] = words
+            writer = Writer(program, builder, _no_arguments, ())
+            slot = fetch(writer, builder.ptrtoint(first, LONG), 1)
+            given = (builder.load(builder.gep(first, [LONG(i)])) for i in range(2, 1000))
+            counter = builder.ptrtoint(builder.gep(first, [LONG(1)]), LONG)
+            tiles = Tiles(counter, next(given), next(given), next(given))
+            values = (slot, tiles, *_taken(builder, arguments, given))
+            builder.call(program.function(self.function, values), leaves(values))
+            builder.ret_void()
+
+        return _address(name, write)
 
 
-_COMPILED: list[Any] = []
-"""Compiled functions: their machine code lives as long as these objects."""
+def _no_arguments() -> None: ...
+
+
+def _name(function: Any, single: bool) -> str:
+    return f"{function.__module__}.{function.__name__}.{'single' if single else 'double'}"
+
+
+def _entry(program: Program, name: str, kinds: list[Any]) -> tuple[Any, Any]:
+    """Begin the function by which a program is called, and return its arguments."""
+    function = ir.Function(program.module, ir.FunctionType(ir.VoidType(), kinds), name)
+    return function.args, ir.IRBuilder(function.append_basic_block())
+
+
+def _put(value: Any, words: list[int]) -> None:
+    """Write arguments down as integers: addresses and shapes of arrays."""
+    if isinstance(value, tuple):
+        for part in value:
+            _put(part, words)
+    elif isinstance(value, np.ndarray):
+        words.append(value.__array_interface__["data"][0])
+        words.extend(value.shape)
+    else:
+        words.append(value)
+
+
+def _taken(builder: Any, sample: Any, words: Iterator[Any]) -> Any:
+    """Read arguments, made as a sample is, from what :func:`_put` wrote."""
+    if isinstance(sample, tuple):
+        parts = [_taken(builder, part, words) for part in sample]
+        return type(sample)(*parts) if hasattr(sample, "_fields") else tuple(parts)
+    if isinstance(sample, np.ndarray):
+        kind = {"float32": SINGLE, "float64": DOUBLE, "int64": LONG}[sample.dtype.name]
+        start = builder.inttoptr(next(words), kind.as_pointer())
+        return Array(start, tuple(next(words) for _ in sample.shape))
+    return next(words)
 
 
 @lru_cache(maxsize=256)
@@ -154,19 +261,14 @@ def address_of(
         rows: the class of the places, a tuple of integers.
         weights: whether the numbers are weights, of the workspace's precision, and not constants.
     """
-    number = types.float32 if single else types.float64
-    places = types.NamedUniTuple(types.int64, len(rows._fields), rows)
-    numbers = types.CPointer(number if weights else types.float64)
-    signature = types.void(types.CPointer(number), numbers, places)
-    definition = (signature.args, signature.return_type)
-    compiled: Any = CFunc(function, definition, {}, {"error_model": "numpy"})
-    try:
-        compiled.enable_caching()
-        _keep_on_disk(compiled)
-        compiled.compile()
-    except (RuntimeError, OSError, AttributeError):
-        compiled = CFunc(function, definition, {}, {"error_model": "numpy"})
-        compiled.compile()
-    _COMPILED.append(compiled)
-    address: int = compiled.address
-    return address
+    number, name = SINGLE if single else DOUBLE, _name(function, single)
+
+    def write(program: Program) -> None:
+        kinds = [number.as_pointer(), (number if weights else DOUBLE).as_pointer()]
+        (work, numbers, *places), builder = _entry(program, name, kinds + [LONG] * len(rows._fields))
+        unknown = (ir.Constant(LONG, ir.Undefined),)
+        values = Array(work, unknown), Array(numbers, unknown), rows(*places)
+        builder.call(program.function(function, values), leaves(values))  # type: ignore[arg-type]
+        builder.ret_void()
+
+    return _address(name, write)

@@ -13,17 +13,15 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from made_flows.inverse.compiled.simd import (
-    inner,
     keep_apart,
     like,
     polynomial,
     split_mantissa,
     split_power,
 )
+from made_flows.inverse.compiled.translation import SINGLE, Writer, emits
 
 # Taylor's series of (exp(x) - 1 - x) / x^2, and those of artanh in the square of its argument.
 _EXP_SINGLE = polynomial(*(1 / math.factorial(k) for k in range(7, 1, -1)))
@@ -35,51 +33,41 @@ _F32_SHIFT = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an intege
 _F64_SHIFT = 6755399441055744.0  # 1.5 * 2^52
 
 
-def _halves(x: Any) -> Any:
+def _halves_single(x: Any) -> Any:
+    # Past these limits the result is infinite or zero all the same; NaN stays NaN.
+    y = np.float32(-105.0) if x < np.float32(-105.0) else x
+    y = np.float32(90.0) if y > np.float32(90.0) else y
+    shifted = y * np.float32(1.4426950408889634) + _F32_SHIFT
+    whole = shifted - _F32_SHIFT
+    r = y - whole * np.float32(0.693359375)
+    r = r + whole * np.float32(2.12194440e-4)
+    s, t = split_power(shifted)
+    return _EXP_SINGLE(r) * r * r + r, s, t
+
+
+def _halves_double(x: Any) -> Any:
+    y = -750.0 if x < -750.0 else x
+    y = 710.0 if y > 710.0 else y
+    shifted = y * 1.4426950408889634 + _F64_SHIFT
+    whole = shifted - _F64_SHIFT
+    r = y - whole * 6.93145751953125e-1
+    r = r - whole * 1.42860682030941723212e-6
+    s, t = split_power(shifted)
+    return _EXP_DOUBLE(r) * r * r + r, s, t
+
+
+@emits
+def _halves(w: Writer, x: Any) -> Any:
     """Split exp(x) into (p, s, t): exp(x) = (1 + p) * s * t, with s and t powers of two."""
-    raise NotImplementedError
+    return w.call(_halves_single if x.type == SINGLE else _halves_double, (x,))
 
 
-@overload(_halves)
-def _(x: Any) -> Any:
-    if x == types.float32:
-
-        def single(x: Any) -> Any:
-            # Past these limits the result is infinite or zero all the same; NaN stays NaN.
-            x = np.float32(-105.0) if x < np.float32(-105.0) else x
-            x = np.float32(90.0) if x > np.float32(90.0) else x
-            shifted = x * np.float32(1.4426950408889634) + _F32_SHIFT
-            whole = shifted - _F32_SHIFT
-            r = x - whole * np.float32(0.693359375)
-            r = r + whole * np.float32(2.12194440e-4)
-            p = _EXP_SINGLE(r) * r * r + r
-            s, t = split_power(shifted)
-            return p, s, t
-
-        return single
-
-    def double(x: Any) -> Any:
-        x = -750.0 if x < -750.0 else x
-        x = 710.0 if x > 710.0 else x
-        shifted = x * 1.4426950408889634 + _F64_SHIFT
-        whole = shifted - _F64_SHIFT
-        r = x - whole * 6.93145751953125e-1
-        r = r - whole * 1.42860682030941723212e-6
-        p = _EXP_DOUBLE(r) * r * r + r
-        s, t = split_power(shifted)
-        return p, s, t
-
-    return double
-
-
-@inner
 def exp(x: Any) -> Any:
     """Compute the exponential."""
     p, s, t = _halves(x)
     return (s + s * p) * t
 
 
-@inner
 def expm1(x: Any) -> Any:
     """Compute exp(x) - 1 without cancellation near zero, for x below 80."""
     p, s, t = _halves(x)
@@ -87,7 +75,6 @@ def expm1(x: Any) -> Any:
     return p * power + (power - like(x, 1.0))
 
 
-@inner
 def tanh(x: Any) -> Any:
     """Compute the hyperbolic tangent."""
     size = abs(x)
@@ -98,21 +85,18 @@ def tanh(x: Any) -> Any:
     return -t if x < like(x, 0.0) else t
 
 
-@inner
 def sigmoid(x: Any) -> Any:
     """Compute 1 / (1 + exp(-x))."""
     one = like(x, 1.0)
     return one / (one + exp(-x))
 
 
-@inner
 def log1p(t: Any) -> Any:
     """Compute log(1 + t) for t from 0 to 1: 2 artanh(t / (2 + t)) by its series."""
     s = t / (like(t, 2.0) + t)
     return like(t, 2.0) * s * _LOG1P(s * s)
 
 
-@inner
 def log(x: Any) -> Any:
     """Compute the logarithm; NaN of what is negative."""
     zero, tiny = like(x, 0.0), like(x, 2.0**-100)
@@ -131,14 +115,12 @@ def log(x: Any) -> Any:
     return result if x >= zero else like(x, math.nan)
 
 
-@inner
 def softplus(x: Any) -> Any:
     """Compute log(1 + exp(x))."""
     zero = like(x, 0.0)
     return (x if x > zero else zero) + log1p(exp(-abs(x)))
 
 
-@inner
 def log_scale(rule: int, c0: float, c1: float, s: Any) -> None:
     """Replace raw values by the logarithms of their scales under a rule, in place."""
     keep_apart()
@@ -168,7 +150,6 @@ def log_scale(rule: int, c0: float, c1: float, s: Any) -> None:
             s[i] = a1 if v > a1 else v
 
 
-@inner
 def scale(rule: int, c0: float, c1: float, s: Any) -> None:
     """Replace raw values by their scales under a rule (of ``SCALE_RULES``), in place."""
     keep_apart()
@@ -187,7 +168,6 @@ def scale(rule: int, c0: float, c1: float, s: Any) -> None:
             s[i] = exp(s[i])
 
 
-@inner
 def log_scale_slope(rule: int, c0: float, c1: float, s: Any) -> None:
     """Replace raw values by the derivatives of :func:`log_scale` at them, in place."""
     keep_apart()

@@ -14,13 +14,13 @@ from made_flows.inverse.compiled.compilation import Kernel
 from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, SOURCE, StepCall, Units
 from made_flows.inverse.compiled.packing import Layout
 from made_flows.inverse.compiled.steps import has_step
-from made_flows.inverse.compiled.training import Recorded, pull_rows, record_rows
+from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
 from made_flows.nn.spec import LayerSpec, NetworkSpec
 from made_flows.univariate.step_kernel import StepKernel
 
-_RECORD, _PULL = Kernel(record_rows), Kernel(pull_rows)
+_RECORD, _PULL = Kernel(record_tiles), Kernel(pull_tiles)
 
 _PARTS = 8
 """Parts in which gradients of large weights are computed, to leave out what is zero."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from made_flows.inverse.compiled.layout import SCRATCH, SOURCE, Tile, Z
-from made_flows.inverse.compiled.simd import call, inner, keep_apart, like, line, matrix
+from made_flows.inverse.compiled.simd import call, keep_apart, like, line, matrix
 from made_flows.inverse.compiled.solve import multiply, put_inputs
-from made_flows.inverse.compiled.threads import in_threads, next_tile
+from made_flows.inverse.compiled.threads import next_tile
 from made_flows.inverse.compiled.units import finish_units, gather, scatter, start_units
 
 
@@ -33,7 +33,6 @@ class Scores(NamedTuple):
     density: int
 
 
-@inner
 def fill_inputs(tile: Any, x: Any, ranks: Any, step: Any, place: int) -> None:
     """Write what the network reads of a tile's rows; ``place`` is a row that may be used."""
     keep_apart()
@@ -45,7 +44,6 @@ def fill_inputs(tile: Any, x: Any, ranks: Any, step: Any, place: int) -> None:
         put_inputs(work, first, last, lanes, values, step.one_hot)
 
 
-@inner
 def fill_block(
     tile: Any, layer: int, p: int, place: int, units: Any, ranks: Any, blocks: Any
 ) -> None:
@@ -62,7 +60,6 @@ def fill_block(
         multiply(tile, place, 0, blocks, blocks.direct[p], count, inputs, count)
 
 
-@inner
 def score_tiles(
     slot: int,
     tiles: Any,
@@ -116,8 +113,3 @@ def score_tiles(
                 if rows.images != 0:
                     scatter(image, images, features[i], row, here)
         scatter(total, density, 0, row, here)
-
-
-def score_rows(slot: int, tiles: Any, *arguments: Any) -> None:
-    """Call :func:`score_tiles` in as many threads as the tiles say."""
-    in_threads(slot, tiles, score_tiles, arguments)

@@ -1,29 +1,29 @@
-"""The inner loop of the compiled inverse, written in vector instructions of LLVM.
+"""What kernels do by instructions of LLVM's own choosing: block products, rows, numbers' bits.
 
-The sums of a block of hidden units, for a tile of rows, are kept in registers while a loop runs
-over the inputs that the units read. The rows of a tile are the lanes of the vectors, so that a
-weight is one number, broadcast to all lanes. A plain Numba loop, which LLVM vectorises but does
-not keep in registers, ran at 40 % of the speed on the sizes of the benchmark
-(``python -m benchmarks.inverse``).
+The inner loop of the kernels is written in vector instructions. The sums of a block of hidden
+units, for a tile of rows, are kept in registers while a loop runs over the inputs that the units
+read. The rows of a tile are the lanes of the vectors, so that a weight is one number, broadcast to
+all lanes. A plain loop, which LLVM vectorises but does not keep in registers, ran at 40 % of the
+speed on the sizes of the benchmark (``python -m benchmarks.inverse``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np import arrayobj
 
-inner = njit(
-    nogil=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
+from made_flows.inverse.compiled.translation import (
+    DOUBLE,
+    LONG,
+    SINGLE,
+    Array,
+    Writer,
+    constant,
+    emits,
+    leaves,
 )
-"""Decorate a part of a kernel: it is called by compiled code alone, and allocates nothing. Told so,
-the compiler takes a third less time."""
 
 
 def _host() -> tuple[int, int]:
@@ -57,306 +57,215 @@ def block_product(units: int, vectors: int) -> Any:
         vectors: vectors of lanes.
     """
 
-    @intrinsic
+    @emits
     def product(
-        typingctx: Any,
-        a: Any,
-        c0: Any,
-        a0: Any,
-        w: Any,
-        w0: Any,
-        stride: Any,
-        lanes: Any,
+        w: Writer, a: Any, c0: Any, a0: Any, weights: Any, w0: Any, stride: Any, lanes: Any,
         count: Any,
-    ) -> Any:
-        signature = types.void(a, c0, a0, w, w0, stride, lanes, count)
+    ) -> None:  # fmt: skip
+        builder, size = w.builder, a.itemsize
+        width = VECTOR_BYTES // size
+        vector = ir.VectorType(a.element, width)
+        word = LONG
+        fast = ("contract",)  # a product and a sum may become one fused instruction
 
-        def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-            work, c0_, a0_, weights, w0_, stride_, lane_count, count_ = arguments
-            element = context.get_data_type(sig.args[0].dtype)
-            size = sig.args[0].dtype.bitwidth // 8
-            width = VECTOR_BYTES // size
-            vector = ir.VectorType(element, width)
-            word = count_.type
-            fast = ("contract",)  # a product and a sum may become one fused instruction
+        def at(base: Any, offset: Any, kind: Any) -> Any:
+            place = builder.gep(base, [offset], inbounds=True)
+            return builder.bitcast(place, kind.as_pointer())
 
-            def at(base: Any, offset: Any, kind: Any) -> Any:
-                place = builder.gep(base, [offset], inbounds=True)
-                return builder.bitcast(place, kind.as_pointer())
+        c_start = builder.gep(a.start, [c0], inbounds=True)
+        a_start = builder.gep(a.start, [a0], inbounds=True)
+        w_start = builder.gep(weights.start, [w0], inbounds=True)
+        places = []
+        for unit in range(units):
+            row = builder.mul(lanes, ir.Constant(word, unit))
+            for part in range(vectors):
+                offset = builder.add(row, ir.Constant(word, part * width))
+                places.append(at(c_start, offset, vector))
+        # Rows begin where a tile's do, not where a vector would like them to: loads and
+        # stores ask for the alignment of one number only, which costs nothing here.
+        starts = [builder.load(place, align=size) for place in places]
 
-            c_start = builder.gep(work, [c0_], inbounds=True)
-            a_start = builder.gep(work, [a0_], inbounds=True)
-            w_start = builder.gep(weights, [w0_], inbounds=True)
-            places = []
-            for unit in range(units):
-                row = builder.mul(lane_count, ir.Constant(word, unit))
-                for part in range(vectors):
-                    offset = builder.add(row, ir.Constant(word, part * width))
-                    places.append(at(c_start, offset, vector))
-            # Rows begin where a tile's do, not where a vector would like them to: loads and
-            # stores ask for the alignment of one number only, which costs nothing here.
-            starts = [builder.load(place, align=size) for place in places]
+        before = builder.block
+        loop = builder.append_basic_block("inputs")
+        after = builder.append_basic_block("done")
+        zero = ir.Constant(word, 0)
+        builder.cbranch(builder.icmp_signed(">", count, zero), loop, after)
 
-            before = builder.block
-            loop = builder.append_basic_block("inputs")
-            after = builder.append_basic_block("done")
-            zero = ir.Constant(word, 0)
-            builder.cbranch(builder.icmp_signed(">", count_, zero), loop, after)
+        builder.position_at_end(loop)
+        k = builder.phi(word)
+        k.add_incoming(zero, before)
+        # The sums are values that go round the loop, not places in memory: registers.
+        sums = []
+        for start in starts:
+            total = builder.phi(vector)
+            total.add_incoming(start, before)
+            sums.append(total)
+        a_row = builder.gep(a_start, [builder.mul(k, lanes)], inbounds=True)
+        w_row = builder.gep(w_start, [builder.mul(k, stride)], inbounds=True)
+        inputs = [
+            builder.load(at(a_row, ir.Constant(word, part * width), vector), align=size)
+            for part in range(vectors)
+        ]
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
+        new = []
+        # Input-major weights: those of the block's units for one input are neighbours.
+        for unit in range(units):
+            weight = builder.load(builder.gep(w_row, [ir.Constant(word, unit)], inbounds=True))
+            single = builder.insert_element(
+                ir.Constant(vector, ir.Undefined), weight, ir.Constant(ir.IntType(32), 0)
+            )
+            spread = builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), zeros)
+            for part in range(vectors):
+                old = sums[unit * vectors + part]
+                scaled = builder.fmul(spread, inputs[part], flags=fast)
+                new.append(builder.fadd(old, scaled, flags=fast))
+        following = builder.add(k, ir.Constant(word, 1))
+        k.add_incoming(following, loop)
+        for total, value in zip(sums, new, strict=True):
+            total.add_incoming(value, loop)
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
 
-            builder.position_at_end(loop)
-            k = builder.phi(word)
-            k.add_incoming(zero, before)
-            # The sums are values that go round the loop, not places in memory: registers.
-            sums = []
-            for start in starts:
-                total = builder.phi(vector)
-                total.add_incoming(start, before)
-                sums.append(total)
-            a_row = builder.gep(a_start, [builder.mul(k, lane_count)], inbounds=True)
-            w_row = builder.gep(w_start, [builder.mul(k, stride_)], inbounds=True)
-            inputs = [
-                builder.load(at(a_row, ir.Constant(word, part * width), vector), align=size)
-                for part in range(vectors)
-            ]
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-            new = []
-            # Input-major weights: those of the block's units for one input are neighbours.
-            for unit in range(units):
-                weight = builder.load(builder.gep(w_row, [ir.Constant(word, unit)], inbounds=True))
-                single = builder.insert_element(
-                    ir.Constant(vector, ir.Undefined), weight, ir.Constant(ir.IntType(32), 0)
-                )
-                spread = builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), zeros)
-                for part in range(vectors):
-                    old = sums[unit * vectors + part]
-                    scaled = builder.fmul(spread, inputs[part], flags=fast)
-                    new.append(builder.fadd(old, scaled, flags=fast))
-            following = builder.add(k, ir.Constant(word, 1))
-            k.add_incoming(following, loop)
-            for total, value in zip(sums, new, strict=True):
-                total.add_incoming(value, loop)
-            builder.cbranch(builder.icmp_signed("<", following, count_), loop, after)
-
-            builder.position_at_end(after)
-            for start, value in zip(starts, new, strict=True):
-                result = builder.phi(vector)
-                result.add_incoming(start, before)
-                result.add_incoming(value, loop)
-            results = list(builder.block.instructions)
-            for place, result in zip(places, results, strict=True):
-                builder.store(result, place, align=size)
-            return context.get_dummy_value()
-
-        return signature, codegen
+        builder.position_at_end(after)
+        for start, value in zip(starts, new, strict=True):
+            result = builder.phi(vector)
+            result.add_incoming(start, before)
+            result.add_incoming(value, loop)
+        results = list(builder.block.instructions)
+        for place, result in zip(places, results, strict=True):
+            builder.store(result, place, align=size)
 
     return product
 
 
-@intrinsic
+@emits
 def fill_rows(
-    typingctx: Any, c: Any, c0: Any, values: Any, first: Any, count: Any, lanes: Any
-) -> Any:
+    w: Writer, c: Any, c0: Any, values: Any, first: Any, count: Any, lanes: Any
+) -> None:
     """Fill row u of c, from c0 on and ``lanes`` long, with values[first + u], for u < count."""
-    signature = types.void(c, c0, values, first, count, lanes)
+    b, width = w.builder, VECTOR_BYTES // c.itemsize
+    vector = ir.VectorType(c.element, width)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
+    nothing = ir.Constant(vector, ir.Undefined)
 
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        target = context.make_array(sig.args[0])(context, builder, arguments[0]).data
-        source = context.make_array(sig.args[2])(context, builder, arguments[2]).data
-        _, c0_, _, first_, count_, lanes_ = arguments
-        size = sig.args[0].dtype.bitwidth // 8
-        width = VECTOR_BYTES // size
-        vector = ir.VectorType(context.get_data_type(sig.args[0].dtype), width)
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-        with cgutils.for_range(builder, count_) as loop:
-            value = builder.load(
-                builder.gep(source, [builder.add(first_, loop.index)], inbounds=True)
-            )
-            single = builder.insert_element(
-                ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
-            )
-            spread = builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), zeros)
-            row = builder.add(c0_, builder.mul(loop.index, lanes_))
-            step = ir.Constant(lanes_.type, width)
-            with cgutils.for_range(builder, builder.sdiv(lanes_, step)) as part:
-                place = builder.add(row, builder.mul(part.index, step))
-                pointer = builder.gep(target, [place], inbounds=True)
-                builder.store(spread, builder.bitcast(pointer, vector.as_pointer()), align=size)
-        return context.get_dummy_value()
+    def fill(u: Any) -> None:
+        value = b.load(b.gep(values.start, [b.add(first, u)], inbounds=True))
+        single = b.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+        spread = b.shuffle_vector(single, nothing, zeros)
+        row = b.gep(c.start, [b.add(c0, b.mul(u, lanes))], inbounds=True)
 
-    return signature, codegen
+        def store(part: Any) -> None:
+            place = b.gep(row, [b.mul(part, constant(width))], inbounds=True)
+            b.store(spread, b.bitcast(place, vector.as_pointer()), align=c.itemsize)
+
+        w.each(b.sdiv(lanes, constant(width)), store)
+
+    w.each(count, fill)
 
 
 def polynomial(*coefficients: float) -> Any:
-    """Make an intrinsic that evaluates a polynomial by Horner's scheme, highest power first."""
+    """Make a function that evaluates a polynomial by Horner's scheme, highest power first."""
 
-    @intrinsic
-    def evaluate(typingctx: Any, x: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-            [value] = arguments
-            total = ir.Constant(value.type, coefficients[0])
-            for coefficient in coefficients[1:]:
-                scaled = builder.fmul(total, value)
-                total = builder.fadd(scaled, ir.Constant(value.type, coefficient))
-            return total
-
-        return x(x), codegen
+    @emits
+    def evaluate(w: Writer, x: Any) -> Any:
+        total = ir.Constant(x.type, coefficients[0])
+        for coefficient in coefficients[1:]:
+            scaled = w.builder.fmul(total, x)
+            total = w.builder.fadd(scaled, ir.Constant(x.type, coefficient))
+        return total
 
     return evaluate
 
 
-@intrinsic
-def keep_apart(typingctx: Any) -> Any:
+@emits
+def keep_apart(w: Writer) -> None:
     """Keep LLVM from copying the function that calls this into its own callers.
 
     The sweeps call the same long functions from many places; copies of them take longer to
     compile and run no faster.
     """
-
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        builder.function.attributes.add("noinline")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+    w.builder.function.attributes.add("noinline")
 
 
-@intrinsic
-def split_power(typingctx: Any, shifted: Any) -> Any:
+@emits
+def split_power(w: Writer, shifted: Any) -> Any:
     """Split 2^n into two powers of two, for shifted = n + 1.5 * 2^(bits of the mantissa).
 
     Two, since n may lie a little outside the exponents that one number can have.
     """
-    single = shifted == types.float32
-    bits, mantissa, bias = (32, 23, 127) if single else (64, 52, 1023)
+    b, real = w.builder, shifted.type
+    bits, mantissa, bias = (32, 23, 127) if real == SINGLE else (64, 52, 1023)
+    word = ir.IntType(bits)
+    # The sum's low bits hold n; those of the constant itself are taken off again.
+    offset = ((bias + mantissa) << mantissa) | (1 << (mantissa - 1))
+    n = b.sub(b.bitcast(shifted, word), ir.Constant(word, offset))
+    half = b.ashr(n, ir.Constant(word, 1))
 
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        word = ir.IntType(bits)
-        real = arguments[0].type
-        # The sum's low bits hold n; those of the constant itself are taken off again.
-        offset = ((bias + mantissa) << mantissa) | (1 << (mantissa - 1))
-        n = builder.sub(builder.bitcast(arguments[0], word), ir.Constant(word, offset))
-        half = builder.ashr(n, ir.Constant(word, 1))
+    def power(exponent: Any) -> Any:
+        biased = b.add(exponent, ir.Constant(word, bias))
+        return b.bitcast(b.shl(biased, ir.Constant(word, mantissa)), real)
 
-        def power(exponent: Any) -> Any:
-            biased = builder.add(exponent, ir.Constant(word, bias))
-            return builder.bitcast(builder.shl(biased, ir.Constant(word, mantissa)), real)
-
-        pair = (power(half), power(builder.sub(n, half)))
-        return context.make_tuple(builder, sig.return_type, pair)
-
-    return types.UniTuple(shifted, 2)(shifted), codegen
+    return power(half), power(b.sub(n, half))
 
 
-@intrinsic
-def split_mantissa(typingctx: Any, x: Any) -> Any:
+@emits
+def split_mantissa(w: Writer, x: Any) -> Any:
     """Split a positive number of full precision into m * 2^n, m from sqrt(1/2) to sqrt(2)."""
-    single = x == types.float32
+    b, real = w.builder, x.type
+    single = real == SINGLE
     bits, mantissa, root = (32, 23, 0x3F3504F3) if single else (64, 52, 0x3FE6A09E667F3BCD)
-
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        word, real = ir.IntType(bits), arguments[0].type
-        pattern = builder.bitcast(arguments[0], word)
-        shift = ir.Constant(word, mantissa)
-        n = builder.ashr(builder.sub(pattern, ir.Constant(word, root)), shift)
-        m = builder.bitcast(builder.sub(pattern, builder.shl(n, shift)), real)
-        return context.make_tuple(builder, sig.return_type, (m, builder.sitofp(n, real)))
-
-    return types.UniTuple(x, 2)(x), codegen
+    word = ir.IntType(bits)
+    pattern, shift = b.bitcast(x, word), ir.Constant(word, mantissa)
+    n = b.ashr(b.sub(pattern, ir.Constant(word, root)), shift)
+    m = b.bitcast(b.sub(pattern, b.shl(n, shift)), real)
+    return m, b.sitofp(n, real)
 
 
-@intrinsic
-def like(typingctx: Any, value: Any, number: Any) -> Any:
+@emits
+def like(w: Writer, value: Any, number: Any) -> Any:
     """Return a number in the type of a value, so that one function serves both precisions."""
-
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        return context.cast(builder, arguments[1], sig.args[1], sig.args[0])
-
-    return value(value, number), codegen
+    return w.cast(number, value.type)
 
 
-def _array(context: Any, builder: Any, kind: Any, start: Any, shape: Sequence[Any]) -> Any:
-    """Make an array of what lies from a pointer on."""
-    size = context.get_constant(types.intp, kind.dtype.bitwidth // 8)
-    steps = [size] if kind.ndim == 1 else [builder.mul(shape[1], size), size]
-    array = context.make_array(kind)(context, builder)
-    arrayobj.populate_array(array, start, shape, steps, size, meminfo=None)
-    return array._getvalue()
+@emits
+def lines(w: Writer, work: Array, first: Any, last: Any, lanes: Any) -> Array:
+    """Return rows [first, last) of a workspace as one array."""
+    start = w.builder.gep(work.start, [constant(w.arithmetic("*", first, lanes))], inbounds=True)
+    count = w.arithmetic("*", w.arithmetic("-", last, first), lanes)
+    return Array(start, (constant(count),))
 
 
-def _start(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """Return where an array begins; a pointer is that itself."""
-    if isinstance(kind, types.Array):
-        return context.make_array(kind)(context, builder, value).data
-    return value
+@emits
+def line(w: Writer, work: Array, row: Any, lanes: Any) -> Array:
+    """Return a row of a workspace as an array."""
+    start = w.builder.gep(work.start, [constant(w.arithmetic("*", row, lanes))], inbounds=True)
+    return Array(start, (constant(lanes),))
 
 
-@intrinsic
-def lines(typingctx: Any, work: Any, first: Any, last: Any, lanes: Any) -> Any:
-    """Return rows [first, last) of a workspace, an array or a pointer, as one array.
-
-    A slice would do the same, and take the compiler several times as long.
-    """
-    kind = types.Array(work.dtype, 1, "C")
-
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        work_, first_, last_, lanes_ = arguments
-        start = _start(context, builder, sig.args[0], work_)
-        start = builder.gep(start, [builder.mul(first_, lanes_)], inbounds=True)
-        count = builder.mul(builder.sub(last_, first_), lanes_)
-        return _array(context, builder, kind, start, [count])
-
-    return kind(work, types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
-def line(typingctx: Any, work: Any, row: Any, lanes: Any) -> Any:
-    """Return a row of a workspace, an array or a pointer, as an array."""
-    kind = types.Array(work.dtype, 1, "C")
-
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        work_, row_, lanes_ = arguments
-        start = _start(context, builder, sig.args[0], work_)
-        start = builder.gep(start, [builder.mul(row_, lanes_)], inbounds=True)
-        return _array(context, builder, kind, start, [lanes_])
-
-    return kind(work, types.int64, types.int64), codegen
-
-
-@intrinsic
-def matrix(typingctx: Any, address: Any, work: Any, rows: Any, columns: Any) -> Any:
+@emits
+def matrix(w: Writer, address: Any, work: Array, rows: Any, columns: Any) -> Array:
     """Return the matrix at an address, of numbers of the type that a workspace has.
 
     A tensor crosses into the kernels by its address: NumPy's view of it would take longer to
     make, and would pin its storage to its size for good.
     """
-    kind = types.Array(work.dtype, 2, "C")
-
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        place, _, *shape = arguments
-        start = builder.inttoptr(place, context.get_data_type(work.dtype).as_pointer())
-        return _array(context, builder, kind, start, shape)
-
-    return kind(address, work, types.int64, types.int64), codegen
+    start = w.builder.inttoptr(address, work.element.as_pointer())
+    return Array(start, (constant(rows), constant(columns)))
 
 
-@intrinsic
-def call(typingctx: Any, address: Any, work: Any, numbers: Any, places: Any) -> Any:
+@emits
+def fetch(w: Writer, counter: Any, count: Any) -> Any:
+    """Add to the number at an address, which other threads may do too; what it was is returned."""
+    place = w.builder.inttoptr(counter, LONG.as_pointer())
+    return w.builder.atomic_rmw("add", place, constant(count), "monotonic")
+
+
+@emits
+def call(w: Writer, address: Any, work: Array, numbers: Array, places: Any) -> None:
     """Call what :func:`~made_flows.inverse.compiled.compilation.address_of` compiled.
 
     A call through a pointer, so that the sweeps are compiled once for all steps and activations,
     these without the sweeps, and what all sweeps share once for all of them.
     """
-    signature = types.void(address, work, numbers, places)
-
-    def codegen(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        data = [_start(context, builder, sig.args[i], arguments[i]) for i in (1, 2)]
-        word = ir.IntType(64)
-        rows = [
-            builder.sext(value, word) if value.type.width < 64 else value
-            for value in cgutils.unpack_tuple(builder, arguments[3])
-        ]
-        kinds = [data[0].type, data[1].type, *(word for _ in rows)]
-        function = ir.FunctionType(ir.VoidType(), kinds)
-        builder.call(builder.inttoptr(arguments[0], function.as_pointer()), [*data, *rows])
-        return context.get_dummy_value()
-
-    return signature, codegen
+    given = [work.start, numbers.start, *leaves(tuple(places))]
+    kind = ir.FunctionType(ir.VoidType(), [value.type for value in given])
+    w.builder.call(w.builder.inttoptr(address, kind.as_pointer()), given)

@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from made_flows.inverse.compiled.layout import SCRATCH, SOURCE, Tile, Z
-from made_flows.inverse.compiled.simd import call, inner, keep_apart, like, line, matrix
-from made_flows.inverse.compiled.threads import in_threads, next_tile
+from made_flows.inverse.compiled.simd import call, keep_apart, like, line, matrix
+from made_flows.inverse.compiled.threads import next_tile
 from made_flows.inverse.compiled.units import finish_units, gather, scatter, start_units
 
 
@@ -37,7 +37,6 @@ class Rows(NamedTuple):
     prefix: int
 
 
-@inner
 def put_inputs(work: Any, first: int, last: int, lanes: int, x: Any, one_hot: bool) -> None:
     """Write what the network reads for a feature's values: the values, or one-hot columns."""
     keep_apart()
@@ -54,7 +53,6 @@ def put_inputs(work: Any, first: int, last: int, lanes: int, x: Any, one_hot: bo
             column[j] = one if x[j] == category else zero
 
 
-@inner
 def multiply(
     tile: Any,
     target: int,
@@ -70,7 +68,6 @@ def multiply(
     call(blocks.product, tile.work, blocks.weights, places)
 
 
-@inner
 def keep_known(
     tile: Any, r0: int, r1: int, here: int, known: Any, values: Any, x0: int, ranks: Any, one: bool
 ) -> None:
@@ -85,7 +82,6 @@ def keep_known(
         put_inputs(work, ranks.input_starts[i], ranks.input_starts[i + 1], lanes, x, one)
 
 
-@inner
 def take_steps(
     tile: Any, r: int, here: int, noise: Any, values: Any, place: int, scratch: int, ranks: Any,
     step: Any,
@@ -109,7 +105,6 @@ def take_steps(
         put_inputs(work, ranks.input_starts[i], ranks.input_starts[i + 1], lanes, x, step.one_hot)
 
 
-@inner
 def solve_tiles(
     slot: int,
     tiles: Any,
@@ -204,8 +199,3 @@ def solve_tiles(
                     keep_known(tile, r, r + 1, here, known, values, x0, ranks, step.one_hot)
                 else:
                     take_steps(tile, r, here, noise, values, out + v0 - o0, scratch, ranks, step)
-
-
-def solve_rows(slot: int, tiles: Any, *arguments: Any) -> None:
-    """Call :func:`solve_tiles` in as many threads as the tiles say."""
-    in_threads(slot, tiles, solve_tiles, arguments)

@@ -17,8 +17,8 @@ from made_flows.inverse.compiled.adjoint import (
 )
 from made_flows.inverse.compiled.layout import DELTA, SCRATCH, SUM, Tile
 from made_flows.inverse.compiled.parallel import fill_block, fill_inputs
-from made_flows.inverse.compiled.simd import call, inner, keep_apart, like, line, lines, matrix
-from made_flows.inverse.compiled.threads import in_threads, next_tile
+from made_flows.inverse.compiled.simd import call, keep_apart, like, line, lines, matrix
+from made_flows.inverse.compiled.threads import next_tile
 from made_flows.inverse.compiled.units import copy_rows, gather, scatter
 
 
@@ -44,7 +44,6 @@ class Recorded(NamedTuple):
     scratch: int
 
 
-@inner
 def record_tiles(
     slot: int, tiles: Any, spaces: Any, rows: Any, units: Any, ranks: Any, blocks: Any, step: Any
 ) -> None:
@@ -81,7 +80,6 @@ def record_tiles(
         scatter(total, density, 0, row, here)
 
 
-@inner
 def pull_tiles(
     slot: int,
     tiles: Any,
@@ -148,13 +146,3 @@ def pull_tiles(
             pull_to_inputs(tile, place, p, own, (r0 + 1, levels), units, ranks, back)
         for i in range(count):
             scatter(line(work, place + i, lanes), gradient, features[i], row, here)
-
-
-def record_rows(slot: int, tiles: Any, *arguments: Any) -> None:
-    """Call :func:`record_tiles` in as many threads as the tiles say."""
-    in_threads(slot, tiles, record_tiles, arguments)
-
-
-def pull_rows(slot: int, tiles: Any, *arguments: Any) -> None:
-    """Call :func:`pull_tiles` in as many threads as the tiles say."""
-    in_threads(slot, tiles, pull_tiles, arguments)

@@ -16,10 +16,9 @@ from made_flows.inverse.compiled.layout import (
     A,
     Z,
 )
-from made_flows.inverse.compiled.simd import call, fill_rows, inner, keep_apart, line, lines
+from made_flows.inverse.compiled.simd import call, fill_rows, keep_apart, line, lines
 
 
-@inner
 def start_units(tile: Any, place: int, layer: int, first: int, last: int, units: Any) -> None:
     """Set z of units [first, last) to their biases and the context's contributions."""
     keep_apart()
@@ -46,7 +45,6 @@ def start_units(tile: Any, place: int, layer: int, first: int, last: int, units:
                 at = 0
 
 
-@inner
 def multiply_gate(tile: Any, place: int, layer: int, first: int, last: int, units: Any) -> None:
     """Multiply rows of the workspace, one for each unit in [first, last), by the units' gates."""
     keep_apart()
@@ -63,7 +61,6 @@ def multiply_gate(tile: Any, place: int, layer: int, first: int, last: int, unit
                 at = 0
 
 
-@inner
 def copy_rows(tile: Any, source: int, target: int, count: int) -> None:
     """Copy rows of a workspace."""
     keep_apart()
@@ -74,7 +71,6 @@ def copy_rows(tile: Any, source: int, target: int, count: int) -> None:
         rows[j] = given[j]
 
 
-@inner
 def sum_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
     """Apply gate, residual and norm to hidden units whose products are all in."""
     keep_apart()
@@ -105,7 +101,6 @@ def sum_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
                 own[j] = own[j] * factor + shift
 
 
-@inner
 def apply(
     address: int, tile: Any, place: int, layer: int, first: int, last: int, units: Any
 ) -> None:
@@ -115,7 +110,6 @@ def apply(
         call(address, tile.work, units.constants, rows)
 
 
-@inner
 def finish_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
     """Finish hidden units whose products are all in."""
     if first >= last:
@@ -124,7 +118,6 @@ def finish_units(tile: Any, layer: int, first: int, last: int, units: Any) -> No
     apply(units.functions[0, layer], tile, units.table[layer, A], layer, first, last, units)
 
 
-@inner
 def finish_with_slopes(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
     """Finish hidden units whose products are all in, with their activations' derivatives."""
     if first >= last:
@@ -143,7 +136,6 @@ def finish_with_slopes(tile: Any, layer: int, first: int, last: int, units: Any)
     apply(units.functions[0, layer], tile, a0, layer, first, last, units)
 
 
-@inner
 def gather(rows: Any, column: int, row: int, lanes: int, line: Any) -> None:
     """Copy a column of some rows into the lanes.
 
@@ -156,7 +148,6 @@ def gather(rows: Any, column: int, row: int, lanes: int, line: Any) -> None:
         line[j] = rows[min(row + j, count - 1), column]
 
 
-@inner
 def scatter(line: Any, rows: Any, column: int, row: int, here: int) -> None:
     """Copy the lanes that stand for rows into a column of these."""
     keep_apart()

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from made_flows.inverse.compiled.elementwise import exp, log
-from made_flows.inverse.compiled.simd import inner, keep_apart, like, line
+from made_flows.inverse.compiled.simd import keep_apart, like, line
 
 
 def step(work: Any, numbers: Any, rows: Any) -> None:
@@ -15,7 +15,6 @@ def step(work: Any, numbers: Any, rows: Any) -> None:
     choose(work, lanes, parameters, count, noise, scratch, x)
 
 
-@inner
 def choose(
     work: Any, lanes: int, parameters: int, classes: int, noise: int, scratch: int, x: int
 ) -> None:
@@ -75,7 +74,6 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
         density[j] += chosen[j] - total[j]
 
 
-@inner
 def log_sum(work: Any, lanes: int, first: int, count: int, out: int) -> None:
     """Write the logarithm of the sum of exponentials of some rows; the row after it is used."""
     keep_apart()

@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from made_flows.inverse.compiled.elementwise import exp, log, softplus
-from made_flows.inverse.compiled.simd import inner, keep_apart, like, line
+from made_flows.inverse.compiled.simd import keep_apart, like, line
 
 
 def step(work: Any, numbers: Any, rows: Any) -> None:
@@ -27,7 +27,6 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
     add_log_slope(work, numbers, rows)
 
 
-@inner
 def map_value(work: Any, numbers: Any, rows: Any) -> None:
     """Map a value; what its derivative is made of is left in the scratch space."""
     lanes, parameters, count, noise, scratch, x = rows
@@ -91,7 +90,6 @@ def map_value(work: Any, numbers: Any, rows: Any) -> None:
         value[j] = origin + size * other if inside else u[j]
 
 
-@inner
 def bin_lines(work: Any, scratch: int, lanes: int) -> Any:
     """Return where values and their bins stand in the scratch space.
 
@@ -111,7 +109,6 @@ def bin_lines(work: Any, scratch: int, lanes: int) -> Any:
     )
 
 
-@inner
 def edge_row(knot: int, bins: int, knots: int, edges: float) -> int:
     """Return the row of a knot's raw derivative; any row, where it is a constant."""
     if edges == 0.0:
@@ -119,7 +116,6 @@ def edge_row(knot: int, bins: int, knots: int, edges: float) -> int:
     return knot % knots
 
 
-@inner
 def fractions(
     work: Any, numbers: Any, lanes: int, first: int, bins: int, scratch: int, smallest: float
 ) -> None:
@@ -149,7 +145,6 @@ def fractions(
             a[j] = least + rest * a[j] / total[j]
 
 
-@inner
 def positive(work: Any, numbers: Any, lanes: int, row: int, outer: int) -> None:
     """Replace raw derivatives by positive ones; at outer knots by a constant."""
     keep_apart()
@@ -167,7 +162,6 @@ def positive(work: Any, numbers: Any, lanes: int, row: int, outer: int) -> None:
         a[j] = edge if fixed[j] > zero else a[j]
 
 
-@inner
 def rational_quadratic(work: Any, lanes: int, scratch: int, inverse: bool) -> None:
     """Map a value's place in its bin on one axis to that on the other."""
     keep_apart()
@@ -199,7 +193,6 @@ def rational_quadratic(work: Any, lanes: int, scratch: int, inverse: bool) -> No
         out[j] = min(max(xi, zero), one)
 
 
-@inner
 def rational_linear(work: Any, numbers: Any, lanes: int, scratch: int, inverse: bool) -> None:
     """Return the same for a bin that is divided in two (Dolatabadi et al. 2020, section 3)."""
     keep_apart()
@@ -232,7 +225,6 @@ def rational_linear(work: Any, numbers: Any, lanes: int, scratch: int, inverse: 
             )
 
 
-@inner
 def add_log_slope(work: Any, numbers: Any, rows: Any) -> None:
     """Add the logarithm of the derivative, from what :func:`map_value` leaves."""
     keep_apart()
