@@ -348,7 +348,7 @@ def machine_line(settings: Settings) -> str:
     """On what, and with which versions."""
     used = "cpu" if settings.device.type == "cpu" else torch.cuda.get_device_name(settings.device)
     versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
-    versions += [f"{name} {found}" for name in ("numba", *PEERS) if (found := _version(name))]
+    versions += [f"{name} {found}" for name in ("llvmlite", *PEERS) if (found := _version(name))]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = [
         f"{processor()}, {cores} cores",

@@ -34,7 +34,7 @@ class Stamp:
     """What some tensors were at a moment, for the question whether they still are.
 
     On the CPU a digest of all bits is compared; what changes several words goes unnoticed only by
-    chance, in less than one case in 2^32. Without Numba (its compiler makes the digest), on other
+    chance, in less than one case in 2^32. Without llvmlite (which makes the digest), on other
     devices and for unusual strides a copy is compared, bit by bit. Only while ``torch.jit.trace``
     or a CUDA graph records are values taken to be what versions say.
 

@@ -1,7 +1,6 @@
 """A digest of what lies in memory, of every bit of it, at the speed of memory.
 
-It is compiled by LLVM itself, in some hundredths of a second: Numba would take seconds to look at
-it in every process that starts.
+It is compiled by LLVM itself, in some hundredths of a second, in every process that starts.
 """
 
 from __future__ import annotations

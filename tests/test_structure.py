@@ -85,7 +85,7 @@ EXTRAS = {
     "made_flows.sklearn": "sklearn",
 }
 OPTIONAL = [
-    "arviz", "matplotlib", "nflows", "normflows", "numba", "pandas", "polars", "pyarrow", "pyro",
+    "arviz", "llvmlite", "matplotlib", "nflows", "normflows", "pandas", "polars", "pyarrow", "pyro",
     "ray", "rich", "sbi", "sklearn", "triton", "typer", "zuko",
 ]  # fmt: skip
 
@@ -325,7 +325,7 @@ def calls_of(function: Callable[[], object]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("walk", ["log_prob", "sample"])
 def test_walks_of_contributing_are_those_that_a_value_takes(walk: str) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     flow = mf.MAF(3, transforms=1).eval()
     x = torch.zeros(2, 3)
     functions = {"log_prob": lambda: flow().log_prob(x), "sample": lambda: flow().sample((2,))}

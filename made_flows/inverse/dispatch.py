@@ -69,8 +69,10 @@ def _default() -> str:
 
 
 _WITHOUT = {
-    "numba": "Numba is not installed: sequential inverses on the CPU run in torch operations, "
-    "several times slower. pip install 'made-flows[fast]' for the compiled kernel",
+    "llvmlite": "llvmlite is not installed: sequential inverses on the CPU run in torch "
+    "operations, several times slower. pip install 'made-flows[fast]' for the compiled kernel",
+    "sources": "made_flows came without its sources, of which kernels are compiled: sequential "
+    "inverses on the CPU run in torch operations, several times slower",
     "triton": "Triton is not installed: sequential inverses on a GPU run in torch operations, "
     "hundreds of launches in place of one. pip install 'made-flows[gpu]' for the kernel",
 }
@@ -82,9 +84,13 @@ def _engine(compiler: str) -> ModuleType | None:
     if importlib.util.find_spec(compiler) is None:
         _LOG.warning(_WITHOUT[compiler])
         return None
-    if compiler == "numba":
+    if compiler == "llvmlite":
         from made_flows.inverse.compiled import backend as cpu
+        from made_flows.inverse.compiled.compilation import has_sources
 
+        if not has_sources():
+            _LOG.warning(_WITHOUT["sources"])
+            return None
         return cpu
     from made_flows.inverse.gpu import backend as gpu
 
@@ -109,9 +115,9 @@ def _backend_for(tensor: Tensor) -> ModuleType | None:
             )
         return None
     if device.type == "cpu":
-        cpu = _engine("numba")
+        cpu = _engine("llvmlite")
         if cpu is None:
-            _refuse("without Numba. pip install 'made-flows[fast]'")
+            _refuse("without llvmlite. pip install 'made-flows[fast]'")
         return cpu
     _refuse(f"on the device {device}: there are kernels for CPUs and CUDA")
     return None
@@ -168,7 +174,7 @@ def score(
 def _for_scores(x: Tensor) -> ModuleType | None:
     """Return the module of compiled parallel passes for values such as these."""
     wanted = x.device.type == "cpu" and _choice() in ("auto", "compiled")
-    return _engine("numba") if wanted else None
+    return _engine("llvmlite") if wanted else None
 
 
 def gradients_of(

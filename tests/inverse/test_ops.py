@@ -1,4 +1,4 @@
-"""The sequential inverse under compilers, transforms, threads, forks, and without Numba."""
+"""The sequential inverse under compilers, transforms, threads, forks, and without llvmlite."""
 
 from __future__ import annotations
 
@@ -378,11 +378,11 @@ def test_forked_processes_after_a_first_call(choice: str) -> None:
         same(sequential_inverse(made, step, noise), expected)
 
 
-# ---------------------------------------------------------------------- without Numba
+# ---------------------------------------------------------------------- without llvmlite
 
-WITHOUT_NUMBA = """
+WITHOUT_LLVMLITE = """
 import sys
-sys.modules["numba"] = None
+sys.modules["llvmlite"] = None
 import torch, made_flows as mf
 torch.manual_seed(0)
 for model in (mf.GaussianMADE(5, context=2), mf.CategoricalMADE(5, categories=3), mf.MAF(5)):
@@ -393,9 +393,9 @@ mf.GaussianMADE(5)().rsample((4,)).sum().backward()
 """
 
 
-def test_everything_works_without_numba() -> None:
+def test_everything_works_without_llvmlite() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", WITHOUT_NUMBA],
+        [sys.executable, "-W", "error", "-c", WITHOUT_LLVMLITE],
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ from tests.helpers.architectures import Architecture, architectures
 from tests.helpers.density_models import context_of, made_of
 from tests.helpers.inverse_checks import STEPS, made_for, noise_of, owner_of
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 F64 = torch.float64
 
 

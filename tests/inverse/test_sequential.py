@@ -301,7 +301,7 @@ STEP_FILES = [path for path in FOLDER.glob("*.py") if path.stem != "__init__"]
 @pytest.fixture
 def _no_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the sweeps in torch operations fail: what works is compiled."""
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
 
     def fail(*_: Any) -> Tensor:
         raise RuntimeError("the sweep in torch operations")

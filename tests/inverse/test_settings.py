@@ -129,7 +129,7 @@ except (ValueError, RuntimeError) as error:
 )
 def test_environment_variable(value: str, activation: Any, says: str) -> None:
     if value == "compiled":
-        pytest.importorskip("numba")
+        pytest.importorskip("llvmlite")
     code = CHOICES.replace("{activation!r}", "torch.sin" if activation is torch.sin else "'relu'")
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -140,7 +140,7 @@ def test_environment_variable(value: str, activation: Any, says: str) -> None:
 
 
 def test_compiled_means_compiled() -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     step = STEPS["sampling, Gaussian"](3)
     made = made_for(step, features=3)
     noise = noise_of(step, 2, 3)
@@ -167,75 +167,97 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("ending", [".nbi", ".nbc"])
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_cache_is_made_again(
-    kind: str,
-    ending: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    numba = pytest.importorskip("numba")
+def add_one(slot: int, tiles: Any, spaces: Any, values: Any) -> None:
+    """A kernel: adds one to every value, in one tile."""
+    for i in range(len(values)):
+        values[i] += 1.0
+
+
+def run(kernel: Any) -> None:
     import numpy as np
 
-    from made_flows.inverse.compiled import compilation
+    from made_flows.inverse.compiled.layout import Kept
 
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    values = np.ones(3)
+    kernel(1, 1, 1, 1, Kept(np.zeros(1)), values)
+    assert values.tolist() == [2.0] * 3
 
-    def double(values: Any) -> None:
-        for i in range(len(values)):
-            values[i] *= 2
 
-    def run() -> None:
-        values = np.ones(3)
-        compilation.Kernel(double)(values)
-        assert values.tolist() == [2.0] * 3
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of compiled kernels that is empty."""
+    pytest.importorskip("llvmlite")
+    monkeypatch.setenv("MADE_FLOWS_CACHE_DIR", str(tmp_path))
+    return tmp_path
 
-    run()
-    files = list(tmp_path.rglob("*" + ending))
-    assert files
-    for file in files:
-        file.write_bytes(DAMAGE[kind](file.read_bytes()))
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_cache_is_made_again(
+    kind: str, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from made_flows.inverse.compiled.compilation import Kernel
+
+    run(Kernel(add_one))
+    [file] = cache.rglob("*.o")
+    file.write_bytes(DAMAGE[kind](file.read_bytes()))
     with caplog.at_level(logging.WARNING, "made_flows"):
-        run()
+        run(Kernel(add_one))
     assert len(caplog.records) == 1
     assert "is compiled again" in caplog.records[0].getMessage()
     caplog.clear()
-    run()  # from what was written in its place
+    run(Kernel(add_one))  # from what was written in its place
     assert not caplog.records
 
 
+def test_kernels_are_compiled_where_nothing_can_be_written(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from made_flows.inverse.compiled.compilation import Kernel
+
+    (cache / "file").write_text("")
+    monkeypatch.setenv("MADE_FLOWS_CACHE_DIR", str(cache / "file"))
+    run(Kernel(add_one))
+    assert (cache / "file").read_text() == ""
+
+
 def test_a_wait_for_the_compiler_is_announced_once(
-    tmp_path: Path,
+    cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    numba = pytest.importorskip("numba")
-    import numpy as np
-
     from made_flows.inverse.compiled import compilation
-
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-
-    def halve(values: Any) -> None:
-        for i in range(len(values)):
-            values[i] /= 2
 
     def said() -> tuple[list[str], str]:
         compilation._announce.cache_clear()
         caplog.clear()
-        kernel = compilation.Kernel(halve)
+        kernel = compilation.Kernel(add_one)
         for _ in range(2):
-            kernel(np.ones(3))
+            run(kernel)
         return [record.getMessage() for record in caplog.records], capsys.readouterr().err
 
     with caplog.at_level(logging.INFO, "made_flows"):
         lines, _ = said()
         assert lines == ["made_flows: compiling kernels, once: a few seconds"]
         assert said() == ([], "")  # found on disk
-    shutil.rmtree(tmp_path)
+    shutil.rmtree(cache)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with caplog.at_level(logging.WARNING, "made_flows"):
         assert said() == ([], lines[0] + "\n")
+
+
+def test_without_sources_torch_operations_take_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("llvmlite")
+    from made_flows.inverse import dispatch
+    from made_flows.univariate import step_kernel
+
+    monkeypatch.setattr(step_kernel, "__file__", "/nowhere/step_kernel.pyc")
+    dispatch._engine.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, "made_flows"):
+            assert mf.MAF(3)().sample((2,)).shape == (2, 3)
+    finally:
+        dispatch._engine.cache_clear()
+    assert ["without its sources" in record.getMessage() for record in caplog.records] == [True]

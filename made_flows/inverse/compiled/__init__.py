@@ -1,1 +1,1 @@
-"""The compiled parts of the sequential inverse (Numba)."""
+"""The compiled parts of the sequential inverse (LLVM, by llvmlite)."""

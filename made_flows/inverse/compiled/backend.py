@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +18,7 @@ from made_flows.inverse.compiled import packing, simd
 from made_flows.inverse.compiled.activations import ActivationRows, function_of
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
 from made_flows.inverse.compiled.compilation import Kernel, address_of
-from made_flows.inverse.compiled.layout import Blocks, Integers, StepCall, Units
+from made_flows.inverse.compiled.layout import Blocks, Integers, Kept, StepCall, Units
 from made_flows.inverse.compiled.packing import Layout, Weights
 from made_flows.inverse.compiled.parallel import Scores, score_tiles
 from made_flows.inverse.compiled.products import ProductRows, add_product
@@ -42,12 +43,12 @@ _SOLVE, _ADJOINT, _SCORE = Kernel(solve_tiles), Kernel(adjoint_tiles), Kernel(sc
 _LOCAL = threading.local()
 
 
-def _workspace(size: int, dtype: torch.dtype) -> NDArray[Any]:
+def _workspace(size: int, dtype: torch.dtype) -> Kept:
     """Return this thread's workspace: aligned to cache lines, kept, never shrunk."""
-    spaces: dict[torch.dtype, NDArray[Any]] = _LOCAL.__dict__.setdefault("spaces", {})
+    spaces: dict[torch.dtype, Kept] = _LOCAL.__dict__.setdefault("spaces", {})
     space = spaces.get(dtype)
-    if space is None or len(space) < size:
-        space = spaces[dtype] = torch.empty(size, dtype=dtype, device="cpu").numpy()
+    if space is None or len(space.value) < size:
+        space = spaces[dtype] = Kept(torch.empty(size, dtype=dtype, device="cpu").numpy())
     return space
 
 
@@ -74,7 +75,7 @@ def over_kept(kernel: Kernel, rows: int, work: float, spaces: Tensor, arguments:
     """Call a kernel for all rows, whose tiles have workspaces (tiles, height, lanes) each."""
     _, height, lanes = spaces.shape
     threads = _threads(rows, work, spaces.dtype)
-    kernel(rows, lanes, height * lanes, threads, spaces.view(-1).numpy(), *arguments)
+    kernel(rows, lanes, height * lanes, threads, Kept(spaces.view(-1).numpy()), *arguments)
 
 
 def _threads(rows: int, work: float, dtype: torch.dtype) -> int:
@@ -101,12 +102,30 @@ def lanes_of(rows: int, dtype: torch.dtype, threads: int | None = None) -> int:
 
 @dataclass
 class Ready:
-    """A network ready for the compiled sweeps; transposed weights once an adjoint needed them."""
+    """A network ready for the compiled sweeps, and arguments of theirs once they were needed."""
 
     symbolic: Symbolic
     layout: Layout
     weights: Weights
-    transposed: NDArray[Any] | None = None
+    arguments: dict[str, Kept] = field(default_factory=dict)
+
+    def keep(self, name: str, make: Callable[[], Any]) -> Kept:
+        """Return an argument that is the same in every call with these weights."""
+        found = self.arguments.get(name)
+        if found is None:
+            found = self.arguments[name] = Kept(make())
+        return found
+
+    @property
+    def ranks(self) -> Kept:
+        """Which features, columns and units come when."""
+        return self.keep("ranks", lambda: self.layout.ranks)
+
+    @property
+    def blocks(self) -> Kept:
+        """The weights in blocks."""
+        layout, weights = self.layout, self.weights.weights
+        return self.keep("blocks", lambda: blocks_of(weights, layout.blocks, layout.direct_blocks))
 
 
 _READY: TensorCache[Ready] = TensorCache()
@@ -158,10 +177,10 @@ def call_of(
     one_hot: bool,
     dtype: torch.dtype,
     function: str = "step",
-) -> StepCall:
-    """Return how the kernels call a step."""
+) -> Kept:
+    """Return how the kernels call a step, a :class:`StepCall`."""
     address = address_of(find_step(kind, function), dtype == torch.float32)
-    return StepCall(address, np.array(numbers), parts, one_hot)
+    return Kept(StepCall(address, np.array(numbers), parts, one_hot))
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -180,8 +199,12 @@ def blocks_of(weights: NDArray[Any], places: Integers, direct: Integers) -> Bloc
     return Blocks(weights, places, direct, product)
 
 
-def _units(ready: Ready, network: NetworkSpec, table: NDArray[np.int64]) -> Units:
-    return units_of(ready.symbolic, ready.layout, ready.weights, network, table)
+def _units(ready: Ready, network: NetworkSpec, table: NDArray[np.int64]) -> Units | Kept:
+    def units() -> Units:
+        return units_of(ready.symbolic, ready.layout, ready.weights, network, table)
+
+    name = "units" if table is ready.layout.table else "adjoint units"
+    return units() if network.bases else ready.keep(name, units)
 
 
 def units_of(
@@ -217,7 +240,7 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
     network, _, noise, known, prefix = problem
     rows, dimension, parts = noise.shape
     dtype = network.tensors[1].dtype
-    layout, packed = ready.layout, ready.weights
+    layout = ready.layout
     values = torch.empty(rows, dimension, dtype=dtype, device="cpu")
     if rows:
         noise = _plain(noise, dtype)
@@ -225,10 +248,9 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
         # By address; the names above keep the tensors alive.
         batch = Rows(rows, noise.data_ptr(), known.data_ptr(), values.data_ptr(), prefix)
         units = _units(ready, network, layout.table)
-        blocks = blocks_of(packed.weights, layout.blocks, layout.direct_blocks)
         step = call_of(kernel.kind, kernel.numbers, parts, kernel.one_hot, dtype)
 
-        arguments = batch, units, layout.ranks, blocks, step, layout.scratch
+        arguments = batch, units, ready.ranks, ready.blocks, step, layout.scratch
         # The layout has room for two parts of noise, which are the last rows of the workspace.
         space = layout.rows + max(parts - 2, 0)
         _over_rows(_SOLVE, rows, layout.size, space, dtype, arguments)
@@ -254,10 +276,9 @@ def score(
         place = 0 if images is None else images.data_ptr()
         batch = Scores(rows, x.data_ptr(), place, density.data_ptr())
         units = _units(ready, network, layout.table)
-        blocks = blocks_of(ready.weights.weights, layout.blocks, layout.direct_blocks)
         step = call_of(kernel.kind, kernel.numbers, 1, kernel.one_hot, dtype, "score")
 
-        arguments = batch, units, layout.ranks, blocks, step, layout.scratch
+        arguments = batch, units, ready.ranks, ready.blocks, step, layout.scratch
         _over_rows(_SCORE, rows, layout.size, layout.rows, dtype, arguments)
     return images, density
 
@@ -267,12 +288,13 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
     network, gradient, slopes, x = problem
     rows, dimension = gradient.shape
     dtype = network.tensors[1].dtype
-    layout, packed = ready.layout, ready.weights
-    transposed = ready.transposed
-    if transposed is None:
+    layout = ready.layout
+
+    def transposed() -> Blocks:
         # Of the same weights: what is ready was compared with them when it was fetched.
-        transposed = packing.pack_transposed(ready.symbolic, layout, network.tensors)
-        ready.transposed = transposed
+        weights = packing.pack_transposed(ready.symbolic, layout, network.tensors)
+        return blocks_of(weights, layout.back_blocks, layout.direct_back)
+
     solution = torch.empty(rows, dimension, dtype=dtype, device="cpu")
     if rows:
         gradient, slopes, x = (_plain(tensor, dtype) for tensor in (gradient, slopes, x))
@@ -281,9 +303,8 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
             slopes.shape[-1],
         )  # fmt: skip
         units = _units(ready, network, layout.adjoint_table)
-        blocks = blocks_of(packed.weights, layout.blocks, layout.direct_blocks)
-        back = blocks_of(transposed, layout.back_blocks, layout.direct_back)
+        back = ready.keep("transposed", transposed)
 
-        arguments = batch, units, layout.ranks, blocks, back, layout.lambda_place
+        arguments = batch, units, ready.ranks, ready.blocks, back, layout.lambda_place
         _over_rows(_ADJOINT, rows, 2 * layout.size, layout.adjoint_rows, dtype, arguments)
     return solution

@@ -7,13 +7,12 @@ it is compiled again, and said so once.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import logging
 import os
 import sys
-import tempfile
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -25,18 +24,11 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
-from made_flows.inverse.compiled.layout import StepRows
+from made_flows.inverse.compiled.layout import Kept, StepRows, words_of
 from made_flows.inverse.compiled.simd import fetch
 from made_flows.inverse.compiled.threads import Tiles, in_threads
-from made_flows.inverse.compiled.translation import (
-    DOUBLE,
-    LONG,
-    SINGLE,
-    Array,
-    Program,
-    Writer,
-    leaves,
-)
+from made_flows.inverse.compiled.translation import Program
+from made_flows.inverse.compiled.values import DOUBLE, LONG, SINGLE, Array, Numbers, leaves
 from made_flows.univariate import step_kernel
 
 _LOG = logging.getLogger("made_flows")
@@ -54,6 +46,11 @@ def _unlock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock)
+
+
+def has_sources() -> bool:
+    """Tell whether kernels can be compiled: applications may come without sources."""
+    return Path(step_kernel.__file__).with_suffix(".py").is_file()
 
 
 @lru_cache(maxsize=1)
@@ -133,9 +130,9 @@ def _keep(path: Path, code: bytes) -> bool:
     data = _sources() + code
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(hashlib.sha256(data).digest() + data)
-        Path(file.name).replace(path)
+        written = path.with_suffix(f".{os.getpid()}")
+        written.write_bytes(hashlib.sha256(data).digest() + data)
+        written.replace(path)
     except OSError:
         return False
     return True
@@ -174,7 +171,7 @@ class Kernel:
         self._addresses: dict[Any, int] = {}
 
     def __call__(
-        self, rows: int, lanes: int, size: int, threads: int, spaces: Any, *arguments: Any
+        self, rows: int, lanes: int, size: int, threads: int, spaces: Kept, *arguments: Any
     ) -> None:
         """Call it for a batch of rows, in so many threads.
 
@@ -186,22 +183,23 @@ class Kernel:
             spaces: all workspaces.
             arguments: the others: integers, arrays, and named tuples of both.
         """
-        address = self._addresses.get(spaces.dtype)
+        single = spaces.value.dtype == np.float32
+        address = self._addresses.get(single)
         if address is None:
-            address = self._address((spaces, *arguments))
-            self._addresses[spaces.dtype] = address
-        words = [0, 0, rows, lanes, size]
-        _put((spaces, *arguments), words)
-        in_threads(address, (ctypes.c_int64 * len(words))(*words), threads)
+            address = self._address(single, (spaces, *arguments))
+            self._addresses[single] = address
+        words = array("q", (0, 0, rows, lanes, size))
+        words.extend(spaces.words)
+        words.extend(words_of(arguments))
+        in_threads(address, words.buffer_info()[0], threads)
 
-    def _address(self, arguments: Any) -> int:
-        name = _name(self.function, arguments[0].dtype == np.float32)
+    def _address(self, single: bool, arguments: Any) -> int:
+        name = _name(self.function, single)
 
         def write(program: Program) -> None:
             words, builder = _entry(program, name, [LONG.as_pointer()])
             [first] = words
-            writer = Writer(program, builder, _no_arguments, ())
-            slot = fetch(writer, builder.ptrtoint(first, LONG), 1)
+            slot = fetch(Numbers(builder), builder.ptrtoint(first, LONG), 1)
             given = (builder.load(builder.gep(first, [LONG(i)])) for i in range(2, 1000))
             counter = builder.ptrtoint(builder.gep(first, [LONG(1)]), LONG)
             tiles = Tiles(counter, next(given), next(given), next(given))
@@ -210,9 +208,6 @@ class Kernel:
             builder.ret_void()
 
         return _address(name, write)
-
-
-def _no_arguments() -> None: ...
 
 
 def _name(function: Any, single: bool) -> str:
@@ -225,20 +220,10 @@ def _entry(program: Program, name: str, kinds: list[Any]) -> tuple[Any, Any]:
     return function.args, ir.IRBuilder(function.append_basic_block())
 
 
-def _put(value: Any, words: list[int]) -> None:
-    """Write arguments down as integers: addresses and shapes of arrays."""
-    if isinstance(value, tuple):
-        for part in value:
-            _put(part, words)
-    elif isinstance(value, np.ndarray):
-        words.append(value.__array_interface__["data"][0])
-        words.extend(value.shape)
-    else:
-        words.append(value)
-
-
 def _taken(builder: Any, sample: Any, words: Iterator[Any]) -> Any:
-    """Read arguments, made as a sample is, from what :func:`_put` wrote."""
+    """Read arguments, made as a sample is, from what ``words_of`` wrote."""
+    if isinstance(sample, Kept):
+        return _taken(builder, sample.value, words)
     if isinstance(sample, tuple):
         parts = [_taken(builder, part, words) for part in sample]
         return type(sample)(*parts) if hasattr(sample, "_fields") else tuple(parts)
@@ -265,10 +250,12 @@ def address_of(
 
     def write(program: Program) -> None:
         kinds = [number.as_pointer(), (number if weights else DOUBLE).as_pointer()]
-        (work, numbers, *places), builder = _entry(program, name, kinds + [LONG] * len(rows._fields))
+        (work, numbers, *places), builder = _entry(
+            program, name, kinds + [LONG] * len(rows._fields)
+        )
         unknown = (ir.Constant(LONG, ir.Undefined),)
         values = Array(work, unknown), Array(numbers, unknown), rows(*places)
-        builder.call(program.function(function, values), leaves(values))  # type: ignore[arg-type]
+        builder.call(program.function(function, values), leaves(values))
         builder.ret_void()
 
     return _address(name, write)

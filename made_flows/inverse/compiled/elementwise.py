@@ -21,7 +21,8 @@ from made_flows.inverse.compiled.simd import (
     split_mantissa,
     split_power,
 )
-from made_flows.inverse.compiled.translation import SINGLE, Writer, emits
+from made_flows.inverse.compiled.translation import Writer
+from made_flows.inverse.compiled.values import SINGLE, emits
 
 # Taylor's series of (exp(x) - 1 - x) / x^2, and those of artanh in the square of its argument.
 _EXP_SINGLE = polynomial(*(1 / math.factorial(k) for k in range(7, 1, -1)))

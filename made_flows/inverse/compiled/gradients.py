@@ -11,7 +11,7 @@ from torch import Tensor
 
 from made_flows.inverse.compiled import backend, packing
 from made_flows.inverse.compiled.compilation import Kernel
-from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, SOURCE, StepCall, Units
+from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, SOURCE, Kept, Units
 from made_flows.inverse.compiled.packing import Layout
 from made_flows.inverse.compiled.steps import has_step
 from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles
@@ -48,7 +48,7 @@ class Record(NamedTuple):
     lanes: int
     spaces: Tensor
 
-    def call(self, function: str) -> StepCall:
+    def call(self, function: str) -> Kept:
         """Return how the kernels call the step."""
         return backend.call_of(self.kind, self.numbers, 1, False, self.spaces.dtype, function)
 

@@ -14,12 +14,11 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from made_flows.inverse.compiled.translation import (
-    DOUBLE,
+from made_flows.inverse.compiled.values import (
     LONG,
     SINGLE,
     Array,
-    Writer,
+    Numbers,
     constant,
     emits,
     leaves,
@@ -59,7 +58,7 @@ def block_product(units: int, vectors: int) -> Any:
 
     @emits
     def product(
-        w: Writer, a: Any, c0: Any, a0: Any, weights: Any, w0: Any, stride: Any, lanes: Any,
+        w: Numbers, a: Any, c0: Any, a0: Any, weights: Any, w0: Any, stride: Any, lanes: Any,
         count: Any,
     ) -> None:  # fmt: skip
         builder, size = w.builder, a.itemsize
@@ -138,9 +137,7 @@ def block_product(units: int, vectors: int) -> Any:
 
 
 @emits
-def fill_rows(
-    w: Writer, c: Any, c0: Any, values: Any, first: Any, count: Any, lanes: Any
-) -> None:
+def fill_rows(w: Numbers, c: Any, c0: Any, values: Any, first: Any, count: Any, lanes: Any) -> None:
     """Fill row u of c, from c0 on and ``lanes`` long, with values[first + u], for u < count."""
     b, width = w.builder, VECTOR_BYTES // c.itemsize
     vector = ir.VectorType(c.element, width)
@@ -166,7 +163,7 @@ def polynomial(*coefficients: float) -> Any:
     """Make a function that evaluates a polynomial by Horner's scheme, highest power first."""
 
     @emits
-    def evaluate(w: Writer, x: Any) -> Any:
+    def evaluate(w: Numbers, x: Any) -> Any:
         total = ir.Constant(x.type, coefficients[0])
         for coefficient in coefficients[1:]:
             scaled = w.builder.fmul(total, x)
@@ -177,7 +174,7 @@ def polynomial(*coefficients: float) -> Any:
 
 
 @emits
-def keep_apart(w: Writer) -> None:
+def keep_apart(w: Numbers) -> None:
     """Keep LLVM from copying the function that calls this into its own callers.
 
     The sweeps call the same long functions from many places; copies of them take longer to
@@ -187,7 +184,7 @@ def keep_apart(w: Writer) -> None:
 
 
 @emits
-def split_power(w: Writer, shifted: Any) -> Any:
+def split_power(w: Numbers, shifted: Any) -> Any:
     """Split 2^n into two powers of two, for shifted = n + 1.5 * 2^(bits of the mantissa).
 
     Two, since n may lie a little outside the exponents that one number can have.
@@ -208,7 +205,7 @@ def split_power(w: Writer, shifted: Any) -> Any:
 
 
 @emits
-def split_mantissa(w: Writer, x: Any) -> Any:
+def split_mantissa(w: Numbers, x: Any) -> Any:
     """Split a positive number of full precision into m * 2^n, m from sqrt(1/2) to sqrt(2)."""
     b, real = w.builder, x.type
     single = real == SINGLE
@@ -221,13 +218,13 @@ def split_mantissa(w: Writer, x: Any) -> Any:
 
 
 @emits
-def like(w: Writer, value: Any, number: Any) -> Any:
+def like(w: Numbers, value: Any, number: Any) -> Any:
     """Return a number in the type of a value, so that one function serves both precisions."""
     return w.cast(number, value.type)
 
 
 @emits
-def lines(w: Writer, work: Array, first: Any, last: Any, lanes: Any) -> Array:
+def lines(w: Numbers, work: Array, first: Any, last: Any, lanes: Any) -> Array:
     """Return rows [first, last) of a workspace as one array."""
     start = w.builder.gep(work.start, [constant(w.arithmetic("*", first, lanes))], inbounds=True)
     count = w.arithmetic("*", w.arithmetic("-", last, first), lanes)
@@ -235,14 +232,14 @@ def lines(w: Writer, work: Array, first: Any, last: Any, lanes: Any) -> Array:
 
 
 @emits
-def line(w: Writer, work: Array, row: Any, lanes: Any) -> Array:
+def line(w: Numbers, work: Array, row: Any, lanes: Any) -> Array:
     """Return a row of a workspace as an array."""
     start = w.builder.gep(work.start, [constant(w.arithmetic("*", row, lanes))], inbounds=True)
     return Array(start, (constant(lanes),))
 
 
 @emits
-def matrix(w: Writer, address: Any, work: Array, rows: Any, columns: Any) -> Array:
+def matrix(w: Numbers, address: Any, work: Array, rows: Any, columns: Any) -> Array:
     """Return the matrix at an address, of numbers of the type that a workspace has.
 
     A tensor crosses into the kernels by its address: NumPy's view of it would take longer to
@@ -253,14 +250,14 @@ def matrix(w: Writer, address: Any, work: Array, rows: Any, columns: Any) -> Arr
 
 
 @emits
-def fetch(w: Writer, counter: Any, count: Any) -> Any:
+def fetch(w: Numbers, counter: Any, count: Any) -> Any:
     """Add to the number at an address, which other threads may do too; what it was is returned."""
     place = w.builder.inttoptr(counter, LONG.as_pointer())
     return w.builder.atomic_rmw("add", place, constant(count), "monotonic")
 
 
 @emits
-def call(w: Writer, address: Any, work: Array, numbers: Array, places: Any) -> None:
+def call(w: Numbers, address: Any, work: Array, numbers: Array, places: Any) -> None:
     """Call what :func:`~made_flows.inverse.compiled.compilation.address_of` compiled.
 
     A call through a pointer, so that the sweeps are compiled once for all steps and activations,

@@ -28,7 +28,7 @@ def invert(spline: SplineForm, y: Tensor, parameters: Tensor) -> tuple[Tensor, T
     """
     if torch.is_grad_enabled() or y.device.type != "cpu" or not has_concrete_values(y):
         return None
-    if y.dtype not in (torch.float32, torch.float64) or find_spec("numba") is None:
+    if y.dtype not in (torch.float32, torch.float64) or find_spec("llvmlite") is None:
         return None
     if not bool((y.sum() + parameters.sum()).isfinite()):
         return None  # libraries differ in what becomes of NaN

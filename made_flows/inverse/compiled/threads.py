@@ -79,16 +79,18 @@ def _parallel() -> Callable[..., None] | None:
     return None
 
 
-_CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+@lru_cache(maxsize=64)
+def _function(address: int) -> Any:
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
 
 
-def in_threads(address: int, block: Any, threads: int) -> None:
-    """Call the function at an address, in so many threads, with a block of arguments."""
+def in_threads(address: int, block: int, threads: int) -> None:
+    """Call the function at an address, in so many threads, with the address of its arguments."""
     parallel = None if threads == 1 or _FORKED else _parallel()
     if parallel is not None:
         parallel(address, block, threads, 0)
         return
-    function = _CALL(address)
+    function = _function(address)
     others = [_pool().submit(function, block) for _ in range(1, threads)]
     function(block)
     for other in others:

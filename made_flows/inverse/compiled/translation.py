@@ -1,13 +1,13 @@
 """Kernels as LLVM code: functions of plain Python, translated statement by statement.
 
-Numba infers the types of every function and optimises it once for itself and once more for each
-caller: for the sweep that took eight seconds. Here a function is walked once, with the values of
-LLVM that it is given, so that types are known; LLVM optimises a kernel and what it calls once,
-together.
+A compiler of Python at large, such as Numba, has to infer types, and optimises every function for
+itself and again in each caller: eight seconds for a first sample. Here a function is walked once,
+with the values of LLVM that it is given, so that types are known; LLVM optimises a kernel and what
+it calls together, once: one second.
 
 What is understood: integers, numbers of both precisions, arrays, tuples and named tuples of these;
 assignments, arithmetic, comparisons, ``if``, ``while``, ``for`` over ranges and tuples, ``return``;
-calls of functions that are understood, and of those marked by :func:`emits`, which write
+calls of functions that are understood, and of those marked by ``emits``, which write
 instructions themselves. Integers are of 64 bits; a name keeps its type; ``and`` and ``or`` compute
 both sides; an index lies within its array. A function that returns a value does so in its last
 statement. Anything else is a ``TypeError`` that names the line.
@@ -18,73 +18,25 @@ from __future__ import annotations
 import ast
 import builtins
 import linecache
-import math
-import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 
-LONG, BIT, SINGLE, DOUBLE = ir.IntType(64), ir.IntType(1), ir.FloatType(), ir.DoubleType()
-_FLOATS = (SINGLE, DOUBLE)
-
-
-@dataclass(frozen=True)
-class Array:
-    """An array in one piece: where it starts, and its shape."""
-
-    start: Any
-    shape: tuple[Any, ...]
-
-    @property
-    def element(self) -> Any:
-        """The type of its numbers."""
-        return self.start.type.pointee
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of a number."""
-        return {SINGLE: 4, DOUBLE: 8, LONG: 8}[self.element]
-
-
-def emits(function: Any) -> Any:
-    """Mark a function that writes instructions: it is given the writer, and values of LLVM."""
-    function.emits = True
-    return function
-
-
-def leaves(value: Any) -> list[Any]:
-    """Return the numbers and pointers that a value is made of."""
-    if isinstance(value, tuple):
-        return [leaf for part in value for leaf in leaves(part)]
-    if isinstance(value, Array):
-        return [value.start, *value.shape]
-    return [constant(value)]
-
-
-def rebuild(model: Any, given: Iterator[Any]) -> Any:
-    """Return a value made as another is, of other numbers and pointers."""
-    if isinstance(model, tuple):
-        parts = [rebuild(part, given) for part in model]
-        return type(model)(*parts) if hasattr(model, "_fields") else tuple(parts)
-    if isinstance(model, Array):
-        return Array(next(given), tuple(next(given) for _ in model.shape))
-    return next(given)
-
-
-def constant(value: Any, kind: Any = None) -> Any:
-    """Return a value of LLVM for a number of Python, of its own type or another."""
-    if isinstance(value, ir.Value):
-        return value
-    if kind is None:
-        kinds = {bool: BIT, int: LONG, float: DOUBLE, np.float32: SINGLE}
-        kind = kinds[type(value)]
-    return ir.Constant(kind, float(value) if kind in _FLOATS else int(value))
+from made_flows.inverse.compiled.values import (
+    BIT,
+    BUILTINS,
+    FLOATS,
+    Array,
+    Counted,
+    Numbers,
+    constant,
+    leaves,
+    rebuild,
+)
 
 
 def _made_of(value: Any) -> Any:
@@ -107,7 +59,7 @@ def _functions(file: str, lines: tuple[str, ...]) -> dict[tuple[str, int], ast.F
     }
 
 
-def _tree_of(function: FunctionType) -> ast.FunctionDef:
+def _tree_of(function: Any) -> ast.FunctionDef:
     code = function.__code__
     lines = linecache.getlines(code.co_filename, function.__globals__)
     if not lines:
@@ -122,7 +74,7 @@ class Program:
         self.module = ir.Module()
         self._functions: dict[Any, Any] = {}
 
-    def function(self, function: FunctionType, arguments: Sequence[Any]) -> Any:
+    def function(self, function: Any, arguments: Sequence[Any]) -> Any:
         """Return a function that returns nothing, translated for arguments such as these."""
         key = (function, _made_of(tuple(arguments)))
         found = self._functions.get(key)
@@ -137,13 +89,14 @@ class Program:
         return found
 
 
-class Writer:
+class Writer(Numbers):
     """Writes what one function computes."""
 
     def __init__(
-        self, program: Program, builder: Any, function: FunctionType, arguments: Sequence[Any]
+        self, program: Program, builder: Any, function: Any, arguments: Sequence[Any]
     ) -> None:
-        self.program, self.builder, self._function = program, builder, function
+        super().__init__(builder)
+        self.program, self._function = program, function
         self._tree = _tree_of(function)
         names = [argument.arg for argument in self._tree.args.args]
         stored = Counter(
@@ -170,64 +123,6 @@ class Writer:
             self.builder.ret_void()
         return self._result
 
-    # ------------------------------------------------------------------ numbers
-
-    def cast(self, value: Any, kind: Any) -> Any:
-        """Return a number as one of another type."""
-        if not isinstance(value, ir.Value):
-            return constant(value, kind)
-        if value.type == kind:
-            return value
-        before, b = value.type, self.builder
-        if before == BIT:
-            return b.zext(value, kind) if kind == LONG else b.uitofp(value, kind)
-        if before == LONG and kind in _FLOATS:
-            return b.sitofp(value, kind)
-        if before in _FLOATS and kind in _FLOATS:
-            return b.fptrunc(value, kind) if kind == SINGLE else b.fpext(value, kind)
-        raise TypeError(f"Expected a number that can be {kind}; got {before}")
-
-    def arithmetic(self, sign: str, left: Any, right: Any) -> Any:
-        """Return the sum (+), difference, product, quotient (/, //) or remainder of numbers."""
-        if not isinstance(left, ir.Value) and not isinstance(right, ir.Value):
-            return _FOLD[sign](left, right)
-        kind = self._common(left, right)
-        if sign == "/" and kind == LONG:
-            kind = DOUBLE
-        a, b = self.cast(left, kind), self.cast(right, kind)
-        if kind in _FLOATS:
-            return getattr(self.builder, {"+": "fadd", "-": "fsub", "*": "fmul", "/": "fdiv"}[sign])(a, b)
-        if sign in "+-*":
-            name = {"+": "add", "-": "sub", "*": "mul"}[sign]
-            return getattr(self.builder, name)(a, b, flags=("nsw",))
-        # As in Python, quotients are rounded down, and remainders have the divisor's sign.
-        rest, zero = self.builder.srem(a, b), ir.Constant(LONG, 0)
-        apart = self.builder.icmp_signed("<", self.builder.xor(rest, b), zero)
-        apart = self.builder.and_(apart, self.builder.icmp_signed("!=", rest, zero))
-        if sign == "%":
-            return self.builder.select(apart, self.builder.add(rest, b), rest)
-        return self.builder.sub(self.builder.sdiv(a, b), self.builder.zext(apart, LONG))
-
-    def _common(self, left: Any, right: Any) -> Any:
-        kinds = {constant(value).type for value in (left, right)}
-        kinds = {LONG if kind == BIT else kind for kind in kinds}
-        return kinds.pop() if len(kinds) == 1 else DOUBLE
-
-    def compare(self, sign: str, left: Any, right: Any) -> Any:
-        """Return whether a comparison of two numbers holds."""
-        kind = self._common(left, right)
-        a, b = self.cast(left, kind), self.cast(right, kind)
-        if kind == LONG:
-            return self.builder.icmp_signed(sign, a, b)
-        compared = self.builder.fcmp_unordered if sign == "!=" else self.builder.fcmp_ordered
-        return compared(sign, a, b)
-
-    def intrinsic(self, name: str, value: Any) -> Any:
-        """Call a function of LLVM's, or of C's, from a number to one of its type."""
-        kind = ir.FunctionType(value.type, [value.type])
-        known = self.program.module.globals.get(name)
-        return self.builder.call(known or ir.Function(self.program.module, kind, name), [value])
-
     # ------------------------------------------------------------------ names and places
 
     def _bind(self, name: str, value: Any) -> None:
@@ -250,7 +145,7 @@ class Writer:
         elif isinstance(target, ast.Name):
             self._bind(target.id, value)
         else:
-            place = self._place(target)
+            place = self._place(self._value(target.value), target.slice)
             if isinstance(place, Array):
                 self.each(place.shape[0], lambda i: self._store(value, self._at(place.start, i)))
             else:
@@ -262,12 +157,8 @@ class Writer:
     def _at(self, start: Any, offset: Any) -> Any:
         return self.builder.gep(start, [constant(offset)], inbounds=True)
 
-    def _place(self, node: ast.Subscript) -> Any:
+    def _place(self, array: Array, index: ast.expr) -> Any:
         """Return where a number of an array is, or the part of it that is meant."""
-        array = self._value(node.value)
-        if isinstance(array, tuple):
-            raise TypeError("Expected an array; got a tuple, which does not change")
-        index = node.slice
         if isinstance(index, ast.Slice):
             first = 0 if index.lower is None else self._value(index.lower)
             last = array.shape[0] if index.upper is None else self._value(index.upper)
@@ -291,7 +182,7 @@ class Writer:
             self._visit("_do_", node)
 
     def _visit(self, prefix: str, node: ast.AST) -> Any:
-        visit = getattr(self, prefix + type(node).__name__, None)
+        visit = getattr(self, prefix + type(node).__name__.lower(), None)
         try:
             if visit is None:
                 raise TypeError(f"Expected what kernels are made of; got {type(node).__name__}")
@@ -313,23 +204,24 @@ class Writer:
         known = not isinstance(value, ir.Value) or value.type == BIT
         return value if known else self.compare("!=", value, 0)
 
-    def _do_Expr(self, node: ast.Expr) -> None:
+    def _do_expr(self, node: ast.Expr) -> None:
         self._value(node.value)
 
-    def _do_Assign(self, node: ast.Assign) -> None:
+    def _do_assign(self, node: ast.Assign) -> None:
         self._assign(node.targets[0], self._value(node.value))
 
-    def _do_AugAssign(self, node: ast.AugAssign) -> None:
+    def _do_augassign(self, node: ast.AugAssign) -> None:
         sign = _SIGNS[type(node.op)]
         if isinstance(node.target, ast.Name):
-            before = self._of_Name(node.target)
+            before = self._of_name(node.target)
             self._bind(node.target.id, self.arithmetic(sign, before, self._value(node.value)))
             return
-        place = self._place(node.target)  # type: ignore[arg-type]
+        target: Any = node.target
+        place = self._place(self._value(target.value), target.slice)
         before = self.builder.load(place)
         self._store(self.arithmetic(sign, before, self._value(node.value)), place)
 
-    def _do_Return(self, node: ast.Return) -> None:
+    def _do_return(self, node: ast.Return) -> None:
         if node.value is None:
             self.builder.ret_void()
             return
@@ -337,7 +229,7 @@ class Writer:
             raise TypeError("Expected a value to be returned by the last statement; got an earlier")
         self._result = self._value(node.value)
 
-    def _do_If(self, node: ast.If) -> None:
+    def _do_if(self, node: ast.If) -> None:
         test = self._test(node.test)
         if not isinstance(test, ir.Value):
             self._run(node.body if test else node.orelse)
@@ -351,7 +243,7 @@ class Writer:
             with self.builder.if_then(test):
                 self._run(node.body)
 
-    def _do_While(self, node: ast.While) -> None:
+    def _do_while(self, node: ast.While) -> None:
         b = self.builder
         head, inside, after = (b.append_basic_block() for _ in range(3))
         b.branch(head)
@@ -368,10 +260,10 @@ class Writer:
             self.builder.branch(again)
         self.builder.position_at_end(after)
 
-    def _do_Continue(self, _: ast.Continue) -> None:
+    def _do_continue(self, _: ast.Continue) -> None:
         self.builder.branch(self._loops[-1][0])
 
-    def _do_For(self, node: ast.For) -> None:
+    def _do_for(self, node: ast.For) -> None:
         call, target = node.iter, node.target
         if not isinstance(target, ast.Name):
             raise TypeError("Expected a loop over one name; got several")
@@ -383,22 +275,16 @@ class Writer:
         limits = [self._value(limit) for limit in call.args]
         first, last = limits[:2] if len(limits) > 1 else (0, limits[0])
         step = limits[2] if len(limits) > 2 else 1
-        with _Counted(self.builder, first, last, step) as (i, again, after):
+        with Counted(self.builder, first, last, step) as (i, again, after):
             self._values[target.id] = i
             self._loop(node.body, again, after)
 
-    def each(self, count: Any, body: Callable[[Any], None]) -> None:
-        with _Counted(self.builder, 0, count, 1) as (i, again, after):
-            body(i)
-            self.builder.branch(again)
-            self.builder.position_at_end(after)
-
     # ------------------------------------------------------------------ expressions
 
-    def _of_Constant(self, node: ast.Constant) -> Any:
+    def _of_constant(self, node: ast.Constant) -> Any:
         return node.value
 
-    def _of_Name(self, node: ast.Name) -> Any:
+    def _of_name(self, node: ast.Name) -> Any:
         name = node.id
         if name in self._slots:
             model, slots = self._slots[name]
@@ -408,34 +294,37 @@ class Writer:
         known = self._function.__globals__
         return known[name] if name in known else getattr(builtins, name)
 
-    def _of_Attribute(self, node: ast.Attribute) -> Any:
+    def _of_attribute(self, node: ast.Attribute) -> Any:
         return getattr(self._value(node.value), node.attr)
 
-    def _of_Tuple(self, node: ast.Tuple) -> Any:
+    def _of_tuple(self, node: ast.Tuple) -> Any:
         return tuple(self._value(part) for part in node.elts)
 
-    def _of_Subscript(self, node: ast.Subscript) -> Any:
-        place = self._place(node)
+    def _of_subscript(self, node: ast.Subscript) -> Any:
+        whole = self._value(node.value)
+        if isinstance(whole, tuple):
+            return whole[self._value(node.slice)]
+        place = self._place(whole, node.slice)
         return place if isinstance(place, Array) else self.builder.load(place)
 
-    def _of_BinOp(self, node: ast.BinOp) -> Any:
+    def _of_binop(self, node: ast.BinOp) -> Any:
         left, right = self._value(node.left), self._value(node.right)
         return self.arithmetic(_SIGNS[type(node.op)], left, right)
 
-    def _of_UnaryOp(self, node: ast.UnaryOp) -> Any:
+    def _of_unaryop(self, node: ast.UnaryOp) -> Any:
         if isinstance(node.op, ast.Not):
             truth = self._test(node.operand)
             return self.builder.not_(truth) if isinstance(truth, ir.Value) else not truth
         value = self._value(node.operand)
         if not isinstance(value, ir.Value):
             return -value
-        return self.builder.fneg(value) if value.type in _FLOATS else self.builder.neg(value)
+        return self.builder.fneg(value) if value.type in FLOATS else self.builder.neg(value)
 
-    def _of_Compare(self, node: ast.Compare) -> Any:
+    def _of_compare(self, node: ast.Compare) -> Any:
         [comparison], [right] = node.ops, node.comparators
         return self.compare(_COMPARED[type(comparison)], self._value(node.left), self._value(right))
 
-    def _of_BoolOp(self, node: ast.BoolOp) -> Any:
+    def _of_boolop(self, node: ast.BoolOp) -> Any:
         values = [constant(self._test(value)) for value in node.values]
         join = self.builder.and_ if isinstance(node.op, ast.And) else self.builder.or_
         total = values[0]
@@ -443,7 +332,7 @@ class Writer:
             total = join(total, value)
         return total
 
-    def _of_IfExp(self, node: ast.IfExp) -> Any:
+    def _of_ifexp(self, node: ast.IfExp) -> Any:
         test = self._test(node.test)
         if not isinstance(test, ir.Value):
             return self._value(node.body if test else node.orelse)
@@ -460,17 +349,18 @@ class Writer:
             joined.append(found)
         return rebuild(one, iter(joined))
 
-    def _of_Call(self, node: ast.Call) -> Any:
+    def _of_call(self, node: ast.Call) -> Any:
         function = self._value(node.func)
         arguments = [self._value(argument) for argument in node.args]
-        function = _BUILTINS.get(function, function)
+        if not all(isinstance(argument, (int, float)) for argument in arguments):
+            function = BUILTINS.get(function, function)
         if getattr(function, "emits", False):
             return function(self, *arguments)
         if not isinstance(function, FunctionType):  # a named tuple, or a number's type
             return function(*arguments)
         return self.call(function, arguments)
 
-    def call(self, function: FunctionType, arguments: Sequence[Any]) -> Any:
+    def call(self, function: Any, arguments: Sequence[Any]) -> Any:
         """Call a function: one that returns a value is written in place."""
         body = _tree_of(function).body
         if isinstance(body[-1], ast.Return) and body[-1].value is not None:
@@ -480,80 +370,10 @@ class Writer:
         return None
 
 
-class _Counted:
-    """A loop over a range: gives the number, where to go on, and what comes after."""
-
-    def __init__(self, builder: Any, first: Any, last: Any, step: int) -> None:
-        self.b, self.first, self.last, self.step = builder, constant(first), constant(last), step
-
-    def __enter__(self) -> tuple[Any, Any, Any]:
-        b = self.b
-        before = b.block
-        head, inside, self.again, after = (b.append_basic_block() for _ in range(4))
-        b.branch(head)
-        b.position_at_end(head)
-        self.i = b.phi(LONG)
-        self.i.add_incoming(self.first, before)
-        b.cbranch(b.icmp_signed("<" if self.step > 0 else ">", self.i, self.last), inside, after)
-        with b.goto_block(self.again):
-            following = b.add(self.i, ir.Constant(LONG, self.step), flags=("nsw",))
-            self.i.add_incoming(following, self.again)
-            b.branch(head)
-        b.position_at_end(inside)
-        return self.i, self.again, after
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 _SIGNS: dict[type, str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%",
     ast.Pow: "**",
 }  # fmt: skip
 _COMPARED: dict[type, str] = {
     ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",
-}  # fmt: skip
-_FOLD: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
-    "//": operator.floordiv, "%": operator.mod, "**": operator.pow,
-}  # fmt: skip
-
-
-@emits
-def _len(_: Writer, array: Array) -> Any:
-    return array.shape[0]
-
-
-@emits
-def _abs(w: Writer, value: Any) -> Any:
-    return w.intrinsic(f"llvm.fabs.{'f32' if value.type == SINGLE else 'f64'}", value)
-
-
-@emits
-def _sqrt(w: Writer, value: Any) -> Any:
-    return w.intrinsic(f"llvm.sqrt.{'f32' if value.type == SINGLE else 'f64'}", value)
-
-
-@emits
-def _erf(w: Writer, value: Any) -> Any:
-    return w.intrinsic("erff" if value.type == SINGLE else "erf", value)
-
-
-@emits
-def _int(w: Writer, value: Any) -> Any:
-    return w.builder.fptosi(value, LONG) if value.type in _FLOATS else w.cast(value, LONG)
-
-
-def _best(sign: str) -> Any:
-    @emits
-    def best(w: Writer, first: Any, second: Any) -> Any:
-        kind = w._common(first, second)
-        a, b = w.cast(first, kind), w.cast(second, kind)
-        return w.builder.select(w.compare(sign, b, a), b, a)
-
-    return best
-
-
-_BUILTINS: dict[Any, Any] = {
-    len: _len, abs: _abs, int: _int, min: _best("<"), max: _best(">"), math.sqrt: _sqrt,
-    math.erf: _erf,
 }  # fmt: skip

@@ -2,8 +2,9 @@
 
 A module is found by its name, the ``kind`` of a
 :class:`~made_flows.univariate.step_kernel.StepKernel`. It defines a function ``step`` of plain
-Python that Numba compiles, by itself and at its first use: the sweep calls it by its address and
-does not know it. Its arguments are
+Python (:mod:`~made_flows.inverse.compiled.translation` says what it may use) that is compiled by
+itself and at its first use: the sweep calls it by its address and does not know it. Its arguments
+are
 
 * ``work``: the workspace of a tile, rows of ``lanes`` numbers, one for each row of the batch that
   the tile holds. ``simd.line(work, row, lanes)`` is one of them, an array;

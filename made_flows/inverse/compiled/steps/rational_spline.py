@@ -111,9 +111,7 @@ def bin_lines(work: Any, scratch: int, lanes: int) -> Any:
 
 def edge_row(knot: int, bins: int, knots: int, edges: float) -> int:
     """Return the row of a knot's raw derivative; any row, where it is a constant."""
-    if edges == 0.0:
-        return max(0, min(knot - 1, knots - 1))
-    return knot % knots
+    return max(0, min(knot - 1, knots - 1)) if edges == 0.0 else knot % knots
 
 
 def fractions(

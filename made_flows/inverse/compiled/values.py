@@ -1,0 +1,214 @@
+"""Values of LLVM that kernels are made of: numbers, arrays and tuples, and arithmetic of these."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+LONG, BIT, SINGLE, DOUBLE = ir.IntType(64), ir.IntType(1), ir.FloatType(), ir.DoubleType()
+FLOATS = (SINGLE, DOUBLE)
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array in one piece: where it starts, and its shape."""
+
+    start: Any
+    shape: tuple[Any, ...]
+
+    @property
+    def element(self) -> Any:
+        """The type of its numbers."""
+        return self.start.type.pointee
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return {SINGLE: 4, DOUBLE: 8, LONG: 8}[self.element]
+
+
+def emits(function: Any) -> Any:
+    """Mark a function that writes instructions: it is given the writer, and values of LLVM."""
+    function.emits = True
+    return function
+
+
+def leaves(value: Any) -> list[Any]:
+    """Return the numbers and pointers that a value is made of."""
+    if isinstance(value, tuple):
+        return [leaf for part in value for leaf in leaves(part)]
+    if isinstance(value, Array):
+        return [value.start, *value.shape]
+    return [constant(value)]
+
+
+def rebuild(model: Any, given: Iterator[Any]) -> Any:
+    """Return a value made as another is, of other numbers and pointers."""
+    if isinstance(model, tuple):
+        parts = [rebuild(part, given) for part in model]
+        return type(model)(*parts) if hasattr(model, "_fields") else tuple(parts)
+    if isinstance(model, Array):
+        return Array(next(given), tuple(next(given) for _ in model.shape))
+    return next(given)
+
+
+def constant(value: Any, kind: Any = None) -> Any:
+    """Return a value of LLVM for a number of Python, of its own type or another."""
+    if isinstance(value, ir.Value):
+        return value
+    if kind is None:
+        kinds = {bool: BIT, int: LONG, float: DOUBLE, np.float32: SINGLE}
+        kind = kinds[type(value)]
+    return ir.Constant(kind, float(value) if kind in FLOATS else int(value))
+
+
+class Counted:
+    """A loop over a range: gives the number, where to go on, and what comes after."""
+
+    def __init__(self, builder: Any, first: Any, last: Any, step: int) -> None:
+        self.b, self.first, self.last, self.step = builder, constant(first), constant(last), step
+
+    def __enter__(self) -> tuple[Any, Any, Any]:
+        b = self.b
+        before = b.block
+        head, inside, self.again, after = (b.append_basic_block() for _ in range(4))
+        b.branch(head)
+        b.position_at_end(head)
+        self.i = b.phi(LONG)
+        self.i.add_incoming(self.first, before)
+        b.cbranch(b.icmp_signed("<" if self.step > 0 else ">", self.i, self.last), inside, after)
+        with b.goto_block(self.again):
+            following = b.add(self.i, ir.Constant(LONG, self.step), flags=("nsw",))
+            self.i.add_incoming(following, self.again)
+            b.branch(head)
+        b.position_at_end(inside)
+        return self.i, self.again, after
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Numbers:
+    """Writes instructions that compute numbers, where a builder stands."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def cast(self, value: Any, kind: Any) -> Any:
+        """Return a number as one of another type."""
+        if not isinstance(value, ir.Value):
+            return constant(value, kind)
+        if value.type == kind:
+            return value
+        before, b = value.type, self.builder
+        if before == BIT:
+            return b.zext(value, kind) if kind == LONG else b.uitofp(value, kind)
+        if before == LONG and kind in FLOATS:
+            return b.sitofp(value, kind)
+        if before in FLOATS and kind in FLOATS:
+            return b.fptrunc(value, kind) if kind == SINGLE else b.fpext(value, kind)
+        raise TypeError(f"Expected a number that can be {kind}; got {before}")
+
+    def arithmetic(self, sign: str, left: Any, right: Any) -> Any:
+        """Return the sum (+), difference, product, quotient (/, //) or remainder of numbers."""
+        if not isinstance(left, ir.Value) and not isinstance(right, ir.Value):
+            return _FOLD[sign](left, right)
+        kind = self.common(left, right)
+        if sign == "/" and kind == LONG:
+            kind = DOUBLE
+        a, b = self.cast(left, kind), self.cast(right, kind)
+        if kind in FLOATS:
+            return getattr(
+                self.builder, {"+": "fadd", "-": "fsub", "*": "fmul", "/": "fdiv"}[sign]
+            )(a, b)
+        if sign in "+-*":
+            name = {"+": "add", "-": "sub", "*": "mul"}[sign]
+            return getattr(self.builder, name)(a, b, flags=("nsw",))
+        # As in Python, quotients are rounded down, and remainders have the divisor's sign.
+        rest, zero = self.builder.srem(a, b), ir.Constant(LONG, 0)
+        apart = self.builder.icmp_signed("<", self.builder.xor(rest, b), zero)
+        apart = self.builder.and_(apart, self.builder.icmp_signed("!=", rest, zero))
+        if sign == "%":
+            return self.builder.select(apart, self.builder.add(rest, b), rest)
+        return self.builder.sub(self.builder.sdiv(a, b), self.builder.zext(apart, LONG))
+
+    def common(self, left: Any, right: Any) -> Any:
+        """Return the type in which two numbers meet."""
+        kinds = {constant(value).type for value in (left, right)}
+        kinds = {LONG if kind == BIT else kind for kind in kinds}
+        return kinds.pop() if len(kinds) == 1 else DOUBLE
+
+    def compare(self, sign: str, left: Any, right: Any) -> Any:
+        """Return whether a comparison of two numbers holds."""
+        kind = self.common(left, right)
+        a, b = self.cast(left, kind), self.cast(right, kind)
+        if kind == LONG:
+            return self.builder.icmp_signed(sign, a, b)
+        compared = self.builder.fcmp_unordered if sign == "!=" else self.builder.fcmp_ordered
+        return compared(sign, a, b)
+
+    def intrinsic(self, name: str, value: Any) -> Any:
+        """Call a function of LLVM's, or of C's, from a number to one of its type."""
+        kind = ir.FunctionType(value.type, [value.type])
+        module = self.builder.module
+        known = module.globals.get(name) or ir.Function(module, kind, name)
+        return self.builder.call(known, [value])
+
+    def each(self, count: Any, body: Callable[[Any], None]) -> None:
+        """Write a loop over the numbers below a count."""
+        with Counted(self.builder, 0, count, 1) as (i, again, after):
+            body(i)
+            self.builder.branch(again)
+            self.builder.position_at_end(after)
+
+
+_FOLD: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+    "//": operator.floordiv, "%": operator.mod, "**": operator.pow,
+}  # fmt: skip
+
+
+@emits
+def _len(_: Numbers, array: Array) -> Any:
+    return array.shape[0]
+
+
+@emits
+def _abs(w: Numbers, value: Any) -> Any:
+    return w.intrinsic(f"llvm.fabs.{'f32' if value.type == SINGLE else 'f64'}", value)
+
+
+@emits
+def _sqrt(w: Numbers, value: Any) -> Any:
+    return w.intrinsic(f"llvm.sqrt.{'f32' if value.type == SINGLE else 'f64'}", value)
+
+
+@emits
+def _erf(w: Numbers, value: Any) -> Any:
+    return w.intrinsic("erff" if value.type == SINGLE else "erf", value)
+
+
+@emits
+def _int(w: Numbers, value: Any) -> Any:
+    return w.builder.fptosi(value, LONG) if value.type in FLOATS else w.cast(value, LONG)
+
+
+def _best(sign: str) -> Any:
+    @emits
+    def best(w: Numbers, first: Any, second: Any) -> Any:
+        kind = w.common(first, second)
+        a, b = w.cast(first, kind), w.cast(second, kind)
+        return w.builder.select(w.compare(sign, b, a), b, a)
+
+    return best
+
+
+BUILTINS: dict[Any, Any] = {
+    len: _len, abs: _abs, int: _int, min: _best("<"), max: _best(">"), math.sqrt: _sqrt,
+    math.erf: _erf,
+}  # fmt: skip
