@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batches, middle = ((20,), 3) if quick else ((50, 200), 10)
     numbers = dict(zip(
         ("simulations", "epochs", "observations", "samples"),
-        (300, 2, 1, 100) if quick else (2000, 200, 5, 1000), strict=True,
+        (300, 2, 1, 100) if quick else (2000, 60, 5, 500), strict=True,
     ))  # fmt: skip
     drawn: dict[str, dict[str, Timing]] = {}
     trained: dict[str, dict[str, Timing]] = {}

@@ -15,4 +15,12 @@ except ImportError as error:
 from made_flows.sbi.builders import Builder, iaf, made, maf, spline
 from made_flows.sbi.estimator import Estimator
 
+_NAMES = {"nsf": "spline", "maf_rqs": "spline", "zuko_nsf": "spline", "zuko_maf": "maf"}
+
+
+def __getattr__(name: str) -> object:
+    hint = f'. What sbi calls "{name}" is here {_NAMES[name]}' if name in _NAMES else ""
+    raise AttributeError(f"module 'made_flows.sbi' has no attribute '{name}'{hint}")
+
+
 __all__ = ["Builder", "Estimator", "iaf", "made", "maf", "spline"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -10,7 +11,13 @@ from sbi.utils.nn_utils import get_numel
 from sbi.utils.sbiutils import standardizing_net, z_score_parser, z_standardization
 from torch import Tensor, nn
 
-from made_flows._checks import expect, expect_type, non_negative_integer, positive_integer
+from made_flows._checks import (
+    check_keywords,
+    expect,
+    expect_type,
+    non_negative_integer,
+    positive_integer,
+)
 from made_flows.models.autoregressive_flows import IAF, MAF
 from made_flows.models.flows import Flow
 from made_flows.models.mades import GaussianMixtureMADE
@@ -45,6 +52,10 @@ class Builder:
         support: Any,
         likelihood: bool,
     ) -> None:
+        if isinstance(z_score_theta, Tensor):  # a trainer called maf, say, and not what it returns
+            raise TypeError(
+                "Expected density_estimator to be what maf() returns; got the function itself"
+            )
         for name, value in (("z_score_theta", z_score_theta), ("z_score_x", z_score_x)):
             known = value in ("independent", "structured", "none", None)
             expect(known, name, "to be 'independent', 'structured' or 'none'", repr(value))
@@ -87,6 +98,16 @@ class Builder:
         return Estimator(net, embedding, of[0].shape, given[0].shape, bounds)
 
 
+def _check_keywords(function: Callable[..., Any], model: type, given: dict[str, Any]) -> None:
+    """Raise for a word that neither a function here nor the model has, when it is given."""
+    own, further = (dict(inspect.signature(of).parameters) for of in (function, model))
+    words = {name: each for name, each in own.items() if each.kind is not each.VAR_KEYWORD}
+    for taken in ("features", "context", "transforms", "dropout", "components"):
+        further.pop(taken, None)  # by sbi's names, or from the simulations
+    every = [each.replace(kind=each.KEYWORD_ONLY) for each in {**further, **words}.values()]
+    check_keywords(f"made_flows.sbi.{function.__name__}", inspect.Signature(every), given)
+
+
 def _widths(hidden_features: int | Sequence[int], num_blocks: int) -> tuple[int, ...]:
     """Return the widths of sbi's networks: a layer, and one more for each block."""
     if isinstance(hidden_features, Sequence):
@@ -124,7 +145,8 @@ def maf(
         dropout_probability: of hidden units, while training.
         support: a distribution, such as the prior, or a constraint: parameters are mapped from its
             support to the real line, so that none is ever drawn outside. Columns may be bounded on
-            both sides, below, or not at all. For a likelihood, the support of simulations.
+            both sides, below, or not at all. For a likelihood, the support of simulations. Between
+            two bounds the map is that of a soft :class:`~made_flows.Logit`, nearly linear.
         likelihood: whether to model simulations given parameters, for ``NLE``.
         arguments: further ones of :class:`~made_flows.MAF`: ``order``, ``activation``, ``residual``
             and so on.
@@ -148,6 +170,7 @@ def maf(
         >>> estimator.sample((5,), torch.zeros(1, 2)).shape
         torch.Size([5, 1, 2])
     """
+    _check_keywords(maf, MAF, arguments)
     model = partial(
         MAF, transforms=num_transforms, hidden_features=_widths(hidden_features, num_blocks),
         dropout=dropout_probability, **arguments,
@@ -230,6 +253,7 @@ def made(
         >>> made(num_components=4)(torch.randn(50, 3), torch.randn(50, 2)).input_shape
         torch.Size([3])
     """
+    _check_keywords(made, GaussianMixtureMADE, arguments)
     model = partial(
         GaussianMixtureMADE, hidden_features=_widths(hidden_features, num_blocks),
         components=num_components, dropout=dropout_probability, **arguments,

@@ -8,7 +8,7 @@ import torch
 from sbi.neural_nets.estimators.base import ConditionalDensityEstimator
 from torch import Tensor, nn
 
-from made_flows._checks import check_finite
+from made_flows._checks import check_finite, check_values
 from made_flows.models.base import Model
 from made_flows.models.flows import Flow
 from made_flows.sbi.support import Bounds
@@ -66,8 +66,16 @@ class Estimator(ConditionalDensityEstimator):
         return torch.where(self.bounds.holds(x), known, -torch.inf)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:  # noqa: A002
-        """Return negative log-densities (rows,)."""
-        return -self._scores(self._columns(input), condition)
+        """Return negative log-densities (rows,).
+
+        Raises:
+            ValueError: for inputs outside the support, of which there is nothing to learn.
+        """
+        x = self._columns(input)
+        if self.bounds is not None:
+            expected = "to lie in the support (of simulations with likelihood=True)"
+            check_values(x, self.bounds.hold(x), "parameters", expected)
+        return -self._scores(x, condition)
 
     def sample(self, sample_shape: Any, condition: Tensor, **kwargs: Any) -> Tensor:
         """Draw samples (*sample_shape, rows, *input_shape)."""

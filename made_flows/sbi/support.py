@@ -12,6 +12,11 @@ from made_flows._checks import shown
 from made_flows.transforms.base import Transform
 from made_flows.transforms.data import Log, Logit, Standardize
 
+_SOFTNESS = 0.1
+"""Of the ends of a box. A logit's bends whatever lies inside; a map with sharper ends crowds into a
+thin layer there what a flow, not yet trained, puts beyond. Here a normal distribution, where flows
+start, is about uniform on the box."""
+
 
 class Bounds(nn.Module):
     """The interval of every column, (-inf, inf) for those that have none.
@@ -51,7 +56,7 @@ class Bounds(nn.Module):
         if bool((below & above).any()):
             low, high = (end.where(above, sign * torch.inf) for end, sign in
                          ((self.low, -1), (self.high, 1)))  # fmt: skip
-            found.append(Logit(low, high, margin=0.0))
+            found.append(Logit(low, high, margin=0.0, softness=_SOFTNESS))
         if bool((below & ~above).any()):
             one_sided = below & ~above
             start = self.low.where(one_sided, 0.0)
@@ -61,7 +66,11 @@ class Bounds(nn.Module):
 
     def holds(self, x: Tensor) -> Tensor:
         """Tell which rows (..., D) lie within, bounds included."""
-        return ((x >= self.low) & (x <= self.high)).all(dim=-1)
+        return self.hold(x).all(dim=-1)
+
+    def hold(self, x: Tensor) -> Tensor:
+        """Tell of every value (..., D) whether it lies within its column's bounds."""
+        return (x >= self.low) & (x <= self.high)
 
     def inside(self, x: Tensor) -> Tensor:
         """Move values on a bound, or beyond, to the first number inside that has a density."""

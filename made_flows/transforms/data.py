@@ -79,6 +79,10 @@ class Logit(Transform):
     .. math:: z = \log \frac{p}{1 - p}, \qquad
         p = \lambda + (1 - 2 \lambda) \frac{x - l}{h - l}
 
+    and with a softness s
+
+    .. math:: z = \log \frac{\sinh(p / 2s)}{\sinh((1 - p) / 2s)}
+
     Columns with infinite bounds stay as they are.
 
     Args:
@@ -87,10 +91,14 @@ class Logit(Transform):
         margin: :math:`\lambda`, which keeps the ends of the intervals finite: the density reaches
             :math:`\lambda (h - l) / (1 - 2 \lambda)` beyond them, and is normalised there. With 0
             it ends at l and h, which have no noise themselves.
+        softness: s, None for infinite. A small one leaves shapes inside the interval as they are:
+            the map is nearly linear but for about s (h - l) at both ends, and takes noise that is
+            uniform plus logistic of scale s to uniform values.
 
     Raises:
-        ValueError: for bounds of which one alone is infinite, for intervals that are empty, and,
-            naming row and column, for values outside the intervals as the margin widens them.
+        ValueError: for a softness below 0.02, bounds of which one alone is infinite, intervals that
+            are empty, and, naming row and column, values outside the intervals as the margin
+            widens them.
 
     References:
         Papamakarios et al. 2017, *Masked Autoregressive Flow*, appendix D (images).
@@ -105,7 +113,9 @@ class Logit(Transform):
     high: Tensor
     bounded: Tensor
 
-    def __init__(self, low: Any, high: Any, margin: float = 1e-6) -> None:
+    def __init__(
+        self, low: Any, high: Any, margin: float = 1e-6, softness: float | None = None
+    ) -> None:
         super().__init__()
         self.register_buffer("low", _columns(low, "low"))
         self.register_buffer("high", _columns(high, "high"))
@@ -116,6 +126,9 @@ class Logit(Transform):
         check_values(self.low, both, "low", "to be infinite where high is, and only there")
         self.margin = real_number(margin, "margin")
         expect(0 <= self.margin < 0.5, "margin", "to be in [0, 0.5)", margin)
+        self.softness = None if softness is None else real_number(softness, "softness")
+        # Below, exponentials of float32 come near their largest.
+        expect(softness is None or softness >= 0.02, "softness", "to be at least 0.02", softness)
         self.features = len(self.low)
         self.register_buffer("bounded", finite, persistent=False)
 
@@ -161,14 +174,24 @@ class Logit(Transform):
         below = self.margin + inner * (at - low) / length
         return below, self.margin + inner * (high - at) / length, length
 
+    def _steepness(self) -> tuple[float, float]:
+        """Return a = 1 / 2s, 0 of the logit, and log(a sinh a), 0 of the logit as well."""
+        if self.softness is None:
+            return 0.0, 0.0
+        steep = 0.5 / self.softness
+        return steep, math.log(steep * math.sinh(steep))
+
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("x", x, context, self.low.dtype)
         inner = 1 - 2 * self.margin
         below, above, length = self._shares(x)
         within = ~self.bounded | ((below > 0) & (above > 0))
         check_values(x, within & ~torch.isnan(x), "value", "to be between the bounds of its column")
+        steep, constant = self._steepness()
+        if steep:
+            below, above = torch.sinh(steep * below), torch.sinh(steep * above)
         below, above = torch.log(below), torch.log(above)
-        each = math.log(inner) - torch.log(length) - below - above
+        each = math.log(inner) + constant - torch.log(length) - below - above
         log_det = torch.where(self.bounded, each, 0.0).sum(dim=-1)
         return torch.where(self.bounded, below - above, x), log_det
 
@@ -177,20 +200,30 @@ class Logit(Transform):
         low, high, length = self._interval()
         inner = 1 - 2 * self.margin
         at = torch.where(self.bounded, z, 0.0)
+        steep = self._steepness()[0]
+
+        def share(at: Tensor) -> Tensor:
+            p = torch.sigmoid(at - steep)
+            return torch.log1p(math.expm1(2 * steep) * p) / (2 * steep) if steep else p
+
         # From the nearer end, where floating-point numbers are dense.
-        near_low = low + length * (torch.sigmoid(at) - self.margin) / inner
-        near_high = high - length * (torch.sigmoid(-at) - self.margin) / inner
+        near_low = low + length * (share(at) - self.margin) / inner
+        near_high = high - length * (share(-at) - self.margin) / inner
         x = torch.where(at < 0, near_low, near_high)
         # Rounding must not carry a value past the last one that has noise.
         below, above, _ = self._shares(x)
         x = torch.where(below > 0, torch.where(above > 0, x, high), low)
-        sigmoids = torch.nn.functional.logsigmoid(at) + torch.nn.functional.logsigmoid(-at)
-        each = sigmoids + torch.log(length) - math.log(inner)
+        logsigmoid = torch.nn.functional.logsigmoid
+        slope = logsigmoid(steep + at) + logsigmoid(steep - at)
+        if steep:
+            slope = slope + math.log(-math.expm1(-2 * steep) / (2 * steep))
+        each = slope + torch.log(length) - math.log(inner)
         log_det = torch.where(self.bounded, each, 0.0).sum(dim=-1)
         return torch.where(self.bounded, x, z), log_det
 
     def extra_repr(self) -> str:
-        return f"features={self.features}, margin={self.margin:g}"
+        soft = "" if self.softness is None else f", softness={self.softness:g}"
+        return f"features={self.features}, margin={self.margin:g}{soft}"
 
 
 class _OfColumns(Transform):

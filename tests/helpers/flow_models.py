@@ -124,6 +124,7 @@ TRANSFORMS: dict[str, Callable[..., mf.Transform]] = {
     "actnorm": lambda D=4: shaken(mf.ActNorm(D)),
     "standardize": lambda D=4: mf.Standardize([3.0] * D, [*range(1, D + 1)]).double(),
     "logit": lambda D=4: mf.Logit([-1.0] * D, [2.0] * D, margin=0.01).double(),
+    "logit, soft": lambda D=4: mf.Logit([-1.0] * D, [2.0] * D, 0.0, softness=0.1).double(),
     "logit, some": lambda D=4: mf.Logit(
         [-1.0] + [-torch.inf] * (D - 1), [2.0] + [torch.inf] * (D - 1), margin=0
     ).double(),

@@ -151,6 +151,21 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+def test_first_mistakes_are_named() -> None:
+    theta, x = simulations()
+    with pytest.raises(TypeError, match=r"Expected density_estimator to be what maf\(\) returns"):
+        ms.maf(theta, x)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"made_flows.sbi.maf takes; got prior.*support"):
+        ms.spline(prior=PRIOR)
+    with pytest.raises(TypeError, match=r"got num_component. Did you mean num_components"):
+        ms.made(num_component=3)
+    with pytest.raises(AttributeError, match='sbi calls "nsf" is here spline'):
+        ms.nsf  # noqa: B018
+    estimator = BUILDERS["maf"](support=PRIOR)(theta, x)
+    with pytest.raises(ValueError, match=r"lie in the support.*got 8 in row 1, column 1"):
+        estimator.loss(torch.tensor([[0.0, 0.5, 6.0], [0.0, 8.0, 6.0]]), x[:2])
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=REFUSED[name][1]):

@@ -27,6 +27,14 @@ def test_fitted_transforms_have_the_default_dtype() -> None:
         assert z.dtype == log_det.dtype == torch.float32
 
 
+def test_a_soft_logit_is_a_line_inside_and_a_logit_when_very_soft() -> None:
+    p = torch.linspace(0.2, 0.8, 7, dtype=torch.float64)[:, None]
+    line = mf.Logit([0.0], [1.0], 0.0, softness=0.02).double().to_noise(p)[0]
+    torch.testing.assert_close(line, (p - 0.5) / 0.02, rtol=0, atol=1e-3)
+    soft = mf.Logit([0.0], [1.0], 0.0, softness=1e4).double().to_noise(p)[0]
+    torch.testing.assert_close(soft, torch.special.logit(p))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_logit_keeps_values_near_both_ends(dtype: torch.dtype) -> None:
     logit = mf.Logit([0.0], [1.0], margin=0).to(dtype)
@@ -44,9 +52,11 @@ def test_logit_of_images_is_that_of_the_paper() -> None:
     torch.testing.assert_close(z, torch.special.logit(1e-6 + (1 - 2e-6) * pixels / 256))
 
 
-@pytest.mark.parametrize("margin", [0.0, 1e-6, 0.05, 0.3])
-def test_the_density_of_a_logit_integrates_to_one(margin: float) -> None:
-    flow = mf.Flow([mf.Logit([-1.0], [3.0], margin=margin)]).double()
+@pytest.mark.parametrize(
+    ("margin", "softness"), [(0.0, None), (1e-6, None), (0.05, 0.05), (0.3, None), (0.0, 0.02)]
+)
+def test_the_density_of_a_logit_integrates_to_one(margin: float, softness: float | None) -> None:
+    flow = mf.Flow([mf.Logit([-1.0], [3.0], margin, softness)]).double()
     bounds = flow().support.base_constraint
     low, high = float(bounds.lower_bound), float(bounds.upper_bound)
     assert (low, high) == pytest.approx((-1 - 4 * margin / (1 - 2 * margin), 2 - low))
@@ -56,9 +66,11 @@ def test_the_density_of_a_logit_integrates_to_one(margin: float) -> None:
 
 
 @pytest.mark.parametrize("low", [-1.0, 1000.0])
-@pytest.mark.parametrize("margin", [1e-6, 0.01])
-def test_extreme_noise_of_a_logit_can_be_scored(low: float, margin: float) -> None:
-    logit = mf.Logit([low], [low + 4], margin=margin)
+@pytest.mark.parametrize(("margin", "softness"), [(1e-6, None), (0.01, None), (0.01, 0.02)])
+def test_extreme_noise_of_a_logit_can_be_scored(
+    low: float, margin: float, softness: float | None
+) -> None:
+    logit = mf.Logit([low], [low + 4], margin, softness)
     x, log_det = logit.to_data(torch.tensor([[-1e6], [-30.0], [30.0], [1e6]]))
     beyond = 4 * margin / (1 - 2 * margin)
     assert bool((x >= low - 1.01 * beyond).all())
