@@ -39,6 +39,8 @@ def expect_type(condition: bool, argument: str, expected: str, got: object) -> N
 
 def described(got: object) -> str:
     """Say an object's type and what it is, in a line: of a module or tensor not all of it."""
+    if isinstance(got, type):
+        return f"the class {got.__name__}, not an object of it"
     kind = type(got).__name__
     if isinstance(got, Tensor):
         return f"{kind} of shape {tuple(got.shape)}"
@@ -49,7 +51,7 @@ def described(got: object) -> str:
 
 def shown(got: object) -> str:
     """Write a value in a line, as Python does: of a module or tensor, or a long one, not all."""
-    if isinstance(got, (nn.Module, Tensor)):
+    if isinstance(got, (nn.Module, Tensor, type)):
         return described(got)
     return _shortened(repr(got))
 

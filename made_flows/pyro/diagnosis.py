@@ -346,8 +346,9 @@ def _together(
         # Both have run for one sample before.
         raise ValueError(
             "Expected model and guide to run for all samples at once, within a plate of "
-            f"{samples}; got {type(error).__name__}: {str(error).splitlines()[0]}. Let leading "
-            "dimensions broadcast, as x[..., 0] does, or give vectorize=False"
+            f"{samples}; got {type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}. Let "
+            "leading dimensions broadcast, as x[..., 0] and (X * b.unsqueeze(-2)).sum(-1) do and "
+            "X @ b does not, or give vectorize=False"
         ) from error
     return weights, of_model
 

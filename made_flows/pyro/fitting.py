@@ -139,7 +139,7 @@ def fit_guide(
         >>> fit_guide(guide, y, budget="fast", seed=0, progress=False).diagnosis.grade
         'as drawn'
     """
-    expect_type(isinstance(guide, AutoIAF), "guide", "to be an AutoIAF", guide)
+    expect_type(isinstance(guide, AutoIAF), "guide", "to be an AutoIAF(model)", guide)
     expect(budget in BUDGETS, "budget", f"to be one of {', '.join(BUDGETS)}", shown(budget))
     modes = positive_integer(modes, "modes")
     model = guide.model_given()

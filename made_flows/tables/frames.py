@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,8 +70,11 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
         columns = {name: np.asarray(table[name]) for name in names}
     else:
         matrix = table.detach().cpu().numpy() if isinstance(table, torch.Tensor) else table
+        wanted = "to be a table: a frame, a matrix or arrays by name"
+        if isinstance(matrix, str | Path):
+            wanted += f", as pandas.read_csv({str(matrix)!r}) gives (or: made-flows fit {matrix})"
         known = isinstance(matrix, (np.ndarray, Sequence)) and not isinstance(matrix, str)
-        expect_type(known, argument, "to be a table: a frame, a matrix or arrays by name", table)
+        expect_type(known, argument, wanted, table)
         kind, matrix = "array", _array(matrix)
         expect(dimensions(matrix) == 2, argument, "to have rows and columns", matrix.shape)
         columns = {f"x{i}": matrix[:, i] for i in range(matrix.shape[1])}

@@ -248,14 +248,9 @@ def _said(name: str, values: Values, said: Any) -> Column | str:
         expect(kind == "category" or len(column.categories) == 2, f"column {name!r}",
                "to hold two values, as a binary one", column.summary())  # fmt: skip
         return column
-    numeric = values.holds not in ("text", "bool")
-    expect_type(numeric, f"column {name!r} ({kind})", "to hold numbers", values.holds)
-    expect_type(
-        (kind == "date") <= (values.holds == "date"),
-        f"column {name!r}",
-        "to hold dates",
-        values.holds,
-    )
+    fits = values.holds == "date" if kind == "date" else values.holds not in ("text", "bool")
+    wanted = "dates, as pandas.to_datetime makes of text" if kind == "date" else "numbers"
+    expect_type(fits, f"column {name!r} ({kind})", f"to hold {wanted}", values.holds)
     given = [real_number(end, f"columns[{name!r}]") for end in ends]
     if kind == "bounded" and given:
         words = "to have low below high"
