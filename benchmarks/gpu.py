@@ -11,20 +11,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import forward, inverse
-from benchmarks._peers import Dense, Layer, Ours, Zuko, installed_peers
+from benchmarks._peers import Dense, Jacobi, Layer, Zuko, installed_peers
 from benchmarks.harness import (
     Contender,
     Settings,
     Timing,
     details,
     markdown_table,
+    milliseconds,
     parse_settings,
+    ratio,
     run_contenders,
     write_page,
 )
@@ -44,11 +47,19 @@ TEXT = """One affine autoregressive layer of D features with two hidden layers o
 float32 (products in full precision), for B rows. Median milliseconds, all contenders by turns in
 one run; the device is waited for before and after what is timed. *made_flows* is the kernel in
 Triton, *eager* the same sweep in torch operations; a CUDA graph replays what one call launched.
-*Jacobi* applies the layer to all features at once until nothing changes, D times at most. Cases
-that did not fit into the run's time are missing."""
+*Jacobi* applies the layer to all features at once, D times, or until nothing changes (early
+stop)."""
 
 MEMORY_TEXT = """By how many MiB the mean square of the inverse and its gradient raise the memory
 that tensors take on the device, at its peak."""
+
+PARTS: dict[str, tuple[str, list[str], str]] = {
+    "inverse": ("The slow direction", [], Dense.name),
+    "gradient": ("Its gradient", [inverse.GRADIENT_TEXT], f"{inverse.OURS}, fast direction"),
+    "forward": ("The fast direction", [], Dense.name),
+    "training step": ("Training step", [], Dense.name),
+}
+"""Titles, texts, and whose time ours is divided by."""
 
 
 class Compiled(Zuko):
@@ -63,31 +74,16 @@ class Compiled(Zuko):
         return self.compiled(z)
 
 
-class Jacobi(Ours):
-    """The fixed point of the layer's own map: exact after D steps, often nearly so before."""
-
-    def __init__(self, features: int, hidden: int) -> None:
-        super().__init__(features, hidden)
-        self.name = "Jacobi"
-
-    def slow(self, z: Tensor) -> Tensor:
-        x, noise = torch.zeros_like(z), z.unsqueeze(-1)
-        for done in range(self.features):
-            new = self.step(noise, self.model.made(x))
-            # To look is to wait for the device, so that it is done now and then.
-            if done % 8 == 7 and torch.allclose(new, x, rtol=0, atol=1e-6):
-                return new
-            x = new
-        return x
-
-
-def layers_for(size: inverse.Size) -> list[type[Layer]]:
+def layers_for(size: inverse.Size) -> list[Callable[[int, int], Layer]]:
     """The contenders besides ours."""
     features, _, rows = size
-    kinds: list[type[Layer]] = [Jacobi]
+    kinds: list[Callable[[int, int], Layer]] = [
+        partial(Jacobi, early_stop=early) for early in (False, True)
+    ]
     if features * rows <= MOST_OF_PEERS:
-        kinds += installed_peers()
-        kinds += [Compiled] if Zuko in kinds and features <= MOST_TO_COMPILE else []
+        peers = installed_peers()
+        kinds += peers
+        kinds += [Compiled] if Zuko in peers and features <= MOST_TO_COMPILE else []
     return kinds
 
 
@@ -104,52 +100,88 @@ def peak(call: Callable[[], Any], device: torch.device) -> float | None:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def measure(settings: Settings) -> list[str]:
-    """The sections of the page."""
-    quick, device, start = settings.quick, settings.device, time.monotonic()
-    every: dict[str, dict[str, Timing]] = {}
+def failure_of(contender: Contender) -> str | None:
+    """Call a contender, which compiles outside of what the harness takes for work; how it fails."""
+    try:
+        if contender.before is not None:
+            contender.before()
+        contender.call()
+    except Exception as error:  # out of memory, say: the others go on
+        return f"{type(error).__name__}, {(str(error).splitlines() or [''])[0]}"
+    return None
 
-    def over(what: str, sizes: list[inverse.Size], make: Callable[..., list[Contender]]) -> Any:
-        """Time the cases that there is time for."""
-        found = {}
-        for size in inverse.QUICK_SIZES if quick else sizes:
-            case = ", ".join(map(str, size))
-            if time.monotonic() - start > MINUTES * 60:
-                print(f"{what}, {case}: no time left", flush=True)
-                continue
-            contenders = make(size)
-            for contender in contenders:  # compile, outside of what the harness takes for work
-                contender.call()
-            found[case] = every[f"{what}, {case}"] = run_contenders(contenders, settings, what)
-        return found
 
-    values = over("inverse", SIZES, lambda s: inverse.value_contenders(s, device, layers_for(s)))
-    memory: list[list[str]] = []
+class _Page:
+    """The page, written anew after every case: a run may be cut off."""
 
-    def gradients(size: inverse.Size) -> list[Contender]:
-        found = inverse.gradient_contenders(size, device)
-        if size[0] * size[2] > MOST_OF_PEERS:
-            peers = tuple(kind.name for kind in installed_peers())
-            found = [contender for contender in found if not contender.name.startswith(peers)]
-        peaks = {contender.name: peak(contender.call, device) for contender in found}
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.start = settings, time.monotonic()
+        self.cases: dict[str, dict[str, dict[str, Timing]]] = {}
+        self.memory: list[list[str]] = []
+        self.left_out: list[str] = []
+
+    def measure(self, what: str, size: inverse.Size, make: Callable[[], list[Contender]]) -> None:
+        """Time the contenders of a case, if there is time for it; what fails is left out."""
         case = ", ".join(map(str, size))
-        memory.extend([case, n, f"{mib:.1f}"] for n, mib in peaks.items() if mib is not None)
-        return found
+        if time.monotonic() - self.start > MINUTES * 60:
+            self.left_out.append(f"{what}, {case}: no time left")
+            return
+        contenders = make()
+        failures = {each.name: failure_of(each) for each in contenders}
+        working = [each for each in contenders if failures[each.name] is None]
+        for name, failure in failures.items():
+            if failure is not None:
+                self.left_out.append(f"{what}, {case}, {name}: {failure}")
+                print(self.left_out[-1], flush=True)
+        if what == "gradient":
+            peaks = {each.name: peak(each.call, self.settings.device) for each in working}
+            self.memory += [[case, n, f"{mib:.1f}"] for n, mib in peaks.items() if mib is not None]
+        timings = run_contenders(working, self.settings, f"{what}, {case}")
+        self.cases.setdefault(what, {})[case] = timings
+        self.write(finished=False)
 
-    of_gradients = over("gradient", GRADIENT_SIZES, gradients)
-    passes = over("forward", FORWARD_SIZES, lambda s: forward.contenders(s, device)[0])
-    steps = over("training step", FORWARD_SIZES, lambda s: forward.contenders(s, device)[1])
-    names = [Dense.name, "made_flows", *(kind.name for kind in installed_peers())]
-    headings = ["D, H, B", *names, "made_flows / dense", "fastest peer / made_flows"]
-    sections = [TEXT, "## The slow direction", inverse.value_table(values)]
-    sections += ["## Its gradient", inverse.GRADIENT_TEXT, inverse.gradient_table(of_gradients)]
-    if memory:
-        table = markdown_table(["D, H, B", "contender", "MiB"], memory)
-        sections += ["## Memory of the gradient", MEMORY_TEXT, table]
-    for title, cases in (("The fast direction", passes), ("Training step", steps)):
-        rows = [forward.row(case, timings) for case, timings in cases.items()]
-        sections += [f"## {title}", markdown_table(headings, rows)]
-    return [*sections, "## Spread", "Median (quartiles), repetitions.", details(every)]
+    def write(self, *, finished: bool) -> None:
+        sections = [TEXT]
+        for what, (title, text, yardstick) in PARTS.items():
+            if what in self.cases:
+                sections += [f"## {title}", *text, table(self.cases[what], yardstick)]
+        if self.memory:
+            peaks = markdown_table(["D, H, B", "contender", "MiB"], self.memory)
+            sections += ["## Memory of the gradient", MEMORY_TEXT, peaks]
+        if self.left_out:
+            sections += ["## Left out", *(f"* {line}" for line in self.left_out)]
+        every = {f"{w}, {c}": t for w, cases in self.cases.items() for c, t in cases.items()}
+        sections += ["## Spread", "Median (quartiles), repetitions.", details(every)]
+        write_page("gpu", "On a GPU", sections, self.settings, finished=finished)
+
+
+def table(cases: dict[str, dict[str, Timing]], yardstick: str) -> str:
+    """Milliseconds, and ratios where there is what they compare."""
+    names = list(dict.fromkeys(name for timings in cases.values() for name in timings))
+    rows = []
+    for case, timings in cases.items():
+        ours, base = timings.get(inverse.OURS), timings.get(yardstick)
+        peer = inverse.fastest(timings)
+        cells = [milliseconds(timings[name].median) if name in timings else "-" for name in names]
+        cells.append("-" if ours is None or base is None else str(ratio(ours, base)))
+        cells.append("-" if ours is None or peer is None else f"{ratio(peer, ours)} {peer.name}")
+        rows.append([case, *cells])
+    last = [f"made_flows / {yardstick}", "fastest peer / made_flows"]
+    return markdown_table(["D, H, B", *names, *last], rows)
+
+
+def measure(settings: Settings) -> None:
+    """Measure and write, what matters most first."""
+    page, quick, device = _Page(settings), settings.quick, settings.device
+    for size in inverse.QUICK_SIZES if quick else SIZES:
+        kinds = layers_for(size)
+        page.measure("inverse", size, partial(inverse.value_contenders, size, device, kinds))
+    for size in inverse.QUICK_SIZES if quick else GRADIENT_SIZES:
+        page.measure("gradient", size, partial(inverse.gradient_contenders, size, device))
+    for size in inverse.QUICK_SIZES if quick else FORWARD_SIZES:
+        for place, what in enumerate(("forward", "training step")):
+            page.measure(what, size, lambda: forward.contenders(size, device)[place])  # noqa: B023
+    page.write(finished=True)
 
 
 def main() -> None:
@@ -161,7 +193,7 @@ def main() -> None:
         settings = replace(
             settings, device=torch.device("cuda"), seconds=min(settings.seconds, 1.0)
         )
-    write_page("gpu", "On a GPU", measure(settings), settings)
+    measure(settings)
 
 
 if __name__ == "__main__":

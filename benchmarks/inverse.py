@@ -75,7 +75,7 @@ its peak; imports, compilation and weights do not count."""
 
 
 def value_contenders(
-    size: Size, device: torch.device, kinds: Sequence[type[Layer]]
+    size: Size, device: torch.device, kinds: Sequence[Callable[[int, int], Layer]]
 ) -> list[Contender]:
     """The inverse, without gradients."""
     features, hidden, rows = size
@@ -92,7 +92,9 @@ def value_contenders(
         layer.module.to(device)
         call = torch.no_grad()(lambda layer=layer: layer.slow(z))
         found.append(Contender(layer.name, call))
-        if device.type == "cuda" and isinstance(layer, Ours):
+        # An iteration that stops early looks at values, for which a graph cannot wait.
+        records = isinstance(layer, Ours) and not getattr(layer, "early_stop", False)
+        if device.type == "cuda" and records:
             replay = captured(call)
             found += [] if replay is None else [Contender(f"{layer.name}, CUDA graph", replay)]
     return found
