@@ -11,9 +11,11 @@ from pathlib import Path
 
 
 def expect_place(place: Path) -> None:
-    """Raise a FileNotFoundError or IsADirectoryError for a place that no file can have."""
+    """Raise an OSError for a place that no file can have, or that has a device or pipe."""
     if place.is_dir():
         raise IsADirectoryError(f"Expected path to be a file to write; got {place}, a folder")
+    if place.exists() and not place.is_file():  # a file that took its place would end it
+        raise FileExistsError(f"Expected path to be a file to write; got {place}, a device or pipe")
     if not place.parent.is_dir():
         raise FileNotFoundError(f"Expected the folder of path to exist; got {place.parent}")
 
@@ -27,7 +29,7 @@ def replacing(place: Path) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: when the folder does not exist.
-        IsADirectoryError: when the place is a folder.
+        IsADirectoryError, FileExistsError: when the place is a folder, a device or a pipe.
         OSError: for what cannot be written.
     """
     expect_place(place)

@@ -32,7 +32,7 @@ from made_flows.cli.rows import (
     scores,
     watched,
 )
-from made_flows.cli.writing import check_output, writing
+from made_flows.cli.writing import check_different, check_output, writing
 from made_flows.models.estimate import estimate
 from made_flows.serialization import save
 from made_flows.tables.model import TableMADE
@@ -98,6 +98,7 @@ def fit_command(
             words = "--columns, --context and --checkpoint"
             raise CommandError(Code.OPTION, f"Expected --budget without {words}")
         check_output(checkpoint, table=False)
+        check_different({"DATA": data, "--output": output, "--checkpoint": checkpoint})
         seed = _seed_of(0 if checkpoint and seed is None else seed)
         file = TableFile(data, missing)
         piece, count = file.sample(rows or _HELD, seed)

@@ -149,7 +149,11 @@ class _Csv:
     def __init__(self, file: TableFile) -> None:
         self.file = file
         with pa.input_stream(str(file.path), compression="detect") as stream:
-            start = stream.read(_BLOCK).decode("utf-8-sig", errors="replace")
+            raw = stream.read(_BLOCK)
+        expect(
+            b"\0" not in raw, str(file.path), "to be text in UTF-8", "bytes of zero, as in UTF-16"
+        )
+        start = raw.decode("utf-8-sig", errors="replace")
         line = next(iter(io.StringIO(start)), "")
         expect(bool(line.strip()), str(file.path), "to begin with the names of columns", "nothing")
         self.delimiter = max(",;\t|", key=line.count)
@@ -163,7 +167,7 @@ class _Csv:
             wrong.append(row)
             return "error"
 
-        path, start = str(self.file.path), 0
+        path, start, last = str(self.file.path), 0, None
         options: dict[str, Any] = {
             "read_options": pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK),
             # Of one column, an empty line is a missing value.
@@ -179,8 +183,12 @@ class _Csv:
         try:
             with pa.input_stream(path, compression="detect") as stream:
                 for batch in pa.csv.open_csv(stream, **options):
+                    if batch.num_rows:
+                        last = batch.slice(batch.num_rows - 1)
                     yield batch, path, start
                     start += batch.num_rows
+            if last is not None and any("\n" in (c[0].as_py() or "") for c in last.columns):
+                self._expect_quotes_closed(start)
         except pa.ArrowInvalid as error:
             if not wrong:
                 raise
@@ -189,6 +197,15 @@ class _Csv:
             words = f"to have {row.expected_columns} cells in every row"
             got = f"{row.actual_columns} in row {row.number - 1}: {text!r}"
             raise ValueError(f"Expected {path} {words}; got {got}") from error
+
+    def _expect_quotes_closed(self, row: int) -> None:
+        """Refuse a file whose last cell begins with a quote that no other ends."""
+        quotes = 0
+        with pa.input_stream(str(self.file.path), compression="detect") as stream:
+            while block := stream.read(_BLOCK):
+                quotes += block.count(b'"')
+        path = str(self.file.path)
+        expect(quotes % 2 == 0, path, "to close every quote", f"one of row {row} that is open")
 
 
 class _Parquet:
@@ -226,7 +243,7 @@ class _Matrix:
         except (ValueError, EOFError) as error:
             words = "to be a complete .npy file of numbers"
             raise ValueError(f"Expected {file.path} {words}; got {error}") from error
-        valid = self.x.ndim == 2 and self.x.dtype.kind in "fiub"
+        valid = self.x.ndim == 2 and self.x.dtype.kind in "fiub" and self.x.shape[1] > 0
         got = f"{self.x.dtype} of shape {self.x.shape}"
         expect(valid, str(file.path), "to hold a matrix of numbers", got)
         self.path, file.count = str(file.path), len(self.x)

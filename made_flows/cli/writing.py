@@ -33,6 +33,15 @@ def check_output(path: Path | None, *, table: bool = True) -> None:
             pass
 
 
+def check_different(paths: dict[str, Path | None]) -> None:
+    """Raise a CommandError where two arguments name one file, one of which would be lost."""
+    named: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path is not None and (other := named.setdefault(path.resolve(), name)) != name:
+            words = f"Expected {other} and {name} to be different files"
+            raise CommandError(Code.OPTION, f"{words}; got {path} for both")
+
+
 @contextmanager
 def writing(path: Path | None) -> Iterator[Callable[[pa.Table], None]]:
     """Give a function that writes the next rows, to standard output without a path.

@@ -24,6 +24,9 @@ DAY = 86400e6
 
 _EXACT = 2**53
 
+_LARGEST = 1e100
+"""Numbers are squared: of larger ones, that would not be finite."""
+
 
 class Values(NamedTuple):
     """The values of one column, of one type.
@@ -162,10 +165,12 @@ def _values(column: Any, name: str) -> Values:
     expect_type(kind in "iuf", f"column {name!r}", "to hold numbers, text, dates or booleans",
                 column.dtype)  # fmt: skip
     numbers = column.astype(np.float64)
-    infinite = np.isinf(numbers)
-    if infinite.any():
-        row = int(infinite.argmax())
-        expect(False, f"column {name!r}", "to be finite", f"{numbers[row]:g} in row {row}")
+    wrong = np.abs(numbers) > _LARGEST
+    if wrong.any():
+        row = int(wrong.argmax())
+        limit = f"to hold numbers of at most {_LARGEST:g} in size"
+        words = "to be finite" if np.isinf(numbers[row]) else limit
+        expect(False, f"column {name!r}", words, f"{numbers[row]:g} in row {row}")
     if kind in "iu":
         return _integers(numbers, column, name)
     return Values(numbers, "float")

@@ -82,7 +82,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(place / "vector.npy", np.zeros(3))
     np.save(place / "infinite.npy", np.array([[1.0, 2.0], [1.0, np.inf]]))
     np.save(place / "wide.npy", np.zeros((3, 3)))
+    np.save(place / "complex.npy", np.ones((3, 2), complex))
+    np.save(place / "objects.npy", np.array([[1, "a"], [2, None]], object))
+    np.save(place / "deep.npy", np.zeros((3, 2, 2)))
+    np.save(place / "no columns.npy", np.zeros((3, 0)))
+    np.save(place / "no rows.npy", np.zeros((0, 2)))
+    pq.write_table(pa.table({"a": [[1.0], [2.0]], "b": [1, 2]}), place / "lists.parquet")
+    pq.write_table(pa.table({"a": pa.nulls(9)}), place / "nothing.parquet")
+    pq.write_table(pa.table({"a": pa.array([b"1", b"2"])}), place / "bytes.parquet")
+    mf.save(mf.MADE(2), place / "network.safetensors")
     (place / "empty folder").mkdir()
+    os.mkfifo(place / "pipe")
     mixed = place / "mixed folder"
     mixed.mkdir()
     pq.write_table(TABLE, mixed / "a.parquet")
@@ -124,6 +134,13 @@ BAD: dict[str, Callable[[list[str]], bytes]] = {
     ),
     "numbers.csv": lambda lines: b"x0,x1\n1.5,2\n,3\n",
     "huge.csv": lambda lines: b"id,x\n" + b"".join(b"%d,1\n" % (2**60 + i) for i in range(9)),
+    "far.csv": lambda lines: "".join(lines).encode() + b"1e300,2,new,2024-01-01,True\n",
+    "overflow.csv": lambda lines: "".join(lines).encode() + b"1e999,2,new,2024-01-01,True\n",
+    "utf16.csv": lambda lines: "".join(lines).encode("utf-16"),
+    "quote.csv": lambda lines: "".join(lines).encode() + b'1,2,new,2024-01-01,"True\n3,4\n',
+    "blank.csv": lambda lines: b"\n\n",
+    "plain.csv.gz": lambda lines: "".join(lines).encode(),
+    "nothing.npy": lambda lines: b"",
     "plain.txt": lambda lines: b"x;y\n" + b"".join(b"%d;%.3f\n" % (i, i / 7) for i in range(30)),
     "strange.xlsx": lambda lines: b"PK",
     "fake.parquet": lambda lines: b"a,b\n1,2\n",
@@ -154,7 +171,33 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "infinite matrix": (("fit", "infinite.npy", "-o", "m"), 3, "finite; got inf in row 2"),
     "an empty folder": (("fit", "empty folder", "-o", "m"), 3, "to hold files of Parquet"),
     "unlike files": (("fit", "mixed folder", "-o", "m"), 3, "got others: kind"),
+    "huge values": (("fit", "far.csv", "-o", "m"), 3, "at most 1e+100 in size; got 1e+300 in row"),
+    "more than a float": (("fit", "overflow.csv", "-o", "m"), 3, "finite; got inf in row 61"),
+    "another encoding": (("fit", "utf16.csv", "-o", "m"), 3, "to be text in UTF-8"),
+    "an open quote": (("fit", "quote.csv", "-o", "m"), 3, "every quote; got one of row 61"),
+    "blank lines": (("fit", "blank.csv", "-o", "m"), 3, "names of columns; got nothing"),
+    "no archive": (("fit", "plain.csv.gz", "-o", "m"), 3, "plain.csv.gz to be read"),
+    "an empty matrix": (("fit", "nothing.npy", "-o", "m"), 3, "complete .npy file"),
+    "complex numbers": (("fit", "complex.npy", "-o", "m"), 3, "numbers; got complex128"),
+    "objects": (("fit", "objects.npy", "-o", "m"), 3, "complete .npy file of numbers"),
+    "a deep array": (("fit", "deep.npy", "-o", "m"), 3, "of shape (3, 2, 2)"),
+    "a matrix without columns": (("fit", "no columns.npy", "-o", "m"), 3, "of shape (3, 0)"),
+    "a matrix without rows": (("fit", "no rows.npy", "-o", "m"), 3, "at least one row; got none"),
+    "cells of lists": (("fit", "lists.parquet", "-o", "m"), 3, "got array([1.]) in row 1"),
+    "cells of bytes": (("fit", "bytes.parquet", "-o", "m"), 3, "got b'1' in row 1"),
+    "no values": (("fit", "nothing.parquet", "-o", "m"), 3, "have a column to model"),
     # options
+    "one row asked for": (("fit", "good.csv", "-o", "m", "--rows", "1"), 2, "--rows"),
+    "no epoch": (("fit", "good.csv", "-o", "m", "--max-epochs", "0"), 2, "--max-epochs"),
+    "a negative seed": (("fit", "good.csv", "-o", "m", "--seed", "-1"), 2, "--seed"),
+    "unknown budget": (("fit", "good.npy", "-o", "m", "--budget", "slow"), 2, "'slow'"),
+    "bounds the wrong way": (
+        ("fit", "good.csv", "-o", "m", "--columns", "size=bounded:1:0"), 3, "low below high",
+    ),
+    "all columns left out": (
+        ("fit", "good.npy", "-o", "m", "--columns", "x0=leave_out", "--columns", "x1=leave_out"), 3,
+        "have a column to model",
+    ),
     "no output": (("fit", "good.csv"), 2, "--output"),
     "no kind": (("fit", "good.csv", "-o", "m", "--columns", "size"), 2, "as name=kind"),
     "unknown kind": (("fit", "good.csv", "-o", "m", "--columns", "size=normal"), 3, "one of real"),
@@ -177,7 +220,11 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a model that cannot impute": (("impute", M, "good.npy"), 4, "got GaussianMADE"),
     "no scores by column": (("score", M, "good.npy", "--by-column"), 4, "got GaussianMADE"),
     "a model with a context": (("score", C, "good.npy"), 4, "without a context"),
+    "a network alone": (("score", "network.safetensors", "good.npy"), 4, "density model; got MADE"),
+    "a table for a model": (("score", "good.csv", T), 4, "complete safetensors file"),
+    "a model for a table": (("score", T, T), 3, "table.safetensors to end in .csv"),
     # rows of a model
+    "scored huge": (("score", T, "far.csv"), 3, "got 1e+300 in row 61"),
     "other columns": (("score", T, "other.csv"), 3, "with 'weight' (other.csv)"),
     "more columns": (("score", T, "more.csv"), 3, "one with 'z'"),
     "scored text": (("score", T, "text.csv"), 3, "'size' of text.csv to hold numbers; got"),
@@ -194,7 +241,11 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a place for no file": (("sample", T, "-o", "/proc/a.csv"), 5, "/proc/a.csv to be written"),
     "a checkpoint for no file": (
         ("fit", "good.csv", "-o", "m", "--checkpoint", "/proc/c"), 5, "/proc/c to be written"),
-    "no checkpoint": (("fit", "good.csv", "-o", "m", "--checkpoint", "good.csv"), 3, "good.csv"),
+    "a pipe": (("fit", "good.csv", "-o", "pipe"), 5, "pipe, a device or pipe"),
+    "the table itself": (("fit", "good.csv", "-o", "good.csv"), 2, "DATA and --output to be diff"),
+    "the model as checkpoint": (
+        ("fit", "good.csv", "-o", "m", "--checkpoint", "./m"), 2, "--output and --checkpoint"),
+    "no checkpoint": (("fit", "good.csv", "-o", "m", "--checkpoint", "one.csv"), 3, "one.csv"),
     "a model for no file": (("fit", "good.csv", "-o", "/proc/m"), 5, "/proc/m to be written"),
 }  # fmt: skip
 
