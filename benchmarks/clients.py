@@ -206,13 +206,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     posteriors: dict[tuple[str, str], list[dict[str, float]]] = {}
 
     def write() -> None:
+        complete = bool(posteriors) and (len(drawn), len(trained)) == (len(sizes), len(batches))
         seeds = ", ".join(map(str, given.seeds))
         write_page("clients", "sbi's posteriors", [
             "## Sampling", SAMPLING_TEXT.format(samples=samples), times(drawn),
             "## Training", TRAINING_TEXT.format(features=middle), times(trained),
             "## Posteriors", POSTERIORS_TEXT.format(seeds=seeds, **numbers),
             quality_table(posteriors),
-        ], settings)  # fmt: skip
+        ], settings, finished=complete)  # fmt: skip
 
     def timed(title: str, make: Callable[[], list[Contender]], part: str) -> dict[str, Timing]:
         def compute() -> list[dict[str, Any]]:
