@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import OutlierMixin
 from sklearn.utils import _safe_indexing, check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from made_flows._checks import expect, non_negative_integer, real_number
 from made_flows.sklearn.base import TableEstimator
-from made_flows.tables.kernels import RowKernels
+from made_flows.tables.kernels import RowKernels, scott_bandwidth
 
 
 class MADEOutlierDetector(OutlierMixin, TableEstimator):
     """Tell the rows that a density fitted to most of them finds unlikely.
 
-    A row's score is the sum of two log-densities, of the network (:class:`made_flows.TableMADE`)
-    and of kernels around training rows: a logarithmic pool (Genest and Zidek 1986). The one learns
-    how columns depend on each other, and smooths over what is small; the other knows where rows
-    are, and not why. ``decision_function`` is the score less the contamination's quantile: negative
-    for outliers. :meth:`score_columns` says which values make a row odd to the network.
+    A row's score is a mean of four: the log-density of the network (:class:`made_flows.TableMADE`),
+    and how near the row is to training rows, by kernels of two widths and by its neighbours
+    (:class:`~made_flows.tables.kernels.RowKernels`). The one learns how columns depend on each
+    other, and smooths over what is small; the others know where rows are, and not why, each at its
+    own scale. Each is in units of the median and interquartile range of the training rows' scores
+    (Aggarwal & Sathe 2015, *Theoretical Foundations and Algorithms for Outlier Ensembles*), so that
+    none rules. ``decision_function`` is the score less the contamination's quantile: negative for
+    outliers. :meth:`score_columns` says which values make a row odd to the network.
 
     A density can be as high as one likes where values repeat, and a probability beside it cannot:
     their sum would tell rows of repeated values from others and not odd ones from usual ones. So a
     number is scored by the probability of a value within half a ``resolution`` of it.
 
     Args:
-        resolution: in standard deviations of a column; None for its own density or probability.
-        kernels: training rows, at most, that the kernels are around; 0 for the network alone.
+        resolution: in standard deviations of a column; by default a cell of it has the variance of
+            a kernel, the square root of 12 times its width. None for the column's own density or
+            probability.
+        kernels: training rows, at most, that the kernels are around; 0 for the network alone,
+            whose log-density is then the score.
         contamination: the part of the training rows that count as outliers, in (0, 0.5].
         columns, orders, hidden_features, components, max_epochs, max_seconds, validation, progress,
             random_state: as for :class:`MADEDensity`.
@@ -37,6 +44,7 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
     Attributes:
         offset_: the score below which a row is an outlier.
         kernels_: the :class:`~made_flows.tables.kernels.RowKernels`, or None.
+        location_, scale_: of the training rows' four scores, (4,).
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(100, 2))
@@ -49,7 +57,7 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         self,
         *,
         contamination: float = 0.1,
-        resolution: float | None = 2.0,
+        resolution: float | Literal["kernels"] | None = "kernels",
         kernels: int = 10_000,
         columns: Any = None,
         orders: int = 4,
@@ -79,28 +87,44 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         """Fit to rows, and return their scores."""
         part = real_number(self.contamination, "contamination", above=0)
         expect(part <= 0.5, "contamination", "to be in (0, 0.5]", part)
-        if self.resolution is not None:
-            real_number(self.resolution, "resolution", above=0)
+        resolution: Any = self.resolution
         most = non_negative_integer(self.kernels, "kernels")
-        X = self._fit_model(X, resolution=self.resolution)
-        scores = self.model_.score_samples(X, orders=self.orders)
+        if resolution == "kernels":
+            checked = self._table(X, reset=True)
+            count, columns = checked.shape
+            resolution = math.sqrt(12) * scott_bandwidth(min(count, most or count), columns)
+        elif resolution is not None:
+            real_number(resolution, "resolution", above=0)
+        X = self._fit_model(X, resolution=resolution)
         self.kernels_ = None
         if most:
-            rng, count = check_random_state(self._seed()), len(scores)
-            rows = np.sort(rng.permutation(count)[:most])
+            rng = check_random_state(self._seed())
+            rows = np.sort(rng.permutation(_num_samples(X))[:most])
             whole = self.model_.impute(_safe_indexing(X, rows), seed=self._seed())
             self.kernels_ = RowKernels(self.model_.schema.columns, whole)
-            scores += self.kernels_.log_prob(X)
+            low, self.location_, high = np.percentile(self._parts(X), [25, 50, 75], axis=0)
+            self.scale_ = np.where(high > low, high - low, 1.0)
+        scores = self._pooled(X)
         self.offset_ = float(np.percentile(scores, 100 * part))
         return scores
 
+    def _parts(self, X: Any) -> Any:
+        """Return the network's and the kernels' scores, (N, 4)."""
+        network = self.model_.score_samples(X, orders=self.orders)
+        return np.column_stack([network, self.kernels_.scores(X)])
+
+    def _pooled(self, X: Any) -> Any:
+        if self.kernels_ is None:
+            return self.model_.score_samples(X, orders=self.orders)
+        return ((self._parts(X) - self.location_) / self.scale_).mean(axis=1)
+
     def score_samples(self, X: Any) -> Any:
         """Return the score of every row, (N,): low where it is odd."""
-        scores = super().score_samples(X)
-        return scores if self.kernels_ is None else scores + self.kernels_.log_prob(self._table(X))
+        check_is_fitted(self)
+        return self._pooled(self._table(X))
 
     def decision_function(self, X: Any) -> Any:
-        """Return how far rows are above the threshold, in nats; negative for outliers."""
+        """Return how far rows are above the threshold; negative for outliers."""
         check_is_fitted(self)
         return self.score_samples(X) - self.offset_
 

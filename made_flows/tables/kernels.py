@@ -1,4 +1,4 @@
-"""A kernel density of a table's rows: a normal around each of them."""
+"""A kernel density of a table's rows: a normal around each of them, at more than one scale."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from made_flows.tables.frames import read
 
 _CELLS = 4_000_000
 """Pairs of rows that are compared at a time."""
+
+_NEIGHBOURS = 5
+
+
+def scott_bandwidth(rows: int, columns: int) -> float:
+    """Return the width of kernels of columns whose deviation is one (Scott 1992, equation 6.42)."""
+    return float(rows ** (-1 / (columns + 4)))
 
 
 class RowKernels:
@@ -42,7 +49,7 @@ class RowKernels:
         self.columns = list(columns)
         self.numbers = [i for i, c in enumerate(self.columns) if not isinstance(c, CategoryColumn)]
         found = self._values(rows)
-        self.bandwidth = len(found) ** (-1 / (len(self.columns) + 4))
+        self.bandwidth = scott_bandwidth(len(found), len(self.columns))
         self.center = found[:, self.numbers].mean(dim=0)
         spread = (found[:, self.numbers] - self.center).square().mean(dim=0).sqrt()
         self.spread = torch.where(spread > 0, spread, 1.0) * self.bandwidth
@@ -60,6 +67,14 @@ class RowKernels:
 
     def log_prob(self, table: Any) -> Any:
         """Return the logarithm of the density at a table's rows, (N,); values may be missing."""
+        return self.scores(table)[:, 0]
+
+    def scores(self, table: Any) -> Any:
+        """Return how near a table's rows are to the others, (N, 3), higher where nearer.
+
+        The log-density; that of kernels of half the width; and minus the mean distance to the five
+        nearest rows, whose scale is that of the place.
+        """
         x = self._values(table)
         each = [self._of(some) for some in x.split(max(1, _CELLS // len(self.rows)))]
         return torch.cat(each).numpy()
@@ -69,15 +84,22 @@ class RowKernels:
         known = (~z.isnan()).double()
         z = z.nan_to_num(0.0)
         squares = (z * z).sum(1, keepdim=True) - 2 * z @ self.rows.T + known @ self.rows.square().T
-        constant = math.log(self.bandwidth) + 0.5 * math.log(2 * math.pi)
-        logs = -0.5 * squares.clamp(min=0.0) - constant * known.sum(1, keepdim=True)
+        logs = -0.5 * squares.clamp(min=0.0)
         for i, (table, codes) in self.tables.items():
             seen = ~x[:, i].isnan()
             logs[seen] += table[x[seen, i].long()][:, codes]
         nearest = logs.argmax(dim=1)
         own = ((self.found[nearest] == x) | x.isnan()).all(dim=1) & (len(self.rows) > 1)
         logs[own, nearest[own]] = -torch.inf
-        return torch.logsumexp(logs, dim=1) - (len(self.rows) - own.double()).log()
+        others, numbers = len(self.rows) - own.double(), known.sum(1)
+        densities = [
+            torch.logsumexp(logs / width**2, dim=1) - others.log()
+            - numbers * (math.log(width * self.bandwidth) + 0.5 * math.log(2 * math.pi))
+            for width in (1.0, 0.5)
+        ]  # fmt: skip
+        count = max(1, min(_NEIGHBOURS, len(self.rows) - 1))
+        distance = (-2 * logs.topk(count, dim=1).values).sqrt().mean(dim=1)
+        return torch.stack([*densities, -distance], dim=1)
 
     def _values(self, table: Any) -> Tensor:
         """Return numbers as they are and categories as codes, NaN where one is missing."""

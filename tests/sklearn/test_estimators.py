@@ -158,6 +158,11 @@ def test_kernels_are_those_of_scikit_learn_and_leave_out_ones_own() -> None:
         80 ** (3 / 7) / 80
     )
     np.testing.assert_allclose(np.exp(kernels.log_prob(x)), of_others * 80 / 79, rtol=1e-9)
+    _, half, nearest = kernels.scores(q).T
+    of_half = KernelDensity(bandwidth=of_all.bandwidth_ / 2).fit((x - x.mean(0)) / x.std(0))
+    np.testing.assert_allclose(half, of_half.score_samples(z), rtol=1e-10)
+    distance = np.linalg.norm(z[:, None] - (x - x.mean(0)) / x.std(0), axis=2) / kernels.bandwidth
+    np.testing.assert_allclose(-nearest, np.sort(distance)[:, :5].mean(1), rtol=1e-9)
 
 
 def test_kernels_of_categories_add_up() -> None:
@@ -173,9 +178,11 @@ def test_kernels_of_categories_add_up() -> None:
 
 def test_a_network_and_kernels_are_pooled() -> None:
     x = rows(200)
-    pooled = MADEOutlierDetector(**SMALL, kernels=50).fit(x)
-    alone = MADEOutlierDetector(**SMALL, kernels=0).fit(x)
-    difference = pooled.score_samples(x) - alone.score_samples(x)
-    np.testing.assert_allclose(difference, pooled.kernels_.log_prob(x), rtol=1e-9)
+    pooled = MADEOutlierDetector(**SMALL, kernels=50, resolution=2.0).fit(x)
+    alone = MADEOutlierDetector(**SMALL, kernels=0, resolution=2.0).fit(x)
+    parts = np.column_stack([alone.score_samples(x), pooled.kernels_.scores(x)])
+    low, middle, high = np.percentile(parts, [25, 50, 75], axis=0)
+    expected = ((parts - middle) / (high - low)).mean(axis=1)
+    np.testing.assert_allclose(pooled.score_samples(x), expected, rtol=1e-9)
     assert len(pooled.kernels_.rows) == 50
     assert alone.kernels_ is None
