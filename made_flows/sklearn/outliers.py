@@ -96,7 +96,7 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         elif resolution is not None:
             real_number(resolution, "resolution", above=0)
         X = self._fit_model(X, resolution=resolution)
-        self.kernels_ = None
+        self.kernels_: Any = None
         if most:
             rng = check_random_state(self._seed())
             rows = np.sort(rng.permutation(_num_samples(X))[:most])
