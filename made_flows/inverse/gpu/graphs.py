@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,14 +32,18 @@ from made_flows.nn.spec import NetworkSpec
 _LOG = logging.getLogger("made_flows")
 
 _MOST = 4
-"""Recordings for the masks of a network, for good: each has memory of its own, and to record takes
-longer than many sweeps, so that none makes room for another."""
+"""Recordings for the masks of a network, for good: to record takes longer than many sweeps, so that
+none makes room for another."""
 
 _MOST_SEEN = 64
 """Kinds of calls that are remembered, of which the next one is recorded."""
 
-_LARGEST = 2**24
-"""Units times rows up to which a sweep is recorded: larger ones keep a device busy anyway."""
+_LARGEST = 2**23
+"""Units times rows up to which a sweep is recorded: larger ones keep a device busy anyway, and a
+recording keeps its memory."""
+
+_TURN = threading.Lock()
+"""Recordings share the memory of what they compute, and are replayed one after the other."""
 
 
 class Recording:
@@ -50,13 +55,12 @@ class Recording:
     """
 
     def __init__(self, run: Callable[[Sequence[Tensor]], Tensor], given: Sequence[Tensor]) -> None:
-        with torch.inference_mode(False), torch.no_grad():
+        with _TURN, torch.inference_mode(False), torch.no_grad():
             self.given = [tensor.detach().clone() for tensor in given]
-            self.replay, self.result, self.turns = recorded(lambda: run(self.given), given[0])
-        self.lock = threading.Lock()
+            self.replay, self.result, self.turn = recorded(lambda: run(self.given), given[0])
 
     def __call__(self, given: Sequence[Tensor]) -> Tensor:
-        with self.lock, self.turns(), torch.no_grad():
+        with _TURN, self.turn(), torch.no_grad():
             for own, other in zip(self.given, given, strict=True):
                 own.copy_(other)
             self.replay()
@@ -65,20 +69,23 @@ class Recording:
 
 def recorded(
     run: Callable[[], Tensor], like: Tensor
-) -> tuple[Callable[[], None], Tensor, Callable[[], Any]]:
+) -> tuple[Callable[[], None], Tensor, Callable[[], AbstractContextManager[None]]]:
     """Record operations; return what replays them, their result, and a context for one replay.
 
-    Streams that replay are made to wait for one another, since they share the result.
+    In the context a stream waits for those that replayed before.
     """
-    with torch.cuda.device(like.device):
-        graph, done, own = torch.cuda.CUDAGraph(), torch.cuda.Event(), torch.cuda.Stream()
-        # Other threads, and other devices' streams, go on as they are.
-        with torch.cuda.graph(graph, stream=own, capture_error_mode="thread_local"):
-            result = run()
+    graph, device = torch.cuda.CUDAGraph(), like.device
+    pool, own, done = _shared_on(device)
+    # Other threads go on as they are.
+    with (
+        torch.cuda.device(device),
+        torch.cuda.graph(graph, pool=pool, stream=own, capture_error_mode="thread_local"),
+    ):
+        result = run()
 
     @contextmanager
     def turn() -> Iterator[None]:
-        stream = torch.cuda.current_stream(like.device)
+        stream = torch.cuda.current_stream(device)
         stream.wait_event(done)
         try:
             yield
@@ -86,6 +93,13 @@ def recorded(
             done.record(stream)
 
     return graph.replay, result, turn
+
+
+@lru_cache(maxsize=64)
+def _shared_on(device: torch.device) -> tuple[Any, torch.cuda.Stream, torch.cuda.Event]:
+    """Make a device's memory and stream for recordings, and the event after the last replay."""
+    with torch.cuda.device(device):
+        return torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.cuda.Event()
 
 
 def solve(problem: Problem) -> Tensor:
@@ -135,17 +149,21 @@ def _by_recording(
     places = tuple((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in network.tensors)
     shapes = tuple((t.shape, t.dtype) for t in given)
     key = (*key, precision, places, shapes)
-    kept: dict[Any, Any] = symbolic.prepared.setdefault("graphs", {})
+    kept: dict[Any, Recording | None] = symbolic.prepared.setdefault("graphs", {})
     seen: set[Any] = symbolic.prepared.setdefault("graphs seen", set())
-    if key not in kept and (key not in seen or len(kept) >= _MOST):
-        if len(seen) < _MOST_SEEN:
-            seen.add(key)
-        return run(given)
-    if key not in kept:
-        try:
-            kept[key] = Recording(run, given)
-        except RuntimeError as failure:
-            _LOG.warning("A sweep cannot be recorded, and runs as it is. %s", failure)
-            kept[key] = run
-    result: Tensor = kept[key](given)
-    return result
+    if key in seen and key not in kept and len(kept) < _MOST:
+        kept[key] = _recording_of(run, given)
+    elif len(seen) < _MOST_SEEN:
+        seen.add(key)
+    recording = kept.get(key)
+    return run(given) if recording is None else recording(given)
+
+
+def _recording_of(
+    run: Callable[[Sequence[Tensor]], Tensor], given: Sequence[Tensor]
+) -> Recording | None:
+    try:
+        return Recording(run, given)
+    except RuntimeError as failure:
+        _LOG.warning("A sweep cannot be recorded, and runs as it is. %s", str(failure))
+        return None

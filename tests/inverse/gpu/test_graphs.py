@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -182,6 +184,10 @@ def test_what_cannot_be_recorded_runs_as_it_is(
             assert sequential_inverse(made, step, noise()).isfinite().all()
     [record] = caplog.records
     assert "not permitted" in record.getMessage()
+    mask = weakref.ref(made.layers[0].mask)
+    del made
+    gc.collect()
+    assert mask() is None
 
 
 @pytest.mark.usefixtures("tapes")
