@@ -53,7 +53,6 @@ def has_sources() -> bool:
     return Path(step_kernel.__file__).with_suffix(".py").is_file()
 
 
-@lru_cache(maxsize=1)
 def _sources() -> bytes:
     """Hash all that kernels are made of."""
     digest = hashlib.sha256(llvmlite.__version__.encode())
@@ -61,6 +60,10 @@ def _sources() -> bytes:
     for path in (*sorted(Path(__file__).parent.rglob("*.py")), Path(step_kernel.__file__)):
         digest.update(path.read_bytes())
     return digest.digest()
+
+
+_SOURCES = _sources() if has_sources() else b""
+"""As they were imported: an upgrade of the library changes them under running processes."""
 
 
 @lru_cache(maxsize=1)
@@ -122,12 +125,12 @@ def _kept(path: Path) -> bytes | None:
             path.unlink()  # or it would be read, and spoken of, again
         _LOG.warning("A compiled kernel is compiled again, since %s is damaged", path)
         return None
-    return code if sources == _sources() else None
+    return code if sources == _SOURCES else None
 
 
 def _keep(path: Path, code: bytes) -> bool:
     """Write machine code to a file, whole or not at all; tell whether it could be written."""
-    data = _sources() + code
+    data = _SOURCES + code
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         written = path.with_suffix(f".{os.getpid()}")
@@ -146,6 +149,11 @@ def _address(name: str, write: Callable[[Program], None]) -> int:
         places = [folder / f"{name}-{suffix}.o" for folder in _folders()]
         code = next((code for place in places if (code := _kept(place)) is not None), None)
         if code is None:
+            if _sources() != _SOURCES:
+                raise RuntimeError(
+                    "Expected the sources of kernels as they were imported; got others, which "
+                    "have been changed since. Start Python anew"
+                )
             _announce()
             program = Program()
             write(program)

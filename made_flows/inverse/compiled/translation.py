@@ -7,10 +7,10 @@ it calls together, once: one second.
 
 What is understood: integers, numbers of both precisions, arrays, tuples and named tuples of these;
 assignments, arithmetic, comparisons, ``if``, ``while``, ``for`` over ranges and tuples, ``return``;
-calls of functions that are understood, and of those marked by ``emits``, which write
-instructions themselves. Integers are of 64 bits; a name keeps its type; ``and`` and ``or`` compute
-both sides; an index lies within its array. A function that returns a value does so in its last
-statement. Anything else is a ``TypeError`` that names the line.
+calls of functions that are understood, and of those marked by ``emits``, which write instructions
+themselves. Integers are of 64 bits; a name keeps its type; an index lies within its array; ``and``
+and ``or`` compute both sides, and so does a choice between names, or items by name. A function that
+returns a value does so in its last statement. Anything else is a ``TypeError`` that names the line.
 """
 
 from __future__ import annotations
@@ -65,6 +65,12 @@ def _tree_of(function: Any) -> ast.FunctionDef:
     if not lines:
         raise OSError(f"Expected the source of {function.__qualname__}; got none")
     return _functions(code.co_filename, tuple(lines))[code.co_name, code.co_firstlineno]
+
+
+def _is_plain(node: ast.AST) -> bool:
+    """Tell whether something can be computed in vain: a name, or a number at a place by name."""
+    plain = (ast.Name, ast.Constant, ast.Subscript, ast.Load)
+    return all(isinstance(part, plain) for part in ast.walk(node))
 
 
 class Program:
@@ -336,6 +342,10 @@ class Writer(Numbers):
         test = self._test(node.test)
         if not isinstance(test, ir.Value):
             return self._value(node.body if test else node.orelse)
+        if _is_plain(node.body) and _is_plain(node.orelse):
+            one, other = self._value(node.body), self._value(node.orelse)
+            pairs = zip(leaves(one), leaves(other), strict=True)
+            return rebuild(one, iter([self.builder.select(test, a, b) for a, b in pairs]))
         with self.builder.if_else(test) as (then, otherwise):
             with then:
                 one, first = self._value(node.body), self.builder.block
