@@ -249,7 +249,8 @@ def _said(name: str, values: Values, said: Any) -> Column | str:
                "to hold two values, as a binary one", column.summary())  # fmt: skip
         return column
     fits = values.holds == "date" if kind == "date" else values.holds not in ("text", "bool")
-    wanted = "dates, as pandas.to_datetime makes of text" if kind == "date" else "numbers"
+    dates = "dates, in a file as 2024-05-31, elsewhere as pandas.to_datetime makes them of text"
+    wanted = dates if kind == "date" else "numbers"
     expect_type(fits, f"column {name!r} ({kind})", f"to hold {wanted}", values.holds)
     given = [real_number(end, f"columns[{name!r}]") for end in ends]
     if kind == "bounded" and given:

@@ -102,7 +102,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "rounded of none": (said("rounded"), ValueError, "to hold multiples of a step"),
     "binary of many": (said("binary", "kind"), ValueError, "two values, as a binary one"),
     "text as numbers": (said("real", "kind"), TypeError, "'kind' (real) to hold numbers; got"),
-    "text as dates": (said("date", "kind"), TypeError, "to hold dates, as pandas.to_datetime"),
+    "text as dates": (said("date", "kind"), TypeError, "to hold dates, in a file as 2024-05-31"),
     "a file": (lambda: mf.fit_table("a.csv"), TypeError, "as pandas.read_csv('a.csv') gives"),
     "date of numbers": (said("date"), TypeError, "'size' (date) to hold dates"),
     "bounds the wrong way": (said(("bounded", 1, 0)), ValueError, "low below high"),
