@@ -25,6 +25,9 @@ SHARED = re.compile(
 EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
 FUNCTION = re.compile(r"<mi>(arg|cos|det|exp|lim|log|max|min|sin|tanh)</mi>(?!<mo)")
 
+INTERNAL = {"ABC", "KeyedModule"}
+"""Bases that say nothing to readers, with what is inherited from them."""
+
 
 def mathml(latex: str, display: str) -> str:
     """Converts a formula, with the thin space that belongs between log and its argument."""
@@ -84,5 +87,7 @@ class ReadDocstrings(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, **_: object) -> None:
         for item in objects(pkg):
+            if isinstance(item, griffe.Class):
+                item.bases = [base for base in item.bases if str(base) not in INTERNAL]
             if item.docstring is not None:
                 item.docstring.value = markdown(item.docstring.value, item)
