@@ -65,7 +65,9 @@ class Ours(Layer):
         self.name = "made_flows" if choice == "auto" else f"made_flows ({choice})"
         self.choice = choice
         self.features = features
-        self.module = self.model = mf.GaussianMADE(features, hidden_features=(hidden, hidden))
+        self.module = self.model = mf.GaussianMADE(
+            features, hidden_features=(hidden, hidden), activation="relu"
+        )
         self.step = HeadStep(self.model.head)
 
     def fast(self, x: Tensor) -> tuple[Tensor, Tensor]:
