@@ -197,9 +197,13 @@ def check_context(
 
 def check_broadcast(**shapes: Sequence[int]) -> torch.Size:
     """Broadcast several named shapes, or raise a ValueError that names them."""
-    distinct = {shape for shape in map(tuple, shapes.values()) if shape}
-    if len(distinct) <= 1:  # the common case; torch's own way takes longer than a small layer
-        return torch.Size(next(iter(distinct), ()))
+    # The common cases first, since torch's own way takes longer than a small layer: all are of one
+    # shape, or else single rows.
+    every = [tuple(shape) for shape in shapes.values()]
+    longest = max(every, key=len, default=())
+    distinct = {shape for shape in every if shape.count(1) < len(shape)} or {longest}
+    if len(distinct) == 1 and len(found := distinct.pop()) == len(longest):
+        return torch.Size(found)
     try:
         return torch.Size(torch.broadcast_shapes(*(tuple(shape) for shape in shapes.values())))
     except RuntimeError:

@@ -126,11 +126,11 @@ def _with_gradient(
     batch: torch.Size,
 ) -> tuple[Tensor | None, Tensor] | None:
     """Compute the pass so that autograd can go back through it."""
-    if len(x) < max(_LEAST_ROWS, 1):
+    if len(x) < _LEAST_ROWS or len(x) * made.work < _LEAST_WORK:
         return None
     weights = [*made.parameters()]
     if (
-        len(x) * sum(weight.numel() for weight in weights) < _LEAST_WORK
+        len(x) == 0
         or any(True for _ in step.owner.parameters())
         or has_gradient_hooks(made.modules())
         or not all(map(is_untransformed, weights))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -203,6 +204,12 @@ class MaskedMLP(nn.Module):
         if weight is None:
             weight = getattr(first, "weight", None)
         return cast(Tensor, next(self.parameters()) if weight is None else weight).dtype
+
+    @property
+    def work(self) -> int:
+        """Multiplications of a dense pass for a row, those of a context left out."""
+        widths = (sum(self.inputs), *self.shape.hidden, sum(self.outputs))
+        return sum(map(operator.mul, widths, widths[1:]))
 
     def adds_to_stream(self, layer: int) -> bool:
         """Say whether a hidden layer ends a residual block."""

@@ -353,13 +353,13 @@ def context_of(symbolic: Symbolic, network: NetworkSpec) -> tuple[Tensor, int] |
     """Return the context's contributions, unit by unit, and how many rows there are of them."""
     if not network.bases:
         return None
-    _, layers, _ = symbolic.structure.unpack(network.tensors, network.bases)
+    flags, dtype = symbolic.structure.flags, network.tensors[1].dtype
+    units = [place.units for place, letters in zip(symbolic.layers, flags, strict=True)
+             for letter in letters if letter in "cg"]  # fmt: skip
     # Unit by unit: the rows of a unit, which are lanes, are neighbours.
     parts = [
-        values.detach().to(network.tensors[1].dtype).index_select(1, place.units).t().reshape(-1)
-        for place, layer in zip(symbolic.layers, layers, strict=True)
-        for values in (layer.base, layer.gate)
-        if values is not None
+        values.detach().to(dtype).index_select(1, own).t().reshape(-1)
+        for values, own in zip(network.bases, units, strict=True)
     ]
     return torch.cat(parts), len(network.bases[0])
 
