@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,7 +20,7 @@ from made_flows.inverse.compiled.activations import ActivationRows, function_of
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
 from made_flows.inverse.compiled.compilation import Kernel, address_of
 from made_flows.inverse.compiled.layout import Blocks, Integers, Kept, StepCall, Units
-from made_flows.inverse.compiled.packing import Layout, Weights
+from made_flows.inverse.compiled.packing import Context, Layout, Weights
 from made_flows.inverse.compiled.parallel import Scores, score_tiles
 from made_flows.inverse.compiled.products import ProductRows, add_product
 from made_flows.inverse.compiled.solve import Rows, solve_tiles
@@ -199,28 +200,26 @@ def blocks_of(weights: NDArray[Any], places: Integers, direct: Integers) -> Bloc
     return Blocks(weights, places, direct, product)
 
 
-def _units(ready: Ready, network: NetworkSpec, table: NDArray[np.int64]) -> Units | Kept:
-    def units() -> Units:
-        return units_of(ready.symbolic, ready.layout, ready.weights, network, table)
-
-    name = "units" if table is ready.layout.table else "adjoint units"
-    return units() if network.bases else ready.keep(name, units)
+def _units(ready: Ready, context: Context | None, table: Integers) -> Kept:
+    """Return what units are made of: the same in every call, but for what a context contributes."""
+    layout, packed = ready.layout, ready.weights
+    name = "units" if table is layout.table else "adjoint units"
+    kept = ready.keep(name, lambda: units_of(ready.symbolic, layout, packed, None, table))
+    if context is None:
+        return kept
+    values, rows = context
+    return Kept(kept.value, array("q", (values.data_ptr(), values.numel(), rows)) + kept.words[3:])
 
 
 def units_of(
-    symbolic: Symbolic,
-    layout: Layout,
-    packed: Weights,
-    network: NetworkSpec,
-    table: NDArray[np.int64],
+    symbolic: Symbolic, layout: Layout, packed: Weights, context: Context | None, table: Integers
 ) -> Units:
-    """Return what units are made of, with the context's contributions to this call."""
-    found = packing.context_of(symbolic, network)
-    context, rows = (packed.vectors[:0], 1) if found is None else (found[0].numpy(), found[1])
+    """Return what units are made of, with what a context contributes to this call."""
+    values, rows = (packed.vectors[:0], 1) if context is None else (context[0].numpy(), context[1])
     functions = _functions(
         symbolic.structure, packed.weights.dtype == np.float32, table is layout.adjoint_table
     )
-    return Units(table, layout.streams, layout.constants, packed.vectors, context, rows, functions)
+    return Units(values, rows, table, layout.streams, layout.constants, packed.vectors, functions)
 
 
 @lru_cache(maxsize=256)
@@ -247,7 +246,8 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
         known = noise if known is None else _plain(known, dtype)
         # By address; the names above keep the tensors alive.
         batch = Rows(rows, noise.data_ptr(), known.data_ptr(), values.data_ptr(), prefix)
-        units = _units(ready, network, layout.table)
+        context = packing.context_of(ready.symbolic, network)
+        units = _units(ready, context, layout.table)
         step = call_of(kernel.kind, kernel.numbers, parts, kernel.one_hot, dtype)
 
         arguments = batch, units, ready.ranks, ready.blocks, step, layout.scratch
@@ -275,7 +275,8 @@ def score(
         x = _plain(x, dtype)
         place = 0 if images is None else images.data_ptr()
         batch = Scores(rows, x.data_ptr(), place, density.data_ptr())
-        units = _units(ready, network, layout.table)
+        context = packing.context_of(ready.symbolic, network)
+        units = _units(ready, context, layout.table)
         step = call_of(kernel.kind, kernel.numbers, 1, kernel.one_hot, dtype, "score")
 
         arguments = batch, units, ready.ranks, ready.blocks, step, layout.scratch
@@ -302,7 +303,8 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
             rows, x.data_ptr(), gradient.data_ptr(), slopes.data_ptr(), solution.data_ptr(),
             slopes.shape[-1],
         )  # fmt: skip
-        units = _units(ready, network, layout.adjoint_table)
+        context = packing.context_of(ready.symbolic, network)
+        units = _units(ready, context, layout.adjoint_table)
         back = ready.keep("transposed", transposed)
 
         arguments = batch, units, ready.ranks, ready.blocks, back, layout.lambda_place

@@ -86,7 +86,8 @@ def record(
     symbolic, tensors = symbolic_for(network), network.tensors
     layout = backend.layout_of(symbolic)
     packed, dtype = packing.pack(symbolic, layout, tensors), tensors[1].dtype
-    units = backend.units_of(symbolic, layout, packed, network, layout.adjoint_table)
+    context = packing.context_of(symbolic, network)
+    units = backend.units_of(symbolic, layout, packed, context, layout.adjoint_table)
     lanes = backend.lanes_of(len(x), dtype)
     height = layout.adjoint_rows + int(layout.ranks.output_starts[-1]) + SCRATCH + 3
     spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")

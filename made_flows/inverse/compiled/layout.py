@@ -65,10 +65,15 @@ def _put(value: Any, words: array[int]) -> None:
 
 
 class Kept:
-    """An argument that is used again and again: written down once, which takes microseconds."""
+    """An argument that is used again and again: written down once, which takes microseconds.
 
-    def __init__(self, value: Any) -> None:
-        self.value, self.words = value, words_of(value)
+    Args:
+        value: the argument, or one of its kind.
+        words: what is written down, if that is of another.
+    """
+
+    def __init__(self, value: Any, words: array[int] | None = None) -> None:
+        self.value, self.words = value, words_of(value) if words is None else words
 
 
 class Tile(NamedTuple):
@@ -89,22 +94,22 @@ class Units(NamedTuple):
     """What units are made of, besides their weights.
 
     Args:
+        context: the context's contributions, unit by unit, which every call brings.
+        context_rows: how many there are of each; row n of the batch has row n modulo these.
         table: a row for each layer, see the columns above.
         streams: places of the units that units add to.
         constants: of the activations.
         vectors: biases and norms.
-        context: the context's contributions, unit by unit.
-        context_rows: how many there are of each; row n of the batch has row n modulo these.
         functions: addresses of what applies the activations, and of what gives their slopes,
             (2, layers).
     """
 
+    context: NDArray[Any]
+    context_rows: int
     table: Integers
     streams: Integers
     constants: NDArray[np.float64]
     vectors: NDArray[Any]
-    context: NDArray[Any]
-    context_rows: int
     functions: Integers
 
 

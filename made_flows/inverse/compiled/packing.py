@@ -349,7 +349,11 @@ def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weigh
     return Weights(packed[: layout.size], vectors)
 
 
-def context_of(symbolic: Symbolic, network: NetworkSpec) -> tuple[Tensor, int] | None:
+Context = tuple[Tensor, int]
+"""A context's contributions, unit by unit, and how many rows there are of them."""
+
+
+def context_of(symbolic: Symbolic, network: NetworkSpec) -> Context | None:
     """Return the context's contributions, unit by unit, and how many rows there are of them."""
     if not network.bases:
         return None
