@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Exponential, Independent, Normal, Uniform
 
 import made_flows as mf
+from made_flows._checks import check_broadcast
 from made_flows.diagnostics.pareto import pareto_smooth
 
 NAN, INF = math.nan, math.inf
@@ -543,3 +545,17 @@ def test_a_wrong_keyword_names_the_function_and_the_right_word(name: str) -> Non
 @pytest.mark.parametrize("name", LONG)
 def test_no_error_prints_a_whole_object(name: str) -> None:
     refused(*LONG[name])
+
+
+SHAPES = [(), (1,), (3,), (0,), (1, 1), (1, 3), (2, 1), (2, 3), (1, 0)]
+
+
+@pytest.mark.parametrize(("one", "other"), product(SHAPES, SHAPES))
+def test_shapes_broadcast_as_torch_has_it(one: tuple[int, ...], other: tuple[int, ...]) -> None:
+    try:
+        expected = torch.broadcast_shapes(one, other)
+    except RuntimeError:
+        with pytest.raises(ValueError, match="Expected shapes that broadcast together"):
+            check_broadcast(one=one, other=other)
+    else:
+        assert check_broadcast(one=one, other=other) == expected
