@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -550,7 +550,7 @@ def test_no_error_prints_a_whole_object(name: str) -> None:
 SHAPES = [(), (1,), (3,), (0,), (1, 1), (1, 3), (2, 1), (2, 3), (1, 0)]
 
 
-@pytest.mark.parametrize(("one", "other"), product(SHAPES, SHAPES))
+@pytest.mark.parametrize(("one", "other"), [*product(SHAPES, SHAPES)])
 def test_shapes_broadcast_as_torch_has_it(one: tuple[int, ...], other: tuple[int, ...]) -> None:
     try:
         expected = torch.broadcast_shapes(one, other)
