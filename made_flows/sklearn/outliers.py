@@ -102,26 +102,28 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
             rows = np.sort(rng.permutation(_num_samples(X))[:most])
             whole = self.model_.impute(_safe_indexing(X, rows), seed=self._seed())
             self.kernels_ = RowKernels(self.model_.schema.columns, whole)
-            low, self.location_, high = np.percentile(self._parts(X), [25, 50, 75], axis=0)
+        parts = self._parts(X)
+        if most:
+            low, self.location_, high = np.percentile(parts, [25, 50, 75], axis=0)
             self.scale_ = np.where(high > low, high - low, 1.0)
-        scores = self._pooled(X)
+        scores = self._pooled(parts)
         self.offset_ = float(np.percentile(scores, 100 * part))
         return scores
 
     def _parts(self, X: Any) -> Any:
-        """Return the network's and the kernels' scores, (N, 4)."""
-        network = self.model_.score_samples(X, orders=self.orders)
-        return np.column_stack([network, self.kernels_.scores(X)])
+        """Return the network's scores, (N, 1), or with those of kernels, (N, 4)."""
+        scores = self.model_.score_samples(X, orders=self.orders)[:, None]
+        return scores if self.kernels_ is None else np.hstack([scores, self.kernels_.scores(X)])
 
-    def _pooled(self, X: Any) -> Any:
+    def _pooled(self, parts: Any) -> Any:
         if self.kernels_ is None:
-            return self.model_.score_samples(X, orders=self.orders)
-        return ((self._parts(X) - self.location_) / self.scale_).mean(axis=1)
+            return parts[:, 0]
+        return ((parts - self.location_) / self.scale_).mean(axis=1)
 
     def score_samples(self, X: Any) -> Any:
         """Return the score of every row, (N,): low where it is odd."""
         check_is_fitted(self)
-        return self._pooled(self._table(X))
+        return self._pooled(self._parts(self._table(X)))
 
     def decision_function(self, X: Any) -> Any:
         """Return how far rows are above the threshold; negative for outliers."""
