@@ -51,6 +51,8 @@ GRADIENT = f"{SEQUENTIAL}::test_gradients_of_random_architectures {SEQUENTIAL}::
 ROWS = f"{SEQUENTIAL}::test_any_number_of_rows"
 FRESH = "tests/inverse/test_freshness.py"
 KERNELS = "tests/inverse/gpu/test_kernels.py"
+GRAPHS = "tests/inverse/gpu/test_graphs.py"
+CALLS = "tests/inverse/gpu/test_calls.py"
 NOT_FINITE = "tests/models/test_not_finite.py"
 
 MUTANTS = [
@@ -328,6 +330,41 @@ MUTANTS = [
         "                        done = tl.load(starts + (index - 1) * width + r0)",
         "                        done = tl.load(starts + (index - 1) * width)",
         f"{KERNELS}::test_any_panels",
+    ),
+    Mutant(
+        "a recording that is replayed for weights that moved",
+        "made_flows/inverse/gpu/graphs.py",
+        "    key = (*key, precision, places, shapes)",
+        "    key = (*key, precision, shapes)",
+        GRAPHS,
+    ),
+    Mutant(
+        "a recording that reads what the first call was given",
+        "made_flows/inverse/gpu/graphs.py",
+        "                own.copy_(other)",
+        "                pass",
+        GRAPHS,
+    ),
+    Mutant(
+        "a result that the next replay overwrites",
+        "made_flows/inverse/gpu/graphs.py",
+        "            return self.result.clone()",
+        "            return self.result",
+        GRAPHS,
+    ),
+    Mutant(
+        "tiles that are timed anew in every process",
+        "made_flows/inverse/gpu/tiles.py",
+        "    if path is not None:",
+        "    if False:",
+        CALLS,
+    ),
+    Mutant(
+        "a plan that a graph reads when it is gone",
+        "made_flows/inverse/gpu/backend.py",
+        "        _RECORDED[id(plan)] = plan",
+        "        pass",
+        CALLS,
     ),
 ]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import made_flows as mf
 from made_flows.inverse import dispatch, sequential_inverse
@@ -33,7 +33,9 @@ class _Tape(NothingRead):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         result = super().__torch_dispatch__(function, types, arguments, keywords)
-        self.done.append((function, arguments, keywords or {}, result))
+        # Memory, not tensors, which may get other memory later.
+        arguments, keywords = tree_map_only(Tensor, Tensor.detach, (arguments, keywords or {}))
+        self.done.append((function, arguments, keywords, result))
         return result
 
     def replay(self) -> None:
