@@ -63,7 +63,10 @@ def ways(rows: int, like: Tensor) -> list[Tiles]:
     inputs = 32 if like.dtype == torch.float32 else 16
     found = [Tiles(height, 32, 16, inputs, 4)]
     found += [Tiles(h, 32, 16, inputs, 4) for h in (height // 2, 2 * height) if 16 <= h <= most]
-    return [*found, Tiles(height, 64, 16, inputs, 8), Tiles(height, 32, 16, inputs, 2)]
+    found.append(Tiles(height, 64, 16, inputs, 8))
+    if height < 64:  # where two warps have registers enough (seen when compiled)
+        found.append(Tiles(height, 32, 16, inputs, 2))
+    return found
 
 
 @lru_cache(maxsize=64)
