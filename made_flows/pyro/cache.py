@@ -111,14 +111,19 @@ class _Forgetter:
             pair.forget()
 
 
-def state_of(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
-    """Return all tensors that a module computes with, and what else a result depends on."""
-    modes: list[Any] = [
+def global_modes() -> list[Any]:
+    """Return the modes of torch on which results depend."""
+    return [
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled(),
         is_traced(),
     ]
+
+
+def state_of(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
+    """Return all tensors that a module computes with, and what else a result depends on."""
+    modes = global_modes()
     tensors: list[Tensor] = []
     parts = [module]
     while parts:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from made_flows.models.affine_path import ScoredSample, sample_plain
 from made_flows.models.flows import Flow
 from made_flows.models.path_gradient import sample_with_score
+from made_flows.pyro.cache import global_modes
 from made_flows.pyro.flow_transforms import FlowTransform
 
 
@@ -50,9 +51,11 @@ class FlatFlow(FlowTransform):
     def _hold(self, flow: Flow) -> None:
         # Not as a submodule, whose weights would be parameters beside the vector.
         self.__dict__["flow"], self.__dict__["held_modules"] = flow, (flow,)
+        self._parts = list(flow.modules())
+        self._buffer_tables = [module._buffers for module in self._parts]
         self._slots: list[tuple[dict[str, Any], str]] = [
             (cast(dict[str, Any], module._parameters), name)
-            for module in flow.modules()
+            for module in self._parts
             for name, weight in module._parameters.items()
             if weight is not None
         ]
@@ -78,6 +81,14 @@ class FlatFlow(FlowTransform):
             at += size * step
         self._place = place
         return cast(list[Tensor], own)
+
+    def state(self) -> tuple[list[Tensor], list[Any]]:
+        """Return what samples depend on: the vector, all buffers, and modes."""
+        if type(self.weights) is nn.Parameter:
+            self._tie()
+        buffers = [t for table in self._buffer_tables for t in table.values() if t is not None]
+        modes: list[Any] = [module.training for module in self._parts]
+        return [self.weights, *buffers], [*modes, *global_modes()]
 
     @contextmanager
     def _with_gradients(self) -> Iterator[None]:
@@ -144,7 +155,9 @@ class FlatFlow(FlowTransform):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the flow, since a weight that lies in the vector is pickled with all of it.
-        made_anew = ("flow", "held_modules", "_slots", "_sizes", "_place")
+        made_anew = (
+            "flow", "held_modules", "_parts", "_buffer_tables", "_slots", "_sizes", "_place",
+        )  # fmt: skip
         state = {k: v for k, v in super().__getstate__().items() if k not in made_anew}
         return {**state, "flow": copy.deepcopy(self.flow)}
 

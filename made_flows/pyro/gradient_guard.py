@@ -35,7 +35,7 @@ class GradientGuard:
     """
 
     def __init__(self) -> None:
-        self._usual: deque[Tensor] = deque(maxlen=_REMEMBERED)
+        self._usual: deque[float] = deque(maxlen=_REMEMBERED)
         self._said = False
 
     def __call__(self, gradient: Tensor) -> Tensor:
@@ -43,9 +43,11 @@ class GradientGuard:
         # The largest entry and not the norm: squares overflow long before the numbers do.
         sizes = gradient.abs().amax(dim=-1, keepdim=True)
         finite = sizes.isfinite()
-        self._usual.append(torch.where(finite, sizes, math.nan).nanmedian())
-        limit = _LIMIT * torch.stack(tuple(self._usual)).nanmedian()
-        limit = torch.where(limit > 0, limit, math.inf)  # nothing usual is known, or all are zero
+        middle = float(torch.where(finite, sizes, math.nan).nanmedian())
+        if not math.isnan(middle):
+            self._usual.append(middle)
+        usually = sorted(self._usual)[(len(self._usual) - 1) // 2] if self._usual else 0.0
+        limit = _LIMIT * usually if usually > 0 else math.inf  # nothing is known, or all are zero
         usual = finite & (sizes <= limit)
         if bool(usual.all()):
             return gradient
