@@ -143,7 +143,8 @@ def _plan(steps: Sequence[PlainStep]) -> _Plan:
         table[3 + number] = len(table)
         entries, noise = [], width
         width += features
-        below, degrees = ranks + 1, []
+        order = ranks.argsort(stable=True)  # of a graph's levels, some features share one
+        below, degrees = order.argsort() + 1, []
         for layer in layers:
             units, inputs = layer.weight.shape
             bias = -1 if layer.bias is None else place + units * inputs
@@ -157,12 +158,12 @@ def _plan(steps: Sequence[PlainStep]) -> _Plan:
             below = torch.where(layer.mask != 0, below, 0).amax(dim=1)
             degrees.append(below.tolist())
         begin = len(program)
-        for rank in range(features - 1, -1, -1):
+        for turn in range(features - 1, -1, -1):
             for index in range(len(layers) - 2, -1, -1):
                 for unit, degree in enumerate(degrees[index]):
-                    if degree == rank + 1:
+                    if degree == turn + 1:
                         program += [index, unit]
-            program += [-1, ranks.tolist().index(rank)]
+            program += [-1, int(order[turn])]
         table += [len(layers) - 1, -1 if direct is None else place, begin, len(program), noise]
         table += entries
         if direct is not None:
