@@ -135,7 +135,8 @@ _PLANS: TensorCache[_Plan] = TensorCache()
 def _plan(steps: Sequence[PlainStep]) -> _Plan:
     """Lay out a chain, whose weights lie one behind another, for the kernel."""
     features = steps[0].transform.features
-    table, program, masks = [len(steps), 0, features, *([0] * len(steps))], [], []
+    table, masks = [len(steps), 0, features, *([0] * len(steps))], []
+    program: list[int] = []
     width = place = 0
     for number, step in enumerate(steps):
         structure, tensors = step.network.structure, step.network.tensors

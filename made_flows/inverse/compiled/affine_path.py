@@ -24,7 +24,7 @@ from made_flows.inverse.compiled.elementwise import exp, tanh
 from made_flows.inverse.compiled.simd import inner, like, lines
 
 
-@njit(  # type: ignore[untyped-decorator]
+@njit(
     nogil=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True,
     fastmath={"reassoc", "contract"},
 )  # fmt: skip
