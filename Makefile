@@ -32,12 +32,13 @@ ifeq ($(IDENTITY),)
 $(error Expected PYTHON to name a Python 3.10 or newer; '$(PYTHON)' does not run)
 endif
 
-.PHONY: all demo test clients fuzz lint format types doctest docs packages bench clean help venv broken
+.PHONY: all demo test versions clients fuzz lint format types doctest docs packages bench clean help venv broken
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      fit density models to real data; a minute or two'
 	@echo 'make test      all tests'
+	@echo 'make versions  a part of the tests with the lowest and the newest dependencies; some minutes'
 	@echo 'make clients   programs of other libraries, as they are and accelerated; a minute'
 	@echo 'make fuzz      random models against a second way to compute them; an hour (SECONDS=600)'
 	@echo 'make lint      ruff: rules and format;   make format repairs what can be repaired'
@@ -87,6 +88,10 @@ test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(STEP) --junit $(VENV)/test-report.xml 'make test' \
 	  $(PY) -m pytest -n $(JOBS) --junitxml=$(VENV)/test-report.xml $(ARGS)
 
+versions: $(STAMP)
+	@$(STEP) 'make versions (lowest)' $(PY) -m tools.check_versions lowest
+	@$(STEP) 'make versions (newest)' $(PY) -m tools.check_versions newest
+
 clients: $(VENV)/clients.stamp
 	@$(STEP) 'make clients' env MADE_FLOWS_CLIENTS=1 OMP_NUM_THREADS=1 \
 	  $(PY) -m pytest tests/clients -s $(ARGS)
@@ -128,6 +133,6 @@ bench: $(STAMP)
 	@echo 'make bench: done: $(BENCH)'
 
 clean:
-	@rm -rf $(VENV) site dist build demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest site dist build demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo 'make clean: removed .venv and everything else that was made'

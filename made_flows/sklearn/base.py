@@ -131,6 +131,7 @@ def repeated(weight: Any, seed: int) -> Any:
     there are, drawn systematically: within one of their expectation each.
     """
     expect(bool((weight >= 0).all()), "sample_weight", "to hold no negative number", weight.min())
+    expect(bool((weight > 0).any()), "sample_weight", "to hold a number above 0", "none")
     if bool((weight == np.round(weight)).all()):
         return np.repeat(np.arange(len(weight)), weight.astype(int))
     ends = np.cumsum(weight) / weight.sum() * len(weight)
