@@ -30,6 +30,10 @@ def invert(spline: SplineForm, y: Tensor, parameters: Tensor) -> tuple[Tensor, T
         return None
     if y.dtype not in (torch.float32, torch.float64) or find_spec("llvmlite") is None:
         return None
+    from made_flows.inverse.compiled.compilation import has_sources
+
+    if not has_sources():
+        return None
     if not bool((y.sum() + parameters.sum()).isfinite()):
         return None  # libraries differ in what becomes of NaN
     flat = as_rows(parameters, y.shape)
