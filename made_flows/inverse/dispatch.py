@@ -190,6 +190,15 @@ def gradients_of(
     return None if kernel is None or spec is None or not knows(spec) else (kernel, gradients)
 
 
+def path_kernels(z: Tensor) -> ModuleType | None:
+    """Return the module of kernels for path gradients of few rows; None where there are none."""
+    if _for_scores(z) is None:
+        return None
+    from made_flows.inverse.compiled import affine_path
+
+    return affine_path
+
+
 def adjoint(problem: TransposedProblem) -> Tensor:
     """Solve a :class:`~made_flows.inverse.problem.TransposedProblem`."""
     engine = _backend_for(problem.gradient)

@@ -8,13 +8,17 @@ a third of the calls that autograd would make, and goes back in one of autograd'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from made_flows._cache import TensorCache
+from made_flows.inverse.dispatch import path_kernels
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.sequential import pull_back
 from made_flows.inverse.steps import BijectionStep
@@ -33,6 +37,9 @@ _DERIVATIVES: dict[type, Callable[[Tensor], Tensor]] = {
     nn.Sigmoid: lambda a: a * (1 - a),
 }
 """Derivatives of activations, from their results."""
+
+SMALL = 2**17
+"""Numbers in weights and masks up to which rows one by one are no slower than matrix products."""
 
 Gradients = dict[int, Tensor]
 """Gradients of weights, by the identity of the weight."""
@@ -103,6 +110,134 @@ def _plain_steps(flow: Flow) -> list[PlainStep | TriangularAffine] | None:
     return steps
 
 
+def _is_small(steps: Sequence[PlainStep], z: Tensor) -> bool:
+    """Say whether the kernel takes less time than torch, where it can be had."""
+    if z.dtype not in (torch.float32, torch.float64) or path_kernels(z) is None:
+        return False
+    size = sum(tensor.numel() for step in steps for tensor in step.network.tensors)
+    return size <= SMALL and all(
+        not step.network.structure.depth or type(step.transform.conditioner.activation) is nn.Tanh
+        for step in steps
+    )
+
+
+class _Plan(NamedTuple):
+    """What the kernel knows of a chain; see :mod:`made_flows.inverse.compiled.affine_path`."""
+
+    table: Any
+    program: Any
+    mask: Tensor
+
+
+_PLANS: TensorCache[_Plan] = TensorCache()
+
+
+def _plan(steps: Sequence[PlainStep]) -> _Plan:
+    """Lay out a chain, whose weights lie one behind another, for the kernel."""
+    features = steps[0].transform.features
+    table, masks = [len(steps), 0, features, *([0] * len(steps))], []
+    program: list[int] = []
+    width = place = 0
+    for number, step in enumerate(steps):
+        structure, tensors = step.network.structure, step.network.tensors
+        ranks, layers, direct = structure.unpack(tensors)
+        table[3 + number] = len(table)
+        entries, noise = [], width
+        width += features
+        order = ranks.argsort(stable=True)  # of a graph's levels, some features share one
+        below, degrees = order.argsort() + 1, []
+        for layer in layers:
+            units, inputs = layer.weight.shape
+            bias = -1 if layer.bias is None else place + units * inputs
+            entries += [units, inputs, place, bias, width]
+            masks.append(layer.mask.reshape(-1))
+            place += units * inputs
+            if layer.bias is not None:
+                masks.append(layer.mask.new_ones(units))
+                place += units
+            width += units
+            below = torch.where(layer.mask != 0, below, 0).amax(dim=1)
+            degrees.append(below.tolist())
+        begin = len(program)
+        for turn in range(features - 1, -1, -1):
+            for index in range(len(layers) - 2, -1, -1):
+                for unit, degree in enumerate(degrees[index]):
+                    if degree == turn + 1:
+                        program += [index, unit]
+            program += [-1, int(order[turn])]
+        table += [len(layers) - 1, -1 if direct is None else place, begin, len(program), noise]
+        table += entries
+        if direct is not None:
+            masks.append(direct.mask.reshape(-1))
+            place += direct.weight.numel()
+    table[1] = width
+    return _Plan(np.array(table), np.array(program), torch.cat(masks))
+
+
+def _weights_of(step: PlainStep) -> list[Tensor]:
+    """List a step's weights in the order of the kernel."""
+    _, layers, direct = step.network.structure.unpack(step.network.tensors)
+    found = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+    return found if direct is None else [*found, direct.weight]
+
+
+class _Compiled:
+    """Noise past all plain steps, by the kernel."""
+
+    def __init__(self, steps: Sequence[PlainStep], z: Tensor) -> None:
+        self.kernel = kernel = cast(ModuleType, path_kernels(z))
+        masks = [
+            tensor
+            for step in steps
+            for place, tensor in enumerate(step.network.tensors)
+            if place in step.network.structure.mask_places
+        ]
+        key = tuple(step.network.structure for step in steps)
+        self.plan = plan = _PLANS.get(key, masks, lambda: _plan(steps))
+        self.weights = [weight for step in steps for weight in _weights_of(step)]
+        # Kept, since weights may change before the way back.
+        self.w = torch.cat([weight.reshape(-1) for weight in self.weights]).mul_(plan.mask)
+        bijections = [cast(DampedAffine, step.transform.bijection) for step in steps]
+        numbers = [number for b in bijections for number in (b.gain, b.scale.bound)]
+        self.numbers = z.new_tensor(numbers)
+        from made_flows.inverse.compiled.layout import Kept
+
+        width = int(plan.table[1])
+        self.saved = z.new_empty(len(z) * width)
+        self.space = Kept(z.new_empty(width).numpy())
+        self.x, self.log_det, self.score = (
+            torch.empty_like(z, memory_format=torch.contiguous_format),
+            z.new_empty(len(z)),
+            torch.empty_like(z, memory_format=torch.contiguous_format),
+        )
+        kernel.sample(
+            len(z), self.space, *_arrays(self.w), plan.table, plan.program,
+            *_arrays(self.numbers, z, self.saved, self.x, self.log_det, self.score),
+        )  # fmt: skip
+
+    def carry(self, score: Tensor) -> Tensor:
+        """Return the score at the data; that at the noise is the standard normal's."""
+        return self.score
+
+    def back(self, of_x: Tensor, of_log_det: Tensor | None, weights: Gradients) -> Tensor:
+        """Return the gradient of the noise, and add those of weights."""
+        of_x = of_x.contiguous().clone()
+        of_log_det = of_x.new_zeros(len(of_x)) if of_log_det is None else of_log_det.contiguous()
+        of_w = torch.zeros_like(self.w)
+        self.kernel.pull(
+            len(of_x), self.space, *_arrays(self.w), self.plan.table,
+            *_arrays(self.numbers, self.saved, of_x, of_log_det, of_w),
+        )  # fmt: skip
+        pieces = of_w.mul_(self.plan.mask).split([weight.numel() for weight in self.weights])
+        for weight, piece in zip(self.weights, pieces, strict=True):
+            weights[id(weight)] = piece.view(weight.shape)
+        return of_x
+
+
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [tensor.detach().reshape(-1).numpy() for tensor in tensors]
+
+
 class AffinePath(torch.autograd.Function):
     """From noise (N, D) to samples, log-determinants and scores, in one node of the graph."""
 
@@ -124,8 +259,18 @@ class AffinePath(torch.autograd.Function):
             given: what has the gradients of these: they themselves, or a vector of all.
         """
         score, total, passed = -z, z.new_zeros(len(z)), []
-        for step in steps:
-            past = _Triangular(step, z) if isinstance(step, TriangularAffine) else _Plain(step, z)
+        first = [step for step in steps if isinstance(step, PlainStep)]
+        compiled = (
+            first
+            and _is_small(first, z)
+            and all(isinstance(step, PlainStep) for step in steps[: len(first)])
+        )
+        for step in steps[len(first) - 1 :] if compiled else steps:
+            past: _Compiled | _Triangular | _Plain
+            if isinstance(step, TriangularAffine):
+                past = _Triangular(step, z)
+            else:
+                past = _Compiled(first, z) if compiled else _Plain(step, z)
             score = past.carry(score)
             total = total + past.log_det
             z = past.x

@@ -1,0 +1,217 @@
+"""Affine transforms that read noise, forward with the score of the sample, and backward: compiled.
+
+For few rows of small networks, where a call of torch takes as long as the work. A row goes through
+all transforms by itself; products are sums along the rows of the weights, as they lie in memory.
+The transposed system of a transform's Jacobian, by which the score passes it, is solved as the
+adjoint sweep does: from the last rank to the first, each hidden unit as soon as all that reads it
+is known.
+
+The table of a chain is a list of integers: transforms, saved numbers of a row, features D, the
+place of each transform's own entries; and of a transform: hidden layers, where the weights of the
+direct connection begin (or -1), begin and end of its program, where its noise is saved; and of each
+of its layers: units, inputs, where weights and biases begin (or -1), where what it passes on is
+saved. A program lists pairs, (hidden layer, unit) or (-1, feature), in the order of the sweep.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from made_flows.inverse.compiled.compilation import Kernel
+from made_flows.inverse.compiled.elementwise import exp, tanh
+from made_flows.inverse.compiled.simd import like
+from made_flows.inverse.compiled.threads import next_tile
+from made_flows.inverse.compiled.values import Numbers, emits
+
+
+@emits
+def _plus_product(w: Numbers, total: Any, a: Any, b: Any) -> Any:
+    """Add a product, in whatever order sums are fastest."""
+    product = w.builder.fmul(a, b, flags=("contract",))
+    return w.builder.fadd(total, product, flags=("reassoc", "contract"))
+
+
+def _dot(w: Any, a: Any) -> Any:
+    total = like(w[0], 0.0)
+    for k in range(len(w)):
+        total = _plus_product(total, w[k], a[k])
+    return total
+
+
+def _add(sums: Any, factor: Any, terms: Any) -> None:
+    for k in range(len(terms)):
+        sums[k] = _plus_product(sums[k], factor, terms[k])
+
+
+def _sample(
+    slot: int, tiles: Any, spaces: Any, w: Any, table: Any, program: Any, numbers: Any, noise: Any,
+    saved: Any, x: Any, log_det: Any, score: Any,
+) -> None:  # fmt: skip
+    delta = spaces[slot * tiles.size : (slot + 1) * tiles.size]
+    width, d = table[1], table[2]
+    zero, one = like(w[0], 0.0), like(w[0], 1.0)
+    first, here, _ = next_tile(tiles, spaces)  # all rows are one tile's
+    for j in range(first, first + here):
+        row, at, total = j * width, j * d, zero
+        for i in range(d):
+            x[at + i], score[at + i] = noise[at + i], -noise[at + i]
+        for step in range(table[0]):
+            t, gain, bound = table[3 + step], numbers[2 * step], numbers[2 * step + 1]
+            depth, direct, z = table[t], table[t + 1], table[t + 4]
+            for i in range(d):
+                saved[row + z + i] = x[at + i]
+            source = z
+            for layer in range(depth + 1):
+                q = t + 5 + 5 * layer
+                units, inputs, w0, b0, to = (
+                    table[q], table[q + 1], table[q + 2], table[q + 3], table[q + 4],
+                )  # fmt: skip
+                for u in range(units):
+                    value = _dot(
+                        w[w0 + u * inputs : w0 + u * inputs + inputs],
+                        saved[row + source : row + source + inputs],
+                    )
+                    if b0 >= 0:
+                        value += w[b0 + u]
+                    if layer == depth and direct >= 0:
+                        value += _dot(
+                            w[direct + u * d : direct + u * d + d], saved[row + z : row + z + d]
+                        )
+                    saved[row + to + u] = value
+                if layer < depth:
+                    hidden = saved[row + to : row + to + units]
+                    for u in range(units):
+                        hidden[u] = tanh(hidden[u])
+                source = to
+            out = row + source
+            for i in range(d):
+                bounded = tanh(gain * saved[out + 2 * i + 1] / bound)
+                scale = exp(bound * bounded)
+                x[at + i] = gain * saved[out + 2 * i] + scale * saved[row + z + i]
+                saved[out + 2 * i], saved[out + 2 * i + 1] = scale, gain * (one - bounded * bounded)
+                total += bound * bounded
+            # The score.
+            for k in range(z, source):
+                delta[k] = zero
+            q = t + 5 + 5 * depth
+            inputs, w0, below = table[q + 1], table[q + 2], table[q - 1]
+            for p in range(table[t + 2], table[t + 3], 2):
+                layer, u = program[p], program[p + 1]
+                if layer >= 0:
+                    q = t + 5 + 5 * layer
+                    h = saved[row + table[q + 4] + u]
+                    of_unit = delta[table[q + 4] + u] * (one - h * h)
+                    begin, reads, lower = table[q + 2], table[q + 1], table[q - 1]
+                    row_of_unit = w[begin + u * reads : begin + (u + 1) * reads]
+                    _add(delta[lower : lower + reads], of_unit, row_of_unit)
+                else:
+                    scale, slope = saved[out + 2 * u], saved[out + 2 * u + 1]
+                    v = (score[at + u] - delta[z + u]) / scale
+                    score[at + u] = v
+                    of_raw = (v * scale * saved[row + z + u] + one) * slope
+                    _add(
+                        delta[below : below + inputs],
+                        v * gain,
+                        w[w0 + 2 * u * inputs : w0 + 2 * u * inputs + inputs],
+                    )
+                    _add(
+                        delta[below : below + inputs],
+                        of_raw,
+                        w[w0 + (2 * u + 1) * inputs : w0 + (2 * u + 1) * inputs + inputs],
+                    )
+                    if direct >= 0:
+                        _add(
+                            delta[z : z + d],
+                            v * gain,
+                            w[direct + 2 * u * d : direct + 2 * u * d + d],
+                        )
+                        _add(
+                            delta[z : z + d],
+                            of_raw,
+                            w[direct + (2 * u + 1) * d : direct + (2 * u + 1) * d + d],
+                        )
+        log_det[j] = total
+
+
+def _pull(
+    slot: int, tiles: Any, spaces: Any, w: Any, table: Any, numbers: Any, saved: Any, of_x: Any,
+    of_log_det: Any, of_w: Any,
+) -> None:  # fmt: skip
+    delta = spaces[slot * tiles.size : (slot + 1) * tiles.size]
+    width, d = table[1], table[2]
+    zero, one = like(w[0], 0.0), like(w[0], 1.0)
+    first, here, _ = next_tile(tiles, spaces)
+    for j in range(first, first + here):
+        row, at = j * width, j * d
+        for step in range(table[0] - 1, -1, -1):
+            t, gain = table[3 + step], numbers[2 * step]
+            depth, direct, z = table[t], table[t + 1], table[t + 4]
+            to = table[t + 5 + 5 * depth + 4]
+            for k in range(z, to):
+                delta[k] = zero
+            for i in range(d):
+                scale, slope = saved[row + to + 2 * i], saved[row + to + 2 * i + 1]
+                v = of_x[at + i]
+                delta[to + 2 * i] = v * gain
+                delta[to + 2 * i + 1] = (v * scale * saved[row + z + i] + of_log_det[j]) * slope
+            for layer in range(depth, -1, -1):
+                q = t + 5 + 5 * layer
+                units, inputs, w0, b0, to = (
+                    table[q], table[q + 1], table[q + 2], table[q + 3], table[q + 4],
+                )  # fmt: skip
+                below = table[q - 1]
+                for u in range(units):
+                    of_unit = delta[to + u]
+                    if layer < depth:
+                        h = saved[row + to + u]
+                        of_unit *= one - h * h
+                    elif direct >= 0:
+                        _add(delta[z : z + d], of_unit, w[direct + u * d : direct + u * d + d])
+                        _add(
+                            of_w[direct + u * d : direct + u * d + d],
+                            of_unit,
+                            saved[row + z : row + z + d],
+                        )
+                    _add(
+                        delta[below : below + inputs],
+                        of_unit,
+                        w[w0 + u * inputs : w0 + u * inputs + inputs],
+                    )
+                    _add(
+                        of_w[w0 + u * inputs : w0 + u * inputs + inputs],
+                        of_unit,
+                        saved[row + below : row + below + inputs],
+                    )
+                    if b0 >= 0:
+                        of_w[b0 + u] += of_unit
+            out = row + table[t + 5 + 5 * depth + 4]
+            for i in range(d):
+                of_x[at + i] = of_x[at + i] * saved[out + 2 * i] + delta[z + i]
+
+
+_SAMPLE, _PULL = Kernel(_sample), Kernel(_pull)
+
+
+def sample(rows: int, space: Any, *arguments: Any) -> None:
+    """Take noise (N, D), flat, to samples, log-determinants (N,) and scores.
+
+    Args:
+        rows: N.
+        space: a workspace of as many numbers as a row saves.
+        arguments: masked weights, table, program, gain and bound of each transform, noise, a place
+            for what is saved (N * saved numbers), and those for the results.
+    """
+    _SAMPLE(rows, rows, len(space.value), 1, space, *arguments)
+
+
+def pull(rows: int, space: Any, *arguments: Any) -> None:
+    """Take gradients of samples (N, D), flat, and of log-determinants (N,) back.
+
+    Args:
+        rows: N.
+        space: as for :func:`sample`.
+        arguments: masked weights, table, gains and bounds, what was saved, the gradient of samples,
+            which becomes that of noise, that of log-determinants, and that of weights, to which
+            theirs is added.
+    """
+    _PULL(rows, rows, len(space.value), 1, space, *arguments)
