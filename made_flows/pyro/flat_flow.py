@@ -33,7 +33,7 @@ class FlatFlow(FlowTransform):
         >>> import made_flows as mf
         >>> transform = FlatFlow(mf.IAF(2, transforms=1, hidden_features=(4,)))
         >>> [(name, weight.shape) for name, weight in transform.named_parameters()]
-        [('weights', torch.Size([40]))]
+        [('weights', torch.Size([32]))]
         >>> transform(torch.zeros(3, 2)).sum().backward()
         >>> bool(transform.weights.grad.any())
         True
