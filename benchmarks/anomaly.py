@@ -34,9 +34,10 @@ Ours is `MADEOutlierDetector` at its defaults, but for `max_seconds={seconds:g}`
 the larger tables reach, on rows as they are. It averages the scores of a network, of kernels of
 two widths and of neighbours, each in units of its interquartile range over the training rows; the
 cell in which the network scores a number has the variance of a kernel. These rules take no label.
-Which scores are averaged was settled on these tables, though, with their labels, on the
-splits that are reported here: among two dozen averages of the network, kernels, neighbours and joint normal mixtures the means
-were within 0.826 and 0.840 (area) and 0.67 and 0.70 (precision): the choice is worth little.
+Which scores are averaged was settled on these tables, though, with their labels, on the splits
+that are reported here: among two dozen averages of the network, kernels, neighbours and joint
+normal mixtures the means were within 0.826 and 0.840 (area) and 0.67 and 0.70 (precision): the
+choice is worth little.
 Kernels and neighbours without the network had 0.839 and 0.698, the network alone much less: these
 tables do not need it. It is what tells dependences, explains a row and knows missing values.
 

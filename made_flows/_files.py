@@ -25,7 +25,7 @@ def replacing(place: Path) -> Iterator[Path]:
     """Give an empty file beside a place, which takes that place once it is complete on the disk.
 
     Whatever interrupts the block, the place holds what it held before, or all that was written: of
-    a process that is killed, at most a hidden file whose name ends in ``.tmp`` is left beside it.
+    a process that is killed, at most hidden files are left beside it, whose names begin with a dot.
 
     Raises:
         FileNotFoundError: when the folder does not exist.

@@ -547,10 +547,10 @@ def test_no_error_prints_a_whole_object(name: str) -> None:
     refused(*LONG[name])
 
 
-SHAPES = [(), (1,), (3,), (0,), (1, 1), (1, 3), (2, 1), (2, 3), (1, 0)]
+BATCHES = [(), (1,), (3,), (0,), (1, 1), (1, 3), (2, 1), (2, 3), (1, 0)]
 
 
-@pytest.mark.parametrize(("one", "other"), [*product(SHAPES, SHAPES)])
+@pytest.mark.parametrize(("one", "other"), [*product(BATCHES, BATCHES)])
 def test_shapes_broadcast_as_torch_has_it(one: tuple[int, ...], other: tuple[int, ...]) -> None:
     try:
         expected = torch.broadcast_shapes(one, other)
