@@ -6,7 +6,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +15,14 @@ from torch import Tensor
 from made_flows._checks import expect, helpful, non_negative_integer, shown
 from made_flows.models.autoregressive_flows import MAF
 from made_flows.models.base import Model
-from made_flows.models.estimate_gaussians import Fold, Prior, average_gaussians, sparse_weights
+from made_flows.models.estimate_gaussians import (
+    Fold,
+    Prior,
+    average_gaussians,
+    behind,
+    column_splines,
+    sparse_weights,
+)
 from made_flows.models.estimate_rows import check_columns, checked_rows, kind_of
 from made_flows.models.flows import Flow
 from made_flows.models.gaussian_mixture import gaussian_model
@@ -44,19 +52,22 @@ Make = Callable[[Tensor], Model]
 
 @dataclass
 class _Part:
-    """A kind of model, trained on every fold.
+    """A kind of model, trained on one fold after the other.
 
     Args:
         name: what it is, for the report.
-        models: one a fold, or one for all.
-        scores: log-densities (N,) of the rows by models that did not see them; -inf where none
-            was trained.
-        seconds: of training.
+        make: makes it; None for normal mixtures, which are fitted on all folds at once.
+        number: of its seeds.
+        models: one a fold.
+        scores: log-densities of the rows of each fold, by the model that did not see them.
+        seconds: that the first fold took.
     """
 
     name: str
+    make: Make | None = None
+    number: int = 0
     models: list[Model] = field(default_factory=list)
-    scores: Tensor = field(default_factory=lambda: torch.empty(0))
+    scores: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -78,7 +89,7 @@ def estimate(
     .. math:: p(x \mid c) = \sum_k w_k\, p_k(x \mid c)
 
     with the weights under which the rows left out are most likely (by EM); kinds of hardly any
-    weight are left out. So it is about as good as its best part, or better.
+    weight are left out. On those rows it is never worse than its best part.
 
     For real values the candidates are a joint normal distribution (with a context: linear in it),
     mixtures of joint normal distributions (averaged over numbers of components and priors), the
@@ -86,7 +97,8 @@ def estimate(
     MADEs; for zeros and ones and for categories, MADEs in several orders. Up to 2000 rows are cut
     into three, five or ten folds by the budget, and the models of all folds are kept; a candidate
     of no weight on the first fold is left out. Of more rows, a tenth is left out (at most ten
-    thousand).
+    thousand). All candidates are trained on the first fold, the quick ones first, before any is on
+    the second: where the limit ends it, the mixture is of the folds that all have finished.
 
     Args:
         x: rows (N, D), as for :func:`~made_flows.fit`. Booleans, or zeros and ones alone, are
@@ -94,9 +106,10 @@ def estimate(
         context: (N, C), what the density is conditional on.
         budget: how many candidates, and how long at most: ``"fast"`` (a minute), ``"good"`` (ten)
             or ``"best"`` (an hour). Small tables take a fraction of it.
-        max_seconds: another limit than the budget's; what was trained until then is mixed.
+        max_seconds: another limit than the budget's, of the clock; what was trained until then is
+            mixed, every model with the weights of its best epoch.
         seed: of splits, weights and training; without, one is drawn from torch's generator.
-        progress: print what was tried and what was chosen.
+        progress: print what was tried, what was chosen, and what the limit left out.
 
     Returns:
         The mixture, in evaluation mode, in the units of the data. :func:`~made_flows.save` writes
@@ -139,14 +152,6 @@ def estimate(
         return run()
 
 
-Train = Callable[[str, list[_Part]], _Part]
-"""Trains a candidate by its name, given those before it; the first has to be there."""
-
-
-class _LeftOutError(Exception):
-    """A candidate that was not finished, and why."""
-
-
 class _Run:
     """One call of :func:`estimate`, its arguments checked."""
 
@@ -171,11 +176,10 @@ class _Run:
         self.best = (Prior(1.0), 1)  # of the normal mixtures: prior and components
         self.least = -1e4 - 100.0 * x.shape[1]  # log-density below which all rows are alike
         self.folds = self._cut()
-        left_out = torch.cat(self.folds)
-        self.scored = torch.zeros(len(x), dtype=torch.bool).index_fill(0, left_out, True)
+        self.parts: list[_Part] = []
+        self.missed: list[str] = []  # what the limit left out
 
     def __call__(self) -> Mixture:
-        parts: list[_Part] = []
         started = time.perf_counter()
         self._say(
             f"{len(self.x)} rows of {self.x.shape[1]} {self.kind} features"
@@ -183,22 +187,21 @@ class _Run:
             + f"; {len(self.folds)} folds"
         )
         # What takes no time comes first, so that there is always something to return.
-        for name, train in self._candidates():
+        for part, train in self._candidates():
             begun = time.perf_counter()
-            try:
-                if parts and begun > self.end:
-                    raise _LeftOutError("the time is over")
-                part = train(name, parts)
-            except (_LeftOutError, TrainingError) as error:
-                self._say(f"{name}: left out: {error}")
-                continue
-            # A row that one candidate finds impossible is no reason to find the candidate so.
-            part.scores.clamp_(min=self.least)
-            part.seconds = time.perf_counter() - begun
-            score = float(part.scores[self.scored].mean())
-            self._say(f"{name}: {score:.3f} nats a row left out, {part.seconds:.1f} s")
-            parts.append(part)
-        mixture = self._mixed(parts)
+            if self.parts and begun > self.end:
+                self.missed.append(f"{part.name} not tried")
+            elif self._tried(part, partial(train, part)) is not None:
+                part.seconds = time.perf_counter() - begun
+                score = float(part.scores[0].mean())
+                self._say(f"{part.name}: {score:.3f} nats a row left out, {part.seconds:.1f} s")
+                if self._has_weight(part):
+                    self.parts.append(part)
+                else:
+                    self._say(f"{part.name}: left out: of no weight on the first fold")
+        mixture = self._mixed(self._other_folds())
+        if self.missed:
+            self._say(f"the time was over: {', '.join(self.missed)}")
         self._say(f"{time.perf_counter() - started:.0f} s in all")
         return mixture.eval()
 
@@ -221,19 +224,22 @@ class _Run:
 
     # ------------------------------------------------------------------ candidates
 
-    def _candidates(self) -> Iterator[tuple[str, Train]]:
+    def _candidates(self) -> Iterator[tuple[_Part, Callable[[_Part], bool]]]:
+        """Return what may be a part, and how to train it first; that says whether it was cut."""
         features = self.x.shape[1]
         context = 0 if self.context is None else self.context.shape[1]
         makers = self._real if self.kind == "real" else self._discrete
-        if self.kind == "real" and context:
-            yield "linear normal", self._gaussians(1)
-        elif self.kind == "real":
-            yield "joint normal", self._gaussians(1)
-            if len(self.x) >= 4 * features + 4:
-                yield "joint normal mixtures", self._gaussians(32)
-                yield "normal mixtures behind splines", self._gaussians(32, warped=True)
-        for number, (name, make) in enumerate(makers(features, context)):
-            yield name, self._trained(make, number)
+        trained = [
+            (_Part(*each, k), self._first) for k, each in enumerate(makers(features, context))
+        ]
+        if self.kind == "real":
+            yield _Part("linear normal" if context else "joint normal"), self._gaussians(1)
+        if self.kind == "real" and not context and len(self.x) >= 4 * features + 4:
+            yield _Part("joint normal mixtures"), self._gaussians(32)
+            yield from trained[:1]  # a mixture MADE, which is quick as well
+            trained = trained[1:]
+            yield _Part("normal mixtures behind splines"), self._gaussians(32, warped=True)
+        yield from trained
 
     def _real(self, features: int, context: int) -> Iterator[tuple[str, Make]]:
         sizes: dict[str, Any] = {"features": features, "context": context}
@@ -278,44 +284,72 @@ class _Run:
                 lambda _: make(order="random"),
             )
 
-    def _trained(self, make: Make, number: int) -> Train:
-        """Train a model on every fold, stopped early by the rows left out."""
+    def _tried(self, part: _Part, train: Callable[[], bool]) -> bool | None:
+        """Return whether the limit cut training short; None where it failed."""
+        try:
+            cut = train()
+        except TrainingError as error:
+            self._say(f"{part.name}: left out: {error}")
+            return None
+        self.missed += [f"{part.name} cut short"] if cut else []
+        return cut
 
-        def train(name: str, before: list[_Part]) -> _Part:
-            part = _Part(name, scores=torch.full((len(self.x),), -torch.inf, dtype=torch.float64))
-            # Half of the time that is left, so that those that follow have some as well.
-            end = time.perf_counter() + max(1.0, (self.end - time.perf_counter()) / 2)
-            for k, fold in enumerate(self.folds):
-                left = (end - time.perf_counter()) / (len(self.folds) - k)
-                if left <= 0 and before:
-                    raise _LeftOutError("the time is over")
-                torch.manual_seed((self.seed + 1000 * number + k) % 2**63)
-                x, context = self._of(self._rest(fold))
-                model = make(x)
-                held_out = self._of(fold)
-                fit(
-                    model,
-                    x,
-                    context,
-                    validation=held_out[0] if context is None else held_out,
-                    max_seconds=max(0.2, left),
-                    progress=False,
-                    seed=(self.seed + k) % 2**63,
-                )
-                part.models.append(model)
-                part.scores[fold] = self._scored(model, fold)
-                if k == 0 and before and len(self.folds) > 1 and len(fold) >= _RACED:
-                    each = torch.stack([p.scores[fold] for p in (*before, part)], dim=1)
-                    if not sparse_weights(each.clamp(min=self.least))[-1]:
-                        raise _LeftOutError("of no weight on the first fold")
-            return part
+    def _first(self, part: _Part) -> bool:
+        # Half of the time that is left, so that those that follow have some as well.
+        return self._train(part, 0, (self.end - time.perf_counter()) / 2)
 
-        return train
+    def _train(self, part: _Part, k: int, seconds: float) -> bool:
+        """Train a model, stopped early by the rows left out; return whether the limit ended it."""
+        torch.manual_seed((self.seed + 1000 * part.number + k) % 2**63)
+        x, context = self._of(self._rest(self.folds[k]))
+        held_out = self._of(self.folds[k])
+        model = cast(Make, part.make)(x)
+        history = fit(
+            model,
+            x,
+            context,
+            validation=held_out[0] if context is None else held_out,
+            max_seconds=max(0.2, seconds),
+            progress=False,
+            seed=(self.seed + k) % 2**63,
+        )
+        part.models.append(model)
+        part.scores.append(self._scored(model, self.folds[k]))
+        return history.stop_reason == "max_seconds"
 
-    def _gaussians(self, most: int, warped: bool = False) -> Train:
+    def _has_weight(self, part: _Part) -> bool:
+        """Return whether a part has some weight beside the others on the first fold."""
+        if part.make is None or len(self.folds) == 1 or len(self.folds[0]) < _RACED:
+            return True
+        each = torch.stack([p.scores[0] for p in (*self.parts, part)], dim=1)
+        return bool(sparse_weights(each)[-1])
+
+    def _other_folds(self) -> int:
+        """Train the parts on further folds; return on how many all of them are finished.
+
+        A fold that some part may not finish counts for none: a model that was cut would be averaged
+        with the part's others.
+        """
+        slow = [part for part in self.parts if part.make]
+        for k in range(1, len(self.folds)):
+            needed = sum(part.seconds for part in slow)
+            over = bool(slow) and needed > self.end - time.perf_counter()
+            for part in () if over else tuple(slow):
+                left = self.end - time.perf_counter()
+                cut = self._tried(part, partial(self._train, part, k, left))
+                if cut is None:
+                    slow.remove(part)
+                    self.parts.remove(part)
+                over = over or bool(cut)
+            if over:
+                self.missed.append(f"{len(self.folds) - k} of {len(self.folds)} folds left out")
+                return k
+        return len(self.folds)
+
+    def _gaussians(self, most: int, warped: bool = False) -> Callable[[_Part], bool]:
         """Fit mixtures of joint normal distributions, of the rows or behind a spline a column."""
 
-        def train(name: str, before: list[_Part]) -> _Part:
+        def train(part: _Part) -> bool:
             end = time.perf_counter() + max(0.0, self.end - time.perf_counter()) / 3
             location, scale = robust_moments(self.x)
             given, of_context = self._standard_context()
@@ -326,9 +360,9 @@ class _Run:
                 rest = self._rest(fold)[:_GAUSSIAN_ROWS]
                 if warped:
                     left = (end - time.perf_counter()) / (len(self.folds) - k + 1)
-                    splines.append(self._splines(fold, location, scale, left))
-                    fitted, _ = self._behind(splines[-1], rest)
-                    folds.append(Fold(fitted, *self._behind(splines[-1], fold)))
+                    pair = self.x[self._rest(fold)], self.x[fold], (location, scale)
+                    splines.append(column_splines(*pair, max(0.2, left), self.seed))
+                    folds.append(behind(splines[-1], self.x[rest], self.x[fold]))
                 else:
                     folds.append(Fold(joint[rest], joint[fold], -scale.log().sum()))
             width = given.shape[1]
@@ -336,9 +370,8 @@ class _Run:
                 folds, self._priors(joint.shape[1]), most=most, width=width,
                 generator=self.generator, end=end, least=self.least,
             )  # fmt: skip
-            part = _Part(name, scores=torch.full((len(self.x),), -torch.inf, dtype=torch.float64))
-            for k, (fold, mixture) in enumerate(zip(self.folds, found.mixtures, strict=True)):
-                part.scores[fold] = found.scores[k]
+            part.scores = [scores.clamp(min=self.least) for scores in found.scores]
+            for k, mixture in enumerate(found.mixtures):
                 model: Model = gaussian_model(mixture, width)
                 found_units = model.standardizable()
                 if warped:
@@ -350,28 +383,9 @@ class _Run:
                 part.models.append(model.eval())
             if not warped:
                 self.best = found.best
-            return part
+            return most > 1 and time.perf_counter() > end
 
         return train
-
-    def _splines(self, fold: Tensor, location: Tensor, scale: Tensor, seconds: float) -> Flow:
-        """Fit a monotone spline to every column by itself."""
-        features = self.x.shape[1]
-        alone = torch.zeros(features, features, dtype=torch.bool)
-        flow = MAF(features, hidden_features=(), bijection="spline", adjacency=alone)
-        flow.units.set(location, scale)
-        fit(
-            flow, self.x[self._rest(fold)], validation=self.x[fold], batch_size=256, dropout=0.0,
-            learning_rate=2e-2, max_epochs=400, progress=False, seed=self.seed % 2**63,
-            max_seconds=max(0.2, seconds),
-        )  # fmt: skip
-        return flow
-
-    @torch.no_grad()
-    def _behind(self, flow: Flow, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Map rows to noise, with the log-determinants."""
-        z, log_det = flow.to_noise(self.x[rows])
-        return z.double(), log_det.double()
 
     def _priors(self, features: int) -> list[Prior]:
         """Return what keeps components from collapsing: it matters where rows are few."""
@@ -405,27 +419,26 @@ class _Run:
             x, context = self._of(some)
             distribution = model.distribution(context)
             pieces.append(distribution.log_prob(x).double())
-        return torch.cat(pieces)
+        # A row that one candidate finds impossible is no reason to find the candidate so.
+        return torch.cat(pieces).clamp(min=self.least)
 
     # ------------------------------------------------------------------ the mixture
 
-    def _mixed(self, parts: list[_Part]) -> Mixture:
-        expect(bool(parts), "x", "to be rows that some candidate can be trained on", "none")
-        scores = torch.stack([part.scores for part in parts], dim=1)[self.scored]
+    def _mixed(self, folds: int) -> Mixture:
+        """Weight the parts by the rows that all of them have left out, those of the first folds."""
+        expect(bool(self.parts), "x", "to be rows that some candidate can be trained on", "none")
+        scores = torch.stack([torch.cat(part.scores[:folds]) for part in self.parts], dim=1)
         weights = sparse_weights(scores)
         mixed = float((scores + weights.log()).logsumexp(dim=1).mean())
-        chosen = [
-            (part, float(weight))
-            for part, weight in zip(parts, weights, strict=True)
-            if float(weight) > 0
-        ]
-        best = max(float(scores[:, k].mean()) for k in range(len(parts)))
-        for part, weight in sorted(chosen, key=lambda each: -each[1]):
-            self._say(f"  weight {weight:.2f}: {part.name}")
+        means = scores.mean(dim=0).tolist()
+        each = zip(weights.tolist(), means, self.parts, strict=True)
+        chosen = sorted((one for one in each if one[0] > 0), key=lambda one: -one[0])
+        for weight, mean, part in chosen:
+            self._say(f"  weight {weight:.2f}: {part.name}, {mean:.3f}")
+        best = max(means)
         self._say(f"mixture: {mixed:.3f} nats a row left out; the best of its parts {best:.3f}")
-        models = [model for part, _ in chosen for model in part.models]
-        each = [weight / len(part.models) for part, weight in chosen for _ in part.models]
-        return Mixture(models, weights=each)
+        models = [model for *_, part in chosen for model in part.models[:folds]]
+        return Mixture(models, weights=[w / folds for w, *_ in chosen for _ in range(folds)])
 
     def _say(self, text: str) -> None:
         if self.progress:

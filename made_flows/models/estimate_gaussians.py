@@ -9,8 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from made_flows.models.autoregressive_flows import MAF
+from made_flows.models.flows import Flow
 from made_flows.models.gaussian_mixture import Gaussians, fit_gaussians, merged
 from made_flows.models.mixture_weights import fit_sparse_weights
+from made_flows.training.loop import fit
 
 LIGHTEST = 0.02
 """Weight under which a part of a mixture is left out."""
@@ -117,6 +120,34 @@ def _score(found: Gaussians, fold: Fold, width: int) -> Tensor:
     return score - found.leading(width).log_prob(fold.held_out[:, :width]) if width else score
 
 
+def column_splines(
+    x: Tensor, held_out: Tensor, units: tuple[Tensor, Tensor], seconds: float, seed: int
+) -> Flow:
+    """Fit a monotone spline to every column by itself."""
+    alone = torch.zeros(x.shape[1], x.shape[1], dtype=torch.bool)
+    flow = MAF(x.shape[1], hidden_features=(), bijection="spline", adjacency=alone)
+    flow.units.set(*units)
+    fit(
+        flow, x, validation=held_out, batch_size=256, dropout=0.0, learning_rate=2e-2,
+        max_epochs=400, progress=False, seed=seed % 2**63, max_seconds=seconds,
+    )  # fmt: skip
+    return flow
+
+
+@torch.no_grad()
+def behind(flow: Flow, x: Tensor, held_out: Tensor) -> Fold:
+    """Map the rows of a fold to noise, where normal mixtures are to see them."""
+    (fitted, _), (z, log_det) = flow.to_noise(x), flow.to_noise(held_out)
+    return Fold(fitted.double(), z.double(), log_det.double())
+
+
 def sparse_weights(scores: Tensor) -> Tensor:
-    """Find weights (K,) under which rows are likely, given scores (N, K); small ones are zero."""
-    return fit_sparse_weights(scores, iterations=1000, tolerance=1e-7, threshold=LIGHTEST)[0]
+    """Find weights (K,) under which rows are likely, given scores (N, K); small ones are zero.
+
+    Rows are never less likely than under the best alone, which small weights together might be.
+    """
+    weights = fit_sparse_weights(scores, iterations=1000, tolerance=1e-7, threshold=LIGHTEST)[0]
+    means = scores.mean(dim=0)
+    if (scores + weights.log()).logsumexp(dim=1).mean() >= means.max():
+        return weights
+    return torch.nn.functional.one_hot(means.argmax(), len(means)).to(weights)
