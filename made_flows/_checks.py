@@ -61,6 +61,37 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 
+class Unsaid:
+    """An attribute that every subclass has to give: to read it where none is, is a TypeError."""
+
+    def __init__(self, example: str) -> None:
+        self.example = example
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name, self.owner = name, owner.__name__
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        raise TypeError(
+            f"Expected {owner.__name__} to say its {self.name}, as every {self.owner} does; got "
+            f"none. Add it to the class: {self.example}"
+        )
+
+
+_SYNONYMS = {
+    word: name
+    for name, words in {
+        "activation": "nonlinearity", "bijection": "bins num_bins", "components": "n_components",
+        "context": "cond_dim context_dim", "features": "dim input_dim", "learning_rate": "lr",
+        "hidden_features": "hidden units", "max_epochs": "epochs", "reads": "direction",
+        "transforms": "flows layers n_flows num_layers",
+    }.items()
+    for word in words.split()
+}  # fmt: skip
+"""What other libraries call an argument, where the names are not alike."""
+
+
 def check_keywords(name: str, signature: inspect.Signature, given: Iterable[str]) -> None:
     """Raise a TypeError for a keyword that a function lacks, with the nearest one that it has."""
     kinds = [parameter.kind for parameter in signature.parameters.values()]
@@ -69,7 +100,8 @@ def check_keywords(name: str, signature: inspect.Signature, given: Iterable[str]
     known = [word for word in signature.parameters if word != "self"]
     for word in given:
         if word not in known:
-            near = get_close_matches(word, known, 1)
+            other = _SYNONYMS.get(word)
+            near = [other] if other in known else get_close_matches(word, known, 1)
             hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(known)}"
             raise TypeError(f"Expected keywords that {name} takes; got {word}. {hint}")
 

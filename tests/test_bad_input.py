@@ -521,7 +521,44 @@ KEYWORDS: dict[str, tuple[Callable[[], Any], str]] = {
     "estimate": (lambda: mf.estimate(ROWS, budgt="fast"), "Did you mean budget"),
     "fit_table": (lambda: mf.fit_table(ROWS, zeed=0), "fit takes; got zeed. Did you mean seed"),
     "nothing near": (lambda: mf.load("x", qqq=3), "load takes; got qqq. It takes path"),
+    "another library's word": (lambda: mf.fit(mf.MAF(3), ROWS, lr=1), "mean learning_rate"),
+    "unless it is ours": (lambda: mf.MAF(3, direction="noise"), "Did you mean direct"),
 }
+
+
+class Bare(mf.Bijection):
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return x, torch.zeros_like(x)
+
+    inverse = forward
+
+
+class BareModel(mf.Model):
+    pass
+
+
+UNSAID: dict[str, tuple[Callable[[], Any], str]] = {
+    "outputs": (
+        lambda: mf.MAF(3, bijection=Bare()),
+        "Expected Bare to say its outputs, as every B",
+    ),
+    "checked": (lambda: mf.check_bijection(Bare()), "Add it to the class: outputs = 2"),
+    "features": (lambda: mf.Mixture([BareModel()]), "Expected BareModel to say its features"),
+    "distribution": (BareModel(), "Expected BareModel to define distribution"),
+    "direction": (
+        lambda: mf.ActNorm(3)(ROWS),
+        r"Expected to_noise\(x\) or to_data\(z\) of the Act",
+    ),
+    "a model's score": (lambda: mf.MAF(3).log_prob(ROWS), r"Expected log_prob of a distribution"),
+}
+
+
+@pytest.mark.parametrize("name", UNSAID)
+def test_what_a_class_of_ones_own_or_a_call_leaves_out_is_named(name: str) -> None:
+    with pytest.raises((TypeError, AttributeError, NotImplementedError), match=UNSAID[name][1]):
+        UNSAID[name][0]()
+    assert not hasattr(mf.MAF(3), "sample")
+
 
 LONG: dict[str, tuple[Callable[[], Any], str]] = {
     "bijection": (lambda: mf.MAF(3, bijection=DEEP), "got Sequential"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from made_flows._checks import expect_type, positive_integer
+from made_flows._checks import Unsaid, expect_type, positive_integer
 from made_flows._registry import former_defaults
 from made_flows.distributions.conditional import CompletionDistribution
 from made_flows.nn.made import MADE
@@ -39,7 +39,7 @@ class Model(nn.Module):
     """
 
     # Not an ABC: Pyro makes PyroModules of models, and classes have one metaclass.
-    features: int
+    features: int = Unsaid("features = 3")  # type: ignore[assignment]
     context: int = 0
 
     _version = 2  # in state dicts; of 1 are those from before default activations became others
@@ -60,7 +60,15 @@ class Model(nn.Module):
 
     def distribution(self, context: Tensor | None = None) -> Distribution:
         """Return the distribution of the features, given the context (..., C)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"Expected {type(self).__name__} to define distribution(context)")
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        if name in ("log_prob", "sample", "rsample", "rsample_and_log_prob"):
+            raise AttributeError(
+                f"Expected {name} of a distribution, model().{name} or model(context).{name}; "
+                f"got {name} of the {type(self).__name__} itself"
+            )
+        return super().__getattr__(name)
 
     @property
     def support(self) -> Any:

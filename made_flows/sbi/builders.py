@@ -74,7 +74,7 @@ class Builder:
         transforms: list[Transform] = [] if bounds is None else bounds.transforms()
         if bounds is not None:
             outside = (~bounds.holds(rows)).nonzero().flatten().tolist()
-            name = "x" if self.likelihood else "theta"
+            name = "x (with likelihood=True)" if self.likelihood else "theta"
             expect(not outside, name, "to lie in the support", f"row {outside[:1]} outside")
             rows = bounds.inside(rows)
             for transform in transforms:
@@ -95,7 +95,7 @@ class Builder:
             net = Flow(transforms, model.base)
         else:
             net = Flow(transforms, model)
-        return Estimator(net, embedding, of[0].shape, given[0].shape, bounds)
+        return Estimator(net, embedding, of[0].shape, given[0].shape, bounds, (of, given))
 
 
 def _check_keywords(function: Callable[..., Any], model: type, given: dict[str, Any]) -> None:

@@ -25,6 +25,8 @@ class Estimator(ConditionalDensityEstimator):
         embedding_net: from conditions (rows, ...) to (rows, C).
         input_shape, condition_shape: of one row.
         bounds: where inputs live, if not everywhere.
+        rows: the inputs and conditions that it was built on, by which the first loss tells whether
+            a trainer of posteriors was given an estimator of likelihoods, or the other way round.
 
     Shapes:
         input: (samples, rows, *input_shape) or (rows, *input_shape); condition: (rows,
@@ -39,8 +41,10 @@ class Estimator(ConditionalDensityEstimator):
         input_shape: torch.Size,
         condition_shape: torch.Size,
         bounds: Bounds | None = None,
+        rows: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__(net, input_shape, condition_shape)
+        self._built_on = rows
         self._embedding_net, self.bounds = embedding_net, bounds
 
     @property
@@ -69,8 +73,18 @@ class Estimator(ConditionalDensityEstimator):
         """Return negative log-densities (rows,).
 
         Raises:
-            ValueError: for inputs outside the support, of which there is nothing to learn.
+            ValueError: for inputs outside the support, of which there is nothing to learn, and for
+                conditions in place of inputs.
         """
+        rows, self._built_on = (
+            self._built_on,
+            None,
+        )  # sbi trains on the very rows that it builds with
+        if rows is not None and _holds(rows[1], input[:1]) and not _holds(rows[0], input[:1]):
+            raise ValueError(
+                "Expected a builder with likelihood=True for NLE, and without it for NPE; got the "
+                "one for the other"
+            )
         x = self._columns(input)
         if self.bounds is not None:
             expected = "to lie in the support (of simulations with likelihood=True)"
@@ -122,3 +136,9 @@ class Estimator(ConditionalDensityEstimator):
 
     def _distribution(self, condition: Tensor) -> Any:
         return self.net(self._embedded(condition))
+
+
+def _holds(rows: Tensor, row: Tensor) -> bool:
+    """Tell whether one of the rows is the row given."""
+    same = rows.shape[1:] == row.shape[1:]
+    return same and bool((rows.flatten(1) == row.flatten(1).to(rows.device)).all(1).any())

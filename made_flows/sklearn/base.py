@@ -15,7 +15,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from made_flows._checks import expect
+from made_flows._checks import expect, helpful
 from made_flows.tables.model import TableMADE
 from made_flows.tables.schema import Schema
 from made_flows.training.optimization import seeded
@@ -69,6 +69,10 @@ class TableEstimator(BaseEstimator):
         self.validation = validation
         self.progress = progress
         self.random_state = random_state
+
+    def __init_subclass__(cls, **words: Any) -> None:
+        super().__init_subclass__(**words)
+        cls.__init__ = helpful(cls.__init__)  # type: ignore[method-assign]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from made_flows._checks import check_context, check_event
+from made_flows._checks import Unsaid, check_context, check_event
 
 
 class Transform(nn.Module, ABC):
@@ -43,7 +43,7 @@ class Transform(nn.Module, ABC):
         torch.Size([5, 3])
     """
 
-    features: int
+    features: int = Unsaid("features = 3")  # type: ignore[assignment]
     context: int = 0
     noise_pass: Literal["parallel", "sequential"] = "parallel"
     data_pass: Literal["parallel", "sequential"] = "parallel"
@@ -57,6 +57,13 @@ class Transform(nn.Module, ABC):
     @abstractmethod
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map noise z (..., D) to data x (..., D), and return log |det dx/dz| (...)."""
+
+    def forward(self, *values: Any) -> tuple[Tensor, Tensor]:
+        """Raise an error: a call does not say in which direction."""
+        raise NotImplementedError(
+            f"Expected to_noise(x) or to_data(z) of the {type(self).__name__}; got a call, which "
+            "says no direction"
+        )
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map noise to data alone, for transforms whose log-determinant is extra work."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from made_flows._checks import (
+    Unsaid,
     check_finite,
     check_parameters,
     check_values,
@@ -63,13 +64,13 @@ class Head(KeyedModule, ABC):
         torch.Size([5, 3])
     """
 
-    outputs: int | tuple[int, ...]
+    outputs: int | tuple[int, ...] = Unsaid("outputs = 2")  # type: ignore[assignment]
     inputs: int | tuple[int, ...] = 1
     noise_parts: int = 1
     has_rsample: bool = True
     value_dtype: torch.dtype | None = None
     filler: float = 0.0
-    support: constraints.Constraint
+    support: constraints.Constraint = Unsaid("support = constraints.real")  # type: ignore[assignment]
 
     @abstractmethod
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:

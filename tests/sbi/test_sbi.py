@@ -161,6 +161,12 @@ def test_first_mistakes_are_named() -> None:
         ms.made(num_component=3)
     with pytest.raises(AttributeError, match='sbi calls "nsf" is here spline'):
         ms.nsf  # noqa: B018
+    for likelihood in (False, True):  # parameters first, as NPE has them, and last, as NLE has
+        pairs = ((theta, theta + 1), (theta + 1, theta))
+        estimator = BUILDERS["maf"](likelihood=likelihood)(*pairs[0])
+        with pytest.raises(ValueError, match="without it for NPE; got the one for the other"):
+            copy.deepcopy(estimator).loss(*pairs[1 - likelihood])
+        estimator.loss(*pairs[likelihood])
     estimator = BUILDERS["maf"](support=PRIOR)(theta, x)
     with pytest.raises(ValueError, match=r"lie in the support.*got 8 in row 1, column 1"):
         estimator.loss(torch.tensor([[0.0, 0.5, 6.0], [0.0, 8.0, 6.0]]), x[:2])
