@@ -80,14 +80,10 @@ class Unsaid:
 
 
 _SYNONYMS = {
-    word: name
-    for name, words in {
-        "activation": "nonlinearity", "bijection": "bins num_bins", "components": "n_components",
-        "context": "cond_dim context_dim", "features": "dim input_dim", "learning_rate": "lr",
-        "hidden_features": "hidden units", "max_epochs": "epochs", "reads": "direction",
-        "transforms": "flows layers n_flows num_layers",
-    }.items()
-    for word in words.split()
+    "bins": "bijection", "cond_dim": "context", "context_dim": "context", "direction": "reads",
+    "epochs": "max_epochs", "flows": "transforms", "hidden": "hidden_features",
+    "input_dim": "features", "lr": "learning_rate", "n_components": "components",
+    "n_flows": "transforms", "num_bins": "bijection", "num_layers": "transforms",
 }  # fmt: skip
 """What other libraries call an argument, where the names are not alike."""
 

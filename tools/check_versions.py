@@ -2,8 +2,8 @@
 
     python -m tools.check_versions lowest|pinned|newest [FOLDER]
 
-`lowest` takes the lowest versions that pyproject.toml allows, `newest` what pip finds, `pinned` what
-constraints.txt has; torch is as it is pinned in all three, Python the one that runs this. The
+`lowest` takes the lowest versions that pyproject.toml allows, `newest` what pip finds, `pinned`
+what constraints.txt has; torch is as it is pinned in all three, Python the one that runs this. The
 environment is made in the folder, `.venv-lowest` and so on. Nothing of the checkout is imported:
 tests come from the sdist, whose package is taken out of it once it is installed.
 
