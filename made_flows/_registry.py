@@ -67,6 +67,14 @@ def saveable(cls: type[T]) -> type[T]:
     return cls
 
 
+def own_arguments(scope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a constructor was given, by name: of its ``locals()`` before it assigns others.
+
+    For constructors that say all their arguments to editors, and pass them on.
+    """
+    return {name: value for name, value in scope.items() if name not in ("self", "__class__")}
+
+
 def former_defaults(cls: type, signature: inspect.Signature | None = None) -> dict[str, Any]:
     """Say what arguments that files leave out stand for, where it is not the default now."""
     former: dict[str, Any] = getattr(cls, "_former_defaults", {})

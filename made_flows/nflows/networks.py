@@ -21,6 +21,7 @@ from made_flows._checks import (
     positive_integer,
     real_number,
 )
+from made_flows._registry import own_arguments
 from made_flows._torch import modes_kept
 from made_flows.distributions.base import TrainingModeWarning
 from made_flows.interop.libraries.nflows import conditioner_of
@@ -35,6 +36,14 @@ from made_flows.univariate.scales import ScaleRule
 
 Activation = Callable[[Tensor], Tensor]
 
+_CHECKS: dict[str, Callable[[Any, str], object]] = {
+    "num_blocks": non_negative_integer,
+    **dict.fromkeys(("features", "hidden_features"), positive_integer),
+    **dict.fromkeys(("output_multiplier", "num_mixture_components"), positive_integer),
+    **dict.fromkeys(("use_residual_blocks", "random_mask", "use_batch_norm"), boolean),
+}
+"""What the networks' arguments are checked by."""
+
 
 class _Network:
     """What the two versions of nflows' network have in common here."""
@@ -43,41 +52,26 @@ class _Network:
     final_layer: Any
     training: bool
 
-    def _construct(
-        self,
-        library: Any,
-        own: dict[str, Any],
-        *,
-        features: int,
-        context_features: int | None,
-        use_residual_blocks: bool,
-        random_mask: bool,
-        use_batch_norm: bool,
-        **more: Any,
-    ) -> None:
-        """Construct nflows' network, whose own arguments are ``own``, after a look at them."""
-        positive_integer(features, "features")
-        positive_integer(more["hidden_features"], "hidden_features")
-        non_negative_integer(more["num_blocks"], "num_blocks")
-        if context_features is not None:
-            positive_integer(context_features, "context_features")
-        boolean(use_residual_blocks, "use_residual_blocks")
-        boolean(random_mask, "random_mask")
-        boolean(use_batch_norm, "use_batch_norm")
-        activation, dropout = more["activation"], more["dropout_probability"]
+    def _construct(self, library: Any, arguments: dict[str, Any]) -> None:
+        """Construct nflows' network after a look at its arguments, and give it masks of ours."""
+        for name, value in arguments.items():
+            if name in _CHECKS:
+                _CHECKS[name](value, name)
+        features, context = arguments["features"], arguments["context_features"]
+        if context is not None:
+            positive_integer(context, "context_features")
+        activation = arguments["activation"]
         expect_type(callable(activation), "activation", "to be a function or module", activation)
         name = getattr(activation, "__name__", type(activation).__name__)
         expect(is_elementwise(activation), "activation", "to be elementwise", name)
-        probability = real_number(dropout, "dropout_probability")
-        expect(0 <= probability < 1, "dropout_probability", "to be in [0, 1)", dropout)
-        # Masks are made below; nflows refuses random ones in residual blocks.
-        library.__init__(
-            self, features=features, context_features=context_features, random_mask=False,
-            use_residual_blocks=use_residual_blocks, use_batch_norm=use_batch_norm, **own, **more,
-        )  # fmt: skip
-        self._features, self._context = features, context_features or 0
-        self._use_batch_norm = use_batch_norm
-        wire(self, features, self._context, residual=use_residual_blocks, random=random_mask)
+        dropout = real_number(arguments["dropout_probability"], "dropout_probability")
+        expect(0 <= dropout < 1, "dropout_probability", "to be in [0, 1)", dropout)
+        # nflows refuses random masks in residual blocks.
+        library.__init__(self, **arguments | {"random_mask": False})
+        self._features, self._context = features, context or 0
+        self._use_batch_norm = arguments["use_batch_norm"]
+        residual, random = arguments["use_residual_blocks"], arguments["random_mask"]
+        wire(self, features, self._context, residual=residual, random=random)
 
     def _check(self, inputs: Any, context: Any) -> None:
         dtype = self.final_layer.weight.dtype
@@ -160,14 +154,7 @@ class MADE(_Network, theirs.MADE):
         dropout_probability: float = 0.0,
         use_batch_norm: bool = False,
     ) -> None:
-        positive_integer(output_multiplier, "output_multiplier")
-        self._construct(
-            theirs.MADE, {"output_multiplier": output_multiplier},
-            features=features, hidden_features=hidden_features, context_features=context_features,
-            num_blocks=num_blocks, use_residual_blocks=use_residual_blocks,
-            random_mask=random_mask, activation=activation,
-            dropout_probability=dropout_probability, use_batch_norm=use_batch_norm,
-        )  # fmt: skip
+        self._construct(theirs.MADE, own_arguments(locals()))
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return parameters (rows, D m) of every feature."""
@@ -226,20 +213,8 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
         epsilon: float = 1e-2,
         custom_initialization: bool = True,
     ) -> None:
-        positive_integer(num_mixture_components, "num_mixture_components")
-        epsilon = real_number(epsilon, "epsilon", above=0)
-        own = {
-            "num_mixture_components": num_mixture_components,
-            "epsilon": epsilon,
-            "custom_initialization": custom_initialization,
-        }
-        self._construct(
-            nde.MixtureOfGaussiansMADE, own,
-            features=features, hidden_features=hidden_features, context_features=context_features,
-            num_blocks=num_blocks, use_residual_blocks=use_residual_blocks,
-            random_mask=random_mask, activation=activation,
-            dropout_probability=dropout_probability, use_batch_norm=use_batch_norm,
-        )  # fmt: skip
+        real_number(epsilon, "epsilon", above=0)
+        self._construct(nde.MixtureOfGaussiansMADE, own_arguments(locals()))
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return parameters (rows, D 3 components): logit, mean, raw width of every component."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from nflows.transforms.splines import rational_quadratic
 from torch import Tensor
 
 from made_flows._checks import expect, expect_type, positive_integer, real_number, shown
+from made_flows._registry import own_arguments
 from made_flows.interop.libraries.nflows import FastInverse
 from made_flows.nflows.networks import MADE
 
@@ -32,18 +34,21 @@ class _Checked(FastInverse):
         expect(inputs.dim() == 2, "inputs", "of shape (rows, features)", tuple(inputs.shape))
 
 
-def _construct(
-    transform: Any, kind: Any, features: int, network: dict[str, Any], **own: Any
-) -> None:
+def _construct(transform: Any, kind: Any, arguments: dict[str, Any]) -> None:
     """Construct a transform by nflows' constructor, then give it a network of ours.
 
     The first network is as small as can be, and its weights leave the random state as it was, so
     that the same seed gives the same weights as in nflows.
     """
+    positive_integer(arguments["features"], "features")
+    network = {
+        name: arguments.pop(name) for name in signature(MADE).parameters if name in arguments
+    }
+    small = {"features": network["features"], "hidden_features": 1, "num_blocks": 0}
     with torch.random.fork_rng(devices=[]):
-        kind.__init__(transform, features=features, hidden_features=1, num_blocks=0, **own)
+        kind.__init__(transform, **small, **arguments)
     outputs = transform._output_dim_multiplier()
-    transform.autoregressive_net = MADE(features, output_multiplier=outputs, **network)
+    transform.autoregressive_net = MADE(output_multiplier=outputs, **network)
 
 
 class MaskedAffineAutoregressiveTransform(_Checked, theirs.MaskedAffineAutoregressiveTransform):
@@ -91,18 +96,7 @@ class MaskedAffineAutoregressiveTransform(_Checked, theirs.MaskedAffineAutoregre
         dropout_probability: float = 0.0,
         use_batch_norm: bool = False,
     ) -> None:
-        positive_integer(features, "features")
-        network = {
-            "hidden_features": hidden_features,
-            "context_features": context_features,
-            "num_blocks": num_blocks,
-            "use_residual_blocks": use_residual_blocks,
-            "random_mask": random_mask,
-            "activation": activation,
-            "dropout_probability": dropout_probability,
-            "use_batch_norm": use_batch_norm,
-        }
-        _construct(self, theirs.MaskedAffineAutoregressiveTransform, features, network)
+        _construct(self, theirs.MaskedAffineAutoregressiveTransform, own_arguments(locals()))
 
 
 class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
@@ -165,7 +159,7 @@ class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
         min_bin_height: float = rational_quadratic.DEFAULT_MIN_BIN_HEIGHT,
         min_derivative: float = rational_quadratic.DEFAULT_MIN_DERIVATIVE,
     ) -> None:
-        positive_integer(features, "features")
+        arguments = own_arguments(locals())
         positive_integer(num_bins, "num_bins")
         expect(tails in (None, "linear"), "tails", "to be None or 'linear'", shown(tails))
         real_number(tail_bound, "tail_bound", above=0)
@@ -173,25 +167,5 @@ class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
         for name, minimum in (("min_bin_width", min_bin_width), ("min_bin_height", min_bin_height)):
             real_number(minimum, name, above=0)
             expect(minimum * num_bins <= 1, name, f"to be at most 1 / {num_bins}", minimum)
-        network = {
-            "hidden_features": hidden_features,
-            "context_features": context_features,
-            "num_blocks": num_blocks,
-            "use_residual_blocks": use_residual_blocks,
-            "random_mask": random_mask,
-            "activation": activation,
-            "dropout_probability": dropout_probability,
-            "use_batch_norm": use_batch_norm,
-        }
-        _construct(
-            self,
-            theirs.MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
-            features,
-            network,
-            num_bins=num_bins,
-            tails=tails,
-            tail_bound=tail_bound,
-            min_bin_width=min_bin_width,
-            min_bin_height=min_bin_height,
-            min_derivative=min_derivative,
-        )
+        kind = theirs.MaskedPiecewiseRationalQuadraticAutoregressiveTransform
+        _construct(self, kind, arguments)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import made_flows.models.autoregressive_flows as core
 from made_flows._checks import check_broadcast, check_event, expect, helpful, positive_integer
+from made_flows._registry import own_arguments
 from made_flows.pyro.flow_transforms import FlowTransform, check_flow
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
@@ -93,15 +94,8 @@ class ConditionalMAF(ConditionalFlowTransform):
         mask_weights: bool | Literal["order"] = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        context = positive_integer(context, "context")
-        super().__init__(
-            core.MAF(
-                features, context, transforms, hidden_features, order=order, normalize=normalize,
-                bijection=bijection, scale=scale, adjacency=adjacency, degrees=degrees,
-                activation=activation, residual=residual, direct=direct, dropout=dropout,
-                mask_weights=mask_weights, generator=generator,
-            )
-        )  # fmt: skip
+        positive_integer(context, "context")
+        super().__init__(core.MAF(**own_arguments(locals())))
 
 
 class ConditionalIAF(ConditionalFlowTransform):
@@ -163,15 +157,8 @@ class ConditionalIAF(ConditionalFlowTransform):
         mask_weights: bool | Literal["order"] = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        context = positive_integer(context, "context")
-        super().__init__(
-            core.IAF(
-                features, context, transforms, hidden_features, order=order, normalize=normalize,
-                bijection=bijection, scale=scale, adjacency=adjacency, degrees=degrees,
-                activation=activation, residual=residual, direct=direct, dropout=dropout,
-                mask_weights=mask_weights, generator=generator,
-            )
-        )  # fmt: skip
+        positive_integer(context, "context")
+        super().__init__(core.IAF(**own_arguments(locals())))
 
     def forward(self, loc: Tensor, scale: Tensor, context: Tensor) -> TransformedDistribution:
         """Return the distribution of z, of event shape (D,).

@@ -18,6 +18,7 @@ from made_flows._checks import (
     expect_type,
     helpful,
 )
+from made_flows._registry import own_arguments
 from made_flows.models.flows import Flow
 from made_flows.pyro.base import VectorTransform
 from made_flows.transforms.base import Transform
@@ -149,14 +150,7 @@ class IAF(FlowTransform):
         mask_weights: bool | Literal["order"] = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            core.IAF(
-                features, 0, transforms, hidden_features, order=order, normalize=normalize,
-                bijection=bijection, scale=scale, adjacency=adjacency, degrees=degrees,
-                activation=activation, residual=residual, direct=direct, dropout=dropout,
-                mask_weights=mask_weights, generator=generator,
-            )
-        )  # fmt: skip
+        super().__init__(core.IAF(**own_arguments(locals())))
 
 
 class MAF(FlowTransform):
@@ -207,14 +201,7 @@ class MAF(FlowTransform):
         mask_weights: bool | Literal["order"] = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            core.MAF(
-                features, 0, transforms, hidden_features, order=order, normalize=normalize,
-                bijection=bijection, scale=scale, adjacency=adjacency, degrees=degrees,
-                activation=activation, residual=residual, direct=direct, dropout=dropout,
-                mask_weights=mask_weights, generator=generator,
-            )
-        )  # fmt: skip
+        super().__init__(core.MAF(**own_arguments(locals())))
 
 
 def check_flow(flow: Any) -> Any:

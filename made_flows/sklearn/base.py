@@ -47,29 +47,6 @@ class TableEstimator(BaseEstimator):
 
     model_: Any
 
-    def __init__(
-        self,
-        *,
-        columns: Any = None,
-        orders: int = 4,
-        hidden_features: Any = None,
-        components: int = 8,
-        max_epochs: int | None = None,
-        max_seconds: float | None = None,
-        validation: float = 0.1,
-        progress: bool = False,
-        random_state: Any = None,
-    ) -> None:
-        self.columns = columns
-        self.orders = orders
-        self.hidden_features = hidden_features
-        self.components = components
-        self.max_epochs = max_epochs
-        self.max_seconds = max_seconds
-        self.validation = validation
-        self.progress = progress
-        self.random_state = random_state
-
     def __init_subclass__(cls, **words: Any) -> None:
         super().__init_subclass__(**words)
         cls.__init__ = helpful(cls.__init__)  # type: ignore[method-assign]

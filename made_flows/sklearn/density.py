@@ -10,6 +10,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from made_flows._checks import expect_type, positive_integer
+from made_flows._registry import own_arguments
 from made_flows.models.estimate import estimate
 from made_flows.sklearn.base import TableEstimator, repeated
 from made_flows.training.optimization import seeded
@@ -50,12 +51,7 @@ class MADEDensity(DensityMixin, TableEstimator):
         progress: bool = False,
         random_state: Any = None,
     ) -> None:
-        super().__init__(
-            columns=columns, orders=orders, hidden_features=hidden_features,
-            components=components, max_epochs=max_epochs, max_seconds=max_seconds,
-            validation=validation, progress=progress, random_state=random_state,
-        )  # fmt: skip
-        self.budget = budget
+        self.__dict__.update(own_arguments(locals()))
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MADEDensity:
         """Fit the density to rows; whole weights count a row as often, others in expectation."""

@@ -8,6 +8,7 @@ from sklearn.base import OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from made_flows._checks import positive_integer
+from made_flows._registry import own_arguments
 from made_flows.sklearn.base import TableEstimator
 
 
@@ -49,13 +50,7 @@ class MADEImputer(OneToOneFeatureMixin, TransformerMixin, TableEstimator):
         progress: bool = False,
         random_state: Any = None,
     ) -> None:
-        super().__init__(
-            columns=columns, orders=orders, hidden_features=hidden_features,
-            components=components, max_epochs=max_epochs, max_seconds=max_seconds,
-            validation=validation, progress=progress, random_state=random_state,
-        )  # fmt: skip
-        self.draws = draws
-        self.sample_posterior = sample_posterior
+        self.__dict__.update(own_arguments(locals()))
 
     def fit(self, X: Any, y: Any = None) -> MADEImputer:
         """Fit the density to rows, of which some values may be missing."""

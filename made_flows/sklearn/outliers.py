@@ -11,6 +11,7 @@ from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from made_flows._checks import expect, non_negative_integer, real_number
+from made_flows._registry import own_arguments
 from made_flows.sklearn.base import TableEstimator
 from made_flows.tables.kernels import RowKernels, scott_bandwidth
 
@@ -69,14 +70,7 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         progress: bool = False,
         random_state: Any = None,
     ) -> None:
-        super().__init__(
-            columns=columns, orders=orders, hidden_features=hidden_features,
-            components=components, max_epochs=max_epochs, max_seconds=max_seconds,
-            validation=validation, progress=progress, random_state=random_state,
-        )  # fmt: skip
-        self.contamination = contamination
-        self.resolution = resolution
-        self.kernels = kernels
+        self.__dict__.update(own_arguments(locals()))
 
     def fit(self, X: Any, y: Any = None) -> MADEOutlierDetector:
         """Fit the density and its threshold to rows."""
