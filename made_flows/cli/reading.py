@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +31,22 @@ MISSING = tuple(pa.csv.ConvertOptions().null_values)
 
 _BLOCK = 2**20
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+_TRUTH = "(?i)^(true|false)$"
 _MOSTLY = 0.9
 """The share of a text column's values that are numbers from which on the others are mistakes."""
+
+_READ_AS: dict[Any, tuple[str, ...]] = {
+    "date": ("date",),
+    **dict.fromkeys((None, "category", "binary", "leave_out"), ("int", "bool", "date")),
+}
+"""What text is read as where it can be, by what its column is said to be; else as numbers."""
+
+_TYPES: dict[str, tuple[Any, ...]] = {
+    "bool": (pa.bool_(),),
+    "date": (pa.timestamp("us"), pa.timestamp("us", "UTC")),
+    "duration": (),
+}
+"""What text of other kinds than numbers is read as, tried one after the other."""
 
 
 class Piece(NamedTuple):
@@ -53,7 +69,7 @@ class Piece(NamedTuple):
 
 
 class TableFile:
-    """A table in a file, or in a folder of Parquet files.
+    """A table in a file, or in a folder of CSV or Parquet files.
 
     Args:
         path: ``.csv`` (``.tsv``, ``.txt``, or compressed, ``.csv.gz``), ``.parquet``, ``.npy``, or
@@ -61,6 +77,7 @@ class TableFile:
         missing: texts of a CSV file that stand for a missing value besides :data:`MISSING`.
 
     Attributes:
+        files: the files that it is in.
         text: whether cells come as text.
         count: how many rows there are, where this is known without reading them.
     """
@@ -68,15 +85,17 @@ class TableFile:
     def __init__(self, path: Path, missing: Sequence[str] = ()) -> None:
         self.path, self.missing = path, (*MISSING, *missing)
         self.count: int | None = None
-        kind = suffix(path)
-        readers: Any = {"csv": _Csv, "parquet": _Parquet, "npy": _Matrix}
+        self.files, kind = [path], suffix(path)
         if path.is_dir():
-            kind = "parquet"
+            every = sorted(path.rglob("[!._]*"))
+            self.files = [each for each in every if each.is_file()]
+            kind = "csv" if "csv" in map(suffix, self.files) else "parquet"
         elif not path.is_file():
             raise CommandError(Code.DATA, f"Expected {path} to be a file or a folder; got neither")
         if kind is None:
-            words = "to end in .csv, .tsv, .txt, .parquet or .npy, or to be a folder of .parquet"
+            words = "to end in .csv, .tsv, .txt, .parquet or .npy, or to be a folder of such files"
             raise CommandError(Code.DATA, f"Expected {path} {words}")
+        readers: Any = {"csv": _Csv, "parquet": _Parquet, "npy": _Matrix}
         with errors_of(Code.DATA, str(path)):
             self._reader = readers[kind](self)
         self.text = kind == "csv"
@@ -143,95 +162,110 @@ def suffix(path: Path) -> str | None:
     return ends.get(Path(name).suffix)
 
 
-class _Csv:
-    """A file of text: its delimiter is what parts its header most often."""
+class _Files:
+    """A file, or all of a folder, whose folders' names may say further columns (year=2024)."""
 
-    def __init__(self, file: TableFile) -> None:
-        self.file = file
-        with pa.input_stream(str(file.path), compression="detect") as stream:
-            raw = stream.read(_BLOCK)
-        expect(
-            b"\0" not in raw, str(file.path), "to be text in UTF-8", "bytes of zero, as in UTF-16"
-        )
-        start = raw.decode("utf-8-sig", errors="replace")
-        line = next(iter(io.StringIO(start)), "")
-        expect(bool(line.strip()), str(file.path), "to begin with the names of columns", "nothing")
-        self.delimiter = max(",;\t|", key=line.count)
-        self.names = next(csv.reader(io.StringIO(start), delimiter=self.delimiter))
-        _check_names(self.names, str(file.path))
-
-    def batches(self) -> Iterator[tuple[pa.RecordBatch, str, int]]:
-        wrong: list[Any] = []
-
-        def note(row: Any) -> str:
-            wrong.append(row)
-            return "error"
-
-        path, start, last = str(self.file.path), 0, None
-        options: dict[str, Any] = {
-            "read_options": pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK),
-            # Of one column, an empty line is a missing value.
-            "parse_options": pa.csv.ParseOptions(
-                delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=note,
-                ignore_empty_lines=len(self.names) > 1,
-            ),
-            "convert_options": pa.csv.ConvertOptions(
-                column_types={name: pa.string() for name in self.names},
-                strings_can_be_null=True, null_values=self.file.missing,
-            ),
-        }  # fmt: skip
-        try:
-            with pa.input_stream(path, compression="detect") as stream:
-                for batch in pa.csv.open_csv(stream, **options):
-                    if batch.num_rows:
-                        last = batch.slice(batch.num_rows - 1)
-                    yield batch, path, start
-                    start += batch.num_rows
-            if last is not None and any("\n" in (c[0].as_py() or "") for c in last.columns):
-                self._expect_quotes_closed(start)
-        except pa.ArrowInvalid as error:
-            if not wrong:
-                raise
-            [row] = wrong[:1]
-            text = row.text if len(row.text) < 60 else f"{row.text[:60]}..."
-            words = f"to have {row.expected_columns} cells in every row"
-            got = f"{row.actual_columns} in row {row.number - 1}: {text!r}"
-            raise ValueError(f"Expected {path} {words}; got {got}") from error
-
-    def _expect_quotes_closed(self, row: int) -> None:
-        """Refuse a file whose last cell begins with a quote that no other ends."""
-        quotes = 0
-        with pa.input_stream(str(self.file.path), compression="detect") as stream:
-            while block := stream.read(_BLOCK):
-                quotes += block.count(b'"')
-        path = str(self.file.path)
-        expect(quotes % 2 == 0, path, "to close every quote", f"one of row {row} that is open")
-
-
-class _Parquet:
-    """A Parquet file, or all of a folder, whose names may say further columns (year=2024)."""
-
-    def __init__(self, file: TableFile) -> None:
+    def __init__(self, path: Path, form: Any) -> None:
+        # One file of text has the columns of its header, whatever its folder is called.
+        partitioning = "hive" if path.is_dir() or form == "parquet" else None
         self.data: Any = pa.dataset.dataset(
-            str(file.path), format="parquet", partitioning="hive", exclude_invalid_files=False
+            str(path), format=form, partitioning=partitioning, exclude_invalid_files=False
         )
         self.fragments = list(self.data.get_fragments())
-        expect(bool(self.fragments), str(file.path), "to hold files of Parquet", "none")
-        file.count = sum(fragment.count_rows() for fragment in self.fragments)
+
+    def names(self, fragment: Any) -> list[str]:
+        names: list[str] = fragment.physical_schema.names
+        return names
+
+    def read(self, fragment: Any) -> Iterator[pa.RecordBatch]:
+        options = {"batch_size": ROWS, "batch_readahead": 2, "use_threads": False}
+        yield from fragment.to_batches(schema=self.data.schema, **options)
 
     def batches(self) -> Iterator[tuple[pa.RecordBatch, str, int]]:
         first = self.fragments[0]
         for fragment in self.fragments:
-            names = [set(each.physical_schema.names) for each in (first, fragment)]
-            strange = ", ".join(sorted(names[0] ^ names[1]))
-            words = f"to have the columns of {first.path}"
-            expect(not strange, fragment.path, words, f"others: {strange}")
-            start = 0
-            for batch in fragment.to_batches(
-                schema=self.data.schema, batch_size=ROWS, batch_readahead=2, use_threads=False
-            ):
-                yield batch, fragment.path, start
-                start += batch.num_rows
+            with errors_of(Code.DATA, fragment.path):
+                strange = ", ".join(sorted({*self.names(first)} ^ {*self.names(fragment)}))
+                words = f"to have the columns of {first.path}"
+                expect(not strange, fragment.path, words, f"others: {strange}")
+                start = 0
+                for batch in self.read(fragment):
+                    yield batch, fragment.path, start
+                    start += batch.num_rows
+
+
+class _Parquet(_Files):
+    def __init__(self, file: TableFile) -> None:
+        super().__init__(file.path, "parquet")
+        expect(bool(self.fragments), str(file.path), "to hold files of Parquet or CSV", "none")
+        file.count = sum(fragment.count_rows() for fragment in self.fragments)
+
+
+class _Csv(_Files):
+    """Files of text: their delimiter is what parts the first header most often."""
+
+    def __init__(self, file: TableFile) -> None:
+        strange = [str(each) for each in file.files if suffix(each) != "csv"]
+        expect(not strange, str(file.path), "to hold files of one kind", f"CSV and {strange[:1]}")
+        self.delimiter, names = _header(str(file.files[0]))
+        self.wrong: list[Any] = []
+        super().__init__(file.path, pa.dataset.CsvFileFormat(
+            # Of one column, an empty line is a missing value.
+            pa.csv.ParseOptions(
+                delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=self._note,
+                ignore_empty_lines=len(names) > 1,
+            ),
+            pa.dataset.CsvFragmentScanOptions(
+                pa.csv.ConvertOptions(
+                    column_types={name: pa.string() for name in names},
+                    strings_can_be_null=True, null_values=file.missing,
+                ),
+                pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK),
+            ),
+        ))  # fmt: skip
+
+    def _note(self, row: Any) -> str:
+        self.wrong.append(row)
+        return "skip"  # until the rows before it are read
+
+    def names(self, fragment: Any) -> list[str]:
+        return _header(fragment.path, self.delimiter)[1]
+
+    def read(self, fragment: Any) -> Iterator[pa.RecordBatch]:
+        self.wrong.clear()
+        rows, last = 0, None
+        for batch in super().read(fragment):
+            self._expect_cells(fragment.path)
+            rows += batch.num_rows
+            last = batch.slice(batch.num_rows - 1) if batch.num_rows else last
+            yield batch
+        self._expect_cells(fragment.path)
+        if last is not None and any("\n" in str(c[0]) for c in last.columns):
+            # Where a quote is open, the last cell is all that follows it.
+            with pa.input_stream(fragment.path, compression="detect") as stream:
+                quotes = sum(block.count(b'"') for block in iter(lambda: stream.read(_BLOCK), b""))
+            got = f"one of row {rows} that is open"
+            expect(quotes % 2 == 0, fragment.path, "to close every quote", got)
+
+    def _expect_cells(self, path: str) -> None:
+        for row in self.wrong:
+            text = row.text if len(row.text) < 60 else f"{row.text[:60]}..."
+            got = f"{row.actual_columns} in row {row.number - 1}: {text!r}"
+            expect(False, path, f"to have {row.expected_columns} cells in every row", got)
+
+
+def _header(path: str, delimiter: str = "") -> tuple[str, list[str]]:
+    """Return the delimiter of a file of text, unless it is given, and the names of its columns."""
+    with pa.input_stream(path, compression="detect") as stream:
+        raw = stream.read(_BLOCK)
+    expect(b"\0" not in raw, path, "to be text in UTF-8", "bytes of zero, as in UTF-16")
+    start = raw.decode("utf-8-sig", errors="replace")
+    line = next(iter(io.StringIO(start)), "")
+    expect(bool(line.strip()), path, "to begin with the names of columns", "nothing")
+    delimiter = delimiter or max(",;\t|", key=line.count)
+    names = next(csv.reader(io.StringIO(start), delimiter=delimiter))
+    _check_names(names, path)
+    return delimiter, names
 
 
 class _Matrix:
@@ -272,15 +306,10 @@ def typed(piece: Piece, holds: Mapping[str, str]) -> Piece:
     rows = piece.rows
     for i, name in enumerate(rows.column_names):
         kind = holds.get(name, "text")
-        if kind == "text":
-            continue
-        column = _as(rows[name], kind)
-        if column is None:
-            k = next(
-                k for k, value in enumerate(rows[name]) if _as(pa.array([value]), kind) is None
-            )
-            _refuse(piece, name, {"bool": "true or false", "date": "dates"}.get(kind, "numbers"), k)
-        rows = rows.set_column(i, name, column)
+        if kind != "text":
+            if (column := _as(rows[name], kind)) is None:
+                raise _unlike(piece, name, kind)
+            rows = rows.set_column(i, name, column)
     return piece._replace(rows=rows)
 
 
@@ -288,25 +317,29 @@ def inferred(piece: Piece, said: Mapping[str, Any]) -> Piece:
     """Return rows of text as numbers, truth values or dates, where all of a column are.
 
     Raises:
-        CommandError: for a column nearly all of whose values are numbers, unless it is said what
-            it is; naming file, row and column.
+        CommandError: for a column that is said to hold numbers or dates and has other text, and
+            for one nearly all of whose values are numbers, unless it is said what it is; naming
+            file, row and column.
     """
     rows = piece.rows
     for i, name in enumerate(rows.column_names):
         column = rows[name].cast(pa.string())
-        each = (
-            found for kind in ("int", "bool", "date") if (found := _as(column, kind)) is not None
-        )
+        what = said.get(name)
+        what = what[0] if isinstance(what, tuple) else what
+        kinds = _READ_AS.get(what, ("int",))
+        each = (found for kind in kinds if (found := _as(column, kind)) is not None)
         found = next(each, column)
-        if found is column and name not in said and len(column.drop_null()):
+        if found is column and len(column.drop_null()):
             numbers = pc.match_substring_regex(column, _NUMBER)
-            if pc.mean(pc.cast(numbers, pa.float64())).as_py() > _MOSTLY:
-                k = pc.index(numbers, False).as_py()
+            mostly = pc.mean(pc.cast(numbers, pa.float64())).as_py() > _MOSTLY
+            if len(kinds) == 1 or (what is None and mostly):
+                why = "numbers in nearly all others" if what is None else f"--columns {name}={what}"
+                why += ", for dates such as 2024-05-31" if what == "date" else ""
                 advice = (
-                    f", and numbers in nearly all others. Mend it, or say --missing for what "
-                    f"stands for a missing value, or --columns {name}=category"
+                    "Mend it, or say --missing for what stands for a missing value, or --columns"
                 )
-                _refuse(piece, name, "numbers", k, advice)
+                advice = f", and {why}. {advice} {name}=category"
+                raise _unlike(piece, name, kinds[0], advice)
         rows = rows.set_column(i, name, found)
     return piece._replace(rows=rows)
 
@@ -314,32 +347,24 @@ def inferred(piece: Piece, said: Mapping[str, Any]) -> Piece:
 def _as(column: Any, kind: str) -> Any:
     """Return a column of text as numbers, truth values or dates; None where it is not."""
     column = pc.utf8_trim_whitespace(column.cast(pa.string()))
-    dates = [pa.timestamp("us"), pa.timestamp("us", "UTC")]
-    types = {"bool": [pa.bool_()], "date": dates, "duration": []}
-    if (
-        kind == "bool"
-        and not pc.all(pc.match_substring_regex(column, r"(?i)^(true|false)$")).as_py()
-    ):
-        return column.cast(pa.bool_()) if column.null_count == len(column) else None
+    if kind == "bool" and not pc.all(pc.match_substring_regex(column, _TRUTH), min_count=0).as_py():
+        return None
     if kind in ("int", "float"):
         column = pc.replace_substring_regex(column, r"^\+", "")
-    for type_ in types.get(kind, [pa.int64(), pa.float64()]):
-        if (found := _cast(column, type_)) is not None:
-            return found
+    for type_ in _TYPES.get(kind, (pa.int64(), pa.float64())):
+        with suppress(pa.ArrowInvalid):
+            return column.cast(type_)
     return None
 
 
-def _cast(column: Any, kind: Any) -> Any:
-    try:
-        return column.cast(kind)
-    except pa.ArrowInvalid:
-        return None
-
-
-def _refuse(piece: Piece, name: str, expected: str, row: int, advice: str = "") -> None:
-    value = piece.rows[name][row].as_py()
-    raise CommandError(
+def _unlike(piece: Piece, name: str, kind: str, advice: str = "") -> CommandError:
+    """Return the error of a column's first value that is not of a kind."""
+    column = piece.rows[name]
+    prefixes = range(1, len(column) + 1)
+    row = bisect_left(prefixes, True, key=lambda rows: _as(column.slice(0, rows), kind) is None)
+    wanted = {"bool": "true or false", "date": "dates"}.get(kind, "numbers")
+    return CommandError(
         Code.DATA,
-        f"Expected column {name!r} of {piece.file} to hold {expected}; got {value!r} in row "
-        f"{piece.numbers[row]}{advice}",
+        f"Expected column {name!r} of {piece.file} to hold {wanted}; got {column[row].as_py()!r} "
+        f"in row {piece.numbers[row]}{advice}",
     )

@@ -251,7 +251,10 @@ def _said(name: str, values: Values, said: Any) -> Column | str:
     fits = values.holds == "date" if kind == "date" else values.holds not in ("text", "bool")
     dates = "dates, in a file as 2024-05-31, elsewhere as pandas.to_datetime makes them of text"
     wanted = dates if kind == "date" else "numbers"
-    expect_type(fits, f"column {name!r} ({kind})", f"to hold {wanted}", values.holds)
+    if not fits:
+        row = int(values.missing.argmin())
+        got = f"{values.array[row]} in row {row}"
+        raise TypeError(f"Expected column {name!r} ({kind}) to hold {wanted}; got {got}")
     given = [real_number(end, f"columns[{name!r}]") for end in ends]
     if kind == "bounded" and given:
         words = "to have low below high"

@@ -9,6 +9,7 @@ import random
 import re
 import resource
 import shlex
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -64,8 +65,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(TABLE, place / "good.parquet")
     parts = place / "parts" / "year=2024"
     parts.mkdir(parents=True)
+    texts = place / "texts" / "year=2024"
+    texts.mkdir(parents=True)
+    header, *lines = text.splitlines(keepends=True)
     for i in range(3):
         pq.write_table(TABLE.slice(20 * i, 20), parts / f"{i}.parquet")
+        some = "".join([header, *lines[20 * i : 20 * i + 20]]).encode()
+        (texts / f"{i}.csv").write_bytes(some)
     np.save(place / "good.npy", RNG.normal(size=(N, 2)))
     torch.manual_seed(0)
     done("fit", place / "good.csv", "-o", place / "table.safetensors", *FIT)
@@ -97,6 +103,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mixed.mkdir()
     pq.write_table(TABLE, mixed / "a.parquet")
     pq.write_table(TABLE.drop_columns(["kind"]), mixed / "b.parquet")
+    for name in ("torn", "text", "other", "empty", "utf16"):
+        texts = place / (f"{name} folder" + " of text" * (name == "empty"))
+        texts.mkdir()
+        (texts / "a.csv").write_text(text)
+        (texts / "b.csv").write_bytes((place / f"{name}.csv").read_bytes())
+    shutil.copytree(place / "text folder", place / "kinds folder")
+    pq.write_table(TABLE, place / "kinds folder" / "c.parquet")
     return place
 
 
@@ -169,7 +182,26 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "torn archive": (("fit", "short.csv.gz", "-o", "m"), 3, "short.csv.gz"),
     "a vector": (("fit", "vector.npy", "-o", "m"), 3, "a matrix of numbers; got float64 of shape"),
     "infinite matrix": (("fit", "infinite.npy", "-o", "m"), 3, "finite; got inf in row 2"),
-    "an empty folder": (("fit", "empty folder", "-o", "m"), 3, "to hold files of Parquet"),
+    "an empty folder": (("fit", "empty folder", "-o", "m"), 3, "to hold files of Parquet or CSV"),
+    "a folder with a torn file": (
+        ("fit", "torn folder", "-o", "m"), 3, "b.csv to have 5 cells in every row; got 4 in"),
+    "a folder with text": (("fit", "text folder", "-o", "m"), 3, "in row 4 of text folder/b.csv"),
+    "scored text of a folder": (("score", T, "text folder"), 3, "'size' of text folder/b.csv to"),
+    "a folder with others": (("fit", "other folder", "-o", "m"), 3, "other folder/b.csv to have"),
+    "a folder with nothing": (("fit", "empty folder of text", "-o", "m"), 3, "b.csv to begin with"),
+    "a folder of bytes": (("fit", "utf16 folder", "-o", "m"), 3, "b.csv to be text in UTF-8"),
+    "a folder of two kinds": (("fit", "kinds folder", "-o", "m"), 3, "c.parquet"),
+    "no dates": (
+        ("fit", "date.csv", "-o", "m", "--columns", "day=date"), 3,
+        "dates; got '2024-13-45' in row 4, and --columns day=date, for dates such as 2024-05-31",
+    ),
+    "numbers for dates": (
+        ("fit", "good.parquet", "-o", "m", "--columns", "count=date"), 3,
+        "makes them of text; got 28.0 in row 1",
+    ),
+    "text for numbers": (
+        ("fit", "good.csv", "-o", "m", "--columns", "kind=real"), 3, "got 'a, b' in row 2, and",
+    ),
     "unlike files": (("fit", "mixed folder", "-o", "m"), 3, "got others: kind"),
     "huge values": (("fit", "far.csv", "-o", "m"), 3, "at most 1e+100 in size; got 1e+300 in row"),
     "more than a float": (("fit", "overflow.csv", "-o", "m"), 3, "finite; got inf in row 61"),
@@ -287,15 +319,15 @@ def test_a_full_disk_leaves_what_was_there(what: str, folder: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == [place]
 
 
-@pytest.mark.parametrize("name", ["good.csv", "good.csv.gz", "good.parquet", "parts"])
+@pytest.mark.parametrize("name", ["good.csv", "good.csv.gz", "good.parquet", "parts", "texts"])
 def test_formats_agree(name: str, folder: Path, tmp_path: Path) -> None:
     model = folder / T
-    if name == "parts":  # the folder's name is a column
+    if name in ("parts", "texts"):  # the folder's name is a column
         model = tmp_path / "m"
         done("fit", folder / name, "-o", model, *FIT)
         assert "year" in done("info", model)
     loaded = mf.load(model, dtype=torch.float64)
-    rows = TABLE if name != "parts" else TABLE.append_column("year", pa.array([2024] * N))
+    rows = TABLE if name.startswith("good") else TABLE.append_column("year", pa.array([2024] * N))
     done("score", model, folder / name, "--by-column", "-o", tmp_path / "scores.parquet")
     scores = pq.read_table(tmp_path / "scores.parquet")
     close = np.testing.assert_allclose  # other sums, as the files are scored one by one
