@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from math import sqrt
 from typing import Any
 
@@ -63,70 +64,39 @@ class LibraryMap(Bijection):
         return None if self.spline is None else self.spline.kernel()
 
 
-def spline(
-    layer: Any,
-    function: Callable[..., tuple[Tensor, Tensor]],
-    split: Callable[[Tensor], dict[str, Tensor]],
-    constants: tuple[str, ...] = (),
-    compiled: SplineForm | None = None,
-) -> LibraryMap:
-    """Return a spline of nflows or normflows, by the library's own function.
+def spline(layer: Any, compiled: SplineForm | None = None) -> LibraryMap:
+    """Return a spline of nflows or normflows, by the layer's own function of one feature.
 
     Args:
         layer: the transform.
-        function: the library's function.
-        split: from the parameters (..., K) of a feature to the function's arguments.
-        constants: further arguments, which are attributes of the layer.
         compiled: the same spline for the compiled inverse.
     """
-    fixed = {name: getattr(layer, name) for name in constants}
-    if getattr(layer, "tails", None) is not None:
-        fixed |= {"tails": layer.tails, "tail_bound": layer.tail_bound}
+    single, outputs = copy(layer), layer._output_dim_multiplier()
+    single.features = 1
 
     def apply(values: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        return function(inputs=values, inverse=inverse, **split(parameters), **fixed)
+        rows = parameters.reshape(-1, outputs).clone()  # which the layer divides in place
+        result, log_derivative = single._elementwise(values.reshape(-1, 1), rows, inverse)
+        return result.reshape(values.shape), log_derivative.reshape(values.shape)
 
-    return LibraryMap(layer._output_dim_multiplier(), apply, compiled)
-
-
-def shrinkage(layer: Any) -> float:
-    """Return what nflows and normflows divide widths (and heights) by."""
-    width = getattr(layer.autoregressive_net, "hidden_features", None)
-    return 1.0 if width is None else sqrt(width)
+    return LibraryMap(outputs, apply, compiled)
 
 
-def rational_quadratic(layer: Any, splines: Any) -> LibraryMap:
-    """Return the rational-quadratic spline of nflows or normflows.
-
-    Args:
-        layer: the transform.
-        splines: the library's module of them.
-    """
-    bins, by = layer.num_bins, shrinkage(layer)
-
-    def split(parameters: Tensor) -> dict[str, Tensor]:
-        return {
-            "unnormalized_widths": parameters[..., :bins] / by,
-            "unnormalized_heights": parameters[..., bins : 2 * bins] / by,
-            "unnormalized_derivatives": parameters[..., 2 * bins :],
-        }
-
-    function = (
-        splines.rational_quadratic_spline
-        if layer.tails is None
-        else splines.unconstrained_rational_quadratic_spline
+def rational_quadratic(layer: Any) -> LibraryMap:
+    """Return the rational-quadratic spline of nflows or normflows, for the compiled inverse too."""
+    tails, bound = layer.tails is not None, float(layer.tail_bound)
+    hidden = getattr(layer.autoregressive_net, "hidden_features", None)
+    return spline(
+        layer,
+        SplineForm(
+            bins=layer.num_bins,
+            left=-bound if tails else 0.0,
+            width=2 * bound if tails else 1.0,
+            tails=tails,
+            divisor=1.0 if hidden is None else sqrt(hidden),
+            min_width=layer.min_bin_width,
+            min_height=layer.min_bin_height,
+            min_derivative=layer.min_derivative,
+            edges=EDGES[{None: "given", "linear": "fixed", "circular": "circular"}[layer.tails]],
+        ),
     )
-    bound = float(layer.tail_bound)
-    compiled = SplineForm(
-        bins=bins,
-        left=0.0 if layer.tails is None else -bound,
-        width=1.0 if layer.tails is None else 2 * bound,
-        tails=layer.tails is not None,
-        divisor=by,
-        min_width=layer.min_bin_width,
-        min_height=layer.min_bin_height,
-        min_derivative=layer.min_derivative,
-        edges=EDGES[{None: "given", "linear": "fixed", "circular": "circular"}[layer.tails]],
-    )
-    names = ("min_bin_width", "min_bin_height", "min_derivative")
-    return spline(layer, function, split, names, compiled)

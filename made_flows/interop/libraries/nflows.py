@@ -12,7 +12,6 @@ from nflows.nn.nde import made as nde
 from nflows.transforms import autoregressive as theirs
 from nflows.transforms import made
 from nflows.transforms.base import CompositeTransform
-from nflows.transforms.splines import cubic, linear, quadratic, rational_quadratic
 from nflows.utils.torchutils import merge_leading_dims, repeat_rows, split_leading_dim
 from torch import Tensor
 
@@ -166,53 +165,15 @@ def _affine(layer: Any) -> Bijection:
     return maps.ScaleFirst(ScaleRule("softplus", offset=0.0, floor=layer._epsilon))
 
 
-def _rational_quadratic(layer: Any) -> Bijection:
-    return maps.rational_quadratic(layer, rational_quadratic)
-
-
-def _quadratic(layer: Any) -> Bijection:
-    bins, by = layer.num_bins, maps.shrinkage(layer)
-
-    def split(parameters: Tensor) -> dict[str, Tensor]:
-        return {
-            "unnormalized_widths": parameters[..., :bins] / by,
-            "unnormalized_heights": parameters[..., bins:],
-        }
-
-    function = (
-        quadratic.quadratic_spline
-        if layer.tails is None
-        else quadratic.unconstrained_quadratic_spline
-    )
-    return maps.spline(layer, function, split, ("min_bin_width", "min_bin_height"))
-
-
-def _cubic(layer: Any) -> Bijection:
-    bins, by = layer.num_bins, maps.shrinkage(layer)
-
-    def split(parameters: Tensor) -> dict[str, Tensor]:
-        return {
-            "unnormalized_widths": parameters[..., :bins] / by,
-            "unnormalized_heights": parameters[..., bins : 2 * bins] / by,
-            "unnorm_derivatives_left": parameters[..., -2:-1],
-            "unnorm_derivatives_right": parameters[..., -1:],
-        }
-
-    return maps.spline(layer, cubic.cubic_spline, split)
-
-
-def _linear(layer: Any) -> Bijection:
-    return maps.spline(layer, linear.linear_spline, lambda p: {"unnormalized_pdf": p})
-
-
+_ELEMENTWISE = ("_elementwise",)
 _KINDS: dict[Any, tuple[tuple[str, ...], Callable[[Any], Bijection]]] = {
     theirs.MaskedAffineAutoregressiveTransform: (("_unconstrained_scale_and_shift",), _affine),
     theirs.MaskedPiecewiseRationalQuadraticAutoregressiveTransform: (
-        ("_elementwise",),
-        _rational_quadratic,
+        _ELEMENTWISE,
+        maps.rational_quadratic,
     ),
-    theirs.MaskedPiecewiseQuadraticAutoregressiveTransform: (("_elementwise",), _quadratic),
-    theirs.MaskedPiecewiseCubicAutoregressiveTransform: (("_elementwise",), _cubic),
-    theirs.MaskedPiecewiseLinearAutoregressiveTransform: (("_elementwise",), _linear),
+    theirs.MaskedPiecewiseQuadraticAutoregressiveTransform: (_ELEMENTWISE, maps.spline),
+    theirs.MaskedPiecewiseCubicAutoregressiveTransform: (_ELEMENTWISE, maps.spline),
+    theirs.MaskedPiecewiseLinearAutoregressiveTransform: (_ELEMENTWISE, maps.spline),
 }
 """Of every class of transforms: the methods that make its map, and the map."""

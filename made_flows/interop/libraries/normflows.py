@@ -9,7 +9,6 @@ from normflows.flows.neural_spline.autoregressive import (
     MaskedPiecewiseRationalQuadraticAutoregressive as Spline,
 )
 from normflows.nets import made
-from normflows.utils import splines
 from torch import Tensor
 
 from made_flows.interop import bijections as maps
@@ -41,7 +40,7 @@ class FastInverse(mades.FastInverse):
             mades.expect_known(layer, Spline, ("_elementwise",))
             if isinstance(layer.tails, list | tuple) or isinstance(layer.tail_bound, Tensor):
                 raise NotUnderstoodError("its features differ in their tails or bounds")
-            bijection = maps.rational_quadratic(layer, splines)
+            bijection = maps.rational_quadratic(layer)
         else:
             raise NotUnderstoodError(
                 f"the elementwise map of a {type(layer).__name__} is not known"
