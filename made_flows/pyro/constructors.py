@@ -40,13 +40,9 @@ def affine_autoregressive(
     """
     input_dim = positive_integer(input_dim, "input_dim")
     hidden_dims = [3 * input_dim + 1] if hidden_dims is None else hidden_dims
+    network = AutoRegressiveNN(input_dim, hidden_dims)
     return AffineAutoregressive(
-        AutoRegressiveNN(input_dim, hidden_dims),
-        log_scale_min_clip,
-        log_scale_max_clip,
-        sigmoid_bias,
-        stable,
-        scale=scale,
+        network, log_scale_min_clip, log_scale_max_clip, sigmoid_bias, stable, scale=scale
     )
 
 
@@ -135,12 +131,9 @@ def conditional_spline_autoregressive(
     input_dim = positive_integer(input_dim, "input_dim")
     context_dim = positive_integer(context_dim, "context_dim")
     hidden_dims = [10 * input_dim] * 2 if hidden_dims is None else hidden_dims
-    network = ConditionalAutoRegressiveNN(
-        input_dim, context_dim, hidden_dims, _param_dims(count_bins, order)
-    )
-    return ConditionalSplineAutoregressive(
-        input_dim, network, count_bins=count_bins, bound=bound, order=order
-    )
+    param_dims = _param_dims(count_bins, order)
+    network = ConditionalAutoRegressiveNN(input_dim, context_dim, hidden_dims, param_dims)
+    return ConditionalSplineAutoregressive(input_dim, network, count_bins, bound, order)
 
 
 def _param_dims(count_bins: int, order: str) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
@@ -49,9 +50,8 @@ class PyroShapes(nn.Module):
         self.count_params = len(self.param_dims)
         self.output_multiplier = sum(self.param_dims)
         self.all_ones = set(self.param_dims) == {1}
-        ends = [sum(self.param_dims[: i + 1]) for i in range(self.count_params)]
-        starts = [end - size for end, size in zip(ends, self.param_dims, strict=True)]
-        self.param_slices = [slice(s, e) for s, e in zip(starts, ends, strict=True)]
+        ends = pairwise([0, *accumulate(self.param_dims)])
+        self.param_slices = [slice(start, end) for start, end in ends]
 
     @property
     def features(self) -> int:
@@ -200,15 +200,11 @@ class ConditionalAutoRegressiveNN(PyroShapes):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Any:
         """Return parameters in Pyro's shapes, from x (..., D) and context (..., C)."""
-        output = self._output(x, context)
-        shape = (*output.shape[:-1], self.output_multiplier, self.input_dim)
-        return self.shaped(output.view(shape))
+        return self.shaped(self._output(x, context))
 
     def evaluate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return parameters (..., D, K), as the library's transforms read them."""
-        output = self._output(x, context)
-        shape = (*output.shape[:-1], self.output_multiplier, self.input_dim)
-        return output.view(shape).transpose(-1, -2)
+        return self._output(x, context).transpose(-1, -2)
 
     def check_context(self, context: Tensor | None) -> Tensor | None:
         """Check the context against what the network was made for."""
@@ -217,12 +213,14 @@ class ConditionalAutoRegressiveNN(PyroShapes):
         )
 
     def _output(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Return parameters (..., K, D)."""
         check_event(x, "x", self.input_dim, self.dtype)
         context = self.check_context(context)
         if context is not None:
             batch = check_broadcast(x=x.shape[:-1], context=context.shape[:-1])
             x = torch.cat([context.expand(*batch, -1), x.expand(*batch, -1)], dim=-1)
-        return masked_pass(list(self.layers), self._module(), x, direct=self.skip_layer)
+        output = masked_pass(list(self.layers), self._module(), x, direct=self.skip_layer)
+        return output.view(*output.shape[:-1], self.output_multiplier, self.input_dim)
 
     def _module(self) -> nn.Module:
         """Return the activation as the library's own kind of module."""

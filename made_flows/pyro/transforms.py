@@ -17,6 +17,7 @@ from made_flows._checks import (
     real_number,
     shown,
 )
+from made_flows._registry import own_arguments
 from made_flows._torch import has_concrete_values
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.libraries.pyro import PyroSpline, conditioner_of
@@ -152,13 +153,12 @@ class AffineAutoregressive(_Autoregressive):
             rule = ScaleRule("sigmoid", offset=self.sigmoid_bias, floor=0.0)
             self.bijection = GatedAffine(rule)
         elif scale is None:
+            low, high = self.log_scale_min_clip, self.log_scale_max_clip
+            words = "to be below log_scale_max_clip"
             expect(
-                self.log_scale_min_clip < self.log_scale_max_clip,
-                "log_scale_min_clip",
-                "to be below log_scale_max_clip",
-                (log_scale_min_clip, log_scale_max_clip),
+                low < high, "log_scale_min_clip", words, (log_scale_min_clip, log_scale_max_clip)
             )
-            self.bijection = Affine(ClippedScale(self.log_scale_min_clip, self.log_scale_max_clip))
+            self.bijection = Affine(ClippedScale(low, high))
         else:
             self.bijection = Affine(make_scale_rule(scale))
         self._check_network()
@@ -295,11 +295,11 @@ class _Conditional(FastLayer, ConditionalTransformModule):
     def _transform(self, network: Any) -> _Autoregressive:
         raise NotImplementedError
 
-    def _conditioned(self, context: Tensor) -> _Autoregressive:
-        """Return the transform under a context, which shares what is known of the network."""
+    def condition(self, context: Tensor) -> _Autoregressive:
+        """Return the transform under a context (..., C), with the network among its parameters."""
         transform = self._transform(ConditionedNetwork(self.nn, context))
         fast = None if torch.compiler.is_compiling() else self.made_flows_current()
-        if fast is not None:
+        if fast is not None:  # what is known of the network
             transform.made_flows_keep(Fast(fast.conditioner, transform.bijection, fast.net))
         return transform
 
@@ -344,21 +344,10 @@ class ConditionalAffineAutoregressive(_Conditional):
         *,
         scale: str | ScaleRule | None = None,
     ) -> None:
-        super().__init__(
-            autoregressive_nn,
-            log_scale_min_clip=log_scale_min_clip,
-            log_scale_max_clip=log_scale_max_clip,
-            sigmoid_bias=sigmoid_bias,
-            stable=stable,
-            scale=scale,
-        )
+        super().__init__(**own_arguments(locals()))
 
     def _transform(self, network: Any) -> AffineAutoregressive:
         return AffineAutoregressive(network, **self.kwargs)
-
-    def condition(self, context: Tensor) -> AffineAutoregressive:
-        """Return the transform under a context (..., C), with the network among its parameters."""
-        return cast(AffineAutoregressive, self._conditioned(context))
 
 
 class ConditionalSplineAutoregressive(_Conditional):
@@ -396,7 +385,3 @@ class ConditionalSplineAutoregressive(_Conditional):
 
     def _transform(self, network: Any) -> SplineAutoregressive:
         return SplineAutoregressive(cast(int, self.input_dim), network, **self.kwargs)
-
-    def condition(self, context: Tensor) -> SplineAutoregressive:
-        """Return the transform under a context (..., C), with the network among its parameters."""
-        return cast(SplineAutoregressive, self._conditioned(context))
