@@ -11,7 +11,7 @@ from torch import nn
 from made_flows._checks import expect, non_negative_integer
 from made_flows.nn.linear import MaskedLinear
 from made_flows.plotting._figures import figure_of
-from made_flows.plotting._masks import first_made, sequential
+from made_flows.plotting._masks import first_made, sequential, unit_degrees
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,9 +42,7 @@ def connections(model: nn.Module, feature: int | None = None) -> Figure:
     if feature is not None:
         feature = non_negative_integer(feature, "feature")
         expect(feature < made.features, "feature", f"to be one of 0..{made.features - 1}", feature)
-    ranks = made.ranks.cpu()
-    degrees = [ranks[made.input_features.cpu()], *(d.cpu() for d in made.degrees)]
-    degrees.append(ranks[made.output_features.cpu()])
+    degrees = unit_degrees(made)
     masks = [cast(MaskedLinear, layer).mask.cpu().bool().numpy() for layer in made.layers]
     followed: list[NDArray[np.bool_]] = [np.ones(len(units), bool) for units in degrees]
     if feature is not None:

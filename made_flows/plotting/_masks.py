@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from made_flows._checks import expect_type
@@ -38,17 +37,31 @@ def masks(model: nn.Module) -> Figure:
         ['hidden 1', 'hidden 2', 'output', 'all together']
     """
     made = first_made(model)
-    panels = _mask_panels(made)
+    hidden = [f"hidden {i}" for i in range(1, len(made.degrees) + 1)]
+    names = ["inputs, by rank", *(f"units of {name}, by degree" for name in hidden)]
+    names += ["outputs, by rank", "features, by rank"]
+    degrees = [*unit_degrees(made), made.ranks.cpu()]
+    layers = zip([*hidden, "output"], made.layers, strict=True)
+    # Titles, which units read, which units are read, and the mask.
+    panels = [
+        (title, i + 1, i, cast(MaskedLinear, each).mask) for i, (title, each) in enumerate(layers)
+    ]
+    if made.direct is not None:
+        panels.append(("direct", len(hidden) + 1, 0, made.direct.mask))
+    panels.append(("all together", -1, -1, made.reach()))
     figure = figure_of(2.5 * len(panels) + 0.3, 2.8)
     colours = sequential()
-    for ax, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        readers = np.broadcast_to(panel.degrees[:, None], panel.mask.shape)
-        image = np.ma.masked_array(readers, ~panel.mask)
+    every = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (title, row, column, mask) in zip(every, panels, strict=True):
+        readers, by_column = degrees[row].sort(stable=True), degrees[column].argsort(stable=True)
+        connected = mask.cpu().bool()[readers.indices][:, by_column].numpy()
+        image = np.broadcast_to(readers.values.numpy()[:, None], connected.shape)
+        image = np.ma.masked_array(image, ~connected)
         ax.imshow(image, cmap=colours, vmin=0, vmax=made.features, aspect="auto")
-        ax.set_title(panel.title, fontsize=10)
-        ax.set_xlabel(panel.columns, fontsize=8.5)
-        ax.set_ylabel(panel.rows, fontsize=8.5)
-        _cells(ax, *panel.mask.shape)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel(names[column], fontsize=8.5)
+        ax.set_ylabel(names[row], fontsize=8.5)
+        _cells(ax, *connected.shape)
     return figure
 
 
@@ -61,42 +74,10 @@ def first_made(model: nn.Module) -> MADE:
     return made
 
 
-class _Panel(NamedTuple):
-    title: str
-    rows: str
-    columns: str
-    mask: NDArray[np.bool_]
-    degrees: NDArray[np.int64]
-
-
-def _mask_panels(made: MADE) -> list[_Panel]:
-    """List a panel for every layer, for direct connections and for the network's reach."""
-    ranks = made.ranks.cpu()
-    degrees = [ranks[made.input_features.cpu()], *(d.cpu() for d in made.degrees)]
-    degrees.append(ranks[made.output_features.cpu()])
-    hidden = [f"units of hidden {i}, by degree" for i in range(1, len(made.degrees) + 1)]
-    names = ["inputs, by rank", *hidden, "outputs, by rank"]
-    titles = [f"hidden {i}" for i in range(1, len(made.degrees) + 1)] + ["output"]
-    layers = [cast(MaskedLinear, layer).mask for layer in made.layers]
-    wires = [(titles[i], i + 1, i, mask) for i, mask in enumerate(layers)]
-    if made.direct is not None:
-        wires.append(("direct", -1, 0, made.direct.mask))
-    panels = [
-        _panel(title, names[row], names[column], mask, degrees[row], degrees[column])
-        for title, row, column, mask in wires
-    ]
-    whole = _panel(
-        "all together", "features, by rank", "features, by rank", made.reach(), ranks, ranks
-    )
-    return [*panels, whole]
-
-
-def _panel(
-    title: str, rows: str, columns: str, mask: Tensor, readers: Tensor, read: Tensor
-) -> _Panel:
-    by_row, by_column = readers.argsort(stable=True), read.argsort(stable=True)
-    image = mask.cpu().bool()[by_row][:, by_column]
-    return _Panel(title, rows, columns, image.numpy(), readers[by_row].numpy())
+def unit_degrees(made: MADE) -> list[Tensor]:
+    """List the degrees of the units, from inputs to outputs, whose degree is their rank."""
+    ranks, ends = made.ranks.cpu(), (made.input_features.cpu(), made.output_features.cpu())
+    return [ranks[ends[0]], *(degrees.cpu() for degrees in made.degrees), ranks[ends[1]]]
 
 
 def sequential() -> ListedColormap:

@@ -74,7 +74,11 @@ def pair_plot(
                 ax.set_yticks([])
             else:
                 ax.set_ylim(limits[i])
-            _edge_labels(ax, names[j] if i == shown - 1 else None, names[i] if 0 == j < i else None)
+            below, left = i == shown - 1, 0 == j < i
+            ax.set_xlabel(names[j] if below else "", fontsize=9)
+            ax.set_ylabel(names[i] if left else "", fontsize=9)
+            ax.tick_params(labelbottom=below, labelleft=left)
+            tidy(ax)
     if len(sets) == 2:
         lines = [axes[0, 0].plot([], [], color=colour, lw=2)[0] for colour in (BLUE, ORANGE)]
         figure.legend(lines, labels, loc="upper right", frameon=False, fontsize=10)
@@ -123,15 +127,3 @@ def _cloud(
     levels = sorted({float(ordered[np.searchsorted(mass, m * mass[-1])]) for m in _MASSES})
     centres = (xs[1:] + xs[:-1]) / 2, (ys[1:] + ys[:-1]) / 2
     ax.contour(*centres, counts.T, levels=levels, colors=colour, linewidths=1.1)
-
-
-def _edge_labels(ax: Axes, below: str | None, left: str | None) -> None:
-    tidy(ax)
-    if below is None:
-        ax.set_xticklabels([])
-    else:
-        ax.set_xlabel(below, fontsize=9)
-    if left is None:
-        ax.set_yticklabels([])
-    else:
-        ax.set_ylabel(left, fontsize=9)
