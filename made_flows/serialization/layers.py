@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,38 +38,7 @@ def layer_arguments(layer: Any) -> dict[str, Any] | None:
 
 
 def make_layer(name: Any, arguments: Mapping[str, Any]) -> nn.Module:
-    """Return the layer of a name and arguments."""
+    """Return the layer of a name and arguments, on torch's default device."""
     expect(name in LAYERS, "a layer", "to be one of torch.nn that is known", repr(name))
+    expect("device" not in arguments, f"a layer {name}", "to name no device", "one that does")
     return LAYERS[name](**arguments)
-
-
-def layer_numbers(name: str, arguments: Mapping[str, Any]) -> int:
-    """Bound from below how many weights and buffers a layer has."""
-
-    def product(*names: str) -> int:
-        return int(math.prod(_product(arguments.get(each, 1)) for each in names))
-
-    if name.startswith("Conv"):
-        channels = product("in_channels", "out_channels") // product("groups")
-        kernel = product("kernel_size")
-        # A number stands for as many dimensions as the layer's name says.
-        several = isinstance(arguments.get("kernel_size"), int)
-        return channels * int(kernel ** (int(name[4]) if several else 1))
-    if name == "LayerNorm" or name == "RMSNorm":
-        return product("normalized_shape") * bool(arguments.get("elementwise_affine", True))
-    if name == "GroupNorm":
-        return product("num_channels") * bool(arguments.get("affine", True))
-    names = {
-        "Linear": ("in_features", "out_features"),
-        "Embedding": ("num_embeddings", "embedding_dim"),
-    }.get(name, ("num_features",) if name.startswith("BatchNorm") else ())
-    return product(*names) if names else 0
-
-
-def _product(value: Any) -> int:
-    """Multiply the numbers in a value as the encoder writes it."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list):
-        return math.prod(map(_product, value))
-    return value if isinstance(value, int) and value > 0 else 1

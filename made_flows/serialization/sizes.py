@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from made_flows._checks import expect
-from made_flows.serialization.layers import layer_numbers
+from made_flows.serialization.arguments import Decoder
 
 _FREE = 2**20
 """Numbers that may be asked for beyond what the file holds: of constants that it leaves out."""
@@ -41,10 +42,11 @@ def _numbers(value: Any, held: int) -> int:
     if not isinstance(value, dict):
         return 0
     if "class" not in value:
+        if "layer" in value:
+            with torch.device("meta"):  # where nothing is stored
+                layer: nn.Module = Decoder({}).decode(value)
+            return sum(tensor.numel() for tensor in layer.state_dict().values())
         [content] = value.values() if len(value) == 1 else [None]
-        if "layer" in value and isinstance(content, dict) and len(content) == 1:
-            [(name, of_layer)] = content.items()
-            return layer_numbers(name, of_layer) if isinstance(of_layer, dict) else 0
         items = list(content.values()) if isinstance(content, dict) and "dict" in value else content
         return _numbers(items, held)
     kind, arguments = value["class"], value.get("arguments")

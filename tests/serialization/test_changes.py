@@ -441,6 +441,8 @@ def hostile(path: Path, kind: str, arguments: str, changes: str = "[]") -> None:
 
 
 MADE_OF = '{"class": "MADE", "arguments": {"features": 100000}}'
+WIDE = '{"in_features": 100000, "out_features": 100000}'
+DEEP = '{"in_channels": 1, "out_channels": 100, "kernel_size": {"tuple": [10000, 10000]}}'
 HOSTILE = {
     "transforms": ("MAF", '"features": 1, "transforms": 1000000000'),
     "features": ("MADE", '"features": 1000000000'),
@@ -467,6 +469,8 @@ HOSTILE = {
         f'"base": {{"class": "DensityModel", "arguments": {{"made": {MADE_OF}}}}}',
     ),
     "a change": ("Affine", "", f'[["module", "", "x", {MADE_OF}]]'),
+    "a layer": ("Affine", "", f'[["module", "", "x", {{"layer": {{"Linear": {WIDE}}}}}]]'),
+    "a convolution": ("Affine", "", f'[["module", "", "x", {{"layer": {{"Conv2d": {DEEP}}}}}]]'),
 }
 
 
