@@ -16,7 +16,9 @@ from torch import Tensor
 
 from made_flows._checks import expect, expect_type, helpful, positive_integer
 from made_flows.diagnostics.pareto import pareto_smooth
-from made_flows.pyro.probe import LatentSite, Probe, probe_beyond
+from made_flows.pyro.probe import Probe, probe_beyond
+from made_flows.pyro.unseen import unseen_share
+from made_flows.pyro.whitened import LatentSite, whitened
 
 _AT_ONCE = 1000
 """Samples that are drawn together."""
@@ -38,8 +40,18 @@ holds little, whatever its shape."""
 
 _PARTS = 4
 
+_CLIMBS, _CLIMBS_ALONE = (128, 200), (8, 80)
+"""How many climbs to other modes, and their steps: together, and where points go one by one."""
+_FEW = 200
+"""Draws by which these modes are told from the guide's where points go one by one."""
+
 _SEEN = 0.3
 """Share of the way of independent draws below which chains of a probe have not been anywhere."""
+
+_OTHER_MODES = (
+    "Give every mode a guide of its own, fit_guide(guide, ..., modes=2) or more; longer training "
+    "and MCMC from these draws seldom get there."
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +71,8 @@ class Diagnosis:
         samples: the guide's draws by site, each (S, *shape of the site), constrained.
         k_hat_parts: k-hat of each quarter of the samples: how much it depends on them.
         probe: where short chains went that started at the weighted draws; None without.
+        unseen: the share of the posterior that is in a mode which no draw fell into, as climbs
+            from elsewhere found it; 0 where they found none, None without.
     """
 
     k_hat: float
@@ -73,6 +87,7 @@ class Diagnosis:
     samples: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
     k_hat_parts: tuple[float, ...] = ()
     probe: Probe | None = None
+    unseen: float | None = None
 
     @property
     def bias_bound(self) -> float:
@@ -93,12 +108,16 @@ class Diagnosis:
         reliable = max(self.k_hat, parts[len(parts) // 2]) < self.threshold
         # A shape knows no scale: where weights are nearly equal, a tail of any mean holds little.
         reliable = reliable or (share >= _EVEN and self.k_hat < 1)
-        reliable = reliable and not (self.probe is not None and self.probe.wandered)
+        reliable = reliable and not (self._wandered or self.unseen)
         if reliable and share >= _AS_DRAWN:
             return "as drawn"
         if reliable and share >= _WEIGHTED:
             return "weighted"
         return "not yet" if self.k_hat < 1 else "no"
+
+    @property
+    def _wandered(self) -> bool:
+        return self.probe is not None and self.probe.wandered
 
     @property
     def trusted(self) -> bool:
@@ -120,6 +139,9 @@ class Diagnosis:
             went = "stayed where they are" if self.probe.travelled > _SEEN else "hardly moved"
             went = "wandered off" if self.probe.wandered else went
             unseen = f"Chains from its draws {went}: {self.probe}."
+        if self.unseen is not None:
+            share = f"a mode with about {self.unseen:.0%} of the posterior"
+            unseen += f" Climbs from elsewhere found {share if self.unseen else 'no other mode'}."
         if self.grade == "as drawn":
             if self.k_hat >= self.threshold:
                 found += ", whose weights are so even that the shape of their tail matters little"
@@ -135,10 +157,12 @@ class Diagnosis:
             )
         if self.grade == "not yet":
             why = f"{found}, so that even weighted averages are biased"
-            if self.probe is not None and self.probe.wandered:
+            if self._wandered or self.unseen:
                 why = (
                     f"there is mass where none of its draws fell. {unseen} By weights alone {found}"
                 )
+            if self.unseen:
+                return f"Do not trust it yet: {why}. {_OTHER_MODES}"
             return (
                 f"Do not trust it yet: {why}. Train it longer or with more particles, make it more "
                 "flexible, or reparametrise the model; an AutoIAF can also refine() its draws by "
@@ -147,7 +171,7 @@ class Diagnosis:
         return (
             f"Do not trust it: {found}, with a tail so heavy that the weights have no mean that "
             "samples could show. The guide misses much of the posterior; its evidence is worth "
-            "nothing."
+            f"nothing.{f' {unseen} {_OTHER_MODES}' if self.unseen else ''}"
         )
 
     # ------------------------------------------------------------------ weighted draws
@@ -240,6 +264,8 @@ class Diagnosis:
         }
         if self.probe is not None:
             rows["probe"] = str(self.probe)
+        if self.unseen is not None:
+            rows["in unseen modes"] = f"{self.unseen:.0%}"
         lines = [f"  {name:<23}{value}" for name, value in rows.items()]
         head = f"Diagnosis of a guide by {len(self.log_weights)} samples"
         return "\n".join([head, *lines, self.verdict])
@@ -279,15 +305,20 @@ def diagnose(
     Weights are of places that the guide's samples saw. The *probe* looks further: a hundred short
     chains of Hamiltonian Monte Carlo start at weighted samples, of which some trajectories are
     heated on the way, so that they get from mode to mode; in the posterior they would stay where
-    they are. It takes about 200 gradients of the model, for all chains at once.
+    they are. It takes about 200 gradients of the model, for all chains at once. Other modes may be
+    out of their reach: 128 climbs from prior draws and from places up to a hundred standard
+    deviations away look for these, by 200 gradients for all at once and second derivatives at their
+    ends (up to 200 dimensions). A mode with 1 % of the posterior, and twenty draws to be expected,
+    in which weighted draws have less than a quarter of what they should is *unseen*, and nothing is
+    trusted.
 
     Args:
         model, guide: a Pyro model and a guide of it.
         args, kwargs: of both.
         samples: number of samples S, at least 100.
         vectorize: whether model and guide can be run for all samples at once, within a plate.
-        probe: whether to look beyond the samples; only where they can be ``vectorize``d, and of
-            models whose latent variables are all continuous.
+        probe: whether to look beyond the samples, of models whose latent variables are all
+            continuous. Without ``vectorize`` there are no chains, and eight climbs of 80 steps.
 
     Raises:
         ValueError: for fewer samples; for a model with subsampling (whose weights are noise), with
@@ -323,10 +354,19 @@ def diagnose(
             draws.append(_latent(of_model, sites, len(parts[-1])))
     together = {name: torch.cat([part[name] for part in draws]) for name in sites}
     found = _summary(torch.cat(parts).double().cpu(), together)
-    if not (probe and vectorize):
+    if not probe:
         return found
-    looked = probe_beyond(model, args, kwargs, nesting, sites, together, found.weights)
-    return replace(found, probe=looked)
+    if vectorize:
+        posterior = whitened(model, args, kwargs, nesting, sites, together, found.weights)
+    else:
+        few, even = found.resample(_FEW), torch.full((_FEW,), 1 / _FEW).double()
+        posterior = whitened(model, args, kwargs, None, sites, few, even)
+    if posterior is None:
+        return found
+    looked = probe_beyond(posterior) if vectorize else None
+    climbs, steps = _CLIMBS if vectorize else _CLIMBS_ALONE
+    unseen = unseen_share(posterior, found.log_evidence, climbs, steps)
+    return replace(found, probe=looked, unseen=unseen)
 
 
 def _together(

@@ -242,7 +242,7 @@ def _along_the_way(
         return
     top = max(found, key=lambda start: start.elbo)
     for location in (top.location, _newton(density, path[-1][0])):
-        covariance = _inverse(-density.hessian(location))
+        covariance = definite_inverse(-density.hessian(location))
         yield _judge(density, location, covariance, generator)
 
 
@@ -297,7 +297,7 @@ def _newton(density: JointDensity, u: Tensor) -> Tensor:
     """Find the mode from a point near it: L-BFGS creeps where directions differ in scale."""
     value, gradient = density.value_and_gradient(u)
     for _ in range(15):
-        step = _inverse(-density.hessian(u)) @ gradient
+        step = definite_inverse(-density.hessian(u)) @ gradient
         for halving in range(8):
             there = u + step / 2**halving
             new, new_gradient = density.value_and_gradient(there)
@@ -311,7 +311,7 @@ def _newton(density: JointDensity, u: Tensor) -> Tensor:
     return u
 
 
-def _inverse(precision: Tensor) -> Tensor:
+def definite_inverse(precision: Tensor) -> Tensor:
     """Return the inverse of a symmetric matrix with its eigenvalues made positive."""
     if not bool(precision.isfinite().all()):
         return torch.eye(len(precision), dtype=precision.dtype)

@@ -18,7 +18,8 @@ import pyro
 import pyro.distributions as dist
 
 from made_flows.pyro import Diagnosis, Probe, Refinement, diagnose
-from made_flows.pyro.probe import LatentSite, _Chains, _NormalScores, probe_beyond
+from made_flows.pyro.probe import _Chains, _NormalScores, probe_beyond
+from made_flows.pyro.whitened import LatentSite, whitened
 
 
 def correlated(x: Tensor) -> Tensor:
@@ -153,9 +154,12 @@ def test_draws_on_the_edge_of_a_support_are_left_out() -> None:
     site = {"x": LatentSite(prior, torch.tensor(0.5))}
     draws, weights = torch.zeros(200), torch.full((200,), 1 / 200)
     sample = partial(pyro.sample, "x", prior)
-    assert probe_beyond(sample, (), {}, 0, site, {"x": draws}, weights.double()) is None
+    assert whitened(sample, (), {}, 0, site, {"x": draws}, weights.double()) is None
     draws[:150] = prior.sample((150,))
-    found = probe_beyond(sample, (), {}, 0, site, {"x": draws}, weights.double())
+    posterior = whitened(sample, (), {}, 0, site, {"x": draws}, weights.double())
+    assert posterior is not None
+    assert len(posterior.draws) == 150
+    found = probe_beyond(posterior)
     assert found is not None
     assert not found.wandered
 
