@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from pyro import poutine
 from pyro.infer.importance import vectorized_importance_weights
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from made_flows._checks import expect, expect_type, helpful, positive_integer
 from made_flows.diagnostics.pareto import pareto_smooth
+from made_flows.pyro.layout import LatentSite, layout, traces
 from made_flows.pyro.probe import Probe, probe_beyond
 from made_flows.pyro.unseen import unseen_share
-from made_flows.pyro.whitened import LatentSite, whitened
+from made_flows.pyro.whitened import whitened
 
 _AT_ONCE = 1000
 """Samples that are drawn together."""
@@ -341,7 +341,7 @@ def diagnose(
     for name, function in (("model", model), ("guide", guide)):
         expect_type(callable(function), name, "to be a function or module", function)
     with torch.no_grad(), poutine.block():
-        nesting, sites = _layout(model, guide, args, kwargs)
+        nesting, sites = layout(model, guide, args, kwargs)
         parts, draws = [], []
         for start in range(0, samples, _AT_ONCE if vectorize else 1):
             if vectorize:
@@ -349,7 +349,7 @@ def diagnose(
                 weights, of_model = _together(model, guide, args, kwargs, size, nesting)
                 parts.append(weights.reshape(-1))
             else:
-                of_model, of_guide = _traces(model, guide, args, kwargs)
+                of_model, of_guide = traces(model, guide, args, kwargs)
                 parts.append(_log_weight(of_model, of_guide))
             draws.append(_latent(of_model, sites, len(parts[-1])))
     together = {name: torch.cat([part[name] for part in draws]) for name in sites}
@@ -420,59 +420,6 @@ def _summary(log_weights: Tensor, samples: Mapping[str, Tensor]) -> Diagnosis:
     )
 
 
-def _traces(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[Trace, Trace]:
-    """Return traces of the model and of the guide that it follows."""
-    of_guide = poutine.trace(guide).get_trace(*args, **kwargs)
-    of_model = poutine.trace(poutine.replay(model, trace=of_guide)).get_trace(*args, **kwargs)
-    return prune_subsample_sites(of_model), prune_subsample_sites(of_guide)
-
-
 def _log_weight(of_model: Trace, of_guide: Trace) -> Tensor:
     total = of_model.log_prob_sum() - of_guide.log_prob_sum()
     return torch.as_tensor(total).reshape(1)
-
-
-def plate_nesting(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> int:
-    """Return how many dimensions the plates of a model and its guide take."""
-    with torch.no_grad(), poutine.block():
-        return _nesting(_traces(model, guide, args, kwargs))
-
-
-def _nesting(traces: Iterable[Trace]) -> int:
-    nodes = [node for trace in traces for node in trace.nodes.values()]
-    frames = [frame for node in nodes for frame in (node.get("cond_indep_stack") or ())]
-    return -min([frame.dim for frame in frames if frame.dim is not None], default=0)
-
-
-def _layout(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[int, dict[str, LatentSite]]:
-    """Count the dimensions of plates and list the latent sites, of a checked model."""
-    of_model, of_guide = _traces(model, guide, args, kwargs)
-    sites = {}
-    for trace in (of_model, of_guide):
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample":
-                continue
-            for frame in site["cond_indep_stack"]:
-                whole = frame.full_size in (None, frame.size)
-                got = f"plate {frame.name!r} with {frame.size} of {frame.full_size}"
-                expect(whole, "model", "without subsampling, whose weights are noise", got)
-            known = trace is of_guide or site["is_observed"] or name in of_guide.nodes
-            expect(known, "guide", "to sample every latent variable of the model", f"no {name!r}")
-            if trace is of_model and not site["is_observed"]:
-                sites[name] = LatentSite(site["fn"], cast(Tensor, site["value"]))
-    return _nesting((of_model, of_guide)), sites

@@ -30,9 +30,10 @@ from made_flows._checks import (
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import posterior_flow
-from made_flows.pyro.diagnosis import Diagnosis, diagnose, plate_nesting
+from made_flows.pyro.diagnosis import Diagnosis, diagnose
 from made_flows.pyro.flat_flow import FlatFlow
 from made_flows.pyro.gradient_guard import GradientGuard
+from made_flows.pyro.layout import plate_nesting
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger
 from made_flows.pyro.refinement import Refinement, refine
 from made_flows.pyro.starts import init_to_prior_median

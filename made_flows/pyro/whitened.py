@@ -12,30 +12,14 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
+
+from made_flows.pyro.layout import LatentSite
 
 _AT_ONCE = 1000
 """Points whose density is computed together."""
 _FEWEST = 100
 """Draws from which units are known."""
-
-
-class LatentSite:
-    """What a latent variable of a model looks like, without vectorised particles.
-
-    Args:
-        fn: its distribution.
-        value: a value of it, whose leading dimensions are those of plates.
-    """
-
-    def __init__(self, fn: Any, value: Tensor) -> None:
-        self.shape, self.plates = value.shape, len(fn.batch_shape)
-        self.transform: Transform | None
-        try:
-            self.transform = biject_to(fn.support)
-        except NotImplementedError:  # a discrete one
-            self.transform = None
 
 
 class Density:

@@ -18,8 +18,9 @@ import pyro
 import pyro.distributions as dist
 
 from made_flows.pyro import Diagnosis, Probe, Refinement, diagnose
+from made_flows.pyro.layout import LatentSite
 from made_flows.pyro.probe import _Chains, _NormalScores, probe_beyond
-from made_flows.pyro.whitened import LatentSite, whitened
+from made_flows.pyro.whitened import whitened
 
 
 def correlated(x: Tensor) -> Tensor:

@@ -1,0 +1,86 @@
+"""The latent variables and plates of a model and its guide, as single runs of both show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.transforms import Transform
+
+from made_flows._checks import expect
+
+
+class LatentSite:
+    """What a latent variable of a model looks like, without vectorised particles.
+
+    Args:
+        fn: its distribution.
+        value: a value of it, whose leading dimensions are those of plates.
+    """
+
+    def __init__(self, fn: Any, value: Tensor) -> None:
+        self.shape, self.plates = value.shape, len(fn.batch_shape)
+        self.transform: Transform | None
+        try:
+            self.transform = biject_to(fn.support)
+        except NotImplementedError:  # a discrete one
+            self.transform = None
+
+
+def traces(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Trace, Trace]:
+    """Return traces of the model and of the guide that it follows."""
+    of_guide = poutine.trace(guide).get_trace(*args, **kwargs)
+    of_model = poutine.trace(poutine.replay(model, trace=of_guide)).get_trace(*args, **kwargs)
+    return prune_subsample_sites(of_model), prune_subsample_sites(of_guide)
+
+
+def plate_nesting(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> int:
+    """Return how many dimensions the plates of a model and its guide take."""
+    with torch.no_grad(), poutine.block():
+        return _nesting(traces(model, guide, args, kwargs))
+
+
+def _nesting(traces: Iterable[Trace]) -> int:
+    nodes = [node for trace in traces for node in trace.nodes.values()]
+    frames = [frame for node in nodes for frame in (node.get("cond_indep_stack") or ())]
+    return -min([frame.dim for frame in frames if frame.dim is not None], default=0)
+
+
+def layout(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[int, dict[str, LatentSite]]:
+    """Count the dimensions of plates and list the latent sites, of a checked model."""
+    of_model, of_guide = traces(model, guide, args, kwargs)
+    sites = {}
+    for trace in (of_model, of_guide):
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            for frame in site["cond_indep_stack"]:
+                whole = frame.full_size in (None, frame.size)
+                got = f"plate {frame.name!r} with {frame.size} of {frame.full_size}"
+                expect(whole, "model", "without subsampling, whose weights are noise", got)
+            known = trace is of_guide or site["is_observed"] or name in of_guide.nodes
+            expect(known, "guide", "to sample every latent variable of the model", f"no {name!r}")
+            if trace is of_model and not site["is_observed"]:
+                sites[name] = LatentSite(site["fn"], cast(Tensor, site["value"]))
+    return _nesting((of_model, of_guide)), sites
