@@ -195,11 +195,15 @@ class AutoIAF(AutoContinuous):
 
     def get_transform(self, *args: Any, **kwargs: Any) -> FlatFlow:
         """Return the flow, from noise to unconstrained variables: also for ``NeuTraReparam``."""
-        found = self.__dict__["_modules"].get("transform")
-        expect(found is not None, "guide", _CALLED, "a new one")
+        found = self._built()
         if any(type(handler) is TraceMessenger and handler.param_only for handler in _PYRO_STACK):
             self._claim_names(found)
         return self.transform
+
+    def _built(self) -> FlatFlow:
+        found = self.__dict__["_modules"].get("transform")
+        expect(found is not None, "guide", _CALLED, "a new one")
+        return cast(FlatFlow, found)
 
     def _claim_names(self, transform: FlatFlow) -> None:
         """Give the parameter store this guide's weights: Pyro would train those of one before."""
@@ -234,9 +238,7 @@ class AutoIAF(AutoContinuous):
         Raises:
             ValueError: before the guide was called for the first time.
         """
-        found = self.__dict__["_modules"].get("transform")
-        expect(found is not None, "guide", _CALLED, "a new one")
-        return cast(Flow, found.flow)
+        return cast(Flow, self._built().flow)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the latent variables, with the arguments of the model; a dict by site."""
@@ -417,7 +419,7 @@ class AutoIAF(AutoContinuous):
         Raises:
             ValueError: before the guide was called for the first time: only then has it weights.
         """
-        expect("transform" in self.__dict__["_modules"], "guide", _CALLED, "a new one")
+        self._built()
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AutoIAF:
