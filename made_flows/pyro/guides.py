@@ -42,7 +42,6 @@ from made_flows.univariate.scales import ScaleRule
 
 _DRAWS = 8192
 """Samples for medians and quantiles."""
-_CALLED = "that was called once, to know the model"
 
 
 class AutoIAF(AutoContinuous):
@@ -130,8 +129,7 @@ class AutoIAF(AutoContinuous):
         super().__init__(model, init_loc_fn=init_loc_fn)
         self._given_model = (model,)
         self._path_gradient = path_gradient
-        self._guard = GradientGuard()
-        self._claimed = False
+        self._guard, self._claimed = GradientGuard(), False
         self._arguments = (start, transforms, hidden_features)
         self._flow_arguments = flow
 
@@ -174,8 +172,7 @@ class AutoIAF(AutoContinuous):
             origin: its mean (latent_dim,), of the unconstrained variables.
             units: lower triangular factor of its covariance (latent_dim, latent_dim).
         """
-        zero = cast(StandardNormal, self.flow.base).zero
-        size = len(origin)
+        zero, size = cast(StandardNormal, self.flow.base).zero, len(origin)
         self._guard = GradientGuard()  # which knows the gradients of other units
         flow = posterior_flow(
             torch.zeros(size),
@@ -189,7 +186,7 @@ class AutoIAF(AutoContinuous):
 
     def get_base_dist(self) -> dist.Distribution:
         """Return standard normal noise."""
-        base = cast(StandardNormal, self.flow.base)
+        base: Any = self.flow.base
         normal: Any = dist.Normal(base.zero, base.one, validate_args=False)
         return cast(dist.Distribution, normal.to_event(1))
 
@@ -198,17 +195,17 @@ class AutoIAF(AutoContinuous):
         found = self._built()
         if any(type(handler) is TraceMessenger and handler.param_only for handler in _PYRO_STACK):
             self._claim_names(found)
-        return self.transform
+        return self.transform  # registers it with Pyro
 
     def _built(self) -> FlatFlow:
         found = self.__dict__["_modules"].get("transform")
-        expect(found is not None, "guide", _CALLED, "a new one")
+        known = "that was called once, to know the model"
+        expect(found is not None, "guide", known, "a new one")
         return cast(FlatFlow, found)
 
     def _claim_names(self, transform: FlatFlow) -> None:
         """Give the parameter store this guide's weights: Pyro would train those of one before."""
-        store, prefix = pyro.get_param_store(), self._pyro_get_fullname("transform")
-        taken = False
+        store, prefix, taken = pyro.get_param_store(), self._pyro_get_fullname("transform"), False
         for short, weight in transform.named_parameters():
             name = param_with_module_name(prefix, short)
             if store._params.get(name) is weight:  # then all of them are there
