@@ -226,12 +226,13 @@ def check_context(
 def check_broadcast(**shapes: Sequence[int]) -> torch.Size:
     """Broadcast several named shapes, or raise a ValueError that names them."""
     # The common cases first, since torch's own way takes longer than a small layer: all are of one
-    # shape, or else single rows.
-    every = [tuple(shape) for shape in shapes.values()]
-    longest = max(every, key=len, default=())
-    distinct = {shape for shape in every if shape.count(1) < len(shape)} or {longest}
-    if len(distinct) == 1 and len(found := distinct.pop()) == len(longest):
-        return torch.Size(found)
+    # shape, or else single rows. Sizes that are traced are compared by torch alone.
+    if not torch.compiler.is_compiling():
+        every = [tuple(shape) for shape in shapes.values()]
+        longest = max(every, key=len, default=())
+        distinct = {shape for shape in every if shape.count(1) < len(shape)} or {longest}
+        if len(distinct) == 1 and len(found := distinct.pop()) == len(longest):
+            return torch.Size(found)
     try:
         return torch.Size(torch.broadcast_shapes(*(tuple(shape) for shape in shapes.values())))
     except RuntimeError:

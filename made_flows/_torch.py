@@ -20,6 +20,13 @@ def is_transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def class_of(module: object) -> type:
+    """Return the class of a module, and not that of what ``torch.export`` puts in its place."""
+    kind = type(module)
+    stands_in = kind.__bases__[0].__name__ == "AttrProxy" if kind.__bases__ else False
+    return kind.__bases__[-1] if stands_in else kind
+
+
 def has_global_hooks() -> bool:
     """Tell whether hooks take part in the forward pass of every module of the process."""
     hooks = nn.modules.module

@@ -97,7 +97,8 @@ class FlowDistribution(VectorDistribution):
 
     def _score_noise(self, z: Tensor) -> Tensor:
         if not isinstance(self.base, VectorDistribution):
-            return self.base.log_prob(z)
+            # torch's Independent cannot sum over the features of no rows.
+            return self.base.log_prob(z) if z.numel() else z.sum(dim=-1)
         # A model refuses values that are not finite, or takes NaN for missing ones.
         lost = ~torch.isfinite(z).all(dim=-1)
         scores = self.base.log_prob(torch.where(lost.unsqueeze(-1), 0.0, z))
@@ -131,7 +132,7 @@ class FlowDistribution(VectorDistribution):
             z, base_log_prob = self.base.rsample_and_log_prob(shape)
         else:
             z = self.base.rsample(shape)
-            base_log_prob = self.base.log_prob(z)
+            base_log_prob = self._score_noise(z)
         x, log_det = self.transform.to_data(z, self.context)
         return x, base_log_prob - log_det
 

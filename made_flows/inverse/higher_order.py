@@ -156,7 +156,8 @@ def reason_for_passes(inverse: Inverse, *, wants_gradient: bool) -> str | None:
         return None
     if torch.compiler.is_compiling():
         expect_reverse_mode()
-        return None
+        exported = wants_gradient and torch.compiler.is_exporting()
+        return "torch.export records its gradient, as it need not in no_grad" if exported else None
     if torch.autograd.forward_ad._current_level >= 0:
         inputs = (inverse.noise, inverse.context, inverse.known)
         tensors = (*inputs, *inverse.weights)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from made_flows._checks import described, expect, expect_type, shown
 from made_flows._keys import KeyedModule
 from made_flows._torch import (
+    class_of,
     has_concrete_values,
     has_global_hooks,
     has_gradient_hooks,
@@ -145,7 +146,7 @@ def activation_code(activation: Any) -> tuple[str, float] | None:
         return activation_code(activation.function)
     if not isinstance(activation, nn.Module):
         activation = _FUNCTIONS.get(activation)
-    name = _NAMES.get(type(activation))
+    name = _NAMES.get(class_of(activation))
     if name is None or (name == "gelu" and activation.approximate != "none"):
         return None
     # Above its threshold torch's softplus is the identity: at 20, to rounding in float32, to 2e-9
@@ -180,8 +181,8 @@ def activate(activation: nn.Module, z: Tensor, *, overwrite: bool) -> Tensor:
         return apply(z.clone() if may_overwrite(activation) else z)
     # What nothing else needs here may be needed where a trace of torch.jit is run.
     kept = _is_hooked(activation) or torch._C._get_tracing_state() is not None
-    in_place = None if kept else _IN_PLACE.get(type(activation))
-    if in_place is None or (type(activation) is nn.LeakyReLU and activation.negative_slope < 0):
+    in_place = None if kept else _IN_PLACE.get(class_of(activation))
+    if in_place is None or (class_of(activation) is nn.LeakyReLU and activation.negative_slope < 0):
         return apply(z)
     return in_place(activation, z)
 

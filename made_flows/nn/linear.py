@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from made_flows._cache import TensorCache
 from made_flows._checks import expect
 from made_flows._torch import (
+    class_of,
     has_global_hooks,
     has_gradient_hooks,
     is_forward_mode,
@@ -201,7 +202,7 @@ def returns_fresh(layer: nn.Module) -> bool:
     A hook may have kept it, and a subclass or a wrapper may return one of its arguments.
     """
     # Nor may the result of a layer with backward hooks: torch gives a view of it.
-    return type(layer) is MaskedLinear and not (
+    return class_of(layer) is MaskedLinear and not (
         layer._forward_hooks or has_global_hooks() or has_gradient_hooks([layer])
     )
 

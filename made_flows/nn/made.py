@@ -369,7 +369,8 @@ class MADE(MaskedMLP):
         if kept is None or not kept.holds(self):
             expect_own(self, MADE, ("__call__", "forward", "as_called", "compute", "unpack"))
             kept = MADESpec(self)
-            self._spec = None if torch.compiler.is_compiling() else kept
+            if not torch.compiler.is_compiling():
+                self._spec = kept
         return kept
 
     def _is_plain(self) -> bool:

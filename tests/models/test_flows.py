@@ -227,6 +227,12 @@ def test_shapes(name: str) -> None:
     x = data_of(flow, 7, *batch)
     torch.testing.assert_close(wide.log_prob(x), distribution.log_prob(x))
     assert "batch_shape" in repr(wide)
+    nothing = distribution.log_prob(data_of(flow, 2, 0, *batch).requires_grad_())
+    assert nothing.shape == (2, 0, *batch)
+    nothing.sum().backward()  # of no rows there are gradients, of no numbers
+    assert distribution.sample((0,)).shape == (0, *batch, 4)
+    if distribution.has_rsample:
+        assert distribution.rsample_and_log_prob((0, 2))[1].shape == (0, 2, *batch)
 
 
 def test_expand_refuses_what_does_not_broadcast() -> None:
@@ -347,14 +353,14 @@ def test_moves_to_a_gpu(name: str) -> None:
 # ---------------------------------------------------------------------- compile and vmap
 
 # The compiler makes an instance of a function, against torch's own advice.
-COMPILED = ("MAF, spline", "MAF, batch norm", "IAF, gated")
+COMPILED = {"MAF, spline": (8,), "MAF, batch norm": (8, 5), "IAF, gated": (8, 5)}
+"""Numbers of rows: at a second one torch compiles for any number, which takes it long."""
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiles_without_a_graph_break(name: str) -> None:
     flow = FLOWS[name]()
-    x, context = data_of(flow, 8), context_of(flow, 8)
 
     def score(x: Tensor, context: Tensor | None) -> Tensor:
         return flow(context).log_prob(x)
@@ -363,16 +369,47 @@ def test_compiles_without_a_graph_break(name: str) -> None:
         return flow.to_data(flow.to_noise(x, context)[0], context)[0]
 
     torch.compiler.reset()
-    compiled = torch.compile(there_and_back, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x, context), x)
+    returned = torch.compile(there_and_back, fullgraph=True, backend="aot_eager")
     compiled = torch.compile(score, fullgraph=True, backend="aot_eager")
-    results = []
-    for function in (score, compiled):
-        log_prob = function(x, context)
-        results.append((log_prob, *torch.autograd.grad(log_prob.sum(), list(flow.parameters()))))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other)
+    for rows in COMPILED[name]:
+        x, context = data_of(flow, rows), context_of(flow, rows)
+        with torch.no_grad():
+            torch.testing.assert_close(returned(x, context), x)
+        results = []
+        for function in (score, compiled):
+            scores = function(x, context)
+            results.append((scores, *torch.autograd.grad(scores.sum(), list(flow.parameters()))))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_exports_for_any_number_of_rows(strict: bool, gradient: bool) -> None:
+    class Score(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flow = FLOWS["IAF"]()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.flow().log_prob(x)
+
+    score = Score()
+    rows = {"x": {0: torch.export.Dim("rows")}}
+    with torch.set_grad_enabled(gradient):
+        exported = torch.export.export(
+            score, (data_of(score.flow, 5),), dynamic_shapes=rows, strict=strict
+        ).module()
+        found, expected = exported(x := data_of(score.flow, 9)), score(x)
+        torch.testing.assert_close(found, expected)
+        if gradient:
+            weights = dict(exported.named_parameters()), dict(score.named_parameters())
+            ours, theirs = (
+                torch.autograd.grad(value.sum(), [weight[name] for name in sorted(weight)])
+                for value, weight in zip((found, expected), weights, strict=True)
+            )
+            for one, other in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(one, other)
 
 
 @every
