@@ -182,7 +182,7 @@ def activate(activation: nn.Module, z: Tensor, *, overwrite: bool) -> Tensor:
     # What nothing else needs here may be needed where a trace of torch.jit is run.
     kept = _is_hooked(activation) or torch._C._get_tracing_state() is not None
     in_place = None if kept else _IN_PLACE.get(class_of(activation))
-    if in_place is None or (class_of(activation) is nn.LeakyReLU and activation.negative_slope < 0):
+    if in_place is None or (isinstance(activation, nn.LeakyReLU) and activation.negative_slope < 0):
         return apply(z)
     return in_place(activation, z)
 
