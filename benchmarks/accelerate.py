@@ -168,7 +168,7 @@ def table(cases: dict[str, dict[str, Timing]]) -> str:
     names = [name for name in next(iter(cases.values())) if not name.endswith(AFTER)]
     headings = ["D, H, layers"]
     for name in names:
-        headings += [name, "accelerated", "times"]
+        headings += [name, name + AFTER, f"{name}, times"]
     rows = []
     for case, timings in cases.items():
         cells = [case]
