@@ -13,7 +13,8 @@ except ModuleNotFoundError as error:
     if error.name != "pyro":
         raise
     raise ImportError(
-        "made_flows.pyro needs Pyro. Install it with: pip install made-flows[pyro]"
+        "Expected Pyro to be installed, which made_flows.pyro is for; got none. "
+        "pip install 'made-flows[pyro]'"
     ) from error
 
 from made_flows.pyro.conditional_flows import (
