@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import integrate, stats
 
 import made_flows as mf
 from made_flows.tables.parts import _log_ndtr
@@ -71,7 +71,7 @@ def total(model: mf.TableMADE, kind: str, fixed: dict[str, Any]) -> float:
         return float(p.sum())
     if kind == "zero-inflated count":
         return float(p.sum())
-    result = float(np.trapezoid(p[values != 0], values[values != 0]))
+    result = float(integrate.trapezoid(p[values != 0], values[values != 0]))
     if model.schema.columns[0].kind == "zero_inflated":
         at_zero = {"x": [0.0]} | {name: [value] for name, value in fixed.items()}
         result += float(np.exp(model.score_samples(at_zero)[0]))
@@ -167,7 +167,7 @@ def test_a_context_is_read_and_conditioned_on() -> None:
     values = np.linspace(-60, 70, 20_001)
     for c in ("a", "b"):
         rows = {"x": values, "c": [c] * len(values), "age": [3] * len(values)}
-        assert np.trapezoid(np.exp(model.score_samples(rows)), values) == pytest.approx(1, abs=1e-4)
+        assert integrate.trapezoid(np.exp(model.score_samples(rows)), values) == pytest.approx(1, abs=1e-4)
     drawn = model.sample(2, context={"c": ["a", "b"], "age": [1, 2]}, seed=0)
     assert drawn["x"].shape == (4,)
     with pytest.raises(ValueError, match="context to be a table of 'c', 'age'"):
