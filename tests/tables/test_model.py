@@ -167,7 +167,9 @@ def test_a_context_is_read_and_conditioned_on() -> None:
     values = np.linspace(-60, 70, 20_001)
     for c in ("a", "b"):
         rows = {"x": values, "c": [c] * len(values), "age": [3] * len(values)}
-        assert integrate.trapezoid(np.exp(model.score_samples(rows)), values) == pytest.approx(1, abs=1e-4)
+        assert integrate.trapezoid(np.exp(model.score_samples(rows)), values) == pytest.approx(
+            1, abs=1e-4
+        )
     drawn = model.sample(2, context={"c": ["a", "b"], "age": [1, 2]}, seed=0)
     assert drawn["x"].shape == (4,)
     with pytest.raises(ValueError, match="context to be a table of 'c', 'age'"):
