@@ -44,12 +44,14 @@ class Stamp:
         facts: what else is to be the same, compared by ``==``.
     """
 
-    __slots__ = ("_looks", "_references", "_values", "facts")
+    __slots__ = ("_forms", "_guard", "_places", "_references", "_values", "facts")
 
     def __init__(self) -> None:
         self.facts: Any = None
         self._references: list[weakref.ref[Tensor]] = []
-        self._looks: list[Any] | None = None
+        self._places: list[Any] | None = None
+        self._forms: list[Any] | None = None
+        self._guard: Any = None
         self._values: _Values | None = None
 
     @staticmethod
@@ -75,7 +77,8 @@ class Stamp:
             return None
         stamp = Stamp()
         try:
-            stamp.facts, stamp._looks = facts, _looks(tensors)
+            stamp.facts, stamp._places, stamp._forms = facts, _places(tensors), _forms(tensors)
+            stamp._guard = _guard(tensors)
             stamp._values = _Values(tensors if values else ())
         except RuntimeError:  # there is no memory to look at
             return None
@@ -91,7 +94,11 @@ class Stamp:
             return False
         try:
             # Values last: they are read at the places that the rest says are still theirs.
-            return self._looks == _looks(tensors) and values.hold(tensors)
+            return (
+                self._places == _places(tensors)
+                and (_agrees(self._guard, tensors) or self._forms == _forms(tensors))
+                and values.hold(tensors)
+            )
         except RuntimeError:
             return False
 
@@ -100,19 +107,44 @@ class Stamp:
 
 
 _FOLLOW: Any = weakref.ref.__call__
-_LOOK = operator.attrgetter("_version", "device", "dtype", "shape")
-_LOOK_TRACED = operator.attrgetter("_version", "device", "dtype")  # a trace would record the shape
-_LOOK_UNCOUNTED = operator.attrgetter("device", "dtype", "shape")
+_VERSION = operator.attrgetter("_version")
+_FORM = operator.attrgetter("device", "dtype", "shape")
+_FORM_TRACED = operator.attrgetter("device", "dtype")  # a trace would record the shape
 
 
-def _looks(tensors: Sequence[Tensor]) -> list[Any]:
-    """Say how often each was written to, and how and where it lies, offsets included."""
-    look = _LOOK_TRACED if is_traced() else _LOOK
+def _places(tensors: Sequence[Tensor]) -> list[Any]:
+    """Say how often each was written to, and where it lies, offsets included."""
     try:
-        first = [*map(look, tensors)]
+        versions = [*map(_VERSION, tensors)]
     except RuntimeError:  # tensors made in inference mode do not count their changes
-        first = [(_LOOK_UNCOUNTED if t.is_inference() else look)(t) for t in tensors]
-    return [first, [*map(Tensor.data_ptr, tensors)], [*map(Tensor.stride, tensors)]]
+        versions = [None if t.is_inference() else t._version for t in tensors]
+    return [versions, [*map(Tensor.data_ptr, tensors)]]
+
+
+def _forms(tensors: Sequence[Tensor]) -> list[Any]:
+    """Say how each lies."""
+    form = _FORM_TRACED if is_traced() else _FORM
+    return [[*map(form, tensors)], [*map(Tensor.stride, tensors)]]
+
+
+def _guard(tensors: Sequence[Tensor]) -> Any:
+    """Return what compares the forms of tensors in one call of torch, None where it cannot.
+
+    Torch's compiler asks it whether what it compiled still holds. It says no for other reasons too
+    (another mode, say), so that a no says nothing.
+    """
+    try:
+        return torch._C._dynamo.guards.TensorGuards(  # type: ignore[attr-defined]
+            *tensors,
+            dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],
+            dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],
+        )
+    except Exception:  # another release of torch, whose own this is
+        return None
+
+
+def _agrees(guard: Any, tensors: Sequence[Tensor]) -> bool:
+    return guard is not None and not is_traced() and guard.check(*tensors) is True
 
 
 class _Values:

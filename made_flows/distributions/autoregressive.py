@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from made_flows._checks import check_broadcast, check_event
+from made_flows._checks import check_event
 from made_flows._torch import has_concrete_values
 from made_flows.distributions._protocols import Schedule, Units
 from made_flows.distributions.base import VectorDistribution
@@ -125,7 +125,7 @@ class AutoregressiveDistribution(VectorDistribution):
         each = self._score(u)
         if self.units is not None:
             each = each - self.units.log_scale().sum()
-        return each.expand(check_broadcast(value=each.shape, batch_shape=self.batch_shape))
+        return self._over_batch(each)
 
     def _score(self, u: Tensor) -> Tensor:
         """Return log-probabilities (...) of values in the network's units."""
@@ -157,13 +157,11 @@ class AutoregressiveDistribution(VectorDistribution):
         each = self.head.log_prob(u, parameters)
         if self.units is not None:
             each = each - self.units.log_scale()
-        score = torch.where(observed, each, torch.zeros_like(each)).sum(dim=-1)
-        return score.expand(check_broadcast(value=score.shape, batch_shape=self.batch_shape))
+        return self._over_batch(torch.where(observed, each, torch.zeros_like(each)).sum(dim=-1))
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         made = self.conditioner
-        like = made.ranks.new_empty(0, dtype=made.dtype)
-        noise = self.head.noise(self._extended_shape(sample_shape), like)
+        noise = self.head.noise(self._extended_shape(sample_shape), made.like)
         u = sequential_inverse(made, HeadStep(self.head), noise, self.context)
         self.head.check_drawn(u)
         return u if self.units is None else self.units.restore(u)

@@ -98,7 +98,14 @@ class VectorDistribution(Distribution):
 
     def _validate_sample(self, value: Tensor) -> None:
         check_event(value, "value", self.event_shape[0])
-        check_broadcast(value=value.shape[:-1], batch_shape=self.batch_shape)
+        if self._batch_shape:
+            check_broadcast(value=value.shape[:-1], batch_shape=self.batch_shape)
+
+    def _over_batch(self, scores: Tensor) -> Tensor:
+        """Expand scores (...) to the batch shape."""
+        if not self._batch_shape:
+            return scores
+        return scores.expand(check_broadcast(value=scores.shape, batch_shape=self.batch_shape))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw samples of shape (*sample_shape, *batch_shape, D)."""

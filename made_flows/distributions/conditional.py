@@ -168,7 +168,7 @@ class ConditionalDistribution(CompletionDistribution):
                 parts.append(known.expand(sample_shape.numel(), -1, -1))
                 continue
             network, prefix = network_for(made, pattern)
-            noise = self.head.noise((sample_shape.numel(), *known.shape), self._like())
+            noise = self.head.noise((sample_shape.numel(), *known.shape), self.conditioner.like)
             of_rows = None if context is None else context[rows]
             parts.append(
                 sequential_inverse(network, step, noise, of_rows, known=known, prefix=prefix)
@@ -193,7 +193,7 @@ class ConditionalDistribution(CompletionDistribution):
         """Return rows (samples * rows, D), those of all patterns together."""
         made, head, count = self.conditioner, self.head, sample_shape.numel()
         x, observed, context = self._network_rows()
-        noise = head.noise((count * len(x), made.features), self._like())
+        noise = head.noise((count * len(x), made.features), self.conditioner.like)
         places = made.ranks + made.features * (~observed).to(made.ranks.dtype)
         return sample_row_orders(
             made,
@@ -204,11 +204,6 @@ class ConditionalDistribution(CompletionDistribution):
             observed.sum(dim=-1).repeat(count),
             None if context is None else context.repeat(count, 1),
         )
-
-    def _like(self) -> Tensor:
-        """Return an empty tensor of the network's device and dtype."""
-        made = self.conditioner
-        return made.ranks.new_empty(0, dtype=made.dtype)
 
     def _origin(self) -> str:
         return f"a {type(self.head).__name__} head"

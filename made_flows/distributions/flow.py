@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isnan
 from typing import Any
 
 import torch
@@ -52,10 +53,9 @@ class FlowDistribution(VectorDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.transform, self.context = transform, context
-        shapes = {"base": base.batch_shape}
+        batch_shape = base.batch_shape
         if context is not None:
-            shapes["context"] = context.shape[:-1]
-        batch_shape = check_broadcast(**shapes)
+            batch_shape = check_broadcast(base=batch_shape, context=context.shape[:-1])
         self.base = base if batch_shape == base.batch_shape else base.expand(batch_shape)
         super().__init__(batch_shape, base.event_shape[0], validate_args=validate_args)
 
@@ -83,14 +83,15 @@ class FlowDistribution(VectorDistribution):
             self._validate_sample(value)
         z, log_det = self.transform.to_noise(value, self.context)
         log_prob: Tensor = self._score_noise(z) + log_det
-        undefined = log_prob.isnan()
-        # A device is not waited for where values are not to be checked.
+        # A device is not waited for where values are not to be checked. A sum is NaN where one of
+        # its terms is.
         look = self._validate_args or log_prob.device.type == "cpu"
-        if look and has_concrete_values(log_prob) and not bool(undefined.any()):
+        if look and has_concrete_values(log_prob) and not isnan(log_prob.detach().sum().item()):
             return log_prob
         # Of numbers that are finite, only those that overflow make NaN. Noise that overflows has
         # no density, rather than an undefined one.
-        overflowed = undefined & weights_are_finite(self._modules()) & ~value.isnan().any(dim=-1)
+        overflowed = log_prob.isnan() & weights_are_finite(self._modules())
+        overflowed = overflowed & ~value.isnan().any(dim=-1)
         if self.context is not None:
             overflowed = overflowed & ~self.context.isnan().any(dim=-1)
         return torch.where(overflowed, -torch.inf, log_prob)

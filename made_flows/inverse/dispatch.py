@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
@@ -169,6 +169,33 @@ def score(
         return None
     result: tuple[Tensor | None, Tensor] = cpu.score(ready, kernel, spec, x)
     return result
+
+
+def map_through(
+    stages: Iterable[tuple[HeadStep | BijectionStep, bool, NetworkSpec]], x: Tensor
+) -> tuple[Tensor, Tensor | None] | None:
+    """Map values (N, D) by steps and their networks in turn; None where a kernel is missing.
+
+    Each is sequential, an inverse, or parallel. The sum over the densities of those that are
+    parallel comes with the values.
+    """
+    cpu = _for_scores(x)
+    if cpu is None:
+        return None
+    calls = []
+    for step, sequential, network in stages:
+        kernel = cpu.kernel_of(step) if sequential else cpu.score_kernel_of(step)
+        ready = None if kernel is None else cpu.ready_for(network)
+        if ready is None:
+            return None
+        calls.append((ready, kernel, step, sequential, network))
+    total = None
+    for ready, kernel, step, sequential, network in calls:
+        if sequential:
+            x = cpu.solve(ready, kernel, Problem(network, step, x.unsqueeze(-1)))
+        else:
+            x, total = cpu.score(ready, kernel, network, x, total)
+    return x, total
 
 
 def _for_scores(x: Tensor) -> ModuleType | None:

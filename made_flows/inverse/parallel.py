@@ -9,6 +9,7 @@ blocks; gradients that are to be differentiated again go through torch operation
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -18,13 +19,13 @@ from torch import Tensor
 from made_flows._torch import (
     as_rows,
     has_gradient_hooks,
-    is_forward_mode,
     is_untransformed,
     own_precision,
 )
 from made_flows.inverse import dispatch
 from made_flows.inverse.sequential import context_rows
 from made_flows.inverse.steps import BijectionStep, HeadStep
+from made_flows.inverse.whole import batch_of, takes
 from made_flows.nn.made import MADE
 
 _LEAST_ROWS, _LEAST_WORK = 192, 40_000_000
@@ -62,35 +63,23 @@ def compiled_pass(
     made: MADE, step: HeadStep | BijectionStep, x: Tensor, context: Tensor | None
 ) -> tuple[Tensor | None, Tensor] | None:
     """Do what :func:`parallel_pass` says, or return None where torch operations are to."""
-    dtype = made.dtype
-    tensors = (x,) if context is None else (x, context)
+    batch = batch_of(x, context)
     if (
-        is_forward_mode()
-        or torch.is_autocast_enabled("cpu")
-        # What is no tensor, or none of the right shape, is for the pass in torch to refuse.
-        or not all(
-            is_untransformed(tensor) and tensor.layout is torch.strided for tensor in tensors
-        )
+        batch is None
         or x.shape[-1:] != (made.features,)
-        or (step.identity_encoding and x.dtype != dtype)
-        or (context.shape[-1:] != (made.context,) if context is not None else made.context)
-        or (context is not None and context.dtype != dtype)
+        or (step.identity_encoding and x.dtype != made.dtype)
+        or not takes(made, context)
     ):
         return None
-    batch = x.shape[:-1]
-    if context is not None and context.shape[:-1] != batch:
-        try:
-            batch = torch.broadcast_shapes(batch, context.shape[:-1])
-        except RuntimeError:
-            return None
     flat = as_rows(x, batch)
     if torch.is_grad_enabled():
         # One by one: to list all weights takes as long as a small pass.
-        leaves = chain(tensors, made.parameters(), step.owner.parameters())
+        given = (x,) if context is None else (x, context)
+        leaves = chain(given, made.parameters(), step.owner.parameters())
         if any(leaf.requires_grad for leaf in leaves):
             result = _with_gradient(made, step, flat, context, batch)
             return None if result is None else _shaped(result, batch)
-    with torch.no_grad():
+    with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
         result = dispatch.score(step, flat, lambda: made.plain_spec(context_rows(context, batch)))
     return None if result is None else _shaped(result, batch)
 

@@ -8,6 +8,8 @@ the weights are not masked). Gradients come from the implicit function theorem.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -61,25 +63,23 @@ def sequential_inverse(
         if known is not None:
             known = known.expand(*batch, features)
 
-    watched = torch.is_grad_enabled() or is_forward_mode() or not is_untransformed(noise)
-    if not watched and not noise.is_meta:  # values alone: the rest would take as long as they do
-        try:
-            return _solve(conditioner, step, noise, context, known, prefix)[0]
-        except NotUnderstoodError as error:
-            return Inverse(conditioner, step, noise, context, known, prefix).passes(error)
-    inverse = Inverse(conditioner, step, noise, context, known, prefix)
-    wants_gradient = step.differentiable and inverse.asks_for_gradient()
-    if noise.is_meta:
-        return inverse.passes()
-    reason: object = reason_for_passes(inverse, wants_gradient=wants_gradient)
-    if reason is not None:
-        return inverse.passes(reason)
+    call = conditioner, step, noise, context, known, prefix
+    inverse, wants_gradient = None, False
+    # For values alone this would take as long as they do.
+    if torch.is_grad_enabled() or is_forward_mode() or noise.is_meta or not is_untransformed(noise):
+        inverse = Inverse(*call)
+        wants_gradient = step.differentiable and inverse.asks_for_gradient()
+        if noise.is_meta:
+            return inverse.passes()
+        reason = reason_for_passes(inverse, wants_gradient=wants_gradient)
+        if reason is not None:
+            return inverse.passes(reason)
     try:
-        with torch.no_grad():
-            x, network = _solve(conditioner, step, noise, context, known, prefix)
+        with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
+            x, network = _solve(*call)
     except NotUnderstoodError as error:
-        return inverse.passes(error)
-    if not wants_gradient:
+        return (inverse or Inverse(*call)).passes(error)
+    if inverse is None or not wants_gradient:
         return x
 
     # The implicit function theorem: compute the solution again by one differentiable step from

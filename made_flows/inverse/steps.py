@@ -19,11 +19,13 @@ from made_flows.univariate.step_kernel import StepKernel, inherits_kernel
 class Step(Protocol):
     """What the sequential inverse does at every rank."""
 
-    identity_encoding: bool
-    """Whether the network reads values as they are."""
+    @property
+    def identity_encoding(self) -> bool:
+        """Whether the network reads values as they are."""
 
-    differentiable: bool
-    """Whether values are differentiable in noise and parameters."""
+    @property
+    def differentiable(self) -> bool:
+        """Whether values are differentiable in noise and parameters."""
 
     @property
     def name(self) -> str:
@@ -63,9 +65,15 @@ class HeadStep:
 
     def __init__(self, head: Head) -> None:
         self.head = head
-        self.identity_encoding = type(head).encode is Head.encode
+
+    @property
+    def identity_encoding(self) -> bool:
+        return type(self.head).encode is Head.encode
+
+    @property
+    def differentiable(self) -> bool:
         # Gradients take values for what the network reads.
-        self.differentiable = head.has_rsample and self.identity_encoding
+        return self.head.has_rsample and self.identity_encoding
 
     @property
     def name(self) -> str:

@@ -74,8 +74,9 @@ class Flow(Model):
 
     def _chain(self) -> list[Transform]:
         """List the transforms from data to noise, the units of the data first if there are any."""
-        chain = [cast(Transform, transform) for transform in self.transforms]
-        return [self.units, *chain] if self.units.location is not None else chain
+        chain = cast(list[Transform], [*self.transforms])
+        units = self.units
+        return chain if units._buffers["location"] is None else [units, *chain]
 
     def standardizable(self) -> list[Units]:
         """Find the flow's units, if all its transforms are trained and its base is not."""

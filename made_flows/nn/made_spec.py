@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from made_flows.nn.activations import activation_name
+from made_flows.nn.activations import activation_code, activation_name
 from made_flows.nn.linear import MaskedLinear, is_weight_hook, run_weight_hooks
 from made_flows.nn.masked_mlp import MaskedMLP
 from made_flows.nn.spec import LayerSpec, NetworkSpec
@@ -41,7 +41,7 @@ class MADESpec:
         linears = made.masked_layers()
         run_weight_hooks((*linears, made.direct))
         self._contexts, self._offsets = _contexts(made), _offsets(made)
-        self._activation = activation_name(made.activation)
+        self._code = activation_code(made.activation)
         self.network = self._describe(made, linears, self._offsets)
         self.with_context = self._describe(made, linears, {*self._contexts, *self._offsets})
         places: list[tuple[dict[str, Any], str]] = [(made._buffers, "ranks")]
@@ -63,7 +63,7 @@ class MADESpec:
                 linear.mask,
                 linear.bias,
                 base=linear.weight if index in based else None,  # stands for what each call brings
-                activation=self._activation,
+                activation=activation_name(made.activation),
                 adds_to=index - 2 if index < last and made.adds_to_stream(index) else -1,
             )
             for index, linear in enumerate(linears)
@@ -99,7 +99,8 @@ class MADESpec:
         return (
             not self.computed
             and self._watch.unchanged()
-            and self._activation == activation_name(made.activation)
+            # Of one that has no code the modules and functions, which are watched, are all.
+            and self._code == activation_code(made._modules["activation"])
             and all(map(operator.is_, map(dict.get, self._tables, self._names), self._tensors))
         )
 

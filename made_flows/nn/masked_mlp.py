@@ -195,15 +195,20 @@ class MaskedMLP(nn.Module):
         return tuple(self.get_buffer(f"degrees_{i}") for i in range(len(self.shape.hidden)))
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
+    def like(self) -> Tensor:
+        """A tensor on the device of the weights and of their dtype."""
         # Every call asks, and by dictionaries it takes 1 us in place of 4. Weights that are
         # computed (parametrized, say) are attributes alone; a layer that wraps another has none.
         first: Any = cast(nn.Module, self._modules["layers"])._modules["0"]
         weight = first._parameters.get("weight")
         if weight is None:
             weight = getattr(first, "weight", None)
-        return cast(Tensor, next(self.parameters()) if weight is None else weight).dtype
+        return cast(Tensor, next(self.parameters()) if weight is None else weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.like.dtype
 
     @property
     def work(self) -> int:

@@ -81,22 +81,20 @@ class Watch:
             if not name.startswith("_") and callable(value)  # no tables, which no compiler calls
         ]
         self._empty: list[dict[Any, Any]] = [module._forward_hooks for module in within]
-        self._filled: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
+        self._filled: list[dict[Any, Any]] = []
         for module in within:
             tables: tuple[dict[Any, Any], ...] = (module._modules, module._forward_pre_hooks)
             for table in tables:
-                if table:
-                    self._filled.append((table, tuple(table.values())))
-                else:
-                    self._empty.append(table)
+                (self._filled if table else self._empty).append(table)
+        self._held = [*map(tuple, map(dict.values, self._filled))]
 
     def unchanged(self) -> bool:
         """Say whether they are still the same modules, without hooks. It takes 1 us."""
         return not (
             has_global_hooks()
             or any(self._empty)
-            or any(tuple(table.values()) != seen for table, seen in self._filled)
+            or [*map(tuple, map(dict.values, self._filled))] != self._held
             or any(map(dict.__contains__, self._own, repeat("forward")))
-            or any(own.get(name) is not seen for own, name, seen in self._functions)
+            or (self._functions and any(own.get(n) is not seen for own, n, seen in self._functions))
             or [*map(type, self._modules)] != self._kinds
         )

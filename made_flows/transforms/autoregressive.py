@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor
 
 from made_flows._checks import check_event, expect, expect_type, shown
@@ -12,9 +14,13 @@ from made_flows.inverse.parallel import parallel_pass
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import BijectionStep
+from made_flows.inverse.whole import Stage, whole_pass
 from made_flows.nn.made import MADE
 from made_flows.transforms.base import Transform
 from made_flows.univariate.bijections import Bijection
+
+Way = Literal["to_noise", "to_data", "generate"]
+"""The methods by which a transform maps values."""
 
 
 @saveable
@@ -124,3 +130,28 @@ class AutoregressiveTransform(Transform):
 
     def extra_repr(self) -> str:
         return f"reads={self.reads!r}"
+
+
+def map_together(
+    transforms: Sequence[Any], way: Way, values: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor | None] | None:
+    """Take autoregressive transforms in a row in one compiled call, without gradients.
+
+    Returns:
+        Values (..., D) and log-determinants (...), which ``generate`` may leave out. None where
+        each transform is to be taken by itself.
+    """
+    if torch.is_grad_enabled():
+        return None
+    direction: Any = "inverse" if way == "to_noise" else "forward"
+    known = "data" if way == "to_noise" else "noise"
+    stages = []
+    for each in transforms:
+        parts, sequential = each._modules, each.reads != known  # as attributes they take longer
+        made = parts["conditioner"]
+        # The log-determinant of a sequential map is a pass of its own.
+        if way in vars(each) or not isinstance(made, MADE) or (sequential and way != "generate"):
+            return None
+        stages.append(Stage(made, BijectionStep(parts["bijection"], direction), sequential))
+    context = context if any(each.context for each in transforms) else None
+    return whole_pass(stages, values, context)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from made_flows.transforms.autoregressive import AutoregressiveTransform, Way, map_together
 from made_flows.transforms.base import Transform
 
 
@@ -67,25 +69,38 @@ class Chain:
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data x (..., D) to noise z (..., D), and return log |det dz/dx| (...)."""
-        total = x.new_zeros(x.shape[:-1], dtype=None if x.is_floating_point() else torch.float32)
-        for transform in self.transforms:
-            x, log_det = transform.to_noise(x, context if transform.context else None)
-            total = total + log_det
-        return x, total
+        return self._map("to_noise", x, context)
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map noise z (..., D) to data x (..., D), and return log |det dx/dz| (...)."""
-        total = z.new_zeros(z.shape[:-1])
-        for transform in reversed(self.transforms):
-            z, log_det = transform.to_data(z, context if transform.context else None)
-            total = total + log_det
-        return z, total
+        return self._map("to_data", z, context)
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map noise to data, without the work for log-determinants."""
-        for transform in reversed(self.transforms):
-            z = transform.generate(z, context if transform.context else None)
-        return z
+        return self._map("generate", z, context)[0]
+
+    def _map(self, way: Way, values: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Take one transform after the other, those in a row together where they can be."""
+        total: Any = 0.0
+        if way != "generate":
+            dtype = None if values.is_floating_point() else torch.float32
+            total = values.new_zeros(values.shape[:-1], dtype=dtype)
+        transforms = self.transforms if way == "to_noise" else reversed(self.transforms)
+        for kind, run in groupby(transforms, type):
+            together = [*run]
+            own = kind is AutoregressiveTransform
+            if own and (found := map_together(together, way, values, context)) is not None:
+                values, log_det = found
+                total = total if log_det is None else total + log_det
+                continue
+            for transform in together:
+                given = context if transform.context else None
+                if way == "generate":
+                    values = transform.generate(values, given)
+                else:
+                    values, log_det = getattr(transform, way)(values, given)
+                    total = total + log_det
+        return values, total
 
 
 def _slowest(passes: Iterable[str]) -> Literal["parallel", "sequential"]:

@@ -121,7 +121,7 @@ class ScaleRule(nn.Module):
     @property
     def constants(self) -> tuple[float, float]:
         """The two constants that the rule uses (zero where it has none)."""
-        first, second, *_ = (*(getattr(self, name) for name in _CONSTANTS[self.rule]), 0.0, 0.0)
+        first, second, *_ = [*[getattr(self, name) for name in _CONSTANTS[self.rule]], 0.0, 0.0]
         return first, second
 
     def extra_repr(self) -> str:

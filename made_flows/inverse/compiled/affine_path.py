@@ -43,6 +43,15 @@ def _add(sums: Any, factor: Any, terms: Any) -> None:
         sums[k] = _plus_product(sums[k], factor, terms[k])
 
 
+def _add_two(
+    sums: Any, of_shift: Any, of_raw: Any, w: Any, first: int, u: int, inputs: int
+) -> None:
+    """Add the rows of a feature's two outputs, its shift and its raw scale."""
+    row = first + 2 * u * inputs
+    _add(sums, of_shift, w[row : row + inputs])
+    _add(sums, of_raw, w[row + inputs : row + 2 * inputs])
+
+
 def _sample(
     slot: int, tiles: Any, spaces: Any, w: Any, table: Any, program: Any, numbers: Any, noise: Any,
     saved: Any, x: Any, log_det: Any, score: Any,
@@ -109,27 +118,9 @@ def _sample(
                     v = (score[at + u] - delta[z + u]) / scale
                     score[at + u] = v
                     of_raw = (v * scale * saved[row + z + u] + one) * slope
-                    _add(
-                        delta[below : below + inputs],
-                        v * gain,
-                        w[w0 + 2 * u * inputs : w0 + 2 * u * inputs + inputs],
-                    )
-                    _add(
-                        delta[below : below + inputs],
-                        of_raw,
-                        w[w0 + (2 * u + 1) * inputs : w0 + (2 * u + 1) * inputs + inputs],
-                    )
+                    _add_two(delta[below : below + inputs], v * gain, of_raw, w, w0, u, inputs)
                     if direct >= 0:
-                        _add(
-                            delta[z : z + d],
-                            v * gain,
-                            w[direct + 2 * u * d : direct + 2 * u * d + d],
-                        )
-                        _add(
-                            delta[z : z + d],
-                            of_raw,
-                            w[direct + (2 * u + 1) * d : direct + (2 * u + 1) * d + d],
-                        )
+                        _add_two(delta[z : z + d], v * gain, of_raw, w, direct, u, d)
         log_det[j] = total
 
 

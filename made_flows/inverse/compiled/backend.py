@@ -19,7 +19,7 @@ from made_flows.inverse.compiled import packing, simd
 from made_flows.inverse.compiled.activations import ActivationRows, function_of
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
 from made_flows.inverse.compiled.compilation import Kernel, address_of
-from made_flows.inverse.compiled.layout import Blocks, Integers, Kept, StepCall, Units
+from made_flows.inverse.compiled.layout import Blocks, Integers, Kept, StepCall, Sweep, Units
 from made_flows.inverse.compiled.packing import Context, Layout, Weights
 from made_flows.inverse.compiled.parallel import Scores, score_tiles
 from made_flows.inverse.compiled.products import ProductRows, add_product
@@ -38,7 +38,9 @@ _ROWS_ALONE = 2_000_000
 """Multiplications below which one thread does everything: a thread that sleeps takes up to 0.05 ms
 to wake, in which another does some 2 million."""
 
-_SOLVE, _ADJOINT, _SCORE = Kernel(solve_tiles), Kernel(adjoint_tiles), Kernel(score_tiles)
+_ADJOINT = Kernel(adjoint_tiles)
+_SWEEPS = {"step": Kernel(solve_tiles), "score": Kernel(score_tiles)}
+"""The kernels that call a step, by the function of its module that they call."""
 
 
 _LOCAL = threading.local()
@@ -87,11 +89,11 @@ def _threads(rows: int, work: float, dtype: torch.dtype) -> int:
     return max(1, min(torch.get_num_threads(), -(-rows // vector)))
 
 
-def lanes_of(rows: int, dtype: torch.dtype, threads: int | None = None) -> int:
+@lru_cache(maxsize=256)
+def lanes_of(rows: int, dtype: torch.dtype, threads: int) -> int:
     """Return how many rows a tile has: about as many in each, as many tiles for every thread."""
     vector = simd.VECTOR_BYTES // dtype.itemsize
     vectors = -(-rows // vector)
-    threads = torch.get_num_threads() if threads is None else threads
     count = -(-vectors // 4)  # of four vectors every broadcast weight is used four times
     if count < 4 * threads:
         count = min(-(-count // threads) * threads, vectors)
@@ -108,9 +110,9 @@ class Ready:
     symbolic: Symbolic
     layout: Layout
     weights: Weights
-    arguments: dict[str, Kept] = field(default_factory=dict)
+    arguments: dict[Any, Kept] = field(default_factory=dict)
 
-    def keep(self, name: str, make: Callable[[], Any]) -> Kept:
+    def keep(self, name: Any, make: Callable[[], Any]) -> Kept:
         """Return an argument that is the same in every call with these weights."""
         found = self.arguments.get(name)
         if found is None:
@@ -127,6 +129,19 @@ class Ready:
         """The weights in blocks."""
         layout, weights = self.layout, self.weights.weights
         return self.keep("blocks", lambda: blocks_of(weights, layout.blocks, layout.direct_blocks))
+
+    def sweep(self, function: str, kernel: StepKernel, parts: int) -> Kept:
+        """All that a kernel is told besides the rows, a :class:`Sweep` with a step's function."""
+        # The numbers and not the rule, whose constants may be changed.
+        key = function, kernel.kind, kernel.numbers, parts, kernel.one_hot
+
+        def make() -> Sweep:
+            units: Any = _units(self, None, self.layout.table)
+            step: Any = call_of(*key[1:], self.weights.weights.dtype == np.float32, function)
+            ranks, blocks = self.ranks, self.blocks
+            return Sweep(units, ranks, blocks, step, self.layout.scratch)  # type: ignore[arg-type]
+
+        return self.keep(key, make)
 
 
 _READY: TensorCache[Ready] = TensorCache()
@@ -173,14 +188,14 @@ def _known(kernel: StepKernel | None, function: str) -> StepKernel | None:
 @lru_cache(maxsize=256)
 def call_of(
     kind: str,
-    numbers: tuple[float, ...],  # and not the rule, whose constants may be changed
+    numbers: tuple[float, ...],
     parts: int,
     one_hot: bool,
-    dtype: torch.dtype,
-    function: str = "step",
+    single: bool,
+    function: str,
 ) -> Kept:
     """Return how the kernels call a step, a :class:`StepCall`."""
-    address = address_of(find_step(kind, function), dtype == torch.float32)
+    address = address_of(find_step(kind, function), single)
     return Kept(StepCall(address, np.array(numbers), parts, one_hot))
 
 
@@ -205,8 +220,11 @@ def _units(ready: Ready, context: Context | None, table: Integers) -> Kept:
     layout, packed = ready.layout, ready.weights
     name = "units" if table is layout.table else "adjoint units"
     kept = ready.keep(name, lambda: units_of(ready.symbolic, layout, packed, None, table))
-    if context is None:
-        return kept
+    return kept if context is None else _in_context(kept, context)
+
+
+def _in_context(kept: Kept, context: Context) -> Kept:
+    """Return units, or what begins with them, with what a context contributes to this call."""
     values, rows = context
     return Kept(kept.value, array("q", (values.data_ptr(), values.numel(), rows)) + kept.words[3:])
 
@@ -239,48 +257,52 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
     network, _, noise, known, prefix = problem
     rows, dimension, parts = noise.shape
     dtype = network.tensors[1].dtype
-    layout = ready.layout
     values = torch.empty(rows, dimension, dtype=dtype, device="cpu")
     if rows:
         noise = _plain(noise, dtype)
         known = noise if known is None else _plain(known, dtype)
         # By address; the names above keep the tensors alive.
         batch = Rows(rows, noise.data_ptr(), known.data_ptr(), values.data_ptr(), prefix)
-        context = packing.context_of(ready.symbolic, network)
-        units = _units(ready, context, layout.table)
-        step = call_of(kernel.kind, kernel.numbers, parts, kernel.one_hot, dtype)
-
-        arguments = batch, units, ready.ranks, ready.blocks, step, layout.scratch
-        # The layout has room for two parts of noise, which are the last rows of the workspace.
-        space = layout.rows + max(parts - 2, 0)
-        _over_rows(_SOLVE, rows, layout.size, space, dtype, arguments)
+        _sweep(ready, "step", kernel, network, batch, parts)
     return values
 
 
+def _sweep(
+    ready: Ready, function: str, kernel: StepKernel, network: NetworkSpec, batch: Any, parts: int
+) -> None:
+    """Call the kernel that calls a step's function, for a batch."""
+    layout, sweep = ready.layout, ready.sweep(function, kernel, parts)
+    context = packing.context_of(ready.symbolic, network)
+    if context is not None:
+        sweep = _in_context(sweep, context)
+    # The layout has room for two parts of noise, which are the last rows of the workspace.
+    lines = layout.rows + max(parts - 2, 0)
+    dtype = network.tensors[1].dtype
+    _over_rows(_SWEEPS[function], batch.size, layout.size, lines, dtype, (batch, sweep))
+
+
 def results_of(
-    kernel: StepKernel, shape: torch.Size, dtype: torch.dtype
+    kernel: StepKernel, shape: torch.Size, dtype: torch.dtype, total: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor]:
-    """Make room for images (N, D), None for a head, and densities (N,)."""
+    """Make room for images (N, D), None for a head, and densities (N,), unless there is some."""
     images = None if kernel.head else torch.empty(shape, dtype=dtype, device="cpu")
-    return images, torch.empty(shape[0], dtype=dtype, device="cpu")
+    return images, torch.empty(shape[0], dtype=dtype, device="cpu") if total is None else total
 
 
 def score(
-    ready: Ready, kernel: StepKernel, network: NetworkSpec, x: Tensor
+    ready: Ready, kernel: StepKernel, network: NetworkSpec, x: Tensor, total: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor]:
-    """Compute images (N, D) of known values under a step, None for a head, and densities (N,)."""
-    rows, dtype, layout = len(x), network.tensors[1].dtype, ready.layout
-    images, density = results_of(kernel, x.shape, dtype)
+    """Compute images (N, D) of known values under a step, None for a head, and densities (N,).
+
+    Densities are added to a ``total``, if there is one.
+    """
+    rows, dtype = len(x), network.tensors[1].dtype
+    images, density = results_of(kernel, x.shape, dtype, total)
     if rows:
         x = _plain(x, dtype)
         place = 0 if images is None else images.data_ptr()
-        batch = Scores(rows, x.data_ptr(), place, density.data_ptr())
-        context = packing.context_of(ready.symbolic, network)
-        units = _units(ready, context, layout.table)
-        step = call_of(kernel.kind, kernel.numbers, 1, kernel.one_hot, dtype, "score")
-
-        arguments = batch, units, ready.ranks, ready.blocks, step, layout.scratch
-        _over_rows(_SCORE, rows, layout.size, layout.rows, dtype, arguments)
+        batch = Scores(rows, x.data_ptr(), place, density.data_ptr(), total is not None)
+        _sweep(ready, "score", kernel, network, batch, 1)
     return images, density
 
 

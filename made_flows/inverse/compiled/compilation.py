@@ -197,8 +197,8 @@ class Kernel:
             address = self._address(single, (spaces, *arguments))
             self._addresses[single] = address
         words = array("q", (0, 0, rows, lanes, size))
-        words.extend(spaces.words)
-        words.extend(words_of(arguments))
+        for argument in (spaces, *arguments):
+            words.extend(argument.words if isinstance(argument, Kept) else words_of(argument))
         in_threads(address, words.buffer_info()[0], threads)
 
     def _address(self, single: bool, arguments: Any) -> int:

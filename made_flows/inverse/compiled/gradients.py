@@ -50,7 +50,8 @@ class Record(NamedTuple):
 
     def call(self, function: str) -> Kept:
         """Return how the kernels call the step."""
-        return backend.call_of(self.kind, self.numbers, 1, False, self.spaces.dtype, function)
+        single = self.spaces.dtype == torch.float32
+        return backend.call_of(self.kind, self.numbers, 1, False, single, function)
 
     def rows(self, x: Tensor, images: Tensor | None, density: Tensor, gradient: Any) -> Recorded:
         """Return the batch as the kernels take it."""
@@ -88,7 +89,7 @@ def record(
     packed, dtype = packing.pack(symbolic, layout, tensors), tensors[1].dtype
     context = packing.context_of(symbolic, network)
     units = backend.units_of(symbolic, layout, packed, context, layout.adjoint_table)
-    lanes = backend.lanes_of(len(x), dtype)
+    lanes = backend.lanes_of(len(x), dtype, torch.get_num_threads())
     height = layout.adjoint_rows + int(layout.ranks.output_starts[-1]) + SCRATCH + 3
     spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")
     kept = Record(symbolic, layout, units, kernel.kind, kernel.numbers, lanes, spaces)

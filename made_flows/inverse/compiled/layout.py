@@ -55,8 +55,11 @@ def _put(value: Any, words: array[int]) -> None:
     if isinstance(value, Kept):
         words.extend(value.words)
     elif isinstance(value, tuple):
-        for part in value:
-            _put(part, words)
+        try:
+            words.extend(array("q", value))  # of integers alone: at once
+        except TypeError:
+            for part in value:
+                _put(part, words)
     elif isinstance(value, np.ndarray):
         words.append(value.ctypes.data)
         words.extend(array("q", value.shape))
@@ -182,3 +185,18 @@ class StepCall(NamedTuple):
     numbers: NDArray[np.float64]
     parts: int
     one_hot: bool
+
+
+class Sweep(NamedTuple):
+    """All that a kernel is told besides the rows: the same in every call with these weights.
+
+    Args:
+        units, ranks, blocks, step: the tuples above.
+        scratch: where the step's own rows of the workspace begin.
+    """
+
+    units: Units
+    ranks: Ranks
+    blocks: Blocks
+    step: StepCall
+    scratch: int

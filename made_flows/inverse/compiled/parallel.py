@@ -25,12 +25,14 @@ class Scores(NamedTuple):
         x: of the values that the network reads, (N, D).
         images: of their images under the elementwise map, (N, D), or 0 where nobody wants them.
         density: of sums over the features, (N,).
+        adds: whether they are added to what stands there.
     """
 
     size: int
     x: int
     images: int
     density: int
+    adds: bool
 
 
 def fill_inputs(tile: Any, x: Any, ranks: Any, step: Any, place: int) -> None:
@@ -60,23 +62,14 @@ def fill_block(
         multiply(tile, place, 0, blocks, blocks.direct[p], count, inputs, count)
 
 
-def score_tiles(
-    slot: int,
-    tiles: Any,
-    spaces: Any,
-    rows: Any,
-    units: Any,
-    ranks: Any,
-    blocks: Any,
-    step: Any,
-    scratch: int,
-) -> None:
+def score_tiles(slot: int, tiles: Any, spaces: Any, rows: Any, sweep: Any) -> None:
     """Score a batch, a tile of rows after the other.
 
     ``rows`` is a :class:`Scores`; the other arguments are those of
     :func:`~made_flows.inverse.compiled.solve.solve_tiles`.
     """
     keep_apart()
+    units, ranks, blocks, step, scratch = sweep
     work = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     table, starts, features = units.table, ranks.starts, ranks.features
     depth, count, panels = len(table) - 1, len(features), len(ranks.panels) - 1
@@ -112,4 +105,8 @@ def score_tiles(
                 call(step.address, work, step.numbers, places)
                 if rows.images != 0:
                     scatter(image, images, features[i], row, here)
+        if rows.adds:
+            gather(density, 0, row, lanes, image)
+            for j in range(lanes):
+                total[j] = image[j] + total[j]
         scatter(total, density, 0, row, here)

@@ -105,26 +105,15 @@ def take_steps(
         put_inputs(work, ranks.input_starts[i], ranks.input_starts[i + 1], lanes, x, step.one_hot)
 
 
-def solve_tiles(
-    slot: int,
-    tiles: Any,
-    spaces: Any,
-    rows: Any,
-    units: Any,
-    ranks: Any,
-    blocks: Any,
-    step: Any,
-    scratch: int,
-) -> None:
+def solve_tiles(slot: int, tiles: Any, spaces: Any, rows: Any, sweep: Any) -> None:
     """Solve a batch, a tile of rows after the other.
 
     ``slot`` says which of the workspaces is this thread's. ``tiles`` is a
-    :class:`~made_flows.inverse.compiled.threads.Tiles`, ``rows`` a :class:`Rows`; ``units``,
-    ``ranks``, ``blocks`` and ``step`` are the tuples of
-    :mod:`made_flows.inverse.compiled.layout`; ``scratch`` is where the step's own rows of the
-    workspace begin.
+    :class:`~made_flows.inverse.compiled.threads.Tiles`, ``rows`` a :class:`Rows`, ``sweep`` a
+    :class:`~made_flows.inverse.compiled.layout.Sweep`.
     """
     keep_apart()
+    units, ranks, blocks, step, scratch = sweep
     work = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     table, starts, column_starts = units.table, ranks.starts, ranks.column_starts
     depth, count = len(table) - 1, len(ranks.features)
