@@ -133,8 +133,9 @@ def _guard(tensors: Sequence[Tensor]) -> Any:
     Torch's compiler asks it whether what it compiled still holds. It says no for other reasons too
     (another mode, say), so that a no says nothing.
     """
+    torch_c: Any = torch._C
     try:
-        return torch._C._dynamo.guards.TensorGuards(  # type: ignore[attr-defined]
+        return torch_c._dynamo.guards.TensorGuards(
             *tensors,
             dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],
             dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],

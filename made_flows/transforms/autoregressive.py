@@ -134,24 +134,28 @@ class AutoregressiveTransform(Transform):
 
 def map_together(
     transforms: Sequence[Any], way: Way, values: Tensor, context: Tensor | None
-) -> tuple[Tensor, Tensor | None] | None:
-    """Take autoregressive transforms in a row in one compiled call, without gradients.
+) -> tuple[int, Tensor, Tensor | None] | None:
+    """Take the first of some transforms in one compiled call, without gradients.
 
     Returns:
-        Values (..., D) and log-determinants (...), which ``generate`` may leave out. None where
-        each transform is to be taken by itself.
+        How many, values (..., D), and log-determinants (...), which ``generate`` may leave out.
+        None where the first is to be taken by itself.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     direction: Any = "inverse" if way == "to_noise" else "forward"
     known = "data" if way == "to_noise" else "noise"
-    stages = []
+    stages: list[Stage] = []
     for each in transforms:
-        parts, sequential = each._modules, each.reads != known  # as attributes they take longer
+        if type(each) is not AutoregressiveTransform or way in vars(each):
+            break
+        parts: dict[str, Any] = each._modules  # as attributes they take longer
+        sequential = each.reads != known
         made = parts["conditioner"]
         # The log-determinant of a sequential map is a pass of its own.
-        if way in vars(each) or not isinstance(made, MADE) or (sequential and way != "generate"):
-            return None
+        if not isinstance(made, MADE) or (sequential and way != "generate"):
+            break
         stages.append(Stage(made, BijectionStep(parts["bijection"], direction), sequential))
-    context = context if any(each.context for each in transforms) else None
-    return whole_pass(stages, values, context)
+    contexts = any(stage.made.context for stage in stages)
+    found = whole_pass(stages, values, context if contexts else None) if stages else None
+    return None if found is None else (len(stages), *found)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from made_flows.transforms.autoregressive import AutoregressiveTransform, Way, map_together
+from made_flows.transforms.autoregressive import Way, map_together
 from made_flows.transforms.base import Transform
 
 
@@ -85,21 +84,17 @@ class Chain:
         if way != "generate":
             dtype = None if values.is_floating_point() else torch.float32
             total = values.new_zeros(values.shape[:-1], dtype=dtype)
-        transforms = self.transforms if way == "to_noise" else reversed(self.transforms)
-        for kind, run in groupby(transforms, type):
-            together = [*run]
-            own = kind is AutoregressiveTransform
-            if own and (found := map_together(together, way, values, context)) is not None:
-                values, log_det = found
-                total = total if log_det is None else total + log_det
-                continue
-            for transform in together:
-                given = context if transform.context else None
+        left = self.transforms if way == "to_noise" else self.transforms[::-1]
+        while left:
+            found = map_together(left, way, values, context)
+            if found is None:
+                given = context if left[0].context else None
                 if way == "generate":
-                    values = transform.generate(values, given)
+                    found = 1, left[0].generate(values, given), None
                 else:
-                    values, log_det = getattr(transform, way)(values, given)
-                    total = total + log_det
+                    found = 1, *getattr(left[0], way)(values, given)
+            count, values, log_det = found
+            total, left = total if log_det is None else total + log_det, left[count:]
         return values, total
 
 
