@@ -45,6 +45,18 @@ def learning_rate_for(rows: int | None, discrete: bool = False) -> float:
     return 3e-3 if rows is not None and rows <= 2000 and not discrete else 1e-3
 
 
+def average_for(rows: int | None, discrete: bool = False) -> float:
+    """Return the decay of the average of the weights, 0 for none.
+
+    It takes out the noise that the higher rate for few rows brings.
+
+    Example:
+        >>> average_for(500), average_for(5000), average_for(500, discrete=True)
+        (0.99, 0.0, 0.0)
+    """
+    return 0.99 if learning_rate_for(rows, discrete) > learning_rate_for(None) else 0.0
+
+
 def sparsity_for(rows: int | None, features: int | None, discrete: bool) -> float:
     """Return the threshold of direct connections of discrete values, as a share of their rate.
 

@@ -27,6 +27,7 @@ from made_flows._torch import modes_kept
 from made_flows.training.checkpoint import Checkpoint, describe_model
 from made_flows.training.data import Rows, Source, open_data, split
 from made_flows.training.defaults import (
+    average_for,
     batch_size_for,
     dropout_for,
     learning_rate_for,
@@ -144,7 +145,8 @@ def fit(
             Hutter 2017, eq. 5, without restarts).
         average: the decay, such as 0.999, of an exponential moving average of the weights
             (Polyak & Juditsky 1992), which is then what is validated and kept; its memory is
-            shorter in the first steps.
+            shorter in the first steps. 0 for none. By default 0.99 with the higher rate that few
+            rows have by default, and none otherwise.
         keep_training_mode: leave every module in the mode that it was in, instead.
         callbacks: a function of the model and its history, or several, called after every epoch,
             when the model is in evaluation mode and has the weights that were validated. One that
@@ -192,7 +194,6 @@ def fit(
         max_epochs=-1 if max_epochs is None else non_negative_integer(max_epochs, "max_epochs"),
         patience=None if patience is None else positive_integer(patience, "patience"),
         clip_norm=math.inf if clip_norm is None else real_number(clip_norm, "clip_norm", above=0),
-        average=None if average is None else real_number(average, "average", above=0),
         max_seconds=(
             math.inf if max_seconds is None else real_number(max_seconds, "max_seconds", above=0)
         ),
@@ -204,12 +205,12 @@ def fit(
         expect_type(
             callable(callback), "callbacks", "to be functions of model and history", callback
         )
-    expect(options.average is None or options.average < 1, "average", "to be below 1", average)
     expect(schedule in (None, "cosine"), "schedule", "to be None or 'cosine'", shown(schedule))
     if learning_rate is not None:
         real_number(learning_rate, "learning_rate", above=0)
-    if dropout is not None:
-        expect(0 <= real_number(dropout, "dropout") < 1, "dropout", "to be in [0, 1)", dropout)
+    for name, value in (("dropout", dropout), ("average", average)):
+        if value is not None:
+            expect(0 <= real_number(value, name) < 1, name, "to be in [0, 1)", value)
     for name, value in (("weight_decay", weight_decay), ("sparsity", sparsity)):
         if value is not None:
             expect(real_number(value, name) >= 0, name, "to be >= 0", value)
@@ -248,7 +249,10 @@ def fit(
             options = replace(options, max_epochs=max_epochs_for(known_rows, batch_size))
         adam, parameters = make_optimizer(optimizer, model, rate, weight_decay, sparsity)
         _expect_callable(model, context)
-        ema = None if options.average is None else Average(parameters, options.average)
+        if average is None:
+            own = learning_rate is None and optimizer is None
+            average = average_for(known_rows, target.discrete) if own else 0.0
+        ema = Average(parameters, average) if average else None
         rates = Rates(adam, schedule)
         request: dict[str, str] = {}
         if file.place is not None:

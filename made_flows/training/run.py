@@ -38,7 +38,6 @@ class Options:
     max_epochs: int
     patience: int | None
     clip_norm: float
-    average: float | None
     max_seconds: float
     progress: bool | str
     callbacks: tuple[Callback, ...]

@@ -152,7 +152,7 @@ OTHERS = {
     "another batch": ({"batch_size": 8}, "batch_size 16, where it is 8"),
     "another optimizer": ({"optimizer": momentum}, "optimizer Adam"),
     "a schedule": ({"schedule": "cosine"}, "schedule None, where it is cosine over 3"),
-    "an average": ({"average": 0.9}, "average None, where it is 0.9"),
+    "an average": ({"average": 0.9}, "average 0.99, where it is 0.9 now"),
     "dropout": ({"dropout": 0.1}, "dropout"),
     "patience": ({"patience": 3}, "patience 20, where it is 3"),
 }

@@ -295,6 +295,18 @@ def test_a_loader_is_split_by_its_items(shuffle: bool):
     assert not seen[True] & seen[False]
 
 
+@pytest.mark.parametrize(
+    ("given", "average"),
+    [({}, 0.99), ({"learning_rate": 3e-3}, 0), ({"optimizer": torch.optim.Adam}, 0)],
+    ids=["its own rate", "a given rate", "a given optimizer"],
+)
+def test_weights_are_averaged_where_few_rows_have_their_own_rate(given, average: float):
+    model, reference = Line(), Line()
+    fit(model, rows(100), max_epochs=3, **given, **QUIET)
+    fit(reference, rows(100), max_epochs=3, average=average, **given, **QUIET)
+    assert_same(model, state(reference))
+
+
 @pytest.mark.parametrize("name", ["tensor", "array", "list of rows"])
 def test_the_default_device_does_not_matter(name: str):
     """The rows and the random numbers stay where they are, the model decides where they go."""
