@@ -1,6 +1,6 @@
 """Anomaly detection in ADBench's one-class setting, beside the detectors of scikit-learn and PyOD.
 
-    MADE_FLOWS_DATA=FOLDER python -m benchmarks.anomaly --seeds 3
+    MADE_FLOWS_DATA=FOLDER python -m benchmarks.anomaly --seeds 1 2 3
 
 Reads anomaly/NAME.npz (X, y). What is finished is kept, one line a result, and a call goes on from
 there; the page is written anew from all results.
@@ -24,7 +24,7 @@ from benchmarks.harness import markdown_table, parse_resumable, write_page
 
 Array = NDArray[np.float64]
 
-TRAINED, TESTED = 10_000, 10_000
+TRAINED, TESTED = 3000, 3000
 
 TEXT = """A random half of a table's normal rows trains (at most {trained}, drawn at random); the
 other half and all anomalies are tested (at most {tested}, drawn at random). {runs} Ranks are of
@@ -236,7 +236,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", nargs="*", help="names; all by default")
     parser.add_argument("--detectors", nargs="*", default=list(DETECTORS))
-    parser.add_argument("--seeds", type=int, default=1, help="0 writes the page alone")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1], help="none: the page alone")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds of our training")
     return parse_resumable(parser, "anomaly", arguments)
 
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = Path(given.runs) / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(line["table"], line["seed"], line["name"]) for line in lines}
-    for seed in range(given.seeds):
+    for seed in given.seeds:
         for table, (x, y) in tables.items():
             parts = cut(x, y, seed)
             for name in given.detectors:

@@ -15,7 +15,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,12 @@ out. All models of a table have the same schema, so that densities are per unit 
 masses of the same cells. *Independent columns* are the same heads without a network: of numbers,
 mixtures of up to eight normals behind the same maps, by BIC. The *Gaussian copula* has these as its
 margins and the correlations of normal scores; a discrete value's score is drawn in its cell, and
-its mass is the mean of {draws} such draws. *TableMADE* is `fit_table` at its defaults, but
-for `max_seconds={limit:g}`: where training took as long, it was cut short. The last column mixes
+its mass is the mean of {draws} such draws. The *Bayesian network* is pgmpy's, of categories and of
+numbers in ten bins that hold about as many rows, within which they have the margin's density; its
+graph is found by hill climbing (BIC, three parents at most), its tables have the BDeu prior, and
+missing values are summed out (for learning, they are drawn from their column). *TableMADE*
+is `fit_table` at its defaults, but for `max_seconds={limit:g}`: where training took as long, it was
+cut short. The last column mixes
 eight orders. Of large tables {most} rows are trained on, drawn at random.{missing}"""
 
 CELLS = """A fifth of the cells of the test rows is hidden, and guessed: by `fill`; by
@@ -57,7 +61,9 @@ Kolmogorov-Smirnov distance of a number column, the mean total variation distanc
 column, the mean difference of Spearman's rank correlations of two number columns and of Cramér's V
 (corrected for bias, Bergsma 2013) of two category columns, all better when lower; and the share of
 test rows whose target a classifier (HistGradientBoosting) tells that was trained on the drawn rows:
-{target}. *Real rows* are the training rows themselves: what a perfect sampler would reach. (A
+{target}. CTGAN is at its defaults (numbers
+clipped to the range of the training rows, missing ones drawn from their column). *Real rows* are
+the training rows themselves: what a perfect sampler would reach. (A
 column of titanic repeats the target: its classifier is told the answer if rows are consistent.)"""
 
 TARGETS = {
@@ -237,6 +243,83 @@ def _correlation(scores: Any) -> Any:
     matrix = vectors @ np.diag(values.clip(1e-3)) @ vectors.T
     scale = np.sqrt(np.diag(matrix))
     return matrix / np.outer(scale, scale)
+
+
+class BayesianNetwork:
+    """A network of categories and of bins of numbers, of pgmpy; in a bin, the margin's density."""
+
+    def __init__(self, margins: Margins, x: Tensor, seed: int) -> None:
+        import pandas
+        from pgmpy.estimators import BayesianEstimator, HillClimbSearch
+        from pgmpy.models import DiscreteBayesianNetwork
+
+        self.margins, self.edges = margins, [_edges(key) for key in self._keys(x).T]
+        self.sizes = [
+            len(column.categories) if isinstance(column, CategoryColumn) else len(edges) + 1
+            for column, edges in zip(margins.columns, self.edges, strict=True)
+        ]
+        states = self._states(x)
+        rng = np.random.default_rng(seed)
+        for state in states.T:  # learning needs whole rows: what is missing, from the column's own
+            state[state < 0] = rng.choice(state[state >= 0], (state < 0).sum())
+        frame = pandas.DataFrame(states, columns=[str(i) for i in range(len(self.sizes))])
+        frame = frame.astype("category")  # pgmpy takes whole numbers for real ones
+        found = HillClimbSearch(frame).estimate("bic-d", max_indegree=3, show_progress=False)
+        network = DiscreteBayesianNetwork(found.edges())
+        network.add_nodes_from(frame.columns)
+        names = {str(i): list(range(size)) for i, size in enumerate(self.sizes)}
+        cpds = BayesianEstimator(network, frame, state_names=names).get_parameters()
+        self.tables = [([int(name) for name in cpd.variables], np.log(cpd.values)) for cpd in cpds]
+        values = self._masses()
+        self.inside = [torch.from_numpy(np.log(np.maximum(mass, 1e-12))) for mass in values]
+
+    def _keys(self, x: Tensor) -> Any:
+        return torch.where(x == ATOM, -torch.inf, x).numpy()
+
+    def _states(self, x: Tensor) -> Any:
+        """Categories and bins (N, D); -1 where one is missing or not among those of training."""
+        states = np.full(x.shape, -1)
+        for i, (key, edges) in enumerate(zip(self._keys(x).T, self.edges, strict=True)):
+            category = isinstance(self.margins.columns[i], CategoryColumn)
+            known = ~np.isnan(key) & (not category or key < self.sizes[i])
+            states[known, i] = key[known] if category else np.searchsorted(edges, key[known])
+        return states
+
+    def _masses(self) -> list[Any]:
+        """The margins' masses of bins."""
+        each = []
+        for i, edges in enumerate(self.edges):
+            code = torch.zeros(len(edges), len(self.sizes), dtype=torch.float64)
+            code[:, i] = torch.from_numpy(np.where(np.isinf(edges), ATOM, edges))
+            ends = self.margins.cumulative(code)[1][:, i].numpy()
+            each.append(np.diff(np.concatenate([[0.0], ends, [1.0]])))
+        return each
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        margins, states = self.margins.log_prob(x), self._states(x)
+        total = torch.zeros(len(x), dtype=torch.float64)
+        for i, column in enumerate(self.margins.columns):
+            known = torch.from_numpy(states[:, i] >= 0)
+            if not isinstance(column, CategoryColumn):
+                total[known] += margins[known, i] - self.inside[i][states[known.numpy(), i]]
+            else:  # a category that training has not seen: its own probability alone
+                total[~known] += margins[~known, i]
+        for row, state in enumerate(states):  # sum over what is missing
+            holes = np.flatnonzero(state < 0)
+            sizes = [self.sizes[i] for i in holes]
+            grid = np.indices(sizes).reshape(len(sizes), math.prod(sizes))
+            whole = np.repeat(state[:, None], grid.shape[1], axis=1)
+            whole[holes] = grid
+            logs = sum(table[tuple(whole[names])] for names, table in self.tables)
+            total[row] += float(np.logaddexp.reduce(logs))
+        return total
+
+
+def _edges(key: Any) -> Any:
+    """Ends of ten bins of about as many values each; zeros beside a density have their own."""
+    finite = key[np.isfinite(key)]
+    edges = np.unique(np.quantile(finite, np.arange(1, 10) / 10, method="lower"))
+    return np.concatenate([[-np.inf], edges]) if np.isneginf(key).any() else edges
 
 
 # ---------------------------------------------------------------------- synthetic rows
@@ -430,15 +513,67 @@ def errors(schema: Schema, found: dict[str, Any], test: dict[str, Any], hidden: 
 IMPUTERS = ("fill", "IterativeImputer", "KNNImputer", "HistGradientBoosting")
 
 
+def split(table: dict[str, Any], rng: Any, most: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rows to train on and to test."""
+    count = len(next(iter(table.values())))
+    order = rng.permutation(count)
+    cut = int(0.8 * count)
+    return take(table, order[:cut][:most]), take(table, order[cut:][:TESTED])
+
+
+def of_pgmpy(
+    name: str, table: dict[str, Any], seed: int, limit: float, most: int
+) -> dict[str, Any]:
+    """The log-likelihood of the Bayesian network."""
+    train, test = split(table, np.random.default_rng(seed), most)
+    schema = Schema.of(train)
+    x = schema.encode(train)[0]
+    network = BayesianNetwork(Margins(schema, x), x, seed)
+    return {"Bayesian network": float(network.log_prob(schema.encode(test)[0]).mean())}
+
+
+def of_ctgan(
+    name: str, table: dict[str, Any], seed: int, limit: float, most: int
+) -> dict[str, Any]:
+    """The quality of CTGAN's rows."""
+    import pandas
+    from ctgan import CTGAN
+
+    rng = np.random.default_rng(seed)
+    train, test = split(table, rng, most)
+    schema = Schema.of(train)
+    x = schema.encode(train)[0].numpy()
+    values, categories = {}, []
+    for column, codes in zip(schema.columns, x.T, strict=True):
+        missing = np.isnan(codes)  # it takes none: from the column's own
+        codes[missing] = rng.choice(codes[~missing], missing.sum())
+        values[column.name] = column.values(codes)
+        if isinstance(column, CategoryColumn):
+            categories.append(column.name)
+            values[column.name] = codes.astype(int).astype(str)
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, what it draws from
+    maker = CTGAN(enable_gpu=False)
+    maker.fit(pandas.DataFrame(values), categories)
+    drawn = maker.sample(len(x))
+    found = {
+        column.name: column.values(drawn[column.name].to_numpy().astype(float))
+        if column.name in categories
+        else drawn[column.name]
+        .clip(values[column.name].min(), values[column.name].max())
+        .to_numpy()
+        for column in schema.columns
+    }
+    made, held_out = (schema.encode(rows)[0] for rows in (found, test))
+    return {"rows of CTGAN": quality(schema, made, held_out, TARGETS[name])}
+
+
 def run(
     name: str, table: dict[str, Any], seed: int, limit: float, most: int = TRAINED
 ) -> dict[str, Any]:
     """Everything of one table and one split."""
     rng = np.random.default_rng(seed)
-    count = len(next(iter(table.values())))
-    order = rng.permutation(count)
-    cut = int(0.8 * count)
-    train, test = take(table, order[:cut][:most]), take(table, order[cut:][:TESTED])
+    train, test = split(table, rng, most)
     start = time.perf_counter()
     model = mf.fit_table(train, max_seconds=limit, progress=False, seed=seed)
     seconds = time.perf_counter() - start
@@ -447,7 +582,7 @@ def run(
     copula = Copula(margins, x, seed)
     with torch.no_grad():
         line: dict[str, Any] = {
-            "table": name, "seed": seed, "rows": len(x), "columns": x.shape[1], "limit": limit,
+            "rows": len(x), "columns": x.shape[1], "limit": limit,
             "seconds": seconds,
             "independent columns": float(margins.log_prob(held_out).sum(1).mean()),
             "Gaussian copula": float(copula.log_prob(held_out).mean()),
@@ -465,25 +600,35 @@ def run(
             ("TableMADE", model.schema.encode(model.sample(len(x), seed=seed))[0]),
         ):
             line[f"rows of {maker}"] = quality(model.schema, drawn, held_out, TARGETS[name])
-    print(json.dumps(line), flush=True)
     return line
 
 
-MAKERS = ("real rows", "Gaussian copula", "TableMADE")
+JOBS = {"made_flows": run, "pgmpy": of_pgmpy, "ctgan": of_ctgan}
+"""What is done with a table, each giving a line of results of its own."""
+
+MAKERS = ("real rows", "Gaussian copula", "CTGAN", "TableMADE")
 MEASURES = ("margins of numbers", "margins of categories", "rank correlations",
             "associations", "classifier")  # fmt: skip
-MODELS = ("independent columns", "Gaussian copula", "TableMADE", "TableMADE, eight orders")
+MODELS = ("independent columns", "Gaussian copula", "Bayesian network", "TableMADE",
+          "TableMADE, eight orders")  # fmt: skip
 
 
-def page(lines: Sequence[dict[str, Any]]) -> list[str]:
+def page(results: Sequence[dict[str, Any]]) -> list[str]:
     """The sections of the page."""
+    whole: dict[Any, dict[str, Any]] = {}
+    for line in results:
+        whole.setdefault((line["table"], line["seed"]), {}).update(line)
+    lines = [line for line in whole.values() if "TableMADE" in line]
     scored, cells = [], []
     for name in dict.fromkeys(line["table"] for line in lines):
         of_table = [line for line in lines if line["table"] == name]
         first = of_table[0]
         size = f"{name} ({first['rows']} x {first['columns']}; {len(of_table)})"
-        values = [float(np.mean([line[m] for line in of_table])) for m in MODELS]
-        shown = [f"**{v:.2f}**" if v == max(values) else f"{v:.2f}" for v in values]
+        values = [float(np.mean([line.get(m, math.nan) for line in of_table])) for m in MODELS]
+        shown = [
+            f"**{v:.2f}**" if v == np.nanmax(values) else "-" if math.isnan(v) else f"{v:.2f}"
+            for v in values
+        ]
         scored.append([size, *shown, f"{np.mean([line['seconds'] for line in of_table]):.0f}"])
         for place, word in enumerate(("error of numbers", "categories right")):
             each = [[line[m][place] for line in of_table] for m in IMPUTERS]
@@ -503,12 +648,17 @@ def page(lines: Sequence[dict[str, Any]]) -> list[str]:
     for name in dict.fromkeys(line["table"] for line in lines):
         of_table = [line for line in lines if line["table"] == name and "rows of TableMADE" in line]
         for k, measure in enumerate(MEASURES) if of_table else ():
+            nothing = [math.nan] * len(MEASURES)
             values = [
-                float(np.mean([line[f"rows of {m}"][k] for line in of_table])) for m in MAKERS
+                float(np.mean([line.get(f"rows of {m}", nothing)[k] for line in of_table]))
+                for m in MAKERS
             ]
-            best = (max if measure == "classifier" else min)(values[1:])
-            shown = [f"**{v:.3f}**" if v == best and m != MAKERS[0] else f"{v:.3f}"
-                     for m, v in zip(MAKERS, values, strict=True)]  # fmt: skip
+            best = (np.nanmax if measure == "classifier" else np.nanmin)(values[1:])
+            shown = [
+                f"**{v:.3f}**" if v == best and m != MAKERS[0]
+                else "-" if math.isnan(v) else f"{v:.3f}"
+                for m, v in zip(MAKERS, values, strict=True)
+            ]  # fmt: skip
             made += [[name, measure, *shown]] if not math.isnan(values[0]) else []
     target = ", ".join(f"{t} ({name})" for name, t in TARGETS.items())
     first_columns = ["table (training rows x columns; splits)", *MODELS, "seconds of training"]
@@ -523,6 +673,7 @@ def page(lines: Sequence[dict[str, Any]]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", nargs="*", help="names; all by default")
+    parser.add_argument("--jobs", nargs="*", default=list(JOBS))
     parser.add_argument("--seeds", type=int, default=1, help="0 writes the page alone")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds of training")
     parser.add_argument("--rows", type=int, default=TRAINED, help="to train on, at most")
@@ -533,15 +684,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.runs.mkdir(parents=True, exist_ok=True)
     path = Path(given.runs) / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(line["table"], line["seed"]) for line in lines}
-    for seed in range(given.seeds):
-        for name, table in tables.items():
-            if (name, seed) not in done:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    lines.append(run(name, table, seed, given.limit, given.rows))
-                with path.open("a") as file:
-                    file.write(json.dumps(lines[-1]) + "\n")
+    done = {(line["table"], line["seed"], line["job"]) for line in lines}
+    for name, seed, job in product(tables, range(given.seeds), given.jobs):
+        if (name, seed, job) in done:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                found = JOBS[job](name, tables[name], seed, given.limit, given.rows)
+            except ImportError:
+                continue  # it is not installed
+        lines.append({"table": name, "seed": seed, "job": job, **found})
+        text = json.dumps(lines[-1])
+        print(text, flush=True)
+        with path.open("a") as file:
+            file.write(text + "\n")
     if not lines:
         print("benchmarks.mixed: no data, nothing written", flush=True)
         return

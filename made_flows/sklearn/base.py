@@ -16,12 +16,19 @@ from sklearn.utils.validation import (
 )
 
 from made_flows._checks import expect, helpful
+from made_flows.tables.columns import ATOM, CategoryColumn
 from made_flows.tables.model import TableMADE
 from made_flows.tables.schema import Schema
 from made_flows.training.optimization import seeded
 
 _HELD_OUT = 20
 """Rows from which on some are held out, to stop training by."""
+
+_CELL = 0.05
+"""Steps of numbers that noise is added to, in deviations: small beside it, and alike."""
+
+_SMOOTHED, _COPIES = 4000, 20
+"""Rows with noise, about, of fewer without; how often each is taken at most."""
 
 
 class TableEstimator(BaseEstimator):
@@ -70,19 +77,23 @@ class TableEstimator(BaseEstimator):
         state = self.random_state if random_state is None else random_state
         return int(check_random_state(state).randint(2**31 - 1))
 
-    def _fit_model(self, X: Any, sample_weight: Any = None, resolution: float | None = None) -> Any:
-        """Fit the model, and return the checked table."""
+    def _fit_model(self, X: Any, sample_weight: Any = None, noise: float = 0.0) -> Any:
+        """Fit the model, to rows with noise of so many deviations, and return the checked table."""
         X = self._table(X, reset=True)
         seed, rows = self._seed(), X
         if sample_weight is not None:
             rows = _safe_indexing(X, repeated(_check_sample_weight(sample_weight, X), seed))
         with seeded(seed, torch.device("cpu")):
-            schema = Schema.of(rows, self.columns, any_number=True, resolution=resolution)
+            cell = _CELL if noise else None
+            schema = Schema.of(rows, self.columns, any_number=True, resolution=cell)
             model = TableMADE(schema, self.hidden_features, components=self.components)
-            model.start_from(rows)
+            codes = schema.encode(rows)[0]
+            if noise:
+                codes = smoothed(schema, codes, noise, seed)
+            model.start_from_codes(codes)
         few = _num_samples(rows) < _HELD_OUT
-        model.fit(
-            rows,
+        model.fit_codes(
+            codes,
             validation=None if few else self.validation,
             max_epochs=30 if few and self.max_epochs is None else self.max_epochs,
             max_seconds=self.max_seconds,
@@ -118,3 +129,20 @@ def repeated(weight: Any, seed: int) -> Any:
     ends = np.cumsum(weight) / weight.sum() * len(weight)
     points = np.random.default_rng(seed).random() + np.arange(len(weight))
     return np.searchsorted(ends, points).clip(max=len(weight) - 1)
+
+
+def smoothed(schema: Schema, codes: torch.Tensor, noise: float, seed: int) -> torch.Tensor:
+    """Return draws of rows' density, smoothed, as codes.
+
+    Numbers get normal noise, of so many of their column's deviations; categories, and zeros beside
+    a density, stay.
+    """
+    rng, x = np.random.default_rng(seed), codes.numpy()
+    free = ~np.isnan(x) & (x != ATOM)
+    free &= [not isinstance(column, CategoryColumn) for column in schema.columns]
+    some = free.any(axis=0)
+    spread = np.zeros(len(some))
+    spread[some] = noise * np.std(x[:, some], axis=0, where=free[:, some])
+    copies = min(max(1, _SMOOTHED // len(x)), _COPIES)
+    x, scale = (np.tile(each, (copies, 1)) for each in (x, np.where(free, spread, 0.0)))
+    return torch.from_numpy(x + scale * rng.standard_normal(x.shape))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from sklearn.base import OutlierMixin
@@ -28,14 +27,12 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
     none rules. ``decision_function`` is the score less the contamination's quantile: negative for
     outliers. :meth:`score_columns` says which values make a row odd to the network.
 
-    A density can be as high as one likes where values repeat, and a probability beside it cannot:
-    their sum would tell rows of repeated values from others and not odd ones from usual ones. So a
-    number is scored by the probability of a value within half a ``resolution`` of it.
+    The network learns rows to whose numbers normal noise is added, of half the deviation of the
+    wider kernels (Rothfuss et al. 2019, *Noise Regularization for Conditional Density Estimation*):
+    their density convolved with that, which is nowhere as high as one likes, though values repeat,
+    and whose conditionals do not turn on details of the other values that are chance in few rows.
 
     Args:
-        resolution: in standard deviations of a column; by default a cell of it has the variance of
-            a kernel, the square root of 12 times its width. None for the column's own density or
-            probability.
         kernels: training rows, at most, that the kernels are around; 0 for the network alone,
             whose log-density is then the score.
         contamination: the part of the training rows that count as outliers, in (0, 0.5].
@@ -58,7 +55,6 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         self,
         *,
         contamination: float = 0.1,
-        resolution: float | Literal["kernels"] | None = "kernels",
         kernels: int = 10_000,
         columns: Any = None,
         orders: int = 4,
@@ -81,15 +77,10 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         """Fit to rows, and return their scores."""
         part = real_number(self.contamination, "contamination", above=0)
         expect(part <= 0.5, "contamination", "to be in (0, 0.5]", part)
-        resolution: Any = self.resolution
         most = non_negative_integer(self.kernels, "kernels")
-        if resolution == "kernels":
-            checked = self._table(X, reset=True)
-            count, columns = checked.shape
-            resolution = math.sqrt(12) * scott_bandwidth(min(count, most or count), columns)
-        elif resolution is not None:
-            real_number(resolution, "resolution", above=0)
-        X = self._fit_model(X, resolution=resolution)
+        count, columns = self._table(X, reset=True).shape
+        width = scott_bandwidth(min(count, most or count), columns)
+        X = self._fit_model(X, noise=width / 2)
         self.kernels_: Any = None
         if most:
             rng = check_random_state(self._seed())

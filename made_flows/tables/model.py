@@ -139,9 +139,13 @@ class TableMADE(DensityModel):
 
         Training then need not find out what each of them is by itself.
         """
+        self.start_from_codes(self.schema.encode(table)[0])
+
+    def start_from_codes(self, x: Tensor) -> None:
+        """Do as :meth:`start_from` does with codes (N, D) of rows."""
         head, last = cast(TableHead, self.head), cast(MaskedLinear, self.made.layers[-1])
         with torch.no_grad():
-            margin = head.set_margin(self.schema.encode(table)[0])
+            margin = head.set_margin(x)
             if last.bias is not None:
                 last.bias.copy_(margin)
             last.weight.mul_(0.1)
@@ -174,12 +178,6 @@ class TableMADE(DensityModel):
         x, context = self.schema.encode(table)
         if validation is not None and not isinstance(validation, (int, float)):
             validation = self.schema.encode(validation, "validation")
-        elif validation is not None and 0 < validation < 1:  # fit says what is wrong with others
-            seed = options.get("seed")
-            generator = torch.Generator().manual_seed(0 if seed is None else seed)
-            kept, left_out = split_indices(len(x), validation, generator)
-            parts = [(x[i], None if context is None else context[i]) for i in (kept, left_out)]
-            (x, context), validation = parts
         return self.fit_codes(x, context, validation=validation, average=average, **options)
 
     def fit_codes(
@@ -196,9 +194,14 @@ class TableMADE(DensityModel):
         Args:
             x: codes (N, D), see :meth:`~made_flows.tables.schema.Schema.encode`.
             context: those of the context columns (N, C).
-            validation: x and context of other rows, as a pair, or None.
+            validation: x and context of other rows, as a pair, the fraction to hold out, or None.
             average, options: as for :meth:`fit`.
         """
+        if isinstance(validation, (int, float)) and 0 < validation < 1:  # fit tells wrong ones
+            generator = torch.Generator().manual_seed(options.get("seed") or 0)
+            kept, left_out = split_indices(len(x), validation, generator)
+            parts = [(x[i], None if context is None else context[i]) for i in (kept, left_out)]
+            (x, context), validation = parts
         pair = isinstance(validation, tuple)
         others = validation[0] if pair and not self.context else validation
         head = cast(TableHead, self.head)

@@ -52,7 +52,6 @@ ERRORS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] 
         lambda f: MADEDensity(**{**SMALL, "orders": 0}).fit(X).score(X), ValueError, "orders"),
     "half an epoch": (lambda f: MADEDensity(max_epochs=0.5).fit(X), TypeError, "max_epochs"),
     "no time": (lambda f: MADEImputer(max_seconds=0).fit(X), ValueError, "max_seconds"),
-    "no resolution": (lambda f: MADEDetector(resolution=0).fit(X), ValueError, "resolution"),
     "kernels below none": (lambda f: MADEDetector(kernels=-1).fit(X), ValueError, "kernels"),
     "weights of others": (lambda f: MADEDensity().fit(X, sample_weight=[1]), ValueError, "weight"),
     "unknown budget": (lambda f: MADEDensity(budget="free").fit(X), ValueError, "budget to be"),
