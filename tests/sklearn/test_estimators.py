@@ -80,7 +80,7 @@ def test_weights_are_repetitions() -> None:
 
 def test_outliers_are_found_and_explained() -> None:
     x = rows(200)
-    options = {**SMALL, "max_epochs": 40}
+    options = {**SMALL, "max_epochs": 4}
     detector = MADEOutlierDetector(**options, contamination=0.05).fit(x)
     odd = np.array([[2.0, -2.0, 3.0], [0.0, 0.0, 3.0], [0.0, 0.0, 40.0]])
     assert detector.predict(odd).tolist() == [-1, 1, -1]
