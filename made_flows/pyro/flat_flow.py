@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from made_flows._checks import expect
 from made_flows.models.affine_path import ScoredSample, sample_plain
 from made_flows.models.flows import Flow
 from made_flows.models.path_gradient import sample_with_score
@@ -22,9 +24,10 @@ class FlatFlow(FlowTransform):
 
     In a step of ``SVI`` a parameter costs a tenth of a millisecond, whatever its size: of a small
     guide with a weight and a bias per layer, a quarter of all. The weights of the flow itself lie
-    in the memory of the vector, so that whatever changes either changes both. The vector has the
-    gradients and is trained; the flow's own weights are constants. State dicts have these, by their
-    names.
+    in the memory of the vector, so that whatever changes either changes both. The vector is what is
+    trained. Once the flow is ``shared()``, gradients lie in one memory likewise: an optimiser may
+    have either, and zeroing or clipping the gradients of either is that of both. State dicts have
+    the flow's own weights, by their names.
 
     Args:
         flow: the flow, which takes no context.
@@ -61,6 +64,56 @@ class FlatFlow(FlowTransform):
         ]
         self._sizes = [cast(Tensor, table[name]).numel() for table, name in self._slots]
         self._place = 0
+        self._given: nn.Parameter | None = None  # the vector when the flow was given away
+
+    def shared(self) -> Flow:
+        """Return the flow for use outside: its weights have gradients from now on."""
+        if type(self.weights) is not nn.Parameter:  # what ``pyro.module`` took from the store
+            self.weights = nn.Parameter(cast(Tensor, self.weights).detach())
+        own = self._tie()
+        if self.weights.requires_grad and self._given is not self.weights:
+            if self._given is None:
+                for number, weight in enumerate(own):
+                    weight.requires_grad_()
+                    weight.register_post_accumulate_grad_hook(partial(self._gather, number))
+            self._given = self.weights
+            self.weights.register_hook(self._zeroed)
+            self.weights.register_post_accumulate_grad_hook(self._scatter)
+        return cast(Flow, self.flow)
+
+    def _zeroed(self, _: Tensor) -> None:
+        if all(
+            weight.grad is None for weight in self._tie()
+        ):  # as an optimiser of theirs leaves them
+            self.weights.grad = None
+
+    def _scatter(self, weights: Tensor) -> None:
+        pieces = cast(Tensor, weights.grad).split(self._sizes)
+        for weight, piece in zip(self._tie(), pieces, strict=True):
+            weight.grad = piece.view(weight.shape)
+
+    def _gather(self, number: int, weight: Tensor) -> None:
+        if self.weights.grad is None:
+            self.weights.grad = torch.zeros_like(self.weights)
+        piece = self.weights.grad.split(self._sizes)[number].view(weight.shape)
+        found, weight.grad = cast(Tensor, weight.grad), piece
+        if found.data_ptr() != piece.data_ptr():
+            piece.copy_(found)
+
+    def _trained(self) -> Tensor:
+        """Return the vector: without gradients, if the flow was given away and frozen.
+
+        Raises:
+            ValueError: if a part of it was.
+        """
+        if self._given is not None and type(self.weights) is nn.Parameter:
+            trained = [weight.requires_grad for weight in self._tie()]
+            if not any(trained):
+                return self.weights.detach()
+            wanted = "with all weights trained or none, as they are one parameter of the guide"
+            got = f"{trained.count(False)} of {len(trained)} frozen"
+            expect(all(trained), "guide.flow", wanted, got)
+        return self.weights
 
     def _tie(self) -> list[Tensor]:
         """Let the flow's weights lie in the vector again, if they do not, and return them.
@@ -95,11 +148,11 @@ class FlatFlow(FlowTransform):
         """Let the flow compute with pieces of the vector, whose gradients are the vector's."""
         if type(self.weights) is nn.Parameter:  # and not what ``functional_call`` puts there
             self._tie()
-            if not (torch.is_grad_enabled() and self.weights.requires_grad):
+            if not torch.is_grad_enabled():
                 yield
                 return
         kept = [cast(Tensor, table[name]) for table, name in self._slots]
-        pieces = self.weights.split(self._sizes)
+        pieces = self._trained().split(self._sizes)
         for (table, name), piece, own in zip(self._slots, pieces, kept, strict=True):
             table[name] = piece.view(own.shape)
         try:
@@ -111,7 +164,7 @@ class FlatFlow(FlowTransform):
     def sample_with_score(self, noise: Tensor) -> ScoredSample:
         """Draw samples with the gradient of their log-density, of noise (..., D)."""
         if type(self.weights) is nn.Parameter:
-            plain = sample_plain(self.flow, noise, self._tie(), [self.weights])
+            plain = sample_plain(self.flow, noise, self._tie(), [self._trained()])
             if plain is not None:
                 return plain
         with self._with_gradients():
@@ -157,11 +210,12 @@ class FlatFlow(FlowTransform):
         # A copy of the flow, since a weight that lies in the vector is pickled with all of it.
         made_anew = (
             "flow", "held_modules", "_parts", "_buffer_tables", "_slots", "_sizes", "_place",
+            "_given",
         )  # fmt: skip
         state = {k: v for k, v in super().__getstate__().items() if k not in made_anew}
         return {**state, "flow": copy.deepcopy(self.flow)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._hold(state["flow"])
+        self._hold(state["flow"].requires_grad_(False))
         self._tie()

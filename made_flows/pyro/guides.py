@@ -172,7 +172,7 @@ class AutoIAF(AutoContinuous):
             origin: its mean (latent_dim,), of the unconstrained variables.
             units: lower triangular factor of its covariance (latent_dim, latent_dim).
         """
-        zero, size = cast(StandardNormal, self.flow.base).zero, len(origin)
+        zero, size = self._base.zero, len(origin)
         self._guard = GradientGuard()  # which knows the gradients of other units
         flow = posterior_flow(
             torch.zeros(size),
@@ -186,8 +186,7 @@ class AutoIAF(AutoContinuous):
 
     def get_base_dist(self) -> dist.Distribution:
         """Return standard normal noise."""
-        base: Any = self.flow.base
-        normal: Any = dist.Normal(base.zero, base.one, validate_args=False)
+        normal: Any = dist.Normal(self._base.zero, self._base.one, validate_args=False)
         return cast(dist.Distribution, normal.to_event(1))
 
     def get_transform(self, *args: Any, **kwargs: Any) -> FlatFlow:
@@ -203,6 +202,10 @@ class AutoIAF(AutoContinuous):
         expect(found is not None, "guide", known, "a new one")
         return cast(FlatFlow, found)
 
+    @property
+    def _base(self) -> StandardNormal:
+        return cast(StandardNormal, self._built().flow.base)
+
     def _claim_names(self, transform: FlatFlow) -> None:
         """Give the parameter store this guide's weights: Pyro would train those of one before."""
         store, prefix, taken = pyro.get_param_store(), self._pyro_get_fullname("transform"), False
@@ -217,8 +220,8 @@ class AutoIAF(AutoContinuous):
             self._claimed = True
             logging.getLogger("made_flows").warning(
                 "AutoIAF: Pyro's parameter store had other weights by the names of this guide's, "
-                "as of a guide before it. They leave the store, so that SVI trains this guide; "
-                "pyro.clear_param_store() before a new guide says the same"
+                "as of a guide before it, or loaded. They leave the store, so that SVI trains this "
+                "guide; pyro.clear_param_store() says the same, guide.load_state_dict loads weights"
             )
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowPosterior:
@@ -235,7 +238,7 @@ class AutoIAF(AutoContinuous):
         Raises:
             ValueError: before the guide was called for the first time.
         """
-        return cast(Flow, self._built().flow)
+        return self._built().shared()
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the latent variables, with the arguments of the model; a dict by site."""
@@ -267,7 +270,7 @@ class AutoIAF(AutoContinuous):
             True
         """
         posterior: Any = self.get_posterior()
-        dtype = cast(StandardNormal, self.flow.base).zero.dtype
+        dtype = self._base.zero.dtype
         if isinstance(values, Tensor):
             check_event(values, "values", self.latent_dim, dtype)
             return cast(Tensor, posterior.log_prob(values))
@@ -318,11 +321,13 @@ class AutoIAF(AutoContinuous):
         Raises:
             ValueError: for probabilities outside [0, 1].
         """
-        zero = cast(StandardNormal, self.flow.base).zero
+        zero = self._base.zero
         wanted = torch.as_tensor(quantiles, dtype=zero.dtype, device=zero.device)
         inside = wanted.dim() == 1 and bool(((wanted >= 0) & (wanted <= 1)).all())
         expect(inside, "quantiles", "to be a list of numbers between 0 and 1", quantiles)
-        draws = self.flow.generate(_even_noise(self.latent_dim).to(zero)).sort(dim=0).values
+        draws = (
+            self._built().flow.generate(_even_noise(self.latent_dim).to(zero)).sort(dim=0).values
+        )
         place = wanted * (len(draws) - 1)
         low = place.floor().long()
         high = place.ceil().long()
@@ -390,16 +395,8 @@ class AutoIAF(AutoContinuous):
             >>> guide.refine(draws=10, warmup=10, progress=False).samples["x"].shape
             torch.Size([2, 10])
         """
-        return refine(
-            self.model_given(),
-            self,
-            *args,
-            draws=draws,
-            warmup=warmup,
-            chains=chains,
-            progress=progress,
-            **kwargs,
-        )
+        given: Any = {"draws": draws, "warmup": warmup, "chains": chains, "progress": progress}
+        return refine(self.model_given(), self, *args, **given, **kwargs)
 
     # ------------------------------------------------------------------ copies
 

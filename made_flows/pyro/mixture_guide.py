@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -44,7 +45,8 @@ class FlowMixture(AutoContinuous):
     def __init__(self, model: Callable[..., Any], guides: Sequence[AutoIAF]) -> None:
         super().__init__(model)
         self._given_model = (model,)
-        self.mixture = Mixture([guide.flow for guide in guides]).requires_grad_(False).eval()
+        flows = [copy.deepcopy(guide.flow) for guide in guides]
+        self.mixture = Mixture(flows).requires_grad_(False).eval()
 
     @property
     def weights(self) -> Tensor:

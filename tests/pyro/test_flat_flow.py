@@ -123,3 +123,83 @@ def test_svi_trains_one_parameter() -> None:
         assert list(pyro.get_param_store()) == ["AutoIAF.transform$$$weights"]
         assert not torch.equal(guide.transform.weights, before)
         assert [name for name, _ in guide.named_parameters()] == ["transform.weights"]
+
+
+def _points() -> None:
+    pyro.sample("x", dist.Normal(torch.ones(3), 0.5).to_event(1))
+
+
+def _loss(guide: AutoIAF) -> torch.Tensor:
+    return Trace_ELBO(8, vectorize_particles=True).differentiable_loss(_points, guide)
+
+
+def _trained(weights: Callable[[AutoIAF], Any]) -> tuple[AutoIAF, torch.Tensor]:
+    """A guide after three steps of an optimiser over some weights, with clipped gradients."""
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    guide = AutoIAF(_points, hidden_features=(8,))
+    guide()
+    optimizer = torch.optim.Adam(weights(guide), lr=0.02)
+    for _ in range(3):
+        optimizer.zero_grad()
+        _loss(guide).backward()
+        torch.nn.utils.clip_grad_norm_(weights(guide), 0.5)
+        optimizer.step()
+    return guide, guide.transform.weights.detach()
+
+
+def test_an_optimiser_may_have_the_flow_s_weights_or_the_guide_s() -> None:
+    guide, expected = _trained(lambda g: g.parameters())
+    assert sum(w.numel() for w in guide.parameters()) == len(expected)
+    other, found = _trained(lambda g: g.flow.parameters())
+    assert sum(w.numel() for w in other.flow.parameters() if w.requires_grad) == len(found)
+    torch.testing.assert_close(found, expected)
+    # Clipped by the one, trained by the other: gradients are in one memory.
+    other.zero_grad()
+    _loss(other).backward()
+    torch.nn.utils.clip_grad_norm_(other.flow.parameters(), 1e-3)
+    assert float(other.transform.weights.grad.norm()) == pytest.approx(1e-3, rel=0.01)
+
+
+def test_a_loss_of_the_flow_itself_trains_the_guide() -> None:
+    guide = AutoIAF(_points, hidden_features=(8,))
+    guide()
+    x = torch.randn(20, 3)
+    for _ in range(2):  # the second adds to the first
+        (-guide.flow().log_prob(x).mean()).backward()
+    other = copy.deepcopy(guide)
+    (-2 * other.log_prob(x).mean()).backward()
+    torch.testing.assert_close(guide.transform.weights.grad, other.transform.weights.grad)
+
+
+def test_frozen_weights() -> None:
+    guide = AutoIAF(_points, hidden_features=(8,))
+    guide()
+    guide.flow.requires_grad_(False)
+    assert not guide()["x"].requires_grad
+    next(iter(guide.flow.parameters())).requires_grad_(True)
+    with pytest.raises(ValueError, match="all weights trained or none"):
+        guide()
+    guide.flow.requires_grad_(True)
+    _loss(guide).backward()
+    guide.requires_grad_(False).eval()
+    assert not guide()["x"].requires_grad
+
+
+def test_the_store_and_pickles_keep_what_was_trained(tmp_path: Any) -> None:
+    guide, weights = _trained(lambda g: g.flow.parameters())
+    again = pickle.loads(pickle.dumps(guide))
+    torch.testing.assert_close(again.transform.weights.detach(), weights)
+    _ = again.flow
+    (-again.log_prob(torch.randn(4, 3)).mean()).backward()
+    assert all(w.grad is not None for w in again.flow.parameters())
+    svi = SVI(_points, guide, pyro.optim.ClippedAdam({"lr": 0.01}), Trace_ELBO())
+    svi.step()
+    pyro.get_param_store().save(tmp_path / "store")
+    kept = guide.transform.weights.detach().clone()
+    svi.step()
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "store")
+    pyro.module("AutoIAF.transform", guide.transform, update_module_params=True)
+    torch.testing.assert_close(guide.transform.weights.detach(), kept)
+    torch.testing.assert_close(torch.nn.utils.parameters_to_vector(guide.flow.parameters()), kept)
