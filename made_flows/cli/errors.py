@@ -55,12 +55,9 @@ def reporting() -> Iterator[None]:
             warnings.simplefilter("default")
             warnings.showwarning = lambda message, *_: say(f"warning: {message}")
             yield
-    except CommandError as error:
+    except (CommandError, TrainingError) as error:
         say(str(error))
-        raise typer.Exit(error.code) from error
-    except TrainingError as error:
-        say(str(error))
-        raise typer.Exit(Code.FAILED) from error
+        raise typer.Exit(getattr(error, "code", Code.FAILED)) from error
     except KeyboardInterrupt:
         say("interrupted; nothing was written")
         raise typer.Exit(Code.INTERRUPTED) from None

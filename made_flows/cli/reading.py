@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -174,8 +174,7 @@ class _Files:
         self.fragments = list(self.data.get_fragments())
 
     def names(self, fragment: Any) -> list[str]:
-        names: list[str] = fragment.physical_schema.names
-        return names
+        return cast(list[str], fragment.physical_schema.names)
 
     def read(self, fragment: Any) -> Iterator[pa.RecordBatch]:
         options = {"batch_size": ROWS, "batch_readahead": 2, "use_threads": False}
@@ -286,12 +285,8 @@ class _Matrix:
         names = [f"x{i}" for i in range(self.x.shape[1])]
         for start in range(0, len(self.x), ROWS):
             some = self.x[start : start + ROWS]
-            columns = [np.ascontiguousarray(some[:, i]) for i in range(len(names))]
-            yield (
-                pa.RecordBatch.from_arrays([pa.array(c) for c in columns], names),
-                self.path,
-                start,
-            )
+            columns = [pa.array(np.ascontiguousarray(column)) for column in some.T]
+            yield pa.record_batch(columns, names), self.path, start
 
 
 # ---------------------------------------------------------------------- what text is

@@ -46,13 +46,9 @@ def _revive(name: tuple[str, str], make: Any, original: type, *arguments: Any) -
 
 @cache
 def _mixed(original: type, mixin: type) -> type:
-    attributes = {
-        "_made_flows_original": original,
-        "_made_flows_mixin": mixin,
-        "__module__": original.__module__,
-        "__qualname__": original.__qualname__,
-        "__doc__": original.__doc__,
-    }
+    attributes = {"_made_flows_original": original, "_made_flows_mixin": mixin}
+    for name in ("__module__", "__qualname__", "__doc__"):
+        attributes[name] = getattr(original, name)
     return type(original.__name__, (*_anchor(original), Swapped, mixin, original), attributes)
 
 

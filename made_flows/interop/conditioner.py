@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,14 +66,12 @@ class ForeignConditioner:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
-        dtype: torch.dtype = self.layers[-1].linear.weight.dtype
-        return dtype
+        return cast(torch.dtype, self.layers[-1].linear.weight.dtype)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        device: torch.device = self.layers[-1].linear.weight.device
-        return device
+        return cast(torch.device, self.layers[-1].linear.weight.device)
 
     @property
     def ranks(self) -> Tensor:

@@ -9,6 +9,7 @@ one sequential inverse away.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch.distributions import constraints
 from made_flows.univariate.heads import Categorical, GaussianMixture, Head
 from made_flows.univariate.scales import ScaleRule
 from made_flows.univariate.step_kernel import StepKernel
+
+T = TypeVar("T")
 
 
 class RacedCategory(Head):
@@ -40,9 +43,8 @@ class RacedCategory(Head):
         return log_waits(like.new_empty((*shape, self.noise_parts)))
 
     def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
-        return (
-            _winner(noise, parameters).to(parameters.dtype).where(_drawable(parameters), torch.nan)
-        )
+        value = _winner(noise, parameters).to(parameters.dtype)
+        return value.where(_drawable(parameters), torch.nan)
 
     def kernel(self) -> StepKernel:
         return StepKernel("race", None, (0.0,))
@@ -87,13 +89,14 @@ def _drawable(logits: Tensor) -> Tensor:
     return logits.sum(dim=-1).isfinite()
 
 
-def drawn_or_looped(draw: Callable[[], Tensor] | None, loop: Callable[[], Tensor]) -> Tensor:
-    """Return what is drawn; where that is not finite or impossible, what a library's loop draws."""
-    if draw is None:
-        return loop()
-    state = torch.get_rng_state()
-    drawn = draw()
-    if bool(drawn.sum().isfinite()):
-        return drawn
-    torch.set_rng_state(state)
+def drawn_or_looped(
+    fast: T | None, draw: Callable[[T], Tensor], loop: Callable[[], Tensor]
+) -> Tensor:
+    """Return what a fast inverse draws; where that is not finite, what a loop does."""
+    if fast is not None:
+        state = torch.get_rng_state()
+        drawn = draw(fast)
+        if bool(drawn.sum().isfinite()):
+            return drawn
+        torch.set_rng_state(state)
     return loop()

@@ -52,8 +52,7 @@ class AsDistribution(NflowsDistribution):
         return self.model(context if self.model.context else None)
 
     def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
-        scores: Tensor = self._given(context).log_prob(inputs)
-        return scores
+        return cast(Tensor, self._given(context).log_prob(inputs))
 
     def _sample(self, num_samples: int, context: Tensor | None) -> Tensor:
         distribution = self._given(context)

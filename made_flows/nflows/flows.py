@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +42,7 @@ class StandardNormal(normal.StandardNormal):
         noise = torch.randn(rows, *self._shape, dtype=like.dtype, device=like.device)
         if context is None:
             return noise
-        split: Tensor = torchutils.split_leading_dim(noise, [context.shape[0], num_samples])
-        return split
+        return cast(Tensor, torchutils.split_leading_dim(noise, [context.shape[0], num_samples]))
 
 
 class CheckedFlow(FastFlow):
@@ -65,8 +64,7 @@ class CheckedFlow(FastFlow):
         num_samples = positive_integer(num_samples, "num_samples")
         if batch_size is not None:
             batch_size = positive_integer(batch_size, "batch_size")
-        samples: Tensor = super().sample(num_samples, context, batch_size)  # type: ignore[misc]
-        return samples
+        return cast(Tensor, super().sample(num_samples, context, batch_size))  # type: ignore[misc]
 
 
 class Flow(CheckedFlow, NflowsFlow):

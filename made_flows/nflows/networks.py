@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -159,8 +159,7 @@ class MADE(_Network, theirs.MADE):
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return parameters (rows, D m) of every feature."""
         self._check(inputs, context)
-        outputs: Tensor = theirs.MADE.forward(self, inputs, context)
-        return outputs
+        return cast(Tensor, theirs.MADE.forward(self, inputs, context))
 
 
 class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
@@ -219,8 +218,7 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return parameters (rows, D 3 components): logit, mean, raw width of every component."""
         self._check(inputs, context)
-        outputs: Tensor = nde.MixtureOfGaussiansMADE.forward(self, inputs, context)
-        return outputs
+        return cast(Tensor, nde.MixtureOfGaussiansMADE.forward(self, inputs, context))
 
     @torch.no_grad()
     def sample(self, num_samples: int, context: Tensor | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -112,8 +112,7 @@ class TableEstimator(BaseEstimator):
     def score_columns(self, X: Any) -> dict[str, Any]:
         """Return how likely values are given the others of their rows, by column."""
         check_is_fitted(self)
-        scores: dict[str, Any] = self.model_.score_columns(self._table(X))
-        return scores
+        return cast(dict[str, Any], self.model_.score_columns(self._table(X)))
 
 
 def repeated(weight: Any, seed: int) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, cast
 
 from made_flows.nn.validation import NotUnderstoodError
 
@@ -46,5 +46,4 @@ def find(layer: Any) -> type | None:
         reader = import_module(f"{__name__}.{library}")
     except (ImportError, AttributeError) as error:
         raise NotUnderstoodError(f"this version of {library} is not known ({error})") from None
-    mixin: type | None = reader.find(layer)
-    return mixin
+    return cast(type | None, reader.find(layer))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.layers import IDENTITY, ForeignLayer, elementwise, expect_stream_kept
+from made_flows.nn.made import MADE
 from made_flows.nn.validation import NotUnderstoodError, expect_own
+from made_flows.univariate.bijections import Bijection
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,23 @@ class FastInverse(FastLayer):
 
     autoregressive_net: Any
     _elementwise_inverse: Any
+    made_flows_maps: ClassVar[dict[Any, Callable[[Any], Bijection]]]
+    """The library's classes of transforms, and the elementwise map of a transform of each."""
+
+    def made_flows_conditioner(self, net: Any, parameters: int) -> ForeignConditioner | MADE:
+        """Return the transform's network as a conditioner."""
+        raise NotImplementedError
+
+    def made_flows_read(self) -> Fast:
+        layer: Any = self
+        kind = next((kind for kind in self.made_flows_maps if isinstance(layer, kind)), None)
+        if kind is None:
+            name = type(layer).__name__
+            raise NotUnderstoodError(f"the elementwise map of a {name} is not known")
+        expect_own(layer, kind, [name for name in _METHODS if hasattr(kind, name)], FastInverse)
+        net, bijection = layer.autoregressive_net, self.made_flows_maps[kind](layer)
+        conditioner = self.made_flows_conditioner(net, layer._output_dim_multiplier())
+        return Fast(conditioner, bijection, net)
 
     def inverse(self, inputs: Any, context: Any = None) -> tuple[Tensor, Tensor]:
         """Find what the transform maps to the inputs, and log |det| of the inverse's Jacobian."""
@@ -172,13 +191,6 @@ _SETTINGS = (
 """Attributes that the elementwise maps are made of, as far as a transform has them."""
 
 
-def expect_known(layer: Any, kind: type, methods: Sequence[str]) -> None:
-    """Raise unless a transform computes what a class of its library computes.
-
-    Args:
-        layer: the transform.
-        kind: the library's class that the transform is an object of.
-        methods: the methods that make its elementwise map.
-    """
-    methods = ("_output_dim_multiplier", "_elementwise_inverse", "inverse", *methods)
-    expect_own(layer, kind, methods, FastInverse)
+_MAP = ("_elementwise", "_elementwise_inverse", "_unconstrained_scale_and_shift")
+_METHODS = ("inverse", "_output_dim_multiplier", *_MAP)
+"""Methods that make the elementwise maps, as far as a transform has them."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from nflows.flows.base import Flow
@@ -20,8 +19,8 @@ from made_flows.interop.conditioner import ForeignConditioner, expect_network, o
 from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.libraries import _resmade as mades
 from made_flows.interop.races import RacedMixture, drawn_or_looped, log_waits
+from made_flows.nn.made import MADE
 from made_flows.nn.validation import NotUnderstoodError, expect_own
-from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 
 _TRANSFORMS = mades.MadeVersion(made, activates_first=True)
@@ -46,15 +45,18 @@ def find(module: Any) -> type | None:
 class FastInverse(mades.FastInverse):
     """The inverse of an nflows transform, in about one pass."""
 
-    def made_flows_read(self) -> Fast:
-        layer: Any = self
-        for kind, (methods, bijection) in _KINDS.items():
-            if isinstance(layer, kind):
-                mades.expect_known(layer, kind, methods)
-                net, outputs = layer.autoregressive_net, layer._output_dim_multiplier()
-                conditioner = own_conditioner(net, outputs) or conditioner_of(net, outputs)
-                return Fast(conditioner, bijection(layer), net)
-        raise NotUnderstoodError(f"the elementwise map of a {type(layer).__name__} is not known")
+    made_flows_maps: ClassVar = {
+        theirs.MaskedAffineAutoregressiveTransform: lambda layer: maps.ScaleFirst(
+            ScaleRule("softplus", offset=0.0, floor=layer._epsilon)
+        ),
+        theirs.MaskedPiecewiseRationalQuadraticAutoregressiveTransform: maps.rational_quadratic,
+        theirs.MaskedPiecewiseQuadraticAutoregressiveTransform: maps.spline,
+        theirs.MaskedPiecewiseCubicAutoregressiveTransform: maps.spline,
+        theirs.MaskedPiecewiseLinearAutoregressiveTransform: maps.spline,
+    }
+
+    def made_flows_conditioner(self, net: Any, parameters: int) -> ForeignConditioner | MADE:
+        return own_conditioner(net, parameters) or conditioner_of(net, parameters)
 
 
 class FastMixture(FastLayer):
@@ -84,12 +86,10 @@ class FastMixture(FastLayer):
         own = torch.zeros(self.features)  # of the dtype and device that the loop has
         rows = isinstance(context, Tensor) and context.dim() == 2
         fast = self.made_flows_ready(own, context) if rows else None
-        draw = (
-            None if fast is None else partial(self._made_flows_sample, fast, num_samples, context)
-        )
-        return drawn_or_looped(draw, partial(super().sample, num_samples, context))  # type: ignore[misc]
+        draw = partial(self._made_flows_sample, num_samples, context)
+        return drawn_or_looped(fast, draw, partial(super().sample, num_samples, context))  # type: ignore[misc]
 
-    def _made_flows_sample(self, fast: Fast, number: int, context: Tensor) -> Tensor:
+    def _made_flows_sample(self, number: int, context: Tensor, fast: Fast) -> Tensor:
         rows, classes = len(context) * number, self.num_mixture_components
         noise = torch.empty(rows, self.features, classes + 1)
         for feature in range(self.features):  # in the order of the library's loop
@@ -113,14 +113,9 @@ class FastFlow:
         # One row of the context for each sample of it; a single one is not copied, so that layers
         # see that it is the same.
         alone = embedded.dim() == 2 and len(embedded) == 1
-        rows = (
-            embedded.expand(num_samples, -1)
-            if alone
-            else repeat_rows(embedded, num_reps=num_samples)
-        )
+        rows = embedded.expand(num_samples, -1) if alone else repeat_rows(embedded, num_samples)
         samples = generate(self._transform, merge_leading_dims(noise, num_dims=2), rows)
-        split: Tensor = split_leading_dim(samples, shape=[-1, num_samples])
-        return split
+        return cast(Tensor, split_leading_dim(samples, shape=[-1, num_samples]))
 
 
 def generate(transform: Any, inputs: Tensor, context: Any = None) -> Tensor:
@@ -137,10 +132,8 @@ def generate(transform: Any, inputs: Tensor, context: Any = None) -> Tensor:
             inputs = generate(part, inputs, context)
         return inputs
     if hasattr(transform, "made_flows_generate"):
-        values: Tensor = transform.made_flows_generate(inputs, context)
-        return values
-    outputs: Tensor = transform.inverse(inputs, context)[0]
-    return outputs
+        return cast(Tensor, transform.made_flows_generate(inputs, context))
+    return cast(Tensor, transform.inverse(inputs, context)[0])
 
 
 def conditioner_of(net: Any, parameters: int) -> ForeignConditioner:
@@ -159,21 +152,3 @@ def conditioner_of(net: Any, parameters: int) -> ForeignConditioner:
         raise NotUnderstoodError(f"the masks of a {type(net).__name__} are not known")
     expect_network(net, library)
     return mades.made_conditioner(net, version, parameters)
-
-
-def _affine(layer: Any) -> Bijection:
-    return maps.ScaleFirst(ScaleRule("softplus", offset=0.0, floor=layer._epsilon))
-
-
-_ELEMENTWISE = ("_elementwise",)
-_KINDS: dict[Any, tuple[tuple[str, ...], Callable[[Any], Bijection]]] = {
-    theirs.MaskedAffineAutoregressiveTransform: (("_unconstrained_scale_and_shift",), _affine),
-    theirs.MaskedPiecewiseRationalQuadraticAutoregressiveTransform: (
-        _ELEMENTWISE,
-        maps.rational_quadratic,
-    ),
-    theirs.MaskedPiecewiseQuadraticAutoregressiveTransform: (_ELEMENTWISE, maps.spline),
-    theirs.MaskedPiecewiseCubicAutoregressiveTransform: (_ELEMENTWISE, maps.spline),
-    theirs.MaskedPiecewiseLinearAutoregressiveTransform: (_ELEMENTWISE, maps.spline),
-}
-"""Of every class of transforms: the methods that make its map, and the map."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from normflows.flows.affine.autoregressive import Autoregressive, MaskedAffineAutoregressive
 from normflows.flows.neural_spline.autoregressive import (
@@ -12,7 +12,7 @@ from normflows.nets import made
 from torch import Tensor
 
 from made_flows.interop import bijections as maps
-from made_flows.interop.fast_layer import Fast
+from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.interop.libraries import _resmade as mades
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 from made_flows.univariate.bijections import Bijection
@@ -26,26 +26,22 @@ def find(module: Any) -> type | None:
     return FastInverse if isinstance(module, Autoregressive) else None
 
 
+def _spline(layer: Any) -> Bijection:
+    if isinstance(layer.tails, list | tuple) or isinstance(layer.tail_bound, Tensor):
+        raise NotUnderstoodError("its features differ in their tails or bounds")
+    return maps.rational_quadratic(layer)
+
+
 class FastInverse(mades.FastInverse):
     """The inverse of a normflows layer, in about one pass."""
 
-    def made_flows_read(self) -> Fast:
-        layer: Any = self
-        bijection: Bijection
-        if isinstance(layer, MaskedAffineAutoregressive):
-            methods = ("_unconstrained_scale_and_shift",)
-            mades.expect_known(layer, MaskedAffineAutoregressive, methods)
-            bijection = maps.ScaleFirst(ScaleRule("sigmoid", offset=2.0, floor=1e-3))
-        elif isinstance(layer, Spline):
-            mades.expect_known(layer, Spline, ("_elementwise",))
-            if isinstance(layer.tails, list | tuple) or isinstance(layer.tail_bound, Tensor):
-                raise NotUnderstoodError("its features differ in their tails or bounds")
-            bijection = maps.rational_quadratic(layer)
-        else:
-            raise NotUnderstoodError(
-                f"the elementwise map of a {type(layer).__name__} is not known"
-            )
-        net = layer.autoregressive_net
+    made_flows_maps: ClassVar = {
+        MaskedAffineAutoregressive: lambda _: maps.ScaleFirst(
+            ScaleRule("sigmoid", offset=2.0, floor=1e-3)
+        ),
+        Spline: _spline,
+    }
+
+    def made_flows_conditioner(self, net: Any, parameters: int) -> ForeignConditioner:
         expect_own(net, made.MADE)
-        outputs = layer._output_dim_multiplier()
-        return Fast(mades.made_conditioner(net, _VERSION, outputs), bijection)
+        return mades.made_conditioner(net, _VERSION, parameters)

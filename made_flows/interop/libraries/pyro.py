@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pyro.distributions import transforms as theirs
@@ -131,8 +131,7 @@ class FastSpline(_FastPyro):
             at_solution = self.spline.condition(x)
             at_solution._inverse(y)
             self._cache_log_detJ = at_solution._cache_log_detJ
-        result: Tensor = super().log_abs_det_jacobian(x, y)  # type: ignore[misc]
-        return result
+        return cast(Tensor, super().log_abs_det_jacobian(x, y))  # type: ignore[misc]
 
     def made_flows_read(self) -> Fast:
         layer: Any = self

@@ -49,12 +49,10 @@ class FastCategorical(FastLayer):
             embedded = self.embedding_net.forward(context[None])
             own = torch.zeros(self.num_variables + 1, device=context.device)
             fast = self.made_flows_ready(own, embedded)
-        draw = (
-            None if fast is None else partial(self._made_flows_sample, fast, sample_shape, embedded)
-        )
-        return drawn_or_looped(draw, partial(super().sample, sample_shape, context))  # type: ignore[misc]
+        draw = partial(self._made_flows_sample, sample_shape, embedded)
+        return drawn_or_looped(fast, draw, partial(super().sample, sample_shape, context))  # type: ignore[misc]
 
-    def _made_flows_sample(self, fast: Fast, sample_shape: Any, embedded: Any) -> Tensor:
+    def _made_flows_sample(self, sample_shape: Any, embedded: Any, fast: Fast) -> Tensor:
         layer: Any = self
         variables, classes = self.num_variables, self.max_num_categories
         shape = (math.prod(sample_shape), embedded.shape[1])
