@@ -38,14 +38,11 @@ class AccelerationReport:
     left: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        rows = [("fast", name, kind) for name, kind in self.fast.items()]
+        rows += [("left", name, ": ".join(reason)) for name, reason in self.left.items()]
+        width = max((len(name) for _, name, _ in rows), default=0)
         lines = [f"{len(self.fast)} fast, {len(self.left)} left as they are"]
-        width = max(map(len, (*self.fast, *self.left)), default=0)
-        lines += [f"  fast  {name:<{width}}  {kind}" for name, kind in self.fast.items()]
-        lines += [
-            f"  left  {name:<{width}}  {kind}: {reason}"
-            for name, (kind, reason) in self.left.items()
-        ]
-        return "\n".join(lines)
+        return "\n".join(lines + [f"  {how}  {name:<{width}}  {what}" for how, name, what in rows])
 
     __repr__ = __str__
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -11,11 +11,11 @@ from nflows.distributions import normal
 from nflows.flows import autoregressive as theirs
 from nflows.flows.base import Flow as NflowsFlow
 from nflows.transforms import BatchNorm, CompositeTransform, RandomPermutation, ReversePermutation
-from nflows.utils import torchutils
 from torch import Tensor
 
 from made_flows._checks import expect_type, non_negative_integer, positive_integer, widths
 from made_flows.interop.libraries.nflows import FastFlow
+from made_flows.nflows.networks import Activation
 from made_flows.nflows.transforms import MaskedAffineAutoregressiveTransform
 
 
@@ -37,12 +37,9 @@ class StandardNormal(normal.StandardNormal):
         self.register_buffer("_like", torch.empty(0), persistent=False)
 
     def _sample(self, num_samples: int, context: Tensor | None) -> Tensor:
-        rows = num_samples if context is None else context.shape[0] * num_samples
+        rows = (num_samples,) if context is None else (len(context), num_samples)
         like = self._like
-        noise = torch.randn(rows, *self._shape, dtype=like.dtype, device=like.device)
-        if context is None:
-            return noise
-        return cast(Tensor, torchutils.split_leading_dim(noise, [context.shape[0], num_samples]))
+        return torch.randn(*rows, *self._shape, dtype=like.dtype, device=like.device)
 
 
 class CheckedFlow(FastFlow):
@@ -128,7 +125,7 @@ class MaskedAutoregressiveFlow(CheckedFlow, theirs.MaskedAutoregressiveFlow):
         use_residual_blocks: bool = True,
         use_random_masks: bool = False,
         use_random_permutations: bool = False,
-        activation: Callable[[Tensor], Tensor] = F.relu,
+        activation: Activation = F.relu,
         dropout_probability: float = 0.0,
         batch_norm_within_layers: bool = False,
         batch_norm_between_layers: bool = False,

@@ -232,7 +232,9 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
             (rows, num_samples, D), or (num_samples, D) for a network without a context.
         """
         number = positive_integer(num_samples, "num_samples")
-        self._check_context_of_samples(context)
+        given = context is None or isinstance(context, Tensor)
+        expect_type(given, "context", "to be a tensor", context)
+        self._check(self.final_layer.weight.new_empty(self._features), context)
         head = GaussianMixture(
             self.num_mixture_components, ScaleRule("softplus", offset=0.0, floor=self.epsilon)
         )
@@ -260,12 +262,6 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
         with modes_kept(self.modules()):
             self.eval()
             return d_pass_inverse(evaluate, ranks, step, noise)
-
-    def _check_context_of_samples(self, context: Tensor | None) -> None:
-        expect_type(
-            context is None or isinstance(context, Tensor), "context", "to be a tensor", context
-        )
-        self._check(self.final_layer.weight.new_empty(self._features), context)
 
     def _head_order(self) -> Tensor:
         """Return where the parameters of the head stand among a feature's outputs."""

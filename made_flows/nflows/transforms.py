@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from inspect import signature
 from typing import Any, cast
 
@@ -15,9 +14,7 @@ from torch import Tensor
 from made_flows._checks import expect, expect_type, positive_integer, real_number, shown
 from made_flows._registry import own_arguments
 from made_flows.interop.libraries.nflows import FastInverse
-from made_flows.nflows.networks import MADE
-
-Activation = Callable[[Tensor], Tensor]
+from made_flows.nflows.networks import MADE, Activation
 
 
 class _Checked(FastInverse):

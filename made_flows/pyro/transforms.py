@@ -239,7 +239,12 @@ class SplineAutoregressive(_Autoregressive):
         super().__init__(autoregressive_nn)
         input_dim = positive_integer(input_dim, "input_dim")
         expect(input_dim == self.features, "input_dim", f"to be {self.features}", input_dim)
-        self.bijection = _spline(count_bins, bound, order)
+        known = order in ("linear", "quadratic")
+        expect(known, "order", "to be 'linear' or 'quadratic'", shown(order))
+        expect(
+            positive_integer(count_bins, "count_bins") > 1, "count_bins", "to be at least 2", "1"
+        )
+        self.bijection = PyroSpline(count_bins, real_number(bound, "bound", above=0), order)
         self.order = order
         self._check_network()
         self._register_load_state_dict_pre_hook(_leave_out_copies)
@@ -265,14 +270,6 @@ def _leave_out_copies(state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Leave out the second copy of every weight in state dicts of Pyro's splines."""
     for name in [name for name in state if name.startswith(f"{prefix}spline.nn.")]:
         del state[name]
-
-
-def _spline(count_bins: int, bound: float, order: str) -> Bijection:
-    valid = order in ("linear", "quadratic")
-    expect(valid, "order", "to be 'linear' or 'quadratic'", shown(order))
-    bins = positive_integer(count_bins, "count_bins")
-    expect(bins > 1, "count_bins", "to be at least 2", count_bins)
-    return PyroSpline(bins, real_number(bound, "bound", above=0), order)
 
 
 # ---------------------------------------------------------------------- under a context

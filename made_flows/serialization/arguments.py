@@ -10,19 +10,29 @@ import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import described
+from made_flows._checks import described, expect
 from made_flows._registry import class_name, find_class, former_defaults, is_saveable
 from made_flows.nn.activations import CONSTANTS, code_of, make_activation
-from made_flows.serialization.layers import layer_arguments, make_layer
 
 ARGUMENTS = "arguments/"
 """How the names of argument tensors start; no name in a state dict has a slash."""
+
+
+_NAMES = """
+    AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d
+    AdaptiveMaxPool3d AvgPool1d AvgPool2d AvgPool3d BatchNorm1d BatchNorm2d BatchNorm3d Conv1d
+    Conv2d Conv3d Dropout Dropout1d Dropout2d Dropout3d Embedding Flatten GroupNorm Identity
+    LayerNorm Linear MaxPool1d MaxPool2d MaxPool3d RMSNorm Unflatten
+"""
+_LAYERS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _NAMES.split()}
+"""The layers that can be written: their attributes bear the names of their arguments."""
 
 
 class Encoder:
@@ -57,10 +67,9 @@ class Encoder:
             return number if math.isfinite(number) else {"float": str(number)}
         if isinstance(value, np.bool_):
             return bool(value)
-        if isinstance(value, (list, nn.ModuleList)):
-            return [self.encode(item, f"{name}[{i}]") for i, item in enumerate(value)]
-        if isinstance(value, tuple):
-            return {"tuple": [self.encode(item, f"{name}[{i}]") for i, item in enumerate(value)]}
+        if isinstance(value, (list, tuple, nn.ModuleList)):
+            items = [self.encode(item, f"{name}[{i}]") for i, item in enumerate(value)]
+            return {"tuple": items} if isinstance(value, tuple) else items
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {"dict": self._arguments(value, name)}
         if isinstance(value, torch.dtype):
@@ -74,7 +83,7 @@ class Encoder:
         if type(value) is nn.Sequential:
             children = value._modules.items()
             return {"layers": [[key, self.encode(each, f"{name}.{key}")] for key, each in children]}
-        arguments = layer_arguments(value)
+        arguments = _layer_arguments(value)
         if arguments is not None:
             return {"layer": {type(value).__name__: self._arguments(arguments, name)}}
         return self._activation(value, name)
@@ -132,7 +141,7 @@ class Decoder:
             ValueError: for an unknown class or kind.
             Exception: of a constructor that refuses its arguments.
         """
-        if isinstance(value, (list, nn.ModuleList)):
+        if isinstance(value, list):
             return [self.decode(item) for item in value]
         if not isinstance(value, dict):
             return value
@@ -154,7 +163,7 @@ class Decoder:
             return tensor if kind == "tensor" else tensor.numpy()
         if kind == "layer":
             [(name, arguments)] = content.items()
-            return make_layer(name, {key: self.decode(item) for key, item in arguments.items()})
+            return _make_layer(name, {key: self.decode(item) for key, item in arguments.items()})
         if kind == "layers":
             named = {key: self.decode(item) for key, item in content}
             modules = (make_activation(m) if isinstance(m, str) else m for m in named.values())
@@ -180,15 +189,35 @@ class Decoder:
         return made
 
 
+def _layer_arguments(layer: Any) -> dict[str, Any] | None:
+    """Return what a layer's constructor was called with, defaults left out; None for others."""
+    kind = type(layer)
+    if _LAYERS.get(kind.__name__) is not kind:
+        return None
+    arguments = {}
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if name.startswith("_") or name in ("args", "kwargs", "device", "dtype"):
+            continue
+        value = getattr(layer, name, parameter.default)
+        if name == "bias":
+            value = value is not None
+        if value != parameter.default:
+            arguments[name] = value
+    return arguments
+
+
+def _make_layer(name: Any, arguments: Mapping[str, Any]) -> nn.Module:
+    """Return the layer of a name and arguments, on torch's default device."""
+    expect(name in _LAYERS, "a layer", "to be one of torch.nn that is known", repr(name))
+    expect("device" not in arguments, f"a layer {name}", "to name no device", "one that does")
+    return _LAYERS[name](**arguments)
+
+
 def _call(kind: type, arguments: dict[str, Any]) -> Any:
     """Construct an object by name, the values of ``*args`` by place."""
-    parameters = inspect.signature(kind).parameters.values()
-    star = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    parameters = inspect.signature(kind).parameters
+    star = next((name for name, p in parameters.items() if p.kind is p.VAR_POSITIONAL), None)
     if star not in arguments:
         return kind(**arguments)
-    before: list[Any] = []
-    for parameter in parameters:
-        if parameter.name == star:
-            break
-        before.append(arguments.pop(parameter.name))
+    before = [arguments.pop(name) for name in takewhile(lambda name: name != star, parameters)]
     return kind(*before, *arguments.pop(star), **arguments)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,23 +133,6 @@ class FastInverse(FastLayer):
 
     autoregressive_net: Any
     _elementwise_inverse: Any
-    made_flows_maps: ClassVar[dict[Any, Callable[[Any], Bijection]]]
-    """The library's classes of transforms, and the elementwise map of a transform of each."""
-
-    def made_flows_conditioner(self, net: Any, parameters: int) -> ForeignConditioner | MADE:
-        """Return the transform's network as a conditioner."""
-        raise NotImplementedError
-
-    def made_flows_read(self) -> Fast:
-        layer: Any = self
-        kind = next((kind for kind in self.made_flows_maps if isinstance(layer, kind)), None)
-        if kind is None:
-            name = type(layer).__name__
-            raise NotUnderstoodError(f"the elementwise map of a {name} is not known")
-        expect_own(layer, kind, [name for name in _METHODS if hasattr(kind, name)], FastInverse)
-        net, bijection = layer.autoregressive_net, self.made_flows_maps[kind](layer)
-        conditioner = self.made_flows_conditioner(net, layer._output_dim_multiplier())
-        return Fast(conditioner, bijection, net)
 
     def inverse(self, inputs: Any, context: Any = None) -> tuple[Tensor, Tensor]:
         """Find what the transform maps to the inputs, and log |det| of the inverse's Jacobian."""
@@ -194,3 +177,26 @@ _SETTINGS = (
 _MAP = ("_elementwise", "_elementwise_inverse", "_unconstrained_scale_and_shift")
 _METHODS = ("inverse", "_output_dim_multiplier", *_MAP)
 """Methods that make the elementwise maps, as far as a transform has them."""
+
+
+def read_transform(
+    layer: Any,
+    maps: Mapping[Any, Callable[[Any], Bijection]],
+    conditioner: Callable[[Any, int], ForeignConditioner | MADE],
+) -> Fast:
+    """Return the fast inverse of a transform.
+
+    Args:
+        layer: the transform.
+        maps: the library's classes of transforms, and the elementwise map of an object of each.
+        conditioner: from a network, and the parameters of every feature, to a conditioner.
+
+    Raises:
+        NotUnderstoodError: for a transform that computes something else than its class.
+    """
+    kind = next((kind for kind in maps if isinstance(layer, kind)), None)
+    if kind is None:
+        raise NotUnderstoodError(f"the elementwise map of a {type(layer).__name__} is not known")
+    expect_own(layer, kind, [name for name in _METHODS if hasattr(kind, name)], FastInverse)
+    net = layer.autoregressive_net
+    return Fast(conditioner(net, layer._output_dim_multiplier()), maps[kind](layer), net)

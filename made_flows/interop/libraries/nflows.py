@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from nflows.flows.base import Flow
@@ -21,6 +22,7 @@ from made_flows.interop.libraries import _resmade as mades
 from made_flows.interop.races import RacedMixture, drawn_or_looped, log_waits
 from made_flows.nn.made import MADE
 from made_flows.nn.validation import NotUnderstoodError, expect_own
+from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 
 _TRANSFORMS = mades.MadeVersion(made, activates_first=True)
@@ -45,18 +47,8 @@ def find(module: Any) -> type | None:
 class FastInverse(mades.FastInverse):
     """The inverse of an nflows transform, in about one pass."""
 
-    made_flows_maps: ClassVar = {
-        theirs.MaskedAffineAutoregressiveTransform: lambda layer: maps.ScaleFirst(
-            ScaleRule("softplus", offset=0.0, floor=layer._epsilon)
-        ),
-        theirs.MaskedPiecewiseRationalQuadraticAutoregressiveTransform: maps.rational_quadratic,
-        theirs.MaskedPiecewiseQuadraticAutoregressiveTransform: maps.spline,
-        theirs.MaskedPiecewiseCubicAutoregressiveTransform: maps.spline,
-        theirs.MaskedPiecewiseLinearAutoregressiveTransform: maps.spline,
-    }
-
-    def made_flows_conditioner(self, net: Any, parameters: int) -> ForeignConditioner | MADE:
-        return own_conditioner(net, parameters) or conditioner_of(net, parameters)
+    def made_flows_read(self) -> Fast:
+        return mades.read_transform(self, _MAPS, _conditioner)
 
 
 class FastMixture(FastLayer):
@@ -152,3 +144,19 @@ def conditioner_of(net: Any, parameters: int) -> ForeignConditioner:
         raise NotUnderstoodError(f"the masks of a {type(net).__name__} are not known")
     expect_network(net, library)
     return mades.made_conditioner(net, version, parameters)
+
+
+def _conditioner(net: Any, parameters: int) -> ForeignConditioner | MADE:
+    return own_conditioner(net, parameters) or conditioner_of(net, parameters)
+
+
+_MAPS: dict[Any, Callable[[Any], Bijection]] = {
+    theirs.MaskedAffineAutoregressiveTransform: lambda layer: maps.ScaleFirst(
+        ScaleRule("softplus", offset=0.0, floor=layer._epsilon)
+    ),
+    theirs.MaskedPiecewiseRationalQuadraticAutoregressiveTransform: maps.rational_quadratic,
+    theirs.MaskedPiecewiseQuadraticAutoregressiveTransform: maps.spline,
+    theirs.MaskedPiecewiseCubicAutoregressiveTransform: maps.spline,
+    theirs.MaskedPiecewiseLinearAutoregressiveTransform: maps.spline,
+}
+"""The classes of transforms, and the elementwise map of an object of each."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from normflows.flows.affine.autoregressive import Autoregressive, MaskedAffineAutoregressive
 from normflows.flows.neural_spline.autoregressive import (
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from made_flows.interop import bijections as maps
 from made_flows.interop.conditioner import ForeignConditioner
+from made_flows.interop.fast_layer import Fast
 from made_flows.interop.libraries import _resmade as mades
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 from made_flows.univariate.bijections import Bijection
@@ -32,16 +33,15 @@ def _spline(layer: Any) -> Bijection:
     return maps.rational_quadratic(layer)
 
 
+def _conditioner(net: Any, parameters: int) -> ForeignConditioner:
+    expect_own(net, made.MADE)
+    return mades.made_conditioner(net, _VERSION, parameters)
+
+
 class FastInverse(mades.FastInverse):
     """The inverse of a normflows layer, in about one pass."""
 
-    made_flows_maps: ClassVar = {
-        MaskedAffineAutoregressive: lambda _: maps.ScaleFirst(
-            ScaleRule("sigmoid", offset=2.0, floor=1e-3)
-        ),
-        Spline: _spline,
-    }
-
-    def made_flows_conditioner(self, net: Any, parameters: int) -> ForeignConditioner:
-        expect_own(net, made.MADE)
-        return mades.made_conditioner(net, _VERSION, parameters)
+    def made_flows_read(self) -> Fast:
+        affine = maps.ScaleFirst(ScaleRule("sigmoid", offset=2.0, floor=1e-3))
+        known = {MaskedAffineAutoregressive: lambda _: affine, Spline: _spline}
+        return mades.read_transform(self, known, _conditioner)

@@ -90,10 +90,8 @@ class FastAffine(_FastPyro):
     def made_flows_read(self) -> Fast:
         layer: Any = self
         kind, own = theirs.AffineAutoregressive, type(layer)
-        for name in ("_call", "_call_stable", "log_abs_det_jacobian"):
-            if getattr(own, name) is not getattr(kind, name):
-                raise NotUnderstoodError(f"{own.__name__} has a {name} of its own")
-        _expect_inverse(layer, kind, FastAffine, ("_inverse", "_inverse_stable"))
+        names = ("_call", "_call_stable", "log_abs_det_jacobian", "_inverse", "_inverse_stable")
+        _expect_methods(layer, kind, FastAffine, names)
         # The stable variant binds these two methods to the object.
         for name, function in (("_call", "_call_stable"), ("_inverse", "_inverse_stable")):
             bound = vars(layer).get(name)
@@ -136,7 +134,7 @@ class FastSpline(_FastPyro):
     def made_flows_read(self) -> Fast:
         layer: Any = self
         kind = theirs.SplineAutoregressive
-        _expect_inverse(layer, kind, FastSpline, ("_inverse", "log_abs_det_jacobian"))
+        _expect_methods(layer, kind, FastSpline, ("_inverse", "log_abs_det_jacobian"))
         expect_own(layer, kind, ("_call",))
         spline = layer.spline
         expect_own(spline, ConditionalSpline, ("condition", "_params"))
@@ -176,7 +174,7 @@ class FastConditional(FastLayer):
             bins, order = layer.kwargs.get("count_bins", 8), layer.kwargs.get("order", "linear")
             sizes, bijection = _sizes(bins, order), PyroSpline(**layer.kwargs)
             kind = theirs.ConditionalSplineAutoregressive
-        _expect_inverse(layer, kind, FastConditional, ("condition",))
+        _expect_methods(layer, kind, FastConditional, ("condition",))
         return _fast(layer.nn, sizes, bijection)
 
     def made_flows_settings(self) -> tuple[Any, ...]:
@@ -344,7 +342,7 @@ def _map_by_pyro(
     return result, -log_derivative if inverse else log_derivative
 
 
-def _expect_inverse(layer: Any, kind: type, fast: type, methods: tuple[str, ...]) -> None:
+def _expect_methods(layer: Any, kind: type, fast: type, methods: tuple[str, ...]) -> None:
     """Raise unless methods are those of a class of Pyro, or made fast already."""
     for name in methods:
         own = getattr(type(layer), name)
