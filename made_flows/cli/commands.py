@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +22,6 @@ from made_flows.cli.rows import (
     drawn,
     errors_in,
     is_missing,
-    kind_of,
     loaded,
     matrix,
     opened,
@@ -122,7 +120,9 @@ def fit_command(
             if budget is None:
                 limits = {"max_epochs": max_epochs, "max_seconds": max_seconds, "progress": bar,
                           "checkpoint": checkpoint}  # fmt: skip
-                model = _model_of(piece.rows, said, context, seed)
+                with seeded(seed, torch.device("cpu")):
+                    model = TableMADE.from_data(piece.rows, said, context)
+                typer.echo(f"{model.schema}\n", err=True)
                 source = file if whole else piece.rows
                 record["history"] = _fitted(model, source, seed, limits, output, quiet)
             else:
@@ -264,7 +264,7 @@ def info(model: _ModelFile) -> None:
     with reporting():
         found = loaded(model)
         record = record_of(found)
-        lines = [f"{model}: {kind_of(found)}"]
+        lines = [f"{model}: {type(found).__name__}"]
         if isinstance(found, TableMADE):
             widths = " and ".join(map(str, found.made.hidden_features))
             lines += ["", str(found.schema), "", f"hidden layers of {widths} units, all orders"]
@@ -292,14 +292,6 @@ def _said(text: str) -> tuple[str, Any]:
         expect(bool(equals), "--columns", "as name=kind, such as fare=zero_inflated", text)
         ends = tuple(float(number) for number in numbers)
         return name, (kind, *ends) if ends else kind
-
-
-def _model_of(rows: pa.Table, said: Any, context: Sequence[str], seed: int) -> TableMADE:
-    """Make a model of a table, and show what it takes the columns for."""
-    with seeded(seed, torch.device("cpu")):
-        model = TableMADE.from_data(rows, said, context)
-    typer.echo(f"{model.schema}\n", err=True)
-    return model
 
 
 def _fitted(

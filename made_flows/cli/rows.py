@@ -46,20 +46,14 @@ def opened(model: Path, data: Path, output: Path | None) -> tuple[Any, TableFile
 def check_table(model: Any, path: Path) -> None:
     """Refuse a model of numbers alone, for what only a model of a table can do."""
     if not isinstance(model, TableMADE):
-        raise CommandError(
-            Code.MODEL, f"Expected a model of a table in {path}; got {kind_of(model)}"
-        )
+        got = type(model).__name__
+        raise CommandError(Code.MODEL, f"Expected a model of a table in {path}; got {got}")
 
 
 def record_of(model: Any) -> dict[str, Any]:
     """Return what fit noted of its table and training."""
     record = getattr(model, "record", {})
     return record if isinstance(record, dict) else {}
-
-
-def kind_of(model: Any) -> str:
-    """Return the class of a model."""
-    return type(model).__name__
 
 
 def names_of(model: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,50 +18,43 @@ from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 
 
+@dataclass(eq=False)
 class ForeignConditioner:
     """A foreign masked network behind the methods of :class:`~made_flows.inverse.Conditioner`.
 
     Args:
         net: the network.
         layers: its hidden layers, then its output.
-        direct: the layer that connects inputs to outputs, if there is one.
         features: number of features D.
-        context: number of context variables that it takes; 0 for none.
-        parameters: output rows of every feature.
-        parameter_major: whether output rows are sorted by parameter and then feature.
+        counts: output rows of every feature.
         call: x (..., D) and context to parameters (..., D, K), by the network itself.
+        context: number of context variables that it takes; 0 for none.
+        direct: the layer that connects inputs to outputs, if there is one.
+        parameter_major: whether output rows are sorted by parameter and then feature.
 
     Raises:
         NotUnderstoodError: if the masks are not autoregressive, or batch normalisation keeps no
             running statistics.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        layers: Sequence[ForeignLayer],
-        *,
-        features: int,
-        parameters: int,
-        call: Callable[[Tensor, Tensor | None], Tensor],
-        context: int = 0,
-        direct: ForeignLayer | None = None,
-        parameter_major: bool = False,
-    ) -> None:
-        self.net = net
-        self.layers = list(layers)
-        self.direct = direct
-        self.features, self.context = features, context
-        self.counts = (parameters,)
-        self.parameter_major = parameter_major
-        self._call = call
+    net: nn.Module
+    layers: list[ForeignLayer]
+    features: int
+    counts: tuple[int]
+    call: Callable[[Tensor, Tensor | None], Tensor]
+    context: int = 0
+    direct: ForeignLayer | None = None
+    parameter_major: bool = False
+
+    def __post_init__(self) -> None:
         self._levels: TensorCache[Tensor] = TensorCache(size=2)
         for layer in self.layers:
             if None in (part.running_mean for part in (layer.norm, layer.reads_norm) if part):
                 raise NotUnderstoodError("batch normalisation keeps no running statistics")
         rows = self.layers[-1].linear.weight.shape[0]
-        if rows != features * parameters:
-            raise NotUnderstoodError(f"it has {rows} outputs for {features} x {parameters}")
+        if rows != self.features * self.counts[0]:
+            wanted = f"{self.features} x {self.counts[0]}"
+            raise NotUnderstoodError(f"it has {rows} outputs for {wanted}")
         _ = self.ranks
 
     @property
@@ -104,14 +98,14 @@ class ForeignConditioner:
 
     def as_called(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Compute parameters (..., D, K) by the network itself."""
-        return self._call(x, context)
+        return self.call(x, context)
 
     def reordered(self, order: Tensor) -> ForeignConditioner:
         """Put the parameters of every feature in another order, in place."""
         feature = torch.arange(self.features, device=order.device)[:, None] * self.counts[0]
         self.layers[-1].rows = (feature + order).reshape(-1)
-        call = self._call
-        self._call = lambda x, context: call(x, context)[..., order]
+        call = self.call
+        self.call = lambda x, context: call(x, context)[..., order]
         return self
 
     def settings(self) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from made_flows._checks import (
     positive_integer,
     shown,
 )
-from made_flows.plotting._figures import BLUE, GREY, ORANGE, matrix, own_axes, tidy
+from made_flows.plotting._figures import BLUE, ORANGE, matrix, name_rows, own_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,10 +71,5 @@ def column_scores(
     ax.hlines(places, low, high, color=BLUE, lw=5, alpha=0.35, label="middle 90% of all rows")
     ax.plot(middle, places, "|", color=BLUE, ms=9)
     ax.plot(values[row], places, "o", color=ORANGE, ms=6, mec="white", label=f"row {row}")
-    ax.set_yticks(places, names.tolist())
-    ax.set_ylim(len(order) - 0.5, -0.5)
-    ax.set_xlabel("log-probability given the row's other values (nats)")
-    ax.grid(axis="x", color=GREY, alpha=0.25, lw=0.6)
-    ax.figure.figure.legend(loc="outside upper right", frameon=False, fontsize=9, ncols=2)
-    tidy(ax)
+    name_rows(ax, names.tolist(), "log-probability given the row's other values (nats)")
     return ax.figure.figure

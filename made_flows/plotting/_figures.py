@@ -58,6 +58,17 @@ def tidy(ax: Axes) -> None:
     ax.tick_params(color=GREY, labelsize=8)
 
 
+def name_rows(ax: Axes, names: Sequence[str], label: str, *, legend: bool = True) -> None:
+    """Give axes a row for each name, the first at the top, with a grid and a legend above."""
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel(label)
+    ax.grid(axis="x", color=GREY, alpha=0.25, lw=0.6)
+    if legend:
+        ax.figure.figure.legend(loc="outside upper right", frameon=False, fontsize=9, ncols=2)
+    tidy(ax)
+
+
 def matrix(values: Any, name: str, *, missing: bool = False) -> NDArray[np.float64]:
     """Convert values of shape (N, D) to a finite array, with NaN where some may be missing."""
     array = as_numbers(values, name).cpu().double().numpy()

@@ -10,13 +10,12 @@ import numpy as np
 from made_flows._checks import expect
 from made_flows.plotting._figures import (
     BLUE,
-    GREY,
     ORANGE,
     matrix,
+    name_rows,
     names_of,
     own_axes,
     texts,
-    tidy,
 )
 
 if TYPE_CHECKING:
@@ -71,11 +70,6 @@ def intervals(
         ax.hlines(at, low, high, color=colour, lw=1.2)
         ax.hlines(at, first, third, color=colour, lw=3.5, alpha=0.8)
         ax.plot(middle, at, "o", color=colour, ms=4, mec="white", mew=0.6, label=label)
-    ax.set_yticks(places, names)
-    ax.set_ylim(features - 0.5, -0.5)
-    ax.grid(axis="x", color=GREY, alpha=0.25, lw=0.6)
-    ax.set_xlabel("in the reference's standard deviations" if len(sets) == 2 else "value")
-    if len(sets) == 2:
-        ax.figure.figure.legend(loc="outside upper right", frameon=False, fontsize=9, ncols=2)
-    tidy(ax)
+    both = len(sets) == 2
+    name_rows(ax, names, "in the reference's standard deviations" if both else "value", legend=both)
     return ax.figure.figure

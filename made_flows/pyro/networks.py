@@ -301,12 +301,8 @@ class MADENetwork(PyroShapes):
         if param_dims is None:
             param_dims = (1,) * made.outputs[0]
         self.set_shapes(made.features, made.context, param_dims)
-        expect(
-            {self.output_multiplier} == total,
-            "param_dims",
-            f"to add up to the network's {made.outputs[0]} parameters",
-            param_dims,
-        )
+        words = f"to add up to the network's {made.outputs[0]} parameters"
+        expect({self.output_multiplier} == total, "param_dims", words, param_dims)
         self.made = made
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -151,7 +150,7 @@ def _alike(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
     if isinstance(a, (int, float, np.number, np.bool_)):
         numbers = isinstance(b, (int, float, np.number, np.bool_))
         booleans = isinstance(a, (bool, np.bool_)), isinstance(b, (bool, np.bool_))
-        return numbers and booleans[0] == booleans[1] and (a == b or (_is_nan(a) and _is_nan(b)))
+        return numbers and booleans[0] == booleans[1] and (a == b or (a != a and b != b))
     if (isinstance(a, str) != isinstance(b, str)) and code_of(a) is not None:
         return code_of(a) == code_of(b)
     seen = seen | {(id(a), id(b))}
@@ -186,10 +185,6 @@ def _same_object(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
             pass
     # Objects that hold nothing one can look at, such as locks, are as good as each other.
     return _alike(getattr(a, "__dict__", {}), getattr(b, "__dict__", {}), seen)
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, (float, np.floating)) and math.isnan(value)
 
 
 def _same_tensor(a: Tensor, b: Tensor) -> bool:

@@ -65,13 +65,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         >>> type(load(path)).__name__
         'GaussianMADE'
     """
-    expect_type(
-        is_saveable(type(model)) and hasattr(model, "state_dict"),
-        "model",
-        "to be of a class that can be saved (decorate a class of your own with "
-        "made_flows.saveable, or save model.state_dict())",
-        model,
-    )
+    advice = "decorate a class of your own with made_flows.saveable, or save model.state_dict()"
+    known = is_saveable(type(model)) and hasattr(model, "state_dict")
+    expect_type(known, "model", f"to be of a class that can be saved ({advice})", model)
     place = _expect_path(path)
     expect_place(place)
     text, tensors = describe(model)
@@ -137,12 +133,8 @@ def load(
         >>> model.training, next(model.parameters()).dtype
         (False, torch.float64)
     """
-    expect_type(
-        dtype is None or getattr(dtype, "is_floating_point", False) is True,
-        "dtype",
-        "to be a floating-point torch.dtype",
-        dtype,
-    )
+    floating = dtype is None or getattr(dtype, "is_floating_point", False) is True
+    expect_type(floating, "dtype", "to be a floating-point torch.dtype", dtype)
     if device is not None:
         try:
             device = torch.device(device)
@@ -181,22 +173,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"Expected {path} to be a complete safetensors file; got one that is truncated, "
             f"damaged or of another kind ({error}). Save or copy it again"
         ) from error
-    if _KEY not in metadata:
-        raise ValueError(
-            f"Expected {path} to be written by made_flows.save; got a safetensors file of another "
-            f"origin. Read its tensors with safetensors.torch.load_file"
-        )
+    got = "one of another origin. Read its tensors with safetensors.torch.load_file"
+    expect(_KEY in metadata, str(path), "to be written by made_flows.save", got)
     try:
         header = json.loads(metadata[_KEY])
         number = header["format_version"]
         valid = header["format"] == _KEY and isinstance(number, int) and number >= 1
     except (KeyError, RecursionError, TypeError, ValueError):
         header, number, valid = {}, None, False
-    if not valid:
-        raise ValueError(
-            f"Expected {path} to have a header written by made_flows.save; got one that cannot "
-            f"be read. Save the model again"
-        )
+    got = "one that cannot be read. Save the model again"
+    expect(valid, str(path), "to have a header written by made_flows.save", got)
     if number > FORMAT_VERSION:
         raise ValueError(
             f"Expected {path} in format {FORMAT_VERSION} or before; got format {number}, written "
@@ -204,13 +190,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"Upgrade made_flows"
         )
     # Files of the first format have no checksum.
-    if (number > 1 or _CHECKSUM in metadata) and metadata.get(_CHECKSUM) != checksum(
-        metadata[_KEY], tensors
-    ):
-        raise ValueError(
-            f"Expected {path} to be as it was written; got contents that do not fit its "
-            f"checksum: it was damaged or changed. Save or copy it again"
-        )
+    if number > 1 or _CHECKSUM in metadata:
+        whole = metadata.get(_CHECKSUM) == checksum(metadata[_KEY], tensors)
+        got = "contents that do not fit its checksum: it was damaged or changed"
+        expect(whole, str(path), "to be as it was written", f"{got}. Save or copy it again")
     return header, tensors
 
 

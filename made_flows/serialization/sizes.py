@@ -56,12 +56,10 @@ def _numbers(value: Any, held: int) -> int:
     if "." in kind:  # a class of somebody's own
         return inside
     if kind in _LOOSE:
-        count = _count(arguments.get("features")) * max(
-            _integers(arguments.get("categories")) or [1]
-        )
-        expect(
-            count <= held + _FREE, f"the sizes of {kind}", f"to be at most {held + _FREE}", count
-        )
+        categories = max(_integers(arguments.get("categories")), default=1)
+        count = _count(arguments.get("features")) * categories
+        most = held + _FREE
+        expect(count <= most, f"the sizes of {kind}", f"to be at most {most}", count)
         return inside
     return inside + _own(kind, arguments)
 

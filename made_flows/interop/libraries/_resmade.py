@@ -82,9 +82,7 @@ def made_conditioner(
         outputs: Tensor = net(x, given) if forward is None else forward(net, x, given)
         return outputs.reshape(*outputs.shape[:-1], features, parameters)
 
-    return ForeignConditioner(
-        net, layers, features=features, parameters=parameters, context=takes, call=call
-    )
+    return ForeignConditioner(net, layers, features, (parameters,), call, takes)
 
 
 def _add_residual(
@@ -198,5 +196,5 @@ def read_transform(
     if kind is None:
         raise NotUnderstoodError(f"the elementwise map of a {type(layer).__name__} is not known")
     expect_own(layer, kind, [name for name in _METHODS if hasattr(kind, name)], FastInverse)
-    net = layer.autoregressive_net
-    return Fast(conditioner(net, layer._output_dim_multiplier()), maps[kind](layer), net)
+    bijection, net = maps[kind](layer), layer.autoregressive_net
+    return Fast(conditioner(net, layer._output_dim_multiplier()), bijection, net)

@@ -236,15 +236,9 @@ def conditioner_of(net: Any, sizes: list[int]) -> ForeignConditioner | MADE:
     def call(x: Tensor, given: Tensor | None) -> Tensor:
         return parameters_of(net, x, given)
 
+    outputs = (sum(sizes),)
     return ForeignConditioner(
-        net,
-        layers,
-        features=net.input_dim,
-        parameters=sum(sizes),
-        context=context,
-        direct=direct,
-        parameter_major=True,
-        call=call,
+        net, layers, net.input_dim, outputs, call, context, direct, parameter_major=True
     )
 
 

@@ -159,9 +159,7 @@ def _conditioner(layer: Any) -> ForeignConditioner:
         outputs: Tensor = hyper(x)
         return cast(Tensor, outputs.unflatten(-1, (features, total)))
 
-    return ForeignConditioner(
-        hyper, layers, features=features, parameters=total, context=context, call=call
-    )
+    return ForeignConditioner(hyper, layers, features, (total,), call, context)
 
 
 def _append(layers: list[ForeignLayer], module: nn.Module) -> None:
