@@ -35,7 +35,8 @@ def wire(net: Any, features: int, context: int, *, residual: bool, random: bool)
         return _degrees(units, features, 0 if context else 1, random)
 
     stream = before = degrees(net.initial_layer.out_features)
-    _set(net.initial_layer, torch.arange(1, features + 1), stream)
+    inputs = torch.arange(1, features + 1)
+    _set(net.initial_layer, inputs, stream)
     for block in net.blocks:
         if residual:
             inner, outer = block.linear_layers
@@ -48,8 +49,7 @@ def wire(net: Any, features: int, context: int, *, residual: bool, random: bool)
             _set(block.linear, before, after)
             before = after
         block.degrees = before
-    rows = torch.arange(1, features + 1)
-    rows = rows.repeat_interleave(net.final_layer.out_features // features)
+    rows = inputs.repeat_interleave(net.final_layer.out_features // features)
     net.final_layer.mask.copy_(rows[:, None] > before)
     _warn_of_lost_dependencies(net, features, residual)
 

@@ -50,8 +50,7 @@ class CheckedFlow(FastFlow):
         expect_type(inverse, "transform", "to be a transform of nflows", transform)
         known = isinstance(distribution, torch.nn.Module) and hasattr(distribution, "log_prob")
         expect_type(known, "distribution", "to be a distribution of nflows", distribution)
-        module = embedding_net is None or isinstance(embedding_net, torch.nn.Module)
-        expect_type(module, "embedding_net", "to be a module or None", embedding_net)
+        _check_embedding(embedding_net)
         super().__init__(transform, distribution, embedding_net)  # type: ignore[call-arg]
 
     def sample(
@@ -137,24 +136,18 @@ class MaskedAutoregressiveFlow(CheckedFlow, theirs.MaskedAutoregressiveFlow):
         permutation = RandomPermutation if use_random_permutations else ReversePermutation
         layers: list[Any] = []
         for _ in range(num_layers):
-            layers += [
-                permutation(features),
-                MaskedAffineAutoregressiveTransform(
-                    features,
-                    hidden_features,
-                    context_features,
-                    num_blocks_per_layer,
-                    use_residual_blocks,
-                    use_random_masks,
-                    activation,
-                    dropout_probability,
-                    batch_norm_within_layers,
-                ),
-            ]
+            layers += [permutation(features), MaskedAffineAutoregressiveTransform(
+                features, hidden_features, context_features, num_blocks_per_layer,
+                use_residual_blocks, use_random_masks, activation, dropout_probability,
+                batch_norm_within_layers,
+            )]  # fmt: skip
             if batch_norm_between_layers:
                 layers.append(BatchNorm(features))
-        known = embedding_net is None or isinstance(embedding_net, torch.nn.Module)
-        expect_type(known, "embedding_net", "to be a module or None", embedding_net)
-        NflowsFlow.__init__(
-            self, CompositeTransform(layers), StandardNormal([features]), embedding_net
-        )
+        _check_embedding(embedding_net)
+        transform, base = CompositeTransform(layers), StandardNormal([features])
+        NflowsFlow.__init__(self, transform, base, embedding_net)
+
+
+def _check_embedding(net: Any) -> None:
+    known = net is None or isinstance(net, torch.nn.Module)
+    expect_type(known, "embedding_net", "to be a module or None", net)
