@@ -12,7 +12,7 @@ from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import DependencyWarning
 
 
-def wire(net: Any, features: int, context: int, *, residual: bool, random: bool) -> None:
+def assign_degrees(net: Any, features: int, context: int, *, residual: bool, random: bool) -> None:
     """Give the units of an nflows network degrees that lose nothing, in place.
 
     nflows' own degrees are 1, 2, ..., D - 1 and again from 1; they stay where they are right. With

@@ -1,4 +1,4 @@
-"""nflows' networks, wired so that nothing is lost: the same signatures and state dicts."""
+"""nflows' networks, with masks that lose no dependency: the same signatures and state dicts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from made_flows.interop.libraries.nflows import conditioner_of
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import HeadStep
-from made_flows.nflows.connectivity import wire
+from made_flows.nflows.connectivity import assign_degrees
 from made_flows.nn.activations import is_elementwise
 from made_flows.nn.validation import NotUnderstoodError, Watch
 from made_flows.univariate.heads import GaussianMixture
@@ -71,7 +71,7 @@ class _Network:
         self._features, self._context = features, context or 0
         self._use_batch_norm = arguments["use_batch_norm"]
         residual, random = arguments["use_residual_blocks"], arguments["random_mask"]
-        wire(self, features, self._context, residual=residual, random=random)
+        assign_degrees(self, features, self._context, residual=residual, random=random)
 
     def _check(self, inputs: Any, context: Any) -> None:
         dtype = self.final_layer.weight.dtype
