@@ -63,6 +63,7 @@ _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
 
 
 @app.command(name="fit")
+@reporting()
 def fit_command(
     data: _Data,
     output: Annotated[Path, typer.Option("-o", "--output", help="the model, .safetensors")],
@@ -89,53 +90,52 @@ def fit_command(
     quiet: _Quiet = False,
 ) -> None:
     """Fit a density to a table, and save the model."""
-    with reporting():
-        check_output(output, table=False)
-        said = dict(_said(text) for text in columns)
-        if budget is not None and (said or context or checkpoint):
-            words = "--columns, --context and --checkpoint"
-            raise CommandError(Code.OPTION, f"Expected --budget without {words}")
-        check_output(checkpoint, table=False)
-        check_different({"DATA": data, "--output": output, "--checkpoint": checkpoint})
-        seed = _seed_of(0 if checkpoint and seed is None else seed)
-        file = TableFile(data, missing)
-        piece, count = file.sample(rows or _HELD, seed)
-        if count < 2:
-            raise CommandError(Code.DATA, f"Expected {data} to have two rows or more; got one")
-        piece = inferred(piece, said) if file.text else piece
-        part = piece.rows.num_rows < count
-        whole = part and rows is None and budget is None
-        if part:
-            drawn_rows = f"{piece.rows.num_rows} of {count} rows, drawn at random"
-            say(f"columns by {drawn_rows}; training on all, from a temporary file beside {output}"
-                if whole else drawn_rows)  # fmt: skip
-        record: dict[str, Any] = {
-            "data": data.name, "rows": count if whole else piece.rows.num_rows, "of_rows": count,
-            "seed": seed,
-            "columns": piece.rows.column_names, "missing": missing,
-        }  # fmt: skip
-        bar = not quiet and sys.stderr.isatty()
-        model: Any = None
-        with errors_in(piece):
-            if budget is None:
-                limits = {"max_epochs": max_epochs, "max_seconds": max_seconds, "progress": bar,
-                          "checkpoint": checkpoint}  # fmt: skip
-                with seeded(seed, torch.device("cpu")):
-                    model = TableMADE.from_data(piece.rows, said, context)
-                typer.echo(f"{model.schema}\n", err=True)
-                source = file if whole else piece.rows
-                record["history"] = _fitted(model, source, seed, limits, output, quiet)
-            else:
-                x = matrix(piece, piece.rows.column_names)
-                options: Any = {"budget": budget, "max_seconds": max_seconds}
-                model = estimate(x, seed=seed, progress=bar, **options)
-        model.record = record
-        with errors_of(Code.OUTPUT, str(output)):
-            save(model, output)
-        say(f"wrote {output}" + (f": {_trained(record)}" if "history" in record else ""))
+    check_output(output, table=False)
+    said = dict(_said(text) for text in columns)
+    if budget is not None and (said or context or checkpoint):
+        words = "--columns, --context and --checkpoint"
+        raise CommandError(Code.OPTION, f"Expected --budget without {words}")
+    check_output(checkpoint, table=False)
+    check_different({"DATA": data, "--output": output, "--checkpoint": checkpoint})
+    seed = _seed_of(0 if checkpoint and seed is None else seed)
+    file = TableFile(data, missing)
+    piece, count = file.sample(rows or _HELD, seed)
+    if count < 2:
+        raise CommandError(Code.DATA, f"Expected {data} to have two rows or more; got one")
+    piece = inferred(piece, said) if file.text else piece
+    part = piece.rows.num_rows < count
+    whole = part and rows is None and budget is None
+    if part:
+        drawn_rows = f"{piece.rows.num_rows} of {count} rows, drawn at random"
+        say(f"columns by {drawn_rows}; training on all, from a temporary file beside {output}"
+            if whole else drawn_rows)  # fmt: skip
+    record: dict[str, Any] = {
+        "data": data.name, "rows": count if whole else piece.rows.num_rows, "of_rows": count,
+        "seed": seed, "columns": piece.rows.column_names, "missing": missing,
+    }  # fmt: skip
+    bar = not quiet and sys.stderr.isatty()
+    model: Any = None
+    with errors_in(piece):
+        if budget is None:
+            limits = {"max_epochs": max_epochs, "max_seconds": max_seconds, "progress": bar,
+                      "checkpoint": checkpoint}  # fmt: skip
+            with seeded(seed, torch.device("cpu")):
+                model = TableMADE.from_data(piece.rows, said, context)
+            typer.echo(f"{model.schema}\n", err=True)
+            source = file if whole else piece.rows
+            record["history"] = _fitted(model, source, seed, limits, output, quiet)
+        else:
+            x = matrix(piece, piece.rows.column_names)
+            options: Any = {"budget": budget, "max_seconds": max_seconds}
+            model = estimate(x, seed=seed, progress=bar, **options)
+    model.record = record
+    with errors_of(Code.OUTPUT, str(output)):
+        save(model, output)
+    say(f"wrote {output}" + (f": {_trained(record)}" if "history" in record else ""))
 
 
 @app.command()
+@reporting()
 def score(
     model: _ModelFile,
     data: _Data,
@@ -153,37 +153,37 @@ def score(
     quiet: _Quiet = False,
 ) -> None:
     """Write the log-likelihood of every row of a table."""
-    with reporting():
-        found, file = opened(model, data, output)
-        if by_column:
-            check_table(found, model)
-        total, count, odd = 0.0, 0, None
-        with writing(output) as put:
-            for given, piece in watched(file, found, "scored", quiet):
-                with errors_in(piece):
-                    likelihood = scores(found, piece, orders)
-                    each = found.score_columns(piece.rows) if by_column else {}
-                columns = {"log_likelihood": likelihood}
-                columns |= {f"log_p_{name}": values for name, values in each.items()}
-                before = dict(zip(given.column_names, given.columns, strict=True)) if keep else {}
-                rows = pa.table(
-                    before | {name: pa.array(v, from_pandas=True) for name, v in columns.items()}
-                )
-                if least is None:
-                    put(rows)
-                else:
-                    rows = rows.add_column(0, "row", pa.array(piece.numbers))
-                    if data.is_dir():
-                        rows = rows.add_column(0, "file", pa.array([piece.file] * len(likelihood)))
-                    rows = rows if odd is None else pa.concat_tables([odd, rows])
-                    odd = rows.sort_by("log_likelihood").slice(0, least)
-                total, count = total + float(likelihood.sum()), count + len(likelihood)
-            if odd is not None:
-                put(odd)
-        say(f"{total / count:.6g} nats a row, the mean of {count}")
+    found, file = opened(model, data, output)
+    if by_column:
+        check_table(found, model)
+    total, count, odd = 0.0, 0, None
+    with writing(output) as put:
+        for given, piece in watched(file, found, "scored", quiet):
+            with errors_in(piece):
+                likelihood = scores(found, piece, orders)
+                each = found.score_columns(piece.rows) if by_column else {}
+            columns = {"log_likelihood": likelihood}
+            columns |= {f"log_p_{name}": values for name, values in each.items()}
+            before = dict(zip(given.column_names, given.columns, strict=True)) if keep else {}
+            rows = pa.table(
+                before | {name: pa.array(v, from_pandas=True) for name, v in columns.items()}
+            )
+            if least is None:
+                put(rows)
+            else:
+                rows = rows.add_column(0, "row", pa.array(piece.numbers))
+                if data.is_dir():
+                    rows = rows.add_column(0, "file", pa.array([piece.file] * len(likelihood)))
+                rows = rows if odd is None else pa.concat_tables([odd, rows])
+                odd = rows.sort_by("log_likelihood").slice(0, least)
+            total, count = total + float(likelihood.sum()), count + len(likelihood)
+        if odd is not None:
+            put(odd)
+    say(f"{total / count:.6g} nats a row, the mean of {count}")
 
 
 @app.command()
+@reporting()
 def sample(
     model: _ModelFile,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="how many rows")] = 1,
@@ -196,32 +196,32 @@ def sample(
     quiet: _Quiet = False,
 ) -> None:
     """Draw rows from a model."""
-    with reporting():
-        check_output(output)
-        found = loaded(model)
-        conditional = bool(found.context)
-        if conditional != (given is not None) or (conditional and not isinstance(found, TableMADE)):
-            words = "with" if conditional else "without"
-            raise CommandError(Code.OPTION, f"Expected --given a table {words} context columns, as "
-                               f"{model} has {found.context}")  # fmt: skip
-        random = seeded(_seed_of(seed), torch.device("cpu"))
-        with random, writing(output) as put:
-            if given is None:
-                with progress(count, "drawn", quiet) as done:
-                    for start in range(0, count, ROWS):
-                        put(drawn(found, min(ROWS, count - start), orders))
-                        done(min(ROWS, count - start))
-                return
-            file = TableFile(given, record_of(found).get("missing", ()))
-            few = max(1, ROWS // count)
-            for _, piece in watched(file, found, "drawn", quiet):
-                for start in range(0, piece.rows.num_rows, few):
-                    some = piece.from_row(start, few)
-                    with errors_in(some):
-                        put(drawn(found, count, orders, some.rows))
+    check_output(output)
+    found = loaded(model)
+    conditional = bool(found.context)
+    if conditional != (given is not None) or (conditional and not isinstance(found, TableMADE)):
+        words = "with" if conditional else "without"
+        raise CommandError(Code.OPTION, f"Expected --given a table {words} context columns, as "
+                           f"{model} has {found.context}")  # fmt: skip
+    random = seeded(_seed_of(seed), torch.device("cpu"))
+    with random, writing(output) as put:
+        if given is None:
+            with progress(count, "drawn", quiet) as done:
+                for start in range(0, count, ROWS):
+                    put(drawn(found, min(ROWS, count - start), orders))
+                    done(min(ROWS, count - start))
+            return
+        file = TableFile(given, record_of(found).get("missing", ()))
+        few = max(1, ROWS // count)
+        for _, piece in watched(file, found, "drawn", quiet):
+            for start in range(0, piece.rows.num_rows, few):
+                some = piece.from_row(start, few)
+                with errors_in(some):
+                    put(drawn(found, count, orders, some.rows))
 
 
 @app.command()
+@reporting()
 def impute(
     model: _ModelFile,
     data: _Data,
@@ -235,50 +235,49 @@ def impute(
     quiet: _Quiet = False,
 ) -> None:
     """Fill in what a table lacks; what it has stays as it is."""
-    with reporting():
-        found, file = opened(model, data, output)
-        check_table(found, model)
-        names, cells = found.schema.names, 0
-        with seeded(_seed_of(seed), torch.device("cpu")), writing(output) as put:
-            for before, piece in watched(file, found, "completed", quiet):
-                with errors_in(piece):
-                    filled = (
-                        found.impute(piece.rows, orders=orders)
-                        if draw
-                        else found.fill(piece.rows, draws=draws, orders=orders, seed=None)
-                    )
-                after = before
-                for i, name in enumerate(before.column_names):
-                    holes = pc.sum(is_missing(piece.rows[name])).as_py()
-                    if name in names and holes:
-                        cells += holes
-                        column = completed(before[name], filled[name])
-                        after = after.set_column(i, name, column)
-                put(after)
-        say(f"{cells} cells filled in")
+    found, file = opened(model, data, output)
+    check_table(found, model)
+    names, cells = found.schema.names, 0
+    with seeded(_seed_of(seed), torch.device("cpu")), writing(output) as put:
+        for before, piece in watched(file, found, "completed", quiet):
+            with errors_in(piece):
+                filled = (
+                    found.impute(piece.rows, orders=orders)
+                    if draw
+                    else found.fill(piece.rows, draws=draws, orders=orders, seed=None)
+                )
+            after = before
+            for i, name in enumerate(before.column_names):
+                holes = pc.sum(is_missing(piece.rows[name])).as_py()
+                if name in names and holes:
+                    cells += holes
+                    column = completed(before[name], filled[name])
+                    after = after.set_column(i, name, column)
+            put(after)
+    say(f"{cells} cells filled in")
 
 
 @app.command()
+@reporting()
 def info(model: _ModelFile) -> None:
     """Say what a model is of, how large it is, and what training said."""
-    with reporting():
-        found = loaded(model)
-        record = record_of(found)
-        lines = [f"{model}: {type(found).__name__}"]
-        if isinstance(found, TableMADE):
-            widths = " and ".join(map(str, found.made.hidden_features))
-            lines += ["", str(found.schema), "", f"hidden layers of {widths} units, all orders"]
-        elif record:
-            lines += ["", f"columns: {', '.join(record['columns'])}"]
-        lines.append(f"{sum(p.numel() for p in found.parameters())} weights")
-        if record:
-            part = "" if record["rows"] == record["of_rows"] else f" of {record['of_rows']}"
-            lines.append(
-                f"fitted to {record['rows']}{part} rows of {record['data']}, seed {record['seed']}"
-            )
-        if "history" in record:
-            lines.append(_trained(record))
-        typer.echo("\n".join(lines))
+    found = loaded(model)
+    record = record_of(found)
+    lines = [f"{model}: {type(found).__name__}"]
+    if isinstance(found, TableMADE):
+        widths = " and ".join(map(str, found.made.hidden_features))
+        lines += ["", str(found.schema), "", f"hidden layers of {widths} units, all orders"]
+    elif record:
+        lines += ["", f"columns: {', '.join(record['columns'])}"]
+    lines.append(f"{sum(p.numel() for p in found.parameters())} weights")
+    if record:
+        part = "" if record["rows"] == record["of_rows"] else f" of {record['of_rows']}"
+        lines.append(
+            f"fitted to {record['rows']}{part} rows of {record['data']}, seed {record['seed']}"
+        )
+    if "history" in record:
+        lines.append(_trained(record))
+    typer.echo("\n".join(lines))
 
 
 # ---------------------------------------------------------------------- fitting
