@@ -533,6 +533,27 @@ class Bare(mf.Bijection):
     inverse = forward
 
 
+class Values(Bare):  # without a derivative
+    outputs = 1
+
+    def forward(self, x: Tensor, parameters: Tensor) -> Any:
+        return x + parameters[..., 0]
+
+    inverse = forward
+
+
+class Rows(Values):  # a derivative for each row, as other libraries' transforms have it
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return x + parameters[..., 0], torch.zeros(x.shape[:-1])
+
+    inverse = forward
+
+
+class RowsHead(mf.heads.Gaussian):
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        return super().log_prob(x, parameters).sum(-1)
+
+
 class BareModel(mf.Model):
     pass
 
@@ -543,6 +564,16 @@ UNSAID: dict[str, tuple[Callable[[], Any], str]] = {
         "Expected Bare to say its outputs, as every B",
     ),
     "checked": (lambda: mf.check_bijection(Bare()), "Add it to the class: outputs = 2"),
+    "no derivative": (lambda: mf.MAF(3, bijection=Values())().sample((2,)), "forward of Values to"),
+    "of rows": (
+        lambda: mf.MAF(3, bijection=Rows())().log_prob(ROWS),
+        r"inverse of Rows .*and \(4,\)$",
+    ),
+    "of rows, sampled": (lambda: mf.IAF(3, bijection=Rows())().sample((4,)), "forward of Rows"),
+    "a head's rows": (
+        lambda: mf.DensityModel(mf.MADE(3, parameters=2), RowsHead())().log_prob(ROWS),
+        "log_prob of RowsHead to return a number for each",
+    ),
     "features": (lambda: mf.Mixture([BareModel()]), "Expected BareModel to say its features"),
     "distribution": (BareModel(), "Expected BareModel to define distribution"),
     "direction": (
@@ -555,7 +586,8 @@ UNSAID: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("name", UNSAID)
 def test_what_a_class_of_ones_own_or_a_call_leaves_out_is_named(name: str) -> None:
-    with pytest.raises((TypeError, AttributeError, NotImplementedError), match=UNSAID[name][1]):
+    kinds = (TypeError, ValueError, AttributeError, NotImplementedError)
+    with pytest.raises(kinds, match=UNSAID[name][1]):
         UNSAID[name][0]()
     assert not hasattr(mf.MAF(3), "sample")
 

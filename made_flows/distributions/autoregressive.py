@@ -133,7 +133,7 @@ class AutoregressiveDistribution(VectorDistribution):
         if self._validate_args and (self.schedule is None or not self.schedule.draws):
             return parallel_pass(self.conditioner, HeadStep(self.head), u, self.context)[1]
         inputs = self.head.encode(u, self.conditioner.dtype)
-        return self.head.log_prob(u, self._parameters(inputs)).sum(dim=-1)
+        return HeadStep(self.head).score(u, self._parameters(inputs))[1]
 
     def _parameters(self, inputs: Tensor) -> Tensor:
         """Return parameters (..., D, K), in training those of orders that are drawn now."""

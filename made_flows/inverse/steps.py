@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from made_flows._checks import described
 from made_flows._keys import KeyedModule
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.heads import Head
@@ -103,7 +104,9 @@ class HeadStep:
 
     def score(self, x: Tensor, parameters: Tensor) -> tuple[None, Tensor]:
         """Compute log-probabilities (...) of values (..., D); a head has no images of them."""
-        return None, self.head.log_prob(x, parameters).sum(dim=-1)
+        each = self.head.log_prob(x, parameters)
+        _expect_each(x, (each,), f"log_prob of {type(self.head).__name__}")
+        return None, each.sum(dim=-1)
 
     def score_kernel(self) -> StepKernel | None:
         """Return what the compiled parallel pass should do, None if it cannot."""
@@ -136,9 +139,19 @@ class BijectionStep:
         return self.bijection
 
     def __call__(self, noise: Tensor, parameters: Tensor, features: Tensor | None = None) -> Tensor:
-        if self.direction == "forward":
-            return self.bijection.forward(noise[..., 0], parameters)[0]
-        return self.bijection.inverse(noise[..., 0], parameters)[0]
+        return self.mapped(noise[..., 0], parameters)[0]
+
+    def mapped(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Map values (...), and give the logarithms of derivatives of each."""
+        found = getattr(self.bijection, self.direction)(x, parameters)
+        name = f"{self.direction} of {type(self.bijection).__name__}"
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise TypeError(
+                f"Expected {name} to return values and logarithms of derivatives, a pair; got "
+                f"{described(found)}"
+            )
+        _expect_each(x, found, name)
+        return found
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x
@@ -156,8 +169,18 @@ class BijectionStep:
 
     def score(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Map values (..., D), and sum the logarithms of derivatives over them, (...)."""
-        image, each = getattr(self.bijection, self.direction)(x, parameters)
+        image, each = self.mapped(x, parameters)
         return image, each.sum(dim=-1)
+
+
+def _expect_each(x: Tensor, found: tuple[Tensor, ...], name: str) -> None:
+    """Raise where a class of a user's own does not give a number for each value (..., D)."""
+    if any(part.dim() < x.dim() or part.shape[-1:] != x.shape[-1:] for part in found):
+        shapes = " and ".join(str(tuple(part.shape)) for part in found)
+        raise ValueError(
+            f"Expected {name} to return a number for each value, of shape {tuple(x.shape)}; got "
+            f"{shapes}"
+        )
 
 
 def step_of_name(name: str) -> Step:

@@ -97,14 +97,16 @@ class AutoregressiveTransform(Transform):
         if self.reads == "data":
             return self._map(x, context, "inverse")
         z = self._solve(x, context, "inverse")
-        each = self.bijection.inverse(x, self.conditioner.as_called(z, context))[1]
+        step = BijectionStep(self.bijection, "inverse")
+        each = step.mapped(x, self.conditioner.as_called(z, context))[1]
         return z, each.sum(dim=-1)
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.reads == "noise":
             return self._map(z, context, "forward")
         x = self._solve(z, context, "forward")
-        each = self.bijection.forward(z, self.conditioner.as_called(x, context))[1]
+        step = BijectionStep(self.bijection, "forward")
+        each = step.mapped(z, self.conditioner.as_called(x, context))[1]
         return x, each.sum(dim=-1)
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
