@@ -264,6 +264,8 @@ def _header(path: str, delimiter: str = "") -> tuple[str, list[str]]:
     delimiter = delimiter or max(",;\t|", key=line.count)
     names = next(csv.reader(io.StringIO(start), delimiter=delimiter))
     _check_names(names, path)
+    named = not all(re.fullmatch(r"-?\d*\.\d+(e[-+]?\d+)?", name.strip()) for name in names)
+    expect(named, path, "to begin with the names of columns", line.strip())
     return delimiter, names
 
 

@@ -138,6 +138,7 @@ BAD: dict[str, Callable[[list[str]], bytes]] = {
     "unseen.csv": changed(2, '"a, b"', "new"),
     "bytes.csv": lambda lines: "".join(lines[:4]).encode() + b"1,2,\xff,2024-01-01,True\n",
     "twice.csv": lambda lines: b"a,a\n1,2\n3,4\n",
+    "headless.csv": lambda lines: b"0.5,-1.2\n0.7,2e-3\n",
     "other.csv": lambda lines: b"size,weight\n1,2\n3,4\n",
     "more.csv": lambda lines: b"".join(
         line.strip().encode() + (b",z\n" if i == 0 else b",1\n") for i, line in enumerate(lines)
@@ -172,6 +173,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "torn last row": (("fit", "torn.csv", "-o", "m"), 3, "5 cells in every row; got 4 in row 60"),
     "text among numbers": (("fit", "text.csv", "-o", "m"), 3, "'size' of"),
     "a mark among numbers": (("fit", "mark.csv", "-o", "m"), 3, "got '?' in row 61, and numbers"),
+    "no names": (("fit", "headless.csv", "-o", "m"), 3, "names of columns; got 0.5,-1.2"),
     "names twice": (("fit", "twice.csv", "-o", "m"), 3, "different names; got a"),
     "other bytes": (("fit", "bytes.csv", "-o", "m"), 3, "UTF8"),
     "huge identifiers": (("fit", "huge.csv", "-o", "m"), 3, "below 2**53"),
