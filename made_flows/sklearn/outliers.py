@@ -27,10 +27,10 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
     none rules. ``decision_function`` is the score less the contamination's quantile: negative for
     outliers. :meth:`score_columns` says which values make a row odd to the network.
 
-    The network learns rows to whose numbers normal noise is added, of half the deviation of the
-    wider kernels (Rothfuss et al. 2019, *Noise Regularization for Conditional Density Estimation*):
-    their density convolved with that, which is nowhere as high as one likes, though values repeat,
-    and whose conditionals do not turn on details of the other values that are chance in few rows.
+    The network learns rows to whose numbers normal noise is added, of half Scott's bandwidth
+    (Rothfuss et al. 2019, *Noise Regularization for Conditional Density Estimation*): their density
+    convolved with that, which is nowhere as high as one likes, though values repeat, and whose
+    conditionals do not turn on details of the other values that are chance in few rows.
 
     Args:
         kernels: training rows, at most, that the kernels are around; 0 for the network alone,
@@ -78,9 +78,7 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         part = real_number(self.contamination, "contamination", above=0)
         expect(part <= 0.5, "contamination", "to be in (0, 0.5]", part)
         most = non_negative_integer(self.kernels, "kernels")
-        count, columns = self._table(X, reset=True).shape
-        width = scott_bandwidth(min(count, most or count), columns)
-        X = self._fit_model(X, noise=width / 2)
+        X = self._fit_model(X, noise=scott_bandwidth(*self._table(X, reset=True).shape) / 2)
         self.kernels_: Any = None
         if most:
             rng = check_random_state(self._seed())

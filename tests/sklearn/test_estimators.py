@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("sklearn", minversion="1.6")
 
@@ -20,6 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import made_flows as mf
 from made_flows.sklearn import MADEDensity, MADEDetector, MADEImputer, MADEOutlierDetector
+from made_flows.sklearn.base import smoothed
 from made_flows.tables.kernels import RowKernels
 from made_flows.tables.schema import Schema
 
@@ -27,6 +29,12 @@ SMALL: dict[str, Any] = {
     "max_epochs": 2, "hidden_features": (30,), "components": 2, "random_state": 0, "orders": 1,
 }  # fmt: skip
 ESTIMATORS = [MADEDensity, MADEOutlierDetector, MADEImputer]
+
+
+@pytest.fixture(autouse=True)
+def few_rows_with_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep detectors quick: of few rows they train on twenty copies."""
+    monkeypatch.setattr("made_flows.sklearn.base._COPIES", 2)
 
 
 @parametrize_with_checks([kind(**SMALL) for kind in ESTIMATORS])
@@ -80,7 +88,7 @@ def test_weights_are_repetitions() -> None:
 
 def test_outliers_are_found_and_explained() -> None:
     x = rows(200)
-    options = {**SMALL, "max_epochs": 4}
+    options = {**SMALL, "max_epochs": 40}
     detector = MADEOutlierDetector(**options, contamination=0.05).fit(x)
     odd = np.array([[2.0, -2.0, 3.0], [0.0, 0.0, 3.0], [0.0, 0.0, 40.0]])
     assert detector.predict(odd).tolist() == [-1, 1, -1]
@@ -178,11 +186,29 @@ def test_kernels_of_categories_add_up() -> None:
 
 def test_a_network_and_kernels_are_pooled() -> None:
     x = rows(200)
-    pooled = MADEOutlierDetector(**SMALL, kernels=50, resolution=2.0).fit(x)
-    alone = MADEOutlierDetector(**SMALL, kernels=0, resolution=2.0).fit(x)
+    pooled = MADEOutlierDetector(**SMALL, kernels=50).fit(x)
+    alone = MADEOutlierDetector(**SMALL, kernels=0).fit(x)
     parts = np.column_stack([alone.score_samples(x), pooled.kernels_.scores(x)])
     low, middle, high = np.percentile(parts, [25, 50, 75], axis=0)
     expected = ((parts - middle) / (high - low)).mean(axis=1)
     np.testing.assert_allclose(pooled.score_samples(x), expected, rtol=1e-9)
     assert len(pooled.kernels_.rows) == 50
     assert alone.kernels_ is None
+
+
+def test_noise_is_of_the_numbers_that_are_there() -> None:
+    rng = np.random.default_rng(0)
+    amounts = np.where(rng.random(4000) < 0.5, 0.0, rng.lognormal(size=4000))
+    table = {"x": rng.normal(size=4000), "kind": ["a", "b"] * 2000, "amount": amounts}
+    table["x"][:100] = np.nan
+    schema = Schema.of(table, any_number=True)
+    x = schema.encode(table)[0]
+    noise = smoothed(schema, x, 0.3, 0) - x
+    assert bool(noise[:100, 0].isnan().all())
+    fixed = torch.from_numpy(amounts == 0)
+    assert not bool(noise[:, 1].any())
+    assert not bool(noise[fixed, 2].any())
+    for got, code in ((noise[100:, 0], x[100:, 0]), (noise[~fixed, 2], x[~fixed, 2])):
+        assert float(got.mean() / code.std()) == pytest.approx(0.0, abs=0.03)
+        assert float(got.std() / code.std()) == pytest.approx(0.3, rel=0.05)
+    assert smoothed(schema, x[:10], 0.3, 0).shape == (20, 3)
