@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -36,7 +37,9 @@ random fifth of the rows (two thousand at most) is tested; of the others at most
 All flows are trained by the same loop, `mf.fit` at its defaults: Adam, a tenth of the training rows
 held out for early stopping. Flows of zuko and nflows have their own libraries' default sizes. The
 Gaussian mixture is scikit-learn's of full covariances, its number of components (1 to 10) chosen by
-BIC; the kernel density's bandwidth by cross-validation in five folds. {estimate}
+BIC; the kernel density's bandwidth by cross-validation in five folds.
+
+{estimate}
 
 The defaults were chosen by the trials at the end of this page, on other splits of iris, wine,
 diabetes, Stamps, WDBC (which is a part of breast_cancer), concrete, Cardiotocography and kin8nm: of
@@ -365,10 +368,11 @@ def _about_estimate(lines: Sequence[dict[str, Any]]) -> str:
         limit = f"{line['limit']:g} seconds" if line["limit"] else "the seconds of its budget"
         ends.setdefault(f"{limit} of {line.get('limit_of', 'the clock')}", []).append(line["table"])
     said = "; ".join(f"{end} ({', '.join(dict.fromkeys(ends[end]))})" for end in sorted(ends))
-    return (
+    text = (
         f"`estimate` ends by a limit, whatever is trained by then: {said}. It took {clock:.0f} "
         f"seconds of the clock, in which the machine gave it {cpu:.0f} of a core (medians)."
     )
+    return textwrap.fill(text, 100)
 
 
 def ablations_section(path: Path) -> str | None:
