@@ -150,6 +150,19 @@ def test_noise_and_context_are_broadcast(
     check_gradients(made, step, noise, context, known=torch.randn(4, dtype=F64), prefix=2)
 
 
+@pytest.mark.parametrize("name", STEPS)
+@settings(max_examples=5)
+@given(architectures())
+def test_a_row_by_itself(name: str, architecture: Architecture) -> None:
+    # Its units are the lanes of the kernels' vectors, which rows are elsewhere.
+    step = STEPS[name](architecture.features)
+    made = made_for(step, **architecture.arguments)
+    noise, context = noise_of(step, 1, architecture.features), context_of(made, 1)
+    check_values(made, step, noise, context)
+    if step.differentiable:
+        check_gradients(made, step, noise, context)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 63, 64, 65, 300, 1025])
 @pytest.mark.parametrize("name", ["sampling, Gaussian", "sampling, categorical, various"])
 def test_any_number_of_rows(name: str, rows: int) -> None:

@@ -38,6 +38,9 @@ _ROWS_ALONE = 2_000_000
 """Multiplications below which one thread does everything: a thread that sleeps takes up to 0.05 ms
 to wake, in which another does some 2 million."""
 
+_ROWS_EACH = 1
+"""Rows up to which each is a tile of its own: vectors of one row's units, not of a unit's rows."""
+
 _ADJOINT = Kernel(adjoint_tiles)
 _SWEEPS = {"step": Kernel(solve_tiles), "score": Kernel(score_tiles)}
 """The kernels that call a step, by the function of its module that they call."""
@@ -92,6 +95,8 @@ def _threads(rows: int, work: float, dtype: torch.dtype) -> int:
 @lru_cache(maxsize=256)
 def lanes_of(rows: int, dtype: torch.dtype, threads: int) -> int:
     """Return how many rows a tile has: about as many in each, as many tiles for every thread."""
+    if rows <= _ROWS_EACH:
+        return 1
     vector = simd.VECTOR_BYTES // dtype.itemsize
     vectors = -(-rows // vector)
     count = -(-vectors // 4)  # of four vectors every broadcast weight is used four times

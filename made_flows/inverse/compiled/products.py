@@ -10,25 +10,29 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from made_flows.inverse.compiled.simd import ACCUMULATORS, VECTOR_BYTES, block_product, line
+from made_flows.inverse.compiled.simd import (
+    ACCUMULATORS,
+    VECTOR_BYTES,
+    block_product,
+    line,
+    unit_product,
+)
 
-# Blocks of units and vectors whose sums fit in the registers.
-_ONE_8 = block_product(8, 1)
-_ONE_4 = block_product(4, 1)
-_ONE_1 = block_product(1, 1)
-_TWO_12 = block_product(ACCUMULATORS // 2, 2)
-_TWO_8 = block_product(min(8, ACCUMULATORS // 2), 2)
-_TWO_4 = block_product(4, 2)
-_TWO_1 = block_product(1, 2)
-_THREE_8 = block_product(ACCUMULATORS // 3, 3)
-_THREE_4 = block_product(4, 3)
-_THREE_1 = block_product(1, 3)
-_FOUR_6 = block_product(ACCUMULATORS // 4, 4)
-_FOUR_4 = block_product(min(4, ACCUMULATORS // 4), 4)
-_FOUR_2 = block_product(2, 4)
-_FOUR_1 = block_product(1, 4)
-_WIDE_2, _WIDE_3, _WIDE_4 = ACCUMULATORS // 2, ACCUMULATORS // 3, ACCUMULATORS // 4
-_HALF_2, _HALF_4 = min(8, ACCUMULATORS // 2), min(4, ACCUMULATORS // 4)
+
+def _blocks(vectors: int, *units: int) -> tuple[int, tuple[tuple[int, Any], ...]]:
+    """Return blocks of so many vectors, from the largest on, whose sums fit in the registers."""
+    sizes = sorted({min(size, ACCUMULATORS // vectors) for size in units}, reverse=True)
+    return vectors, tuple((size, block_product(size, vectors)) for size in sizes)
+
+
+_BLOCKS = (
+    _blocks(1, 8, 4, 1),
+    _blocks(2, 12, 8, 4, 1),
+    _blocks(3, 8, 4, 1),
+    _blocks(4, 6, 4, 2, 1),
+)
+_OF_ONE_ROW = tuple((size, unit_product(size)) for size in (256, 128, 96, 64, 32, 16, 8, 1))
+"""Bytes of the weights of a block's units for one input, in place of vectors of lanes."""
 
 
 class ProductRows(NamedTuple):
@@ -61,51 +65,19 @@ def add_product(work: Any, weights: Any, rows: Any) -> None:
     if count <= 0 or n <= 0:
         return
     c0, a0 = target * lanes, source * lanes
-    vectors = lanes * line(work, 0, 1).itemsize // VECTOR_BYTES
+    itemsize = line(work, 0, 1).itemsize
     u = 0
-    if vectors == 1:
-        while n - u >= 8:
-            _ONE_8(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += 8
-        while n - u >= 4:
-            _ONE_4(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += 4
-        while n - u >= 1:
-            _ONE_1(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += 1
-    elif vectors == 2:
-        while n - u >= _WIDE_2:
-            _TWO_12(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += _WIDE_2
-        while n - u >= _HALF_2:
-            _TWO_8(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += _HALF_2
-        while n - u >= 4:
-            _TWO_4(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += 4
-        while n - u >= 1:
-            _TWO_1(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += 1
-    elif vectors == 3:
-        while n - u >= _WIDE_3:
-            _THREE_8(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += _WIDE_3
-        while n - u >= 4:
-            _THREE_4(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += 4
-        while n - u >= 1:
-            _THREE_1(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += 1
-    else:
-        while n - u >= _WIDE_4:
-            _FOUR_6(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += _WIDE_4
-        while n - u >= _HALF_4:
-            _FOUR_4(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += _HALF_4
-        while n - u >= 2:
-            _FOUR_2(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += 2
-        while n - u >= 1:
-            _FOUR_1(work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
-            u += 1
+    if lanes == 1:  # the units of a row are the lanes
+        for block in _OF_ONE_ROW:
+            width = max(block[0] // itemsize, 1)
+            while n - u >= width:
+                block[1](work, c0 + u, a0, weights, w0 + u, stride, count)
+                u += width
+        return
+    vectors = lanes * itemsize // VECTOR_BYTES
+    for blocks in _BLOCKS:
+        if vectors == blocks[0]:
+            for block in blocks[1]:
+                while n - u >= block[0]:
+                    block[1](work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
+                    u += block[0]

@@ -136,6 +136,48 @@ def block_product(units: int, vectors: int) -> Any:
     return product
 
 
+def unit_product(size: int) -> Any:
+    """Make an intrinsic that adds products for units whose weights of one input take some bytes.
+
+    The intrinsic's arguments are those of :func:`block_product`'s but for the lanes, of which there
+    is one. Each sum is of the same terms in the same order.
+
+    Args:
+        size: bytes of the units' weights of one input; less than a number stands for one.
+    """
+
+    @emits
+    def product(
+        w: Numbers, a: Any, c0: Any, a0: Any, weights: Any, w0: Any, stride: Any, count: Any
+    ) -> None:
+        b, units, fast = w.builder, max(size // a.itemsize, 1), ("contract",)
+        vector = ir.VectorType(a.element, units)
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), units), [0] * units)
+        nothing = ir.Constant(vector, ir.Undefined)
+
+        def at(base: Any, offset: Any) -> Any:
+            place = b.gep(base, [constant(offset)], inbounds=True)
+            return b.bitcast(place, vector.as_pointer())
+
+        place = at(a.start, c0)
+        with b.goto_entry_block():
+            total = b.alloca(vector)
+        b.store(b.load(place, align=a.itemsize), total)
+
+        def add(k: Any) -> None:
+            weight = b.load(at(weights.start, b.add(w0, b.mul(k, stride))), align=a.itemsize)
+            value = b.load(b.gep(a.start, [b.add(a0, k)], inbounds=True))
+            single = b.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+            spread = b.shuffle_vector(single, nothing, zeros)
+            scaled = b.fmul(weight, spread, flags=fast)
+            b.store(b.fadd(b.load(total), scaled, flags=fast), total)
+
+        w.each(count, add)
+        b.store(b.load(total), place, align=a.itemsize)
+
+    return product
+
+
 @emits
 def fill_rows(w: Numbers, c: Any, c0: Any, values: Any, first: Any, count: Any, lanes: Any) -> None:
     """Fill row u of c, from c0 on and ``lanes`` long, with values[first + u], for u < count."""

@@ -102,4 +102,4 @@ def next_tile(tiles: Any, work: Any) -> tuple[int, int, int]:
     row = fetch(tiles.counter, tiles.lanes)
     here = min(tiles.lanes, tiles.rows - row)
     vector = VECTOR_BYTES // work.itemsize
-    return row, here, (here + vector - 1) // vector * vector
+    return row, here, min(tiles.lanes, (here + vector - 1) // vector * vector)

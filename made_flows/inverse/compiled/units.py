@@ -25,7 +25,11 @@ def start_units(tile: Any, place: int, layer: int, first: int, last: int, units:
     work, row, lanes = tile
     context, rows = units.context, units.context_rows
     bias = units.table[layer, BIAS]
-    fill_rows(work, (place + first) * lanes, units.vectors, bias + first, last - first, lanes)
+    if lanes == 1:
+        for u in range(first, last):
+            work[place + u] = units.vectors[bias + u]
+    else:
+        fill_rows(work, (place + first) * lanes, units.vectors, bias + first, last - first, lanes)
     base = units.table[layer, BASE]
     if base < 0:
         return
