@@ -30,6 +30,9 @@ from made_flows.transforms.units import Units
 _ROWS = 2048
 """Rows that are scored or completed at a time."""
 
+_SHOWN = 9
+"""Columns that a model shows of its schema."""
+
 _ORDERS = 8
 """Orders in which rows that were left out are scored, for the shares of independent columns."""
 
@@ -79,7 +82,14 @@ class TableMADE(DensityModel):
         >>> model = mf.TableMADE.from_data(table)
         >>> model.score_samples(table).shape, model.sample(3)["sex"].shape
         ((200,), (3,))
+        >>> model
+        TableMADE(not trained, hidden_features=(256, 256))
+          column  kind    values    missing
+          age     count   18 to 79, in steps of 1
+          sex     binary  f, m
     """
+
+    trained_rows: Tensor
 
     def __init__(
         self,
@@ -104,6 +114,11 @@ class TableMADE(DensityModel):
         super().__init__(made, head, orders="all", orders_per_batch=orders_per_batch)
         self.schema = schema
         self.units = _ContextCodes(made.features, of_context)
+        self.register_buffer("trained_rows", torch.tensor(0))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(prefix + "trained_rows", torch.tensor(0))  # earlier files lack it
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @classmethod
     def from_data(
@@ -207,6 +222,8 @@ class TableMADE(DensityModel):
         head = cast(TableHead, self.head)
         head.share.zero_()
         history = fit(self, x, context, validation=others, average=average, **options)
+        if history.best_epoch:
+            self.trained_rows.fill_(len(x))
         if pair:
             self._set_share(*validation)
         return history
@@ -323,6 +340,14 @@ class TableMADE(DensityModel):
             seed: of the draws.
         """
         return self._filled(table, positive_integer(draws, "draws"), orders, seed)
+
+    def __repr__(self) -> str:
+        rows = int(self.trained_rows)
+        trained = f"trained on {rows} rows" if rows else "not trained"
+        head, *columns = str(self.schema).splitlines()
+        more = [f"... and {len(columns) - _SHOWN} more"] if len(columns) > _SHOWN else []
+        first = f"TableMADE({trained}, hidden_features={self.made.hidden_features})"
+        return "\n  ".join([first, head, *columns[:_SHOWN], *more])
 
     # ------------------------------------------------------------------ how
 

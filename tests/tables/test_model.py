@@ -193,6 +193,7 @@ def test_training_learns_a_dependence_through_missing_values() -> None:
     assert filled["size"][0] == pytest.approx(10, abs=1.0)
     assert filled["size"][1] == pytest.approx(20, abs=1.0)
     assert filled["kind"][2] == "low"
+    assert "trained on 540 rows" in repr(model)
     drawn = model.sample(2000, seed=0)
     assert drawn["size"][drawn["kind"] == "low"].mean() == pytest.approx(10, abs=0.6)
     assert drawn["size"][drawn["kind"] == "high"].mean() == pytest.approx(20, abs=0.6)
@@ -209,13 +210,21 @@ def test_files_hold_the_schema(tmp_path: Path) -> None:
     model, table = model_of(0.5, **names)
     table["left"] = [f"row {i}" for i in range(N)]
     model = scatter(mf.TableMADE.from_data(table, context=["binary"]), 0.5).eval()
+    model.trained_rows.fill_(7)
     mf.save(model, tmp_path / "table.safetensors")
     again = mf.load(tmp_path / "table.safetensors")
+    shown = repr(again).splitlines()
+    assert "trained on 7 rows" in shown[0]
+    assert [line.split()[:2] for line in shown[2:4]] == [
+        ["real", "real"],
+        ["real,_heavy_tails", "real"],
+    ]
+    assert (len(shown), shown[-1]) == (12, f"  ... and {len(COLUMNS) + 1 - 9} more")
     assert str(again.schema) == str(model.schema)
     assert "left out" in str(model.schema)
     np.testing.assert_array_equal(model.score_samples(table), again.score_samples(table))
-    earlier = {k: v for k, v in again.state_dict().items() if "share" not in k and "mar" not in k}
-    again.load_state_dict(earlier)
+    later = ("head.share", "head.margin", "trained_rows")
+    again.load_state_dict({k: v for k, v in again.state_dict().items() if k not in later})
     with pytest.raises(ValueError, match="got one without 'real' and with 'reel'"):
         again.score_samples({("reel" if k == "real" else k): v for k, v in table.items()})
 
