@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from made_flows._torch import is_recorded, is_traced
+from made_flows._torch import is_recorded, is_traced, own_precision
 
 T = TypeVar("T")
 
@@ -318,10 +318,6 @@ class _Dropper:
 @contextmanager
 def _lasting(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Make what lies within usable under all modes that a later call may be under."""
-    with torch.inference_mode(False), torch.no_grad():
-        device = tensors[0].device.type if tensors else "cpu"
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                yield
-        else:
-            yield
+    device = tensors[0].device.type if tensors else "cpu"
+    with torch.inference_mode(False), torch.no_grad(), own_precision(device):
+        yield

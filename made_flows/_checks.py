@@ -119,13 +119,10 @@ def helpful(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _integer(value: Any, argument: str, minimum: int, kind: str) -> int:
-    expect_type(
-        isinstance(value, Integral) and not isinstance(value, bool),
-        argument,
-        f"to be a {kind} integer",
-        value,
-    )
-    expect(int(value) >= minimum, argument, f"to be a {kind} integer", value)
+    expected = f"to be a {kind} integer"
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    expect_type(whole, argument, expected, value)
+    expect(int(value) >= minimum, argument, expected, value)
     return int(value)
 
 
@@ -141,9 +138,8 @@ def non_negative_integer(value: Any, argument: str) -> int:
 
 def real_number(value: Any, argument: str, *, above: float | None = None) -> float:
     """Return the value as a finite float, strictly above a bound when one is given."""
-    expect_type(
-        isinstance(value, Real) and not isinstance(value, bool), argument, "to be a number", value
-    )
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    expect_type(real, argument, "to be a number", value)
     number = float(value)
     expect(number - number == 0, argument, "to be finite", value)
     if above is not None:
@@ -160,13 +156,18 @@ def boolean(value: Any, argument: str) -> bool:
 
 def widths(value: Any, argument: str) -> tuple[int, ...]:
     """Return the value as a tuple of positive layer widths (possibly empty)."""
-    expect_type(
-        isinstance(value, Sequence) and not isinstance(value, str),
-        argument,
-        "to be a sequence of layer widths such as (64, 64)",
-        value,
-    )
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    expect_type(several, argument, "to be a sequence of layer widths such as (64, 64)", value)
     return tuple(positive_integer(width, f"{argument}[{i}]") for i, width in enumerate(value))
+
+
+def per_feature(value: Any, features: int, argument: str) -> tuple[int, ...]:
+    """Return one positive number for each feature, of one for all or of one for each."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        expect(len(value) == features, argument, f"to have {features} entries", len(value))
+        return tuple(positive_integer(v, f"{argument}[{i}]") for i, v in enumerate(value))
+    expect_type(not isinstance(value, str), argument, "to be an integer or a sequence", value)
+    return (positive_integer(value, argument),) * features
 
 
 def check_event(x: Any, argument: str, size: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -234,7 +235,7 @@ def check_broadcast(**shapes: Sequence[int]) -> torch.Size:
         if len(distinct) == 1 and len(found := distinct.pop()) == len(longest):
             return torch.Size(found)
     try:
-        return torch.Size(torch.broadcast_shapes(*(tuple(shape) for shape in shapes.values())))
+        return torch.Size(torch.broadcast_shapes(*every))
     except RuntimeError:
         named = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"Expected shapes that broadcast together; got {named}") from None
@@ -296,6 +297,19 @@ def as_numbers(value: Any, argument: str) -> Tensor:
     expect_type(tensor.layout == torch.strided, argument, "to be dense", tensor.layout)
     expect_real(tensor, argument)
     return tensor
+
+
+def tensor_or_empty(value: Any) -> Tensor:
+    """Convert an array-like to a tensor; what is none becomes empty, which no check lets pass."""
+    try:
+        return torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError):
+        return torch.empty(0)
+
+
+def holds_integers(x: Tensor) -> bool:
+    """Tell whether a tensor's dtype is one of integers, booleans left out."""
+    return not (x.is_floating_point() or x.is_complex() or x.dtype is torch.bool)
 
 
 def check_finite(x: Tensor, argument: str, first: int = 0) -> None:

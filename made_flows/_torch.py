@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import overload
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Rows = TypeVar("Rows", Tensor, None, Tensor | None)
 
 
 def is_traced() -> bool:
@@ -93,14 +95,8 @@ def own_precision(device: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-@overload
-def as_rows(x: Tensor, batch: torch.Size) -> Tensor: ...
-@overload
-def as_rows(x: None, batch: torch.Size) -> None: ...
-@overload
-def as_rows(x: Tensor | None, batch: torch.Size) -> Tensor | None: ...
-def as_rows(x: Tensor | None, batch: torch.Size) -> Tensor | None:
+def as_rows(x: Rows, batch: torch.Size) -> Rows:
     """Return what broadcasts to (*batch, N), such as a context, as (rows, N); None stays None."""
-    if x is None or (x.dim() == 2 and x.shape[:-1] == batch):
+    if x is None or (x.dim() == 2 and x.shape[:-1] == batch):  # type: ignore[redundant-expr]
         return x
     return x.expand(*batch, -1).reshape(-1, x.shape[-1])

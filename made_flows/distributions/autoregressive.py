@@ -83,7 +83,7 @@ class AutoregressiveDistribution(VectorDistribution):
     def _random_part(self) -> str:
         if self.schedule is not None and self.schedule.draws:
             return "orders or masks that are drawn"
-        return _dropped(self.conditioner)
+        return self.conditioner.random_part
 
     def _modules(self) -> Iterator[nn.Module]:
         yield from self.conditioner.modules()
@@ -171,9 +171,3 @@ class AutoregressiveDistribution(VectorDistribution):
 
     def _summary(self) -> str:
         return f"{type(self.head).__name__} head"
-
-
-def _dropped(conditioner: MADE) -> str:
-    """Return what drops hidden units of a network at this moment."""
-    dropout = conditioner.dropout
-    return "units that are dropped" if dropout is not None and dropout.training else ""

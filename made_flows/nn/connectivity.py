@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, expect_type, positive_integer
 from made_flows.nn import masks as mk
 
 
@@ -63,8 +60,7 @@ class Connectivity:
         direct: mask of direct connections, (outputs, inputs).
         input_context: mask of the context's way to the first hidden layer, None without one.
         output_context: mask of the context's way to the outputs.
-        allowed: which feature may depend on which, (features, features).
-        graph: the same for a network of a graph, None for one of an order.
+        graph: which feature may depend on which, (features, features); None for an order.
     """
 
     ranks: Tensor
@@ -73,7 +69,6 @@ class Connectivity:
     direct: Tensor
     input_context: Tensor | None
     output_context: Tensor
-    allowed: Tensor
     graph: Tensor | None = None
 
 
@@ -105,7 +100,6 @@ def connect_in_order(
         direct=outputs[:, None] > inputs,
         input_context=first,
         output_context=context,
-        allowed=ranks[:, None] > ranks,
     )
 
 
@@ -149,24 +143,5 @@ def connect_by_graph(shape: Shape, adjacency: Tensor) -> Connectivity:
         direct=features[shape.output_features][:, shape.input_features],
         input_context=first[:, inputs:] if shape.hidden else None,
         output_context=adjacency[shape.output_features, shape.features :],
-        allowed=features,
         graph=features,
     )
-
-
-def feature_reach(shape: Shape, paths: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Find which feature's parameters can depend on which, along several chains of masks."""
-    reach = torch.stack([mk.connectivity(chain) for chain in paths]).any(dim=0)
-    features = torch.arange(shape.features, device=reach.device)
-    outputs = (shape.output_features.to(reach.device) == features[:, None]).float()
-    inputs = (shape.input_features.to(reach.device)[:, None] == features).float()
-    return outputs @ reach.float() @ inputs > 0
-
-
-def per_feature(value: Any, features: int, argument: str) -> tuple[int, ...]:
-    """Return one positive number for each feature, of one for all or of one for each."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        expect(len(value) == features, argument, f"to have {features} entries", len(value))
-        return tuple(positive_integer(v, f"{argument}[{i}]") for i, v in enumerate(value))
-    expect_type(not isinstance(value, str), argument, "to be an integer or a sequence", value)
-    return (positive_integer(value, argument),) * features

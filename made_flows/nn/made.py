@@ -19,6 +19,7 @@ from made_flows._checks import (
     expect,
     expect_type,
     non_negative_integer,
+    per_feature,
     positive_integer,
     real_number,
     shown,
@@ -29,12 +30,10 @@ from made_flows._torch import has_global_hooks, has_gradient_hooks, modes_kept
 from made_flows.nn import masks as mk
 from made_flows.nn import reordering
 from made_flows.nn.connectivity import (
-    Connectivity,
     DependencyWarning,
     Shape,
     connect_by_graph,
     connect_in_order,
-    per_feature,
 )
 from made_flows.nn.made_spec import MADESpec
 from made_flows.nn.masked_mlp import MaskedMLP
@@ -144,11 +143,8 @@ class MADE(MaskedMLP):
             hidden = widths(hidden_features, "hidden_features")
         dropout = real_number(dropout, "dropout")
         expect(0 <= dropout < 1, "dropout", "to be in [0, 1)", dropout)
-        kind = type(mask_weights)
-        expect_type(kind in (bool, str), "mask_weights", _MASKED, mask_weights)
-        expect(
-            kind is bool or mask_weights == "order", "mask_weights", _MASKED, shown(mask_weights)
-        )
+        expect_type(isinstance(mask_weights, (bool, str)), "mask_weights", _MASKED, mask_weights)
+        expect(mask_weights in (True, False, "order"), "mask_weights", _MASKED, shown(mask_weights))
         check_generator(generator)
         residual = boolean(residual, "residual") and len(hidden) > 1
         shape = Shape(
@@ -165,14 +161,9 @@ class MADE(MaskedMLP):
             ranks = mk.ranks_from_order(mk.make_order(features, order, generator))
             connectivity = connect_in_order(shape, ranks, degrees, generator)
         else:
-            given = not isinstance(order, str) or order != "natural"
-            expect(not given, "order", "to be left out when adjacency is given", order)
-            expect(
-                degrees == "even",
-                "degrees",
-                "to be left out when adjacency is given",
-                shown(degrees),
-            )
+            wanted = "to be left out when adjacency is given"
+            expect(isinstance(order, str) and order == "natural", "order", wanted, order)
+            expect(degrees == "even", "degrees", wanted, shown(degrees))
             connectivity = connect_by_graph(shape, mk.check_adjacency(adjacency, features, context))
         super().__init__(
             shape,
@@ -184,23 +175,20 @@ class MADE(MaskedMLP):
         )
         self.hidden_features = hidden
         self._spec: MADESpec | None = None
-        self._warn_of_lost_dependencies(connectivity)
+        self._warn_of_lost_dependencies()
 
-    def _warn_of_lost_dependencies(self, connectivity: Connectivity) -> None:
+    def _warn_of_lost_dependencies(self) -> None:
         """Warn where hidden layers are too narrow for their features."""
         if self.direct is not None or not self.hidden_features:
             return
-        lost = mk.lost_dependencies(self.reach(), connectivity.ranks, connectivity.allowed)
+        lost = mk.lost_dependencies(self.reach(), self.ranks, self.allowed)
         if lost:
             shown = ", ".join(f"{i} on {j}" for i, j in lost[:3]) + (", ..." if lost[3:] else "")
-            enough = (
-                "wider layers"
-                if self.graph is not None
-                else f"layers of at least {self.features - (not self.context)} units"
-            )
+            enough = f"layers of at least {self.features - (not self.context)} units"
+            enough = enough if self.graph is None else "wider layers"
             warnings.warn(
                 f"hidden_features={self.hidden_features} are too narrow for {self.features} "
-                f"features: {len(lost)} of {int(connectivity.allowed.sum())} dependencies are lost "
+                f"features: {len(lost)} of {int(self.allowed.sum())} dependencies are lost "
                 f"(feature {shown}). Use {enough}, or direct=True, which restores them linearly",
                 DependencyWarning,
                 stacklevel=4,

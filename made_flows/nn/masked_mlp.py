@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from made_flows._checks import expect
 from made_flows.nn import masks as mk
 from made_flows.nn.activations import activate, make_activation
-from made_flows.nn.connectivity import Connectivity, Shape, feature_reach
+from made_flows.nn.connectivity import Connectivity, Shape
 from made_flows.nn.linear import (
     MaskedLinear,
     RowMask,
@@ -180,6 +180,12 @@ class MaskedMLP(nn.Module):
     # ------------------------------------------------------------------ structure
 
     @property
+    def random_part(self) -> str:
+        """What makes a call random at this moment: dropout; empty if nothing does."""
+        dropping = self.dropout is not None and self.dropout.training
+        return "units that are dropped" if dropping else ""
+
+    @property
     def order(self) -> Tensor:
         """``order[k]`` is the feature generated k-th (for a graph: a topological order)."""
         return mk.order_from_ranks(self.ranks)
@@ -234,7 +240,9 @@ class MaskedMLP(nn.Module):
             paths.append([masks[0], masks[-1]])
         if self.direct is not None:
             paths.append([mask_of(self.direct)])
-        return feature_reach(self.shape, paths)
+        reach = torch.stack([mk.connectivity(chain) for chain in paths]).any(dim=0)
+        of = torch.eye(self.features, device=reach.device)
+        return of[:, self.output_features] @ reach.float() @ of[self.input_features] > 0
 
     def _register_places(self) -> None:
         """Register where inputs and outputs belong; derived, so not saved."""

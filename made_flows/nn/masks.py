@@ -26,9 +26,11 @@ from made_flows._checks import (
     check_generator,
     expect,
     expect_type,
+    holds_integers,
     non_negative_integer,
     positive_integer,
     shown,
+    tensor_or_empty,
 )
 from made_flows._torch import has_concrete_values
 
@@ -62,21 +64,15 @@ def make_order(
             return torch.randperm(features, generator=generator)
         names = "'natural', 'reversed', 'random' or a permutation"
         raise ValueError(f"Expected order to be {names}; got {shown(order)}")
-    try:
-        given = torch.as_tensor(order).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        given = torch.empty(0)
+    given = tensor_or_empty(order).cpu()
     valid = given.shape == (features,) and _is_permutation(given)
     expect(valid, "order", f"to be a permutation of 0..{features - 1}", shown(order))
     return given.long().clone()
 
 
 def _is_permutation(order: Tensor) -> bool:
-    whole = not order.dtype.is_floating_point and not order.dtype.is_complex
     places = torch.arange(len(order), device=order.device)
-    return (
-        whole and order.dtype is not torch.bool and torch.equal(order.long().sort().values, places)
-    )
+    return holds_integers(order) and torch.equal(order.long().sort().values, places)
 
 
 def ranks_from_order(order: Tensor) -> Tensor:
@@ -333,10 +329,7 @@ def check_adjacency(adjacency: Any, features: int, context: int) -> Tensor:
         features: number of features D.
         context: number of context variables C.
     """
-    try:
-        given = torch.as_tensor(adjacency).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        given = torch.empty(0)
+    given = tensor_or_empty(adjacency).cpu()
     given = given.to_dense() if given.layout != torch.strided else given
     shapes = sorted({(features, features), (features, features + context)})
     expected = "of shape " + " or ".join(map(str, shapes))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._cache import TensorCache
-from made_flows._checks import expect, expect_type
+from made_flows._checks import expect, expect_type, holds_integers, tensor_or_empty
 from made_flows._torch import has_concrete_values
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import connect_in_order
@@ -28,14 +28,9 @@ Network = TypeVar("Network", bound=MaskedMLP)
 def check_ranks(made: MaskedMLP, order: Any) -> Tensor:
     """Compute the ranks (..., D) of an order, or of one for each row, on the network's device."""
     expect(made.graph is None, "order", "to be left out for a network of a graph", order)
-    if isinstance(order, str) or not isinstance(order, Tensor) or has_concrete_values(order):
-        given = order
-        if not isinstance(order, str):
-            try:
-                given = torch.as_tensor(order)
-            except (TypeError, ValueError, RuntimeError):
-                given = torch.empty(0)
-        if isinstance(given, Tensor) and given.dim() > 1:
+    if not isinstance(order, Tensor) or has_concrete_values(order):
+        given = tensor_or_empty(order)
+        if given.dim() > 1:
             _check_orders(given, made.features)
         else:
             given = mk.make_order(made.features, order)
@@ -46,8 +41,7 @@ def check_ranks(made: MaskedMLP, order: Any) -> Tensor:
 def _check_orders(orders: Tensor, features: int) -> None:
     expected = f"to be of shape (..., {features}), permutations of 0..{features - 1}"
     expect(orders.shape[-1] == features, "order", expected, tuple(orders.shape))
-    whole = not orders.is_floating_point() and orders.dtype is not torch.bool
-    expect(whole, "order", expected, orders.dtype)
+    expect(holds_integers(orders), "order", expected, orders.dtype)
     sorted_orders = orders.sort(dim=-1).values
     wrong = (sorted_orders != torch.arange(features, device=orders.device)).any(dim=-1)
     if bool(wrong.any()):
@@ -76,8 +70,7 @@ def check_degrees(made: MaskedMLP, degrees: Any) -> tuple[Tensor, ...]:
             given = torch.as_tensor(given)
         except (TypeError, ValueError, RuntimeError):
             expect_type(False, name, "to be integers", given)
-        whole = not given.is_floating_point() and given.dtype is not torch.bool
-        expect_type(whole, name, "to be integers", given.dtype)
+        expect_type(holds_integers(given), name, "to be integers", given.dtype)
         expect(given.shape == (width,), name, f"of shape ({width},)", tuple(given.shape))
         if has_concrete_values(given):
             valid = bool(((given >= 0) & (given < made.features)).all())
@@ -166,12 +159,11 @@ def resample(
         )
         for old, new in zip(made.degrees, connectivity.degrees, strict=True):
             old.copy_(new)
-    inputs, outputs = made.ranks[made.input_features], made.ranks[made.output_features]
-    masks = mk.degree_masks(inputs, made.degrees, outputs)
-    for layer, mask in zip(made.layers, masks, strict=True):
-        mask_of(layer).copy_(mask)
+    masks = masks_of(made, made.ranks, made.degrees)
+    for layer, mask in zip(made.layers, masks.layers, strict=True):
+        mask_of(layer).copy_(cast(Tensor, mask))
     if made.direct is not None:
-        mask_of(made.direct).copy_(outputs[:, None] > inputs)
+        mask_of(made.direct).copy_(cast(Tensor, masks.direct))
 
 
 def view(made: Network, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> Network:

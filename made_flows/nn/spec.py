@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,26 +49,14 @@ class Structure:
     adds_to: tuple[int, ...]
     flags: tuple[str, ...]
     direct: bool
-    parameter_major: bool = False
+    parameter_major: bool
 
     _by_value: ClassVar[dict[tuple[object, ...], Structure]] = {}
     _by_key: ClassVar[dict[int, Structure]] = {}
 
     @staticmethod
-    def intern(
-        features: int,
-        inputs: tuple[int, ...],
-        parameters: tuple[int, ...],
-        activations: tuple[str, ...],
-        adds_to: tuple[int, ...],
-        flags: tuple[str, ...],
-        direct: bool,
-        parameter_major: bool = False,
-    ) -> Structure:
-        """Return the one structure with these values."""
-        value = (
-            features, inputs, parameters, activations, adds_to, flags, direct, parameter_major,
-        )  # fmt: skip
+    def intern(*value: Any) -> Structure:
+        """Return the one structure with these values, which are those of its fields in order."""
         structure = Structure._by_value.get(value)
         if structure is None:
             # Several threads may come here at once: one of their objects becomes the one.

@@ -72,12 +72,9 @@ class AutoregressiveTransform(Transform):
             ("parameters", conditioner.outputs, bijection.outputs),
             ("inputs", conditioner.inputs, 1),
         ):
-            expect(
-                set(got) == {wanted},
-                "conditioner",
-                f"to have {argument}={wanted}, as {type(bijection).__name__} needs",
-                got[0] if len(set(got)) == 1 else got,
-            )
+            needed = f"to have {argument}={wanted}, as {type(bijection).__name__} needs"
+            shown_got = got[0] if len(set(got)) == 1 else got
+            expect(set(got) == {wanted}, "conditioner", needed, shown_got)
         self.features, self.context = conditioner.features, conditioner.context
         self.conditioner = conditioner
         self.bijection = bijection
@@ -90,8 +87,7 @@ class AutoregressiveTransform(Transform):
 
     @property
     def random_part(self) -> str:
-        dropout = self.conditioner.dropout
-        return "units that are dropped" if dropout is not None and dropout.training else ""
+        return self.conditioner.random_part
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.reads == "data":

@@ -358,10 +358,9 @@ def _chosen(features: int, columns: Any) -> Tensor:
     several = isinstance(columns, Iterable) and not isinstance(columns, str)
     expect_type(several, "columns", "to be a sequence of integers, or None", columns)
     for i, column in enumerate(columns):
-        index = non_negative_integer(
-            column.item() if isinstance(column, Tensor) else column, f"columns[{i}]"
-        )
-        expect(index < features, f"columns[{i}]", f"to be below {features}", index)
-        expect(not bool(chosen[index]), f"columns[{i}]", "to be named once", index)
+        name, plain = f"columns[{i}]", column.item() if isinstance(column, Tensor) else column
+        index = non_negative_integer(plain, name)
+        expect(index < features, name, f"to be below {features}", index)
+        expect(not bool(chosen[index]), name, "to be named once", index)
         chosen[index] = True
     return chosen

@@ -5,13 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import (
-    check_event,
-    check_finite,
-    expect,
-    positive_integer,
-    real_number,
-)
+from made_flows._checks import check_event, check_finite, expect, positive_integer, real_number
 from made_flows._registry import saveable
 from made_flows._torch import has_concrete_values
 from made_flows.transforms.base import Transform
@@ -90,12 +84,8 @@ class BatchNorm(Transform):
         """Compute mean and variance of a batch, and note them in the running averages."""
         rows = x.reshape(-1, self.features)
         count = len(rows)
-        expect(
-            count > 1,
-            "a batch",
-            "to have at least two rows in training mode, for its variance",
-            f"{count} (use .eval() to score single rows)",
-        )
+        wanted = "to have at least two rows in training mode, for its variance"
+        expect(count > 1, "a batch", wanted, f"{count} (use .eval() to score single rows)")
         check_finite(x, "x")
         variance, mean = torch.var_mean(rows, dim=0, correction=0)
         with torch.no_grad():

@@ -17,7 +17,7 @@ from made_flows._checks import (
     check_finite,
     check_parameters,
     check_values,
-    expect,
+    per_feature,
     positive_integer,
 )
 from made_flows._keys import KeyedModule
@@ -300,12 +300,7 @@ class Categorical(Head):
     def __init__(self, categories: int | Sequence[int], features: int) -> None:
         super().__init__()
         features = positive_integer(features, "features")
-        if isinstance(categories, Sequence):
-            count = len(categories)
-            expect(count == features, "categories", f"to have {features} entries", count)
-            each = tuple(positive_integer(k, f"categories[{i}]") for i, k in enumerate(categories))
-        else:
-            each = (positive_integer(categories, "categories"),) * features
+        each = per_feature(categories, features, "categories")
         self.categories = self.outputs = self.inputs = each
         self.register_buffer("sizes", torch.tensor(each), persistent=False)
         places = torch.arange(max(each)).expand(features, -1)

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from made_flows._checks import expect, expect_type, real_number, shown
 from made_flows._registry import saveable
 
-SCALE_RULES = ("bounded", "softsign", "exp", "softplus", "sigmoid", "clamp")
-"""The names of the scale rules."""
-
 _CONSTANTS: dict[str, tuple[str, ...]] = {
     "bounded": ("bound",),
     "softsign": ("bound",),
@@ -23,6 +20,9 @@ _CONSTANTS: dict[str, tuple[str, ...]] = {
     "clamp": ("low", "high"),
 }
 """The constants that every rule has."""
+
+SCALE_RULES = tuple(_CONSTANTS)
+"""The names of the scale rules."""
 
 
 @saveable
@@ -76,16 +76,11 @@ class ScaleRule(nn.Module):
         self.bound = real_number(bound, "bound", above=0)
         self.low, self.high = real_number(low, "low"), real_number(high, "high")
         expect(self.low < self.high, "low", "to be below high", (low, high))
-        given = {
-            "bound": self.bound != 7.0,
-            "floor": floor is not None,
-            "offset": offset is not None,
-            "low": self.low != -5.0,
-            "high": self.high != 3.0,
-        }
-        for name, is_given in given.items():
-            superfluous = is_given and name not in _CONSTANTS[rule]
-            expect(not superfluous, name, f"to be left out, as {rule!r} has none", "one")
+        defaults = {"bound": 7.0, "floor": None, "offset": None, "low": -5.0, "high": 3.0}
+        values = (self.bound, floor, offset, self.low, self.high)
+        for (name, default), value in zip(defaults.items(), values, strict=True):
+            known = value == default or name in _CONSTANTS[rule]
+            expect(known, name, f"to be left out, as {rule!r} has none", "one")
         default_floor = 1e-3 if rule == "softplus" else 0.0
         self.floor = default_floor if floor is None else real_number(floor, "floor")
         expect(self.floor >= 0, "floor", "to be non-negative", floor)

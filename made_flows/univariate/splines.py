@@ -9,13 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from made_flows._checks import (
-    check_event,
-    check_parameters,
-    expect,
-    positive_integer,
-    real_number,
-)
+from made_flows._checks import check_event, check_parameters, expect, positive_integer, real_number
 from made_flows._registry import saveable
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.step_kernel import SplineForm, StepKernel
