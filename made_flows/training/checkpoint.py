@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import expect_type
+from made_flows._checks import expect, expect_type
 from made_flows._files import expect_place, replacing
 from made_flows.training.convert import checksum
 from made_flows.training.processes import Processes
@@ -41,12 +41,8 @@ class Checkpoint:
     """
 
     def __init__(self, path: Any, processes: Processes) -> None:
-        expect_type(
-            path is None or isinstance(path, (str, os.PathLike)),
-            "checkpoint",
-            "to be None or the path of a file",
-            path,
-        )
+        known = path is None or isinstance(path, (str, os.PathLike))
+        expect_type(known, "checkpoint", "to be None or the path of a file", path)
         self.place = None if path is None else Path(path).resolve()
         self.processes = processes
         self.saved: dict[str, Any] | None = None
@@ -108,11 +104,9 @@ def _unpacked(content: bytes, place: Path) -> dict[str, Any]:
     if not content.startswith(_KIND):
         raise ValueError(f"Expected checkpoint to be a file that fit wrote; got another, {place}")
     payload = content[start + 32 :]
-    if hashlib.sha256(payload).digest() != content[start : start + 32]:
-        raise ValueError(
-            f"Expected checkpoint to be as it was written; got {place}, which was damaged or cut "
-            f"short. Delete it to start anew"
-        )
+    whole = hashlib.sha256(payload).digest() == content[start : start + 32]
+    got = f"{place}, which was damaged or cut short. Delete it to start anew"
+    expect(whole, "checkpoint", "to be as it was written", got)
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(payload), "cpu", weights_only=True)
     except Exception as error:
@@ -131,12 +125,9 @@ def describe_model(model: nn.Module) -> str:
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
         if id(tensor) not in units
     ]
-    layout = zlib.crc32(
-        repr([(name, tuple(t.shape), str(t.dtype)) for name, t in tensors]).encode()
-    )
-    layout = zlib.crc32(
-        repr([type(module).__name__ for module in model.modules()]).encode(), layout
-    )
+    shapes = [(name, tuple(t.shape), str(t.dtype)) for name, t in tensors]
+    kinds = [type(module).__name__ for module in model.modules()]
+    layout = zlib.crc32(repr(kinds).encode(), zlib.crc32(repr(shapes).encode()))
     fixed = 0
     for _, tensor in tensors:
         if tensor.dim() and not tensor.is_floating_point() and tensor.dtype != torch.bool:

@@ -20,10 +20,9 @@ def dimensions(x: Any) -> int | None:
     return int(np.ndim(x)) if hasattr(x, "__array__") else None
 
 
-def is_batches(data: Sequence[Any]) -> bool:
-    """Tell whether a sequence holds batches, matrices or pairs of them, rather than rows."""
-    first = data[0] if len(data) else None
-    return dimensions(first[0] if isinstance(first, (list, tuple)) and first else first) == 2
+def is_batch(item: Any) -> bool:
+    """Tell whether an item is a batch, a matrix or a pair of them, rather than a row."""
+    return dimensions(item[0] if isinstance(item, (list, tuple)) and item else item) == 2
 
 
 def as_batch(batch: Any, name: str) -> tuple[Tensor, Tensor | None]:

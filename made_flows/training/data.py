@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from made_flows._checks import expect, expect_type
-from made_flows.training.convert import as_batch, as_tensor, checksum, dimensions, is_batches
+from made_flows.training.convert import as_batch, as_tensor, checksum, dimensions, is_batch
 from made_flows.training.defaults import batch_size_for
 from made_flows.training.loaders import split_indices, split_loader
-from made_flows.training.target import Batch, Target
+from made_flows.training.target import Batch, Target, expect_paired
 
 _PIECE = 65_536
 """Rows of a file that are looked at together."""
@@ -60,12 +60,8 @@ class Rows:
             expect(len(x) > 0, name, "to have at least one row", "none")
             self.x, self.context = target.settle(*checked)
             return
-        expect(
-            context is None or len(context) == len(x),
-            f"the context of {name}",
-            f"to have {len(x)} rows, as {name} has",
-            len(context) if context is not None else 0,
-        )
+        if context is not None:
+            expect_paired(x, context, name)
         for start in range(0, len(x), _PIECE):
             target.check(*self._read(slice(start, start + _PIECE)), name, start)
 
@@ -148,8 +144,7 @@ class Rows:
 def _taken(source: Any, rows: slice | Tensor, name: str) -> Tensor:
     if isinstance(source, np.memmap):
         return as_tensor(source[rows if isinstance(rows, slice) else rows.numpy()], name)
-    taken: Tensor = source[rows if isinstance(rows, slice) else rows.to(source.device)]
-    return taken
+    return cast(Tensor, source[rows if isinstance(rows, slice) else rows.to(source.device)])
 
 
 class Stream:
@@ -174,11 +169,8 @@ class Stream:
             if len(x):
                 empty = False
                 yield x, context
-        if empty:
-            raise ValueError(
-                f"Expected {self.name} to give at least one row in every pass; got none. An "
-                f"iterable that can be read only once can be given as list({self.name})"
-            )
+        advice = f"An iterable that can be read only once can be given as list({self.name})"
+        expect(not empty, self.name, "to give at least one row in every pass", f"none. {advice}")
 
     def batches(
         self,
@@ -212,9 +204,7 @@ class Stream:
         """The generators of a loader's own that say what it gives next."""
         loader, sampler = self.source, getattr(self.source, "sampler", None)
         found = (getattr(each, "generator", None) for each in (loader, sampler))
-        return list(
-            {id(each): each for each in found if isinstance(each, torch.Generator)}.values()
-        )
+        return list(dict.fromkeys(each for each in found if isinstance(each, torch.Generator)))
 
     def described(self) -> str:
         """Say how many batches there are, where that is known."""
@@ -224,11 +214,9 @@ class Stream:
         """Read the batches once and keep them in memory."""
         xs, contexts = zip(*self.read(), strict=True)
         missing = [i for i, context in enumerate(contexts, 1) if context is None]
-        if missing and len(missing) < len(contexts):
-            raise ValueError(
-                f"Expected all batches of {self.name} to have a context, or none; "
-                f"got none in batch {missing[0]}"
-            )
+        alike = len(missing) in (0, len(contexts))
+        first = f"none in batch {min(missing, default=0)}"
+        expect(alike, f"all batches of {self.name}", "to have a context, or none", first)
         context = None if missing else torch.cat(contexts)
         return Rows(torch.cat(xs), context, self.target, self.name)
 
@@ -287,21 +275,17 @@ def open_data(
         TypeError: for anything else.
         ValueError: for a wrong shape, no rows, or (in memory) a value that is not finite.
     """
-    expect_type(
-        isinstance(data, (Tensor, Dataset, Iterable)) or hasattr(data, "__array__"),
-        name,
-        "to be a tensor, an array, rows, a Dataset or an iterable of batches",
-        data,
-    )
-    expect_type(
-        not isinstance(data, (str, bytes, dict, nn.Module)), name, "to hold rows of numbers", data
-    )
+    wanted = "to be a tensor, an array, rows, a Dataset or an iterable of batches"
+    known = isinstance(data, (Tensor, Dataset, Iterable)) or hasattr(data, "__array__")
+    expect_type(known, name, wanted, data)
+    other = isinstance(data, (str, bytes, dict, nn.Module))
+    expect_type(not other, name, "to hold rows of numbers", data)
     if isinstance(data, TensorDataset) and len(data.tensors) <= 2:
         data = data.tensors if len(data.tensors) == 2 else data.tensors[0]
     if isinstance(data, tuple) and len(data) == 2 and _is_pair(data):
         _no_context(context, name, "a pair (x, context)")
         return Rows(_as_rows(data[0], name), _as_rows(data[1], f"{name}[1]"), target, name)
-    if dimensions(data) is not None or (isinstance(data, Sequence) and not is_batches(data)):
+    if dimensions(data) is not None or (isinstance(data, Sequence) and not _of_batches(data)):
         context = None if context is None else _as_rows(context, "context")
         return Rows(_as_rows(data, name), context, target, name)
     _no_context(context, name, "an iterable of batches, each of them x or (x, context)")
@@ -314,11 +298,6 @@ def open_data(
         # In memory already, or readable only once.
         return Stream(data, target, name).collect()
     return Stream(data, target, name)
-
-
-def split(source: Source, fraction: float, generator: torch.Generator) -> tuple[Source, Source]:
-    """Hold out a random fraction of the rows."""
-    return source.split(fraction, generator)
 
 
 def _is_pair(data: tuple[Any, ...]) -> bool:
@@ -336,13 +315,18 @@ def _as_rows(x: Any, name: str) -> Any:
     return x
 
 
+def _of_batches(data: Sequence[Any]) -> bool:
+    """Tell whether a sequence holds batches rather than rows."""
+    return len(data) > 0 and is_batch(data[0])
+
+
 def _holds_batches(data: Dataset[Any]) -> bool:
     """Tell whether a dataset's items are batches, of one size or not, in place of rows."""
     try:
         first = next(iter(data), None) if isinstance(data, IterableDataset) else data[0]
     except (LookupError, TypeError):  # an empty one, or one of other keys
         return False
-    return dimensions(first[0] if isinstance(first, (list, tuple)) and first else first) == 2
+    return is_batch(first)
 
 
 def _no_context(context: Any, name: str, kind: str) -> None:

@@ -94,13 +94,11 @@ def training_loss(
         return loss
     for name, module in model.named_modules():
         coarse = isinstance(module, (Bijection, Head)) and type(module) not in _FINE
-        expect(
-            not coarse,
-            "autocast",
+        fine = (
             "to be False for what is worked out in the precision of its parameters, as knots of "
-            "splines and logits are",
-            f"True with a {type(module).__name__}, {name!r}",
+            "splines and logits are"
         )
+        expect(not coarse, "autocast", fine, f"True with a {type(module).__name__}, {name!r}")
     parameter = next(model.parameters())
     single = parameter.dtype == torch.float32 and parameter.device.type in ("cpu", "cuda")
     got = f"{parameter.dtype} on {parameter.device}"

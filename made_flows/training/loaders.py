@@ -17,6 +17,12 @@ from torch.utils.data import (
 
 from made_flows._checks import expect
 
+_KEPT = (
+    "batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn",
+    "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers",
+)  # fmt: skip
+"""What a loader over a part of the items has of the whole one's."""
+
 
 def split_loader(
     loader: DataLoader[Any], fraction: float, generator: torch.Generator
@@ -26,13 +32,12 @@ def split_loader(
     Raises:
         ValueError: for a sampler that reads an item several times: it would be on both sides.
     """
-    expect(
-        not _repeats(loader.sampler),
-        "validation",
+    wanted = (
         "to be rows of their own (or None) for a loader that may read a row several times, since "
-        "a fraction would validate on rows that were trained on",
-        f"the fraction {fraction:g} and a {type(loader.sampler).__name__}",
+        "a fraction would validate on rows that were trained on"
     )
+    got = f"the fraction {fraction:g} and a {type(loader.sampler).__name__}"
+    expect(not _repeats(loader.sampler), "validation", wanted, got)
     if not _is_plain(loader):
         return None
     kept, held_out = split_indices(len(loader.dataset), fraction, generator)  # type: ignore[arg-type]
@@ -72,18 +77,7 @@ def _over_items(
     loader: DataLoader[Any], rows: Tensor, shuffle: bool, held_out: bool
 ) -> DataLoader[Any]:
     """Return the same loader over some of its items."""
-    return DataLoader(
-        Subset(loader.dataset, sorted(rows.tolist())),
-        batch_size=loader.batch_size,
-        shuffle=shuffle,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        drop_last=loader.drop_last and not held_out,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-    )
+    kept: dict[str, Any] = {name: getattr(loader, name) for name in _KEPT}
+    last = loader.drop_last and not held_out
+    items = Subset(loader.dataset, sorted(rows.tolist()))
+    return DataLoader(items, shuffle=shuffle, drop_last=last, **kept)

@@ -25,7 +25,7 @@ from made_flows._checks import (
 )
 from made_flows._torch import modes_kept
 from made_flows.training.checkpoint import Checkpoint, describe_model
-from made_flows.training.data import Rows, Source, open_data, split
+from made_flows.training.data import Rows, Source, open_data
 from made_flows.training.defaults import (
     average_for,
     batch_size_for,
@@ -202,9 +202,8 @@ def fit(
     )
     expect_type(isinstance(progress, (bool, str)), "progress", "to be a bool or a text", progress)
     for callback in options.callbacks:
-        expect_type(
-            callable(callback), "callbacks", "to be functions of model and history", callback
-        )
+        wanted = "to be functions of model and history"
+        expect_type(callable(callback), "callbacks", wanted, callback)
     expect(schedule in (None, "cosine"), "schedule", "to be None or 'cosine'", shown(schedule))
     if learning_rate is not None:
         real_number(learning_rate, "learning_rate", above=0)
@@ -256,35 +255,23 @@ def fit(
         rates = Rates(adam, schedule)
         request: dict[str, str] = {}
         if file.place is not None:
-            request = _request(model, train, held_out) | {
-                name: str(value)
-                for name, value in {
-                    "seed": asked,
-                    "standardize": bool(standardize),
-                    "batch_size": batch_size,
-                    "learning_rate": rate,
-                    "weight_decay": weight_decay,
-                    "dropout": dropout,
-                    "sparsity": sparsity,
-                    "optimizer": f"{type(adam).__name__} {adam.defaults}",
-                    "schedule": f"{schedule} over {options.max_epochs} epochs"
-                    if schedule
-                    else None,
-                    "average": average,
-                    "patience": patience,
-                    "autocast": autocast,
-                    "clip_norm": clip_norm,
-                }.items()
-            }
+            epochs = f"{schedule} over {options.max_epochs} epochs" if schedule else None
+            request = _request(
+                model, train, held_out, seed=asked, standardize=bool(standardize),
+                batch_size=batch_size, learning_rate=rate, weight_decay=weight_decay,
+                dropout=dropout, sparsity=sparsity,
+                optimizer=f"{type(adam).__name__} {adam.defaults}", schedule=epochs,
+                average=average, patience=patience, autocast=autocast, clip_norm=clip_norm,
+            )  # fmt: skip
             file.check(request)
         run = Run(
             model, adam, parameters, rates, ema, generator, options, batch_size, seed, known,
             processes, file, request, loss, bool(compile),
         )  # fmt: skip
         if file.saved is not None:
-            epochs = len(file.saved["history"]["train"])
-            wanted = f"to be at least {epochs}, the epochs of the checkpoint"
-            expect(epochs <= options.max_epochs, "max_epochs", wanted, options.max_epochs)
+            finished = len(file.saved["history"]["train"])
+            wanted = f"to be at least {finished}, the epochs of the checkpoint"
+            expect(finished <= options.max_epochs, "max_epochs", wanted, options.max_epochs)
             for units, numbers in zip(known, file.saved["units"], strict=True):
                 units.set(*numbers) if numbers[0] is not None else units.clear()
         elif options.max_epochs:
@@ -302,13 +289,13 @@ def fit(
                 units.clear()
 
 
-def _request(model: nn.Module, train: Source, held_out: Source | None) -> dict[str, str]:
+def _request(
+    model: nn.Module, train: Source, held_out: Source | None, **arguments: Any
+) -> dict[str, str]:
     """Say what is trained on what, so that a checkpoint of another call is told from this one's."""
-    return {
-        "the model": describe_model(model),
-        "data": train.described(),
-        "validation": "None" if held_out is None else held_out.described(),
-    }
+    validation = None if held_out is None else held_out.described()
+    call = {"the model": describe_model(model), "data": train.described(), "validation": validation}
+    return {name: str(value) for name, value in (call | arguments).items()}
 
 
 def _expect_callable(model: nn.Module, context: Any) -> None:
@@ -338,7 +325,7 @@ def _sources(
         expect(0 <= fraction < 1, "validation", "to be a fraction in [0, 1) or data", validation)
     train = open_data(data, context, target, "data", batch_size, generator)
     if fraction:
-        return split(train, fraction, generator)
+        return train.split(fraction, generator)
     if validation is None or fraction == 0:
         return train, None
     return train, open_data(validation, None, target, "validation", batch_size, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeAlias
@@ -22,20 +22,18 @@ Optimizer: TypeAlias = (
 )
 
 
-class Weights:
-    """A copy of a model's parameters and buffers (those outside the state dict too)."""
+def copied_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copy a model's parameters and buffers (those outside the state dict too)."""
+    return {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
 
-    def __init__(self, model: nn.Module, values: dict[str, Tensor] | None = None) -> None:
-        current = _named_tensors(model) if values is None else values.items()
-        self.values = {name: tensor.detach().clone() for name, tensor in current}
 
-    @torch.no_grad()
-    def restore(self, model: nn.Module) -> None:
-        """Write the copy back in place, so that ties and optimisers keep their tensors."""
-        for name, tensor in _named_tensors(model):
-            value = self.values[name].to(tensor.device)
-            if not torch.equal(tensor, value):  # an expanded constant has no room
-                tensor.copy_(value)
+@torch.no_grad()
+def restore_weights(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Write a copy back in place, so that ties and optimisers keep their tensors."""
+    for name, tensor in _named_tensors(model):
+        value = values[name].to(tensor.device)
+        if not torch.equal(tensor, value):  # an expanded constant has no room
+            tensor.copy_(value)
 
 
 def _named_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -189,18 +187,13 @@ def make_optimizer(
         wanted = "to be a torch.optim.Optimizer, or a function that makes one from parameters"
         expect_type(callable(optimizer), "optimizer", wanted, optimizer)
         optimizer = optimizer(parameters)
+    kind_given = type(optimizer).__name__
     closure = inspect.signature(optimizer.step).parameters.get("closure")
-    expect(
-        closure is None or closure.default is not inspect.Parameter.empty,
-        "optimizer",
-        "to be one that steps by the gradients it is given, such as Adam or SGD",
-        f"{type(optimizer).__name__}, which evaluates the loss again in every step",
-    )
-    known = {id(parameter) for parameter in parameters}
-    expect(
-        any(id(p) in known for group in optimizer.param_groups for p in group["params"]),
-        "optimizer",
-        "to hold parameters of the model",
-        type(optimizer).__name__,
-    )
+    optional = closure is None or closure.default is not inspect.Parameter.empty
+    wanted = "to be one that steps by the gradients it is given, such as Adam or SGD"
+    got = f"{kind_given}, which evaluates the loss again in every step"
+    expect(optional, "optimizer", wanted, got)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    known = not held.isdisjoint(map(id, parameters))
+    expect(known, "optimizer", "to hold parameters of the model", kind_given)
     return optimizer, parameters

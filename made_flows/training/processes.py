@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -69,8 +69,7 @@ class Processes:
         )
         with self._listening():
             dist.all_reduce(total)
-        added: list[float] = total.tolist()
-        return added
+        return cast(list[float], total.tolist())
 
     def add_gradients(
         self, parameters: list[nn.Parameter], rows: int, present: list[float]
@@ -109,15 +108,13 @@ class Processes:
     def check_trainable(self, model: nn.Module) -> None:
         """Refuse a model that looks at the rows beside each other, of which each has a part."""
         kinds = (BatchNorm, nn.modules.batchnorm._BatchNorm)
+        wanted = (
+            "without batch normalisation, whose batches would be parts of those of one process "
+            "(actnorm, group and layer normalisation are as in one)"
+        )
         for name, module in model.named_modules() if not self.alone else ():
             found = isinstance(module, kinds) and not isinstance(module, nn.SyncBatchNorm)
-            expect(
-                not found,
-                "model",
-                "without batch normalisation, whose batches would be parts of those of one process "
-                "(actnorm, group and layer normalisation are as in one)",
-                f"a {type(module).__name__}, {name!r}",
-            )
+            expect(not found, "model", wanted, f"a {type(module).__name__}, {name!r}")
 
     def check_alike(self, model: nn.Module) -> None:
         """Raise a RuntimeError where weights or buffers are not the first process's."""

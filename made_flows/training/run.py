@@ -18,7 +18,7 @@ from made_flows.training.checkpoint import Checkpoint, random_state, set_random_
 from made_flows.training.data import Rows, Source
 from made_flows.training.history import History, Losses, TrainingError
 from made_flows.training.likelihood import mean_nll, negative_log_likelihood
-from made_flows.training.optimization import Average, Rates, Weights
+from made_flows.training.optimization import Average, Rates, copied_weights, restore_weights
 from made_flows.training.processes import Processes, starts_from_data
 from made_flows.training.target import Batch
 from made_flows.transforms.units import Units
@@ -73,7 +73,7 @@ class Run:
 
     def __call__(self, train: Source, held_out: Source | None) -> History:
         self.start, self.sources = time.perf_counter(), train.generators
-        self.order, self.best = self.generator.get_state(), Weights(self.model)
+        self.order, self.best = self.generator.get_state(), copied_weights(self.model)
         saved, history, options = self.checkpoint.saved, self.history, self.options
         bar = tqdm(disable=True)
         try:
@@ -83,15 +83,12 @@ class Run:
                 self._begin(train)
                 self._save()
             self.end = self.start + options.max_seconds
+            said, kind = options.progress, type(self.model).__name__
             bar = tqdm(
                 total=options.max_epochs,
                 initial=history.epochs,
-                disable=not options.progress or self.processes.rank > 0,
-                desc=(
-                    options.progress
-                    if isinstance(options.progress, str)
-                    else type(self.model).__name__
-                ),
+                disable=not said or self.processes.rank > 0,
+                desc=said if isinstance(said, str) else kind,
                 unit="epoch",
             )
             over = history.stop_reason in ("patience", "callback") or (
@@ -105,7 +102,7 @@ class Run:
             history.stop_reason = "failed"
             raise
         finally:
-            self.best.restore(self.model)
+            restore_weights(self.model, self.best)
             self.optimizer.zero_grad()
             self.rates.restore()
             history.seconds = time.perf_counter() - self.start
@@ -125,7 +122,7 @@ class Run:
             if not math.isfinite(nll):
                 raise TrainingError("validation NLL", nll, epoch, 0, self.last, history)
             if history.add(losses.mean, None if held_out is None else nll):
-                self.best = Weights(self.model)
+                self.best = copied_weights(self.model)
             self.model.eval()
             stopped = [bool(callback(self.model, history)) for callback in self.options.callbacks]
         self.processes.check_alike(self.model)
@@ -244,7 +241,7 @@ class Run:
             self.generator.set_state(self.order)
             set_random_state(state, self.sources, device)
         self.processes.align(self.model)
-        self.best = Weights(self.model)
+        self.best = copied_weights(self.model)
 
     # ------------------------------------------------------------------ where it stands
 
@@ -258,8 +255,8 @@ class Run:
             "request": self.request,
             "seed": str(self.seed),  # of 64 bits, without a sign
             "units": [each.numbers() for each in self.units],
-            "weights": Weights(self.model).values,
-            "best": self.best.values,
+            "weights": copied_weights(self.model),
+            "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "average": None if average is None else (average.steps, average.values),
             "order": self.order,
@@ -272,8 +269,8 @@ class Run:
 
     def _resume(self, saved: dict[str, Any]) -> None:
         """Put back all that :meth:`_save` wrote."""
-        Weights(self.model, saved["weights"]).restore(self.model)
-        self.best = Weights(self.model, saved["best"])
+        restore_weights(self.model, saved["weights"])
+        self.best = saved["best"]
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.average is not None:
             self.average.steps, values = saved["average"]

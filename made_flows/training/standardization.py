@@ -131,18 +131,17 @@ def _sample(train: Source) -> tuple[Tensor, Tensor | None]:
         step = -(-len(train) // _MOST)
         return train.read(torch.arange(0, len(train), step) if step > 1 else slice(0, len(train)))
     xs: list[Tensor] = []
-    contexts: list[Tensor | None] = []
+    contexts: list[Tensor] = []
     stride, seen = 1, 0
     for x, context in train.read():
         rows = torch.arange(-seen % stride, len(x), stride)
         seen += len(x)
         xs.append(x.cpu()[rows])
-        contexts.append(None if context is None else context.cpu()[rows])
+        if context is not None:
+            contexts.append(context.cpu()[rows])
         if sum(map(len, xs)) > _KEPT:
             xs = [torch.cat(xs)[::2]]
-            present = [context for context in contexts if context is not None]
-            contexts = [torch.cat(present)[::2] if present else None]
+            contexts = [torch.cat(contexts)[::2]] if contexts else []
             stride *= 2
-    present = [context for context in contexts if context is not None]
     expect(len(xs) > 0, train.name, "to give at least one row", "none")
-    return torch.cat(xs), torch.cat(present) if present else None
+    return torch.cat(xs), torch.cat(contexts) if contexts else None

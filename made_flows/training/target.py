@@ -57,23 +57,15 @@ class Target:
         if isinstance(size, int) and not embeds:
             context = (size,) if size else ()
         head = getattr(model, "head", None)
-        check_values, filler = getattr(head, "check_values", None), getattr(head, "filler", 0.0)
-        missing = getattr(model, "takes_missing", None)
         takes_double = takes_double or getattr(head, "value_dtype", None) is torch.float64
         takes_double = takes_double and device.type != "mps"  # which has no double precision
         return cls(
-            features if isinstance(features, int) else None,
-            context,
-            device,
-            dtype,
-            check_values,
-            missing,
-            filler,
-            takes_double,
+            features if isinstance(features, int) else None, context, device, dtype,
+            check_values=getattr(head, "check_values", None),
+            missing=getattr(model, "takes_missing", None), filler=getattr(head, "filler", 0.0),
+            takes_double=takes_double, embeds=embeds, moves_rows=moves_rows,
             discrete=bool(getattr(getattr(head, "support", None), "is_discrete", False)),
-            embeds=embeds,
-            moves_rows=moves_rows,
-        )
+        )  # fmt: skip
 
     def check(self, x: Tensor, context: Tensor | None, name: str, first: int = 0) -> Batch:
         """Check the shapes and values of some rows; floats come back in the model's dtype.
@@ -91,19 +83,12 @@ class Target:
                 part = f"{name}, rows from {first} on" if first else name
                 raise ValueError(f"{error} of {part}") from None
         if context is None:
-            if self.context:
-                raise ValueError(
-                    f"Expected {name} to come with a context of shape {_rows_of(self.context)}; "
-                    f"got no context"
-                )
+            wanted = f"to come with a context of shape {_rows_of(self.context or ())}"
+            expect(not self.context, name, wanted, "no context")
             return x, None
         expect(self.context != (), name, "without a context, as the model takes none", "a context")
         context = self._check(context, f"the context of {name}", self.context, first, True)
-        if len(context) != len(x):
-            raise ValueError(
-                f"Expected the context of {name} to have {len(x)} rows, as {name} has; "
-                f"got {len(context)}"
-            )
+        expect_paired(x, context, name)
         return x, context
 
     def _check(
@@ -161,6 +146,12 @@ class Target:
             return x.dtype if x.dtype in (torch.int64, torch.int32) else self.dtype
         exact = x.dtype in (torch.float64, torch.int64, torch.int32)
         return torch.float64 if exact and self.takes_double else self.dtype
+
+
+def expect_paired(x: Any, context: Any, name: str) -> None:
+    """Refuse rows and contexts of different numbers."""
+    wanted = f"to have {len(x)} rows, as {name} has"
+    expect(len(context) == len(x), f"the context of {name}", wanted, len(context))
 
 
 def _rows_of(each: tuple[int | str, ...]) -> str:
