@@ -241,14 +241,17 @@ def check_broadcast(**shapes: Sequence[int]) -> torch.Size:
         raise ValueError(f"Expected shapes that broadcast together; got {named}") from None
 
 
+def check_batch(**tensors: Tensor | None) -> torch.Size:
+    """Broadcast named tensors but for their last dimensions; those that are None are left out."""
+    return check_broadcast(**{name: t.shape[:-1] for name, t in tensors.items() if t is not None})
+
+
 def check_expanded(to: Any, batch_shape: torch.Size) -> torch.Size:
     """Check the batch shape that a distribution is expanded to against its own."""
     shape = check_sample_shape(to, "batch_shape")
-    if check_broadcast(expanded=shape, batch_shape=batch_shape) != shape:
-        raise ValueError(
-            f"Expected a shape that batch_shape {tuple(batch_shape)} broadcasts to; got "
-            f"{tuple(shape)}"
-        )
+    larger = check_broadcast(expanded=shape, batch_shape=batch_shape) == shape
+    wanted = f"that batch_shape {tuple(batch_shape)} broadcasts to"
+    expect(larger, "a shape", wanted, tuple(shape))
     return shape
 
 

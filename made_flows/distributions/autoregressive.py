@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from made_flows._checks import check_event
 from made_flows._torch import has_concrete_values
 from made_flows.distributions._protocols import Schedule, Units
-from made_flows.distributions.base import VectorDistribution
+from made_flows.distributions.base import HeadDistribution
 from made_flows.distributions.missing import ADVICE, fill, find_observed, outputs_for
 from made_flows.inverse.parallel import parallel_pass
 from made_flows.inverse.sequential import sequential_inverse
@@ -21,7 +19,7 @@ from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Head
 
 
-class AutoregressiveDistribution(VectorDistribution):
+class AutoregressiveDistribution(HeadDistribution):
     r"""The distribution of a conditioner and a head under a given context.
 
     .. math:: \log p(x \mid c) = \sum_i \log p(x_i \mid \theta_i(x_{<i}, c))
@@ -64,16 +62,6 @@ class AutoregressiveDistribution(VectorDistribution):
         self.context = conditioner.check_context(context)
         batch_shape = () if self.context is None else self.context.shape[:-1]
         super().__init__(batch_shape, conditioner.features, validate_args=validate_args)
-
-    @property
-    def support(self) -> Any:
-        """Where values live: vectors of the head's support."""
-        return constraints.independent(self.head.support, 1)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether samples carry gradients."""
-        return HeadStep(self.head).differentiable
 
     @property
     def takes_missing(self) -> bool:
@@ -165,9 +153,6 @@ class AutoregressiveDistribution(VectorDistribution):
         u = sequential_inverse(made, HeadStep(self.head), noise, self.context)
         self.head.check_drawn(u)
         return u if self.units is None else self.units.restore(u)
-
-    def _origin(self) -> str:
-        return f"a {type(self.head).__name__} head"
 
     def _summary(self) -> str:
         return f"{type(self.head).__name__} head"

@@ -6,7 +6,7 @@ import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from made_flows._checks import (
     check_finite,
     check_sample_shape,
 )
+from made_flows.inverse.steps import HeadStep
+from made_flows.nn.made import MADE
+from made_flows.univariate.heads import Head
 
 
 class TrainingModeWarning(UserWarning):
@@ -93,8 +96,7 @@ class VectorDistribution(Distribution):
         for name in self._batched:
             setattr(new, name, _expanded(getattr(self, name), shape))
         new._batch_shape = shape
-        expanded: D = new
-        return expanded
+        return cast(D, new)
 
     def _validate_sample(self, value: Tensor) -> None:
         check_event(value, "value", self.event_shape[0])
@@ -144,6 +146,26 @@ class VectorDistribution(Distribution):
         parts += [f"batch_shape={tuple(self.batch_shape)}"]
         parts += [f"event_shape={tuple(self.event_shape)}"]
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+class HeadDistribution(VectorDistribution):
+    """A distribution of a conditioner and a head."""
+
+    conditioner: MADE
+    head: Head
+
+    @property
+    def support(self) -> Any:
+        """Where values live: vectors of the head's support."""
+        return constraints.independent(self.head.support, 1)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether samples carry gradients."""
+        return HeadStep(self.head).differentiable
+
+    def _origin(self) -> str:
+        return f"a {type(self.head).__name__} head"
 
 
 def weights_are_finite(modules: Iterable[nn.Module]) -> Tensor | bool:

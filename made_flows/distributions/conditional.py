@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, constraints
+from torch.distributions import Categorical
 
-from made_flows._checks import check_broadcast, check_event, check_finite, expect
+from made_flows._checks import check_batch, check_event, check_finite, expect
 from made_flows._torch import as_rows, has_concrete_values
 from made_flows.distributions._protocols import Components, Schedule, Units
-from made_flows.distributions.base import VectorDistribution
+from made_flows.distributions.base import HeadDistribution, VectorDistribution
 from made_flows.distributions.missing import (
     check_answerable,
     fill,
@@ -50,10 +50,7 @@ class CompletionDistribution(VectorDistribution):
     _batched: ClassVar[tuple[str, ...]] = ("x", "observed", "context")
 
     def __init__(self, x: Tensor, observed: Tensor, context: Tensor | None) -> None:
-        shapes = {"x": x.shape[:-1], "observed": observed.shape[:-1]}
-        if context is not None:
-            shapes["context"] = context.shape[:-1]
-        batch = check_broadcast(**shapes)
+        batch = check_batch(x=x, observed=observed, context=context)
         self.x, self.observed = x.expand(*batch, -1), observed.expand(*batch, -1)
         self.context = None if context is None else context.expand(*batch, -1)
         if context is not None:
@@ -80,7 +77,7 @@ def known_values(x: Any, observed: Tensor | None, features: int) -> tuple[Tensor
     return x, torch.ones_like(x, dtype=torch.bool) if found is None else found
 
 
-class ConditionalDistribution(CompletionDistribution):
+class ConditionalDistribution(HeadDistribution, CompletionDistribution):
     r"""The missing features of a conditioner and a head, in an order that puts the observed first.
 
     Sampled by one sequential inverse for each pattern of missing features, with a known prefix;
@@ -122,16 +119,6 @@ class ConditionalDistribution(CompletionDistribution):
         if schedule is None or not schedule.any_order:
             check_answerable(conditioner, observed)
         super().__init__(filled, observed, context)
-
-    @property
-    def support(self) -> Any:
-        """Where values live: vectors of the head's support."""
-        return constraints.independent(self.head.support, 1)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether samples carry gradients."""
-        return HeadStep(self.head).differentiable
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Score the missing entries of values (..., D), given the observed ones."""
@@ -193,20 +180,12 @@ class ConditionalDistribution(CompletionDistribution):
         """Return rows (samples * rows, D), those of all patterns together."""
         made, head, count = self.conditioner, self.head, sample_shape.numel()
         x, observed, context = self._network_rows()
-        noise = head.noise((count * len(x), made.features), self.conditioner.like)
+        noise = head.noise((count * len(x), made.features), made.like)
         places = made.ranks + made.features * (~observed).to(made.ranks.dtype)
-        return sample_row_orders(
-            made,
-            head,
-            noise,
-            places.argsort(dim=-1).repeat(count, 1),
-            x.to(dtype).repeat(count, 1),
-            observed.sum(dim=-1).repeat(count),
-            None if context is None else context.repeat(count, 1),
-        )
-
-    def _origin(self) -> str:
-        return f"a {type(self.head).__name__} head"
+        orders = places.argsort(dim=-1).repeat(count, 1)
+        known, prefixes = x.to(dtype).repeat(count, 1), observed.sum(dim=-1).repeat(count)
+        contexts = None if context is None else context.repeat(count, 1)
+        return sample_row_orders(made, head, noise, orders, known, prefixes, contexts)
 
 
 class ConditionalMixture(CompletionDistribution):

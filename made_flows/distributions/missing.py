@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from made_flows._checks import check_broadcast, check_event, expect_type
+from made_flows._checks import check_batch, check_event, expect_type
 from made_flows._torch import has_concrete_values
 from made_flows.distributions._protocols import Schedule
 from made_flows.nn import reordering
@@ -34,7 +34,7 @@ def find_observed(value: Tensor, observed: Tensor | None, *, nan: bool) -> Tenso
     if observed is not None:
         mask = check_event(observed, "observed", value.shape[-1])
         expect_type(mask.dtype is torch.bool, "observed", "to be of dtype torch.bool", mask.dtype)
-        check_broadcast(value=value.shape[:-1], observed=mask.shape[:-1])
+        check_batch(value=value, observed=mask)
         return None if has_concrete_values(mask) and bool(mask.all()) else mask
     if not nan or not value.is_floating_point() or not has_concrete_values(value):
         return None

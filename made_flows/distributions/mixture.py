@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from made_flows._checks import check_broadcast
+from made_flows._checks import check_batch
 from made_flows._torch import as_rows
 from made_flows.distributions._protocols import Components
 from made_flows.distributions.base import VectorDistribution
@@ -55,13 +55,8 @@ class MixtureDistribution(VectorDistribution):
             observed: boolean, which features are not missing; see
                 :meth:`made_flows.AutoregressiveDistribution.log_prob`.
         """
-        joint = self.joint_log_probs(value, observed)
-        return torch.logsumexp(joint, dim=-1)
-
-    def joint_log_probs(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
-        r"""Return the terms :math:`\log w_k + \log p_k(x)` of every component, (..., K)."""
         each = self.mixture.component_log_probs(value, self.context, observed)
-        return each + self.mixture.log_weights(each)
+        return torch.logsumexp(each + self.mixture.log_weights(each), dim=-1)
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         """Draw samples (*sample_shape, *batch_shape, D), each from a component drawn for it."""
@@ -111,9 +106,7 @@ def in_chunks(score: Callable[..., Tensor], value: Tensor, *others: Tensor | Non
         value: (..., D).
         others: each (..., anything), broadcast against the rows; or None.
     """
-    shapes = {"value": value.shape[:-1]}
-    shapes |= {f"other {i}": o.shape[:-1] for i, o in enumerate(others) if o is not None}
-    batch = check_broadcast(**shapes)
+    batch = check_batch(value=value, **{f"other {i}": o for i, o in enumerate(others)})
     if batch.numel() <= _ROWS:
         return score(value, *others)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +26,8 @@ _BLOCKS: TensorCache[tuple[Block, ...] | None] = TensorCache(size=1024)
 reading its weights."""
 
 
-class RowMask(Protocol):
-    """A mask that differs from row to row, which knows how to apply itself."""
-
-    def __call__(self, x: Tensor, layer: MaskedLinear) -> Tensor:
-        """Apply a layer under this mask: (..., inputs) -> (..., outputs)."""
+RowMask: TypeAlias = Callable[[Tensor, "MaskedLinear"], Tensor]
+"""A mask that differs from row to row: it applies a layer, (..., inputs) -> (..., outputs)."""
 
 
 class MaskedLinear(nn.Module):

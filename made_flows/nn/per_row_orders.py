@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from made_flows._checks import check_broadcast
+from made_flows._checks import check_batch, check_broadcast
 from made_flows._torch import as_rows, is_untransformed
 from made_flows.nn.linear import MaskedLinear, RowMask, takes_mask
 from made_flows.nn.masked_mlp import MaskedMLP, Masks
@@ -53,10 +53,7 @@ def forward_row_orders(
     Returns:
         (..., features, K), of the shape that x, context and ranks broadcast to.
     """
-    shapes = {"x": x.shape[:-1], "order": ranks.shape[:-1]}
-    if context is not None:
-        shapes["context"] = context.shape[:-1]
-    batch = check_broadcast(**shapes)
+    batch = check_batch(x=x, order=ranks, context=context)
     hidden = made.shape.hidden
     masked = sum(hidden[:1] + hidden[-1:]) * made.features  # numbers in the masks of one order
     per_row = 2 * min(made.features, max(hidden, default=1)) * made.features
@@ -81,28 +78,25 @@ def forward_row_orders(
 
 
 def _stacked(mask: Tensor | RowMask | None) -> Tensor | RowMask | None:
-    return _StackedMask(mask) if isinstance(mask, Tensor) and mask.dim() > 2 else mask
+    """Let masks (..., outputs, inputs) apply to all rows (..., n, inputs) of their orders."""
+    if not isinstance(mask, Tensor) or mask.dim() == 2:
+        return mask
 
-
-class _StackedMask:
-    """One mask (..., outputs, inputs) for all rows (..., n, inputs) of an order."""
-
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
-
-    def __call__(self, x: Tensor, layer: MaskedLinear) -> Tensor:
+    def apply(x: Tensor, layer: MaskedLinear) -> Tensor:
         if layer.weight.numel() > _PASS:
             # One by one: masked weights of one order stay in the caches.
-            batch = check_broadcast(x=x.shape[:-2], order=self.mask.shape[:-2])
+            batch = check_broadcast(x=x.shape[:-2], order=mask.shape[:-2])
             rows = x.expand(*batch, *x.shape[-2:]).flatten(0, -3)
-            masks = self.mask.expand(*batch, *self.mask.shape[-2:]).flatten(0, -3)
+            masks = mask.expand(*batch, *mask.shape[-2:]).flatten(0, -3)
             each = [layer(*pair) for pair in zip(rows, masks, strict=True)]
             return torch.stack(each).reshape(*batch, x.shape[-2], -1)
-        z = x @ (layer.weight * self.mask).transpose(-1, -2)
-        offset = layer.offset(self.mask)
+        z = x @ (layer.weight * mask).transpose(-1, -2)
+        offset = layer.offset(mask)
         if offset is not None:
             z = z + offset.unsqueeze(-2)
         return z if layer.bias is None else z + layer.bias
+
+    return apply
 
 
 def _pass_per_order(
@@ -130,14 +124,15 @@ def _pass_per_order(
 def row_masks(made: MaskedMLP, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> Masks:
     """Make the masks of a call in which row n has ranks[n], where they depend on ranks."""
     inputs, outputs = ranks[..., made.input_features], ranks[..., made.output_features]
-    direct = _DirectMask(inputs, outputs)
+    direct = _direct_mask(inputs, outputs)
     if not made.shape.hidden:
         return Masks((direct,), None)
     own = made.degrees if degrees is None else degrees
     inner: tuple[Tensor | RowMask | None, ...] = (None,) * (len(own) - 1)
     if degrees is not None:
         inner = masks_of(made, made.ranks, degrees).layers[1:-1]
-    first, last = _FirstMask(inputs, _Groups.of(own[0])), _LastMask(outputs, _Groups.of(own[-1]))
+    first = _first_mask(inputs, _Groups.of(own[0]))
+    last = _last_mask(outputs, _Groups.of(own[-1]))
     return Masks((first, *inner, last), direct)
 
 
@@ -168,15 +163,11 @@ class _Groups:
         return _Groups(distinct, units.reshape(-1, width), places)
 
 
-class _FirstMask:
-    """Units of degree d read the inputs of rank below d."""
+def _first_mask(inputs: Tensor, groups: _Groups) -> RowMask:
+    """Let units of degree d read the inputs of rank below d."""
+    degrees = groups.degrees[:, None, None]
 
-    def __init__(self, inputs: Tensor, groups: _Groups) -> None:
-        self.inputs, self.groups = inputs, groups
-
-    def __call__(self, x: Tensor, layer: MaskedLinear) -> Tensor:
-        groups = self.groups
-        degrees = groups.degrees[:, None, None]
+    def apply(x: Tensor, layer: MaskedLinear) -> Tensor:
         weight = _grouped(layer.weight, groups)  # (m, width, inputs)
         of_mask = None if layer.mask_weight is None else _grouped(layer.mask_weight, groups)
 
@@ -187,19 +178,16 @@ class _FirstMask:
                 z = z + read.to(values.dtype) @ of_mask.transpose(1, 2)
             return z.transpose(0, 1).flatten(1)[:, groups.places]
 
-        z = _in_chunks(product, x, self.inputs, len(groups.degrees) * x.shape[-1])
-        return z if layer.bias is None else z + layer.bias
+        return _in_chunks(product, x, inputs, len(degrees) * x.shape[-1], layer.bias)
+
+    return apply
 
 
-class _LastMask:
-    """Outputs of rank r read the units of degree up to r."""
+def _last_mask(outputs: Tensor, groups: _Groups) -> RowMask:
+    """Let outputs of rank r read the units of degree up to r."""
+    degrees = groups.degrees[:, None, None]
 
-    def __init__(self, outputs: Tensor, groups: _Groups) -> None:
-        self.outputs, self.groups = outputs, groups
-
-    def __call__(self, x: Tensor, layer: MaskedLinear) -> Tensor:
-        groups = self.groups
-        degrees = groups.degrees[:, None, None]
+    def apply(x: Tensor, layer: MaskedLinear) -> Tensor:
         weight = _grouped(layer.weight.t(), groups)  # (m, width, outputs)
         of_mask = None
         if layer.mask_weight is not None:
@@ -211,30 +199,27 @@ class _LastMask:
                 sent = sent + of_mask
             return torch.where(ranks >= degrees, sent, 0.0).sum(dim=0)
 
-        z = _in_chunks(product, x, self.outputs, len(groups.degrees) * layer.out_features)
-        return z if layer.bias is None else z + layer.bias
+        return _in_chunks(product, x, outputs, len(degrees) * layer.out_features, layer.bias)
+
+    return apply
 
 
-class _DirectMask:
-    """Outputs of rank r read the inputs of rank below r."""
+def _direct_mask(inputs: Tensor, outputs: Tensor) -> RowMask:
+    """Let outputs of rank r read the inputs of rank below r."""
+    both = torch.cat([inputs, outputs], dim=-1)
 
-    def __init__(self, inputs: Tensor, outputs: Tensor) -> None:
-        self.inputs, self.outputs = inputs, outputs
-
-    def __call__(self, x: Tensor, layer: MaskedLinear) -> Tensor:
-        columns = self.inputs.shape[-1]
-
+    def apply(x: Tensor, layer: MaskedLinear) -> Tensor:
         def product(values: Tensor, ranks: Tensor) -> Tensor:
-            inputs, outputs = ranks[:, :columns], ranks[:, columns:]
-            read = outputs[:, :, None] > inputs[:, None, :]
+            of_inputs, of_outputs = ranks.split([inputs.shape[-1], outputs.shape[-1]], dim=1)
+            read = of_outputs[:, :, None] > of_inputs[:, None, :]
             z = (torch.where(read, layer.weight, 0.0) @ values.unsqueeze(-1)).squeeze(-1)
             if layer.mask_weight is not None:
                 z = z + torch.where(read, layer.mask_weight, 0.0).sum(dim=-1)
             return z
 
-        ranks = torch.cat([self.inputs, self.outputs], dim=-1)
-        z = _in_chunks(product, x, ranks, layer.weight.numel())
-        return z if layer.bias is None else z + layer.bias
+        return _in_chunks(product, x, both, layer.weight.numel(), layer.bias)
+
+    return apply
 
 
 def _grouped(values: Tensor, groups: _Groups) -> Tensor:
@@ -244,13 +229,18 @@ def _grouped(values: Tensor, groups: _Groups) -> Tensor:
 
 
 def _in_chunks(
-    product: Callable[[Tensor, Tensor], Tensor], x: Tensor, ranks: Tensor, size: int
+    product: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    ranks: Tensor,
+    size: int,
+    bias: Tensor | None,
 ) -> Tensor:
-    """Compute a product of rows x (..., I) and ranks (..., R), with ``size`` temporaries a row.
+    """Compute a product of rows x (..., I) and ranks (..., R), and add a bias.
 
+    It takes ``size`` temporaries a row.
     Several chunks compute their temporaries again for their gradients, instead of keeping them.
     """
-    batch = check_broadcast(x=x.shape[:-1], order=ranks.shape[:-1])
+    batch = check_batch(x=x, order=ranks)
     x, ranks = as_rows(x, batch), as_rows(ranks, batch)
     rows = max(_CHUNK // max(size, 1), 1)
     if len(x) <= rows:
@@ -261,4 +251,5 @@ def _in_chunks(
             for part in zip(x.split(rows), ranks.split(rows), strict=True)
         ]
         z = torch.cat(parts)
-    return z.reshape(*batch, -1) if len(x) else z.reshape(*batch, z.shape[-1])
+    z = z.reshape(*batch, z.shape[-1])
+    return z if bias is None else z + bias
