@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch.distributions import Distribution
 
 from made_flows._checks import expect, positive_integer, shown
-from made_flows._registry import saveable
+from made_flows._registry import own_arguments, saveable
 from made_flows.models.base import Model
 from made_flows.models.flows import Flow
 from made_flows.nn.made import MADE
@@ -75,10 +74,7 @@ class MAF(Flow):
         (torch.Size([10]), torch.Size([5, 10, 3]))
     """
 
-    _former_defaults: ClassVar[dict[str, Any]] = {
-        "activation": "relu",
-        "hidden_features": (64, 64),
-    }
+    _former_defaults: ClassVar[dict[str, Any]] = {"activation": "relu", "hidden_features": (64, 64)}
 
     def __init__(
         self,
@@ -101,14 +97,9 @@ class MAF(Flow):
         mask_weights: bool | Literal["order"] = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        made = partial(
-            MADE, features, context, hidden_features, degrees=degrees, activation=activation,
-            residual=residual, direct=direct, dropout=dropout, mask_weights=mask_weights,
-            generator=generator,
-        )  # fmt: skip
-        connectivity = _connectivity(features, transforms, order, adjacency)
-        stack = _stack("data", made, connectivity, _make_bijection(bijection, scale), normalize)
-        super().__init__(stack, base)
+        arguments = own_arguments(locals())
+        del arguments["base"]
+        super().__init__(_stack("data", **arguments), base)
 
 
 @saveable
@@ -171,17 +162,13 @@ class IAF(Flow):
         mask_weights: bool | Literal["order"] = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        made = partial(
-            MADE, features, context, hidden_features, degrees=degrees, activation=activation,
-            residual=residual, direct=direct, dropout=dropout, mask_weights=mask_weights,
-            generator=generator,
-        )  # fmt: skip
-        connectivity = _connectivity(features, transforms, order, adjacency)
-        stack = _stack("noise", made, connectivity, _make_bijection(bijection, scale), normalize)
-        super().__init__(stack, base)
+        arguments = own_arguments(locals())
+        del arguments["base"]
+        super().__init__(_stack("noise", **arguments), base)
 
 
 _BIJECTIONS = {"affine": Affine, "gated": GatedAffine, "spline": RationalQuadraticSpline}
+_NORMALIZATIONS: dict[str, Callable[[int], Transform]] = {"batch": BatchNorm, "actnorm": ActNorm}
 
 
 def _make_bijection(bijection: str | Bijection, scale: str | ScaleRule | None) -> Bijection:
@@ -192,8 +179,7 @@ def _make_bijection(bijection: str | Bijection, scale: str | ScaleRule | None) -
     known = bijection in tuple(_BIJECTIONS)
     expect(known, "bijection", f"to be a Bijection or one of {names}", shown(bijection))
     kind: Any = _BIJECTIONS[bijection]
-    made: Bijection = kind() if scale is None else kind(scale)
-    return made
+    return cast(Bijection, kind() if scale is None else kind(scale))
 
 
 def _connectivity(
@@ -205,44 +191,44 @@ def _connectivity(
     transforms = positive_integer(transforms, "transforms")
     features = positive_integer(features, "features")
     if adjacency is None:
-        return [{"order": _order(features, order, number)} for number in range(transforms)]
+        turns = _turns(features, order)
+        return [{"order": turns[number % 2]} for number in range(transforms)]
     plain = isinstance(order, str) and order == "reverse"
     expect(plain, "order", "to be left out when adjacency is given", shown(order))
     return [{"adjacency": adjacency}] * transforms
 
 
-def _order(features: int, order: Any, number: int) -> Any:
-    """Return the order of a transform, by its number."""
-    if isinstance(order, str):
-        expect(
-            order in ("reverse", "random"),
-            "order",
-            "to be 'reverse', 'random' or a permutation",
-            shown(order),
-        )
-        if order == "random":
-            return "random"
-        return "reversed" if number % 2 else "natural"
-    given = make_order(features, order)
-    return given.flip(0) if number % 2 else given
+def _turns(features: int, order: Any) -> tuple[Any, Any]:
+    """Return the orders that transforms have by turns."""
+    if not isinstance(order, str):
+        given = make_order(features, order)
+        return given, given.flip(0)
+    wanted = "to be 'reverse', 'random' or a permutation"
+    expect(order in ("reverse", "random"), "order", wanted, shown(order))
+    return ("natural", "reversed") if order == "reverse" else ("random", "random")
 
 
 def _stack(
     reads: Literal["data", "noise"],
-    made: Callable[..., MADE],
-    connectivity: Sequence[dict[str, Any]],
-    bijection: Bijection,
+    features: int,
+    *,
+    transforms: int | None,
+    order: Any,
     normalize: str | None,
+    bijection: Any,
+    scale: str | ScaleRule | None,
+    adjacency: Any,
+    **network: Any,
 ) -> list[Transform]:
     """Return the transforms of a MAF or IAF, from data to noise."""
-    valid = normalize in (None, "batch", "actnorm")
+    connectivity = _connectivity(features, transforms, order, adjacency)
+    bijection = _make_bijection(bijection, scale)
+    valid = normalize is None or normalize in tuple(_NORMALIZATIONS)
     expect(valid, "normalize", "to be None, 'batch' or 'actnorm'", shown(normalize))
     stack: list[Transform] = []
     for arguments in connectivity:
-        conditioner = made(parameters=bijection.outputs, **arguments)
+        conditioner = MADE(features, parameters=bijection.outputs, **network, **arguments)
         stack.append(AutoregressiveTransform(conditioner, bijection, reads))
-        if normalize == "batch":
-            stack.append(BatchNorm(conditioner.features))
-        elif normalize == "actnorm":
-            stack.append(ActNorm(conditioner.features))
+        if normalize is not None:
+            stack.append(_NORMALIZATIONS[normalize](conditioner.features))
     return stack

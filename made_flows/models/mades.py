@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from made_flows._registry import saveable
+from made_flows._registry import own_arguments, saveable
 from made_flows.models.density import DensityModel, draws_now
 from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Bernoulli, Categorical, Gaussian, GaussianMixture, Head
@@ -99,12 +99,8 @@ class GaussianMADE(_HeadMADE):
         mask_weights: bool | Literal["order"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            Gaussian(scale), features, context, hidden_features, order=order,
-            degrees=degrees, activation=activation, residual=residual, direct=direct,
-            dropout=dropout, adjacency=adjacency, mask_weights=mask_weights, orders=orders,
-            masks=masks, orders_per_batch=orders_per_batch, generator=generator,
-        )  # fmt: skip
+        arguments = own_arguments(locals())
+        super().__init__(Gaussian(arguments.pop("scale")), **arguments)
 
 
 @saveable
@@ -159,12 +155,9 @@ class GaussianMixtureMADE(_HeadMADE):
         mask_weights: bool | Literal["order"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            GaussianMixture(components, scale), features, context, hidden_features, order=order,
-            degrees=degrees, activation=activation, residual=residual, direct=direct,
-            dropout=dropout, adjacency=adjacency, mask_weights=mask_weights, orders=orders,
-            masks=masks, orders_per_batch=orders_per_batch, generator=generator,
-        )  # fmt: skip
+        arguments = own_arguments(locals())
+        head = GaussianMixture(arguments.pop("components"), arguments.pop("scale"))
+        super().__init__(head, **arguments)
 
 
 @saveable
@@ -217,12 +210,7 @@ class BernoulliMADE(_HeadMADE):
         mask_weights: bool | Literal["order"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            Bernoulli(), features, context, hidden_features, order=order,
-            degrees=degrees, activation=activation, residual=residual, direct=direct,
-            dropout=dropout, adjacency=adjacency, mask_weights=mask_weights, orders=orders,
-            masks=masks, orders_per_batch=orders_per_batch, generator=generator,
-        )  # fmt: skip
+        super().__init__(Bernoulli(), **own_arguments(locals()))
 
 
 @saveable
@@ -274,9 +262,5 @@ class CategoricalMADE(_HeadMADE):
         mask_weights: bool | Literal["order"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            Categorical(categories, features), features, context, hidden_features, order=order,
-            degrees=degrees, activation=activation, residual=residual, direct=direct,
-            dropout=dropout, adjacency=adjacency, mask_weights=mask_weights, orders=orders,
-            masks=masks, orders_per_batch=orders_per_batch, generator=generator,
-        )  # fmt: skip
+        arguments = own_arguments(locals())
+        super().__init__(Categorical(arguments.pop("categories"), features), **arguments)
