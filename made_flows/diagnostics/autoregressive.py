@@ -52,14 +52,11 @@ class AutoregressiveReport:
     checked: tuple[str, ...] = ("autograd",)
 
     def __str__(self) -> str:
-        by = " and ".join(self.checked)
+        said = f"autoregressive in {self.features} features (by {' and '.join(self.checked)})"
         if not self.missing:
-            return f"autoregressive in {self.features} features (by {by}), fully connected"
-        return (
-            f"autoregressive in {self.features} features (by {by}); "
-            f"{len(self.missing)} allowed dependencies are missing, "
-            f"first: feature {self.missing[0][0]} on {self.missing[0][1]}"
-        )
+            return f"{said}, fully connected"
+        count, (i, j) = len(self.missing), self.missing[0]
+        return f"{said}; {count} allowed dependencies are missing, first: feature {i} on {j}"
 
 
 @helpful
@@ -109,24 +106,25 @@ def check_autoregressive(
         if context is not None:
             conditioner.check_context(context)
         features, ranks = conditioner.features, conditioner.ranks.cpu()
+        function, columns = conditioner.as_called, conditioner.input_features.cpu()
+        like = conditioner.ranks.new_empty(0, dtype=conditioner.dtype)
         if conditioner.context and context is None:
-            context = torch.randn(conditioner.context, generator=generator)
-            context = context.to(conditioner.ranks.device, conditioner.dtype)
-        reach = conditioner.reach().cpu()
-        allowed = conditioner.allowed.cpu()
+            context = torch.randn(conditioner.context, generator=generator).to(like)
+        reach, allowed = conditioner.reach().cpu(), conditioner.allowed.cpu()
         _raise_first(reach & ~allowed, "by its masks")
-        dependent = _dependence(conditioner.as_called, conditioner, context, points, generator)
-        _raise_first(dependent & ~allowed, "by autograd")
-        missing = mk.lost_dependencies(reach, ranks, allowed)
-        return AutoregressiveReport(features, missing, ("masks", "autograd"))
-    if features is None:
-        raise ValueError("Expected features, the number of them, for a function; got none")
-    features = positive_integer(features, "features")
-    ranks = mk.ranks_from_order(mk.make_order(features, order))
-    dependent = _dependence(conditioner, features, context, points, generator)
-    allowed = ranks[:, None] > ranks
+        dependent = _dependence(function, features, columns, like, context, points, generator)
+        checked: tuple[str, ...] = ("masks", "autograd")
+    else:
+        if features is None:
+            raise ValueError("Expected features, the number of them, for a function; got none")
+        features = positive_integer(features, "features")
+        ranks = mk.ranks_from_order(mk.make_order(features, order))
+        allowed = ranks[:, None] > ranks
+        columns, like = torch.arange(features), torch.empty(0, device="cpu")
+        dependent = _dependence(conditioner, features, columns, like, context, points, generator)
+        reach, checked = dependent, ("autograd",)
     _raise_first(dependent & ~allowed, "by autograd")
-    return AutoregressiveReport(features, mk.lost_dependencies(dependent, ranks, allowed))
+    return AutoregressiveReport(features, mk.lost_dependencies(reach, ranks, allowed), checked)
 
 
 def _raise_first(wrong: Tensor, how: str) -> None:
@@ -137,18 +135,17 @@ def _raise_first(wrong: Tensor, how: str) -> None:
 
 def _dependence(
     function: Callable[..., Any],
-    like: MADE | int,
+    features: int,
+    columns: Tensor,
+    like: Tensor,
     context: Tensor | None,
     points: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Tell whether outputs of feature i have a non-zero derivative in feature j at any point."""
-    if isinstance(like, MADE):
-        features, columns = like.features, like.input_features.cpu()
-        device, dtype = like.ranks.device, like.dtype
-    else:
-        features, columns = like, torch.arange(like)
-        device, dtype = torch.device("cpu"), torch.get_default_dtype()
+    """Tell whether outputs of feature i have a non-zero derivative in feature j at any point.
+
+    Input columns belong to the features ``columns``, and are of the kind of ``like``.
+    """
 
     def outputs(x: Tensor) -> Tensor:
         result = function(x) if context is None else function(x, context)
@@ -156,17 +153,13 @@ def _dependence(
         expect_type(isinstance(result, Tensor), "outputs", "to be a tensor", result)
         if result.dim() == 1:
             result = result.unsqueeze(-1)
-        expect(
-            result.dim() == 2 and result.shape[0] == features,
-            "outputs",
-            f"of shape (..., {features}, K)",
-            tuple(result.shape),
-        )
+        right = result.dim() == 2 and result.shape[0] == features
+        expect(right, "outputs", f"of shape (..., {features}, K)", tuple(result.shape))
         return result.masked_fill(result == -torch.inf, 0)
 
     dependent = torch.zeros(features, features, dtype=torch.bool)
     for _ in range(points):
-        x = torch.randn(len(columns), generator=generator).to(device, dtype)
+        x = torch.randn(len(columns), generator=generator).to(like)
         jacobian = torch.autograd.functional.jacobian(outputs, x)
         by_column = (torch.as_tensor(jacobian) != 0).any(dim=1).cpu()
         dependent |= (by_column.float() @ torch.eye(features)[columns]) > 0

@@ -119,10 +119,8 @@ def check_bijection(
         wrong = ~(error <= tolerance)
         if bool(wrong.any()):
             at = tuple(wrong.nonzero()[0].tolist())
-            raise ValueError(
-                f"Expected {name} to be {float(expected[at]):.6g} at x={float(x[at]):.6g} with "
-                f"parameters {given[at].tolist()}; got {float(got[at]):.6g}"
-            )
+            place = f"at x={float(x[at]):.6g} with parameters {given[at].tolist()}"
+            expect(False, name, f"to be {float(expected[at]):.6g} {place}", f"{float(got[at]):.6g}")
         return float(error.max())
 
     with torch.no_grad():
@@ -206,15 +204,13 @@ def check_head(
         totals = mass.sum(dim=0)
         for d in range(features):
             total, where = float(totals[d]), f"of feature {d} with parameters {each[d].tolist()}"
-            if not abs(total - 1) <= tolerance:
-                raise ValueError(f"Expected probabilities {where} to sum to 1; got {total:.6g}")
+            right = abs(total - 1) <= tolerance
+            expect(right, f"probabilities {where}", "to sum to 1", f"{total:.6g}")
             values, places = drawn[:, d].contiguous(), x[:, d].double().contiguous()
             distance = _distance(values, places, mass[:, d], discrete=head.support.is_discrete)
-            if not distance <= _DISTANCE + tolerance:
-                raise ValueError(
-                    f"Expected samples {where} to follow its probabilities; got distribution "
-                    f"functions {distance:.3g} apart"
-                )
+            right, got = distance <= _DISTANCE + tolerance, f"functions {distance:.3g} apart"
+            wanted = "to follow its probabilities"
+            expect(right, f"samples {where}", wanted, f"distribution {got}")
             largest = HeadReport(max(largest.total, abs(total - 1)), max(largest.samples, distance))
     return largest
 

@@ -205,11 +205,8 @@ class _Compiled:
         width = int(plan.table[1])
         self.saved = z.new_empty(len(z) * width)
         self.space = Kept(z.new_empty(width).numpy())
-        self.x, self.log_det, self.score = (
-            torch.empty_like(z, memory_format=torch.contiguous_format),
-            z.new_empty(len(z)),
-            torch.empty_like(z, memory_format=torch.contiguous_format),
-        )
+        self.x, self.score = z.new_empty(z.shape), z.new_empty(z.shape)
+        self.log_det = z.new_empty(len(z))
         kernel.sample(
             len(z), self.space, *_arrays(self.w), plan.table, plan.program,
             *_arrays(self.numbers, z, self.saved, self.x, self.log_det, self.score),
@@ -329,10 +326,7 @@ class _Plain:
         rows, features = self.z.shape
         if features > JACOBIAN_UP_TO:
             score = score - self.back(None, score.new_ones(rows), {})
-            transform = self.step.transform
-            step = BijectionStep(transform.bijection, "inverse")
-            conditioner = cast(Conditioner, transform.conditioner)
-            return pull_back(conditioner, step, self.x.unsqueeze(-1), self.z, score)
+            return pull_score(self.step.transform, self.x, self.z, score)
         # The transposed Jacobian of the outputs, (N, D, 2 D), layer by layer.
         jacobian = self.masked[0].T
         for weight, values in zip(self.masked[1:], self.inputs[1:], strict=True):
@@ -396,6 +390,12 @@ class _Triangular:
         matrix.diagonal().copy_(SCALE_STEP * of_log_scale)
         weights[id(self.step.matrix)], weights[id(self.step.location)] = matrix, of_y.sum(dim=0)
         return torch.addmm(of_u, of_u, self.lower)
+
+
+def pull_score(transform: AutoregressiveTransform, x: Tensor, z: Tensor, score: Tensor) -> Tensor:
+    """Solve the transposed system of a transform's Jacobian at noise z, whose data are x."""
+    step = BijectionStep(transform.bijection, "inverse")
+    return pull_back(cast(Conditioner, transform.conditioner), step, x.unsqueeze(-1), z, score)
 
 
 def solve(transposed: Tensor, wanted: Tensor, ranks: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,8 +134,7 @@ def _is_sharded(module: nn.Module) -> bool:
 def check_model(model: Any, argument: str) -> Model:
     """Check a model, or raise a TypeError that names the argument."""
     expect_type(isinstance(model, Model), argument, "to be a model with features", model)
-    checked: Model = model
-    return checked
+    return cast(Model, model)
 
 
 def is_everywhere(support: Any) -> bool:

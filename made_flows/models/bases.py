@@ -77,13 +77,12 @@ class FixedBase(Model):
 
     def __init__(self, distribution: Distribution) -> None:
         super().__init__()
-        if len(distribution.event_shape) != 1:
-            raise ValueError(
-                f"Expected base with event_shape (D,); got {tuple(distribution.event_shape)} and "
-                f"batch_shape {tuple(distribution.batch_shape)}. Independent one-dimensional "
-                f"distributions become one of vectors by "
-                f"torch.distributions.Independent(base, 1)"
-            )
+        shapes = tuple(distribution.event_shape), tuple(distribution.batch_shape)
+        got = (
+            f"{shapes[0]} and batch_shape {shapes[1]}. Independent one-dimensional distributions "
+            f"become one of vectors by torch.distributions.Independent(base, 1)"
+        )
+        expect(len(shapes[0]) == 1, "base", "with event_shape (D,)", got)
         (self.features,) = distribution.event_shape
         self.fixed = distribution
 
@@ -121,17 +120,12 @@ def make_base(base: Any, features: int | None) -> Model:
         return StandardNormal(positive_integer(features, "features"))
     if isinstance(base, Distribution):
         base = FixedBase(base)
-    expect_type(
-        isinstance(base, Model),
-        "base",
-        "to be None, a torch Distribution, or a model of this library",
-        base,
-    )
-    if features is not None:
-        expect(base.features == features, "base", f"to have {features} features", base.features)
+    wanted = "to be None, a torch Distribution, or a model of this library"
+    expect_type(isinstance(base, Model), "base", wanted, base)
     model: Model = base
-    # Noise is anywhere: transforms map all reals to all reals.
     if features is not None:
+        expect(model.features == features, "base", f"to have {features} features", model.features)
+        # Noise is anywhere: transforms map all reals to all reals.
         reals = is_everywhere(model.support)
         wanted = "to have all reals as the support of every feature"
         expect(reals, "base", wanted, value_support(model.support))

@@ -76,11 +76,10 @@ class DensityModel(Model, HasConditionals):
         for argument, name in (("parameters", "outputs"), ("inputs", "inputs")):
             wanted = getattr(head, name)
             wanted = (wanted,) * made.features if isinstance(wanted, int) else tuple(wanted)
-            if getattr(made, name) != wanted:
-                raise ValueError(
-                    f"Expected made to have {argument}={getattr(head, name)}, as its head "
-                    f"{type(head).__name__} needs; got {getattr(made, name)[0]}"
-                )
+            needed = (
+                f"to have {argument}={getattr(head, name)}, as its head {type(head).__name__} needs"
+            )
+            expect(getattr(made, name) == wanted, "made", needed, getattr(made, name)[0])
         self.made = made
         self.head = head
         self.units = Units(made.features, made.context)
@@ -108,15 +107,15 @@ class DensityModel(Model, HasConditionals):
         """Whether NaN stands for a missing value: where all orders are trained."""
         return self.schedule is not None and self.schedule.any_order
 
+    @property
+    def _active_units(self) -> Units | None:
+        return self.units if self.units.active else None
+
     def distribution(self, context: Tensor | None = None) -> AutoregressiveDistribution:
         """Return the distribution of the features, given the context (..., C)."""
-        units = self.units
+        given, units = self.units.standardize_context(context), self._active_units
         return AutoregressiveDistribution(
-            self.made,
-            self.head,
-            units.standardize_context(context),
-            schedule=self.schedule,
-            units=units if units.active else None,
+            self.made, self.head, given, schedule=self.schedule, units=units
         )
 
     def standardizable(self) -> list[Units]:
@@ -146,11 +145,7 @@ class DensityModel(Model, HasConditionals):
         return other
 
     def conditional(
-        self,
-        x: Tensor,
-        observed: Tensor | None = None,
-        *,
-        context: Tensor | None = None,
+        self, x: Tensor, observed: Tensor | None = None, *, context: Tensor | None = None
     ) -> ConditionalDistribution:
         """Return the distribution of the missing features of rows, given the observed ones.
 
@@ -173,14 +168,9 @@ class DensityModel(Model, HasConditionals):
             >>> rest.sample((5,))[:, 0]
             tensor([1., 1., 1., 1., 1.])
         """
+        given, units = self.units.standardize_context(context), self._active_units
         return ConditionalDistribution(
-            self.made,
-            self.head,
-            x,
-            observed,
-            self.units.standardize_context(context),
-            schedule=self.schedule,
-            units=self.units if self.units.active else None,
+            self.made, self.head, x, observed, given, schedule=self.schedule, units=units
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,16 +88,12 @@ class Embedded(Model, HasConditionals):
         embedding: Any = self.net(rows)
         size = self.model.context
         expect_type(isinstance(embedding, Tensor), "net", "to give a torch.Tensor", embedding)
-        expect(
-            tuple(embedding.shape) == (len(rows), size),
-            "net",
-            f"to give embeddings of shape ({len(rows)}, {size}), as the model's context has {size}",
-            tuple(embedding.shape),
-        )
+        given, needed = tuple(embedding.shape), (len(rows), size)
+        wanted = f"to give embeddings of shape {needed}, as the model's context has {size}"
+        expect(given == needed, "net", wanted, given)
         if torch.is_autocast_enabled(embedding.device.type):  # the model is in its own precision
             embedding = embedding.to(next(self.model.parameters()).dtype)
-        embedded: Tensor = embedding.reshape(*batch, size)
-        return embedded
+        return cast(Tensor, embedding.reshape(*batch, size))
 
     def distribution(self, context: Tensor | None = None) -> Distribution:
         """Return the distribution of the features, given contexts (..., shape)."""
@@ -107,11 +103,10 @@ class Embedded(Model, HasConditionals):
         self, x: Tensor, observed: Tensor | None = None, *, context: Tensor | None = None
     ) -> CompletionDistribution:
         """Return the distribution of the missing features, as the model's ``conditional`` does."""
-        model: Any = self.model
-        wanted = "to be one that answers for missing features"
-        expect_type(isinstance(model, HasConditionals), "the model that is embedded", wanted, model)
-        rest: CompletionDistribution = model.conditional(x, observed, context=self.embed(context))
-        return rest
+        wanted, known = "to be one that answers for missing features", self.model
+        expect_type(isinstance(known, HasConditionals), "the model that is embedded", wanted, known)
+        model = cast(HasConditionals, known)
+        return model.conditional(x, observed, context=self.embed(context))
 
     @property
     def support(self) -> Any:

@@ -34,9 +34,7 @@ class Gaussians:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density of rows (N, D): (N,)."""
-        joint: Tensor = self.joint(x)
-        score: Tensor = joint.logsumexp(dim=1)
-        return score
+        return self.joint(x).logsumexp(dim=1)
 
     def leading(self, columns: int) -> Gaussians:
         """Return the marginal of the first columns."""

@@ -10,13 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import (
-    check_broadcast,
-    expect,
-    expect_type,
-    positive_integer,
-    shown,
-)
+from made_flows._checks import check_batch, expect, expect_type, positive_integer, shown
 from made_flows._torch import as_rows
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import draw_degrees
@@ -108,11 +102,10 @@ class OrderSchedule(nn.Module):
         layers = draw_degrees(self.shape, "random", generator, shuffle=True)
         return torch.cat(layers) if layers else torch.empty(0, dtype=torch.long)
 
-    def draw_orders(self, count: int, generator: torch.Generator | None = None) -> Tensor | None:
+    def draw_orders(self, count: int) -> Tensor | None:
         """Return the next orders (count, features), None for the network's own."""
         if self.any_order:
-            size = (count, self.shape.features)
-            return torch.rand(size, generator=generator, device="cpu").argsort(dim=-1)
+            return torch.rand(count, self.shape.features, device="cpu").argsort(dim=-1)
         if self.orders is None:
             return None
         return self.orders[(self._turn + torch.arange(count)) % len(self.orders)]
@@ -136,26 +129,21 @@ class OrderSchedule(nn.Module):
             self._turn += 1
             parameters: Tensor = made(x, context, None if orders is None else orders[0], degrees)
             return parameters
-        shapes = {"x": x.shape[:-1]} | ({} if context is None else {"context": context.shape[:-1]})
-        batch = check_broadcast(**shapes)
+        batch = check_batch(x=x, context=context)
         rows, contexts = as_rows(x, batch), as_rows(context, batch)
-        if self.per_batch == "row":
-            orders, degrees = self.draw_orders(len(rows)), self.draw_degrees()
-            self._turn += max(len(rows), 1)
-            output = made(rows, contexts, orders, degrees)
-            return torch.as_tensor(output).reshape(*batch, *output.shape[1:])
-        parts = min(self.per_batch, max(len(rows), 1))
+        parts = len(rows) if self.per_batch == "row" else min(self.per_batch, max(len(rows), 1))
         orders, degrees = self.draw_orders(parts), self.draw_degrees()
-        self._turn += parts
-        if orders is None or parts == 1:
-            output = made(rows, contexts, None if orders is None else orders[0], degrees)
-            return torch.as_tensor(output).reshape(*batch, *output.shape[1:])
-        # As many rows for each order: the first ones again, to fill the last part up.
-        filled = torch.arange(-(-len(rows) // parts) * parts, device=rows.device) % len(rows)
-        rows = rows[filled].unflatten(0, (parts, -1))
-        contexts = None if contexts is None else contexts[filled].unflatten(0, (parts, -1))
-        output = made(rows, contexts, orders.unsqueeze(1), degrees).flatten(0, 1)
-        return torch.as_tensor(output[: batch.numel()]).reshape(*batch, *output.shape[1:])
+        self._turn += max(parts, 1)
+        if orders is not None and parts == 1:
+            orders = orders[0]
+        elif orders is not None and self.per_batch != "row":
+            # As many rows for each order: the first ones again, to fill the last part up.
+            filled = torch.arange(-(-len(rows) // parts) * parts, device=rows.device) % len(rows)
+            rows = rows[filled].unflatten(0, (parts, -1))
+            contexts = None if contexts is None else contexts[filled].unflatten(0, (parts, -1))
+            orders = orders.unsqueeze(1)
+        output = torch.as_tensor(made(rows, contexts, orders, degrees)).flatten(0, -3)
+        return output[: batch.numel()].reshape(*batch, *output.shape[1:])
 
     def extra_repr(self) -> str:
         orders = "'all'" if self.any_order else None if self.orders is None else len(self.orders)

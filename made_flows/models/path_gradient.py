@@ -7,15 +7,10 @@ of log q with respect to the sample.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
-from made_flows.inverse.problem import Conditioner
-from made_flows.inverse.sequential import pull_back
-from made_flows.inverse.steps import BijectionStep
-from made_flows.models.affine_path import ScoredSample, sample_plain, solve
+from made_flows.models.affine_path import ScoredSample, pull_score, sample_plain, solve
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import TriangularAffine
@@ -66,11 +61,10 @@ def sample_with_score(flow: Flow, noise: Tensor) -> ScoredSample:
             leaf = z.detach().clone().requires_grad_()
             density = flow.base_distribution().log_prob(leaf).sum()
             (score,) = torch.autograd.grad(density, leaf)
-    total: Tensor | None = None
+    total = z.new_zeros(len(z))
     for transform in reversed(flow._chain()):
         z, log_det, score = _past(transform, z, score)
-        total = log_det if total is None else total + log_det
-    total = z.new_zeros(len(z)) if total is None else total
+        total = total + log_det
     shape = noise.shape
     return ScoredSample(z.reshape(shape), total.reshape(shape[:-1]), score.reshape(shape))
 
@@ -100,10 +94,7 @@ def _by_sweep(transform: AutoregressiveTransform, z: Tensor, score: Tensor) -> S
         start = z if z.requires_grad else z.detach().requires_grad_()
         x, log_det = transform.to_data(start)
         (of_log_det,) = torch.autograd.grad(log_det.sum(), start, retain_graph=True)
-    step = BijectionStep(transform.bijection, "inverse")
-    conditioner = cast(Conditioner, transform.conditioner)
-    wanted = score - of_log_det
-    score = pull_back(conditioner, step, x.detach().unsqueeze(-1), z.detach(), wanted)
+    score = pull_score(transform, x.detach(), z.detach(), score - of_log_det)
     return ScoredSample(x, log_det, score)
 
 

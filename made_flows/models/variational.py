@@ -122,12 +122,11 @@ class TriangularAffine(Transform):
         self.matrix = nn.Parameter(torch.diag(diagonal))
         given = (origin is None) == (units is None)
         expect(given, "units", "to be given with an origin, or neither", units)
-        shapes = {"origin": location.shape, "units": self.matrix.shape}
-        for name, value in (("origin", origin), ("units", units)):
+        square = self.matrix.shape
+        for name, value, shape in (("origin", origin, location.shape), ("units", units, square)):
             if value is not None:
                 value = torch.as_tensor(value, dtype=location.dtype)
-                wanted = f"of shape {tuple(shapes[name])}"
-                expect(value.shape == shapes[name], name, wanted, tuple(value.shape))
+                expect(value.shape == shape, name, f"of shape {tuple(shape)}", tuple(value.shape))
             self.register_buffer(name, value)
         if self.units is not None:
             lower = torch.equal(self.units, self.units.tril())

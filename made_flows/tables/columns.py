@@ -205,11 +205,9 @@ class NumberColumn(Column):
         if self.kind == "count":
             valid &= values == np.round(values)
             words = "to hold whole numbers from 0 on"
-        elif self.kind == "amount":
-            words = "to hold no negative number"
         elif self.base == "logit":
             words = f"to be between {self.low:g} and {self.high:g}, both excluded"
-        elif self.inflated:
+        elif self.kind == "amount" or self.inflated:
             words = "to hold no negative number"
         if not valid.all():
             place = int((~valid).argmax())

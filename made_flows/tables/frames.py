@@ -63,7 +63,6 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
     if isinstance(table, Mapping):
         kind, columns = "dict", {name: _array(column) for name, column in table.items()}
     elif hasattr(table, "columns") and hasattr(table, "shape"):
-        kind = "array"
         names = getattr(table, "column_names", None)  # Arrow's; the others' columns are names
         names = list(table.columns) if names is None else list(names)
         kind = type(table).__module__.partition(".")[0]

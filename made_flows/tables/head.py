@@ -19,11 +19,7 @@ from made_flows.univariate.heads import GaussianMixture, Head
 
 
 class TableSupport(constraints.Constraint):
-    """Codes of the columns of a table: finite, and of categories whole numbers of their range."""
-
-    def __init__(self, head: TableHead) -> None:
-        super().__init__()
-        self.head = head
+    """Codes of the columns of a table: finite numbers."""
 
     def check(self, value: Tensor) -> Tensor:
         return torch.isfinite(value)
@@ -55,6 +51,7 @@ class TableHead(Head):
     noise_parts = 2
     has_rsample = False
     value_dtype = torch.float64
+    support = TableSupport()
 
     def __init__(self, columns: Sequence[Column], components: int) -> None:
         super().__init__()
@@ -66,34 +63,27 @@ class TableHead(Head):
                 form = (column.base, column.step > 0, column.inflated, column.cycles, spline)
             groups.setdefault(form, []).append(i)
         parts: list[Part] = []
-        for form, places in groups.items():
-            of_form: Any = [columns[i] for i in places]
+        for form, features in groups.items():
+            of_form: Any = [columns[i] for i in features]
             if form == "categories":
-                parts.append(Categories(places, of_form))
+                parts.append(Categories(features, of_form))
             else:
-                parts.append((Splines if form[-1] else Numbers)(places, of_form, components))
+                parts.append((Splines if form[-1] else Numbers)(features, of_form, components))
         self.parts = nn.ModuleList(parts)
         self._parts = parts
         order = [i for part in parts for i in part.places]
         # Where the features that the parts give, one part after the other, belong.
         self._features = torch.tensor(order).argsort()
-        outputs = [count for part in parts for count in part.outputs]
-        inputs = [count for part in parts for count in part.inputs]
-        start = [each for part in parts for each in part.start()]
-        number = [k for k, part in enumerate(parts) for _ in part.places]
-        place = [k for part in parts for k in range(len(part.places))]
-        back = self._features.tolist()
-        self.outputs = tuple(outputs[k] for k in back)
-        self.inputs = tuple(inputs[k] for k in back)
-        self._start = torch.cat([start[k].float() for k in back])
-        self._part_of = torch.tensor(number)[self._features]
-        self._place_in = torch.tensor(place)[self._features]
-        begins = [sum(self.inputs[:i]) for i in range(len(order))]
-        read = [begins[i] + j for i in order for j in range(self.inputs[i])]
-        self._columns = torch.tensor(read).argsort()
+        places = [(k, j) for k, part in enumerate(parts) for j in range(len(part.places))]
+        found = [places[i] for i in self._features.tolist()]
+        self._part_of, self._place_in = torch.tensor(found).T
+        self.outputs = tuple(parts[k].outputs[j] for k, j in found)
+        self.inputs = tuple(parts[k].inputs[j] for k, j in found)
+        self._start = self._alone().float()
+        read = torch.arange(sum(self.inputs)).split(self.inputs)
+        self._columns = torch.cat([read[i] for i in order]).argsort()
         self.register_buffer("margin", self._as_rows(self._start))
         self.register_buffer("share", torch.zeros(len(order)))
-        self.support = TableSupport(self)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         for name in ("margin", "share"):  # which files of version 0.2 do not have
@@ -107,6 +97,13 @@ class TableHead(Head):
         """Return parameters as rows (D, K): as the network gives them, -inf behind a column's."""
         return pad_sequence(list(flat.split(self.outputs)), True, padding_value=-torch.inf)
 
+    def _alone(self, codes: Tensor | None = None) -> Tensor:
+        """Return the parameters of independent columns, as far as codes (N, D) tell them."""
+        each: list[Tensor] = []
+        for part in self._parts:
+            each += part.start(None if codes is None else codes[:, part.places])
+        return torch.cat([each[i] for i in self._features.tolist()])
+
     @torch.no_grad()
     def set_margin(self, codes: Tensor) -> Tensor:
         """Fit independent columns to codes (N, D), NaN where one is missing.
@@ -114,8 +111,7 @@ class TableHead(Head):
         Returns:
             Their parameters, one column's after the other.
         """
-        each = [s for part in self._parts for s in part.start(codes[:, part.places])]
-        flat = torch.cat([each[k] for k in self._features.tolist()])
+        flat = self._alone(codes)
         self.margin.copy_(self._as_rows(flat))
         return flat
 

@@ -11,12 +11,7 @@ from torch import Tensor
 
 from made_flows._checks import expect, expect_type, real_number, shown
 from made_flows._registry import saveable
-from made_flows.tables.columns import (
-    Column,
-    fit_categories,
-    fit_number,
-    normal_likelihood,
-)
+from made_flows.tables.columns import Column, fit_categories, fit_number, normal_likelihood
 from made_flows.tables.frames import FRAMES, Values, read, write
 
 KINDS = (
@@ -166,15 +161,10 @@ class Schema:
         columns, _ = read(table, argument)
         lacking = [name for name in names if name not in columns]
         strange = [name for name in columns if name not in names and name not in self.left_out]
-        if lacking or strange:
-            parts = [f"without {_listed(lacking)}"] if lacking else []
-            parts += [f"with {_listed(strange)}"] if strange else []
-            expect(
-                False,
-                argument,
-                f"to have the columns {_listed(names)}",
-                "one " + " and ".join(parts),
-            )
+        parts = [f"{word} {_listed(some)}" for word, some in
+                 (("without", lacking), ("with", strange)) if some]  # fmt: skip
+        wanted = f"to have the columns {_listed(names)}"
+        expect(not parts, argument, wanted, "one " + " and ".join(parts))
         return columns
 
     def __str__(self) -> str:
@@ -322,11 +312,9 @@ def _step(known: Any) -> float:
     of some two, from the first.
     """
     distinct = np.unique(known)
-    if len(distinct) < 2:
-        return 1.0 if bool((distinct == np.round(distinct)).all()) else 0.0
     if bool((distinct == np.round(distinct)).all()):
         return 1.0
-    if len(distinct) > 0.9 * len(known):
+    if len(distinct) < 2 or len(distinct) > 0.9 * len(known):
         return 0.0
     scale = max(abs(distinct[0]), abs(distinct[-1]))
     for digits in range(1, 7):
