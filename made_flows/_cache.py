@@ -163,7 +163,7 @@ class _Values:
         spans: list[int] = []
         for place, tensor in enumerate(tensors):
             span = None if digest is None else _span(tensor)
-            _expect_memory(tensor, span)
+            _expect_memory(tensor)
             if span is not None:
                 spans += span
             elif is_recorded(tensor):
@@ -215,17 +215,13 @@ def _span(tensor: Tensor) -> tuple[int, int, int, int] | None:
     return (address, count, dense * size, step * size)
 
 
-def _expect_memory(tensor: Tensor, span: tuple[int, int, int, int] | None) -> None:
+def _expect_memory(tensor: Tensor) -> None:
     """Raise where a tensor's storage was made smaller than the tensor: reading it is fatal."""
     storage = tensor.untyped_storage()
-    if span is not None:
-        address, pieces, size, step = span
-    else:
-        size = tensor.element_size()
-        address, pieces, step = tensor.data_ptr(), 2 * bool(tensor.numel()), 0
-        for each, count in zip(tensor.stride(), tensor.shape, strict=True):
-            step += each * (count - 1) * size
-    if pieces and address + (pieces - 1) * step + size > storage.data_ptr() + storage.nbytes():
+    steps = zip(tensor.stride(), tensor.shape, strict=True)
+    last = sum(step * (count - 1) for step, count in steps)
+    end = tensor.data_ptr() + (last + 1) * tensor.element_size()
+    if tensor.numel() and end > storage.data_ptr() + storage.nbytes():
         raise RuntimeError("the tensor's storage was made smaller than the tensor")
 
 
@@ -278,7 +274,8 @@ class TensorCache(Generic[T]):
             entry.used = next(self._clock)
             return entry.value
         # Before the value: a change meanwhile leaves it outdated, not unnoticed.
-        stamp = Stamp.of(tensors, values=not self.proves, gone=_Dropper(self, place))
+        gone = partial(_drop, weakref.ref(self), place)
+        stamp = Stamp.of(tensors, values=not self.proves, gone=gone)
         if stamp is None:
             return make()
         with _lasting(tensors):
@@ -303,16 +300,11 @@ class TensorCache(Generic[T]):
         return partial(TensorCache, self.size, proves=self.proves), ()
 
 
-class _Dropper:
-    """Drops a value when one of the tensors that it was made of is gone."""
-
-    def __init__(self, cache: TensorCache[Any], place: Any) -> None:
-        self._cache, self._place = weakref.ref(cache), place
-
-    def __call__(self, _: Any) -> None:
-        cache = self._cache()
-        if cache is not None:
-            cache._entries.pop(self._place, None)
+def _drop(reference: weakref.ref[TensorCache[Any]], place: Any, _: Any) -> None:
+    """Drop a value of a cache when one of the tensors that it was made of is gone."""
+    cache = reference()
+    if cache is not None:
+        cache._entries.pop(place, None)
 
 
 @contextmanager

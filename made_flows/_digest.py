@@ -100,11 +100,11 @@ class _Writer:
         first, pieces, size, step = (
             _load(b, b.add(row, self.number(8 * column)), _LONG) for column in range(4)
         )
-        self.each(
-            self.piece,
-            pieces,
-            lambda piece: self.write_piece(b.add(first, b.mul(piece, step)), size),
-        )
+
+        def write(piece: Any) -> None:
+            self.write_piece(b.add(first, b.mul(piece, step)), size)
+
+        self.each(self.piece, pieces, write)
 
     def write_piece(self, address: Any, size: Any) -> None:
         b = self.builder
@@ -115,11 +115,11 @@ class _Writer:
             self.write_blocks(address, blocks)
             self.set(self.at, b.add(address, b.mul(blocks, self.number(_BLOCK))))
             first = b.ptrtoint(self.lanes, _LONG)
-            self.each(
-                self.lane,
-                self.number(_BLOCK // 8),
-                lambda lane: self.take(b.add(first, b.mul(lane, self.number(8))), _LONG),
-            )
+
+            def take_lane(lane: Any) -> None:
+                self.take(b.add(first, b.mul(lane, self.number(8))), _LONG)
+
+            self.each(self.lane, self.number(_BLOCK // 8), take_lane)
         for kind in (_LONG, _BYTE):
             width = self.number(kind.width // 8)
 

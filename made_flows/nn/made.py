@@ -29,12 +29,7 @@ from made_flows._registry import saveable
 from made_flows._torch import has_global_hooks, has_gradient_hooks, modes_kept
 from made_flows.nn import masks as mk
 from made_flows.nn import reordering
-from made_flows.nn.connectivity import (
-    DependencyWarning,
-    Shape,
-    connect_by_graph,
-    connect_in_order,
-)
+from made_flows.nn.connectivity import DependencyWarning, Shape, connect_by_graph, connect_in_order
 from made_flows.nn.made_spec import MADESpec
 from made_flows.nn.masked_mlp import MaskedMLP
 from made_flows.nn.per_row_orders import forward_row_orders
@@ -138,9 +133,8 @@ class MADE(MaskedMLP):
     ) -> None:
         features = positive_integer(features, "features")
         context = non_negative_integer(context, "context")
-        hidden: tuple[int, ...] = default_widths(features)
-        if hidden_features is not None:
-            hidden = widths(hidden_features, "hidden_features")
+        chosen = default_widths(features) if hidden_features is None else hidden_features
+        hidden = widths(chosen, "hidden_features")
         dropout = real_number(dropout, "dropout")
         expect(0 <= dropout < 1, "dropout", "to be in [0, 1)", dropout)
         expect_type(isinstance(mask_weights, (bool, str)), "mask_weights", _MASKED, mask_weights)
@@ -301,10 +295,7 @@ class MADE(MaskedMLP):
             return self.compute(x, context)
 
     def as_called(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        order: Tensor | Sequence[int] | None = None,
+        self, x: Tensor, context: Tensor | None = None, order: Tensor | Sequence[int] | None = None
     ) -> Tensor:
         """Compute what a call gives, but without dropout, whatever the mode: what samples follow.
 
@@ -378,22 +369,18 @@ class MADE(MaskedMLP):
         return {**self.__dict__, "_spec": None}
 
     def extra_repr(self) -> str:
-        parts = [f"features={self.features}"]
-        if self.context:
-            parts.append(f"context={self.context}")
-        parts.append(f"hidden_features={self.hidden_features}")
-        parts.append(f"parameters={_one_or_all(self.outputs)}")
-        if set(self.inputs) != {1}:
-            parts.append(f"inputs={_one_or_all(self.inputs)}")
-        if self.graph is not None:
-            parts.append(f"levels={int(self.ranks.max()) + 1}")
-        else:
-            parts.append(f"order={_shown_order(self.order.tolist())}")
-        if self.residual:
-            parts.append("residual=True")
-        if self.mask_weights:
-            parts.append(f"mask_weights={self.mask_weights!r}")
-        return ", ".join(parts)
+        order = f"order={_shown_order(self.order.tolist())}"
+        parts = [
+            f"features={self.features}",
+            f"context={self.context}" if self.context else "",
+            f"hidden_features={self.hidden_features}",
+            f"parameters={_one_or_all(self.outputs)}",
+            f"inputs={_one_or_all(self.inputs)}" if set(self.inputs) != {1} else "",
+            order if self.graph is None else f"levels={int(self.ranks.max()) + 1}",
+            "residual=True" if self.residual else "",
+            f"mask_weights={self.mask_weights!r}" if self.mask_weights else "",
+        ]
+        return ", ".join(filter(None, parts))
 
 
 @contextmanager

@@ -73,13 +73,11 @@ class MADESpec:
 
     def at(self, context: Tensor | None) -> NetworkSpec:
         """Add what a context (rows, C), or None, and the masks contribute to the network."""
-        if context is None:
-            if not self._offsets:
-                return self.network
-            bases = self._bases({}, None)
-            return NetworkSpec(self.network.structure, self.network.tensors, bases)
-        bases = self._bases(self._contexts, context)
-        return NetworkSpec(self.with_context.structure, self.with_context.tensors, bases)
+        if context is None and not self._offsets:
+            return self.network
+        network = self.network if context is None else self.with_context
+        bases = self._bases({} if context is None else self._contexts, context)
+        return NetworkSpec(network.structure, network.tensors, bases)
 
     def _bases(self, contexts: dict[int, MaskedLinear], context: Tensor | None) -> list[Tensor]:
         """Compute what is added to the layers that are based on something, each (rows, units)."""

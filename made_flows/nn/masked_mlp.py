@@ -13,14 +13,7 @@ from made_flows._checks import expect
 from made_flows.nn import masks as mk
 from made_flows.nn.activations import activate, make_activation
 from made_flows.nn.connectivity import Connectivity, Shape
-from made_flows.nn.linear import (
-    MaskedLinear,
-    RowMask,
-    mask_of,
-    masked,
-    returns_fresh,
-    takes_mask,
-)
+from made_flows.nn.linear import MaskedLinear, RowMask, mask_of, masked, returns_fresh, takes_mask
 
 HIDDEN_GAIN = 0.5
 """Gain of the hidden layers: functions that start smooth overfit a small table later."""

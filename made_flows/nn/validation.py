@@ -32,15 +32,12 @@ def expect_own(
     """
     kind = type(module)
     if not isinstance(module, library):
-        raise NotUnderstoodError(f"{kind.__name__} is not a {_full_name(library)}")
+        name = f"{library.__module__.split('.')[0]} {library.__name__}"
+        raise NotUnderstoodError(f"{kind.__name__} is not a {name}")
     for name in names:
         known = (getattr(library, name), getattr(fast, name, None))
         if getattr(kind, name) not in known or name in vars(module):
             raise NotUnderstoodError(f"{kind.__name__} has a {name} of its own")
-
-
-def _full_name(kind: type) -> str:
-    return f"{kind.__module__.split('.')[0]} {kind.__name__}"
 
 
 def _no_hook(hook: Any) -> bool:

@@ -59,10 +59,7 @@ class AutoregressiveTransform(Transform):
     unit_free = True
 
     def __init__(
-        self,
-        conditioner: MADE,
-        bijection: Bijection,
-        reads: Literal["data", "noise"] = "data",
+        self, conditioner: MADE, bijection: Bijection, reads: Literal["data", "noise"] = "data"
     ) -> None:
         super().__init__()
         expect_type(isinstance(conditioner, MADE), "conditioner", "to be a MADE", conditioner)

@@ -152,10 +152,8 @@ class Logit(Transform):
     def support(self) -> constraints.Constraint:
         low, high, length = self._interval()
         beyond = self.margin * length / (1 - 2 * self.margin)
-        low, high = (
-            torch.where(self.bounded, *ends)
-            for ends in ((low - beyond, self.low), (high + beyond, self.high))
-        )
+        low = torch.where(self.bounded, low - beyond, self.low)
+        high = torch.where(self.bounded, high + beyond, self.high)
         return constraints.independent(constraints.interval(low, high), 1)
 
     def _interval(self) -> tuple[Tensor, Tensor, Tensor]:

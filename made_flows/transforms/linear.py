@@ -36,10 +36,7 @@ class Permutation(Transform):
     unit_free = True
 
     def __init__(
-        self,
-        features: int,
-        order: Any = "reversed",
-        generator: torch.Generator | None = None,
+        self, features: int, order: Any = "reversed", generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
         self.features = positive_integer(features, "features")
