@@ -80,6 +80,7 @@ class DensityModel(Model, HasConditionals):
                 f"to have {argument}={getattr(head, name)}, as its head {type(head).__name__} needs"
             )
             expect(getattr(made, name) == wanted, "made", needed, getattr(made, name)[0])
+        self.features, self.context = made.features, made.context
         self.made = made
         self.head = head
         self.units = Units(made.features, made.context)
@@ -91,16 +92,6 @@ class DensityModel(Model, HasConditionals):
                    orders_per_batch)  # fmt: skip
             self.schedule = OrderSchedule(made, orders, masks, orders_per_batch, generator)
         made.start_at(head.initial_parameters())
-
-    @property
-    def features(self) -> int:  # type: ignore[override]
-        """Number of features D."""
-        return self.made.features
-
-    @property
-    def context(self) -> int:  # type: ignore[override]
-        """Number of context variables C."""
-        return self.made.context
 
     @property
     def takes_missing(self) -> bool:

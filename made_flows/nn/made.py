@@ -160,13 +160,9 @@ class MADE(MaskedMLP):
             expect(degrees == "even", "degrees", wanted, shown(degrees))
             connectivity = connect_by_graph(shape, mk.check_adjacency(adjacency, features, context))
         super().__init__(
-            shape,
-            connectivity,
-            activation=activation,
-            dropout=dropout,
-            direct=boolean(direct, "direct"),
-            mask_weights=mask_weights,
-        )
+            shape, connectivity, activation=activation, dropout=dropout,
+            direct=boolean(direct, "direct"), mask_weights=mask_weights,
+        )  # fmt: skip
         self.hidden_features = hidden
         self._spec: MADESpec | None = None
         self._warn_of_lost_dependencies()

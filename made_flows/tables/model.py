@@ -112,7 +112,7 @@ class TableMADE(DensityModel):
             activation=activation, residual=residual, dropout=dropout, mask_weights="order",
         )  # fmt: skip
         super().__init__(made, head, orders="all", orders_per_batch=orders_per_batch)
-        self.schema = schema
+        self.schema, self.context = schema, len(schema.context)
         self.units = _ContextCodes(made.features, of_context)
         self.register_buffer("trained_rows", torch.tensor(0))
 
@@ -164,11 +164,6 @@ class TableMADE(DensityModel):
             if last.bias is not None:
                 last.bias.copy_(margin)
             last.weight.mul_(0.1)
-
-    @property
-    def context(self) -> int:  # type: ignore[override]
-        """Number of context columns."""
-        return len(self.schema.context)
 
     def standardizable(self) -> list[Units]:
         return []

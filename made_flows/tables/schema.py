@@ -95,11 +95,10 @@ class Schema:
         left_out: dict[str, str] = {}
         missing = []
         for name, values in read_columns.items():
-            column = (
-                _said(name, values, said[name])
-                if name in said
-                else _found(name, values, any_number, resolution)
-            )
+            if name in said:
+                column = _said(name, values, said[name])
+            else:
+                column = _found(name, values, any_number, resolution)
             if isinstance(column, str):
                 left_out[name] = column
                 continue
