@@ -1,4 +1,4 @@
-"""Tensors from what people have: arrays, nested sequences, rows, batches."""
+"""Conversion of array-likes to tensors: arrays, nested sequences, rows, batches."""
 
 from __future__ import annotations
 
