@@ -235,7 +235,7 @@ def check_broadcast(**shapes: Sequence[int]) -> torch.Size:
         if len(distinct) == 1 and len(found := distinct.pop()) == len(longest):
             return torch.Size(found)
     try:
-        return torch.Size(torch.broadcast_shapes(*every))
+        return torch.Size(torch.broadcast_shapes(*(tuple(shape) for shape in shapes.values())))
     except RuntimeError:
         named = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"Expected shapes that broadcast together; got {named}") from None
