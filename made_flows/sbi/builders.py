@@ -22,7 +22,7 @@ from made_flows.models.autoregressive_flows import IAF, MAF
 from made_flows.models.flows import Flow
 from made_flows.models.mades import GaussianMixtureMADE
 from made_flows.sbi.estimator import Estimator
-from made_flows.sbi.support import Bounds
+from made_flows.sbi.support import Bounds, ends_of
 from made_flows.transforms.base import Transform
 from made_flows.transforms.data import Standardize
 from made_flows.univariate.splines import RationalQuadraticSpline
@@ -62,6 +62,8 @@ class Builder:
         embedding_net = nn.Identity() if embedding_net is None else embedding_net
         is_module = isinstance(embedding_net, nn.Module)
         expect_type(is_module, "embedding_net", "to be a module", embedding_net)
+        if support is not None:  # an error now, not when the trainer calls
+            ends_of(getattr(support, "support", support))
         self.model, self.embedding_net, self.support = model, embedding_net, support
         self.z_score_theta, self.z_score_x, self.likelihood = z_score_theta, z_score_x, likelihood
 
@@ -172,8 +174,9 @@ def maf(
     """
     _check_keywords(maf, MAF, arguments)
     model = partial(
-        MAF, transforms=num_transforms, hidden_features=_widths(hidden_features, num_blocks),
-        dropout=dropout_probability, **arguments,
+        MAF, transforms=positive_integer(num_transforms, "num_transforms"),
+        hidden_features=_widths(hidden_features, num_blocks), dropout=dropout_probability,
+        **arguments,
     )  # fmt: skip
     return Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)
 
@@ -256,6 +259,7 @@ def made(
     _check_keywords(made, GaussianMixtureMADE, arguments)
     model = partial(
         GaussianMixtureMADE, hidden_features=_widths(hidden_features, num_blocks),
-        components=num_components, dropout=dropout_probability, **arguments,
+        components=positive_integer(num_components, "num_components"),
+        dropout=dropout_probability, **arguments,
     )  # fmt: skip
     return Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)

@@ -34,7 +34,7 @@ class Bounds(nn.Module):
 
     def __init__(self, support: Any, features: int) -> None:
         super().__init__()
-        ends = _ends(getattr(support, "support", support))
+        ends = ends_of(getattr(support, "support", support))
         for name, end in zip(("low", "high"), ends, strict=True):
             wide = torch.as_tensor(end, dtype=torch.get_default_dtype()).detach().cpu()
             if wide.dim() > 1 or wide.shape not in ((), (1,), (features,)):
@@ -81,13 +81,16 @@ class Bounds(nn.Module):
         return x.maximum(low).minimum(high)
 
 
-def _ends(support: Any) -> tuple[Any, Any]:
+def ends_of(support: Any) -> tuple[Any, Any]:
     """Return the lower and upper ends of a constraint: of all columns, or of each."""
     if isinstance(support, constraints.independent):
-        return _ends(support.base_constraint)
+        return ends_of(support.base_constraint)
     if isinstance(support, constraints.cat):
         parts = [
-            [torch.as_tensor(end, dtype=torch.get_default_dtype()).expand(n) for end in _ends(each)]
+            [
+                torch.as_tensor(end, dtype=torch.get_default_dtype()).expand(n)
+                for end in ends_of(each)
+            ]
             for each, n in zip(support.cseq, support.lengths, strict=True)
         ]
         return torch.cat([low for low, _ in parts]), torch.cat([high for _, high in parts])

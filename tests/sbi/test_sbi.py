@@ -147,6 +147,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "size": (lambda: built("maf", support=BoxUniform(torch.zeros(2), torch.ones(2))), "3 columns"),
     "rows outside": (lambda: built("maf", support=constraints.unit_interval), "lie in the support"),
     "z-score": (lambda: ms.maf(z_score_x="transform_to_unconstrained"), "z_score_x"),  # type: ignore[arg-type]
+    "text": (lambda: ms.maf(support="prior"), "each in an interval .*got 'prior'"),
+    "transforms": (lambda: ms.spline(num_transforms=0), "num_transforms"),
+    "components": (lambda: ms.made(num_components=0), "num_components"),
     "blocks": (lambda: ms.maf(num_blocks=-1), "num_blocks"),
 }
 
