@@ -302,7 +302,8 @@ class BayesianNetwork:
             known = torch.from_numpy(states[:, i] >= 0)
             if not isinstance(column, CategoryColumn):
                 total[known] += margins[known, i] - self.inside[i][states[known.numpy(), i]]
-            else:  # a category that training has not seen: its own probability alone
+            else:  # a category that training has not seen has its own probability alone
+                total[known] += math.log1p(-column.unseen)
                 total[~known] += margins[~known, i]
         for row, state in enumerate(states):  # sum over what is missing
             holes = np.flatnonzero(state < 0)
@@ -653,13 +654,15 @@ def page(results: Sequence[dict[str, Any]]) -> list[str]:
                 float(np.mean([line.get(f"rows of {m}", nothing)[k] for line in of_table]))
                 for m in MAKERS
             ]
+            if math.isnan(values[0]):  # there are no such columns, or one
+                continue
             best = (np.nanmax if measure == "classifier" else np.nanmin)(values[1:])
             shown = [
                 f"**{v:.3f}**" if v == best and m != MAKERS[0]
                 else "-" if math.isnan(v) else f"{v:.3f}"
                 for m, v in zip(MAKERS, values, strict=True)
             ]  # fmt: skip
-            made += [[name, measure, *shown]] if not math.isnan(values[0]) else []
+            made.append([name, measure, *shown])
     target = ", ".join(f"{t} ({name})" for name, t in TARGETS.items())
     first_columns = ["table (training rows x columns; splits)", *MODELS, "seconds of training"]
     return [
