@@ -353,7 +353,7 @@ def diagnose(
                 parts.append(_log_weight(of_model, of_guide))
             draws.append(_latent(of_model, sites, len(parts[-1])))
     together = {name: torch.cat([part[name] for part in draws]) for name in sites}
-    found = _summary(torch.cat(parts).double().cpu(), together)
+    found = summary(torch.cat(parts).double().cpu(), together)
     if not probe:
         return found
     if vectorize:
@@ -402,7 +402,8 @@ def _latent(of_model: Trace, sites: Mapping[str, LatentSite], count: int) -> dic
     }
 
 
-def _summary(log_weights: Tensor, samples: Mapping[str, Tensor]) -> Diagnosis:
+def summary(log_weights: Tensor, samples: Mapping[str, Tensor]) -> Diagnosis:
+    """Return what log-weights (S,) alone say of draws by site."""
     smoothed = pareto_smooth(log_weights)
     count = len(log_weights)
     return Diagnosis(

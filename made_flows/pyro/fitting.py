@@ -11,16 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide.initialization import init_to_sample, init_to_uniform
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from made_flows._checks import expect, expect_type, helpful, positive_integer, shown
-from made_flows.pyro.diagnosis import Diagnosis, diagnose
+from made_flows.pyro.diagnosis import Diagnosis, diagnose, summary
 from made_flows.pyro.guides import AutoIAF
+from made_flows.pyro.layout import layout
 from made_flows.pyro.mixture_guide import FlowMixture
 from made_flows.pyro.starts import JointDensity, NormalStart, apart, find_starts
+from made_flows.pyro.whitened import Density
 
 
 class _Budget(NamedTuple):
@@ -43,6 +46,8 @@ _LAST_RATE = 0.01
 """Share of the learning rate at the end of a cosine."""
 _WARM_UP = 50
 _CHECKS = 5
+_CHECKED_ALONE = 300
+"""Draws of a check where the model runs for one after the other; otherwise 1000."""
 _AVERAGED = 0.25
 """Share of the steps over which weights are averaged."""
 _MATTERS = 50.0
@@ -205,23 +210,30 @@ def _train(
     vectorize: bool,
 ) -> list[float]:
     """Maximise the ELBO; the guide ends with the best weights that were seen at a check."""
-    objective = Trace_ELBO(
+    alone = None if vectorize else _OneByOne(model, guide, args, kwargs)
+    elbo = Trace_ELBO(
         num_particles=plan.particles,
-        vectorize_particles=vectorize,
+        vectorize_particles=True,
         max_plate_nesting=guide.plate_nesting(*args, **kwargs) if vectorize else math.inf,
     )(cast(nn.Module, model), guide)
     weights = [weight for weight in guide.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan.steps))
     average = [weight.detach().clone() for weight in weights]
-    kept = _Kept(guide, weights, args, kwargs, vectorize)
+    if alone is None:
+        kept = _Kept(lambda: guide.diagnose(*args, probe=False, **kwargs), weights)
+    else:
+        kept = _Kept(lambda: alone.diagnose(_CHECKED_ALONE), weights)
     curve: list[float] = []
     newest = 1 / (_AVERAGED * plan.steps)
     bar = tqdm(total=plan.steps, desc="fit_guide", disable=not progress, leave=progress)
     with bar:
         for step in range(1, plan.steps + 1):
             optimizer.zero_grad()
-            loss = objective(*args, **kwargs)
+            if alone is None:
+                loss = elbo(*args, **kwargs)
+            else:
+                loss = -alone(plan.particles).mean()
             loss.backward()
             optimizer.step()
             schedule.step()
@@ -254,6 +266,39 @@ def _train(
     return curve
 
 
+class _OneByOne:
+    """Importance weights of a guide's draws where the model runs for one after the other.
+
+    The draws are made together all the same, which is most of the work for a small model.
+
+    Args:
+        model, guide, args, kwargs: the model, its guide, and the data.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: AutoIAF,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        with torch.no_grad(), poutine.block():
+            _, sites = layout(model, guide, args, kwargs)
+        self._guide = guide
+        self._density = Density(model, args, kwargs, None, sites, guide._init_loc().dtype)
+
+    def __call__(self, count: int) -> Tensor:
+        """Return logarithms of weights (N,), with the gradients that an ELBO takes."""
+        posterior = self._guide.get_posterior()
+        u = posterior.rsample((count,))
+        return self._density(u) - posterior.score_parts(u).entropy_term
+
+    @torch.no_grad()
+    def diagnose(self, samples: int) -> Diagnosis:
+        """Judge the guide by weights alone."""
+        return summary(self(samples).double().cpu(), {})
+
+
 def _rate(step: int, steps: int) -> float:
     """Return the learning rate's share: a warm-up, then a cosine."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
@@ -264,24 +309,12 @@ class _Kept:
     """The weights of the highest ELBO at any check.
 
     Args:
-        guide: the guide.
+        diagnose: judges the guide as it is.
         weights: its weights.
-        args, kwargs: of the model.
-        vectorize: as for :func:`fit_guide`.
     """
 
-    def __init__(
-        self,
-        guide: AutoIAF,
-        weights: list[nn.Parameter],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        vectorize: bool,
-    ) -> None:
-        self._guide, self._weights = guide, weights
-        self._diagnose = lambda: guide.diagnose(
-            *args, samples=1000, vectorize=vectorize, probe=False, **kwargs
-        )
+    def __init__(self, diagnose: Callable[[], Diagnosis], weights: list[nn.Parameter]) -> None:
+        self._diagnose, self._weights = diagnose, weights
         self.last = self.best = self._diagnose()
         self._before = -math.inf
         self._values = self._now()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from made_flows.models.variational import TriangularAffine
-from made_flows.pyro import AutoIAF, FlowMixture, fit_guide
+from made_flows.pyro import AutoIAF, FlowMixture, fit_guide, fitting
 from made_flows.pyro.fitting import BUDGETS
 from made_flows.pyro.starts import JointDensity, find_starts
 
@@ -156,6 +156,29 @@ def test_both_modes_of_exchanged_labels(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(means, torch.tensor([-2.75, 2.75]), atol=0.3, rtol=0)
     draws = fit.guide(y)
     assert draws["mu"].shape == (2,)
+
+
+def test_a_model_that_runs_for_one_point_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its draws are made together: the ELBO of both ways is one, and it trains."""
+    monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=30))
+    monkeypatch.setattr(fitting, "_JUDGED", 800)
+    X = torch.randn(30, 2)
+
+    def model(y: Tensor) -> None:
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("rows", 30):
+            pyro.sample("y", dist.Normal(X @ b, scale), obs=y)
+
+    y = X @ torch.tensor([3.0, -2.0]) + torch.randn(30)
+    guide = AutoIAF(model, hidden_features=(8,))
+    found = fit_guide(guide, y, budget="fast", seed=0, progress=False, vectorize=False).diagnosis
+    assert found.effective_sample_size > 120  # of 200
+    assert found.unseen == 0
+    alone = fitting._OneByOne(model, guide, (y,), {}).diagnose(300)
+    assert alone.elbo == pytest.approx(
+        found.elbo, abs=5 * math.hypot(alone.elbo_error, found.elbo_error)
+    )
 
 
 def test_one_mode_is_no_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
