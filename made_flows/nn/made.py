@@ -141,14 +141,10 @@ class MADE(MaskedMLP):
         expect(mask_weights in (True, False, "order"), "mask_weights", _MASKED, shown(mask_weights))
         check_generator(generator)
         residual = boolean(residual, "residual") and len(hidden) > 1
-        shape = Shape(
-            features=features,
-            context=context,
-            inputs=per_feature(inputs, features, "inputs"),
-            outputs=per_feature(parameters, features, "parameters"),
-            hidden=_with_block_ends(hidden) if residual else hidden,
-            residual=residual,
-        )
+        columns = per_feature(inputs, features, "inputs")
+        outputs = per_feature(parameters, features, "parameters")
+        widened = _with_block_ends(hidden) if residual else hidden
+        shape = Shape(features, context, columns, outputs, widened, residual)
         named = order if isinstance(order, str) else None
         check_generator(generator, draws=adjacency is None and "random" in (named, degrees))
         if adjacency is None:

@@ -239,9 +239,7 @@ def fit(
         batch_size = batch_size_for(known_rows) if batch_size is None else batch_size
         if dropout is None:
             dropout = dropout_for(known_rows, target.features, target.discrete)
-        rate = learning_rate
-        if rate is None:
-            rate = learning_rate_for(known_rows, target.discrete)
+        rate = learning_rate or learning_rate_for(known_rows, target.discrete)
         if sparsity is None:
             sparsity = sparsity_for(known_rows, target.features, target.discrete)
         if max_epochs is None:
