@@ -104,7 +104,8 @@ class AutoregressiveDistribution(HeadDistribution):
         self._warn_of_training_mode()
         if observed is not None or self.takes_missing:
             check_event(value, "value", self.conditioner.features)
-            observed = find_observed(value, observed, nan=self.takes_missing)
+            drawn = self.schedule is not None and self.schedule.draws
+            observed = find_observed(value, observed, nan=self.takes_missing, drawn=drawn)
             if observed is not None:
                 return self._marginal(value, observed)
         if self._validate_args:

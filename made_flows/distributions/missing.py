@@ -19,13 +19,17 @@ from made_flows.univariate.heads import Head
 ADVICE = "If NaN stands for a missing value, use a model made with orders='all', which takes it"
 
 
-def find_observed(value: Tensor, observed: Tensor | None, *, nan: bool) -> Tensor | None:
+def find_observed(
+    value: Tensor, observed: Tensor | None, *, nan: bool, drawn: bool = False
+) -> Tensor | None:
     """Return which values are observed, broadcast against them; None if all are.
 
     Args:
         value: (..., D).
         observed: boolean (..., D), if it is given.
         nan: whether, without it, NaN stands for a missing value.
+        drawn: whether orders are drawn for a batch, and not for each of its rows: those that NaN
+            may need would take long where the values cannot be read, and are left out.
 
     Raises:
         TypeError: for a mask that is no boolean tensor.
@@ -36,8 +40,10 @@ def find_observed(value: Tensor, observed: Tensor | None, *, nan: bool) -> Tenso
         expect_type(mask.dtype is torch.bool, "observed", "to be of dtype torch.bool", mask.dtype)
         check_batch(value=value, observed=mask)
         return None if has_concrete_values(mask) and bool(mask.all()) else mask
-    if not nan or not value.is_floating_point() or not has_concrete_values(value):
+    if not nan or not value.is_floating_point():
         return None
+    if not has_concrete_values(value):  # a compiled or traced model may meet NaN in a later call
+        return None if drawn else ~torch.isnan(value)
     # A sum is finite only where all values are; it takes a tenth of the time of looking at each.
     if bool(torch.isfinite(value.detach().sum())):
         return None

@@ -21,7 +21,7 @@ from made_flows._checks import (
     real_number,
 )
 from made_flows._registry import saveable
-from made_flows._torch import modes_kept
+from made_flows._torch import has_concrete_values, modes_kept
 from made_flows.distributions.conditional import ConditionalMixture
 from made_flows.distributions.mixture import MixtureDistribution, in_chunks
 from made_flows.models.base import HasConditionals, Model, check_model, same_support, value_support
@@ -91,8 +91,9 @@ class MixtureModel(Model, HasConditionals, ABC):
         """
         check_event(x, "x", self.features)
         columns: list[Tensor | None] = []
-        for k, weight in enumerate(self.weights.tolist()):
-            if weight == 0:
+        known = has_concrete_values(self.weights)
+        for k, weight in enumerate(self.weights.tolist() if known else self.weights):
+            if known and weight == 0:
                 columns.append(None)
                 continue
             component = self.component(k)

@@ -46,6 +46,7 @@ class OrderSchedule(nn.Module):
 
     orders: Tensor | None
     degrees: Tensor | None
+    turn: Tensor
     resting = False
 
     def __init__(
@@ -72,7 +73,9 @@ class OrderSchedule(nn.Module):
                 per_batch,
             )  # fmt: skip
             self.per_batch = positive_integer(per_batch, "orders_per_batch")
-        self.shape, self._turn = made.shape, 0
+        self.shape = made.shape
+        # A tensor: checkpoints of training keep it, and a compiled step reads it anew.
+        self.register_buffer("turn", torch.zeros((), dtype=torch.long), persistent=False)
         fixed = None
         if orders is not None and not self.any_order:
             fixed = fixed_orders(made.features, orders, generator, words)
@@ -108,7 +111,9 @@ class OrderSchedule(nn.Module):
             return torch.rand(count, self.shape.features, device="cpu").argsort(dim=-1)
         if self.orders is None:
             return None
-        return self.orders[(self._turn + torch.arange(count)) % len(self.orders)]
+        return self.orders[
+            (self.turn + torch.arange(count, device=self.turn.device)) % len(self.orders)
+        ]
 
     def draw_degrees(
         self, generator: torch.Generator | None = None, *, turn: int | None = None
@@ -119,21 +124,21 @@ class OrderSchedule(nn.Module):
         elif self.degrees is None:
             return None
         else:
-            drawn = self.degrees[(self._turn if turn is None else turn) % len(self.degrees)]
+            drawn = self.degrees[(self.turn if turn is None else turn) % len(self.degrees)]
         return torch.split(drawn, list(self.shape.hidden))
 
     def outputs(self, made: MADE, x: Tensor, context: Tensor | None) -> Tensor:
         """Compute the parameters (..., features, K) of a batch under the next orders and masks."""
         if self.per_batch == 1:
             orders, degrees = self.draw_orders(1), self.draw_degrees()
-            self._turn += 1
+            self.turn += 1
             parameters: Tensor = made(x, context, None if orders is None else orders[0], degrees)
             return parameters
         batch = check_batch(x=x, context=context)
         rows, contexts = as_rows(x, batch), as_rows(context, batch)
         parts = len(rows) if self.per_batch == "row" else min(self.per_batch, max(len(rows), 1))
         orders, degrees = self.draw_orders(parts), self.draw_degrees()
-        self._turn += max(parts, 1)
+        self.turn += max(parts, 1)
         if orders is not None and parts == 1:
             orders = orders[0]
         elif orders is not None and self.per_batch != "row":

@@ -152,6 +152,9 @@ class _Groups:
 
     @staticmethod
     def of(degrees: Tensor) -> _Groups:
+        if torch.compiler.is_compiling():  # how many are distinct cannot be known
+            units = torch.arange(len(degrees), device=degrees.device)
+            return _Groups(degrees, units.unsqueeze(-1), units)
         distinct, group, counts = torch.unique(degrees, return_inverse=True, return_counts=True)
         width, by_degree = int(counts.max()), torch.argsort(group, stable=True)
         starts = counts.cumsum(0) - counts

@@ -125,6 +125,24 @@ def test_a_mixture_of_marginals() -> None:
     assert mixture.takes_missing
 
 
+@pytest.mark.parametrize("kind", ["model", "mixture"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_traced_models_meet_missing_values_later(kind: str) -> None:
+    own = model_of("Gaussian")
+    model = own if kind == "model" else mf.Mixture([own, model_of("Gaussian")], [0.25, 0.75])
+
+    def score(x: Tensor) -> Tensor:
+        return model().log_prob(x)
+
+    x = with_nan(torch.randn(9, 4, dtype=F64), torch.rand(9, 4) < 0.5)
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(score, fullgraph=True, backend="aot_eager")
+        compiled(torch.zeros(9, 4, dtype=F64))  # nothing is missing yet
+        nearly(compiled(x), score(x))
+        nearly(torch.func.vmap(score)(x), score(x))
+
+
 def test_shapes_and_empty_batches() -> None:
     model = model_of("Gaussian", context=2)
     c = torch.randn(3, 1, 2, dtype=F64)

@@ -372,10 +372,10 @@ def test_in_training_every_score_is_that_of_some_arrangement(name: str, head: st
     c = torch.randn(7, 2, dtype=F64)
     x = values_of(model(c), 7)
     torch.manual_seed(5)
-    turn = schedule._turn
+    turn = schedule.turn.clone()
     got = model(c).log_prob(x)
     torch.manual_seed(5)
-    schedule._turn = turn
+    schedule.turn = turn
     parts = {"row": 7}.get(schedule.per_batch, schedule.per_batch)
     orders, degrees = schedule.draw_orders(parts), schedule.draw_degrees()
     size, expected = -(-7 // parts), []
@@ -417,7 +417,7 @@ def test_models_of_a_schedule_are_saved_copied_and_shown(name: str, tmp_path: Pa
         scores = []
         for each in (model, twin):
             torch.manual_seed(3)
-            each.schedule._turn = 0
+            each.schedule.turn.zero_()
             scores.append(each.train()(c).log_prob(x))
             scores.append(each.eval()(c).log_prob(x))
         assert torch.equal(scores[0], scores[2])

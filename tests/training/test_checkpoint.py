@@ -46,6 +46,9 @@ RUNS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "all orders": (
         lambda: mf.GaussianMADE(3, orders="all", hidden_features=(8,)), lambda: X, {},
     ),
+    "orders in turn": (
+        lambda: mf.GaussianMADE(3, orders=5, masks=3, hidden_features=(8,)), lambda: X, {},
+    ),
     "sparse": (lambda: mf.BernoulliMADE(3, hidden_features=(8,)), lambda: BITS, {}),
     "momentum, no validation": (maf, lambda: X, {"optimizer": momentum, "validation": None}),
     "float64 rows": (maf, lambda: X.double().numpy(), {"validation": X[:30]}),
