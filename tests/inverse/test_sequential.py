@@ -151,7 +151,7 @@ def test_noise_and_context_are_broadcast(
 
 
 @pytest.mark.parametrize("name", STEPS)
-@settings(max_examples=5)
+@settings(max_examples=2)
 @given(architectures())
 def test_a_row_by_itself(name: str, architecture: Architecture) -> None:
     # Its units are the lanes of the kernels' vectors, which rows are elsewhere.
