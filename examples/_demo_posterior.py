@@ -71,7 +71,7 @@ def run() -> Part:
     for name, (make, fit) in guides.items():
         say(f"posterior: {name}, {STEPS if fit is by_svi else 'up to 500'} steps ...")
         guide, seconds = timed(lambda make=make, fit=fit: fit(make))
-        with announced("compiling the inverse: once on a machine, some seconds ..."):
+        with announced("drawing from it, and weighing the draws ..."):
             found = diagnose(schools, guide, samples=DRAWS)
         elbo = f"{found.elbo:.2f} ± {found.elbo_error:.2f}"
         line = f"  {name:24}{elbo:>14}{found.k_hat:9.2f}{found.grade:>11}{seconds:7.1f} s"

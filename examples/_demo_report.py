@@ -118,7 +118,7 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
 def sampling_seconds(sample: Callable[[], Any], repetitions: int = 5) -> float:
     """The median time of drawing, after one draw that is not counted (it may compile)."""
     with torch.no_grad():
-        with announced("compiling the sampler: once on a machine, some seconds ..."):
+        with announced("a first draw, which may compile its kernel (once on a machine) ..."):
             sample()
         return median(timed(sample)[1] for _ in range(repetitions))
 
