@@ -81,9 +81,10 @@ class Unsaid:
 
 _SYNONYMS = {
     "bins": "bijection", "cond_dim": "context", "context_dim": "context", "direction": "reads",
-    "epochs": "max_epochs", "flows": "transforms", "hidden": "hidden_features", "hidden_dim": "hidden_features",
-    "input_dim": "features", "lr": "learning_rate", "n_components": "components",
-    "n_flows": "transforms", "num_bins": "bijection", "num_layers": "transforms",
+    "epochs": "max_epochs", "flows": "transforms", "hidden": "hidden_features",
+    "hidden_dim": "hidden_features", "input_dim": "features", "lr": "learning_rate",
+    "n_components": "components", "n_flows": "transforms", "num_bins": "bijection",
+    "num_layers": "transforms",
 }  # fmt: skip
 """What other libraries call an argument, where the names are not alike."""
 
