@@ -34,7 +34,7 @@ _SMOOTHED, _COPIES = 4000, 20
 class TableEstimator(BaseEstimator):
     """An estimator with a density of tables in it, ``model_``, once it is fitted.
 
-    Args:
+    Attributes:
         columns: kinds of columns by name, as for :meth:`made_flows.TableMADE.from_data`; columns of
             an array are named x0, x1 and so on.
         orders: how many orders of the columns are mixed in scores.
@@ -46,8 +46,6 @@ class TableEstimator(BaseEstimator):
             out, and training takes ``max_epochs`` or thirty epochs.
         progress: whether training shows a bar.
         random_state: seed, generator or None.
-
-    Attributes:
         model_: the :class:`~made_flows.TableMADE`, in double precision.
         n_features_in_, feature_names_in_: as always.
     """
