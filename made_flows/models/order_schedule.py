@@ -124,7 +124,9 @@ class OrderSchedule(nn.Module):
         elif self.degrees is None:
             return None
         else:
-            drawn = self.degrees[(self.turn if turn is None else turn) % len(self.degrees)]
+            at = self.turn if turn is None else torch.full_like(self.turn, turn)
+            # Not by an index: of a tensor on a device that would wait for it.
+            drawn = self.degrees.index_select(0, (at % len(self.degrees)).reshape(1))[0]
         return torch.split(drawn, list(self.shape.hidden))
 
     def outputs(self, made: MADE, x: Tensor, context: Tensor | None) -> Tensor:

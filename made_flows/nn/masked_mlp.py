@@ -234,7 +234,7 @@ class MaskedMLP(nn.Module):
         if self.direct is not None:
             paths.append([mask_of(self.direct)])
         reach = torch.stack([mk.connectivity(chain) for chain in paths]).any(dim=0)
-        of = torch.eye(self.features, device=reach.device)
+        of = torch.eye(self.features, dtype=torch.float32, device=reach.device)
         return of[:, self.output_features] @ reach.float() @ of[self.input_features] > 0
 
     def _register_places(self) -> None:
