@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,15 +49,8 @@ def sequential_inverse(
 
 
 @sequential_inverse.register_fake
-def _(
-    noise: Tensor,
-    known: Tensor | None,
-    tensors: list[Tensor],
-    bases: list[Tensor],
-    structure: int,
-    step: str,
-    prefix: int,
-) -> Tensor:
+def _(noise: Tensor, known: Any, tensors: list[Tensor], bases: Any, *static: Any) -> Tensor:
+    _, step, _ = static
     weight = tensors[1]  # noise may be of a higher precision than the network
     return noise.new_empty(noise.shape[:2], dtype=step_of_name(step).value_dtype(weight.dtype))
 
@@ -76,14 +70,7 @@ def adjoint_sweep(
 
 
 @adjoint_sweep.register_fake
-def _(
-    gradient: Tensor,
-    slopes: Tensor,
-    x: Tensor,
-    tensors: list[Tensor],
-    bases: list[Tensor],
-    structure: int,
-) -> Tensor:
+def _(gradient: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(gradient, memory_format=torch.contiguous_format)
 
 
@@ -262,92 +249,46 @@ def solve(problem: Problem) -> Tensor:
 
 
 def _folded(
-    operator: Callable[..., Tensor],
-    size: int,
-    places: Sequence[Any],
-    rows: Sequence[Tensor | None],
-    tensors: list[Tensor],
-    bases: list[Tensor],
-    static: tuple[Any, ...],
+    operator: Callable[..., Tensor], count: int, info: Any, places: Sequence[Any], *given: Any
 ) -> tuple[Tensor, int]:
     """Apply an operator over a mapped dimension: folded into rows, or in a loop over networks.
 
     Args:
-        operator: takes rows, tensors, bases and static arguments, gives (N, ...).
-        size: size of the mapped dimension.
-        places: for each of the operator's arguments, where its mapped dimension is, or None.
-        rows: arguments with one row for each row of the result.
-        tensors: of the network.
-        bases: of the network: row n belongs to row n modulo (number of rows).
-        static: the other arguments.
+        operator: takes arguments with a row for each row of the result, tensors and bases of the
+            network (row n has row n modulo their number), and others.
+        count: how many arguments with rows there are.
+        info: says how large the mapped dimension is.
+        places: for each of the arguments, where its mapped dimension is, or None.
+        given: the arguments.
     """
-    of_rows, of_tensors, of_bases = places[: len(rows)], places[len(rows)], places[len(rows) + 1]
+    *rows, tensors, bases = given[: count + 2]
+    *of_rows, of_tensors, of_bases = places[: count + 2]
+    static, size = given[count + 2 :], info.batch_size
 
-    def unmapped(value: Tensor | None, place: int | None, index: int) -> Tensor | None:
-        return value if value is None or place is None else value.select(place, index)
+    def at(values: Sequence[Any], dims: Sequence[Any], index: int) -> list[Any]:
+        pairs = zip(values, dims, strict=True)
+        return [value if place is None else value.select(place, index) for value, place in pairs]
 
     if any(place is not None for place in of_tensors):
         results = [
-            operator(
-                *(unmapped(v, p, i) for v, p in zip(rows, of_rows, strict=True)),
-                [unmapped(v, p, i) for v, p in zip(tensors, of_tensors, strict=True)],
-                [unmapped(v, p, i) for v, p in zip(bases, of_bases, strict=True)],
-                *static,
-            )
+            operator(*at(rows, of_rows, i), at(tensors, of_tensors, i), at(bases, of_bases, i),
+                     *static)
             for i in range(size)
-        ]
+        ]  # fmt: skip
         return torch.stack(results), 0
 
     def each(value: Tensor, place: int | None) -> Tensor:
         return value.expand(size, *value.shape) if place is None else value.movedim(place, 0)
 
-    def fold(value: Tensor | None, place: int | None) -> Tensor | None:
-        return None if value is None else each(value, place).flatten(0, 1)
-
-    count = each(rows[0], of_rows[0]).shape[1] if rows[0] is not None else 0
-
-    mapped = any(place is not None for place in of_bases)
-
-    def fold_base(base: Tensor, place: int | None) -> Tensor:
-        if not mapped:
-            return base  # its number of rows divides that of every part
-        base = each(base, place)
-        return base.repeat(1, count // max(base.shape[1], 1), 1).flatten(0, 1)
-
-    result = operator(
-        *(fold(v, p) for v, p in zip(rows, of_rows, strict=True)),
-        tensors,
-        [fold_base(v, p) for v, p in zip(bases, of_bases, strict=True)],
-        *static,
-    )
-    return result.unflatten(0, (size, count)), 0
+    every = [None if v is None else each(v, p) for v, p in zip(rows, of_rows, strict=True)]
+    first: Any = every[0]
+    number = first.shape[1]
+    if any(place is not None for place in of_bases):  # else their rows divide those of every part
+        bases = [each(base, place) for base, place in zip(bases, of_bases, strict=True)]
+        bases = [b.repeat(1, number // max(b.shape[1], 1), 1).flatten(0, 1) for b in bases]
+    flat = (None if value is None else value.flatten(0, 1) for value in every)
+    return operator(*flat, tensors, bases, *static).unflatten(0, (size, number)), 0
 
 
-@sequential_inverse.register_vmap
-def _(
-    info: Any,
-    in_dims: tuple[Any, ...],
-    noise: Tensor,
-    known: Tensor | None,
-    tensors: list[Tensor],
-    bases: list[Tensor],
-    *static: Any,
-) -> tuple[Tensor, int]:
-    return _folded(
-        sequential_inverse, info.batch_size, in_dims, (noise, known), tensors, bases, static
-    )
-
-
-@adjoint_sweep.register_vmap
-def _(
-    info: Any,
-    in_dims: tuple[Any, ...],
-    gradient: Tensor,
-    slopes: Tensor,
-    x: Tensor,
-    tensors: list[Tensor],
-    bases: list[Tensor],
-    *static: Any,
-) -> tuple[Tensor, int]:
-    rows = (gradient, slopes, x)
-    return _folded(adjoint_sweep, info.batch_size, in_dims, rows, tensors, bases, static)
+sequential_inverse.register_vmap(partial(_folded, sequential_inverse, 2))
+adjoint_sweep.register_vmap(partial(_folded, adjoint_sweep, 3))
