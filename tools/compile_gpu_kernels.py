@@ -26,20 +26,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from made_flows.inverse.gpu.adjoint import adjoint_kernel
-from made_flows.inverse.gpu.pack import pack_kernel
+from made_flows.inverse.gpu.pack import Order, Own, Packed, pack_kernel
 from made_flows.inverse.gpu.solve import solve_kernel
+from made_flows.inverse.gpu.tile import COUNTS, Net
 from made_flows.inverse.gpu.tiles import Tiles, ways
 
 NUMBERS = {
-    "rows", "context_rows", "prefix", "levels", "panel_count", "depth", "size", "dimension",
-    "widest", "lambdas", "count", "kept", "every", "pitch", "weight_step", "weight_inner",
-    "mask_step", "mask_inner", "flag_place", "flag_count",
+    *COUNTS, "size", "dimension", "prefix", "flag_place", "flag_count", "widest", "lambdas",
+    "count", "kept", "every", "pitch", "weight_step", "weight_inner", "mask_step", "mask_inner",
 }  # fmt: skip
-REAL = {
-    "noise", "known", "values", "x", "gradient", "slopes", "solution", "work", "weights", "vectors",
-    "constants", "context", "packed", "biases", "norms", "weight", "mask", "bias", "norm_scale",
-    "norm_shift", "flags",
+INDICES = {
+    "matrices", "table", "streams", "panels", "starts", "features", "feature_starts",
+    "column_starts", "output_starts", "input_starts", "units", "limits", "inputs", "row_features",
+    "row_ranks", "ranks",
 }  # fmt: skip
+GROUPS = {"net": Net, "packed": Packed, "own": Own, "order": Order}
 
 SWEEP = {"CODE": 1, "DIRECT": False, "PRECISION": "ieee"}
 AFFINE = {"KIND": "affine", "NUMBERS": (0, 0, 2.0, 0.0, 1.0, 0.0), "WIDTH": 2}
@@ -79,14 +80,15 @@ def build(
     kernel: Any, dtype: str, constants: dict[str, Any], capability: int, warps: int = 4
 ) -> Any:
     """The compiled kernel."""
-    signature = {}
-    for name in kernel.arg_names:
+
+    def kind(name: str) -> Any:
+        if name in GROUPS:
+            return GROUPS[name](*map(kind, GROUPS[name]._fields))
         if name in constants:
-            signature[name] = "constexpr"
-        elif name in NUMBERS:
-            signature[name] = "i32"
-        else:
-            signature[name] = f"*{dtype}" if name in REAL else "*i32"
+            return "constexpr"
+        return "i32" if name in NUMBERS else "*i32" if name in INDICES else f"*{dtype}"
+
+    signature = {name: kind(name) for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature, constexprs=places)
     options = {"num_warps": warps}

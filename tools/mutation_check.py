@@ -312,8 +312,8 @@ MUTANTS = [
     # --- kernels for GPUs
     Mutant(
         "a step of two threads without a barrier",
-        "made_flows/inverse/gpu/solve.py",
-        "tl.debug_barrier()  # its place may become that of the activation",
+        "made_flows/inverse/gpu/tile.py",
+        "tl.debug_barrier()  # the place of a sum may become that of its activation",
         "pass",
         f"{KERNELS}::test_barriers_stand_between_what_threads_share",
     ),

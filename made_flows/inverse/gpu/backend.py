@@ -22,17 +22,18 @@ from torch import Tensor
 
 from made_flows._cache import TensorCache
 from made_flows._torch import is_recorded
-from made_flows.inverse.compiled.layout import BIAS, NORM
+from made_flows.inverse.compiled.layout import BIAS, NORM, Ranks
 from made_flows.inverse.compiled.packing import Layout, activations_of, context_of, knows, layout_of
 from made_flows.inverse.gpu.adjoint import adjoint_kernel
-from made_flows.inverse.gpu.pack import pack_kernel
+from made_flows.inverse.gpu.pack import Order, Own, Packed, pack_kernel
 from made_flows.inverse.gpu.solve import solve_kernel
 from made_flows.inverse.gpu.steps import KINDS
+from made_flows.inverse.gpu.tile import Net
 from made_flows.inverse.gpu.tiles import Tiles, fastest, processors, ways
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import Step
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
-from made_flows.nn.spec import LayerSpec, NetworkSpec
+from made_flows.nn.spec import NetworkSpec
 from made_flows.univariate.step_kernel import StepKernel
 
 FAILURES = (triton.errors.TritonError,)
@@ -72,36 +73,34 @@ class Plan:
     Args:
         layout: places in the workspace, see ``compiled.packing``.
         matrices: of every layer, then the direct connection.
-        matrix_table: place and pitch of each, on the device.
         row_features, row_ranks: feature of every output, sorted, and its rank.
-        arrays: other arrays of the layout, on the device, by their names.
+        net: what the kernels read, but for what each call brings.
+        adjoint_table: its table, for the adjoint.
         size: numbers in all packed weights.
         vectors: numbers in all biases and norms.
         flags: numbers after them, by which each program of the packing says that no weight that
             it saw was infinite or NaN.
         code: the activation of all hidden layers, -1 where they differ.
-        constants: of the activations.
         stream: that it was made on.
     """
 
     symbolic: Symbolic
     layout: Layout
     matrices: tuple[Matrix, ...]
-    matrix_table: Tensor
     row_features: Tensor
     row_ranks: Tensor
-    arrays: dict[str, Tensor]
+    net: Net
+    adjoint_table: Tensor
     size: int
     vectors: int
     flags: int
     code: int
-    constants: Tensor
     stream: int
 
     def tensors(self) -> Iterator[Tensor]:
         """List what the kernels read."""
-        yield from (self.matrix_table, self.row_features, self.row_ranks, self.constants)
-        yield from self.arrays.values()
+        yield from (self.row_features, self.row_ranks, self.adjoint_table)
+        yield from (array for array in self.net if array is not None)
         for matrix in self.matrices:
             yield from (matrix.units, matrix.limits, matrix.inputs)
         for layer in self.symbolic.layers:
@@ -204,22 +203,29 @@ def _plan(network: NetworkSpec) -> Plan:
     norms = [m.norms + 2 * len(m.units) for m in matrices if m.norms >= 0]
     codes = {*(activations_of(structure) or ())}
     of_rows = np.repeat(ranks.features, np.diff(ranks.output_starts))
-    names = ("features", "feature_starts", "column_starts", "output_starts", "input_starts")
+    shared = {name: put(getattr(ranks, name)) for name in Ranks._fields}
+    net = Net(
+        weights=None,
+        vectors=None,
+        context=None,
+        matrices=put([(m.place, m.pitch) for m in matrices]),
+        constants=torch.from_numpy(layout.constants).to(network.tensors[1]),
+        table=put(layout.table),
+        streams=put(layout.streams),
+        **shared,
+    )
     return Plan(
         symbolic,
         layout,
         tuple(matrices),
-        put([(m.place, m.pitch) for m in matrices]),
         put(of_rows),
         put(np.repeat(np.arange(levels), np.diff(starts[depth]))),
-        {name: put(getattr(ranks, name)) for name in (*names, "panels", "starts")}
-        | {"streams": put(layout.streams), "table": put(layout.table)}
-        | {"adjoint_table": put(layout.adjoint_table)},
+        net,
+        put(layout.adjoint_table),
         place,
         int(max([last.biases + starts[depth, levels], *norms])),
         flags,
         codes.pop()[0] if len(codes) == 1 else -1 if codes else 0,
-        torch.from_numpy(layout.constants).to(network.tensors[1]),
         _stream_of(network.tensors[1]),
     )
 
@@ -227,42 +233,33 @@ def _plan(network: NetworkSpec) -> Plan:
 def _pack(plan: Plan, network: NetworkSpec) -> Ready:
     """Pack the weights as they are now."""
     ranks, layers, direct = network.structure.unpack(network.tensors)
-    depth = network.structure.depth
-    like = layers[0].weight.detach()
+    like, depth = layers[0].weight.detach(), network.structure.depth
     weights, vectors = like.new_empty(plan.size), like.new_empty(plan.vectors + plan.flags)
+    every = layers if direct is None else [*layers, direct]
     with _on(like):
-        for index, matrix in enumerate(plan.matrices):
-            layer = direct if index > depth else layers[index]
-            if layer is not None and len(matrix.units):
-                _pack_one(plan, matrix, layer, ranks, weights, vectors, index - depth)
+        for index, (matrix, layer) in enumerate(zip(plan.matrices, every, strict=True)):
+            count = len(matrix.units)
+            if not count:
+                continue
+            weight, mask = layer.weight.detach(), layer.mask.detach()
+            bias, scale, shift = (
+                vectors if tensor is None else tensor.detach().contiguous()
+                for tensor in (layer.bias, layer.norm_scale, layer.norm_shift)
+            )
+            order = Order(
+                matrix.units, matrix.limits, matrix.inputs, plan.row_features, plan.row_ranks
+            )
+            packed = Packed(
+                weights[matrix.place :], vectors[matrix.biases :], vectors[max(matrix.norms, 0) :],
+                vectors[plan.vectors + matrix.flags :],
+            )  # fmt: skip
+            pack_kernel[(triton.cdiv(count, _PACKED),)](
+                packed, Own(weight, mask, bias, scale, shift, ranks), order, count, matrix.kept,
+                len(matrix.inputs), matrix.pitch, *weight.stride(), *mask.stride(),
+                HAS_BIAS=layer.bias is not None, HAS_NORM=layer.norm_scale is not None,
+                OUTPUT=index >= depth, VECTORS=index <= depth, BLOCK=_PACKED, INPUTS=_PACKED,
+            )  # fmt: skip
     return Ready(plan, weights, vectors)
-
-
-def _pack_one(
-    plan: Plan,
-    matrix: Matrix,
-    layer: LayerSpec,
-    ranks: Tensor,
-    weights: Tensor,
-    vectors: Tensor,
-    kind: int,
-) -> None:
-    """Launch the packing of a matrix: of a hidden layer, the output (0) or the direct one (1)."""
-    weight, mask = layer.weight.detach(), layer.mask.detach()
-    bias, scale, shift = (
-        vectors if tensor is None else tensor.detach().contiguous()
-        for tensor in (layer.bias, layer.norm_scale, layer.norm_shift)
-    )
-    count = len(matrix.units)
-    pack_kernel[(triton.cdiv(count, _PACKED),)](
-        weights[matrix.place :], vectors[matrix.biases :], vectors[max(matrix.norms, 0) :],
-        vectors[plan.vectors + matrix.flags :], weight, mask, bias, scale, shift, ranks,
-        matrix.units, matrix.limits, matrix.inputs, plan.row_features, plan.row_ranks, count,
-        matrix.kept, len(matrix.inputs), matrix.pitch,
-        *weight.stride(), *mask.stride(),
-        HAS_BIAS=layer.bias is not None, HAS_NORM=layer.norm_scale is not None, OUTPUT=kind >= 0,
-        VECTORS=kind < 1, BLOCK=_PACKED, INPUTS=_PACKED,
-    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------- sweeps
@@ -272,77 +269,76 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
     """Solve as :func:`made_flows.inverse.eager.solve` does, in the network's dtype."""
     network, _, noise, known, prefix = problem
     rows, dimension, parts = noise.shape
-    plan, like = ready.plan, ready.weights
-    values = like.new_empty(rows, dimension)
-    if not rows:
-        return values
-    noise = noise.detach().to(like.dtype).contiguous()
-    known = values if known is None else known.detach().to(like.dtype).contiguous()
-    context, context_rows = context_of(plan.symbolic, network) or (like, 1)
-    arrays, precision = plan.arrays, _precision(like)
+    plan, values = ready.plan, ready.weights.new_empty(rows, dimension)
+    noise = noise.detach().to(values.dtype).contiguous()
+    known = values if known is None else known.detach().to(values.dtype).contiguous()
     width = _width(kernel, max(network.structure.parameters))
-
-    def launch(tiles: Tiles) -> None:
-        programs, size, work = _workspace(rows, plan.layout.rows, tiles, like)
-        solve_kernel[(programs,)](
-            noise, known, values, work, ready.weights, ready.vectors, plan.constants, context,
-            arrays["table"], plan.matrix_table, arrays["streams"], arrays["panels"],
-            arrays["starts"], arrays["features"], arrays["feature_starts"],
-            arrays["column_starts"], arrays["output_starts"], arrays["input_starts"],
-            rows, context_rows, prefix, plan.symbolic.levels, len(arrays["panels"]) - 1,
-            network.structure.depth, size, dimension, plan.vectors, plan.flags,
-            PARTS=parts, DIRECT=network.structure.direct, ONE_HOT=kernel.one_hot,
-            KIND=kernel.kind, NUMBERS=_numbers(kernel), WIDTH=width, CODE=plan.code,
-            PRECISION=precision, ROWS=tiles.rows, BLOCK=tiles.block, STEP=tiles.step,
-            INPUTS=tiles.inputs, num_warps=tiles.warps,
-        )  # fmt: skip
-
     # Ranks that are known cost next to nothing, so that the kind does not depend on them.
-    kind = ("solve", kernel.kind, width, precision, *_size_of(plan, rows, like))
-    with _on(like):
-        launch(fastest(kind, ways(rows, like), like, launch))
+    _launch(
+        solve_kernel, ready, network, plan.net.table, plan.layout.rows, rows,
+        ("solve", kernel.kind, width), noise, known, values, prefix, dimension, plan.vectors,
+        plan.flags, PARTS=parts, ONE_HOT=kernel.one_hot, KIND=kernel.kind,
+        NUMBERS=_numbers(kernel), WIDTH=width,
+    )  # fmt: skip
     return values
 
 
 def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
     """Solve the transposed system as ``made_flows.inverse.eager.adjoint`` does."""
-    network, gradient, slopes, x = problem
-    rows, dimension = gradient.shape
-    plan, like = ready.plan, ready.weights
-    solution = like.new_empty(rows, dimension)
-    if not rows:
-        return solution
-    gradient, slopes, x = (
-        tensor.detach().to(like.dtype).contiguous() for tensor in (gradient, slopes, x)
-    )
-    context, context_rows = context_of(plan.symbolic, network) or (like, 1)
-    arrays, precision = plan.arrays, _precision(like)
-
-    def launch(tiles: Tiles) -> None:
-        programs, size, work = _workspace(rows, plan.layout.adjoint_rows, tiles, like)
-        adjoint_kernel[(programs,)](
-            x, gradient, slopes, solution, work, ready.weights, ready.vectors, plan.constants,
-            context, arrays["adjoint_table"], plan.matrix_table, arrays["streams"],
-            arrays["panels"], arrays["starts"], arrays["features"], arrays["feature_starts"],
-            arrays["output_starts"], rows, context_rows, plan.symbolic.levels,
-            len(arrays["panels"]) - 1, network.structure.depth, slopes.shape[-1],
-            plan.layout.lambda_place, size, dimension,
-            DIRECT=network.structure.direct, CODE=plan.code, PRECISION=precision,
-            ROWS=tiles.rows, BLOCK=tiles.block, STEP=tiles.step, INPUTS=tiles.inputs,
-            num_warps=tiles.warps,
-        )  # fmt: skip
-
-    with _on(like):
-        kind = ("adjoint", precision, *_size_of(plan, rows, like))
-        launch(fastest(kind, ways(rows, like), like, launch))
+    network, *given = problem
+    plan, solution = ready.plan, ready.weights.new_empty(given[0].shape)
+    gradient, slopes, x = (each.detach().to(solution.dtype).contiguous() for each in given)
+    _launch(
+        adjoint_kernel, ready, network, plan.adjoint_table, plan.layout.adjoint_rows, len(x),
+        ("adjoint",), x, gradient, slopes, solution, slopes.shape[-1], plan.layout.lambda_place,
+        x.shape[-1],
+    )  # fmt: skip
     return solution
 
 
-def _workspace(rows: int, lines: int, tiles: Tiles, like: Tensor) -> tuple[int, int, Tensor]:
-    """Return how many programs share some rows, the size of one's workspace, and all of them."""
-    most = 4 * processors(like.device) if like.is_cuda else 2
-    programs, size = min(triton.cdiv(rows, tiles.rows), most), lines * tiles.rows
-    return programs, size, like.new_empty(programs * size)
+def _launch(
+    kernel: Any,
+    ready: Ready,
+    network: NetworkSpec,
+    table: Tensor,
+    lines: int,
+    rows: int,
+    kind: tuple[object, ...],
+    *arguments: Any,
+    **constants: Any,
+) -> None:
+    """Launch a sweep in the way that is fastest for such a problem.
+
+    Args:
+        kernel: takes a workspace, its size for a program, net and counts, and the arguments.
+        ready, network: packed, and as it is.
+        table: of layers.
+        lines: rows of a tile's workspace.
+        rows: of the batch.
+        kind: what, besides its size and precision, says which way is fastest.
+        arguments: those of the kernel's own.
+        constants: those for which it is compiled.
+    """
+    if not rows:
+        return
+    plan, like = ready.plan, ready.weights
+    context, context_rows = context_of(plan.symbolic, network) or (like, 1)
+    net = plan.net._replace(weights=like, vectors=ready.vectors, context=context, table=table)
+    counts = rows, context_rows, plan.symbolic.levels, len(net.panels) - 1, network.structure.depth
+    precision = _precision(like)
+
+    def launch(tiles: Tiles) -> None:
+        most = 4 * processors(like.device) if like.is_cuda else 2
+        programs, size = min(triton.cdiv(rows, tiles.rows), most), lines * tiles.rows
+        kernel[(programs,)](
+            like.new_empty(programs * size), size, net, *counts, *arguments, **constants,
+            DIRECT=network.structure.direct, CODE=plan.code, PRECISION=precision, ROWS=tiles.rows,
+            BLOCK=tiles.block, STEP=tiles.step, INPUTS=tiles.inputs, num_warps=tiles.warps,
+        )  # fmt: skip
+
+    with _on(like):
+        kind = (*kind, precision, *_size_of(plan, rows, like))
+        launch(fastest(kind, ways(rows, like), like, launch))
 
 
 def _size_of(plan: Plan, rows: int, like: Tensor) -> tuple[object, ...]:

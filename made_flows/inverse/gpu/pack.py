@@ -8,8 +8,54 @@ flags weights that are not finite, masked or not: nothing finite is to be drawn 
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Packed(NamedTuple):
+    """Where the numbers of a layer go.
+
+    Args:
+        weights, biases, norms: sorted; norms after the biases.
+        flags: a number for every program: zero, or NaN if it saw a weight, or a bias of a hidden
+            unit, that is not finite.
+    """
+
+    weights: Any
+    biases: Any
+    norms: Any
+    flags: Any
+
+
+class Own(NamedTuple):
+    """A layer's own tensors, and the network's ranks."""
+
+    weight: Any
+    mask: Any
+    bias: Any
+    norm_scale: Any
+    norm_shift: Any
+    ranks: Any
+
+
+class Order(NamedTuple):
+    """Where a layer's units and inputs stand, as the plan has it.
+
+    Args:
+        units: (count,), the network's unit at each place.
+        limits: (count,), how many of the sorted inputs each may read.
+        inputs: (every,), the network's input at each place; those after the first ``kept`` may be
+            read by no unit.
+        row_features, row_ranks: (count,), for outputs: their feature, and its rank.
+    """
+
+    units: Any
+    limits: Any
+    inputs: Any
+    row_features: Any
+    row_ranks: Any
 
 
 @triton.jit
@@ -20,88 +66,56 @@ def copied(target, source, u, row, live):
 
 @triton.jit(do_not_specialize=["count", "kept", "every", "pitch"])
 def pack_kernel(
-    packed,
-    biases,
-    norms,
-    flags,
-    weight,
-    mask,
-    bias,
-    norm_scale,
-    norm_shift,
-    ranks,
-    units,
-    limits,
-    inputs,
-    row_features,
-    row_ranks,
-    count,
-    kept,
-    every,
-    pitch,
-    weight_step,
-    weight_inner,
-    mask_step,
-    mask_inner,
-    HAS_BIAS: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    OUTPUT: tl.constexpr,
-    VECTORS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    INPUTS: tl.constexpr,
-):
+    packed, own, order, count, kept, every, pitch, weight_step, weight_inner, mask_step,
+    mask_inner, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, OUTPUT: tl.constexpr,
+    VECTORS: tl.constexpr, BLOCK: tl.constexpr, INPUTS: tl.constexpr,
+):  # fmt: skip
     """Write weights (count, pitch), zero where the mask is, and biases; a program takes some units.
 
     Args:
-        packed, biases, norms: where they go; norms after the biases.
-        flags: a number for every program: zero, or NaN if it saw a weight, or a bias of a hidden
-            unit, that is not finite.
-        weight, mask, bias, norm_scale, norm_shift, ranks: the network's own.
-        units: (count,), the network's unit at each place.
-        limits: (count,), how many of the sorted inputs each may read.
-        inputs: (every,), the network's input at each place; those after the first ``kept`` may be
-            read by no unit.
-        row_features, row_ranks: (count,), for outputs: their feature, and its rank in the plan.
+        packed, own, order: see above.
         VECTORS: whether there are any vectors: a direct connection has none, but adds to those of
             the outputs.
     """
     u = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = u < count
-    row = tl.load(units + u, mask=live, other=0)
-    limit = tl.load(limits + u, mask=live, other=0)
+    row = tl.load(order.units + u, mask=live, other=0)
+    limit = tl.load(order.limits + u, mask=live, other=0)
     wrong = tl.zeros((BLOCK,), tl.int32)
-    poison = tl.zeros((BLOCK,), packed.dtype.element_ty)
+    poison = tl.zeros((BLOCK,), packed.weights.dtype.element_ty)
     if OUTPUT:
-        feature = tl.load(row_features + u, mask=live, other=0)
-        expected = tl.load(row_ranks + u, mask=live, other=0)
-        wrong += (tl.load(ranks + feature, mask=live, other=0) != expected).to(tl.int32)
+        feature = tl.load(order.row_features + u, mask=live, other=0)
+        expected = tl.load(order.row_ranks + u, mask=live, other=0)
+        wrong += (tl.load(own.ranks + feature, mask=live, other=0) != expected).to(tl.int32)
     for k0 in range(0, every, INPUTS):
         k = k0 + tl.arange(0, INPUTS)
         both = live[:, None] & (k < every)[None, :]
-        column = tl.load(inputs + k, mask=k < every, other=0)
+        column = tl.load(order.inputs + k, mask=k < every, other=0)
         place = row[:, None] * mask_step + column[None, :] * mask_inner
-        m = tl.load(mask + place, mask=both, other=0)
+        m = tl.load(own.mask + place, mask=both, other=0)
         place = row[:, None] * weight_step + column[None, :] * weight_inner
-        w = tl.load(weight + place, mask=both, other=0.0)
+        w = tl.load(own.weight + place, mask=both, other=0.0)
         poison += tl.sum(w * 0.0, axis=1)  # zero of everything that is finite
         present = m != 0
         known = k[None, :] < limit[:, None]
         wrong += tl.sum((present & (known == 0) & both).to(tl.int32), axis=1)
         # Where the mask is zero the weight is left out, not multiplied: it may be a NaN.
         w = tl.where(present & known, w * m.to(w.dtype), 0.0)
-        tl.store(packed + u[:, None] * pitch + k[None, :], w, mask=both & (k < kept)[None, :])
+        tl.store(
+            packed.weights + u[:, None] * pitch + k[None, :], w, mask=both & (k < kept)[None, :]
+        )
     if VECTORS:
-        b = tl.zeros((BLOCK,), packed.dtype.element_ty)
+        b = tl.zeros((BLOCK,), packed.weights.dtype.element_ty)
         if HAS_BIAS:
-            b = tl.load(bias + row, mask=live, other=0.0)
+            b = tl.load(own.bias + row, mask=live, other=0.0)
         if not OUTPUT:
             poison += b * 0.0
-        tl.store(biases + u, tl.where(wrong > 0, float("nan"), b), mask=live)
+        tl.store(packed.biases + u, tl.where(wrong > 0, float("nan"), b), mask=live)
     else:  # runs after the outputs, whose biases are there
-        b = tl.load(biases + u, mask=live, other=0.0)
+        b = tl.load(packed.biases + u, mask=live, other=0.0)
         tl.debug_barrier()
-        tl.store(biases + u, tl.where(wrong > 0, float("nan"), b), mask=live)
-    tl.store(flags + tl.program_id(0), tl.sum(poison, axis=0))
+        tl.store(packed.biases + u, tl.where(wrong > 0, float("nan"), b), mask=live)
+    tl.store(packed.flags + tl.program_id(0), tl.sum(poison, axis=0))
     if HAS_NORM:
-        copied(norms, norm_scale, u, row, live)
-        copied(norms + count, norm_shift, u, row, live)
+        copied(packed.norms, own.norm_scale, u, row, live)
+        copied(packed.norms + count, own.norm_shift, u, row, live)
