@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from made_flows._llvm import Numbers, emits
 from made_flows.inverse.compiled.compilation import Kernel
 from made_flows.inverse.compiled.elementwise import exp, tanh
 from made_flows.inverse.compiled.simd import like
 from made_flows.inverse.compiled.threads import next_tile
-from made_flows.inverse.compiled.values import Numbers, emits
 
 
 @emits

@@ -24,11 +24,12 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
+from made_flows import _llvm
+from made_flows._llvm import DOUBLE, LONG, SINGLE, Array, Numbers, leaves, machine
 from made_flows.inverse.compiled.layout import Kept, StepRows, words_of
 from made_flows.inverse.compiled.simd import fetch
 from made_flows.inverse.compiled.threads import Tiles, in_threads
 from made_flows.inverse.compiled.translation import Program
-from made_flows.inverse.compiled.values import DOUBLE, LONG, SINGLE, Array, Numbers, leaves
 from made_flows.univariate import step_kernel
 
 _LOG = logging.getLogger("made_flows")
@@ -56,8 +57,9 @@ def has_sources() -> bool:
 def _sources() -> bytes:
     """Hash all that kernels are made of."""
     digest = hashlib.sha256(llvmlite.__version__.encode())
-    # A constant of kernels' stands outside of their folder.
-    for path in (*sorted(Path(__file__).parent.rglob("*.py")), Path(step_kernel.__file__)):
+    # Two modules that kernels are made of stand outside of their folder.
+    others = Path(step_kernel.__file__), Path(_llvm.__file__)
+    for path in (*sorted(Path(__file__).parent.rglob("*.py")), *others):
         digest.update(path.read_bytes())
     return digest.digest()
 
@@ -86,30 +88,16 @@ def _folders() -> Iterator[Path]:
         yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "made_flows"
 
 
-def _machine() -> Any:
-    """Return what LLVM compiles for: this processor, with all that it can do."""
-    if llvm.llvm_version_info[0] < 20:  # later ones do so themselves, and refuse to be asked
-        llvm.initialize()
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-        opt=3,
-        jit=True,
-    )
-
-
 def _compile(program: Program) -> bytes:
     """Optimise a module, and return its machine code."""
-    machine = _machine()
+    target = machine()
     module = llvm.parse_assembly(str(program.module))
     module.verify()
     tuning = llvm.create_pipeline_tuning_options(speed_level=3)
     tuning.loop_vectorization = True
-    passes = llvm.create_pass_builder(machine, tuning)
+    passes = llvm.create_pass_builder(target, tuning)
     passes.getModulePassManager().run(module, passes)
-    code: bytes = machine.emit_object(module)
+    code: bytes = target.emit_object(module)
     return code
 
 
@@ -159,7 +147,7 @@ def _address(name: str, write: Callable[[Program], None]) -> int:
             write(program)
             code = _compile(program)
             any(_keep(place, code) for place in places)
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine())
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
         _LOADED.append(engine)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from made_flows._llvm import SINGLE, emits
 from made_flows.inverse.compiled.simd import (
     keep_apart,
     like,
@@ -22,7 +23,6 @@ from made_flows.inverse.compiled.simd import (
     split_power,
 )
 from made_flows.inverse.compiled.translation import Writer
-from made_flows.inverse.compiled.values import SINGLE, emits
 
 # Taylor's series of (exp(x) - 1 - x) / x^2, and those of artanh in the square of its argument.
 _EXP_SINGLE = polynomial(*(1 / math.factorial(k) for k in range(7, 1, -1)))

@@ -14,7 +14,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from made_flows.inverse.compiled.values import (
+from made_flows._llvm import (
     LONG,
     SINGLE,
     Array,

@@ -26,7 +26,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from made_flows.inverse.compiled.values import (
+from made_flows._llvm import (
     BIT,
     BUILTINS,
     FLOATS,

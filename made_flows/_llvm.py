@@ -1,4 +1,7 @@
-"""Values of LLVM that kernels are made of: numbers, arrays and tuples, and arithmetic of these."""
+"""Values of LLVM that kernels are made of: numbers, arrays and tuples, and arithmetic of these.
+
+The one place, too, that says for which processor LLVM compiles.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 
 LONG, BIT, SINGLE, DOUBLE = ir.IntType(64), ir.IntType(1), ir.FloatType(), ir.DoubleType()
 FLOATS = (SINGLE, DOUBLE)
+
+
+def machine() -> Any:
+    """Return what LLVM compiles for: this processor, with all that it can do."""
+    if binding.llvm_version_info[0] < 20:  # later ones do so themselves, and refuse to be asked
+        binding.initialize()
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(),
+        features=binding.get_host_cpu_features().flatten(),
+        opt=3,
+        jit=True,
+    )
 
 
 @dataclass(frozen=True)
