@@ -170,8 +170,8 @@ MUTANTS = [
     Mutant(
         "a slope of another activation",
         "made_flows/inverse/compiled/activations.py",
-        "z[i] = one - t * t",
-        "z[i] = one - t",
+        "return like(z, 1.0) - t * t",
+        "return like(z, 1.0) - t",
         GRADIENT,
     ),
     Mutant(

@@ -1,12 +1,14 @@
 """Activations of the compiled inverse, and their derivatives, each compiled by itself.
 
-Every function works in place, since LLVM would have to check that two arrays do not overlap; a
-network has those compiled that it needs, and no other.
+Each is a function of a number and the activation's constant. Kernels work in place, since LLVM
+would have to check that two arrays do not overlap; a network has those compiled that it needs, and
+no other.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from made_flows.inverse.compiled.elementwise import exp, expm1, sigmoid, softplus, tanh
@@ -29,153 +31,122 @@ class ActivationRows(NamedTuple):
     constant: int
 
 
-def operands(work: Any, constants: Any, rows: Any) -> Any:
-    """Return the values, the constant, zero and one."""
-    lanes, first, last, constant = rows
-    z = lines(work, first, last, lanes)
-    return z, like(z[0], line(constants, constant, 1)[0]), like(z[0], 0.0), like(z[0], 1.0)
+@lru_cache(maxsize=64)
+def over_rows(function: Any) -> Any:
+    """Make a kernel that replaces every number of some rows by a function of it and a constant."""
+
+    def kernel(work: Any, constants: Any, rows: Any) -> None:
+        lanes, first, last, constant = rows
+        z = lines(work, first, last, lanes)
+        c = like(z[0], line(constants, constant, 1)[0])
+        for i in range(len(z)):
+            z[i] = function(z[i], c)
+
+    kernel.__name__ = function.__name__
+    return kernel
 
 
-def slope_of_identity(work: Any, constants: Any, rows: Any) -> None:
+def slope_of_identity(z: Any, c: Any) -> Any:
     """Compute the derivative of identity."""
-    z, _, _, one = operands(work, constants, rows)
-    for i in range(len(z)):
-        z[i] = one
+    return like(z, 1.0)
 
 
-def apply_relu(work: Any, constants: Any, rows: Any) -> None:
+def apply_relu(z: Any, c: Any) -> Any:
     """Compute max(z, 0)."""
-    z, _, zero, _ = operands(work, constants, rows)
-    for i in range(len(z)):
-        v = z[i]
-        z[i] = zero if v < zero else v
+    zero = like(z, 0.0)
+    return zero if z < zero else z
 
 
-def slope_of_relu(work: Any, constants: Any, rows: Any) -> None:
+def slope_of_relu(z: Any, c: Any) -> Any:
     """Compute the derivative of relu."""
-    z, _, zero, one = operands(work, constants, rows)
-    for i in range(len(z)):
-        z[i] = one if z[i] > zero else zero
+    zero, one = like(z, 0.0), like(z, 1.0)
+    return one if z > zero else zero
 
 
-def apply_leaky_relu(work: Any, constants: Any, rows: Any) -> None:
+def apply_leaky_relu(z: Any, c: Any) -> Any:
     """Compute z, or c z where that is negative."""
-    z, c, zero, _ = operands(work, constants, rows)
-    for i in range(len(z)):
-        v = z[i]
-        z[i] = c * v if v < zero else v
+    return c * z if z < like(z, 0.0) else z
 
 
-def slope_of_leaky_relu(work: Any, constants: Any, rows: Any) -> None:
+def slope_of_leaky_relu(z: Any, c: Any) -> Any:
     """Compute the derivative of leaky_relu."""
-    z, c, zero, one = operands(work, constants, rows)
-    for i in range(len(z)):
-        z[i] = one if z[i] > zero else c
+    one = like(z, 1.0)
+    return one if z > like(z, 0.0) else c
 
 
-def apply_elu(work: Any, constants: Any, rows: Any) -> None:
+def apply_elu(z: Any, c: Any) -> Any:
     """Compute z, or c (exp(z) - 1) where that is negative."""
-    z, c, zero, _ = operands(work, constants, rows)
-    for i in range(len(z)):
-        v = z[i]
-        z[i] = v if v > zero else c * expm1(v)
+    return z if z > like(z, 0.0) else c * expm1(z)
 
 
-def slope_of_elu(work: Any, constants: Any, rows: Any) -> None:
+def slope_of_elu(z: Any, c: Any) -> Any:
     """Compute the derivative of elu."""
-    z, c, zero, one = operands(work, constants, rows)
-    for i in range(len(z)):
-        v = z[i]
-        z[i] = one if v > zero else c * exp(v)
+    return like(z, 1.0) if z > like(z, 0.0) else c * exp(z)
 
 
-def apply_tanh(work: Any, constants: Any, rows: Any) -> None:
+def apply_tanh(z: Any, c: Any) -> Any:
     """Compute the hyperbolic tangent."""
-    z, _, _, _ = operands(work, constants, rows)
-    for i in range(len(z)):
-        z[i] = tanh(z[i])
+    return tanh(z)
 
 
-def slope_of_tanh(work: Any, constants: Any, rows: Any) -> None:
+def slope_of_tanh(z: Any, c: Any) -> Any:
     """Compute the derivative of tanh."""
-    z, _, _, one = operands(work, constants, rows)
-    for i in range(len(z)):
-        t = tanh(z[i])
-        z[i] = one - t * t
+    t = tanh(z)
+    return like(z, 1.0) - t * t
 
 
-def apply_sigmoid(work: Any, constants: Any, rows: Any) -> None:
+def apply_sigmoid(z: Any, c: Any) -> Any:
     """Compute 1 / (1 + exp(-z))."""
-    z, _, _, _ = operands(work, constants, rows)
-    for i in range(len(z)):
-        z[i] = sigmoid(z[i])
+    return sigmoid(z)
 
 
-def slope_of_sigmoid(work: Any, constants: Any, rows: Any) -> None:
+def slope_of_sigmoid(z: Any, c: Any) -> Any:
     """Compute the derivative of sigmoid."""
-    z, _, _, one = operands(work, constants, rows)
-    for i in range(len(z)):
-        s = sigmoid(z[i])
-        z[i] = s * (one - s)
+    s = sigmoid(z)
+    return s * (like(z, 1.0) - s)
 
 
-def apply_silu(work: Any, constants: Any, rows: Any) -> None:
+def apply_silu(z: Any, c: Any) -> Any:
     """Compute z / (1 + exp(-z))."""
-    z, _, _, _ = operands(work, constants, rows)
-    for i in range(len(z)):
-        v = z[i]
-        z[i] = v * sigmoid(v)
+    return z * sigmoid(z)
 
 
-def slope_of_silu(work: Any, constants: Any, rows: Any) -> None:
+def slope_of_silu(z: Any, c: Any) -> Any:
     """Compute the derivative of silu."""
-    z, _, _, one = operands(work, constants, rows)
-    for i in range(len(z)):
-        s = sigmoid(z[i])
-        z[i] = s * (one + z[i] * (one - s))
+    s, one = sigmoid(z), like(z, 1.0)
+    return s * (one + z * (one - s))
 
 
-def apply_softplus(work: Any, constants: Any, rows: Any) -> None:
-    """Compute log(1 + exp(c z)) / c."""
-    z, c, _, _ = operands(work, constants, rows)
-    limit = like(c, 20.0)  # as torch does: above it, the identity
-    for i in range(len(z)):
-        v = z[i] * c
-        z[i] = z[i] if v > limit else softplus(v) / c
+def apply_softplus(z: Any, c: Any) -> Any:
+    """Compute log(1 + exp(c z)) / c; as torch does, the identity where c z is above 20."""
+    v = z * c
+    return z if v > like(c, 20.0) else softplus(v) / c
 
 
-def slope_of_softplus(work: Any, constants: Any, rows: Any) -> None:
+def slope_of_softplus(z: Any, c: Any) -> Any:
     """Compute the derivative of softplus."""
-    z, c, _, one = operands(work, constants, rows)
-    limit = like(c, 20.0)
-    for i in range(len(z)):
-        v = z[i] * c
-        z[i] = one if v > limit else sigmoid(v)
+    v = z * c
+    return like(z, 1.0) if v > like(c, 20.0) else sigmoid(v)
 
 
-def apply_gelu(work: Any, constants: Any, rows: Any) -> None:
+def apply_gelu(z: Any, c: Any) -> Any:
     """Compute z times the normal distribution function."""
-    z, c, _, one = operands(work, constants, rows)
     half, root = like(c, 0.5), like(c, math.sqrt(0.5))
-    for i in range(len(z)):
-        v = z[i]
-        z[i] = half * v * (one + like(v, math.erf(v * root)))
+    return half * z * (like(z, 1.0) + like(z, math.erf(z * root)))
 
 
-def slope_of_gelu(work: Any, constants: Any, rows: Any) -> None:
+def slope_of_gelu(z: Any, c: Any) -> Any:
     """Compute the derivative of gelu."""
-    z, c, _, one = operands(work, constants, rows)
     half, root = like(c, 0.5), like(c, math.sqrt(0.5))
     density = like(c, 1 / math.sqrt(2 * math.pi))
-    for i in range(len(z)):
-        v = z[i]
-        below = half * (one + like(v, math.erf(v * root)))
-        z[i] = below + v * density * exp(-half * v * v)
+    below = half * (like(z, 1.0) + like(z, math.erf(z * root)))
+    return below + z * density * exp(-half * z * z)
 
 
 _NAMES = {code: name for name, code in ACTIVATION_CODES.items()}
 
 
 def function_of(code: int, *, slope: bool) -> Any:
-    """Return the function of an activation, or its derivative's; None for what changes nothing."""
-    return globals().get(f"{'slope_of' if slope else 'apply'}_{_NAMES[code]}")
+    """Return the kernel of an activation, or its derivative's; None for what changes nothing."""
+    function = globals().get(f"{'slope_of' if slope else 'apply'}_{_NAMES[code]}")
+    return None if function is None else over_rows(function)

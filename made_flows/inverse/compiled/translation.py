@@ -104,6 +104,8 @@ class Writer(Numbers):
         super().__init__(builder)
         self.program, self._function = program, function
         self._tree = _tree_of(function)
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        self._known = {**function.__globals__, **{name: c.cell_contents for name, c in cells}}
         names = [argument.arg for argument in self._tree.args.args]
         stored = Counter(
             node.id
@@ -297,7 +299,7 @@ class Writer(Numbers):
             return rebuild(model, iter([self.builder.load(slot) for slot in slots]))
         if name in self._values:
             return self._values[name]
-        known = self._function.__globals__
+        known = self._known
         return known[name] if name in known else getattr(builtins, name)
 
     def _of_attribute(self, node: ast.Attribute) -> Any:
