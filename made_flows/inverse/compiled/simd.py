@@ -9,6 +9,7 @@ speed on the sizes of the benchmark (``python -m benchmarks.inverse``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -44,6 +45,48 @@ def _host() -> tuple[int, int]:
 VECTOR_BYTES, ACCUMULATORS = _host()
 
 
+def _spread(b: Any, number: Any, vector: Any) -> Any:
+    """Return a vector all of whose lanes are one number."""
+    nothing, places = ir.Constant(vector, ir.Undefined), ir.VectorType(ir.IntType(32), vector.count)
+    single = b.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
+    return b.shuffle_vector(single, nothing, ir.Constant(places, [0] * vector.count))
+
+
+def _vector_at(b: Any, base: Any, offset: Any, vector: Any) -> Any:
+    """Return the place of a vector, so many numbers after another place."""
+    return b.bitcast(b.gep(base, [constant(offset)], inbounds=True), vector.as_pointer())
+
+
+def _accumulate(
+    w: Numbers, places: list[Any], size: int, count: Any, terms: Callable[[Any], list[Any]]
+) -> None:
+    """Add to vectors in memory, in turn, as many terms as there are inputs.
+
+    Args:
+        w: writes it.
+        places: of the vectors.
+        size: bytes of a number.
+        count: number of inputs k.
+        terms: returns for k what is added to each vector, a weight and a value to multiply.
+    """
+    b, fast, sums = w.builder, ("contract",), []  # a product and a sum may become one instruction
+    for place in places:
+        with b.goto_entry_block():
+            sums.append(b.alloca(place.type.pointee))
+        # Rows begin where a tile's do, not where a vector would like them to: loads and
+        # stores ask for the alignment of one number only, which costs nothing here.
+        b.store(b.load(place, align=size), sums[-1])
+
+    def add(k: Any) -> None:
+        for total, pair in zip(sums, terms(k), strict=True):
+            b.store(b.fadd(b.load(total), b.fmul(*pair, flags=fast), flags=fast), total)
+
+    # LLVM keeps the sums of a loop that does nothing else in registers.
+    w.each(count, add)
+    for place, total in zip(places, sums, strict=True):
+        b.store(b.load(total), place, align=size)
+
+
 def block_product(units: int, vectors: int) -> Any:
     """Make an intrinsic that adds, for a block of units, products of weights and inputs.
 
@@ -61,77 +104,26 @@ def block_product(units: int, vectors: int) -> Any:
         w: Numbers, a: Any, c0: Any, a0: Any, weights: Any, w0: Any, stride: Any, lanes: Any,
         count: Any,
     ) -> None:  # fmt: skip
-        builder, size = w.builder, a.itemsize
+        b, size = w.builder, a.itemsize
         width = VECTOR_BYTES // size
         vector = ir.VectorType(a.element, width)
-        word = LONG
-        fast = ("contract",)  # a product and a sum may become one fused instruction
+        c_start = b.gep(a.start, [c0], inbounds=True)
+        a_start = b.gep(a.start, [a0], inbounds=True)
+        w_start = b.gep(weights.start, [w0], inbounds=True)
+        rows = [b.gep(c_start, [b.mul(lanes, constant(unit))]) for unit in range(units)]
+        parts = [part * width for part in range(vectors)]
+        places = [_vector_at(b, row, part, vector) for row in rows for part in parts]
 
-        def at(base: Any, offset: Any, kind: Any) -> Any:
-            place = builder.gep(base, [offset], inbounds=True)
-            return builder.bitcast(place, kind.as_pointer())
+        def terms(k: Any) -> list[Any]:
+            a_row = b.gep(a_start, [b.mul(k, lanes)], inbounds=True)
+            w_row = b.gep(w_start, [b.mul(k, stride)], inbounds=True)
+            inputs = [b.load(_vector_at(b, a_row, part, vector), align=size) for part in parts]
+            # Input-major weights: those of the block's units for one input are neighbours.
+            own = [b.load(b.gep(w_row, [constant(u)], inbounds=True)) for u in range(units)]
+            every = [_spread(b, weight, vector) for weight in own]
+            return [(weight, value) for weight in every for value in inputs]
 
-        c_start = builder.gep(a.start, [c0], inbounds=True)
-        a_start = builder.gep(a.start, [a0], inbounds=True)
-        w_start = builder.gep(weights.start, [w0], inbounds=True)
-        places = []
-        for unit in range(units):
-            row = builder.mul(lanes, ir.Constant(word, unit))
-            for part in range(vectors):
-                offset = builder.add(row, ir.Constant(word, part * width))
-                places.append(at(c_start, offset, vector))
-        # Rows begin where a tile's do, not where a vector would like them to: loads and
-        # stores ask for the alignment of one number only, which costs nothing here.
-        starts = [builder.load(place, align=size) for place in places]
-
-        before = builder.block
-        loop = builder.append_basic_block("inputs")
-        after = builder.append_basic_block("done")
-        zero = ir.Constant(word, 0)
-        builder.cbranch(builder.icmp_signed(">", count, zero), loop, after)
-
-        builder.position_at_end(loop)
-        k = builder.phi(word)
-        k.add_incoming(zero, before)
-        # The sums are values that go round the loop, not places in memory: registers.
-        sums = []
-        for start in starts:
-            total = builder.phi(vector)
-            total.add_incoming(start, before)
-            sums.append(total)
-        a_row = builder.gep(a_start, [builder.mul(k, lanes)], inbounds=True)
-        w_row = builder.gep(w_start, [builder.mul(k, stride)], inbounds=True)
-        inputs = [
-            builder.load(at(a_row, ir.Constant(word, part * width), vector), align=size)
-            for part in range(vectors)
-        ]
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-        new = []
-        # Input-major weights: those of the block's units for one input are neighbours.
-        for unit in range(units):
-            weight = builder.load(builder.gep(w_row, [ir.Constant(word, unit)], inbounds=True))
-            single = builder.insert_element(
-                ir.Constant(vector, ir.Undefined), weight, ir.Constant(ir.IntType(32), 0)
-            )
-            spread = builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), zeros)
-            for part in range(vectors):
-                old = sums[unit * vectors + part]
-                scaled = builder.fmul(spread, inputs[part], flags=fast)
-                new.append(builder.fadd(old, scaled, flags=fast))
-        following = builder.add(k, ir.Constant(word, 1))
-        k.add_incoming(following, loop)
-        for total, value in zip(sums, new, strict=True):
-            total.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-
-        builder.position_at_end(after)
-        for start, value in zip(starts, new, strict=True):
-            result = builder.phi(vector)
-            result.add_incoming(start, before)
-            result.add_incoming(value, loop)
-        results = list(builder.block.instructions)
-        for place, result in zip(places, results, strict=True):
-            builder.store(result, place, align=size)
+        _accumulate(w, places, size, count, terms)
 
     return product
 
@@ -150,30 +142,14 @@ def unit_product(size: int) -> Any:
     def product(
         w: Numbers, a: Any, c0: Any, a0: Any, weights: Any, w0: Any, stride: Any, count: Any
     ) -> None:
-        b, units, fast = w.builder, max(size // a.itemsize, 1), ("contract",)
-        vector = ir.VectorType(a.element, units)
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), units), [0] * units)
-        nothing = ir.Constant(vector, ir.Undefined)
+        b, vector = w.builder, ir.VectorType(a.element, max(size // a.itemsize, 1))
 
-        def at(base: Any, offset: Any) -> Any:
-            place = b.gep(base, [constant(offset)], inbounds=True)
-            return b.bitcast(place, vector.as_pointer())
-
-        place = at(a.start, c0)
-        with b.goto_entry_block():
-            total = b.alloca(vector)
-        b.store(b.load(place, align=a.itemsize), total)
-
-        def add(k: Any) -> None:
-            weight = b.load(at(weights.start, b.add(w0, b.mul(k, stride))), align=a.itemsize)
+        def terms(k: Any) -> list[Any]:
+            place = _vector_at(b, weights.start, b.add(w0, b.mul(k, stride)), vector)
             value = b.load(b.gep(a.start, [b.add(a0, k)], inbounds=True))
-            single = b.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
-            spread = b.shuffle_vector(single, nothing, zeros)
-            scaled = b.fmul(weight, spread, flags=fast)
-            b.store(b.fadd(b.load(total), scaled, flags=fast), total)
+            return [(b.load(place, align=a.itemsize), _spread(b, value, vector))]
 
-        w.each(count, add)
-        b.store(b.load(total), place, align=a.itemsize)
+        _accumulate(w, [_vector_at(b, a.start, c0, vector)], a.itemsize, count, terms)
 
     return product
 
@@ -183,18 +159,14 @@ def fill_rows(w: Numbers, c: Any, c0: Any, values: Any, first: Any, count: Any, 
     """Fill row u of c, from c0 on and ``lanes`` long, with values[first + u], for u < count."""
     b, width = w.builder, VECTOR_BYTES // c.itemsize
     vector = ir.VectorType(c.element, width)
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-    nothing = ir.Constant(vector, ir.Undefined)
 
     def fill(u: Any) -> None:
-        value = b.load(b.gep(values.start, [b.add(first, u)], inbounds=True))
-        single = b.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
-        spread = b.shuffle_vector(single, nothing, zeros)
+        spread = _spread(b, b.load(b.gep(values.start, [b.add(first, u)], inbounds=True)), vector)
         row = b.gep(c.start, [b.add(c0, b.mul(u, lanes))], inbounds=True)
 
         def store(part: Any) -> None:
-            place = b.gep(row, [b.mul(part, constant(width))], inbounds=True)
-            b.store(spread, b.bitcast(place, vector.as_pointer()), align=c.itemsize)
+            place = _vector_at(b, row, b.mul(part, constant(width)), vector)
+            b.store(spread, place, align=c.itemsize)
 
         w.each(b.sdiv(lanes, constant(width)), store)
 
@@ -278,6 +250,14 @@ def line(w: Numbers, work: Array, row: Any, lanes: Any) -> Array:
     """Return a row of a workspace as an array."""
     start = w.builder.gep(work.start, [constant(w.arithmetic("*", row, lanes))], inbounds=True)
     return Array(start, (constant(lanes),))
+
+
+@emits
+def adjacent_lines(
+    w: Numbers, work: Array, first: Any, lanes: Any, count: int
+) -> tuple[Array, ...]:
+    """Return so many rows of a workspace, from one on, as arrays."""
+    return tuple(line(w, work, w.arithmetic("+", first, i), lanes) for i in range(count))
 
 
 @emits

@@ -13,17 +13,23 @@ from made_flows.inverse.compiled.simd import like, line
 from made_flows.univariate.step_kernel import HEAD
 
 
+def parameter_lines(work: Any, numbers: Any, lanes: int, parameters: int) -> Any:
+    """Return g m and g a, which take the place of the parameters."""
+    swapped = numbers[5] != 0.0
+    shift = line(work, parameters + 1 if swapped else parameters, lanes)
+    raw = line(work, parameters if swapped else parameters + 1, lanes)
+    gain = like(raw[0], numbers[4])
+    for j in range(lanes):
+        raw[j] *= gain
+        shift[j] *= gain
+    return shift, raw
+
+
 def step(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
     lanes, parameters, _, noise, _, x = rows
-    swapped = numbers[5] != 0.0
-    shift = line(work, parameters + 1 if swapped else parameters, lanes)
-    s = line(work, parameters if swapped else parameters + 1, lanes)
+    shift, s = parameter_lines(work, numbers, lanes, parameters)
     u, value = line(work, noise, lanes), line(work, x, lanes)
-    gain = like(s[0], numbers[4])
-    for j in range(lanes):
-        s[j] *= gain
-        shift[j] *= gain
     scale(int(numbers[1]), numbers[2], numbers[3], s)
     if numbers[0] == 0.0:
         for j in range(lanes):
@@ -36,22 +42,16 @@ def step(work: Any, numbers: Any, rows: Any) -> None:
 def score(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
     lanes, parameters, _, value, _, out = rows
-    swapped = numbers[5] != 0.0
-    shift = line(work, parameters + 1 if swapped else parameters, lanes)
-    log_s = line(work, parameters if swapped else parameters + 1, lanes)
+    shift, log_s = parameter_lines(work, numbers, lanes, parameters)
     known, image = line(work, value, lanes), line(work, out, lanes)
     density = line(work, out + 1, lanes)
-    gain = like(log_s[0], numbers[4])
-    for j in range(lanes):
-        log_s[j] *= gain
-        shift[j] *= gain
     log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
     if numbers[0] == 0.0:
         for j in range(lanes):
             image[j] = shift[j] + exp(log_s[j]) * known[j]
             density[j] += log_s[j]
         return
-    half, normal = like(gain, 0.5), like(gain, 0.5 * math.log(2 * math.pi))
+    half, normal = like(log_s[0], 0.5), like(log_s[0], 0.5 * math.log(2 * math.pi))
     head = numbers[0] == HEAD
     for j in range(lanes):
         z = (known[j] - shift[j]) * exp(-log_s[j])
@@ -62,16 +62,12 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
 def pull(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
     lanes, parameters, _, value, scratch, out = rows
-    swapped = numbers[5] != 0.0
-    shift = line(work, parameters + 1 if swapped else parameters, lanes)
-    log_s = line(work, parameters if swapped else parameters + 1, lanes)
+    shift, log_s = parameter_lines(work, numbers, lanes, parameters)
     known, image = line(work, value, lanes), line(work, out, lanes)
     density, slope = line(work, out + 1, lanes), line(work, scratch, lanes)
     gain, zero = like(log_s[0], numbers[4]), like(log_s[0], 0.0)
     for j in range(lanes):
-        log_s[j] *= gain
         slope[j] = log_s[j]
-        shift[j] *= gain
     log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
     log_scale_slope(int(numbers[1]), numbers[2], numbers[3], slope)
     if numbers[0] == 0.0:

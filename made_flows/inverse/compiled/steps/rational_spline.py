@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from made_flows.inverse.compiled.elementwise import exp, log, softplus
-from made_flows.inverse.compiled.simd import keep_apart, like, line
+from made_flows.inverse.compiled.simd import adjacent_lines, keep_apart, like, line
 
 
 def step(work: Any, numbers: Any, rows: Any) -> None:
@@ -96,17 +96,7 @@ def bin_lines(work: Any, scratch: int, lanes: int) -> Any:
     The value's place in the interval; the bin's left, bottom, width, height, derivatives at its
     ends and inner point; the value's place in the bin on the other axis.
     """
-    return (
-        line(work, scratch, lanes),
-        line(work, scratch + 1, lanes),
-        line(work, scratch + 2, lanes),
-        line(work, scratch + 3, lanes),
-        line(work, scratch + 4, lanes),
-        line(work, scratch + 5, lanes),
-        line(work, scratch + 6, lanes),
-        line(work, scratch + 7, lanes),
-        line(work, scratch + 8, lanes),
-    )
+    return adjacent_lines(work, scratch, lanes, 9)
 
 
 def edge_row(knot: int, bins: int, knots: int, edges: float) -> int:
