@@ -43,13 +43,15 @@ def _add(sums: Any, factor: Any, terms: Any) -> None:
         sums[k] = _plus_product(sums[k], factor, terms[k])
 
 
-def _add_two(
-    sums: Any, of_shift: Any, of_raw: Any, w: Any, first: int, u: int, inputs: int
-) -> None:
-    """Add the rows of a feature's two outputs, its shift and its raw scale."""
-    row = first + 2 * u * inputs
-    _add(sums, of_shift, w[row : row + inputs])
-    _add(sums, of_raw, w[row + inputs : row + 2 * inputs])
+def _row(w: Any, first: int, u: int, inputs: int) -> Any:
+    """Return the weights of a unit, in a matrix that begins at ``first``."""
+    return w[first + u * inputs : first + u * inputs + inputs]
+
+
+def _layer(table: Any, t: int, layer: int) -> Any:
+    """Return a layer's units, inputs, places of weights, biases and results, and what it reads."""
+    q = t + 5 + 5 * layer
+    return table[q], table[q + 1], table[q + 2], table[q + 3], table[q + 4], table[q - 1]
 
 
 def _sample(
@@ -69,30 +71,22 @@ def _sample(
             depth, direct, z = table[t], table[t + 1], table[t + 4]
             for i in range(d):
                 saved[row + z + i] = x[at + i]
-            source = z
             for layer in range(depth + 1):
-                q = t + 5 + 5 * layer
-                units, inputs, w0, b0, to = (
-                    table[q], table[q + 1], table[q + 2], table[q + 3], table[q + 4],
-                )  # fmt: skip
+                units, inputs, w0, b0, to, source = _layer(table, t, layer)
+                read = saved[row + source : row + source + inputs]
                 for u in range(units):
-                    value = _dot(
-                        w[w0 + u * inputs : w0 + u * inputs + inputs],
-                        saved[row + source : row + source + inputs],
-                    )
+                    value = _dot(_row(w, w0, u, inputs), read)
                     if b0 >= 0:
                         value += w[b0 + u]
                     if layer == depth and direct >= 0:
-                        value += _dot(
-                            w[direct + u * d : direct + u * d + d], saved[row + z : row + z + d]
-                        )
+                        value += _dot(_row(w, direct, u, d), saved[row + z : row + z + d])
                     saved[row + to + u] = value
                 if layer < depth:
                     hidden = saved[row + to : row + to + units]
                     for u in range(units):
                         hidden[u] = tanh(hidden[u])
-                source = to
-            out = row + source
+            last = table[t + 9 + 5 * depth]  # where the outputs are saved
+            out = row + last
             for i in range(d):
                 bounded = tanh(gain * saved[out + 2 * i + 1] / bound)
                 scale = exp(bound * bounded)
@@ -100,27 +94,27 @@ def _sample(
                 saved[out + 2 * i], saved[out + 2 * i + 1] = scale, gain * (one - bounded * bounded)
                 total += bound * bounded
             # The score.
-            for k in range(z, source):
+            for k in range(z, last):
                 delta[k] = zero
-            q = t + 5 + 5 * depth
-            inputs, w0, below = table[q + 1], table[q + 2], table[q - 1]
             for p in range(table[t + 2], table[t + 3], 2):
                 layer, u = program[p], program[p + 1]
                 if layer >= 0:
-                    q = t + 5 + 5 * layer
-                    h = saved[row + table[q + 4] + u]
-                    of_unit = delta[table[q + 4] + u] * (one - h * h)
-                    begin, reads, lower = table[q + 2], table[q + 1], table[q - 1]
-                    row_of_unit = w[begin + u * reads : begin + (u + 1) * reads]
-                    _add(delta[lower : lower + reads], of_unit, row_of_unit)
+                    _, inputs, w0, _, to, below = _layer(table, t, layer)
+                    h = saved[row + to + u]
+                    of_unit = delta[to + u] * (one - h * h)
+                    _add(delta[below : below + inputs], of_unit, _row(w, w0, u, inputs))
                 else:
                     scale, slope = saved[out + 2 * u], saved[out + 2 * u + 1]
                     v = (score[at + u] - delta[z + u]) / scale
                     score[at + u] = v
                     of_raw = (v * scale * saved[row + z + u] + one) * slope
-                    _add_two(delta[below : below + inputs], v * gain, of_raw, w, w0, u, inputs)
+                    _, inputs, w0, _, _, below = _layer(table, t, depth)
+                    sums = delta[below : below + inputs]
+                    _add(sums, v * gain, _row(w, w0, 2 * u, inputs))
+                    _add(sums, of_raw, _row(w, w0, 2 * u + 1, inputs))
                     if direct >= 0:
-                        _add_two(delta[z : z + d], v * gain, of_raw, w, direct, u, d)
+                        _add(delta[z : z + d], v * gain, _row(w, direct, 2 * u, d))
+                        _add(delta[z : z + d], of_raw, _row(w, direct, 2 * u + 1, d))
         log_det[j] = total
 
 
@@ -146,33 +140,18 @@ def _pull(
                 delta[to + 2 * i] = v * gain
                 delta[to + 2 * i + 1] = (v * scale * saved[row + z + i] + of_log_det[j]) * slope
             for layer in range(depth, -1, -1):
-                q = t + 5 + 5 * layer
-                units, inputs, w0, b0, to = (
-                    table[q], table[q + 1], table[q + 2], table[q + 3], table[q + 4],
-                )  # fmt: skip
-                below = table[q - 1]
+                units, inputs, w0, b0, to, below = _layer(table, t, layer)
+                read = saved[row + below : row + below + inputs]
                 for u in range(units):
                     of_unit = delta[to + u]
                     if layer < depth:
                         h = saved[row + to + u]
                         of_unit *= one - h * h
                     elif direct >= 0:
-                        _add(delta[z : z + d], of_unit, w[direct + u * d : direct + u * d + d])
-                        _add(
-                            of_w[direct + u * d : direct + u * d + d],
-                            of_unit,
-                            saved[row + z : row + z + d],
-                        )
-                    _add(
-                        delta[below : below + inputs],
-                        of_unit,
-                        w[w0 + u * inputs : w0 + u * inputs + inputs],
-                    )
-                    _add(
-                        of_w[w0 + u * inputs : w0 + u * inputs + inputs],
-                        of_unit,
-                        saved[row + below : row + below + inputs],
-                    )
+                        _add(delta[z : z + d], of_unit, _row(w, direct, u, d))
+                        _add(_row(of_w, direct, u, d), of_unit, saved[row + z : row + z + d])
+                    _add(delta[below : below + inputs], of_unit, _row(w, w0, u, inputs))
+                    _add(_row(of_w, w0, u, inputs), of_unit, read)
                     if b0 >= 0:
                         of_w[b0 + u] += of_unit
             out = row + table[t + 5 + 5 * depth + 4]
