@@ -131,21 +131,23 @@ class Margins:
     def _mixture(self, part: Numbers, k: int, values: Tensor, start: Tensor) -> Tensor:
         from sklearn.mixture import GaussianMixture
 
-        atom = values == ATOM
-        z = part._to_normal(values[~atom], torch.full((int((~atom).sum()),), k))[0][:, None].numpy()
-        counts = [c for c in (1, 2, 3, 5, 8) if c <= len(np.unique(z))]
-        each = [GaussianMixture(c, random_state=0, reg_covar=1e-4).fit(z) for c in counts]
+        place = part._place(values, torch.full(values.shape, k))
+        p = start.clone()
+        counts = torch.bincount(place + 1, minlength=len(p) - 23) + 1.0
+        p[24:] = (counts[1:] / counts[0]).log()
+        values = values[place < 0]
+        if len(values) < 2:
+            return p
+        z = part._to_normal(values, torch.full(values.shape, k))[0][:, None].numpy()
+        sizes = [c for c in (1, 2, 3, 5, 8) if c <= len(np.unique(z))]
+        each = [GaussianMixture(c, random_state=0, reg_covar=1e-4).fit(z) for c in sizes]
         best = min(each, key=lambda found: found.bic(z))
         found = best.n_components
-        p = start.clone()
         p[:8], p[8:24] = -30.0, 0.0
         p[:found] = torch.from_numpy(np.log(best.weights_))
         p[8 : 8 + found] = torch.from_numpy(best.means_[:, 0])
         scale = torch.from_numpy(best.covariances_[:, 0, 0]).sqrt().clamp(2e-3, 0.999)
         p[16 : 16 + found] = raw_scale(scale)
-        if part.inflated:
-            share = atom.double().mean().clamp(1e-4, 1 - 1e-4)
-            p[24] = torch.logit(share)
         return p
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -168,20 +170,22 @@ class Margins:
                     below[:, i], at[:, i] = ends[code], ends[code + 1]
                     continue
                 which = torch.full((len(y),), k)
-                atom = y == ATOM
+                atom, masses = y == ATOM, part._masses[k]
+                share = torch.softmax(torch.cat([torch.zeros(1), p[24 : part.outputs[k]]]), 0)
+                same = part._place(y, which)[:, None] == torch.arange(len(masses))
+                smaller = (masses < y[:, None]) & ~same  # zero is put below all else
                 y = torch.where(atom, 0.0, y)
                 low = high = y
                 if part.cells:
                     number, half = part._number(y, which), 0.5 * part._of(y, which)[3]
                     low, high = (part._code(edge, which) for edge in (number - half, number + half))
-                share = torch.sigmoid(p[24]) if part.inflated else torch.zeros(())
-                for target, edge in ((below, low), (at, high)):
+                for target, edge, own in ((below, low, smaller), (at, high, smaller | same)):
                     z = part._to_normal(edge, which)[0].clamp(-1e30, 1e30)[:, None]
                     scale = part.mixture.scale(p[16:24]).exp()
                     normal = torch.special.ndtr((z - p[8:16]) / scale)
                     f = (torch.softmax(p[:8], 0) * normal).sum(1)
-                    f = share + (1 - share) * f  # zero is put below all else
-                    target[:, i] = torch.where(atom, 0.0 if target is below else share, f)
+                    mass = (own[:, : len(share) - 1] * share[1:]).sum(1)
+                    target[:, i] = mass + torch.where(atom, 0.0, share[0] * f)
         return below, at
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ ATOM = -10_000.0
 """The code of the value that has a mass of its own; no logarithm of a number is near it."""
 
 _MOST = 100
-"""Categories that have a probability each; those beyond share that of the unseen."""
+"""Values that have a probability each; categories beyond them share that of the unseen."""
 
 _CYCLES = {"week": 7.0, "year": 365.2425}
 _TAILS, _SKEWS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.12), (-0.6, -0.3, -0.1, 0.0, 0.1, 0.3, 0.6)
@@ -167,6 +168,8 @@ class NumberColumn(Column):
         shape: m, s, t, k, l and d.
         cycles: the names of cycles (``"week"``, ``"year"``) that the network is told the phase of.
         ends: least and largest value.
+        frequent: numbers, of a column in steps, that have a probability of their own beside that
+            of their cell: those far more frequent than their neighbours.
 
     References:
         Jones and Pewsey 2009, *Sinh-arcsinh distributions*, equation 1.
@@ -184,10 +187,17 @@ class NumberColumn(Column):
     shape: tuple[float, ...]
     cycles: tuple[str, ...]
     ends: tuple[float, float]
+    frequent: tuple[float, ...] = ()
 
     @property
     def whole_days(self) -> bool:
         return self.holds == "date" and self.step >= 1
+
+    @property
+    def masses(self) -> Any:
+        """The codes of values that have a probability of their own."""
+        codes = _base(np.array(self.frequent), self.base, self.low, self.high) - self.center
+        return np.append([ATOM] * self.inflated, codes)
 
     @property
     def periods(self) -> tuple[float, ...]:
@@ -240,12 +250,13 @@ class NumberColumn(Column):
         return np.rint(np.median(values.astype(np.int64), axis=0)).astype(values.dtype)
 
     def summary(self) -> str:
-        ends = [f"{end:.5g}" for end in self.ends]
-        if self.holds == "date":
-            ends = [str(day.astype("M8[D]")) for day in _moments(np.array(self.ends), "date")]
+        ends = _shown(self.ends, self.holds)
         steps = f", in steps of {self.step:g}" if self.step else ""
         cycles = f", with the cycles {' and '.join(self.cycles)}" if self.cycles else ""
-        return f"{ends[0]} to {ends[1]}{steps}{cycles}"
+        often = _shown(self.frequent[:3], self.holds)
+        more = f", ... ({len(self.frequent)})" if len(self.frequent) > 3 else ""
+        often = f", often {', '.join(often)}{more}" if often else ""
+        return f"{ends[0]} to {ends[1]}{steps}{often}{cycles}"
 
 
 def fit_categories(name: str, values: Values, kind: str = "category") -> CategoryColumn:
@@ -272,8 +283,14 @@ def fit_number(
     high: float = 0.0,
     step: float = 0.0,
     inflated: bool = False,
+    repeats: bool = True,
 ) -> NumberColumn:
     """Make a column of numbers, its map fitted to its values.
+
+    Args:
+        name, values, kind: of the column.
+        base, low, high, step, inflated: see :class:`NumberColumn`.
+        repeats: whether numbers that repeat have a probability of their own.
 
     Raises:
         ValueError: for values outside the support.
@@ -283,8 +300,9 @@ def fit_number(
     long = ends[1] - ends[0]
     dates = values.holds == "date"
     cycles = tuple(c for c, days in _CYCLES.items() if dates and (c == "week" or long > 2 * days))
+    frequent = _frequent(known[known != 0] if inflated else known, step) if repeats and step else ()
     plain = NumberColumn(name, kind, values.holds, base, low, high, 0.0, step, inflated,
-                         (0.0, 1.0, 1.0, 0.0, 0.0, 1.0), cycles, ends)  # fmt: skip
+                         (0.0, 1.0, 1.0, 0.0, 0.0, 1.0), cycles, ends, frequent)  # fmt: skip
     codes = plain.codes(values)
     y = codes[~np.isnan(codes) & (codes != ATOM)]
     if not len(y):
@@ -295,6 +313,32 @@ def fit_number(
         center = round(center / step) * step
     center = 0.0 if base == "asinh" else center
     return replace(plain, center=center, shape=_fitted(y - center, base)[1])
+
+
+def _frequent(x: Any, step: float) -> tuple[float, ...]:
+    """Find numbers that are far more frequent than those around them, the most frequent first.
+
+    Each is compared with its neighbours, in the least window of as many rows as a root of all, and
+    of three steps either way at least. It is taken where a parameter of its own gains three times
+    the nats that the Bayesian information criterion asks for one.
+    """
+    found, counts = np.unique(x, return_counts=True)
+    ends = np.append(0, counts.cumsum())
+    whole = np.abs(found - np.round(found / step) * step) < 1e-6 * step
+    each = np.flatnonzero(whole & (counts >= 3))
+    value, count = found[each], counts[each]
+    cells, expected = np.full(len(each), 3.0), np.zeros(len(each))
+    widening = np.ones(len(each), dtype=bool)
+    while widening.any():
+        low, high = (np.searchsorted(found, value + side * (cells + 0.5) * step) for side in (-1, 1))
+        rows = ends[high] - ends[low] - count
+        expected = np.where(widening, (rows + 1) / (2 * cells), expected)
+        widening &= (rows < max(20.0, len(x) ** 0.5)) & (rows < len(x) - count)
+        cells = np.where(widening, 2 * cells, cells)
+    gain = count * np.log(count / expected) - count + expected
+    taken = np.flatnonzero((count > 3 * expected) & (gain > 1.5 * math.log(len(x) + 1)))
+    taken = taken[np.argsort(-gain[taken], kind="stable")[:_MOST]]
+    return tuple(value[taken[np.argsort(-count[taken], kind="stable")]].tolist())
 
 
 def normal_likelihood(x: Any, base: str) -> float:
@@ -338,6 +382,13 @@ def _fitted(y: Any, base: str) -> tuple[float, tuple[float, ...]]:
     tail, skew, location, deviation = chosen
     nats = best - math.log(spread) - 0.5 * math.log(2 * math.pi) - 0.5
     return nats, (middle, spread, tail, skew, location, deviation if deviation > 1e-9 else 1.0)
+
+
+def _shown(numbers: Sequence[float], holds: str) -> list[str]:
+    """Write down numbers, or dates, as a person reads them."""
+    if holds == "date":
+        return [str(day.astype("M8[D]")) for day in _moments(np.array(numbers), "date")]
+    return [f"{number:.5g}" for number in numbers]
 
 
 def _moments(days: Any, holds: str) -> Any:

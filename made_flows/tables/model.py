@@ -99,6 +99,7 @@ class TableMADE(DensityModel):
         components: int = 8,
         activation: Any = "relu",
         residual: bool = False,
+        direct: bool = False,
         dropout: float = 0.0,
         orders_per_batch: int | Literal["row"] = 8,
     ) -> None:
@@ -109,7 +110,8 @@ class TableMADE(DensityModel):
         made = MADE(
             len(schema.columns), 0 if of_context is None else sum(of_context.inputs),
             hidden_features or _widths(len(schema.columns)), head.outputs, inputs=head.inputs,
-            activation=activation, residual=residual, dropout=dropout, mask_weights="order",
+            activation=activation, residual=residual, direct=direct, dropout=dropout,
+            mask_weights="order",
         )  # fmt: skip
         super().__init__(made, head, orders="all", orders_per_batch=orders_per_batch)
         self.schema, self.context = schema, len(schema.context)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from made_flows.tables.columns import ATOM, CategoryColumn, NumberColumn
 from made_flows.univariate.heads import Categorical, GaussianMixture
@@ -93,8 +94,9 @@ class Categories(Part):
 class Numbers(Part):
     """Columns of numbers: a mixture of normals behind the fitted map.
 
-    Its density; where numbers come in steps, the probability of the cell around one; where zero is
-    inflated, a logit of it more.
+    Its density; where numbers come in steps, the probability of the cell around one. Beside that,
+    a probability for zero, where it is inflated, and for each frequent number, by a logit of each;
+    the mixture's is 0.
     """
 
     def __init__(
@@ -106,9 +108,15 @@ class Numbers(Part):
         first = columns[0]
         self.base, self.inflated, self.periods = first.base, first.inflated, first.periods
         self.cells = first.step > 0
-        self.outputs = [3 * components + self.inflated] * len(columns)
-        width = len(_KNOTS) + self.inflated + 2 * len(self.periods)
-        self.inputs = [width] * len(columns)
+        masses = [torch.from_numpy(column.masses) for column in columns]
+        # Codes of values with a probability of their own, NaN behind those of a column.
+        self._masses = pad_sequence(masses, True, padding_value=torch.nan)
+        self.outputs = [3 * components + len(each) for each in masses]
+        width = len(_KNOTS) + 2 * len(self.periods)
+        self.inputs = [width + len(each) for each in masses]
+        read = torch.ones(len(columns), width + self._masses.shape[1], dtype=torch.bool)
+        read[:, len(_KNOTS) : len(_KNOTS) + self._masses.shape[1]] = ~self._masses.isnan()
+        self._read = read.flatten().nonzero().squeeze(1)
         rows = [(c.low, c.high, c.center, c.step, *c.shape) for c in columns]
         self._constants = torch.tensor(rows, dtype=torch.float64).T
 
@@ -116,12 +124,13 @@ class Numbers(Part):
         each = []
         for k in range(len(self.places)):
             start = self.mixture.initial_parameters()
-            share = torch.tensor(0.5)
+            logits = torch.zeros(self.outputs[k] - len(start))
             if codes is not None:
                 y = codes[:, k][~codes[:, k].isnan()]
-                atom = (y == ATOM) & self.inflated
-                share = (atom.double().mean() * len(y) + 1) / (len(y) + 2)
-                y = y[~atom]
+                place = self._place(y, torch.full(y.shape, k))
+                counts = torch.bincount(place + 1, minlength=len(logits) + 1) + 1.0
+                logits = (counts[1 : len(logits) + 1] / counts[0]).log()
+                y = y[place < 0]
                 which = torch.full(y.shape, k)
                 z, slope = self._to_normal(y, which)
                 if self.cells:  # in a cell, what is narrower than it cannot be told
@@ -130,9 +139,17 @@ class Numbers(Part):
                 else:
                     width = torch.zeros_like(z)
                 start = _fit_mixture(z, width, start)
-            extra = [share.logit().float().reshape(1)] if self.inflated else []
-            each.append(torch.cat([start.float(), *extra]))
+            each.append(torch.cat([start, logits]).float())
         return each
+
+    def _place(self, y: Tensor, which: Tensor | None = None) -> Tensor:
+        """Return which value with a probability of its own a code is, -1 for none."""
+        masses = self._masses.to(y.device)
+        masses = masses if which is None else masses[which]
+        # Codes that were drawn may differ in their last digits from those of numbers.
+        same = (y.unsqueeze(-1) - masses).abs() <= 1e-11 * (1 + masses.abs())
+        places = torch.arange(1, masses.shape[-1] + 1, device=y.device)
+        return (same * places).sum(dim=-1) - 1
 
     def _of(self, y: Tensor, which: Tensor | None) -> list[Tensor]:
         """Return the constants of the columns of values: low, high, center, step, shape."""
@@ -185,29 +202,37 @@ class Numbers(Part):
         pieces = ((z.unsqueeze(-1) - low) / (high - low)).clamp(0.0, 1.0)
         parts = [torch.asinh(z).unsqueeze(-1), pieces]
         if self.inflated:
-            parts = [part * ~atom.unsqueeze(-1) for part in parts] + [atom.unsqueeze(-1).to(z)]
+            parts = [part * ~atom.unsqueeze(-1) for part in parts]
+        masses = torch.arange(self._masses.shape[1], device=z.device)
+        parts.append((self._place(y).unsqueeze(-1) == masses).to(z))
         if self.periods:
             periods = torch.tensor(self.periods, dtype=z.dtype, device=z.device)
             angle = 2 * math.pi * (self._number(y).unsqueeze(-1) / periods)
             parts += [angle.sin(), angle.cos()]
-        return torch.cat(parts, dim=-1).flatten(-2)
+        return torch.cat(parts, dim=-1).flatten(-2)[..., self._read.to(z.device)]
 
     def log_prob(self, y: Tensor, parameters: Tensor) -> Tensor:
-        p = parameters[..., : self.outputs[0]]
-        atom = y == ATOM
+        p = parameters[..., : max(self.outputs)]
+        given, atom = y, y == ATOM
         if self.inflated:
             y = torch.where(atom, 0.0, y)
         z, slope = self._to_normal(y)
         slope = slope + self._base_slope(y)
-        mixture = p[..., : 3 * self.mixture.components]
+        mixture, logits = p.tensor_split([3 * self.mixture.components], dim=-1)
         if self.cells:
             each = self._cell(y, z, slope, mixture).to(p.dtype)
         else:
             each = self.mixture.log_prob(z.to(p.dtype), mixture) + slope.to(p.dtype)
-        if not self.inflated:
+        if not logits.shape[-1]:
             return each
-        logit = p[..., -1]
-        return torch.where(atom, F.logsigmoid(logit), F.logsigmoid(-logit) + each)
+        shares = F.log_softmax(F.pad(logits, (1, 0)), dim=-1)  # the mixture's logit is 0
+        place = self._place(given) + 1
+        shape = torch.broadcast_shapes(place.shape, shares.shape[:-1])
+        shares, place = shares.expand(*shape, -1), place.expand(shape)
+        own = shares.gather(-1, place.unsqueeze(-1)).squeeze(-1)
+        each = shares[..., 0] + each
+        both = torch.logaddexp(own, each) if self.cells else own
+        return torch.where(place == 0, each, torch.where(atom, own, both))
 
     def _cell(self, y: Tensor, z: Tensor, slope: Tensor, parameters: Tensor) -> Tensor:
         """Return log-probabilities of the cells around codes."""
@@ -225,16 +250,17 @@ class Numbers(Part):
         return torch.logsumexp(F.log_softmax(logits, dim=-1) + each, dim=-1)
 
     def step(self, noise: Tensor, parameters: Tensor, which: Tensor) -> Tensor:
-        p = parameters[..., : self.outputs[0]].to(noise.dtype)
+        p = parameters[..., : max(self.outputs)].to(noise.dtype)
         uniform, normal = noise.unbind(-1)
-        atom = torch.zeros_like(uniform, dtype=torch.bool)
-        if self.inflated:
-            # What is left of a uniform number, once it chose between zero and the rest, is uniform.
-            probability = torch.sigmoid(p[..., -1])
-            atom = uniform < probability
-            rest = (uniform - probability) / (1 - probability).clamp(min=1e-30)
-            uniform = torch.where(atom, uniform, rest).clamp(0.0, 1.0)
-        mixture = p[..., : 3 * self.mixture.components]
+        mixture, logits = p.tensor_split([3 * self.mixture.components], dim=-1)
+        # What is left of a uniform number, once it chose between these values and the mixture, is
+        # uniform.
+        ends = F.softmax(F.pad(logits, (0, 1)), dim=-1).cumsum(dim=-1)[..., :-1]
+        place = (uniform.unsqueeze(-1) >= ends).sum(dim=-1)
+        own = place < ends.shape[-1]
+        if ends.shape[-1]:
+            rest = (uniform - ends[..., -1]) / (1 - ends[..., -1]).clamp(min=1e-30)
+            uniform = torch.where(own, uniform, rest).clamp(0.0, 1.0)
         z = self.mixture.step(torch.stack([uniform, normal], dim=-1), mixture)
         y = self._from_normal(z.double(), which)
         if self.cells:
@@ -243,7 +269,9 @@ class Numbers(Part):
             if self.base == "log":  # rounding may end at the low end itself
                 x = torch.maximum(x, low + 0.5 * step)
             y = self._code(x, which)
-        return torch.where(atom, ATOM, y)
+        masses = F.pad(self._masses.to(y.device), (0, 1))[which]
+        place = place.clamp(max=masses.shape[-1] - 1).unsqueeze(-1)
+        return torch.where(own, masses.gather(-1, place).squeeze(-1), y)
 
 
 class Splines(Numbers):

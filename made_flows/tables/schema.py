@@ -202,7 +202,8 @@ def _found(name: str, values: Values, any_number: bool, resolution: float | None
             return f"{distinct} different texts in {len(known)} rows: an identifier or free text"
         return fit_categories(name, values)
     if resolution is not None and distinct > 2 and values.holds in ("int", "float"):
-        return _number(name, values, "rounded", step=resolution * float(known.std()))
+        step = resolution * float(known.std())
+        return _number(name, values, "rounded", step=step, repeats=False)
     if distinct == 1 or (distinct <= _FEW and len(known) >= 10 * distinct):
         return fit_categories(name, values)
     if values.holds == "date":
@@ -215,7 +216,7 @@ def _found(name: str, values: Values, any_number: bool, resolution: float | None
         return _number(name, values, "zero_inflated", any_number=any_number)
     if any_number:
         return _number(name, values, "rounded" if step else "real")
-    if whole and values.holds == "int":
+    if step == 1 and values.holds == "int":
         return _number(name, values, "count" if known.min() >= 0 else "rounded")
     if step:
         return _number(name, values, "amount" if known.min() >= 0 else "rounded")
@@ -261,6 +262,7 @@ def _number(
     bounds: tuple[float, float] | None = None,
     step: float = 0.0,
     any_number: bool = False,
+    repeats: bool = True,
 ) -> Column:
     """Make a column of numbers of a kind."""
     known = values.array[~values.missing]
@@ -280,7 +282,7 @@ def _number(
         base = "logit"
         low, high = bounds or _bounds(known)
     return fit_number(name, values, kind, base, low=low, high=high, step=step,
-                      inflated=kind == "zero_inflated")  # fmt: skip
+                      inflated=kind == "zero_inflated", repeats=repeats)  # fmt: skip
 
 
 def _inflated(known: Any) -> bool:
@@ -307,17 +309,18 @@ def _bounds(known: Any) -> tuple[float, float]:
 def _step(known: Any) -> float:
     """Return the step of numbers that are recorded in steps, 0 where none is told.
 
-    Numbers tell a step where many are equal and all are whole multiples of it, or of the distance
-    of some two, from the first.
+    Whole numbers do, and others where many are equal: the largest that all are multiples of, which
+    twenty tell; of fewer, a power of ten.
     """
     distinct = np.unique(known)
-    if bool((distinct == np.round(distinct)).all()):
-        return 1.0
-    if len(distinct) < 2 or len(distinct) > 0.9 * len(known):
-        return 0.0
-    scale = max(abs(distinct[0]), abs(distinct[-1]))
-    for digits in range(1, 7):
+    scale = np.abs(distinct).max(initial=1.0)
+    few = len(distinct) < 2 or len(distinct) > 0.9 * len(known)
+    for digits in range(1 if few else 7):
         shifted = distinct * 10.0**digits
-        if bool((np.abs(shifted - np.round(shifted)) < 1e-9 * max(scale, 1) * 10.0**digits).all()):
-            return float(10.0**-digits)
+        whole = np.round(shifted)
+        error = np.abs(shifted - whole)
+        if bool((error <= (1e-9 * scale * 10.0**digits if digits else 0)).all()):
+            told = len(distinct) >= _FEW and np.abs(whole).max() < 2**53
+            unit = int(np.gcd.reduce(whole.astype(np.int64))) if told else 1
+            return round(unit * 10.0**-digits, digits)
     return 0.0
