@@ -55,8 +55,10 @@ def forward_row_orders(
     """
     batch = check_batch(x=x, order=ranks, context=context)
     hidden = made.shape.hidden
-    masked = sum(hidden[:1] + hidden[-1:]) * made.features  # numbers in the masks of one order
-    per_row = 2 * min(made.features, max(hidden, default=1)) * made.features
+    direct = 0 if made.direct is None else sum(made.inputs) * sum(made.outputs)
+    # Numbers in the masks of one order, and those of a row where all have their own.
+    masked = sum(hidden[:1] + hidden[-1:]) * made.features + direct
+    per_row = 2 * min(made.features, max(hidden, default=1)) * made.features + direct
     whole = all(map(takes_mask, made.layers)) and (made.direct is None or takes_mask(made.direct))
     if whole and ranks.shape[-2] == 1 and ranks.numel() > made.features:
         orders = ranks.numel() // made.features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ _ROWS = 2048
 
 _SHOWN = 9
 """Columns that a model shows of its schema."""
+
+_SPARSITY = 0.1
+"""Threshold of direct connections in training, see :func:`made_flows.fit`: most pairs have none."""
 
 _ORDERS = 8
 """Orders in which rows that were left out are scored, for the shares of independent columns."""
@@ -69,6 +72,8 @@ class TableMADE(DensityModel):
         hidden_features: widths of the hidden layers; by default two that grow with the columns.
         components: normals in the mixture of a column of numbers, or bins of its spline.
         activation, residual, dropout: as for :class:`~made_flows.MADE`.
+        direct: whether inputs are also connected to outputs directly: columns that say another's
+            values in other words are learnt in a few epochs.
         orders_per_batch: as for :class:`~made_flows.DensityModel`.
 
     References:
@@ -89,6 +94,8 @@ class TableMADE(DensityModel):
           sex     binary  f, m
     """
 
+    _former_defaults: ClassVar[dict[str, Any]] = {"direct": False}
+
     trained_rows: Tensor
 
     def __init__(
@@ -99,7 +106,7 @@ class TableMADE(DensityModel):
         components: int = 8,
         activation: Any = "relu",
         residual: bool = False,
-        direct: bool = False,
+        direct: bool = True,
         dropout: float = 0.0,
         orders_per_batch: int | Literal["row"] = 8,
     ) -> None:
@@ -218,6 +225,8 @@ class TableMADE(DensityModel):
         others = validation[0] if pair and not self.context else validation
         head = cast(TableHead, self.head)
         head.share.zero_()
+        if options.get("sparsity") is None and options.get("optimizer") is None:
+            options["sparsity"] = _SPARSITY if self.made.direct is not None else 0.0
         history = fit(self, x, context, validation=others, average=average, **options)
         if history.best_epoch:
             self.trained_rows.fill_(len(x))
