@@ -330,7 +330,8 @@ def _frequent(x: Any, step: float) -> tuple[float, ...]:
     cells, expected = np.full(len(each), 3.0), np.zeros(len(each))
     widening = np.ones(len(each), dtype=bool)
     while widening.any():
-        low, high = (np.searchsorted(found, value + side * (cells + 0.5) * step) for side in (-1, 1))
+        far = (cells + 0.5) * step
+        low, high = np.searchsorted(found, [value - far, value + far])
         rows = ends[high] - ends[low] - count
         expected = np.where(widening, (rows + 1) / (2 * cells), expected)
         widening &= (rows < max(20.0, len(x) ** 0.5)) & (rows < len(x) - count)

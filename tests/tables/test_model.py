@@ -53,7 +53,7 @@ COLUMNS: dict[str, tuple[Any, Any, np.ndarray]] = {
                  np.round(RNG.lognormal(1, 0.5, N), 1)), "amount", np.arange(40_000) / 10,
     ),
     "zero-inflated count, one often": (
-        RNG.choice([0, 30], N) * (RNG.random(N) < 0.7) + RNG.poisson(9.0, N) * RNG.choice([0, 1], N),
+        np.select([RNG.random(N) < 0.4, RNG.random(N) < 0.3], [0, 30], RNG.poisson(9.0, N)),
         "zero_inflated", np.arange(6000),
     ),
 }  # fmt: skip
