@@ -253,9 +253,9 @@ class NumberColumn(Column):
         ends = _shown(self.ends, self.holds)
         steps = f", in steps of {self.step:g}" if self.step else ""
         cycles = f", with the cycles {' and '.join(self.cycles)}" if self.cycles else ""
-        often = _shown(self.frequent[:3], self.holds)
         more = f", ... ({len(self.frequent)})" if len(self.frequent) > 3 else ""
-        often = f", often {', '.join(often)}{more}" if often else ""
+        often = ", ".join(_shown(self.frequent[:3], self.holds))
+        often = f", often {often}{more}" if often else ""
         return f"{ends[0]} to {ends[1]}{steps}{often}{cycles}"
 
 
