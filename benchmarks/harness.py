@@ -353,7 +353,7 @@ def machine_line(settings: Settings) -> str:
     parts = [
         f"{processor()}, {cores} cores",
         *([] if used == "cpu" else [used]),
-        f"{settings.threads} threads",
+        f"{settings.threads} thread{'s' * (settings.threads != 1)}",
         platform.system(),
         ", ".join(versions),
         date.today().isoformat(),

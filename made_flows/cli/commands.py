@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,7 +38,6 @@ from made_flows.tables.model import TableMADE
 from made_flows.training.optimization import seeded
 
 app = typer.Typer(
-    help="Densities of tables in files: CSV, Parquet and matrices of NumPy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -60,6 +60,21 @@ _Output = Annotated[
 _Orders = Annotated[int, typer.Option(min=1, help="orders of the columns to mix")]
 _Seed = Annotated[int | None, typer.Option(min=0, help="makes what is random repeat")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"made-flows {version('made-flows')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="tell which")
+    ] = False,
+) -> None:
+    """Densities of tables in files: CSV, Parquet and matrices of NumPy."""
 
 
 @app.command(name="fit")

@@ -405,6 +405,10 @@ def test_unseen_categories_have_a_score(folder: Path) -> None:
     assert float(scores[2]) < float(scores[5])
 
 
+def test_the_version_is_told() -> None:
+    assert done("--version") == f"made-flows {mf.__version__}\n"
+
+
 def test_matrices_of_numbers(folder: Path, tmp_path: Path) -> None:
     model = mf.load(folder / M, dtype=torch.float64)
     done("score", folder / M, folder / "good.npy", "-o", tmp_path / "scores.npy")
