@@ -118,10 +118,8 @@ MUTANTS = [
     Mutant(
         "a block in another's place",
         "made_flows/inverse/compiled/packing.py",
-        "found[places[p] : places[p] + block.size] = block.reshape(-1)\n"
-        "    return network.gather([found, *",
-        "found[places[0] : places[0] + block.size] = block.reshape(-1)\n"
-        "    return network.gather([found, *",
+        "found[places[p] : places[p] + block.size] = block.reshape(-1)",
+        "found[places[0] : places[0] + block.size] = block.reshape(-1)",
         INVERSE,
     ),
     Mutant(
@@ -134,8 +132,8 @@ MUTANTS = [
     Mutant(
         "a transposed block one rank off",
         "made_flows/inverse/compiled/packing.py",
-        "first = ranks.starts[index, r0 + 1 if of_inputs else r0]",
-        "first = ranks.starts[index, r0]",
+        "first = starts[r0 + 1 if of_inputs else r0]",
+        "first = starts[r0]",
         GRADIENT,
     ),
     # --- kernels

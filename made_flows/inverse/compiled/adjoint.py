@@ -83,16 +83,9 @@ def fill_activations(tile: Any, units: Any, ranks: Any, blocks: Any) -> None:
 
 
 def pull(
-    tile: Any,
-    target: int,
-    own: tuple[int, int],
-    panel: tuple[int, int],
-    delta: int,
-    above: tuple[int, int],
-    block_first: int,
-    back: Any,
-    block: int,
-) -> None:
+    tile: Any, target: int, own: Any, panel: Any, delta: int, above: Any, block_first: int,
+    back: Any, block: int,
+) -> None:  # fmt: skip
     """Add to units ``own`` at a place what the units ``above``, of the layer above, send back.
 
     All are ranges [first, last). The block of ``back`` holds weights from the panel's units to
@@ -104,15 +97,31 @@ def pull(
     multiply(tile, target + own[0], delta + above[0], back, place, stride, count, own[1] - own[0])
 
 
+def pull_to_units(
+    tile: Any, layer: int, p: int, own: Any, above: Any, units: Any, ranks: Any, back: Any
+) -> None:
+    """Add to deltas of a layer's units of degrees ``own`` what those ``above`` send back."""
+    starts, following, table = ranks.starts[layer], ranks.starts[layer + 1], units.table
+    r0, r1 = ranks.panels[p], ranks.panels[p + 1]
+    later = (following[above[0]], following[above[1]])
+    pull(
+        tile, table[layer, DELTA], (starts[own[0]], starts[own[1]]), (starts[r0], starts[r1]),
+        table[layer + 1, DELTA], later, following[r0], back, back.places[layer + 1, p],
+    )  # fmt: skip
+
+
+def clear_deltas(tile: Any, units: Any, ranks: Any) -> None:
+    """Set the deltas of hidden units to zero."""
+    table, levels = units.table, len(ranks.feature_starts) - 1
+    for layer in range(len(table) - 1):
+        for start in (table[layer, DELTA], table[layer, SUM]):
+            if start >= 0:
+                deltas = lines(tile.work, start, start + ranks.starts[layer, levels], tile.lanes)
+                deltas[:] = like(tile.work[0], 0.0)
+
+
 def pull_to_inputs(
-    tile: Any,
-    place: int,
-    p: int,
-    own: tuple[int, int],
-    above: tuple[int, int],
-    units: Any,
-    ranks: Any,
-    back: Any,
+    tile: Any, place: int, p: int, own: Any, above: Any, units: Any, ranks: Any, back: Any
 ) -> None:
     """Add to lambda of features ``own`` what units of ranks ``above`` send back to them.
 
@@ -132,16 +141,9 @@ def pull_to_inputs(
 
 
 def adjoint_tiles(
-    slot: int,
-    tiles: Any,
-    spaces: Any,
-    rows: Any,
-    units: Any,
-    ranks: Any,
-    blocks: Any,
-    back: Any,
+    slot: int, tiles: Any, spaces: Any, rows: Any, units: Any, ranks: Any, blocks: Any, back: Any,
     place: int,
-) -> None:
+) -> None:  # fmt: skip
     """Solve the transposed system for a batch; see ``eager.adjoint``.
 
     Activations come first, all their inputs known; then the sweep runs from the last rank to
@@ -168,11 +170,7 @@ def adjoint_tiles(
             own = line(work, place + i, lanes)
             gather(gradient, features[i], row, lanes, own)
         fill_activations(tile, units, ranks, blocks)
-        for layer in range(depth):
-            for start in (table[layer, DELTA], table[layer, SUM]):
-                if start >= 0:
-                    end = start + starts[layer, levels]
-                    lines(work, start, end, lanes)[:] = like(work[0], 0.0)
+        clear_deltas(tile, units, ranks)
         for p in range(len(ranks.panels) - 2, -1, -1):
             r0, r1 = ranks.panels[p], ranks.panels[p + 1]
             # What later panels send back, in one product per layer. Inputs of rank r are read
@@ -180,12 +178,7 @@ def adjoint_tiles(
             own_features = (ranks.feature_starts[r0], ranks.feature_starts[r1])
             pull_to_inputs(tile, place, p, own_features, (r1, levels), units, ranks, back)
             for layer in range(depth):
-                panel = (starts[layer, r0], starts[layer, r1])
-                above = (starts[layer + 1, r1], starts[layer + 1, levels])
-                pull(
-                    tile, table[layer, DELTA], panel, panel, table[layer + 1, DELTA], above,
-                    starts[layer + 1, r0], back, back.places[layer + 1, p],
-                )  # fmt: skip
+                pull_to_units(tile, layer, p, (r0, r1), (r1, levels), units, ranks, back)
             for r in range(r1 - 1, r0 - 1, -1):
                 i0, i1 = ranks.feature_starts[r], ranks.feature_starts[r + 1]
                 pull_to_inputs(tile, place, p, (i0, i1), (r + 1, r1), units, ranks, back)
@@ -204,10 +197,5 @@ def adjoint_tiles(
                     v0, v1 = starts[layer, r], starts[layer, r + 1]
                     if v0 == v1:
                         continue
-                    panel = (starts[layer, r0], starts[layer, r1])
-                    above = (starts[layer + 1, r], starts[layer + 1, r1])
-                    pull(
-                        tile, table[layer, DELTA], (v0, v1), panel, table[layer + 1, DELTA], above,
-                        starts[layer + 1, r0], back, back.places[layer + 1, p],
-                    )  # fmt: skip
+                    pull_to_units(tile, layer, p, (r, r + 1), (r, r1), units, ranks, back)
                     finish_deltas(tile, layer, v0, v1, units)

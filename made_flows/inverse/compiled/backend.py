@@ -320,7 +320,7 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
 
     def transposed() -> Blocks:
         # Of the same weights: what is ready was compared with them when it was fetched.
-        weights = packing.pack_transposed(ready.symbolic, layout, network.tensors)
+        weights = packing.write_blocks(ready.symbolic, layout, network.tensors, transposed=True)
         return blocks_of(weights, layout.back_blocks, layout.direct_back)
 
     solution = torch.empty(rows, dimension, dtype=dtype, device="cpu")

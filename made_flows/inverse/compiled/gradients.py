@@ -110,7 +110,7 @@ def pull(
 ) -> Tensor | None:
     """Take gradients of images and densities back to all units' deltas; that of x is returned."""
     layout = kept.layout
-    transposed = packing.pack_transposed(kept.symbolic, layout, tensors)
+    transposed = packing.write_blocks(kept.symbolic, layout, tensors, transposed=True)
     back = backend.blocks_of(transposed, layout.back_blocks, layout.direct_back)
     gradient = torch.empty(x.shape, dtype=density.dtype, device="cpu") if wants_x else None
     rows = kept.rows(x, images, density, gradient)

@@ -337,10 +337,7 @@ def _weights_of(symbolic: Symbolic, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weights:
     """Write the weights of a network in blocks."""
-    gather = symbolic.prepared.get("cpu weights")
-    if gather is None:
-        gather = symbolic.prepared["cpu weights"] = _gather(symbolic, layout, tensors)
-    packed = gather.of(_weights_of(symbolic, tensors))
+    packed = write_blocks(symbolic, layout, tensors, transposed=False)
     vectors, depth = packed[layout.size :], symbolic.structure.depth
     first = layout.table[depth, BIAS]
     vectors[first : first + len(symbolic.layers[depth].units)] += float(
@@ -368,38 +365,38 @@ def context_of(symbolic: Symbolic, network: NetworkSpec) -> Context | None:
     return torch.cat(parts), len(network.bases[0])
 
 
-def pack_transposed(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> NDArray[Any]:
-    """Write the transposed weights of a network in blocks, for the adjoint."""
-    gather = symbolic.prepared.get("cpu transposed")
+def write_blocks(
+    symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor], *, transposed: bool
+) -> NDArray[Any]:
+    """Write weights in blocks, then biases and norms; or for the adjoint transposed weights."""
+    name = "cpu transposed" if transposed else "cpu weights"
+    gather = symbolic.prepared.get(name)
     if gather is None:
-        gather = symbolic.prepared["cpu transposed"] = _gather_back(symbolic, layout, tensors)
+        gather = symbolic.prepared[name] = _gather(symbolic, layout, tensors, transposed)
     packed: NDArray[Any] = gather.of(_weights_of(symbolic, tensors))
     return packed
 
 
-def _gather(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Gather:
-    """Find weights in blocks, then biases and norms."""
+def _gather(
+    symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor], transposed: bool
+) -> Gather:
+    """Find weights in blocks, then biases and norms; or transposed weights in theirs."""
     ranks, network = layout.ranks, _Places(symbolic, tensors)
-    found = np.full(layout.size, network.zero)
+    found = np.full(layout.back_size + 1 if transposed else layout.size, network.zero)
     chains = (*layout.blocks, layout.direct_blocks)
+    if transposed:
+        chains = (*layout.back_blocks, layout.direct_back)
     for (index, of_inputs, matrix), places in zip(network.matrices, chains, strict=False):
-        for p, (r0, r1) in enumerate(pairwise(ranks.panels)):
-            u0, u1 = ranks.starts[index, r0], ranks.starts[index, r1]
-            block = matrix[u0:u1, : inputs_read(symbolic, 0 if of_inputs else index, r1)].T
-            found[places[p] : places[p] + block.size] = block.reshape(-1)
-    return network.gather([found, *network.vectors, np.array([network.zero])])
-
-
-def _gather_back(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Gather:
-    """Find transposed weights in blocks."""
-    ranks, network = layout.ranks, _Places(symbolic, tensors)
-    found = np.full(layout.back_size + 1, network.zero)
-    chains = (*layout.back_blocks, layout.direct_back)
-    for (index, of_inputs, matrix), places in zip(network.matrices, chains, strict=False):
+        starts = ranks.starts[index]
         below = symbolic.feature_starts if of_inputs else ranks.starts[index - 1]
         for p, (r0, r1) in enumerate(pairwise(ranks.panels)):
-            # An input of rank r is read by units of degree r + 1 and more.
-            first = ranks.starts[index, r0 + 1 if of_inputs else r0]
-            block = matrix[first:, below[r0] : below[r1]]
+            if transposed:
+                # An input of rank r is read by units of degree r + 1 and more.
+                first = starts[r0 + 1 if of_inputs else r0]
+                block = matrix[first:, below[r0] : below[r1]]
+            else:
+                read = inputs_read(symbolic, 0 if of_inputs else index, r1)
+                block = matrix[starts[r0] : starts[r1], :read].T
             found[places[p] : places[p] + block.size] = block.reshape(-1)
-    return network.gather([found])
+    others = [] if transposed else [*network.vectors, np.array([network.zero])]
+    return network.gather([found, *others])

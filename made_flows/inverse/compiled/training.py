@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from made_flows.inverse.compiled.adjoint import (
+    clear_deltas,
     fill_activations,
     finish_deltas,
-    pull,
     pull_to_inputs,
+    pull_to_units,
 )
-from made_flows.inverse.compiled.layout import DELTA, SCRATCH, SUM, Tile
+from made_flows.inverse.compiled.layout import DELTA, SCRATCH, Tile
 from made_flows.inverse.compiled.parallel import fill_block, fill_inputs
-from made_flows.inverse.compiled.simd import call, keep_apart, like, line, lines, matrix
+from made_flows.inverse.compiled.simd import call, keep_apart, like, line, matrix
 from made_flows.inverse.compiled.threads import next_tile
 from made_flows.inverse.compiled.units import copy_rows, gather, scatter
 
@@ -81,16 +82,9 @@ def record_tiles(
 
 
 def pull_tiles(
-    slot: int,
-    tiles: Any,
-    spaces: Any,
-    rows: Any,
-    units: Any,
-    ranks: Any,
-    back: Any,
-    step: Any,
+    slot: int, tiles: Any, spaces: Any, rows: Any, units: Any, ranks: Any, back: Any, step: Any,
     place: int,
-) -> None:
+) -> None:  # fmt: skip
     """Take the gradients of images and densities back to the deltas of all units, and to x.
 
     ``back`` are the transposed weights, and ``place`` is where the gradient of x begins.
@@ -123,21 +117,12 @@ def pull_tiles(
             places = (lanes, outputs + first, last - first, i, rows.scratch, x0)
             call(step.address, work, step.numbers, places)
             copy_rows(tile, x0, place + i, 1)
-        for layer in range(depth):
-            for start in (table[layer, DELTA], table[layer, SUM]):
-                if start >= 0:
-                    lines(work, start, start + starts[layer, levels], lanes)[:] = zero
+        clear_deltas(tile, units, ranks)
         for layer in range(depth - 1, -1, -1):
             for p in range(len(ranks.panels) - 1):
                 r0, r1 = ranks.panels[p], ranks.panels[p + 1]
-                panel = (starts[layer, r0], starts[layer, r1])
-                first = starts[layer + 1, r0]
-                above = (first, starts[layer + 1, levels])
-                pull(
-                    tile, table[layer, DELTA], panel, panel, table[layer + 1, DELTA], above,
-                    first, back, back.places[layer + 1, p],
-                )  # fmt: skip
-                finish_deltas(tile, layer, panel[0], panel[1], units)
+                pull_to_units(tile, layer, p, (r0, r1), (r0, levels), units, ranks, back)
+                finish_deltas(tile, layer, starts[layer, r0], starts[layer, r1], units)
         if rows.gradient == 0:
             continue
         for p in range(len(ranks.panels) - 1):
