@@ -62,11 +62,20 @@ class Inverse:
         return self._weights
 
     @property
+    def inputs(self) -> list[Tensor]:
+        """What it is given besides the weights."""
+        inputs = (self.noise, self.context, self.known)
+        return [tensor for tensor in inputs if tensor is not None]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it is a function of."""
+        return [*self.inputs, *self.weights]
+
+    @property
     def leaves(self) -> list[Tensor]:
         """All that asks for a gradient."""
-        inputs = (self.noise, self.context, self.known)
-        given = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-        return given + [weight for weight in self.weights if weight.requires_grad]
+        return [tensor for tensor in self.tensors if tensor.requires_grad]
 
     def asks_for_gradient(self) -> bool:
         """Tell whether values must carry a gradient."""
@@ -75,20 +84,9 @@ class Inverse:
 
     def of(self, leaf: Callable[[Tensor], Tensor]) -> Inverse:
         """Return the same function of other leaves, which a function gives for its own."""
-        context = None if self.context is None else leaf(self.context)
-        known = None if self.known is None else leaf(self.known)
         # A weight may stand under two names: it is one leaf.
         leaves = {id(weight): leaf(weight) for weight in self.weights}
-        weights = [leaves[id(weight)] for weight in self.weights]
-        return Inverse(
-            self.conditioner, self.step, leaf(self.noise), context, known, self.prefix, weights
-        )
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All that it is a function of."""
-        inputs = (self.noise, self.context, self.known)
-        return [*(tensor for tensor in inputs if tensor is not None), *self.weights]
+        return self.at([*map(leaf, self.inputs), *(leaves[id(w)] for w in self.weights)])
 
     def at(self, tensors: Sequence[Tensor]) -> Inverse:
         """Return the same function of others in place of :attr:`tensors`."""
@@ -158,11 +156,9 @@ def reason_for_passes(inverse: Inverse, *, wants_gradient: bool) -> str | None:
         expect_reverse_mode()
         exported = wants_gradient and torch.compiler.is_exporting()
         return "torch.export records its gradient, as it need not in no_grad" if exported else None
-    if torch.autograd.forward_ad._current_level >= 0:
-        inputs = (inverse.noise, inverse.context, inverse.known)
-        tensors = (*inputs, *inverse.weights)
-        if any(tensor is not None and _may_have_tangent(tensor) for tensor in tensors):
-            return "forward-mode derivatives are taken of it"
+    forward = torch.autograd.forward_ad._current_level >= 0
+    if forward and any(map(_may_have_tangent, inverse.tensors)):
+        return "forward-mode derivatives are taken of it"
     stack: Sequence[Any] = torch._C._functorch.get_interpreter_stack() or ()
     if sum(level.key().name in _DIFFERENTIATING for level in stack) > 1:
         return _AGAIN

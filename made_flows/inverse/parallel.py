@@ -25,7 +25,7 @@ from made_flows._torch import (
 from made_flows.inverse import dispatch
 from made_flows.inverse.sequential import context_rows
 from made_flows.inverse.steps import BijectionStep, HeadStep
-from made_flows.inverse.whole import batch_of, takes
+from made_flows.inverse.whole import batch_of, shaped, takes
 from made_flows.nn.made import MADE
 
 _LEAST_ROWS, _LEAST_WORK = 192, 40_000_000
@@ -78,21 +78,10 @@ def compiled_pass(
         leaves = chain(given, made.parameters(), step.owner.parameters())
         if any(leaf.requires_grad for leaf in leaves):
             result = _with_gradient(made, step, flat, context, batch)
-            return None if result is None else _shaped(result, batch)
+            return None if result is None else shaped(*result, batch)
     with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
         result = dispatch.score(step, flat, lambda: made.plain_spec(context_rows(context, batch)))
-    return None if result is None else _shaped(result, batch)
-
-
-def _shaped(
-    result: tuple[Tensor | None, Tensor], batch: torch.Size
-) -> tuple[Tensor | None, Tensor]:
-    images, density = result
-    if len(batch) == 1:
-        return result
-    if images is not None:
-        images = images.reshape(*batch, images.shape[-1])
-    return images, density.reshape(batch)
+    return None if result is None else shaped(*result, batch)
 
 
 # ---------------------------------------------------------------------- gradients

@@ -9,7 +9,7 @@ numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,10 +56,15 @@ def whole_pass(
             return None
         found.append((step, sequential, network))
     result = dispatch.map_through(found, as_rows(x, batch))
-    if result is None or len(batch) == 1:
-        return result
-    values, density = result
-    return values.reshape(*batch, form[0]), None if density is None else density.reshape(batch)
+    return None if result is None else shaped(*result, batch)
+
+
+def shaped(values: Tensor | None, density: Tensor | None, batch: torch.Size) -> Any:
+    """Return values (N, D) and densities (N,), where there are such, in the shape of a batch."""
+    if len(batch) == 1:
+        return values, density
+    images = None if values is None else values.reshape(*batch, values.shape[-1])
+    return images, None if density is None else density.reshape(batch)
 
 
 def takes(made: MADE, context: Tensor | None) -> bool:
