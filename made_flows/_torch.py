@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
@@ -100,3 +100,18 @@ def as_rows(x: Rows, batch: torch.Size) -> Rows:
     if x is None or (x.dim() == 2 and x.shape[:-1] == batch):  # type: ignore[redundant-expr]
         return x
     return x.expand(*batch, -1).reshape(-1, x.shape[-1])
+
+
+def in_groups(group: Tensor, compute: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Compute rows (N, ...) group by group, and return them in their own order.
+
+    Args:
+        group: number of each row's group, (N,).
+        compute: rows (n, ...) from a group's number and the places of its rows; of no rows at all
+            those of group 0.
+    """
+    by_group = torch.argsort(group, stable=True)
+    used, counts = torch.unique(group, return_counts=True)
+    pieces = zip(used.tolist(), by_group.split(counts.tolist()), strict=True)
+    parts = [compute(number, places) for number, places in pieces]
+    return torch.cat(parts).index_select(0, by_group.argsort()) if parts else compute(0, group)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from made_flows._checks import check_batch, check_event, check_finite, expect
-from made_flows._torch import as_rows, has_concrete_values
+from made_flows._torch import as_rows, has_concrete_values, in_groups
 from made_flows.distributions._protocols import Components, Schedule, Units
 from made_flows.distributions.base import HeadDistribution, VectorDistribution
 from made_flows.distributions.missing import (
@@ -19,7 +19,6 @@ from made_flows.distributions.missing import (
     network_for,
     outputs_for,
 )
-from made_flows.distributions.mixture import sample_components
 from made_flows.inverse.per_row import sample_row_orders
 from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import HeadStep
@@ -146,24 +145,20 @@ class ConditionalDistribution(HeadDistribution, CompletionDistribution):
         many = len(patterns) > max(_PATTERNS, made.features // 16)
         if many and made.graph is None and not torch.is_grad_enabled():
             return self._restored(self._draw_by_rank(sample_shape, dtype).reshape(shape))
-        by_pattern = torch.argsort(group, stable=True)
-        sizes = torch.bincount(group, minlength=len(patterns)).tolist()
-        parts = []
-        for pattern, rows in zip(patterns, by_pattern.split(sizes), strict=True):
-            known = x[rows].to(dtype)
-            if bool(pattern.all()):
-                parts.append(known.expand(sample_shape.numel(), -1, -1))
-                continue
-            network, prefix = network_for(made, pattern)
-            noise = self.head.noise((sample_shape.numel(), *known.shape), self.conditioner.like)
+
+        def draw(number: int, rows: Tensor) -> Tensor:
+            known = x[rows].to(dtype).expand(sample_shape.numel(), -1, -1)
+            if bool(patterns[number].all()):
+                return known.transpose(0, 1)
+            network, prefix = network_for(made, patterns[number])
+            noise = self.head.noise(known.shape, made.like)
             of_rows = None if context is None else context[rows]
-            parts.append(
-                sequential_inverse(network, step, noise, of_rows, known=known, prefix=prefix)
-            )
-        if not parts:
+            drawn = sequential_inverse(network, step, noise, of_rows, known=known, prefix=prefix)
+            return drawn.transpose(0, 1)
+
+        if not len(x):
             return x.new_empty(shape, dtype=dtype)
-        samples = torch.cat(parts, dim=1).index_select(1, torch.argsort(by_pattern))
-        return self._restored(samples.reshape(shape))
+        return self._restored(in_groups(group, draw).transpose(0, 1).reshape(shape))
 
     def _network_rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return values in the units of the network, masks and contexts as lists of rows."""
@@ -257,5 +252,5 @@ class ConditionalMixture(CompletionDistribution):
             of_rows = None if context is None else context[rows]
             return self._component(k, x[rows], observed[rows], of_rows).sample()
 
-        samples = sample_components(chosen, draw)
+        samples = in_groups(chosen, draw)
         return self._kept(samples.reshape(*sample_shape, *self.batch_shape, *self.event_shape))

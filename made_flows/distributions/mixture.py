@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from made_flows._checks import check_batch
-from made_flows._torch import as_rows
+from made_flows._torch import as_rows, in_groups
 from made_flows.distributions._protocols import Components
 from made_flows.distributions.base import VectorDistribution
 
@@ -74,28 +74,10 @@ class MixtureDistribution(VectorDistribution):
                 return torch.as_tensor(component().sample((len(at),)))
             return torch.as_tensor(component(rows[at]).sample())
 
-        return sample_components(chosen, draw).reshape(*shape, *self.event_shape)
+        return in_groups(chosen, draw).reshape(*shape, *self.event_shape)
 
     def _summary(self) -> str:
         return f"{len(self.mixture)} components"
-
-
-def sample_components(chosen: Tensor, draw: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """Return rows (N, D) of the components that were chosen for them.
-
-    Args:
-        chosen: the component of each row, (N,).
-        draw: rows (n, D) from a component's number and the places of its rows.
-    """
-    by_component = torch.argsort(chosen, stable=True)
-    used, counts = torch.unique(chosen, return_counts=True)
-    parts = [
-        draw(int(k), at)
-        for k, at in zip(used.tolist(), by_component.split(counts.tolist()), strict=True)
-    ]
-    if not parts:
-        return draw(0, chosen)
-    return torch.cat(parts)[torch.argsort(by_component)]
 
 
 def in_chunks(score: Callable[..., Tensor], value: Tensor, *others: Tensor | None) -> Tensor:

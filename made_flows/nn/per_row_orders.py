@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from made_flows._checks import check_batch, check_broadcast
-from made_flows._torch import as_rows, is_untransformed
+from made_flows._torch import as_rows, in_groups, is_untransformed
 from made_flows.nn.linear import MaskedLinear, RowMask, takes_mask
 from made_flows.nn.masked_mlp import MaskedMLP, Masks
 from made_flows.nn.reordering import masks_of
@@ -111,15 +111,13 @@ def _pass_per_order(
     degrees: Sequence[Tensor] | None,
 ) -> Tensor:
     rows, contexts = as_rows(x, batch), as_rows(context, batch)
-    by_group = torch.argsort(group, stable=True)
-    outputs = []
-    sizes = torch.bincount(group, minlength=len(distinct)).tolist()
-    for ranks, chosen in zip(distinct, by_group.split(sizes), strict=True):
-        masks = masks_of(made, ranks, degrees)
+
+    def compute(number: int, chosen: Tensor) -> Tensor:
+        masks = masks_of(made, distinct[number], degrees)
         of_rows = None if contexts is None else contexts[chosen]
-        outputs.append(made.compute(rows[chosen], of_rows, masks, made.dropout))
-    back = torch.argsort(by_group)
-    output = torch.cat(outputs).index_select(0, back)
+        return made.compute(rows[chosen], of_rows, masks, made.dropout)
+
+    output = in_groups(group, compute)
     return output.reshape(*batch, *output.shape[1:])
 
 
