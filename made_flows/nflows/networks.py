@@ -24,7 +24,7 @@ from made_flows._checks import (
 from made_flows._registry import own_arguments
 from made_flows._torch import modes_kept
 from made_flows.distributions.base import TrainingModeWarning
-from made_flows.interop.libraries.nflows import conditioner_of
+from made_flows.interop.libraries.nflows import conditioner_of, head_order
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import HeadStep
@@ -256,24 +256,19 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
 
         def evaluate(x: Tensor) -> Tensor:
             outputs: Tensor = self(x.flatten(0, -2), rows)
-            return outputs.reshape(*x.shape, -1)[..., self._head_order()]
+            return outputs.reshape(*x.shape, -1)[..., head_order(self.num_mixture_components)]
 
         ranks = torch.arange(self._features, device=noise.device)
         with modes_kept(self.modules()):
             self.eval()
             return d_pass_inverse(evaluate, ranks, step, noise)
 
-    def _head_order(self) -> Tensor:
-        """Return where the parameters of the head stand among a feature's outputs."""
-        # nflows lists logit, mean and width component by component, the head one after other.
-        return torch.arange(3 * self.num_mixture_components).reshape(-1, 3).T.reshape(-1)
-
     def _conditioner(self) -> Any:
         """Return the network as a conditioner; kept while it consists of the same modules."""
         net: Any = self
         kept = self.__dict__.get("_made_flows_sampler")
         if kept is None or not kept[0].unchanged():
-            order = self._head_order()
+            order = head_order(self.num_mixture_components)
             kept = Watch(net), conditioner_of(net, len(order)).reordered(order)
             self.__dict__["_made_flows_sampler"] = kept
         return kept[1]

@@ -63,11 +63,8 @@ class FastMixture(FastLayer):
         expect_own(layer, nde.MixtureOfGaussiansMADE, ("sample",), FastMixture)
         scale = ScaleRule("softplus", offset=0.0, floor=self.epsilon)
         classes = self.num_mixture_components
-        head, outputs = RacedMixture(classes, scale), 3 * classes
-        # nflows lists logit, mean and width component by component, the head one after other.
-        order = torch.arange(outputs).reshape(-1, 3).T.reshape(-1)
-        conditioner = conditioner_of(layer, outputs).reordered(order)
-        return Fast(conditioner, head, differentiable=False)
+        conditioner = conditioner_of(layer, 3 * classes).reordered(head_order(classes))
+        return Fast(conditioner, RacedMixture(classes, scale), differentiable=False)
 
     def made_flows_settings(self) -> tuple[Any, ...]:
         return self.features, self.num_mixture_components, self.epsilon
@@ -88,6 +85,12 @@ class FastMixture(FastLayer):
             noise[:, feature, :-1] = log_waits(torch.empty(rows, classes))
             noise[:, feature, -1] = torch.randn(rows)
         return fast.draw(noise.unflatten(0, (len(context), number)), context[:, None])
+
+
+def head_order(components: int) -> Tensor:
+    """Return where the parameters of a mixture's head stand among a feature's outputs."""
+    # nflows lists logit, mean and width component by component, the head one after other.
+    return torch.arange(3 * components).reshape(-1, 3).T.reshape(-1)
 
 
 class FastFlow:
