@@ -55,9 +55,7 @@ _PACKED = 16
 class Matrix(NamedTuple):
     """What the packing of one weight matrix is told: see ``pack_kernel``."""
 
-    units: Tensor
-    limits: Tensor
-    inputs: Tensor
+    order: Order
     kept: int
     place: int
     pitch: int
@@ -73,7 +71,6 @@ class Plan:
     Args:
         layout: places in the workspace, see ``compiled.packing``.
         matrices: of every layer, then the direct connection.
-        row_features, row_ranks: feature of every output, sorted, and its rank.
         net: what the kernels read, but for what each call brings.
         adjoint_table: its table, for the adjoint.
         size: numbers in all packed weights.
@@ -87,8 +84,6 @@ class Plan:
     symbolic: Symbolic
     layout: Layout
     matrices: tuple[Matrix, ...]
-    row_features: Tensor
-    row_ranks: Tensor
     net: Net
     adjoint_table: Tensor
     size: int
@@ -99,10 +94,10 @@ class Plan:
 
     def tensors(self) -> Iterator[Tensor]:
         """List what the kernels read."""
-        yield from (self.row_features, self.row_ranks, self.adjoint_table)
+        yield self.adjoint_table
         yield from (array for array in self.net if array is not None)
         for matrix in self.matrices:
-            yield from (matrix.units, matrix.limits, matrix.inputs)
+            yield from matrix.order
         for layer in self.symbolic.layers:
             yield layer.units
 
@@ -177,33 +172,31 @@ def _plan(network: NetworkSpec) -> Plan:
 
     _, layers, direct = structure.unpack(network.tensors)
     starts, ranks = layout.ranks.starts, layout.ranks
+    row_features = put(np.repeat(ranks.features, np.diff(ranks.output_starts)))
+    row_ranks = put(np.repeat(np.arange(levels), np.diff(starts[depth])))
     matrices: list[Matrix] = []
     place = flags = 0
-    for index in range(depth + 1 + (direct is not None)):
+    for index, layer in enumerate(layers if direct is None else [*layers, direct]):
         at = min(index, depth)
         reads_inputs = index in (0, depth + 1)
         degrees = np.repeat(np.arange(levels), np.diff(starts[at]))
         sorted_inputs = symbolic.columns if reads_inputs else symbolic.layers[index - 1].units
         below = symbolic.column_starts if reads_inputs else starts[index - 1][1:]
         kept = sorted_inputs.cpu().numpy()
-        layer = direct if index > depth and direct is not None else layers[at]
         others = np.setdiff1d(np.arange(layer.weight.shape[1]), kept)
         pitch = -(-max(len(kept), 1) // _PITCH) * _PITCH
         table = layout.table[at]
-        matrices.append(
-            Matrix(
-                put(symbolic.layers[at].units.cpu().numpy()), put(below[degrees]),
-                put(np.concatenate([kept, others])), len(kept), place, pitch,
-                int(table[BIAS]), int(table[NORM]), flags,
-            )
+        order = Order(
+            put(symbolic.layers[at].units.cpu().numpy()), put(below[degrees]),
+            put(np.concatenate([kept, others])), row_features, row_ranks,
         )  # fmt: skip
+        vectors = int(table[BIAS]), int(table[NORM])
+        matrices.append(Matrix(order, len(kept), place, pitch, *vectors, flags))
         place += pitch * len(degrees)
         flags += triton.cdiv(len(degrees), _PACKED)
     last = matrices[-1]
-    norms = [m.norms + 2 * len(m.units) for m in matrices if m.norms >= 0]
+    norms = [m.norms + 2 * len(m.order.units) for m in matrices if m.norms >= 0]
     codes = {*(activations_of(structure) or ())}
-    of_rows = np.repeat(ranks.features, np.diff(ranks.output_starts))
-    shared = {name: put(getattr(ranks, name)) for name in Ranks._fields}
     net = Net(
         weights=None,
         vectors=None,
@@ -212,14 +205,12 @@ def _plan(network: NetworkSpec) -> Plan:
         constants=torch.from_numpy(layout.constants).to(network.tensors[1]),
         table=put(layout.table),
         streams=put(layout.streams),
-        **shared,
+        **{name: put(getattr(ranks, name)) for name in Ranks._fields},
     )
     return Plan(
         symbolic,
         layout,
         tuple(matrices),
-        put(of_rows),
-        put(np.repeat(np.arange(levels), np.diff(starts[depth]))),
         net,
         put(layout.adjoint_table),
         place,
@@ -238,7 +229,7 @@ def _pack(plan: Plan, network: NetworkSpec) -> Ready:
     every = layers if direct is None else [*layers, direct]
     with _on(like):
         for index, (matrix, layer) in enumerate(zip(plan.matrices, every, strict=True)):
-            count = len(matrix.units)
+            order, count = matrix.order, len(matrix.order.units)
             if not count:
                 continue
             weight, mask = layer.weight.detach(), layer.mask.detach()
@@ -246,16 +237,13 @@ def _pack(plan: Plan, network: NetworkSpec) -> Ready:
                 vectors if tensor is None else tensor.detach().contiguous()
                 for tensor in (layer.bias, layer.norm_scale, layer.norm_shift)
             )
-            order = Order(
-                matrix.units, matrix.limits, matrix.inputs, plan.row_features, plan.row_ranks
-            )
             packed = Packed(
                 weights[matrix.place :], vectors[matrix.biases :], vectors[max(matrix.norms, 0) :],
                 vectors[plan.vectors + matrix.flags :],
             )  # fmt: skip
             pack_kernel[(triton.cdiv(count, _PACKED),)](
                 packed, Own(weight, mask, bias, scale, shift, ranks), order, count, matrix.kept,
-                len(matrix.inputs), matrix.pitch, *weight.stride(), *mask.stride(),
+                len(order.inputs), matrix.pitch, *weight.stride(), *mask.stride(),
                 HAS_BIAS=layer.bias is not None, HAS_NORM=layer.norm_scale is not None,
                 OUTPUT=index >= depth, VECTORS=index <= depth, BLOCK=_PACKED, INPUTS=_PACKED,
             )  # fmt: skip
@@ -343,7 +331,7 @@ def _launch(
 
 def _size_of(plan: Plan, rows: int, like: Tensor) -> tuple[object, ...]:
     """Say how large a problem is, to a factor of two: problems alike share their tiles."""
-    structure, widest = plan.symbolic.structure, max(len(m.units) for m in plan.matrices)
+    structure, widest = plan.symbolic.structure, max(len(m.order.units) for m in plan.matrices)
     sizes = (rows, plan.symbolic.levels, widest)
     return (str(like.dtype), structure.depth, *(n.bit_length() for n in sizes))
 
