@@ -20,6 +20,7 @@ from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
 from made_flows.univariate.bijections import Affine, Bijection
 from made_flows.univariate.scales import ScaleRule
+from made_flows.univariate.splines import RationalQuadraticSpline
 from made_flows.univariate.step_kernel import StepKernel
 
 SCALE_STEP = 4.0
@@ -223,7 +224,8 @@ def posterior_flow(
             in a thousand dimensions as in thirty.
         origin, units: of the triangular map, see :class:`TriangularAffine`.
         bijection: of the transforms with hidden layers; by default a :class:`DampedAffine`, or with
-            a ``scale`` an affine map of that rule.
+            a ``scale`` an affine map of that rule. Of one feature it is a single spline, since
+            affine maps with nothing to depend on are one normal distribution.
         order, scale, degrees, activation, residual, direct, dropout, generator: as for
             :class:`~made_flows.IAF`.
 
@@ -243,8 +245,13 @@ def posterior_flow(
     if hidden_features is None:
         hidden_features = (max(64, features),) * 2
     first = make_order(features, "natural" if isinstance(order, str) else order)
-    if bijection is None:
-        bijection = "affine" if scale is not None else DampedAffine(gain)
+    if bijection is None and scale is None:
+        # One feature has none before it: affine maps of it would be one, and so would splines. Few
+        # wide bins, since few draws fall into the outer ones.
+        bijection = DampedAffine(gain) if features > 1 else RationalQuadraticSpline(4, 6.0)
+        transforms = transforms if features > 1 else min(transforms, 2)
+    elif bijection is None:
+        bijection = "affine"
     # One more than needed, so that orders take turns with that of the linear transform.
     order = first if isinstance(order, str) and order == "reverse" else order
     inner = IAF(

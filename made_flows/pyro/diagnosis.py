@@ -386,11 +386,16 @@ def _together(
         # Both have run for one sample before.
         raise ValueError(
             "Expected model and guide to run for all samples at once, within a plate of "
-            f"{samples}; got {type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}. Let "
+            f"{samples}; got {type(error).__name__}: {_first_words(error)}. Let "
             "leading dimensions broadcast, as x[..., 0] and (X * b.unsqueeze(-2)).sum(-1) do and "
             "X @ b does not, or give vectorize=False"
         ) from error
     return weights, of_model
+
+
+def _first_words(error: Exception) -> str:
+    """Say what went wrong in a line: without the shapes of all sites, which Pyro adds."""
+    return " ".join(str(error).split("Trace Shapes:")[0].split()).rstrip(".")
 
 
 def _latent(of_model: Trace, sites: Mapping[str, LatentSite], count: int) -> dict[str, Tensor]:

@@ -46,8 +46,8 @@ _LAST_RATE = 0.01
 """Share of the learning rate at the end of a cosine."""
 _WARM_UP = 50
 _CHECKS = 5
-_CHECKED_ALONE = 300
-"""Draws of a check where the model runs for one after the other; otherwise 1000."""
+_CHECKED, _CHECKED_ALONE = 1000, 300
+"""Draws of a check, and where the model runs for one after the other."""
 _AVERAGED = 0.25
 """Share of the steps over which weights are averaged."""
 _MATTERS = 50.0
@@ -151,6 +151,8 @@ def fit_guide(
     began = time.perf_counter()
     with torch.random.fork_rng(enabled=seed is not None, devices=()):
         guide(*args, **kwargs)  # makes it know the model, with draws of its own if it is new
+        with torch.no_grad(), poutine.block():
+            layout(model, guide, args, kwargs)  # refuses a model that no verdict would be on
         if seed is not None:
             torch.manual_seed(seed)
         plan = BUDGETS[budget]
@@ -220,10 +222,14 @@ def _train(
     optimizer = torch.optim.Adam(weights, lr=_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan.steps))
     average = [weight.detach().clone() for weight in weights]
-    if alone is None:
-        kept = _Kept(lambda: guide.diagnose(*args, probe=False, **kwargs), weights)
-    else:
-        kept = _Kept(lambda: alone.diagnose(_CHECKED_ALONE), weights)
+
+    def judge(samples: int) -> Diagnosis:
+        if alone is not None:
+            return alone.diagnose(samples)
+        return guide.diagnose(*args, samples=samples, probe=False, **kwargs)
+
+    few, many = (_CHECKED, _JUDGED) if vectorize else (_CHECKED_ALONE, _JUDGED // 4)
+    kept = _Kept(lambda: judge(few), weights)
     curve: list[float] = []
     newest = 1 / (_AVERAGED * plan.steps)
     bar = tqdm(total=plan.steps, desc="fit_guide", disable=not progress, leave=progress)
@@ -247,7 +253,8 @@ def _train(
                 recent = [value for value in curve[-50:] if math.isfinite(value)]
                 shown = sum(recent) / len(recent) if recent else math.nan
                 bar.set_postfix_str(f"ELBO {shown:.3f}, k-hat {kept.last.k_hat:.2f}")
-                if kept.settled:
+                # A tail that few draws fall into shows in many.
+                if kept.settled and judge(many).grade == "as drawn":
                     break
                 if kept.lost:
                     logging.getLogger("made_flows").warning(
@@ -355,7 +362,7 @@ class _Kept:
     def lost(self) -> bool:
         """Whether the last ELBO is far below the best."""
         margin = 1.0 + 10 * self.best.elbo_error
-        return not self.last.elbo > self.best.elbo - margin
+        return self.best.elbo > -math.inf and not self.last.elbo > self.best.elbo - margin
 
     def restore(self) -> None:
         """Take the best weights again."""

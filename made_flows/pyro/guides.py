@@ -50,8 +50,8 @@ class AutoIAF(AutoContinuous):
     .. math:: z \sim N(0, I), \qquad u = m + e^s \odot (f_1 \circ \dots \circ f_K)(z)
 
     where u holds the unconstrained latent variables, in the order of the model's sites. It starts
-    near a normal distribution with mean ``init_loc_fn`` and standard deviation ``init_scale``. With
-    one latent dimension it is a normal distribution (of the unconstrained variable).
+    near a normal distribution with mean ``init_loc_fn`` and standard deviation ``init_scale``. Of
+    one latent dimension it is a single spline.
 
     Gradients of the ELBO are *path gradients*: those of :math:`\log q(u)` with respect to the
     sample u alone, since the rest has mean zero. Their noise vanishes as the guide approaches the

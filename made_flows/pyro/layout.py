@@ -26,11 +26,13 @@ class LatentSite:
 
     def __init__(self, fn: Any, value: Tensor) -> None:
         self.shape, self.plates = value.shape, len(fn.batch_shape)
-        self.transform: Transform | None
+        self.transform: Transform | None = None
+        self.middle = value.new_zeros(())  # where unconstrained values are zero
         try:
             self.transform = biject_to(fn.support)
+            self.middle = self.transform(value.new_zeros(self.transform.inverse_shape(value.shape)))
         except NotImplementedError:  # a discrete one
-            self.transform = None
+            pass
 
 
 def traces(
@@ -83,4 +85,10 @@ def layout(
             expect(known, "guide", "to sample every latent variable of the model", f"no {name!r}")
             if trace is of_model and not site["is_observed"]:
                 sites[name] = LatentSite(site["fn"], cast(Tensor, site["value"]))
+    nodes: Any = traces(model, guide, args, kwargs)[0].nodes  # once more, with other values
+    for name, site in sites.items():
+        same = site.middle.equal(LatentSite(nodes[name]["fn"], nodes[name]["value"]).middle)
+        hint = "to have variables whose supports stay the same, as a share of Uniform(0, 1) does"
+        moves = f"{name!r}, whose support changes with the values of others"
+        expect(same, "model", hint, moves)
     return _nesting((of_model, of_guide)), sites

@@ -209,13 +209,19 @@ def find_starts(
         ways = list(_along_the_way(density, point.to(density.dtype), generator))
         if ways:
             best.append((name, max(ways, key=lambda start: start.elbo)))
-    best = [(name, start) for name, start in best if start.elbo > -math.inf]
+    finite = [(name, start) for name, start in best if start.elbo > -math.inf]
+    if best and not finite:
+        raise ValueError(
+            "Expected model to have a density wherever its latent variables may be; got places "
+            "without one beside every start. Tell the sites where they end, as by "
+            "Uniform(low, high): no guide learns an edge that only the likelihood knows"
+        )
     if not best:
         raise ValueError(
             "Expected model to have a finite density somewhere near its start; got none that is "
             f"a number, from {', '.join(starts)}. Give the guide an init_loc_fn where it has one"
         )
-    return sorted(best, key=lambda found: -found[1].elbo)
+    return sorted(finite, key=lambda found: -found[1].elbo)
 
 
 def apart(first: NormalStart, second: NormalStart) -> bool:

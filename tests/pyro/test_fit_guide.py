@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from made_flows.models.variational import TriangularAffine
-from made_flows.pyro import AutoIAF, FlowMixture, fit_guide, fitting
+from made_flows.pyro import AutoIAF, FlowMixture, diagnose, fit_guide, fitting
 from made_flows.pyro.fitting import BUDGETS
 from made_flows.pyro.starts import JointDensity, find_starts
 
@@ -235,3 +236,59 @@ def test_bad_arguments(name: str) -> None:
     call, kind, message = BAD[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+def moving(y: Tensor) -> None:
+    """A variable whose bounds another one sets, as in GARCH models."""
+    a = pyro.sample("a", dist.Uniform(0.0, 1.0))
+    b = pyro.sample("b", dist.Uniform(0.0, 1.0 - a))
+    pyro.sample("y", dist.Normal(a + b, 0.1), obs=y)
+
+
+def test_a_support_that_moves_is_refused() -> None:
+    """A guide would cut it off where it was at first, and weights would not show what is lost."""
+    guide, y = AutoIAF(moving), torch.tensor(0.9)
+    guide(y)
+    for judge in (guide.diagnose, lambda y: fit_guide(guide, y, vectorize=False, progress=False)):
+        with pytest.raises(ValueError, match=r"supports stay the same.* got 'b', whose support"):
+            judge(y)
+
+
+def test_one_dimension_that_is_far_from_normal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of ten: a Beta(1, 11), whose unconstrained variable has an exponential tail."""
+    monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=250))
+    monkeypatch.setattr(fitting, "diagnose", partial(diagnose, probe=False))
+
+    def model() -> None:
+        share = pyro.sample("share", dist.Uniform(0.0, 1.0))
+        pyro.sample("count", dist.Binomial(10, share), obs=torch.tensor(0.0))
+
+    guide = AutoIAF(model)
+    fit_guide(guide, budget="fast", seed=0, progress=False)
+    assert guide.diagnose(samples=4000, probe=False).elbo == pytest.approx(-math.log(11), abs=0.02)
+    exact, draws = dist.Beta(1.0, 11.0), guide.get_posterior().sample((20_000,)).sigmoid()
+    assert float((draws.mean() - exact.mean) / exact.stddev) == pytest.approx(0, abs=0.1)
+    assert float(draws.std() / exact.stddev) == pytest.approx(1, abs=0.1)
+
+
+def edge(at: float) -> None:
+    """A place without a density, which only the likelihood knows."""
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.factor("inside", torch.where(x > at, 0.0, -math.inf))
+
+
+def test_an_edge_beside_every_start_is_refused() -> None:
+    guide = AutoIAF(edge, init_loc_fn=lambda site: torch.tensor(0.1))
+    with pytest.raises(ValueError, match="no guide learns an edge"):
+        fit_guide(guide, 0.0, budget="fast", progress=False)
+
+
+def test_an_elbo_that_was_infinite_from_the_start_is_no_loss(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One draw in eight hundred is beyond the edge."""
+    monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=5))
+    fit = fit_guide(AutoIAF(edge), -3.0, budget="fast", seed=0, progress=False)
+    assert fit.diagnosis.elbo == -math.inf
+    assert fit.diagnosis.grade == "as drawn"
+    assert not caplog.records

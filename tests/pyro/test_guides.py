@@ -237,13 +237,12 @@ def test_medians_of_other_priors_are_those_of_many_draws(prior, middle, error) -
 
 def test_quantiles_of_one_dimension_are_exact() -> None:
     guide = disturbed(AutoIAF(scalar))
-    # An affine flow of one dimension is a normal distribution: two points say which.
-    low, high = guide.flow.to_data(torch.tensor([[0.0], [1.0]]))[0].squeeze(1).tolist()
     probabilities = [0.05, 0.5, 0.9]
-    expected = [math.exp(low + (high - low) * z) for z in (-1.644854, 0.0, 1.281552)]
-    found = guide.quantiles(probabilities)["x"]
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=2e-3, atol=0)
-    assert float(guide.median()["x"]) == pytest.approx(math.exp(low), rel=2e-3)
+    # The flow is an increasing function: quantiles of the noise are mapped to those of the site.
+    noise = torch.special.ndtri(torch.tensor([probabilities]).mT)
+    expected = guide.flow.to_data(noise)[0].squeeze(1).exp()
+    torch.testing.assert_close(guide.quantiles(probabilities)["x"], expected, rtol=2e-3, atol=0)
+    torch.testing.assert_close(guide.median()["x"], expected[1], rtol=2e-3, atol=0)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -898,3 +897,10 @@ def test_models_that_cannot_run_at_once_are_told_of_the_option() -> None:
     with pytest.raises(ValueError, match=r"vectorize=False"):
         guide.diagnose()
     assert guide.diagnose(samples=100, vectorize=False).log_weights.isfinite().all()
+
+    def shapes() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=torch.ones(2, 3))
+
+    with pytest.raises(ValueError, match=r"site 'y':.*broadcast.*\[1000, 3\]\)\. Let leading"):
+        AutoIAF(shapes).diagnose()
