@@ -86,8 +86,8 @@ def layout(
             if trace is of_model and not site["is_observed"]:
                 sites[name] = LatentSite(site["fn"], cast(Tensor, site["value"]))
     nodes: Any = traces(model, guide, args, kwargs)[0].nodes  # once more, with other values
-    for name, site in sites.items():
-        same = site.middle.equal(LatentSite(nodes[name]["fn"], nodes[name]["value"]).middle)
+    for name, latent in sites.items():
+        same = latent.middle.equal(LatentSite(nodes[name]["fn"], nodes[name]["value"]).middle)
         hint = "to have variables whose supports stay the same, as a share of Uniform(0, 1) does"
         moves = f"{name!r}, whose support changes with the values of others"
         expect(same, "model", hint, moves)
