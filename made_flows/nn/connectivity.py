@@ -25,6 +25,7 @@ class Shape:
         outputs: output rows of every feature.
         hidden: widths of the hidden layers.
         residual: whether the layers at even places are one residual stream.
+        direct_first: whether direct connections reach the first parameter of a feature alone.
     """
 
     features: int
@@ -33,6 +34,7 @@ class Shape:
     outputs: tuple[int, ...]
     hidden: tuple[int, ...]
     residual: bool = False
+    direct_first: bool = False
 
     @property
     def input_features(self) -> Tensor:
@@ -43,6 +45,12 @@ class Shape:
     def output_features(self) -> Tensor:
         """The feature that each output row belongs to."""
         return torch.arange(self.features).repeat_interleave(torch.tensor(self.outputs))
+
+    @property
+    def direct_outputs(self) -> Tensor:
+        """Which output rows direct connections may reach: ones and zeros, (outputs, 1)."""
+        chosen = [k == 0 or not self.direct_first for each in self.outputs for k in range(each)]
+        return torch.tensor(chosen)[:, None]
 
     def adds_to_stream(self, layer: int) -> bool:
         """Say whether a hidden layer ends a residual block, so that its units are the stream's."""
@@ -97,7 +105,7 @@ def connect_in_order(
         ranks=ranks,
         degrees=degrees,
         masks=mk.degree_masks(inputs, degrees, outputs),
-        direct=outputs[:, None] > inputs,
+        direct=(outputs[:, None] > inputs) & shape.direct_outputs,
         input_context=first,
         output_context=context,
     )
@@ -140,7 +148,7 @@ def connect_by_graph(shape: Shape, adjacency: Tensor) -> Connectivity:
         ranks=mk.adjacency_levels(features),
         degrees=degrees,
         masks=masks,
-        direct=features[shape.output_features][:, shape.input_features],
+        direct=features[shape.output_features][:, shape.input_features] & shape.direct_outputs,
         input_context=first[:, inputs:] if shape.hidden else None,
         output_context=adjacency[shape.output_features, shape.features :],
         graph=features,

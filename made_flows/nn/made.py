@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -80,7 +81,9 @@ class MADE(MaskedMLP):
             function.
         residual: whether hidden layers after the first are residual blocks
             :math:`h + W_2\, a(W_1\, a(h))`.
-        direct: whether inputs are also connected to outputs directly (linearly).
+        direct: whether inputs are also connected to outputs directly (linearly); ``"first"``: to
+            the first parameter of every feature alone, such as its location. A scale that is
+            linear in the inputs has no bound far out.
         dropout: probability of dropping a hidden unit while training. Sampling and inversion
             never drop.
         adjacency: instead of an order, a directed acyclic graph: a boolean matrix of shape
@@ -125,7 +128,7 @@ class MADE(MaskedMLP):
         degrees: str = "even",
         activation: Any = "relu",
         residual: bool = False,
-        direct: bool = False,
+        direct: bool | Literal["first"] = False,
         dropout: float = 0.0,
         adjacency: Any = None,
         mask_weights: bool | Literal["order"] = False,
@@ -144,7 +147,10 @@ class MADE(MaskedMLP):
         columns = per_feature(inputs, features, "inputs")
         outputs = per_feature(parameters, features, "parameters")
         widened = _with_block_ends(hidden) if residual else hidden
-        shape = Shape(features, context, columns, outputs, widened, residual)
+        known = isinstance(direct, (bool, np.bool_)) or direct == "first"
+        expect_type(known, "direct", "to be True, False or 'first'", direct)
+        only_first = direct == "first" and len(hidden) > 0
+        shape = Shape(features, context, columns, outputs, widened, residual, only_first)
         named = order if isinstance(order, str) else None
         check_generator(generator, draws=adjacency is None and "random" in (named, degrees))
         if adjacency is None:
@@ -157,7 +163,7 @@ class MADE(MaskedMLP):
             connectivity = connect_by_graph(shape, mk.check_adjacency(adjacency, features, context))
         super().__init__(
             shape, connectivity, activation=activation, dropout=dropout,
-            direct=boolean(direct, "direct"), mask_weights=mask_weights,
+            direct=bool(direct), mask_weights=mask_weights,
         )  # fmt: skip
         self.hidden_features = hidden
         self._spec: MADESpec | None = None

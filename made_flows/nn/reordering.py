@@ -100,6 +100,8 @@ def masks_of(made: MaskedMLP, ranks: Tensor, degrees: Sequence[Tensor] | None = 
     direct = None
     if made.direct is not None or not made.shape.hidden:
         direct = _above(outputs, inputs, dtype)
+        if made.shape.direct_first:
+            direct = direct * made.shape.direct_outputs.to(direct)
     if not made.shape.hidden:
         return Masks((direct,), None)
     own = made.degrees if degrees is None else degrees

@@ -57,6 +57,16 @@ def average_for(rows: int | None, discrete: bool = False) -> float:
     return 0.99 if learning_rate_for(rows, discrete) > learning_rate_for(None) else 0.0
 
 
+def weight_decay_for(rows: int | None, discrete: bool = False) -> float:
+    """Return the decay of the weights of masked networks, 0 for none: beside the higher rate.
+
+    Example:
+        >>> weight_decay_for(500), weight_decay_for(5000), weight_decay_for(500, discrete=True)
+        (0.3, 0.0, 0.0)
+    """
+    return 0.3 if average_for(rows, discrete) else 0.0
+
+
 def sparsity_for(rows: int | None, features: int | None, discrete: bool) -> float:
     """Return the threshold of direct connections of discrete values, as a share of their rate.
 

@@ -33,6 +33,7 @@ from made_flows.training.defaults import (
     learning_rate_for,
     max_epochs_for,
     sparsity_for,
+    weight_decay_for,
 )
 from made_flows.training.history import History, TrainingError
 from made_flows.training.likelihood import training_loss, units_of
@@ -67,7 +68,7 @@ def fit(
     patience: int | None = 20,
     max_seconds: float | None = None,
     clip_norm: float | None = 5.0,
-    weight_decay: float = 0.0,
+    weight_decay: float | None = None,
     dropout: float | None = None,
     sparsity: float | None = None,
     optimizer: Optimizer | None = None,
@@ -240,15 +241,20 @@ def fit(
         if dropout is None:
             dropout = dropout_for(known_rows, target.features, target.discrete)
         rate = learning_rate or learning_rate_for(known_rows, target.discrete)
+        own_rate = learning_rate is None and optimizer is None
         if sparsity is None:
             sparsity = sparsity_for(known_rows, target.features, target.discrete)
         if max_epochs is None:
             options = replace(options, max_epochs=max_epochs_for(known_rows, batch_size))
-        adam, parameters = make_optimizer(optimizer, model, rate, weight_decay, sparsity)
+        shrinks_all = weight_decay is not None
+        if weight_decay is None:
+            weight_decay = weight_decay_for(known_rows, target.discrete) if own_rate else 0.0
+        adam, parameters = make_optimizer(
+            optimizer, model, rate, weight_decay, sparsity, shrinks_all
+        )
         _expect_callable(model, context)
         if average is None:
-            own = learning_rate is None and optimizer is None
-            average = average_for(known_rows, target.discrete) if own else 0.0
+            average = average_for(known_rows, target.discrete) if own_rate else 0.0
         ema = Average(parameters, average) if average else None
         rates = Rates(adam, schedule)
         request: dict[str, str] = {}

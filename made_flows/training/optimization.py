@@ -164,14 +164,29 @@ def _groups(
     return [group for group in groups if group["params"]]
 
 
+def _decaying(model: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Return groups of parameters: weights of masked networks, and others, which do not decay."""
+    made = [module for module in model.modules() if isinstance(module, MADE)]
+    weights = {id(p) for n in made for p in n.layers.parameters() if p.dim() > 1}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if id(p) in weights]},
+        {"params": [p for p in parameters if id(p) not in weights], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 def make_optimizer(
     optimizer: Optimizer | None,
     model: nn.Module,
     learning_rate: float,
     weight_decay: float,
     sparsity: float = 0.0,
+    shrinks_all: bool = True,
 ) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
-    """Return the optimizer to train a model with, and the parameters that it changes."""
+    """Return the optimizer to train a model with, and the parameters that it changes.
+
+    Where it does not shrink all of them, weights of masked networks alone decay.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     expect(bool(parameters), "model", "to have parameters that require gradients", "none")
     if optimizer is None:
@@ -182,6 +197,8 @@ def make_optimizer(
         groups: Any = parameters
         if sparsity:
             kind, groups = SparseAdam, _groups(model, parameters, learning_rate, sparsity)
+        elif weight_decay and not shrinks_all:
+            groups = _decaying(model, parameters)
         optimizer = kind(groups, lr=learning_rate, weight_decay=weight_decay, fused=fused)
     elif not isinstance(optimizer, torch.optim.Optimizer):
         wanted = "to be a torch.optim.Optimizer, or a function that makes one from parameters"
