@@ -57,10 +57,10 @@ class MAF(Flow):
             transform (Wehenkel & Louppe 2021, *Graphical Normalizing Flows*).
         activation: of every conditioner, see :class:`~made_flows.MADE`. Bounded ones such as the
             default keep a row unlike all others from costing millions of nats.
-        direct: of every conditioner, as for :class:`~made_flows.MADE`; by default ``"first"`` for
-            an affine bijection, so that its shifts are linear but for what the hidden layers add,
-            and False for others.
-        degrees, residual, dropout, mask_weights, generator: likewise.
+        degrees, residual, direct, dropout, mask_weights, generator: of every conditioner, as for
+            :class:`~made_flows.MADE`. With ``direct="first"`` the shifts of an affine bijection are
+            linear but for what the hidden layers add: for columns that are nearly linear in one
+            another, and have no row far from all others.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -76,11 +76,7 @@ class MAF(Flow):
         (torch.Size([10]), torch.Size([5, 10, 3]))
     """
 
-    _former_defaults: ClassVar[dict[str, Any]] = {
-        "activation": "relu",
-        "hidden_features": (64, 64),
-        "direct": False,
-    }
+    _former_defaults: ClassVar[dict[str, Any]] = {"activation": "relu", "hidden_features": (64, 64)}
 
     def __init__(
         self,
@@ -98,7 +94,7 @@ class MAF(Flow):
         degrees: Literal["even", "random"] = "even",
         activation: Any = "tanh",
         residual: bool = False,
-        direct: bool | Literal["first"] | None = None,
+        direct: bool | Literal["first"] = False,
         dropout: float = 0.0,
         mask_weights: bool | Literal["order"] = False,
         generator: torch.Generator | None = None,
@@ -231,8 +227,6 @@ def _stack(
     bijection = _make_bijection(bijection, scale)
     valid = normalize is None or normalize in tuple(_NORMALIZATIONS)
     expect(valid, "normalize", "to be None, 'batch' or 'actnorm'", shown(normalize))
-    if network["direct"] is None:
-        network["direct"] = "first" if isinstance(bijection, Affine) else False
     stack: list[Transform] = []
     for arguments in connectivity:
         conditioner = MADE(features, parameters=bijection.outputs, **network, **arguments)

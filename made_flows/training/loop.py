@@ -130,7 +130,9 @@ def fit(
         patience: stop after this many epochs without a lower NLL; None never does.
         max_seconds: end the epoch after this time, and training with it; None never does.
         clip_norm: gradients are scaled down to this total norm; None leaves them.
-        weight_decay: decoupled weight decay of AdamW.
+        weight_decay: decoupled weight decay of AdamW, of all parameters. By default 0.3 with the
+            higher rate that few rows have by default, and then of the weights of masked networks
+            alone, but for direct connections; none otherwise.
         dropout: probability of dropping a hidden unit while training, for networks that have no
             dropout of their own. By default 0.2 where there are fewer than fifty rows for each
             column, none where there are more; for discrete values in 64 columns or more, 0.5
@@ -241,20 +243,22 @@ def fit(
         if dropout is None:
             dropout = dropout_for(known_rows, target.features, target.discrete)
         rate = learning_rate or learning_rate_for(known_rows, target.discrete)
-        own_rate = learning_rate is None and optimizer is None
         if sparsity is None:
             sparsity = sparsity_for(known_rows, target.features, target.discrete)
         if max_epochs is None:
             options = replace(options, max_epochs=max_epochs_for(known_rows, batch_size))
         shrinks_all = weight_decay is not None
         if weight_decay is None:
-            weight_decay = weight_decay_for(known_rows, target.discrete) if own_rate else 0.0
+            # With a given optimizer too, which has its own: a checkpoint is to name what changed.
+            own = learning_rate is None
+            weight_decay = weight_decay_for(known_rows, target.discrete) if own else 0.0
         adam, parameters = make_optimizer(
             optimizer, model, rate, weight_decay, sparsity, shrinks_all
         )
         _expect_callable(model, context)
         if average is None:
-            average = average_for(known_rows, target.discrete) if own_rate else 0.0
+            own = learning_rate is None and optimizer is None
+            average = average_for(known_rows, target.discrete) if own else 0.0
         ema = Average(parameters, average) if average else None
         rates = Rates(adam, schedule)
         request: dict[str, str] = {}

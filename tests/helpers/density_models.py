@@ -100,9 +100,9 @@ def _graph_and_context(features: int) -> Tensor:
 
 OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "plain": lambda D: {},
-    "reversed": lambda D: {"order": "reversed"},
+    "reversed": lambda D: {"order": "reversed", "direct": "first"},
     "random order": lambda D: {"order": "random", "generator": _seeded()},
-    "given order": lambda D: {"order": _given_order(D)},
+    "given order": lambda D: {"order": _given_order(D), "direct": "first"},
     "random degrees": lambda D: {"degrees": "random", "generator": _seeded()},
     "residual": lambda D: {"residual": True, "hidden_features": (16, 8, 12)},
     "residual, random degrees": lambda D: {

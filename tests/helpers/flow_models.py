@@ -76,7 +76,7 @@ def _graph(features: int) -> Tensor:
 
 OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "plain": lambda D: {},
-    "reversed": lambda D: {"order": "reversed"},
+    "reversed": lambda D: {"order": "reversed", "direct": "first"},
     "context": lambda D: {"context": 2, "order": [*range(1, D), 0]},
     "residual, direct": lambda D: {
         "residual": True, "direct": True, "hidden_features": (12, 8, 8), "dropout": 0.5,

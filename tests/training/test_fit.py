@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 
@@ -790,6 +791,28 @@ def test_weight_decay_shrinks():
         return model.mean.norm().item()
 
     assert norm(1.0) < 0.9 * norm(0.0)
+
+
+@pytest.mark.parametrize("given", [{}, {"learning_rate": 3e-3}], ids=["own rate", "given rate"])
+def test_weights_of_masked_networks_decay_where_few_rows_have_their_own_rate(given):
+    """As by AdamW of two groups; biases, direct connections and what else is learned do not."""
+    torch.manual_seed(0)
+    flow = mf.MAF(2, transforms=2, hidden_features=(8,), direct="first")
+    reference = copy.deepcopy(flow)
+    few = {"max_epochs": 3, "dropout": 0.0, **QUIET}
+    fit(flow, rows(100), **given, **few)
+    decays = {n: ".layers." in n and n.endswith("weight") for n, _ in reference.named_parameters()}
+    groups = [
+        {
+            "params": [p for n, p in reference.named_parameters() if not decays[n]],
+            "weight_decay": 0,
+        },
+        {"params": [p for n, p in reference.named_parameters() if decays[n]]},
+    ]
+    adam = torch.optim.AdamW(groups, lr=3e-3, weight_decay=0.0 if given else 0.3)
+    fit(reference, rows(100), optimizer=adam, average=0.0 if given else 0.99, **few)
+    for p, q in zip(flow.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
 def test_direct_connections_of_discrete_values_are_sparse():
