@@ -12,8 +12,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from made_flows._llvm import LONG, Array, Numbers, emits
 from made_flows.inverse.compiled.elementwise import exp, log, softplus
 from made_flows.inverse.compiled.simd import adjacent_lines, keep_apart, like, line
+from made_flows.univariate.step_kernel import EDGES, SplineForm
+
+FIXED = float(EDGES["fixed"])
+
+
+@emits
+def form_of(w: Numbers, numbers: Array) -> SplineForm:
+    """Return the constants of the spline, which follow those of every step, by their names."""
+    b, places = w.builder, range(4, 4 + len(SplineForm._fields))
+    return SplineForm(*(b.load(b.gep(numbers.start, [LONG(place)])) for place in places))
 
 
 def step(work: Any, numbers: Any, rows: Any) -> None:
@@ -31,17 +42,18 @@ def map_value(work: Any, numbers: Any, rows: Any) -> None:
     """Map a value; what its derivative is made of is left in the scratch space."""
     lanes, parameters, count, noise, scratch, x = rows
     keep_apart()
-    bins, inverse, linear = int(numbers[4]), numbers[0] != 0.0, numbers[8] != 0.0
+    spline, inverse = form_of(numbers), numbers[0] != 0.0
+    bins, linear, fixed = int(spline.bins), spline.linear != 0.0, spline.edges == FIXED
     derivatives = parameters + 2 * bins
     knots = count - 2 * bins - (bins if linear else 0)  # rows of derivatives
-    fractions(work, numbers, lanes, parameters, bins, scratch, numbers[11])
-    fractions(work, numbers, lanes, parameters + bins, bins, scratch, numbers[12])
+    fractions(work, numbers, lanes, parameters, bins, scratch, spline.min_width)
+    fractions(work, numbers, lanes, parameters + bins, bins, scratch, spline.min_height)
 
     u, value = line(work, noise, lanes), line(work, x, lanes)
     place, left, bottom, width, height, start, end, inner, from_x = bin_lines(work, scratch, lanes)
     from_y = line(work, scratch + 9, lanes)
     zero, one = like(u[0], 0.0), like(u[0], 1.0)
-    origin, size = like(u[0], numbers[5]), like(u[0], numbers[6])
+    origin, size = like(u[0], spline.left), like(u[0], spline.width)
     for j in range(lanes):
         place[j] = (u[j] - origin) / size
         from_x[j] = zero
@@ -51,11 +63,11 @@ def map_value(work: Any, numbers: Any, rows: Any) -> None:
     # made positive for two knots, not for all.
     for k in range(bins):
         w, h = line(work, parameters + k, lanes), line(work, parameters + bins + k, lanes)
-        at = line(work, derivatives + edge_row(k, bins, knots, numbers[16]), lanes)
-        following = line(work, derivatives + edge_row(k + 1, bins, knots, numbers[16]), lanes)
+        at = line(work, derivatives + edge_row(k, bins, knots, fixed), lanes)
+        following = line(work, derivatives + edge_row(k + 1, bins, knots, fixed), lanes)
         middle = line(work, derivatives + knots + k if linear else parameters, lanes)
-        fixed_at = like(u[0], 1.0 if k == 0 and numbers[16] == 0.0 else 0.0)
-        fixed_end = like(u[0], 1.0 if k == bins - 1 and numbers[16] == 0.0 else 0.0)
+        fixed_at = like(u[0], 1.0 if k == 0 and fixed else 0.0)
+        fixed_end = like(u[0], 1.0 if k == bins - 1 and fixed else 0.0)
         first = k == 0
         known = from_y if inverse else from_x
         for j in range(lanes):
@@ -99,9 +111,9 @@ def bin_lines(work: Any, scratch: int, lanes: int) -> Any:
     return adjacent_lines(work, scratch, lanes, 9)
 
 
-def edge_row(knot: int, bins: int, knots: int, edges: float) -> int:
+def edge_row(knot: int, bins: int, knots: int, fixed: bool) -> int:
     """Return the row of a knot's raw derivative; any row, where it is a constant."""
-    return max(0, min(knot - 1, knots - 1)) if edges == 0.0 else knot % knots
+    return max(0, min(knot - 1, knots - 1)) if fixed else knot % knots
 
 
 def fractions(
@@ -111,7 +123,8 @@ def fractions(
     keep_apart()
     highest, total = line(work, scratch, lanes), line(work, scratch + 1, lanes)
     one = like(highest[0], 1.0)
-    divisor, bound = like(one, numbers[9]), like(one, numbers[10])
+    spline = form_of(numbers)
+    divisor, bound = like(one, spline.divisor), like(one, spline.bound)
     least, rest = like(one, smallest), like(one, 1.0 - smallest * bins)
     for j in range(lanes):
         highest[j] = like(one, -math.inf)
@@ -138,9 +151,10 @@ def positive(work: Any, numbers: Any, lanes: int, row: int, outer: int) -> None:
     keep_apart()
     a, fixed = line(work, row, lanes), line(work, outer, lanes)
     zero, one = like(a[0], 0.0), like(a[0], 1.0)
-    least, bound = like(one, numbers[13]), like(one, numbers[14])
-    offset, edge = like(one, numbers[15]), like(one, numbers[17])
-    if numbers[14] > 0.0:
+    spline = form_of(numbers)
+    least, bound = like(one, spline.min_derivative), like(one, spline.derivative_bound)
+    offset, edge = like(one, spline.derivative_offset), like(one, spline.edge)
+    if spline.derivative_bound > 0.0:
         for j in range(lanes):
             a[j] = exp(a[j] / (one + abs(a[j]) / bound))
     else:
@@ -186,7 +200,8 @@ def rational_linear(work: Any, numbers: Any, lanes: int, scratch: int, inverse: 
     keep_apart()
     place, left, bottom, width, height, start, end, raw, out = bin_lines(work, scratch, lanes)
     zero, one = like(place[0], 0.0), like(place[0], 1.0)
-    least, rest = like(one, numbers[18]), like(one, 1.0 - 2.0 * numbers[18])
+    nearest = form_of(numbers).min_place
+    least, rest = like(one, nearest), like(one, 1.0 - 2.0 * nearest)
     for j in range(lanes):
         inner = least + rest / (one + exp(-raw[j]))
         # Weights of the bin's last end and of its inner point, whose height is middle.
@@ -217,7 +232,7 @@ def add_log_slope(work: Any, numbers: Any, rows: Any) -> None:
     """Add the logarithm of the derivative, from what :func:`map_value` leaves."""
     keep_apart()
     lanes, _, _, _, scratch, out = rows
-    inverse, linear = numbers[0] != 0.0, numbers[8] != 0.0
+    inverse, linear = numbers[0] != 0.0, form_of(numbers).linear != 0.0
     place, left, bottom, width, height, start, end, inner, image = bin_lines(work, scratch, lanes)
     density = line(work, out + 1, lanes)
     zero, one, two = like(place[0], 0.0), like(place[0], 1.0), like(place[0], 2.0)
