@@ -26,10 +26,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from made_flows.inverse.gpu.adjoint import adjoint_kernel
+from made_flows.inverse.gpu.autotuning import Config, configs
 from made_flows.inverse.gpu.pack import Order, Own, Packed, pack_kernel
 from made_flows.inverse.gpu.solve import solve_kernel
 from made_flows.inverse.gpu.tile import COUNTS, Net
-from made_flows.inverse.gpu.tiles import Tiles, ways
 
 NUMBERS = {
     *COUNTS, "size", "dimension", "prefix", "flag_place", "flag_count", "widest", "lambdas",
@@ -69,11 +69,11 @@ MORE: list[tuple[Any, str, dict[str, Any]]] = [
 ]
 
 
-def tiles_of(dtype: str, every: bool) -> list[Tiles]:
+def configs_of(dtype: str, every: bool) -> list[Config]:
     """The ways to cut work up: for tiles of 32 rows the usual one, or all for any tile."""
     like = torch.zeros(1, dtype=DTYPES[dtype])
-    found = [way for rows in (16, 32, 64) for way in ways(rows, like)]
-    return list(dict.fromkeys(found)) if every else ways(32, like)[:1]
+    found = [way for rows in (16, 32, 64) for way in configs(rows, like)]
+    return list(dict.fromkeys(found)) if every else configs(32, like)[:1]
 
 
 def build(
@@ -110,7 +110,7 @@ def main() -> None:
     capability, every = numbers[0] if numbers else 90, "--all" in sys.argv
     cases = [(pack_kernel, "fp32", PACK, "", 4)]
     for kernel, dtype, constants in CASES + (MORE if every else []):
-        for way in tiles_of(dtype, every):
+        for way in configs_of(dtype, every):
             cut = {"ROWS": way.rows, "BLOCK": way.block, "STEP": way.step, "INPUTS": way.inputs}
             name = f"{constants.get('KIND', '')} {constants['PRECISION']} {tuple(way)}"
             cases.append((kernel, dtype, {**constants, **cut}, name, way.warps))

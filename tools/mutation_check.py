@@ -352,7 +352,7 @@ MUTANTS = [
     ),
     Mutant(
         "tiles that are timed anew in every process",
-        "made_flows/inverse/gpu/tiles.py",
+        "made_flows/inverse/gpu/autotuning.py",
         "    if path is not None:",
         "    if False:",
         CALLS,

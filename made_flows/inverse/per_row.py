@@ -106,17 +106,16 @@ class _Sweep:
     def run(self, noise: Tensor, order: Tensor, known: Tensor) -> Tensor:
         """Draw all ranks, one after the other."""
         made = self.made
-        degrees = [d.tolist() for d in made.degrees]
-        units: list[list[list[int]]] = [[[] for _ in range(made.features)] for _ in degrees]
-        for layer, of_layer in enumerate(degrees):
-            for unit, degree in enumerate(of_layer):
-                units[layer][degree].append(unit)
+        by_degree = [
+            degrees.argsort(stable=True).split(degrees.bincount(minlength=made.features).tolist())
+            for degrees in made.degrees
+        ]
         rows = torch.arange(len(order), device=order.device)
         column_ranks = order.argsort(dim=-1)[:, made.input_features]
         for rank in range(made.features):
-            for layer, of_degree in enumerate(units):
-                if of_degree[rank]:
-                    self._finish(layer, torch.tensor(of_degree[rank], device=order.device))
+            for layer, units in enumerate(by_degree):
+                if len(units[rank]):
+                    self._finish(layer, units[rank])
             feature = order[:, rank]
             parameters = made.unpack(self._outputs())[rows, feature]
             drawn = self.head.step_at(noise[rows, feature], parameters, feature).to(

@@ -36,7 +36,6 @@ class Record(NamedTuple):
         symbolic, layout: of the network.
         units: as the kernels take them.
         kind, numbers: of the step, and what it is told.
-        lanes: rows of a tile.
         spaces: workspaces of all tiles, (tiles, rows of a workspace, lanes).
     """
 
@@ -45,7 +44,6 @@ class Record(NamedTuple):
     units: Units
     kind: str
     numbers: tuple[float, ...]
-    lanes: int
     spaces: Tensor
 
     def call(self, function: str) -> Kept:
@@ -92,7 +90,7 @@ def record(
     lanes = backend.lanes_of(len(x), dtype, torch.get_num_threads())
     height = layout.adjoint_rows + int(layout.ranks.output_starts[-1]) + SCRATCH + 3
     spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")
-    kept = Record(symbolic, layout, units, kernel.kind, kernel.numbers, lanes, spaces)
+    kept = Record(symbolic, layout, units, kernel.kind, kernel.numbers, spaces)
     images, density = backend.results_of(kernel, x.shape, dtype)
     blocks = backend.blocks_of(packed.weights, layout.blocks, layout.direct_blocks)
     arguments = kept.rows(x, images, density, None), units, layout.ranks, blocks, kept.call("score")

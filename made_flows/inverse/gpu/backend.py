@@ -2,7 +2,7 @@
 
 A call launches one kernel for every weight matrix, which packs it, and one for the sweep, on the
 current stream of the weights' device, and waits for nothing. Only a first call waits: for its plan,
-and to time some ways to cut the work up. The functions of ``made_flows.inverse.compiled.backend``
+and to time some configurations. The functions of ``made_flows.inverse.compiled.backend``
 have the same names.
 """
 
@@ -25,11 +25,11 @@ from made_flows._torch import is_recorded
 from made_flows.inverse.compiled.layout import BIAS, NORM, Ranks
 from made_flows.inverse.compiled.packing import Layout, activations_of, context_of, knows, layout_of
 from made_flows.inverse.gpu.adjoint import adjoint_kernel
+from made_flows.inverse.gpu.autotuning import Config, configs, fastest, processors
 from made_flows.inverse.gpu.pack import Order, Own, Packed, pack_kernel
 from made_flows.inverse.gpu.solve import solve_kernel
 from made_flows.inverse.gpu.steps import KINDS
 from made_flows.inverse.gpu.tile import Net
-from made_flows.inverse.gpu.tiles import Tiles, fastest, processors, ways
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import Step
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
@@ -295,7 +295,7 @@ def _launch(
     *arguments: Any,
     **constants: Any,
 ) -> None:
-    """Launch a sweep in the way that is fastest for such a problem.
+    """Launch a sweep by the configuration that is fastest for such a problem.
 
     Args:
         kernel: takes a workspace, its size for a program, net and counts, and the arguments.
@@ -303,7 +303,7 @@ def _launch(
         table: of layers.
         lines: rows of a tile's workspace.
         rows: of the batch.
-        kind: what, besides its size and precision, says which way is fastest.
+        kind: what, besides its size and precision, says which is fastest.
         arguments: those of the kernel's own.
         constants: those for which it is compiled.
     """
@@ -315,22 +315,22 @@ def _launch(
     counts = rows, context_rows, plan.symbolic.levels, len(net.panels) - 1, network.structure.depth
     precision = _precision(like)
 
-    def launch(tiles: Tiles) -> None:
+    def launch(config: Config) -> None:
         most = 4 * processors(like.device) if like.is_cuda else 2
-        programs, size = min(triton.cdiv(rows, tiles.rows), most), lines * tiles.rows
+        programs, size = min(triton.cdiv(rows, config.rows), most), lines * config.rows
         kernel[(programs,)](
             like.new_empty(programs * size), size, net, *counts, *arguments, **constants,
-            DIRECT=network.structure.direct, CODE=plan.code, PRECISION=precision, ROWS=tiles.rows,
-            BLOCK=tiles.block, STEP=tiles.step, INPUTS=tiles.inputs, num_warps=tiles.warps,
+            DIRECT=network.structure.direct, CODE=plan.code, PRECISION=precision, ROWS=config.rows,
+            BLOCK=config.block, STEP=config.step, INPUTS=config.inputs, num_warps=config.warps,
         )  # fmt: skip
 
     with _on(like):
         kind = (*kind, precision, *_size_of(plan, rows, like))
-        launch(fastest(kind, ways(rows, like), like, launch))
+        launch(fastest(kind, configs(rows, like), like, launch))
 
 
 def _size_of(plan: Plan, rows: int, like: Tensor) -> tuple[object, ...]:
-    """Say how large a problem is, to a factor of two: problems alike share their tiles."""
+    """Say how large a problem is, to a factor of two: problems alike share a configuration."""
     structure, widest = plan.symbolic.structure, max(len(m.order.units) for m in plan.matrices)
     sizes = (rows, plan.symbolic.levels, widest)
     return (str(like.dtype), structure.depth, *(n.bit_length() for n in sizes))

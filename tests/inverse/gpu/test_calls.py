@@ -26,8 +26,8 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 
 from triton.errors import TritonError
 
+from made_flows.inverse.gpu import autotuning
 from made_flows.inverse.gpu import backend as gpu
-from made_flows.inverse.gpu import tiles
 
 interpreted = pytest.mark.skipif(
     not gpu.INTERPRETED, reason="Triton was imported without TRITON_INTERPRET=1"
@@ -40,7 +40,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Makes tensors believe, when called, that a CUDA graph records on their device."""
 
     def record() -> None:
-        for module in (_torch, _cache, gpu, tiles):
+        for module in (_torch, _cache, gpu, autotuning):
             monkeypatch.setattr(module, "is_recorded", lambda _: True)
 
     return record
@@ -155,19 +155,19 @@ def test_tf32_only_where_torch_was_told_so_by_either_switch(allow: Callable[[], 
     assert gpu._precision(double) == "ieee"
 
 
-# ---------------------------------------------------------------------- tiles
+# ---------------------------------------------------------------------- configurations
 
 
 @interpreted
-def test_numbers_do_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_do_not_depend_on_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     step = STEPS["sampling, Gaussian"](2)
     made = made_for(step, features=2, hidden_features=(20,)).float()
     noise = noise_of(step, 17, 2).float().requires_grad_()
     # The interpreter knows nothing of warps.
-    unlike = {way[:-1]: way for way in tiles.ways(32, noise)}.values()
+    unlike = {way[:-1]: way for way in autotuning.configs(32, noise)}.values()
     found = []
     for way in unlike:
-        monkeypatch.setattr(gpu, "ways", lambda *_, way=way: [way])
+        monkeypatch.setattr(gpu, "configs", lambda *_, way=way: [way])
         with backend("triton"):
             x = sequential_inverse(made, step, noise)
             found.append((x, *torch.autograd.grad(x.square().sum(), noise)))
@@ -176,17 +176,17 @@ def test_numbers_do_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None
         torch.testing.assert_close(others, found[0], rtol=1e-5, atol=1e-6)
 
 
-WAYS = tiles.ways(32, torch.zeros(1))
+WAYS = autotuning.configs(32, torch.zeros(1))
 
 
 class _Clock:
     """Says how long a launch takes; what has no time cannot be built."""
 
     def __init__(self) -> None:
-        self.times: dict[tiles.Tiles, float] = {}
-        self.launched: list[tiles.Tiles] = []
+        self.times: dict[autotuning.Config, float] = {}
+        self.launched: list[autotuning.Config] = []
 
-    def launch(self, way: tiles.Tiles) -> None:
+    def launch(self, way: autotuning.Config) -> None:
         self.launched.append(way)
         if way not in self.times:
             raise TritonError("out of shared memory")
@@ -195,17 +195,17 @@ class _Clock:
         launch()
         return self.times[self.launched[-1]]
 
-    def fastest(self, *kind: object) -> tiles.Tiles:
-        return tiles.fastest(kind, WAYS, torch.zeros(1), self.launch)
+    def fastest(self, *kind: object) -> autotuning.Config:
+        return autotuning.fastest(kind, WAYS, torch.zeros(1), self.launch)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> _Clock:
     """A clock for a device on which launches can be timed, whose cache on disk is empty."""
     clock = _Clock()
-    monkeypatch.setattr(tiles, "_FOUND", {})
-    monkeypatch.setattr(tiles, "_may_be_timed", lambda _: True)
-    monkeypatch.setattr(tiles, "milliseconds", clock.milliseconds)
+    monkeypatch.setattr(autotuning, "_FOUND", {})
+    monkeypatch.setattr(autotuning, "_may_be_timed", lambda _: True)
+    monkeypatch.setattr(autotuning, "milliseconds", clock.milliseconds)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     return clock
 
@@ -218,7 +218,7 @@ def test_the_fastest_tiles_are_found_once_for_a_kind_and_machine(
     assert clock.launched == WAYS
     clock.times = {}
     assert clock.fastest("solve", 3) == WAYS[2]
-    monkeypatch.setattr(tiles, "_FOUND", {})  # as in another process
+    monkeypatch.setattr(autotuning, "_FOUND", {})  # as in another process
     assert clock.fastest("solve", 3) == WAYS[2]
     assert clock.launched == WAYS
     with pytest.raises(TritonError, match="shared memory"):
@@ -228,7 +228,7 @@ def test_the_fastest_tiles_are_found_once_for_a_kind_and_machine(
 def test_nothing_is_timed_where_the_host_may_not_wait(
     clock: _Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiles, "_may_be_timed", lambda _: False)
+    monkeypatch.setattr(autotuning, "_may_be_timed", lambda _: False)
     assert clock.fastest("solve", 3) == WAYS[0]
     assert not clock.launched
 
@@ -236,7 +236,7 @@ def test_nothing_is_timed_where_the_host_may_not_wait(
 def test_ways_are_few_and_what_needs_no_measurement_comes_first() -> None:
     for rows in (1, 40, 5000):
         for dtype in (torch.float32, torch.float64):
-            found = tiles.ways(rows, torch.zeros(1, dtype=dtype))
+            found = autotuning.configs(rows, torch.zeros(1, dtype=dtype))
             assert 3 <= len(found) == len(set(found)) <= 5
             assert len({way.inputs for way in found}) == 1
             assert (found[0].block, found[0].warps) == (32, 4)

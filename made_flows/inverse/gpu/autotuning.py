@@ -1,9 +1,8 @@
-"""How the sweeps are cut up on a GPU: a few ways, timed once for a kind of problem.
+"""How the sweeps are cut up on a GPU: a few configurations, timed once for a kind of problem.
 
-What was fastest is kept, in memory and in Triton's cache on disk. All ways add up equally many
-inputs at a time, so that sums do not depend on the choice. Nothing is timed in the interpreter, nor
-while a CUDA graph records, when the host may wait for nothing: then the first way is taken, if none
-is known.
+The fastest is kept, in memory and in Triton's cache on disk. All of them add up equally many inputs
+at a time, so that sums do not depend on the choice. Nothing is timed in the interpreter, nor while
+a CUDA graph records, when the host may wait for nothing: then the first is taken, if none is known.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ _REPETITIONS = 3
 
 _FILE = "tiles.json"
 
-_FOUND: dict[tuple[object, ...], Tiles] = {}
+_FOUND: dict[tuple[object, ...], Config] = {}
 
 
-class Tiles(NamedTuple):
+class Config(NamedTuple):
     """How the work is cut up; every number but the warps is a power of two, and 16 at least.
 
     Args:
         rows: rows of a tile.
         block: units of a block before a panel.
         step: units of a block inside a panel.
-        inputs: inputs of a product, the same in all ways.
+        inputs: inputs of a product, the same in all configurations.
         warps: of 32 threads each, that a program has.
     """
 
@@ -50,8 +49,11 @@ class Tiles(NamedTuple):
     warps: int
 
 
-def ways(rows: int, like: Tensor) -> list[Tiles]:
-    """List how so many rows may be cut up; what should do without a measurement comes first.
+_Launch = Callable[[Config], None]
+
+
+def configs(rows: int, like: Tensor) -> list[Config]:
+    """List configurations for so many rows; what should do without a measurement comes first.
 
     Every multiprocessor should have a tile before tiles grow: a large one reuses every weight that
     it reads more often.
@@ -61,11 +63,11 @@ def ways(rows: int, like: Tensor) -> list[Tiles]:
     while height < most and rows >= 2 * height * processors(like.device):
         height *= 2
     inputs = 32 if like.dtype == torch.float32 else 16
-    found = [Tiles(height, 32, 16, inputs, 4)]
-    found += [Tiles(h, 32, 16, inputs, 4) for h in (height // 2, 2 * height) if 16 <= h <= most]
-    found.append(Tiles(height, 64, 16, inputs, 8))
+    found = [Config(height, 32, 16, inputs, 4)]
+    found += [Config(h, 32, 16, inputs, 4) for h in (height // 2, 2 * height) if 16 <= h <= most]
+    found.append(Config(height, 64, 16, inputs, 8))
     if height < 64:  # where two warps have registers enough (seen when compiled)
-        found.append(Tiles(height, 32, 16, inputs, 2))
+        found.append(Config(height, 32, 16, inputs, 2))
     return found
 
 
@@ -78,25 +80,25 @@ def processors(device: torch.device) -> int:
 
 
 def fastest(
-    kind: tuple[object, ...], ways: Sequence[Tiles], like: Tensor, launch: Callable[[Tiles], None]
-) -> Tiles:
-    """Return the way that launches fastest for problems of a kind.
+    kind: tuple[object, ...], configs: Sequence[Config], like: Tensor, launch: _Launch
+) -> Config:
+    """Return the configuration that launches fastest for problems of a kind.
 
     Args:
         kind: what the kernel is compiled for, and how large the problem is, about.
-        ways: among which to choose.
+        configs: among which to choose.
         like: a tensor on the device.
-        launch: does all the work in one way.
+        launch: does all the work by one of them.
 
     Raises:
-        TritonError: where no way can be built.
+        TritonError: where none can be built.
     """
     kind = (*kind, like.device)
     found = _FOUND.get(kind)
     if found is None:
         if not _may_be_timed(like):
-            return ways[0]
-        found = _FOUND[kind] = _kept_or_timed(kind[:-1], ways, like, launch)
+            return configs[0]
+        found = _FOUND[kind] = _kept_or_timed(kind[:-1], configs, like, launch)
     return found
 
 
@@ -105,15 +107,15 @@ def _may_be_timed(like: Tensor) -> bool:
 
 
 def _kept_or_timed(
-    kind: tuple[object, ...], ways: Sequence[Tiles], like: Tensor, launch: Callable[[Tiles], None]
-) -> Tiles:
-    identity = repr((kind, tuple(ways), triton.__version__, _name_of(like.device)))
+    kind: tuple[object, ...], configs: Sequence[Config], like: Tensor, launch: _Launch
+) -> Config:
+    identity = repr((kind, tuple(configs), triton.__version__, _name_of(like.device)))
     cache = get_cache_manager(hashlib.sha256(identity.encode()).hexdigest())
     path = cache.get_file(_FILE)
     if path is not None:
-        return Tiles(*json.loads(Path(path).read_text(encoding="utf-8")))
-    times = {way: _attempt(partial(launch, way), like) for way in ways}
-    best = min(ways, key=lambda way: times[way][0])
+        return Config(*json.loads(Path(path).read_text(encoding="utf-8")))
+    times = {config: _attempt(partial(launch, config), like) for config in configs}
+    best = min(configs, key=lambda config: times[config][0])
     failure = times[best][1]
     if failure is not None:
         raise failure
