@@ -38,17 +38,20 @@ class Stamp:
     devices and for unusual strides a copy is compared, bit by bit. Only while ``torch.jit.trace``
     or a CUDA graph records are values taken to be what versions say.
 
-    Made by :meth:`of`. It holds no tensor. A copy of a stamp, or one that was pickled, says no.
+    Made by :meth:`of`. It holds no tensor, and looks at the memory of tensors weakly, not at them:
+    torch refuses to exchange tensors that are looked at (``torch.utils.swap_tensors``). A copy of a
+    stamp, or one that was pickled, says no.
 
     Attributes:
         facts: what else is to be the same, compared by ``==``.
     """
 
-    __slots__ = ("_forms", "_guard", "_places", "_references", "_values", "facts")
+    __slots__ = ("_forms", "_guard", "_names", "_places", "_references", "_values", "facts")
 
     def __init__(self) -> None:
         self.facts: Any = None
-        self._references: list[weakref.ref[Tensor]] = []
+        self._references: list[weakref.ref[Any]] = []
+        self._names: list[int] = []
         self._places: list[Any] | None = None
         self._forms: list[Any] | None = None
         self._guard: Any = None
@@ -71,7 +74,7 @@ class Stamp:
             tensors: the tensors.
             facts: what else counts.
             values: whether values count, and not how often they were written to alone.
-            gone: called when one of the tensors is gone for good.
+            gone: called when one of the tensors, or the memory of one, is gone for good.
         """
         if not all(type(tensor) in _PLAIN and not tensor.is_meta for tensor in tensors):
             return None
@@ -82,15 +85,16 @@ class Stamp:
             stamp._values = _Values(tensors if values else ())
         except RuntimeError:  # there is no memory to look at
             return None
-        stamp._references = [weakref.ref(tensor, gone) for tensor in tensors]
+        stamp._references = [weakref.ref(_owner(tensor), gone) for tensor in tensors]
+        stamp._names = [*map(id, tensors)]
         return stamp
 
     def holds(self, tensors: Sequence[Tensor], facts: Any = None) -> bool:
         """Tell whether these are the same tensors, and what they were."""
         references, values = self._references, self._values
-        if values is None or len(references) != len(tensors) or self.facts != facts:
+        if values is None or self._names != [*map(id, tensors)] or self.facts != facts:
             return False
-        if not all(map(operator.is_, map(_FOLLOW, references), tensors)):
+        if not all(map(operator.is_not, map(_FOLLOW, references), _NONE)):  # names are given again
             return False
         try:
             # Values last: they are read at the places that the rest says are still theirs.
@@ -106,7 +110,15 @@ class Stamp:
         return Stamp, ()
 
 
+def _owner(tensor: Tensor) -> Any:
+    """Return what lives as long as a tensor's values: its memory, if it has that for itself."""
+    storage = tensor.untyped_storage()
+    alone = not is_traced() and storage.nbytes() == tensor.numel() * tensor.element_size()
+    return storage if alone else tensor
+
+
 _FOLLOW: Any = weakref.ref.__call__
+_NONE = itertools.repeat(None)
 _VERSION = operator.attrgetter("_version")
 _FORM = operator.attrgetter("device", "dtype", "shape")
 _FORM_TRACED = operator.attrgetter("device", "dtype")  # a trace would record the shape

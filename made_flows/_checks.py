@@ -232,9 +232,9 @@ def check_broadcast(**shapes: Sequence[int]) -> torch.Size:
     if not torch.compiler.is_compiling():
         every = [tuple(shape) for shape in shapes.values()]
         longest = max(every, key=len, default=())
-        distinct = {shape for shape in every if shape.count(1) < len(shape)} or {longest}
-        if len(distinct) == 1 and len(found := distinct.pop()) == len(longest):
-            return torch.Size(found)
+        wide = [shape for shape in every if shape.count(1) < len(shape)] or [longest]
+        if len(wide[0]) == len(longest) and wide.count(wide[0]) == len(wide):
+            return torch.Size(wide[0])
     try:
         return torch.Size(torch.broadcast_shapes(*(tuple(shape) for shape in shapes.values())))
     except RuntimeError:

@@ -56,7 +56,8 @@ def is_recorded(x: Tensor) -> bool:
 def has_concrete_values(x: Tensor) -> bool:
     """Tell whether a tensor's values may be read.
 
-    Not while compiling, tracing, in ``torch.func``, or while a CUDA graph records.
+    Not while compiling, tracing (``torch.jit``, ``make_fx``), in ``torch.func``, while a CUDA graph
+    records, nor of meta and fake tensors.
     """
     return not (
         torch.compiler.is_compiling()
@@ -64,7 +65,15 @@ def has_concrete_values(x: Tensor) -> bool:
         or torch._C._functorch.is_functorch_wrapped_tensor(x)
         or x.is_meta
         or is_recorded(x)
+        or (type(x) not in (Tensor, nn.Parameter) and hasattr(x, "fake_mode"))
+        or (torch._C._len_torch_dispatch_stack() > 0 and _has_stand_ins())
     )
+
+
+def _has_stand_ins() -> bool:
+    """Tell whether a mode of torch has tensors without values, or records what is done to them."""
+    keys, mode_of = torch._C._TorchDispatchModeKey, torch._C._get_dispatch_mode
+    return mode_of(keys.FAKE) is not None or mode_of(keys.PROXY) is not None
 
 
 def is_untransformed(x: Tensor) -> bool:

@@ -101,6 +101,10 @@ def _resized(p: nn.Parameter) -> None:
     p.data.copy_(values)
 
 
+def _exchanged(p: nn.Parameter) -> None:
+    torch.utils.swap_tensors(p, nn.Parameter(p.detach() * 0.9))
+
+
 def _in_inference_mode(model: nn.Module) -> None:
     with torch.inference_mode():
         for parameter in model.parameters():
@@ -448,6 +452,21 @@ def test_an_answer_is_never_of_old_weights(question: Question, change: Change) -
         before = after
     if change is _functional:
         assert torch.equal(_asked(question, model), first)
+
+
+EXCHANGED = (
+    "MADE, log_prob, large layers",
+    "any order, conditional",
+    "MAF, spline, sample",
+    "nflows, batch norm, accelerated",
+    "zuko, accelerated",
+    "nflows, drop-in mixture",
+)
+
+
+@pytest.mark.parametrize("name", EXCHANGED)
+def test_tensors_may_be_exchanged_which_torch_refuses_where_they_are_looked_at(name: str) -> None:
+    test_an_answer_is_never_of_old_weights(QUESTIONS[name], _each(_exchanged))
 
 
 COMPARED = ("signs through .data", "mask through .data", "new parameters", "pruned")

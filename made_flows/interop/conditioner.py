@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._cache import TensorCache
+from made_flows._torch import has_concrete_values
 from made_flows.interop.layers import ForeignLayer
 from made_flows.nn.linear import run_weight_hooks
 from made_flows.nn.made import MADE
@@ -73,9 +74,11 @@ class ForeignConditioner:
         masks = [layer.linear.mask for layer in self.layers]
         if self.direct is not None:
             masks.append(self.direct.linear.mask)
-        return self._levels.get(None, masks, self._read_levels)
+        return self._levels.get(None, masks, lambda: self._read_levels(masks))
 
-    def _read_levels(self) -> Tensor:
+    def _read_levels(self, masks: list[Tensor]) -> Tensor:
+        if not all(map(has_concrete_values, masks)):
+            raise NotUnderstoodError("its masks have no values that could be read")
         reaches: list[Tensor] = []
         reach = torch.eye(self.features, device=self.device)
         for layer in self.layers:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from made_flows._torch import has_concrete_values, is_traced
+from made_flows._torch import has_concrete_values, is_traced, is_untransformed
 from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.inverse.d_pass import warn_of_passes
 from made_flows.inverse.problem import Conditioner
@@ -92,6 +92,8 @@ class Fast:
         if not fits or not (self.differentiable or not self._asks_for_gradient(known, context)):
             return False
         _expect_reverse_mode_once()
+        if not is_untransformed(known):
+            _ = conditioner.ranks  # refused where masks cannot be read, as those that are mapped
         if torch.is_autocast_enabled(device.type):
             raise NotUnderstoodError("autocast computes parts of it in another precision")
         _expect_finite(known, context)

@@ -14,7 +14,7 @@ from made_flows._checks import described
 from made_flows._keys import KeyedModule
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.heads import Head
-from made_flows.univariate.step_kernel import StepKernel, inherits_kernel
+from made_flows.univariate.step_kernel import StepKernel, has_kernel
 
 
 class Step(Protocol):
@@ -100,7 +100,7 @@ class HeadStep:
         return self.head.value_dtype or dtype
 
     def kernel(self) -> StepKernel | None:
-        return self.head.kernel() if inherits_kernel(type(self.head)) else None
+        return self.head.kernel() if has_kernel(self.head) else None
 
     def score(self, x: Tensor, parameters: Tensor) -> tuple[None, Tensor]:
         """Compute log-probabilities (...) of values (..., D); a head has no images of them."""
@@ -110,7 +110,7 @@ class HeadStep:
 
     def score_kernel(self) -> StepKernel | None:
         """Return what the compiled parallel pass should do, None if it cannot."""
-        kernel = self.head.kernel() if inherits_kernel(type(self.head), scored=True) else None
+        kernel = self.head.kernel() if has_kernel(self.head, scored=True) else None
         return kernel._replace(head=True) if kernel is not None and kernel.scored else None
 
 
@@ -160,7 +160,7 @@ class BijectionStep:
         return dtype
 
     def kernel(self) -> StepKernel | None:
-        kernel = self.bijection.kernel() if inherits_kernel(type(self.bijection)) else None
+        kernel = self.bijection.kernel() if has_kernel(self.bijection) else None
         if kernel is None or self.direction == "forward":
             return kernel
         return kernel._replace(inverse=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from made_flows._checks import check_batch, check_broadcast
-from made_flows._torch import as_rows, in_groups, is_untransformed
+from made_flows._torch import as_rows, has_concrete_values, in_groups, is_untransformed
 from made_flows.nn.linear import MaskedLinear, RowMask, takes_mask
 from made_flows.nn.masked_mlp import MaskedMLP, Masks
 from made_flows.nn.reordering import masks_of
@@ -152,7 +152,7 @@ class _Groups:
 
     @staticmethod
     def of(degrees: Tensor) -> _Groups:
-        if torch.compiler.is_compiling():  # how many are distinct cannot be known
+        if not has_concrete_values(degrees):  # how many are distinct cannot be known
             units = torch.arange(len(degrees), device=degrees.device)
             return _Groups(degrees, units.unsqueeze(-1), units)
         distinct, group, counts = torch.unique(degrees, return_inverse=True, return_counts=True)

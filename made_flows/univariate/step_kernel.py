@@ -53,6 +53,7 @@ class StepKernel(NamedTuple):
         rule = self.rule
         return rule is None or (
             type(rule).forward is ScaleRule.forward
+            and "forward" not in vars(rule)
             and not rule._forward_hooks
             and not rule._forward_pre_hooks
             and not has_global_hooks()
@@ -62,6 +63,15 @@ class StepKernel(NamedTuple):
 _FREE = {"__init__", "__doc__", "__module__", "extra_repr", "log_prob", "noise", "check_values"}
 _FREE |= {"initial_parameters", "support", "__annotations__", "__qualname__"}
 """What a subclass may define without changing what a step does."""
+
+
+_MAPS = frozenset({"forward", "inverse", "step", "step_at", "encode", "log_prob"})
+"""Methods that an object may have of its own, in place of its class's."""
+
+
+def has_kernel(owner: nn.Module, scored: bool = False) -> bool:
+    """Tell whether the kernel of a head or bijection stands for all that it does."""
+    return inherits_kernel(type(owner), scored) and owner.__dict__.keys().isdisjoint(_MAPS)
 
 
 @lru_cache(maxsize=256)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import made_flows as mf
@@ -305,6 +308,40 @@ def test_what_worked_before_works_after(name: str, way: str, used_before: bool) 
     tolerance = {"rtol": 1e-7, "atol": 1e-8}
     for one, other in zip(_tuple(actual), _tuple(expected), strict=True):
         torch.testing.assert_close(one, other, equal_nan=True, **tolerance)
+
+
+# ---------------------------------------------------------------------- values that cannot be read
+
+
+def _recorded(slow: Slow, u: Tensor, context: Tensor | None) -> Any:
+    return make_fx(slow)(*_arguments(u, context))(*_arguments(0.5 * u, context))
+
+
+def _fake(slow: Slow, u: Tensor, context: Tensor | None) -> Any:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        shape = slow(*_arguments(u, context)).shape
+    return torch.zeros(shape)
+
+
+def _ensemble(slow: Slow, u: Tensor, context: Tensor | None) -> Any:
+    """Several networks at once, masks and all."""
+    stacked = torch.func.stack_module_state([slow, copy.deepcopy(slow)])
+    call = partial(torch.func.functional_call, slow)
+    return torch.func.vmap(lambda *state: call(state, _arguments(u, context)))(*stacked)
+
+
+@pytest.mark.filterwarnings("ignore::made_flows.inverse.d_pass.SlowInverseWarning")
+@pytest.mark.parametrize("way", [_recorded, _fake, _ensemble])
+@pytest.mark.parametrize("name", ["nflows, context", "normflows", "zuko"])
+def test_values_and_masks_that_cannot_be_read(name: str, way: Callable[..., Any]) -> None:
+    layer = make(LAYERS[name])
+    u, context = LAYERS[name].values(ROWS, torch.float64), LAYERS[name].given(ROWS, torch.float64)
+    with torch.no_grad():
+        fast = Slow(LAYERS[name], _accelerated(layer))
+        expected = way(Slow(LAYERS[name], layer), u, context)
+        torch.testing.assert_close(way(fast, u, context), expected)
+        fast(*_arguments(u, context))  # which knows the network afterwards
+        torch.testing.assert_close(way(fast, u, context), expected)
 
 
 # ---------------------------------------------------------------------- changes of a layer

@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import made_flows as mf
 from made_flows.inverse import HeadStep, Step, ops, sequential_inverse
 from made_flows.inverse.dispatch import backend
 from tests.helpers.d_pass import d_pass_inverse
-from tests.helpers.density_models import MODELS, context_of, made_of, scatter
+from tests.helpers.density_models import MODELS, any_order_model, context_of, made_of, scatter
+from tests.helpers.flow_models import shaken
 from tests.helpers.inverse_checks import (
     STEPS,
     check_gradients,
@@ -83,6 +86,27 @@ def test_it_compiles_with_inductor() -> None:
     call = call_of(model)
     noise, context = noise_of(HeadStep(model.head), 6, 4), context_of(model, 6)
     same(torch.compile(call, fullgraph=True)(noise, context), call(noise, context))
+
+
+@pytest.mark.parametrize("make", [
+    lambda: MODELS["Gaussian | context, residual, direct"](), any_order_model,
+    lambda: shaken(mf.MAF(4, 2, transforms=2)),
+])  # fmt: skip
+def test_recorded_and_of_fake_tensors(make: Callable[[], Any]) -> None:
+    model = make()
+    context = context_of(model, 3)
+    x = model(context).sample((2,))
+
+    def score(x: Tensor) -> Tensor:
+        result: Tensor = model(context).log_prob(x)
+        return result
+
+    for mode in ("real", "symbolic"):
+        recorded = make_fx(score, tracing_mode=mode, _allow_non_fake_inputs=True)(x.flip(0))
+        same(recorded(x), score(x))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        shapes = model(context).sample((2,)).shape, score(x).shape
+    assert shapes == (x.shape, x.shape[:-1])
 
 
 @pytest.mark.parametrize("name", TRANSFORMED)

@@ -111,6 +111,24 @@ def _own_method(flow: mf.Flow) -> None:
     transform.generate = lambda *given: 2 * generate(*given)
 
 
+def _own_of(part: Callable[[mf.Flow], Any], name: str, other: Callable[..., Any]) -> Any:
+    """A change that gives a part of a flow a method of its own, made of its class's."""
+
+    def run(flow: mf.Flow) -> None:
+        owner = part(flow)
+        method = getattr(owner, name)
+        setattr(owner, name, lambda *given: other(method(*given)))
+
+    return run
+
+
+def _own_maps(flow: mf.Flow) -> None:
+    for name, shift in (("forward", 0.2), ("inverse", -0.2)):
+        _own_of(lambda f: f.transforms[0].bijection, name, lambda r, s=shift: (r[0] + s, r[1]))(
+            flow
+        )
+
+
 def _own_activation(flow: mf.Flow) -> None:
     _last(flow).activation = nn.LeakyReLU(0.3)
 
@@ -133,6 +151,11 @@ CHANGES: dict[str, Callable[[mf.Flow], Any]] = {
     ),
     "hook": _hooked,
     "method": _own_method,
+    "bijection's methods": _own_maps,
+    "conditioner's method": _own_of(_last, "compute", lambda p: 1.1 * p),
+    "scale's method": _own_of(
+        lambda flow: flow.transforms[0].bijection.scale, "forward", lambda s: 0.5 * s
+    ),
     "activation": _own_activation,
     "scale's constant": _constant,
     "another conditioner": lambda flow: setattr(
