@@ -38,7 +38,7 @@ from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 
 _MASKED = "to be True, False or 'order'"
-_METHODS = frozenset({"__call__", "forward", "as_called", "compute", "unpack"})
+_METHODS = ("__call__", "forward", "as_called", "compute", "unpack")
 """What the layers of a network say only where it has no such method of its own."""
 
 
@@ -345,8 +345,8 @@ class MADE(MaskedMLP):
 
     def _read(self) -> MADESpec:
         kept = self._spec
-        if kept is None or not (self.__dict__.keys().isdisjoint(_METHODS) and kept.holds(self)):
-            expect_own(self, MADE, sorted(_METHODS))
+        if kept is None or any(map(self.__dict__.__contains__, _METHODS)) or not kept.holds(self):
+            expect_own(self, MADE, _METHODS)
             kept = MADESpec(self)
             if not torch.compiler.is_compiling():
                 self._spec = kept

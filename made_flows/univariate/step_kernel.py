@@ -65,13 +65,13 @@ _FREE |= {"initial_parameters", "support", "__annotations__", "__qualname__"}
 """What a subclass may define without changing what a step does."""
 
 
-_MAPS = frozenset({"forward", "inverse", "step", "step_at", "encode", "log_prob"})
+_MAPS = ("forward", "inverse", "step", "step_at", "encode", "log_prob")
 """Methods that an object may have of its own, in place of its class's."""
 
 
 def has_kernel(owner: nn.Module, scored: bool = False) -> bool:
     """Tell whether the kernel of a head or bijection stands for all that it does."""
-    return inherits_kernel(type(owner), scored) and owner.__dict__.keys().isdisjoint(_MAPS)
+    return inherits_kernel(type(owner), scored) and not any(map(owner.__dict__.__contains__, _MAPS))
 
 
 @lru_cache(maxsize=256)

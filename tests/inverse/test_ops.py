@@ -89,7 +89,7 @@ def test_it_compiles_with_inductor() -> None:
 
 
 @pytest.mark.parametrize("make", [
-    lambda: MODELS["Gaussian | context, residual, direct"](), any_order_model,
+    MODELS["Gaussian | context, residual, direct"], any_order_model,
     lambda: shaken(mf.MAF(4, 2, transforms=2)),
 ])  # fmt: skip
 def test_recorded_and_of_fake_tensors(make: Callable[[], Any]) -> None:
