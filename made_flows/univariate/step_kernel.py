@@ -71,7 +71,8 @@ _MAPS = ("forward", "inverse", "step", "step_at", "encode", "log_prob")
 
 def has_kernel(owner: nn.Module, scored: bool = False) -> bool:
     """Tell whether the kernel of a head or bijection stands for all that it does."""
-    return inherits_kernel(type(owner), scored) and not any(map(owner.__dict__.__contains__, _MAPS))
+    kind: Any = type(owner)
+    return inherits_kernel(kind, scored) and not any(map(owner.__dict__.__contains__, _MAPS))
 
 
 @lru_cache(maxsize=256)
