@@ -85,29 +85,20 @@ def constant(value: Any, kind: Any = None) -> Any:
     return ir.Constant(kind, float(value) if kind in FLOATS else int(value))
 
 
-class Counted:
-    """A loop over a range: gives the number, where to go on, and what comes after."""
-
-    def __init__(self, builder: Any, first: Any, last: Any, step: int) -> None:
-        self.b, self.first, self.last, self.step = builder, constant(first), constant(last), step
-
-    def __enter__(self) -> tuple[Any, Any, Any]:
-        b = self.b
-        before = b.block
-        head, inside, self.again, after = (b.append_basic_block() for _ in range(4))
+def begin_loop(b: Any, first: Any, last: Any, step: int) -> tuple[Any, Any, Any]:
+    """Begin a loop over a range: return the number, where to go on, and what comes after."""
+    before = b.block
+    head, inside, again, after = (b.append_basic_block() for _ in range(4))
+    b.branch(head)
+    b.position_at_end(head)
+    i = b.phi(LONG)
+    i.add_incoming(constant(first), before)
+    b.cbranch(b.icmp_signed("<" if step > 0 else ">", i, constant(last)), inside, after)
+    with b.goto_block(again):
+        i.add_incoming(b.add(i, LONG(step), flags=("nsw",)), again)
         b.branch(head)
-        b.position_at_end(head)
-        self.i = b.phi(LONG)
-        self.i.add_incoming(self.first, before)
-        b.cbranch(b.icmp_signed("<" if self.step > 0 else ">", self.i, self.last), inside, after)
-        with b.goto_block(self.again):
-            following = b.add(self.i, ir.Constant(LONG, self.step), flags=("nsw",))
-            self.i.add_incoming(following, self.again)
-            b.branch(head)
-        b.position_at_end(inside)
-        return self.i, self.again, after
-
-    def __exit__(self, *_: object) -> None: ...
+    b.position_at_end(inside)
+    return i, again, after
 
 
 class Numbers:
@@ -178,10 +169,10 @@ class Numbers:
 
     def each(self, count: Any, body: Callable[[Any], None]) -> None:
         """Write a loop over the numbers below a count."""
-        with Counted(self.builder, 0, count, 1) as (i, again, after):
-            body(i)
-            self.builder.branch(again)
-            self.builder.position_at_end(after)
+        i, again, after = begin_loop(self.builder, 0, count, 1)
+        body(i)
+        self.builder.branch(again)
+        self.builder.position_at_end(after)
 
 
 _FOLD: dict[str, Callable[[Any, Any], Any]] = {

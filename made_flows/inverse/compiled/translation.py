@@ -31,8 +31,8 @@ from made_flows._llvm import (
     BUILTINS,
     FLOATS,
     Array,
-    Counted,
     Numbers,
+    begin_loop,
     constant,
     leaves,
     rebuild,
@@ -283,9 +283,8 @@ class Writer(Numbers):
         limits = [self._value(limit) for limit in call.args]
         first, last = limits[:2] if len(limits) > 1 else (0, limits[0])
         step = limits[2] if len(limits) > 2 else 1
-        with Counted(self.builder, first, last, step) as (i, again, after):
-            self._values[target.id] = i
-            self._loop(node.body, again, after)
+        self._values[target.id], again, after = begin_loop(self.builder, first, last, step)
+        self._loop(node.body, again, after)
 
     # ------------------------------------------------------------------ expressions
 
