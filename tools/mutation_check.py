@@ -81,8 +81,8 @@ MUTANTS = [
     Mutant(
         "direct connections to itself",
         "made_flows/nn/connectivity.py",
-        "direct=outputs[:, None] > inputs,",
-        "direct=outputs[:, None] >= inputs,",
+        "direct=(outputs[:, None] > inputs)",
+        "direct=(outputs[:, None] >= inputs)",
         MASKS,
     ),
     Mutant(
