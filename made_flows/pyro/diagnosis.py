@@ -308,9 +308,9 @@ def diagnose(
     they are. It takes about 200 gradients of the model, for all chains at once. Other modes may be
     out of their reach: 128 climbs from prior draws and from places up to a hundred standard
     deviations away look for these, by 200 gradients for all at once and second derivatives at their
-    ends (up to 200 dimensions). A mode with 1 % of the posterior, and twenty draws to be expected,
-    in which weighted draws have less than a quarter of what they should is *unseen*, and nothing is
-    trusted.
+    ends (up to 1000 dimensions). A mode with 1 % of the posterior by a bound (10 % beside the
+    guide's own, where both are alike), and twenty draws to be expected, in which weighted draws
+    have less than a quarter of what they should is *unseen*, and nothing is trusted.
 
     Args:
         model, guide: a Pyro model and a guide of it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +16,19 @@ _NEAREST, _FURTHEST = 3.0, 100.0
 """Standard deviations of the guide's draws between which climbs begin."""
 _DRAWS = 32
 """Of a mode's normal approximation, to weigh it."""
-_DIMENSIONS = 200
+_DIMENSIONS = 1000
 """Up to which second derivatives are taken."""
 _ENDS, _NEAR = 32, 0.1
-"""Ends of climbs that are looked at; those nearer to each other, in deviations, are one."""
+"""Ends of climbs that are looked at; those nearer to each other, in deviations and root mean square
+over dimensions, are one."""
+_SECOND = 50
+"""Second derivatives, by rows, for every climb: they take as long as the climbs do."""
+_DIP, _LOOKS = 3.0, 15
+"""Nats by which a density falls between two modes, and the places where it is looked at."""
+_LEVEL = 0.5
+"""Slope, in a mode's deviations, below which a climb has reached it; on bent ridges it is more."""
+_ALIKE = 0.1
+"""Share of the guide's own mode from which another, by its height and width alone, is said."""
 _AT_ONCE = 1000
 """Gradients that are taken together."""
 _FEW = 20
@@ -31,12 +41,18 @@ def unseen_share(
 ) -> float | None:
     r"""Look for a mode that a guide's weighted draws leave out, from places that they never saw.
 
-    Climbs begin at draws of the prior, near zero, and far beyond the guide's own draws. Where one
+    Climbs begin at draws of the guide and of the prior, near zero, and far beyond them. Where one
     ends, a normal approximation :math:`q_k` has an evidence lower bound :math:`L_k`. By the
     inequality of data processing, the posterior has a share of nearly :math:`e^{L_k} / Z` at least
     wherever :math:`q_k` nearly always is: here, where :math:`p / q_k` is at most what draws of
     :math:`q_k` show. The mode is unseen if weighted draws of the guide have less than a quarter
     of this share there.
+
+    In many dimensions :math:`L_k` of a mode that is not normal is far below its mass. But modes are
+    often alike, as where signs or labels can be exchanged: then the ratio of their masses is about
+    that of Laplace's approximations of both. A mode that is apart from the one that the guide's
+    draws climb to, has a tenth of it by this ratio or more, and less than a quarter of that among
+    the draws that are nearer to it, is unseen as well.
 
     Args:
         posterior: in the units of the guide's draws.
@@ -47,7 +63,7 @@ def unseen_share(
 
     Returns:
         the share of the posterior, about, that is in the largest such mode; zero without one, None
-        above 200 dimensions, where second derivatives are too many.
+        where second derivatives are too many: above 1000 dimensions, or with few climbs.
 
     References:
         Riedmiller & Braun 1993, *A Direct Adaptive Method for Faster Backpropagation Learning: The
@@ -55,29 +71,79 @@ def unseen_share(
     """
     draws, weights = posterior.draws, posterior.weights
     size = draws.shape[-1]
-    if size > _DIMENSIONS:
+    count = min(_ENDS, climbs * _SECOND // size)
+    if size > _DIMENSIONS or count < 2:
         return None
-    ends = _climb(posterior, _inside(posterior, _begin(posterior, climbs)), steps)
-    ends = _distinct(ends, value_and_gradient(posterior, ends)[0])
+    own = draws[torch.multinomial(weights, max(climbs // 8, 1), replacement=True)]
+    starts = torch.cat([own, _begin(posterior, climbs - len(own))])
+    ends = _climb(posterior, _inside(posterior, starts), steps)
+    heights = value_and_gradient(posterior, ends)[0]
+    top = ends[heights[: len(own)].argmax()]
+    ends = torch.cat([top.unsqueeze(0), _distinct(ends, heights, count)])
+    found = zip(ends, *value_and_gradient(posterior, ends), _hessians(posterior, ends), strict=True)
+    home: _Mode | None = None
     largest, least = 0.0, max(tenable, _FEW * float(weights.square().sum()))
-    for end, hessian in zip(ends, _hessians(posterior, ends), strict=True):
+    for end, height, slope, hessian in found:
         factor = torch.linalg.cholesky_ex(definite_inverse(-hessian)).L
+        falls = not int(torch.linalg.cholesky_ex(-hessian).info)
+        reached = falls and float((factor.mT @ slope).norm()) < _LEVEL
+        mode = _Mode(end, float(height), factor, reached)
+        home = home or mode
         if not bool(factor.isfinite().all()):
             continue
-        log_det = factor.diagonal().log().sum()
         noise = torch.randn(_DRAWS, size, dtype=draws.dtype, device=draws.device)
         value, _ = value_and_gradient(posterior, end + noise @ factor.mT)
-        ratios = (value - _standard_normal(noise) + log_det)[value.isfinite()]
+        ratios = (value - mode.log_q(end + noise @ factor.mT))[value.isfinite()]
         # The bound of the normal distribution where there is a density.
         bound = float(ratios.mean()) + math.log(max(len(ratios), 1) / _DRAWS)
         share = math.exp(min(bound - log_evidence, 50.0))
-        if not share > max(least, largest):  # which no number is not
-            continue
-        z = torch.linalg.solve_triangular(factor, (draws - end).mT, upper=False).mT
-        there = posterior.heights - _standard_normal(z) + log_det <= ratios.max()
-        if float(weights[there].sum()) < share / 4:
-            largest = share
+        if share > max(least, largest):  # which no number is not
+            there = posterior.heights - mode.log_q(draws) <= ratios.max()
+            if float(weights[there].sum()) < share / 4:
+                largest = share
+        share = math.exp(min(mode.log_mass - home.log_mass, 50.0))
+        if share > max(least, largest, _ALIKE) and _apart(posterior, home, mode):
+            nearer = mode.log_q(draws) > home.log_q(draws)
+            if float(weights[nearer].sum()) < share / 4:
+                largest = share
     return largest / (1 + largest)
+
+
+class _Mode(NamedTuple):
+    """A mode, and the normal distribution of its height and curvature.
+
+    Args:
+        place: (D,).
+        height: the log-density there.
+        factor: lower triangular factor of the covariance (D, D).
+        reached: whether the density falls in every direction, and the climb ended there.
+    """
+
+    place: Tensor
+    height: float
+    factor: Tensor
+    reached: bool
+
+    @property
+    def log_mass(self) -> float:
+        """The logarithm of the mass, by Laplace's approximation."""
+        half = len(self.place) * math.log(2 * math.pi) / 2
+        return self.height + float(self.factor.diagonal().log().sum()) + half
+
+    def log_q(self, points: Tensor) -> Tensor:
+        """Return the normal distribution's log-density (N,) of points (N, D)."""
+        z = torch.linalg.solve_triangular(self.factor, (points - self.place).mT, upper=False).mT
+        return _standard_normal(z) - self.factor.diagonal().log().sum()
+
+
+def _apart(density: Callable[[Tensor], Tensor], first: _Mode, second: _Mode) -> bool:
+    """Tell whether two places are modes, between which the density falls."""
+    if not (first.reached and second.reached):
+        return False
+    steps = torch.linspace(0, 1, _LOOKS + 2, dtype=first.place.dtype, device=first.place.device)
+    between = torch.lerp(first.place, second.place, steps[1:-1].unsqueeze(-1))
+    lowest = float(value_and_gradient(density, between)[0].min())
+    return lowest < min(first.height, second.height) - _DIP
 
 
 def _standard_normal(z: Tensor) -> Tensor:
@@ -122,11 +188,11 @@ def _climb(density: Callable[[Tensor], Tensor], points: Tensor, steps: int) -> T
     return last
 
 
-def _distinct(ends: Tensor, heights: Tensor) -> Tensor:
-    """Return the highest of all ends (N, D) that are near each other, at most 32."""
-    chosen = ends[:0]
+def _distinct(ends: Tensor, heights: Tensor, count: int) -> Tensor:
+    """Return the highest of all ends (N, D) that are near each other, at most so many."""
+    chosen, near = ends[:0], _NEAR * math.sqrt(ends.shape[-1])
     for end in ends[heights.argsort(descending=True)]:
-        if len(chosen) < _ENDS and not bool(((chosen - end).norm(dim=-1) < _NEAR).any()):
+        if len(chosen) < count and not bool(((chosen - end).norm(dim=-1) < near).any()):
             chosen = torch.cat([chosen, end.unsqueeze(0)])
     return chosen
 
