@@ -63,7 +63,8 @@ def unseen_share(
 
     Returns:
         the share of the posterior, about, that is in the largest such mode; zero without one, None
-        where second derivatives are too many: above 1000 dimensions, or with few climbs.
+        where draws have no gradient, or second derivatives are too many: above 1000 dimensions, or
+        with few climbs.
 
     References:
         Riedmiller & Braun 1993, *A Direct Adaptive Method for Faster Backpropagation Learning: The
@@ -74,9 +75,11 @@ def unseen_share(
     count = min(_ENDS, climbs * _SECOND // size)
     if size > _DIMENSIONS or count < 2:
         return None
-    own = draws[torch.multinomial(weights, max(climbs // 8, 1), replacement=True)]
-    starts = torch.cat([own, _begin(posterior, climbs - len(own))])
-    ends = _climb(posterior, _inside(posterior, starts), steps)
+    at = torch.multinomial(weights, max(climbs // 8, 1), replacement=True)
+    own, others = (_inside(posterior, u) for u in (draws[at], _begin(posterior, climbs - len(at))))
+    if len(own) == 0:
+        return None
+    ends = _climb(posterior, torch.cat([own, others]), steps)
     heights = value_and_gradient(posterior, ends)[0]
     top = ends[heights[: len(own)].argmax()]
     ends = torch.cat([top.unsqueeze(0), _distinct(ends, heights, count)])
