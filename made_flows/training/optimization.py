@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeAlias
@@ -132,20 +132,32 @@ class SparseAdam(torch.optim.AdamW):
 
     A group's ``sparsity`` is the threshold in units of its learning rate. As a step of Adam is at
     most about the rate, a weight lives if its gradient points one way more often than not.
+
+    Attributes:
+        slowed: parameters, and the part of a step that each of their rows takes.
     """
 
+    slowed: Sequence[tuple[nn.Parameter, Tensor]] = ()
+
     def step(self, closure: Callable[[], float] | None = None) -> Any:
+        before = [weight.detach().clone() for weight, _ in self.slowed]
         loss = super().step(closure)
         with torch.no_grad():
             for group in self.param_groups:
                 if group.get("sparsity"):
                     for weight in group["params"]:
                         weight.copy_(F.softshrink(weight, group["lr"] * group["sparsity"]))
+            for (weight, part), old in zip(self.slowed, before, strict=True):
+                weight.copy_(torch.lerp(old, weight, part.to(weight)))
         return loss
 
 
 _DIRECT, _FASTEST = 20.0, 0.02
 """Rate of direct connections, whose gradients are small, over the others'; and the highest."""
+
+
+def _fast(rate: float) -> float:
+    return max(rate, min(_DIRECT * rate, _FASTEST))
 
 
 def _groups(
@@ -155,7 +167,7 @@ def _groups(
     made = [module for module in model.modules() if isinstance(module, MADE)]
     direct = {id(p) for m in made if m.direct is not None for p in m.direct.parameters()}
     biases = {id(m.layers[-1].bias) for m in made if m.direct is not None}
-    fast = {"lr": max(rate, min(_DIRECT * rate, _FASTEST))}
+    fast = {"lr": _fast(rate)}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if id(p) not in direct | biases]},
         {"params": [p for p in parameters if id(p) in biases], **fast},
@@ -164,15 +176,31 @@ def _groups(
     return [group for group in groups if group["params"]]
 
 
-def _decaying(model: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Return groups of parameters: weights of masked networks, and others, which do not decay."""
+def _decaying(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Split groups of parameters: weights of masked networks, and others, which do not decay."""
     made = [module for module in model.modules() if isinstance(module, MADE)]
     weights = {id(p) for n in made for p in n.layers.parameters() if p.dim() > 1}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if id(p) in weights]},
-        {"params": [p for p in parameters if id(p) not in weights], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    parts: list[dict[str, Any]] = []
+    for group in groups:
+        parts += [
+            group | {"params": [p for p in group["params"] if id(p) in weights]},
+            group | {"params": [p for p in group["params"] if id(p) not in weights],
+                     "weight_decay": 0.0},
+        ]  # fmt: skip
+    return [part for part in parts if part["params"]]
+
+
+def _slowed(model: nn.Module, rate: float) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return what would learn too fast: parameters whose rows are not all of logits."""
+    found = []
+    for module in model.modules():
+        made, head = getattr(module, "made", None), getattr(module, "head", None)
+        logits = getattr(head, "logits", None)
+        if isinstance(made, MADE) and made.direct is not None and logits is not None:
+            part = torch.where(logits.to(made.ranks.device), 1.0, rate / _fast(rate))
+            found += [(p, part[:, None]) for p in made.direct.parameters()]
+            found.append((made.layers[-1].bias, part))
+    return found
 
 
 def make_optimizer(
@@ -194,12 +222,14 @@ def make_optimizer(
         # One kernel for all tensors: on a CPU several times faster than one call per operation.
         # It assumes that parameters and gradients have one memory layout.
         fused = all(p.device.type in ("cpu", "cuda") and p.is_contiguous() for p in parameters)
-        groups: Any = parameters
+        groups = [{"params": parameters}]
         if sparsity:
             kind, groups = SparseAdam, _groups(model, parameters, learning_rate, sparsity)
-        elif weight_decay and not shrinks_all:
-            groups = _decaying(model, parameters)
+        if weight_decay and not shrinks_all:
+            groups = _decaying(model, groups)
         optimizer = kind(groups, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+        if isinstance(optimizer, SparseAdam):
+            optimizer.slowed = _slowed(model, learning_rate)
     elif not isinstance(optimizer, torch.optim.Optimizer):
         wanted = "to be a torch.optim.Optimizer, or a function that makes one from parameters"
         expect_type(callable(optimizer), "optimizer", wanted, optimizer)
