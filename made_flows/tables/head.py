@@ -79,11 +79,8 @@ class TableHead(Head):
         self._part_of, self._place_in = torch.tensor(found).T
         self.outputs = tuple(parts[k].outputs[j] for k, j in found)
         self.inputs = tuple(parts[k].inputs[j] for k, j in found)
-        logits = [parts[k].logits[j] for k, j in found]
-        self.logits = torch.cat([
-            torch.arange(count) >= count - some
-            for count, some in zip(self.outputs, logits, strict=True)
-        ])  # fmt: skip
+        discrete = torch.tensor([not isinstance(column, NumberColumn) for column in columns])
+        self.logits = discrete.repeat_interleave(torch.tensor(self.outputs))
         self._start = self._alone().float()
         read = torch.arange(sum(self.inputs)).split(self.inputs)
         self._columns = torch.cat([read[i] for i in order]).argsort()

@@ -31,13 +31,11 @@ class Part(nn.Module):
     Attributes:
         places: which features they are, (n,).
         outputs, inputs: parameters and input columns of each.
-        logits: how many of the parameters, the last ones, are logits of values.
         noise: of a value, a uniform and a normal number.
     """
 
     outputs: list[int]
     inputs: list[int]
-    logits: list[int]
 
     def __init__(self, places: Sequence[int]) -> None:
         super().__init__()
@@ -70,7 +68,7 @@ class Categories(Part):
     def __init__(self, places: Sequence[int], columns: Sequence[CategoryColumn]) -> None:
         super().__init__(places)
         sizes = [len(column.categories) for column in columns]
-        self.outputs = self.inputs = self.logits = sizes
+        self.outputs = self.inputs = sizes
         self.head = Categorical(sizes, len(sizes))
         self._counts = [torch.tensor(column.counts, dtype=torch.float64) for column in columns]
         self._unseen = torch.tensor([column.unseen for column in columns], dtype=torch.float64)
@@ -113,10 +111,9 @@ class Numbers(Part):
         masses = [torch.from_numpy(column.masses) for column in columns]
         # Codes of values with a probability of their own, NaN behind those of a column.
         self._masses = pad_sequence(masses, True, padding_value=torch.nan)
-        self.logits = [len(each) for each in masses]
-        self.outputs = [3 * components + count for count in self.logits]
+        self.outputs = [3 * components + len(each) for each in masses]
         width = len(_KNOTS) + 2 * len(self.periods)
-        self.inputs = [width + count for count in self.logits]
+        self.inputs = [width + len(each) for each in masses]
         read = torch.ones(len(columns), width + self._masses.shape[1], dtype=torch.bool)
         read[:, len(_KNOTS) : len(_KNOTS) + self._masses.shape[1]] = ~self._masses.isnan()
         self._read = read.flatten().nonzero().squeeze(1)

@@ -45,8 +45,8 @@ class Head(KeyedModule, ABC):
         support: where a single value lives.
         value_dtype: dtype of values, None for that of the network.
         filler: a value of the support, put where one is missing (nothing depends on it).
-        logits: which parameters, of all features one after the other, are logits of values, None
-            for all: the direct connections of others are not trained at a higher rate.
+        logits: which parameters, of all features one after the other, are logits of categories,
+            None for all: the direct connections of others are not trained at a higher rate.
 
     Example:
         >>> class Laplace(Head):

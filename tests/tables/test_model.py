@@ -303,6 +303,21 @@ def test_extreme_values_have_a_score() -> None:
     assert np.std(model.sample(500, seed=0)["x"]) < 10
 
 
+def test_direct_connections_of_mixtures_learn_at_the_rate_of_other_weights() -> None:
+    table = {"x": COLUMNS["real"][0], "c": COLUMNS["category"][0]}
+    torch.manual_seed(0)
+    model = mf.TableMADE.from_data(table, hidden_features=(8,))
+    before = model.made.direct.weight.detach().clone()
+    model.fit(table, max_epochs=1, batch_size=N, validation=None, average=0, progress=False,
+              learning_rate=1e-3, sparsity=1e-9, seed=1)  # fmt: skip
+    moved = (model.made.direct.weight.detach() - before).abs().amax(dim=1)
+    logits = model.head.logits
+    assert logits.tolist() == [False] * 24 + [True] * 3
+    # A first step of Adam is the rate, whatever the gradient.
+    assert 0.5e-3 < float(moved[~logits].max()) < 1.01e-3
+    assert 1.5e-2 < float(moved[logits].max()) < 2.01e-2
+
+
 def test_training_ends_no_worse_than_independent_columns_on_rows_left_out() -> None:
     # A column of repeated values, which a network that learns too fast loses at once.
     rng = np.random.default_rng(0)
