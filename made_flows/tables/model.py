@@ -227,7 +227,7 @@ class TableMADE(DensityModel):
         head.share.zero_()
         if options.get("sparsity") is None and options.get("optimizer") is None:
             options["sparsity"] = _SPARSITY if self.made.direct is not None else 0.0
-        options.setdefault("weight_decay", 0.0)
+        options.setdefault("weight_decay", 0.0)  # with direct connections, not tried
         history = fit(self, x, context, validation=others, average=average, **options)
         if history.best_epoch:
             self.trained_rows.fill_(len(x))

@@ -222,7 +222,7 @@ def make_optimizer(
         # One kernel for all tensors: on a CPU several times faster than one call per operation.
         # It assumes that parameters and gradients have one memory layout.
         fused = all(p.device.type in ("cpu", "cuda") and p.is_contiguous() for p in parameters)
-        groups = [{"params": parameters}]
+        groups: list[dict[str, Any]] = [{"params": parameters}]
         if sparsity:
             kind, groups = SparseAdam, _groups(model, parameters, learning_rate, sparsity)
         if weight_decay and not shrinks_all:
