@@ -199,7 +199,7 @@ def _slowed(model: nn.Module, rate: float) -> list[tuple[nn.Parameter, Tensor]]:
         if isinstance(made, MADE) and made.direct is not None and logits is not None:
             part = torch.where(logits.to(made.ranks.device), 1.0, rate / _fast(rate))
             found += [(p, part[:, None]) for p in made.direct.parameters()]
-            found.append((made.layers[-1].bias, part))
+            found += [(p, part) for n, p in made.layers[-1].named_parameters() if n == "bias"]
     return found
 
 
