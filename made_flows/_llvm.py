@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 
-LONG, BIT, SINGLE, DOUBLE = ir.IntType(64), ir.IntType(1), ir.FloatType(), ir.DoubleType()
+LONG, SHORT, BIT = ir.IntType(64), ir.IntType(32), ir.IntType(1)
+SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
 FLOATS = (SINGLE, DOUBLE)
 
 

@@ -141,10 +141,13 @@ class Structure:
         In a forward pass, which multiplies by masks, such a weight reaches units that do not read
         it, or none where an activation has a limit. In a sweep nothing finite is to come of it.
         """
+        return nothing_if_finite(self.tainting(tensors))
+
+    def tainting(self, tensors: Sequence[Any]) -> list[Any]:
+        """Return those of a network's tensors of which :meth:`taint` speaks."""
         _, layers, direct = self.unpack(tensors)
         parts = [layer.weight for layer in (*layers, *([] if direct is None else [direct]))]
-        parts += [layer.bias for layer in layers[:-1] if layer.bias is not None]
-        return nothing_if_finite(parts)
+        return parts + [layer.bias for layer in layers[:-1] if layer.bias is not None]
 
 
 def nothing_if_finite(weights: Sequence[Tensor]) -> Tensor:

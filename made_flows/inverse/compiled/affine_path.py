@@ -17,30 +17,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from made_flows._llvm import Numbers, emits
 from made_flows.inverse.compiled.compilation import Kernel
 from made_flows.inverse.compiled.elementwise import exp, tanh
-from made_flows.inverse.compiled.simd import like
+from made_flows.inverse.compiled.simd import like, plus_product
 from made_flows.inverse.compiled.threads import next_tile
-
-
-@emits
-def _plus_product(w: Numbers, total: Any, a: Any, b: Any) -> Any:
-    """Add a product, in whatever order sums are fastest."""
-    product = w.builder.fmul(a, b, flags=("contract",))
-    return w.builder.fadd(total, product, flags=("reassoc", "contract"))
 
 
 def _dot(w: Any, a: Any) -> Any:
     total = like(w[0], 0.0)
     for k in range(len(w)):
-        total = _plus_product(total, w[k], a[k])
+        total = plus_product(total, w[k], a[k])
     return total
 
 
 def _add(sums: Any, factor: Any, terms: Any) -> None:
     for k in range(len(terms)):
-        sums[k] = _plus_product(sums[k], factor, terms[k])
+        sums[k] = plus_product(sums[k], factor, terms[k])
 
 
 def _row(w: Any, first: int, u: int, inputs: int) -> Any:

@@ -58,6 +58,13 @@ def _workspace(size: int, dtype: torch.dtype) -> Kept:
     return space
 
 
+def room(size: int, dtype: Any) -> NDArray[Any]:
+    """Return an array in this thread's workspace, which is another's after the next call."""
+    kind = torch.float32 if dtype == np.float32 else torch.float64
+    found: NDArray[Any] = _workspace(size, kind).value[:size]
+    return found
+
+
 def _over_rows(
     kernel: Kernel, rows: int, work: float, lines: int, dtype: torch.dtype, arguments: Any
 ) -> None:
@@ -71,7 +78,7 @@ def _over_rows(
         dtype: of the workspace.
         arguments: the others.
     """
-    threads = _threads(rows, work, dtype)
+    threads = threads_for(rows, work, dtype)
     lanes = lanes_of(rows, dtype, threads)
     size = lines * lanes
     kernel(rows, lanes, size, threads, _workspace(threads * size, dtype), *arguments)
@@ -80,11 +87,11 @@ def _over_rows(
 def over_kept(kernel: Kernel, rows: int, work: float, spaces: Tensor, arguments: Any) -> None:
     """Call a kernel for all rows, whose tiles have workspaces (tiles, height, lanes) each."""
     _, height, lanes = spaces.shape
-    threads = _threads(rows, work, spaces.dtype)
+    threads = threads_for(rows, work, spaces.dtype)
     kernel(rows, lanes, height * lanes, threads, Kept(spaces.view(-1).numpy()), *arguments)
 
 
-def _threads(rows: int, work: float, dtype: torch.dtype) -> int:
+def threads_for(rows: int, work: float, dtype: torch.dtype) -> int:
     """Return how many threads some rows are worth, with so many multiplications in each."""
     if rows * work < _ROWS_ALONE:
         return 1
@@ -125,11 +132,6 @@ class Ready:
         return found
 
     @property
-    def ranks(self) -> Kept:
-        """Which features, columns and units come when."""
-        return self.keep("ranks", lambda: self.layout.ranks)
-
-    @property
     def blocks(self) -> Kept:
         """The weights in blocks."""
         layout, weights = self.layout, self.weights.weights
@@ -143,7 +145,7 @@ class Ready:
         def make() -> Sweep:
             units: Any = _units(self, None, self.layout.table)
             step: Any = call_of(*key[1:], self.weights.weights.dtype == np.float32, function)
-            ranks, blocks = self.ranks, self.blocks
+            ranks, blocks = self.layout.kept_ranks, self.blocks
             return Sweep(units, ranks, blocks, step, self.layout.scratch)  # type: ignore[arg-type]
 
         return self.keep(key, make)
@@ -320,7 +322,7 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
 
     def transposed() -> Blocks:
         # Of the same weights: what is ready was compared with them when it was fetched.
-        weights = packing.write_blocks(ready.symbolic, layout, network.tensors, transposed=True)
+        weights = packing.pack_transposed(ready.symbolic, layout, network.tensors)
         return blocks_of(weights, layout.back_blocks, layout.direct_back)
 
     solution = torch.empty(rows, dimension, dtype=dtype, device="cpu")
@@ -334,6 +336,6 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
         units = _units(ready, context, layout.adjoint_table)
         back = ready.keep("transposed", transposed)
 
-        arguments = batch, units, ready.ranks, ready.blocks, back, layout.lambda_place
+        arguments = batch, units, ready.layout.kept_ranks, ready.blocks, back, layout.lambda_place
         _over_rows(_ADJOINT, rows, 2 * layout.size, layout.adjoint_rows, dtype, arguments)
     return solution

@@ -25,7 +25,7 @@ import numpy as np
 from llvmlite import ir
 
 from made_flows import _llvm
-from made_flows._llvm import DOUBLE, LONG, SINGLE, Array, Numbers, leaves, machine
+from made_flows._llvm import DOUBLE, LONG, SHORT, SINGLE, Array, Numbers, leaves, machine
 from made_flows.inverse.compiled.layout import Kept, StepRows, words_of
 from made_flows.inverse.compiled.simd import fetch
 from made_flows.inverse.compiled.threads import Tiles, in_threads
@@ -224,7 +224,8 @@ def _taken(builder: Any, sample: Any, words: Iterator[Any]) -> Any:
         parts = [_taken(builder, part, words) for part in sample]
         return type(sample)(*parts) if hasattr(sample, "_fields") else tuple(parts)
     if isinstance(sample, np.ndarray):
-        kind = {"float32": SINGLE, "float64": DOUBLE, "int64": LONG}[sample.dtype.name]
+        kinds = {"float32": SINGLE, "float64": DOUBLE, "int64": LONG, "int32": SHORT}
+        kind = kinds[sample.dtype.name]
         start = builder.inttoptr(next(words), kind.as_pointer())
         return Array(start, tuple(next(words) for _ in sample.shape))
     return next(words)

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from made_flows.inverse.compiled import backend, packing
 from made_flows.inverse.compiled.compilation import Kernel
-from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, SOURCE, Kept, Units
+from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, Integers, Kept, Units
 from made_flows.inverse.compiled.packing import Layout
 from made_flows.inverse.compiled.steps import has_step
 from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles
+from made_flows.inverse.compiled.weights import Targets, fill_weights
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
-from made_flows.nn.spec import LayerSpec, NetworkSpec
+from made_flows.nn.spec import NetworkSpec
 from made_flows.univariate.step_kernel import StepKernel
 
 _RECORD, _PULL = Kernel(record_tiles), Kernel(pull_tiles)
-
-_PARTS = 8
-"""Parts in which gradients of large weights are computed, to leave out what is zero."""
-
-_LARGE = 100_000
-"""Weights from which on a layer's gradient is computed in parts."""
 
 
 class Record(NamedTuple):
@@ -84,16 +79,22 @@ def record(
     """Compute images (N, D), None for a head, densities (N,), and what their gradient needs."""
     symbolic, tensors = symbolic_for(network), network.tensors
     layout = backend.layout_of(symbolic)
-    packed, dtype = packing.pack(symbolic, layout, tensors), tensors[1].dtype
+    packed, dtype = packing.pack(symbolic, layout, tensors, backend.room), tensors[1].dtype
     context = packing.context_of(symbolic, network)
     units = backend.units_of(symbolic, layout, packed, context, layout.adjoint_table)
-    lanes = backend.lanes_of(len(x), dtype, torch.get_num_threads())
+    lanes = backend.lanes_of(max(len(x), 2), dtype, torch.get_num_threads())  # a vector, at least
     height = layout.adjoint_rows + int(layout.ranks.output_starts[-1]) + SCRATCH + 3
     spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")
     kept = Record(symbolic, layout, units, kernel.kind, kernel.numbers, spaces)
     images, density = backend.results_of(kernel, x.shape, dtype)
     blocks = backend.blocks_of(packed.weights, layout.blocks, layout.direct_blocks)
-    arguments = kept.rows(x, images, density, None), units, layout.ranks, blocks, kept.call("score")
+    arguments = (
+        kept.rows(x, images, density, None),
+        units,
+        layout.kept_ranks,
+        blocks,
+        kept.call("score"),
+    )
     backend.over_kept(_RECORD, len(x), layout.size, spaces, arguments)
     return images, density, kept
 
@@ -108,35 +109,46 @@ def pull(
 ) -> Tensor | None:
     """Take gradients of images and densities back to all units' deltas; that of x is returned."""
     layout = kept.layout
-    transposed = packing.write_blocks(kept.symbolic, layout, tensors, transposed=True)
+    transposed = packing.pack_transposed(kept.symbolic, layout, tensors, backend.room)
     back = backend.blocks_of(transposed, layout.back_blocks, layout.direct_back)
     gradient = torch.empty(x.shape, dtype=density.dtype, device="cpu") if wants_x else None
     rows = kept.rows(x, images, density, gradient)
-    arguments = rows, kept.units, layout.ranks, back, kept.call("pull"), layout.lambda_place
+    arguments = rows, kept.units, layout.kept_ranks, back, kept.call("pull"), layout.lambda_place
     backend.over_kept(_PULL, len(x), layout.back_size, kept.spaces, arguments)
     return gradient
 
 
 def of_weights(kept: Record, tensors: Sequence[Tensor], wanted: set[int]) -> dict[int, Tensor]:
     """Return the gradients of those weights and biases whose places in the network are wanted."""
-    structure, table = kept.symbolic.structure, kept.layout.adjoint_table
-    _, layers, direct = structure.unpack(tensors)
+    structure, layout, dtype = kept.symbolic.structure, kept.layout, kept.spaces.dtype
     numbers: Any = range(len(tensors))
-    _, places, direct_place = structure.unpack(numbers)
-    found = {}
-    for index, (layer, at) in enumerate(zip(layers, places, strict=True)):
-        own: Any = at
-        units = kept.symbolic.layers[index].units
-        deltas = kept.lines(table[index, DELTA], len(units))
-        if own.weight in wanted:
-            source = int(table[index, SOURCE])
-            found[own.weight] = _product(kept, layer, index, deltas, source, index == 0)
-        if layer.bias is not None and own.bias in wanted:
-            found[own.bias] = torch.zeros_like(layer.bias).index_copy_(0, units, deltas.sum(dim=1))
-        if index == structure.depth and direct is not None and direct_place is not None:
-            own = direct_place
-            if own.weight in wanted:
-                found[own.weight] = _product(kept, direct, index, deltas, 0, True)
+    _, layers, direct = structure.unpack(numbers)
+    found: dict[Any, Tensor] = {}
+
+    def addresses(places: Iterable[Any]) -> Integers:
+        given = np.zeros(len(layers), np.int64)
+        for index, place in enumerate(places):
+            if place in wanted:
+                found[place] = torch.zeros(tensors[place].shape, dtype=dtype, device="cpu")
+                given[index] = found[place].data_ptr()
+        return given
+
+    every = layers if direct is None else [*layers, direct]
+    gather = packing.gathers_of(kept.symbolic, layout, tensors).weights
+    targets = Targets(
+        addresses(layer.weight for layer in layers),
+        addresses(layer.bias for layer in layers),
+        addresses([] if direct is None else [direct.weight]),
+        gather.found.value.places,
+        layout.size,
+    )
+    threads = backend.threads_for(len(kept.spaces) * kept.spaces.shape[-1], layout.size, dtype)
+    fill_weights(kept.spaces, layout, targets, threads)
+    if gather.factors is not None:  # masks of other numbers than zero and one
+        for layer in every:
+            place: Any = layer
+            if place.weight in found:
+                found[place.weight] *= tensors[place.mask]
     return found
 
 
@@ -152,28 +164,3 @@ def of_bases(kept: Record, rows: int, count: int, widths: Sequence[int]) -> list
             full = summed.new_zeros(widths[len(found)], rows)
             found.append(full.index_copy_(0, place.units, summed).t())
     return found
-
-
-def _product(
-    kept: Record, layer: LayerSpec, index: int, deltas: Tensor, source: int, of_inputs: bool
-) -> Tensor:
-    """Return the gradient of a layer's weights, in parts that end where their inputs do."""
-    symbolic, place = kept.symbolic, kept.symbolic.layers[index]
-    inputs = symbolic.columns if of_inputs else symbolic.inputs_of(index)
-    activations = kept.lines(source, len(inputs))
-    parts = _PARTS if layer.weight.numel() >= _LARGE else 1
-    product = deltas.new_zeros(len(place.units), len(inputs))
-    for r0, r1 in pairwise(symbolic.levels * part // parts for part in range(parts + 1)):
-        u0, u1 = int(place.starts[r0]), int(place.starts[r1])
-        if u0 < u1:
-            read = packing.inputs_read(symbolic, 0 if of_inputs else index, r1)
-            torch.mm(deltas[u0:u1], activations[:read].t(), out=product[u0:u1, :read])
-    shape = layer.weight.shape
-    if product.shape == shape and _in_order(place.units) and _in_order(inputs):
-        return product.mul_(layer.mask)
-    rows = product.new_zeros(shape[0], len(inputs)).index_copy_(0, place.units, product)
-    return product.new_zeros(shape).index_copy_(1, inputs, rows).mul_(layer.mask)
-
-
-def _in_order(places: Tensor) -> bool:
-    return bool((places[1:] > places[:-1]).all())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from made_flows.inverse.compiled.gathering import Sources, found_in, pieces_of
 from made_flows.inverse.compiled.layout import (
     ACTIVATION,
     ACTIVATION_CODES,
@@ -33,6 +34,7 @@ from made_flows.inverse.compiled.layout import (
     UNITS,
     A,
     Integers,
+    Kept,
     Ranks,
     Z,
 )
@@ -82,6 +84,11 @@ class Layout:
     adjoint_table: Integers
     adjoint_rows: int
     lambda_place: int
+
+    @cached_property
+    def kept_ranks(self) -> Kept:
+        """The ranks, as kernels take them again and again."""
+        return Kept(self.ranks)
 
 
 @dataclass(frozen=True)
@@ -261,25 +268,41 @@ def _place_contexts(symbolic: Symbolic, table: Integers) -> None:
 
 @dataclass(frozen=True)
 class Gather:
-    """Where every number of an array is found among a network's tensors, one after the other.
+    """Where every number of an array is found among a network's tensors.
 
     The symbolic phase of packing, since masks and weights' places do not change: the numeric phase
     is one gather. Masked weights are found at a zero, so that a NaN there changes nothing.
 
     Args:
-        places: of each number, in the concatenated tensors and a zero after them.
+        found: the :class:`~made_flows.inverse.compiled.gathering.Places` of the numbers.
         factors: of the masks, where they are not all one.
     """
 
-    places: Tensor
-    factors: Tensor | None
+    found: Kept
+    factors: NDArray[np.float64] | None
 
-    def of(self, tensors: Sequence[Tensor]) -> NDArray[Any]:
-        """Write the array of these tensors."""
-        zero = tensors[0].new_zeros(1)
-        flat = torch.cat([*(tensor.detach().reshape(-1) for tensor in tensors), zero])
-        found = flat.index_select(0, self.places)
-        return _numpy(found if self.factors is None else found.mul_(self.factors.to(found)))
+    def of(self, sources: Sources, room: Room) -> NDArray[Any]:
+        """Write the array of these tensors where there is room for it."""
+        target = room(len(self.found.value.places), sources.dtype)
+        sources.gather(self.found, target)
+        if self.factors is not None:
+            target *= self.factors.astype(target.dtype)
+        return target
+
+
+@dataclass(frozen=True)
+class Gathers:
+    """Where the arrays of a network are found.
+
+    Args:
+        weights: in blocks, then biases and norms.
+        transposed: the transposed weights in blocks.
+        tainting: pieces of what is to be finite.
+    """
+
+    weights: Gather
+    transposed: Gather
+    tainting: Kept
 
 
 class _Places:
@@ -288,8 +311,8 @@ class _Places:
     def __init__(self, symbolic: Symbolic, tensors: Sequence[Tensor]) -> None:
         self.symbolic, depth = symbolic, symbolic.structure.depth
         _, layers, direct = symbolic.structure.unpack(tensors)
-        self.zero = sum(tensor.numel() for tensor in _weights_of(symbolic, tensors))
-        self.kind = torch.int32 if self.zero < 2**31 else torch.int64
+        self.sizes = [tensor.numel() for tensor in _weights_of(symbolic, tensors)]
+        self.zero = sum(self.sizes)
         self.factors: NDArray[np.float64] | None = None  # of masks, should they not be 0 or 1
         self.vectors: list[Integers] = []
         self.matrices: list[tuple[int, bool, Integers]] = []
@@ -315,18 +338,25 @@ class _Places:
             if self.factors is None:
                 self.factors = np.ones(self.zero + 1)
             self.factors[at : at + mask.numel()] = _numpy(mask.double().reshape(-1).clone())
-        places = torch.arange(at, at + mask.numel(), dtype=self.kind, device="cpu")
+        places = torch.arange(at, at + mask.numel(), device="cpu")
         places = places.reshape(mask.shape)
         places = places.masked_fill_(~seen, self.zero)
         places = places.index_select(0, self.symbolic.layers[index].units).index_select(1, inputs)
         self.matrices.append((index, of_inputs, _numpy(places)))
         return at + mask.numel()
 
+    def tainting(self, tensors: Sequence[Tensor]) -> Integers:
+        """Return the pieces of what is to be finite."""
+        numbers, left_out = range(len(tensors)), self.symbolic.structure.mask_places
+        packed = [number for number in numbers if number not in left_out]
+        found = self.symbolic.structure.tainting(numbers)
+        return pieces_of(self.sizes, [packed.index(number) for number in found])
+
     def gather(self, places: Sequence[Integers]) -> Gather:
         """Return how to find the numbers at some places."""
-        every = torch.from_numpy(np.concatenate(places)).to(self.kind)
-        factors = None if self.factors is None else torch.from_numpy(self.factors)[every]
-        return Gather(every, factors)
+        every = np.concatenate(places)
+        factors = None if self.factors is None else self.factors[every]
+        return Gather(Kept(found_in(every, self.sizes)), factors)
 
 
 def _weights_of(symbolic: Symbolic, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -335,15 +365,46 @@ def _weights_of(symbolic: Symbolic, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor for place, tensor in enumerate(tensors) if place not in left_out]
 
 
-def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weights:
-    """Write the weights of a network in blocks."""
-    packed = write_blocks(symbolic, layout, tensors, transposed=False)
-    vectors, depth = packed[layout.size :], symbolic.structure.depth
-    first = layout.table[depth, BIAS]
-    vectors[first : first + len(symbolic.layers[depth].units)] += float(
-        symbolic.structure.taint(tensors)
-    )
+def gathers_of(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Gathers:
+    """Return where the arrays of a network are found, kept with its symbolic phase."""
+    found: Gathers | None = symbolic.prepared.get("cpu gathers")
+    if found is None:
+        network = _Places(symbolic, tensors)
+        found = symbolic.prepared["cpu gathers"] = Gathers(
+            _gather(layout, network, transposed=False),
+            _gather(layout, network, transposed=True),
+            Kept(network.tainting(tensors)),
+        )
+    return found
+
+
+def _sources_of(symbolic: Symbolic, tensors: Sequence[Tensor]) -> Sources:
+    dtype = tensors[1].dtype
+    return Sources([tensor.detach().to(dtype) for tensor in _weights_of(symbolic, tensors)])
+
+
+Room = Callable[[int, Any], NDArray[Any]]
+"""Makes an array of so many numbers of a type."""
+
+
+def pack(
+    symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor], room: Room = np.empty
+) -> Weights:
+    """Write the weights of a network in blocks, for which there is room."""
+    gathers, sources = gathers_of(symbolic, layout, tensors), _sources_of(symbolic, tensors)
+    packed, depth = gathers.weights.of(sources, room), symbolic.structure.depth
+    vectors, first = packed[layout.size :].copy(), layout.table[depth, BIAS]
+    nothing = sources.nothing(gathers.tainting)
+    vectors[first : first + len(symbolic.layers[depth].units)] += nothing
     return Weights(packed[: layout.size], vectors)
+
+
+def pack_transposed(
+    symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor], room: Room = np.empty
+) -> NDArray[Any]:
+    """Write the transposed weights of a network in blocks, for the adjoint."""
+    gather = gathers_of(symbolic, layout, tensors).transposed
+    return gather.of(_sources_of(symbolic, tensors), room)
 
 
 Context = tuple[Tensor, int]
@@ -365,23 +426,9 @@ def context_of(symbolic: Symbolic, network: NetworkSpec) -> Context | None:
     return torch.cat(parts), len(network.bases[0])
 
 
-def write_blocks(
-    symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor], *, transposed: bool
-) -> NDArray[Any]:
-    """Write weights in blocks, then biases and norms; or for the adjoint transposed weights."""
-    name = "cpu transposed" if transposed else "cpu weights"
-    gather = symbolic.prepared.get(name)
-    if gather is None:
-        gather = symbolic.prepared[name] = _gather(symbolic, layout, tensors, transposed)
-    packed: NDArray[Any] = gather.of(_weights_of(symbolic, tensors))
-    return packed
-
-
-def _gather(
-    symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor], transposed: bool
-) -> Gather:
+def _gather(layout: Layout, network: _Places, *, transposed: bool) -> Gather:
     """Find weights in blocks, then biases and norms; or transposed weights in theirs."""
-    ranks, network = layout.ranks, _Places(symbolic, tensors)
+    ranks, symbolic = layout.ranks, network.symbolic
     found = np.full(layout.back_size + 1 if transposed else layout.size, network.zero)
     chains = (*layout.blocks, layout.direct_blocks)
     if transposed:

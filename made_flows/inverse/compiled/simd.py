@@ -10,7 +10,7 @@ speed on the sizes of the benchmark (``python -m benchmarks.inverse``).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -154,6 +154,63 @@ def unit_product(size: int) -> Any:
     return product
 
 
+class LaneSum(NamedTuple):
+    """The sum over lanes of products of two rows: of a unit, and of an input."""
+
+    unit: int
+    input: int
+    total: Any
+
+
+def lane_products(units: int, inputs: int) -> Any:
+    """Make an intrinsic that sums, over the lanes of all tiles, products of two blocks of rows.
+
+    The intrinsic's arguments are an array, the places c0 and a0 of the first row of either block in
+    the first tile, and lanes, size, count: of the ``count`` tiles, each of ``size`` numbers. It
+    returns a :class:`LaneSum` for each pair of a unit and an input.
+
+    Args:
+        units, inputs: rows in the blocks, whose sums must fit in the registers.
+    """
+
+    @emits
+    def product(
+        w: Numbers, a: Any, c0: Any, a0: Any, lanes: Any, size: Any, count: Any
+    ) -> tuple[LaneSum, ...]:
+        b, width = w.builder, VECTOR_BYTES // a.itemsize
+        vector = ir.VectorType(a.element, width)
+        pairs = [(u, k) for u in range(units) for k in range(inputs)]
+        with b.goto_entry_block():
+            sums = [b.alloca(vector) for _ in pairs]
+        for total in sums:
+            b.store(ir.Constant(vector, [0.0] * width), total)
+
+        def rows(first: Any, count: int, offset: Any) -> list[Any]:
+            starts = [b.add(b.add(first, offset), b.mul(lanes, constant(i))) for i in range(count)]
+            return [b.load(_vector_at(b, a.start, at, vector), align=a.itemsize) for at in starts]
+
+        def add(tile: Any) -> None:
+            def add_part(part: Any) -> None:
+                offset = b.add(b.mul(tile, size), b.mul(part, constant(width)))
+                left, right = rows(c0, units, offset), rows(a0, inputs, offset)
+                for total, (u, k) in zip(sums, pairs, strict=True):
+                    scaled = b.fmul(left[u], right[k], flags=("contract",))
+                    b.store(b.fadd(b.load(total), scaled, flags=("contract",)), total)
+
+            w.each(b.sdiv(lanes, constant(width)), add_part)
+
+        w.each(count, add)
+        name = f"llvm.vector.reduce.fadd.v{width}f{8 * a.itemsize}"
+        kind = ir.FunctionType(a.element, [a.element, vector])
+        known = b.module.globals.get(name) or ir.Function(b.module, kind, name)
+        zero = ir.Constant(a.element, 0.0)
+        # In whatever order is fastest: pairs of halves, not one lane after the other.
+        found = [b.call(known, [zero, b.load(total)], fastmath=("reassoc",)) for total in sums]
+        return tuple(LaneSum(u, k, total) for (u, k), total in zip(pairs, found, strict=True))
+
+    return product
+
+
 @emits
 def fill_rows(w: Numbers, c: Any, c0: Any, values: Any, first: Any, count: Any, lanes: Any) -> None:
     """Fill row u of c, from c0 on and ``lanes`` long, with values[first + u], for u < count."""
@@ -235,6 +292,19 @@ def split_mantissa(w: Numbers, x: Any) -> Any:
 def like(w: Numbers, value: Any, number: Any) -> Any:
     """Return a number in the type of a value, so that one function serves both precisions."""
     return w.cast(number, value.type)
+
+
+@emits
+def plus_product(w: Numbers, total: Any, a: Any, b: Any) -> Any:
+    """Add a product, in whatever order sums are fastest."""
+    product = w.builder.fmul(a, b, flags=("contract",))
+    return w.builder.fadd(total, product, flags=("reassoc", "contract"))
+
+
+@emits
+def long(w: Numbers, number: Any) -> Any:
+    """Return a short integer as one of the kind that places are."""
+    return w.builder.sext(number, LONG)
 
 
 @emits

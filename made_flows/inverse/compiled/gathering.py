@@ -1,0 +1,125 @@
+"""Weights in the order in which kernels read them: one pass over several tensors.
+
+To put all tensors into one and to index that takes three times as long, most of it for memory that
+is new in every training step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from made_flows.inverse.compiled.compilation import Kernel
+from made_flows.inverse.compiled.layout import Integers, Kept
+from made_flows.inverse.compiled.simd import like, long, matrix, plus_product
+from made_flows.inverse.compiled.threads import next_tile
+
+_PIECE = 16_384
+"""Numbers that a thread takes at once, at most."""
+
+_ALONE = 6
+"""Pieces for which another thread is worth its start."""
+
+
+class Places(NamedTuple):
+    """Where every number of an array is found, and what is to be finite.
+
+    Args:
+        places: in its own tensor; -1 stands for a zero.
+        pieces: first and last number of a piece, and which tensor it is of, (pieces, 3).
+    """
+
+    places: NDArray[np.int32]
+    pieces: Integers
+
+
+def found_in(places: Integers, sizes: Sequence[int]) -> Places:
+    """Say where numbers are found whose places are among tensors laid end to end.
+
+    What lies after the last of them stands for a zero.
+    """
+    starts = np.cumsum([0, *sizes])
+    known = places < starts[-1]
+    # A zero counts to the tensor before it, so that no piece ends with it.
+    last = np.maximum.accumulate(np.where(known, np.arange(len(places)), 0))
+    owners = np.searchsorted(starts, np.where(known, places, 0)[last], "right") - 1
+    local = np.where(known, places - starts[owners], -1)
+    return Places(local.astype(np.int32), _pieces(owners))
+
+
+def _pieces(owners: Integers) -> Integers:
+    firsts = {0, *(np.flatnonzero(np.diff(owners)) + 1), *range(0, len(owners), _PIECE)}
+    found = np.array([*sorted(firsts), len(owners)], np.int64)
+    return np.stack([found[:-1], found[1:], owners[found[:-1]]], axis=1)
+
+
+def pieces_of(sizes: Sequence[int], places: Sequence[int]) -> Integers:
+    """Divide tensors of these sizes, of those at some places, into pieces."""
+    found = [
+        (first, min(first + _PIECE, sizes[place]), place)
+        for place in places
+        for first in range(0, sizes[place], _PIECE)
+    ]
+    return np.array(found, np.int64).reshape(-1, 3)
+
+
+def _gather(slot: int, tiles: Any, target: Any, found: Any, sources: Any) -> None:
+    places, pieces, zero = found.places, found.pieces, like(target[0], 0.0)
+    while True:
+        piece, here, _ = next_tile(tiles, target)
+        if here <= 0:
+            return
+        source = matrix(sources[pieces[piece, 2]], target, 1, 1)
+        for i in range(pieces[piece, 0], pieces[piece, 1]):
+            place = long(places[i])
+            first = max(place, 0)
+            target[i] = source[0, first] if place >= 0 else zero
+
+
+def _multiply_by_zero(slot: int, tiles: Any, target: Any, pieces: Any, sources: Any) -> None:
+    zero = like(target[0], 0.0)
+    while True:
+        piece, here, _ = next_tile(tiles, target)
+        if here <= 0:
+            return
+        source, total = matrix(sources[pieces[piece, 2]], target, 1, 1), zero
+        for i in range(pieces[piece, 0], pieces[piece, 1]):
+            total = plus_product(total, source[0, i], zero)
+        target[piece] = total
+
+
+_GATHER, _MULTIPLY = Kernel(_gather), Kernel(_multiply_by_zero)
+
+
+class Sources:
+    """Some tensors from which numbers are gathered.
+
+    Args:
+        tensors: of one type, whose numbers stay where they are while this object is used.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = [tensor.contiguous() for tensor in tensors]
+        self.addresses = np.array([tensor.data_ptr() for tensor in self.tensors], np.int64)
+        self.dtype = np.float32 if tensors[0].dtype == torch.float32 else np.float64
+
+    def _go_through(
+        self, kernel: Kernel, target: NDArray[Any], pieces: Integers, *more: Any
+    ) -> None:
+        threads = min(torch.get_num_threads(), -(-len(pieces) // _ALONE))
+        kernel(len(pieces), 1, 0, threads, Kept(target), *more, self.addresses)
+
+    def gather(self, found: Kept, target: NDArray[Any]) -> None:
+        """Write an array whose numbers are found where :class:`Places` say."""
+        self._go_through(_GATHER, target, found.value.pieces, found)
+
+    def nothing(self, pieces: Kept) -> float:
+        """Return zero if all numbers of some pieces are finite, and NaN otherwise."""
+        target = np.zeros(len(pieces.value), self.dtype)
+        self._go_through(_MULTIPLY, target, pieces.value, pieces)
+        return float(target.sum())
