@@ -88,13 +88,8 @@ def record(
     kept = Record(symbolic, layout, units, kernel.kind, kernel.numbers, spaces)
     images, density = backend.results_of(kernel, x.shape, dtype)
     blocks = backend.blocks_of(packed.weights, layout.blocks, layout.direct_blocks)
-    arguments = (
-        kept.rows(x, images, density, None),
-        units,
-        layout.kept_ranks,
-        blocks,
-        kept.call("score"),
-    )
+    ranks, rows = layout.kept_ranks, kept.rows(x, images, density, None)
+    arguments = rows, units, ranks, blocks, kept.call("score")
     backend.over_kept(_RECORD, len(x), layout.size, spaces, arguments)
     return images, density, kept
 
@@ -139,11 +134,9 @@ def of_weights(kept: Record, tensors: Sequence[Tensor], wanted: set[int]) -> dic
         addresses(layer.weight for layer in layers),
         addresses(layer.bias for layer in layers),
         addresses([] if direct is None else [direct.weight]),
-        gather.found.value.places,
-        layout.size,
     )
     threads = backend.threads_for(len(kept.spaces) * kept.spaces.shape[-1], layout.size, dtype)
-    fill_weights(kept.spaces, layout, targets, threads)
+    fill_weights(kept.spaces, layout, gather.found, targets, threads)
     if gather.factors is not None:  # masks of other numbers than zero and one
         for layer in every:
             place: Any = layer

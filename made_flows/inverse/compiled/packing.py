@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,21 @@ _STEP_ROWS = SCRATCH + 3
 """Rows of the workspace for a step: its scratch space, the value, two parts of noise."""
 
 
+class BlockPlaces(NamedTuple):
+    """Where numbers are found in one array: blocks of weights, then biases and norms.
+
+    Args:
+        blocks, direct: as :class:`Layout` has them.
+        table: of the adjoint.
+        vectors: where biases begin.
+    """
+
+    blocks: Integers
+    direct: Integers
+    table: Integers
+    vectors: int
+
+
 @dataclass(frozen=True)
 class Layout:
     """What does not depend on the weights.
@@ -84,6 +99,11 @@ class Layout:
     adjoint_table: Integers
     adjoint_rows: int
     lambda_place: int
+
+    @cached_property
+    def kept_blocks(self) -> Kept:
+        """Where blocks, and biases after them, begin."""
+        return Kept(BlockPlaces(self.blocks, self.direct_blocks, self.adjoint_table, self.size))
 
     @cached_property
     def kept_ranks(self) -> Kept:

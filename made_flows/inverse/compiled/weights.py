@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from made_flows.inverse.compiled.compilation import Kernel
@@ -48,26 +46,15 @@ class Recordings(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Where gradients go.
+    """Where gradients go: addresses, 0 for none.
 
     Args:
-        weights: addresses of the gradients of layers' weights, 0 for none, (layers,).
+        weights: of the gradients of layers' weights, (layers,).
         biases, direct: the same for biases, and for the direct connection.
-        places: of every number of all blocks in its own tensor, then of biases; -1 for nowhere.
-        vectors: where biases begin among the places.
     """
 
     weights: Integers
     biases: Integers
-    direct: Integers
-    places: NDArray[np.int32]
-    vectors: int
-
-
-class BlockPlaces(NamedTuple):
-    """Where blocks begin among the places: as in :class:`Blocks`."""
-
-    places: Integers
     direct: Integers
 
 
@@ -118,11 +105,12 @@ def _fill_biases(
 
 
 def _fill_weights(
-    slot: int, tiles: Any, spaces: Any, recorded: Any, table: Any, ranks: Any, blocks: Any,
+    slot: int, tiles: Any, spaces: Any, recorded: Any, ranks: Any, blocks: Any, found: Any,
     targets: Any,
 ) -> None:  # fmt: skip
     keep_apart()
-    panels, depth, places = len(ranks.panels) - 1, len(table) - 1, targets.places
+    table, places = blocks.table, found.places
+    panels, depth = len(ranks.panels) - 1, len(table) - 1
     while True:
         job, here, _ = next_tile(tiles, spaces)
         if here <= 0:
@@ -135,26 +123,35 @@ def _fill_weights(
         inputs = ranks.starts[layer - 1, r1] if layer > 0 else columns
         _fill_block(
             spaces, recorded, delta, count, table[layer, SOURCE], inputs, targets.weights[layer],
-            places, blocks.places[layer, p],
+            places, blocks.blocks[layer, p],
         )  # fmt: skip
         if layer == depth and len(blocks.direct) > 0:
             _fill_block(
                 spaces, recorded, delta, count, 0, columns, targets.direct[0], places,
                 blocks.direct[p],
             )  # fmt: skip
-        first = targets.vectors + table[layer, BIAS] + u0
+        first = blocks.vectors + table[layer, BIAS] + u0
         _fill_biases(spaces, recorded, delta, count, targets.biases[layer], places, first)
 
 
 _FILL = Kernel(_fill_weights)
 
 
-def fill_weights(spaces: Tensor, layout: Layout, targets: Targets, threads: int) -> None:
-    """Write gradients from the workspaces (tiles, height, lanes) of all tiles."""
+def fill_weights(
+    spaces: Tensor, layout: Layout, found: Kept, targets: Targets, threads: int
+) -> None:
+    """Write gradients from the workspaces (tiles, height, lanes) of all tiles.
+
+    Args:
+        spaces: what the kernels of training have left behind.
+        layout: of the network.
+        found: the :class:`~made_flows.inverse.compiled.gathering.Places` of blocks, and of biases.
+        targets: addresses of the gradients.
+        threads: how many.
+    """
     tiles, height, lanes = spaces.shape
     recorded = Recordings(tiles, lanes, height * lanes)
-    blocks = BlockPlaces(layout.blocks, layout.direct_blocks)
     _FILL(
         layout.blocks.size, 1, 0, threads, Kept(spaces.view(-1).numpy()), recorded,
-        layout.adjoint_table, layout.kept_ranks, blocks, targets,
+        layout.kept_ranks, layout.kept_blocks, found, targets,
     )  # fmt: skip
