@@ -15,7 +15,7 @@ from torch import Tensor
 from made_flows._checks import expect, shown
 from made_flows._torch import own_precision
 from made_flows.inverse import eager
-from made_flows.inverse.compiled.packing import knows
+from made_flows.inverse.compiled.placement import knows
 from made_flows.inverse.gpu import graphs
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import BijectionStep, HeadStep

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from made_flows._cache import TensorCache
-from made_flows.inverse.compiled import packing, simd
+from made_flows.inverse.compiled import packing, placement, simd
 from made_flows.inverse.compiled.activations import ActivationRows, function_of
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
 from made_flows.inverse.compiled.compilation import Kernel, address_of
 from made_flows.inverse.compiled.layout import Blocks, Integers, Kept, StepCall, Sweep, Units
-from made_flows.inverse.compiled.packing import Context, Layout, Weights
+from made_flows.inverse.compiled.packing import Context, Weights
 from made_flows.inverse.compiled.parallel import Scores, score_tiles
+from made_flows.inverse.compiled.placement import Layout
 from made_flows.inverse.compiled.products import ProductRows, add_product
 from made_flows.inverse.compiled.solve import Rows, solve_tiles
 from made_flows.inverse.compiled.steps import find_step, has_step
@@ -158,14 +159,14 @@ def layout_of(symbolic: Symbolic) -> Layout:
     """Return the layout of a network, kept with its symbolic phase."""
     layout: Layout | None = symbolic.prepared.get("cpu")
     if layout is None:
-        layout = symbolic.prepared["cpu"] = packing.layout_of(symbolic)
+        layout = symbolic.prepared["cpu"] = placement.layout_of(symbolic)
     return layout
 
 
 def ready_for(network: NetworkSpec) -> Ready | None:
     """Pack a network, None where the compiled sweeps do not know its activations or dtype."""
     structure, tensors = network.structure, network.tensors
-    if not packing.knows(network):
+    if not placement.knows(network):
         return None
 
     def make() -> Ready:
@@ -250,7 +251,7 @@ def units_of(
 @lru_cache(maxsize=256)
 def _functions(structure: Structure, single: bool, slopes: bool) -> Integers:
     """Return where the functions are that activate, and where those of their slopes."""
-    codes = [code for code, _ in packing.activations_of(structure) or ()]
+    codes = [code for code, _ in placement.activations_of(structure) or ()]
     found = np.zeros((2, len(codes)), np.int64)
     for row in range(1 + slopes):
         for layer, code in enumerate(codes):

@@ -12,7 +12,7 @@ from torch import Tensor
 from made_flows.inverse.compiled import backend, packing
 from made_flows.inverse.compiled.compilation import Kernel
 from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, Integers, Kept, Units
-from made_flows.inverse.compiled.packing import Layout
+from made_flows.inverse.compiled.placement import Layout
 from made_flows.inverse.compiled.steps import has_step
 from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles
 from made_flows.inverse.compiled.weights import Targets, fill_weights

@@ -6,7 +6,7 @@ panel one product per layer brings in everything earlier, in large blocks that r
 a matrix product; inside it small products do the rest.
 
 Weights above the diagonal, which a masked network does not have, are never read: a block ends
-where its units' inputs do. The arrays are laid out by :mod:`made_flows.inverse.compiled.packing`.
+where its units' inputs do. The arrays are laid out by :mod:`made_flows.inverse.compiled.placement`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from made_flows.inverse.compiled.compilation import Kernel
 from made_flows.inverse.compiled.layout import BIAS, DELTA, SOURCE, Integers, Kept
-from made_flows.inverse.compiled.packing import Layout
+from made_flows.inverse.compiled.placement import Layout
 from made_flows.inverse.compiled.simd import (
     ACCUMULATORS,
     keep_apart,
