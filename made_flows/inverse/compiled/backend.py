@@ -20,9 +20,9 @@ from made_flows.inverse.compiled.activations import ActivationRows, function_of
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
 from made_flows.inverse.compiled.compilation import Kernel, address_of
 from made_flows.inverse.compiled.layout import Blocks, Integers, Kept, StepCall, Sweep, Units
-from made_flows.inverse.compiled.packing import Context, Weights
+from made_flows.inverse.compiled.packing import Weights
 from made_flows.inverse.compiled.parallel import Scores, score_tiles
-from made_flows.inverse.compiled.placement import Layout
+from made_flows.inverse.compiled.placement import Context, Layout
 from made_flows.inverse.compiled.products import ProductRows, add_product
 from made_flows.inverse.compiled.solve import Rows, solve_tiles
 from made_flows.inverse.compiled.steps import find_step, has_step
@@ -280,7 +280,7 @@ def _sweep(
 ) -> None:
     """Call the kernel that calls a step's function, for a batch."""
     layout, sweep = ready.layout, ready.sweep(function, kernel, parts)
-    context = packing.context_of(ready.symbolic, network)
+    context = placement.context_of(ready.symbolic, network)
     if context is not None:
         sweep = _in_context(sweep, context)
     # The layout has room for two parts of noise, which are the last rows of the workspace.
@@ -333,7 +333,7 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
             rows, x.data_ptr(), gradient.data_ptr(), slopes.data_ptr(), solution.data_ptr(),
             slopes.shape[-1],
         )  # fmt: skip
-        context = packing.context_of(ready.symbolic, network)
+        context = placement.context_of(ready.symbolic, network)
         units = _units(ready, context, layout.adjoint_table)
         back = ready.keep("transposed", transposed)
 

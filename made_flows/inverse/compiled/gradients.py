@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows.inverse.compiled import backend, packing
+from made_flows.inverse.compiled import backend, packing, placement
 from made_flows.inverse.compiled.compilation import Kernel
 from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, Integers, Kept, Units
 from made_flows.inverse.compiled.placement import Layout
@@ -80,7 +80,7 @@ def record(
     symbolic, tensors = symbolic_for(network), network.tensors
     layout = backend.layout_of(symbolic)
     packed, dtype = packing.pack(symbolic, layout, tensors, backend.room), tensors[1].dtype
-    context = packing.context_of(symbolic, network)
+    context = placement.context_of(symbolic, network)
     units = backend.units_of(symbolic, layout, packed, context, layout.adjoint_table)
     lanes = backend.lanes_of(max(len(x), 2), dtype, torch.get_num_threads())  # a vector, at least
     height = layout.adjoint_rows + int(layout.ranks.output_starts[-1]) + SCRATCH + 3

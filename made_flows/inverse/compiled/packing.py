@@ -16,7 +16,7 @@ from made_flows.inverse.compiled.gathering import Sources, found_in, pieces_of
 from made_flows.inverse.compiled.layout import BIAS, Integers, Kept
 from made_flows.inverse.compiled.placement import Layout, array_of, inputs_read
 from made_flows.inverse.symbolic import Symbolic
-from made_flows.nn.spec import LayerSpec, NetworkSpec
+from made_flows.nn.spec import LayerSpec
 
 
 @dataclass(frozen=True)
@@ -171,25 +171,6 @@ def pack_transposed(
     """Write the transposed weights of a network in blocks, for the adjoint."""
     gather = gathers_of(symbolic, layout, tensors).transposed
     return gather.of(_sources_of(symbolic, tensors), room)
-
-
-Context = tuple[Tensor, int]
-"""A context's contributions, unit by unit, and how many rows there are of them."""
-
-
-def context_of(symbolic: Symbolic, network: NetworkSpec) -> Context | None:
-    """Return the context's contributions, unit by unit, and how many rows there are of them."""
-    if not network.bases:
-        return None
-    flags, dtype = symbolic.structure.flags, network.tensors[1].dtype
-    units = [place.units for place, letters in zip(symbolic.layers, flags, strict=True)
-             for letter in letters if letter in "cg"]  # fmt: skip
-    # Unit by unit: the rows of a unit, which are lanes, are neighbours.
-    parts = [
-        values.detach().to(dtype).index_select(1, own).t().reshape(-1)
-        for values, own in zip(network.bases, units, strict=True)
-    ]
-    return torch.cat(parts), len(network.bases[0])
 
 
 def _gather(layout: Layout, network: _Places, *, transposed: bool) -> Gather:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -265,3 +266,22 @@ def _place_contexts(symbolic: Symbolic, table: Integers) -> None:
             if letter in letters:
                 table[index, column] = row
                 row += len(symbolic.layers[index].units)
+
+
+Context = tuple[Tensor, int]
+"""A context's contributions, unit by unit, and how many rows there are of them."""
+
+
+def context_of(symbolic: Symbolic, network: NetworkSpec) -> Context | None:
+    """Return the context's contributions, unit by unit, and how many rows there are of them."""
+    if not network.bases:
+        return None
+    flags, dtype = symbolic.structure.flags, network.tensors[1].dtype
+    units = [place.units for place, letters in zip(symbolic.layers, flags, strict=True)
+             for letter in letters if letter in "cg"]  # fmt: skip
+    # Unit by unit: the rows of a unit, which are lanes, are neighbours.
+    parts = [
+        values.detach().to(dtype).index_select(1, own).t().reshape(-1)
+        for values, own in zip(network.bases, units, strict=True)
+    ]
+    return torch.cat(parts), len(network.bases[0])

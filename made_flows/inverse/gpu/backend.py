@@ -23,7 +23,13 @@ from torch import Tensor
 from made_flows._cache import TensorCache
 from made_flows._torch import is_recorded
 from made_flows.inverse.compiled.layout import BIAS, NORM, Ranks
-from made_flows.inverse.compiled.placement import Layout, activations_of, context_of, knows, layout_of
+from made_flows.inverse.compiled.placement import (
+    Layout,
+    activations_of,
+    context_of,
+    knows,
+    layout_of,
+)
 from made_flows.inverse.gpu.adjoint import adjoint_kernel
 from made_flows.inverse.gpu.autotuning import Config, configs, fastest, processors
 from made_flows.inverse.gpu.pack import Order, Own, Packed, pack_kernel

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from made_flows._torch import is_recorded
 from made_flows.inverse import eager
-from made_flows.inverse.compiled.packing import activations_of
+from made_flows.inverse.compiled.placement import activations_of
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.symbolic import symbolic_for
 from made_flows.nn.spec import NetworkSpec
