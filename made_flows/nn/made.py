@@ -27,7 +27,7 @@ from made_flows._checks import (
     widths,
 )
 from made_flows._registry import saveable
-from made_flows._torch import has_global_hooks, has_gradient_hooks, modes_kept
+from made_flows._torch import has_global_hooks, has_gradient_hooks
 from made_flows.nn import masks as mk
 from made_flows.nn import reordering
 from made_flows.nn.connectivity import DependencyWarning, Shape, connect_by_graph, connect_in_order
@@ -291,7 +291,7 @@ class MADE(MaskedMLP):
         context = self._check(x, context)
         if not self.training or torch.compiler.is_compiling():
             return self.compute(x, context)
-        with _without_dropout(self):
+        with _without_dropout(self, but=self.dropout):  # which is not asked
             return self.compute(x, context)
 
     def as_called(
@@ -384,14 +384,19 @@ class MADE(MaskedMLP):
 
 
 @contextmanager
-def _without_dropout(network: nn.Module) -> Iterator[None]:
-    """Let no module within drop anything."""
+def _without_dropout(network: nn.Module, but: nn.Module | None = None) -> Iterator[None]:
+    """Let no module within drop anything, but for one."""
     drops = nn.modules.dropout._DropoutNd
-    parts = [part for part in network.modules() if isinstance(part, drops)]
-    with modes_kept(parts):
+    parts = [part for part in network.modules() if isinstance(part, drops) and part is not but]
+    # What another thread has turned off is that thread's to turn on again.
+    parts = [part for part in parts if part.training]
+    try:
         for part in parts:
             part.training = False
         yield
+    finally:
+        for part in parts:
+            part.training = True
 
 
 def _with_block_ends(hidden: tuple[int, ...]) -> tuple[int, ...]:

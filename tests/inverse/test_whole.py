@@ -208,6 +208,14 @@ def test_dropout_drops_in_the_parallel_direction_alone() -> None:
     assert torch.equal(first[2], again[2])
 
 
+def test_a_context_without_memory_is_refused() -> None:
+    flow, x = FLOWS["MAF, context"](), torch.randn(3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        for ask in (flow.to_noise, flow.generate, flow.to_data):
+            with pytest.raises(ValueError, match="context on the device of .*, cpu; got meta"):
+                ask(x, torch.zeros(3, 3, dtype=torch.float64, device="meta"))
+
+
 def test_in_threads() -> None:
     flows = [FLOWS["MAF"]() for _ in range(4)]
     for place, flow in enumerate(flows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -678,3 +679,23 @@ def test_layers_that_take_no_mask_are_wrapped_around_others() -> None:
     made.layers[0] = nn.Linear(4, 6).double()
     with pytest.raises(ValueError, match="with one mask in it; got Linear"):
         made(x, order=[2, 0, 3, 1])
+
+
+def test_dropout_is_on_again_after_two_threads_turned_it_off() -> None:
+    made = made_of(features=3, dropout=0.5).train()
+    x, inside, left = torch.zeros(2, 3).double(), threading.Event(), threading.Event()
+    other = threading.Thread(target=made.as_called, args=(x,))
+
+    def meet(*_: Any) -> None:  # the other one enters last, and leaves last
+        if threading.current_thread() is other:
+            inside.set()
+            left.wait()
+        else:
+            other.start()
+            inside.wait()
+
+    made.register_forward_pre_hook(meet)
+    made.as_called(x)
+    left.set()
+    other.join()
+    assert made.dropout.training

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from made_flows._checks import expect
 from made_flows.inverse.compiled.layout import (
     ACTIVATION,
     ACTIVATION_CODES,
@@ -284,4 +285,7 @@ def context_of(symbolic: Symbolic, network: NetworkSpec) -> Context | None:
         values.detach().to(dtype).index_select(1, own).t().reshape(-1)
         for values, own in zip(network.bases, units, strict=True)
     ]
-    return torch.cat(parts), len(network.bases[0])
+    values = torch.cat(parts)
+    if not values.is_cpu:  # kernels read memory, where it has some
+        expect(False, "context", "on the device of the weights, cpu", values.device)
+    return values, len(network.bases[0])
