@@ -212,7 +212,7 @@ def test_a_context_without_memory_is_refused() -> None:
     flow, x = FLOWS["MAF, context"](), torch.randn(3, 4, dtype=torch.float64)
     with torch.no_grad():
         for ask in (flow.to_noise, flow.generate, flow.to_data):
-            with pytest.raises(ValueError, match="context on the device of .*, cpu; got meta"):
+            with pytest.raises(ValueError, match=r"context on the device of .*, cpu; got meta"):
                 ask(x, torch.zeros(3, 3, dtype=torch.float64, device="meta"))
 
 
