@@ -492,6 +492,12 @@ def test_a_setting_of_an_activation_counts() -> None:
     assert not torch.allclose(before, fast.inverse(u)[0])
 
 
+def test_maps_whose_derivatives_are_autograds_work_in_inference_mode() -> None:
+    layer, u = make(LAYERS["zuko, polynomial"]), LAYERS["zuko, polynomial"].values(3, torch.float64)
+    with torch.inference_mode():
+        torch.testing.assert_close(_accelerated(layer)().inv(u), layer().inv(u))
+
+
 def test_pruned_layers_stay_fast_and_hooks_are_named_once() -> None:
     row = LAYERS["nflows"]
     u = row.values(ROWS, torch.float64)

@@ -112,6 +112,9 @@ def _bijection(layer: Any) -> tuple[Bijection, bool]:
         raise NotUnderstoodError(f"its univariate transform {name} is not known")
 
     def apply(values: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        if torch.is_inference_mode_enabled():  # where autograd does not give zuko its derivatives
+            with torch.inference_mode(False), torch.no_grad():
+                return apply(values.clone(), parameters.clone(), inverse)
         transform = univariate(*unpack(parameters, shapes))
         result, log_derivative = (transform.inv if inverse else transform).call_and_ladj(values)
         return result, log_derivative
