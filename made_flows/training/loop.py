@@ -166,7 +166,8 @@ def fit(
             single precision). For affine and gated flows and Gaussian heads, whose densities are
             then worked out in single precision; refused for others.
         compile: train by ``torch.compile``; a text names its backend. It takes a minute, and pays
-            where many small operations do.
+            where many small operations do. Refused for data with missing values, for which each
+            row has an order of its own.
         progress: show a progress bar; a text names it, in place of the model's class.
         seed: below 2**64, for the split, the order of rows, and dropout. The global random
             generators are left as they were; without a seed, one is drawn from torch's.
@@ -234,7 +235,7 @@ def fit(
     known = units_of(model)
     found = [units for units in known if standardize and not units.active and not units.settled]
     takes_double = bool(known) and all(u in found or u.active for u in known)
-    target = Target.of(model, takes_double, device is not None)
+    target = replace(Target.of(model, takes_double, device is not None), compiled=bool(compile))
     modes = modes_kept(model.modules()) if keep_training_mode else left_in_evaluation(model)
     with seeded(seed, target.device) as generator, modes:
         train, held_out = _sources(data, context, validation, target, batch_size, generator)

@@ -41,6 +41,7 @@ class Target:
     discrete: bool = False
     embeds: bool = False
     moves_rows: bool = False  # all at once, where there is room on the device
+    compiled: bool = False  # and then it cannot look for missing values while it draws orders
 
     @classmethod
     def of(cls, model: nn.Module, takes_double: bool = False, moves_rows: bool = False) -> Target:
@@ -105,7 +106,10 @@ class Target:
         x = x.detach().to(self._dtype_of(x, context)) if x.is_floating_point() else x.detach()
         if not context and self._may_miss(x):
             wanted = "to be finite, or NaN where it is missing"
-            check_values(x, ~torch.isinf(x), name, wanted, first)
+            if self.compiled:
+                wanted = "without missing values, or compile=False, which training on them needs"
+            present = torch.isfinite(x) if self.compiled else ~torch.isinf(x)
+            check_values(x, present, name, wanted, first)
             return x
         try:
             check_finite(x, name, first)

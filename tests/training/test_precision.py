@@ -96,3 +96,11 @@ def test_bad_input(name: str) -> None:
 def test_bfloat16_is_refused_where_it_is_too_coarse(name: str) -> None:
     with pytest.raises(ValueError, match="Expected autocast to be False"):
         mf.fit(COARSE[name](), (X > 0).float(), autocast=True, **OPTIONS)
+
+
+def test_compiled_training_names_what_is_missing() -> None:
+    model = mf.GaussianMADE(2, hidden_features=(4,), orders="all")
+    x = torch.randn(30, 2)
+    x[5, 1] = torch.nan
+    with pytest.raises(ValueError, match="compile=False, .*; got nan in row 5, column 1"):
+        mf.fit(model, x, compile="eager", max_epochs=1)
