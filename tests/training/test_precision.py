@@ -102,5 +102,5 @@ def test_compiled_training_names_what_is_missing() -> None:
     model = mf.GaussianMADE(2, hidden_features=(4,), orders="all")
     x = torch.randn(30, 2)
     x[5, 1] = torch.nan
-    with pytest.raises(ValueError, match="compile=False, .*; got nan in row 5, column 1"):
+    with pytest.raises(ValueError, match=r"compile=False, .*; got nan in row 5, column 1"):
         mf.fit(model, x, compile="eager", max_epochs=1)
