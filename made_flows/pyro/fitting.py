@@ -23,6 +23,7 @@ from made_flows.pyro.guides import AutoIAF
 from made_flows.pyro.layout import layout
 from made_flows.pyro.mixture_guide import FlowMixture
 from made_flows.pyro.starts import JointDensity, NormalStart, apart, find_starts
+from made_flows.pyro.unseen import highest_ends
 from made_flows.pyro.whitened import Density
 
 
@@ -45,6 +46,8 @@ nats short after the steps that bring it to 0.05 here."""
 _LAST_RATE = 0.01
 """Share of the learning rate at the end of a cosine."""
 _WARM_UP = 50
+_CLIMBS = (64, 100)
+"""How many climbs look for a start, and their steps."""
 _CHECKS = 5
 _CHECKED, _CHECKED_ALONE = 1000, 300
 """Draws of a check, and where the model runs for one after the other."""
@@ -102,11 +105,11 @@ def fit_guide(
     r"""Fit an AutoIAF to its model's posterior, whatever the units of the data.
 
     First, normal approximations along the way of L-BFGS and Newton steps to the mode, from the
-    guide's own start and from random ones, are compared by their ELBO; the best one becomes the
-    origin and the units in which the flow works. Then Adam maximises the ELBO of the flow with a
-    cosine schedule; its weights are averaged, and what is kept is whichever of last and average has
-    the higher ELBO. It ends early when draws are worth nearly their number and the ELBO has stopped
-    to rise.
+    guide's own start, from random ones and from the highest end of 64 climbs all at once, are
+    compared by their ELBO; the best one becomes the origin and the units in which the flow works.
+    Then Adam maximises the ELBO of the flow with a cosine schedule; its weights are averaged, and
+    what is kept is whichever of last and average has the higher ELBO. It ends early when draws are
+    worth nearly their number and the ELBO has stopped to rise.
 
     Args:
         guide: the guide; what it learnt before is lost.
@@ -152,11 +155,16 @@ def fit_guide(
     with torch.random.fork_rng(enabled=seed is not None, devices=()):
         guide(*args, **kwargs)  # makes it know the model, with draws of its own if it is new
         with torch.no_grad(), poutine.block():
-            layout(model, guide, args, kwargs)  # refuses a model that no verdict would be on
+            nesting, sites = layout(model, guide, args, kwargs)  # or refuses, without any verdict
         if seed is not None:
             torch.manual_seed(seed)
         plan = BUDGETS[budget]
-        starts = _starts(model, guide, args, kwargs, plan.starts, modes)
+        ends: list[Tensor] = []
+        if vectorize:
+            own = guide._init_loc()
+            density = Density(model, args, kwargs, nesting, sites, own.dtype)
+            ends = list(highest_ends(density, own, *_CLIMBS, modes))
+        starts = _starts(model, guide, args, kwargs, plan.starts, modes, ends)
         # Copies first: the guide given is the best mode's.
         guides = [guide, *(copy.deepcopy(guide) for _ in starts[1:])]
         curves = []
@@ -181,9 +189,11 @@ def _starts(
     kwargs: dict[str, Any],
     random_starts: int,
     modes: int,
+    ends: list[Tensor],
 ) -> list[tuple[str, NormalStart]]:
     """Return normal approximations of modes, the best first."""
     points = {"its own start": guide._init_loc()}
+    points.update({f"climb {index + 1}": end for index, end in enumerate(ends)})
     for index in range(random_starts if modes == 1 else max(random_starts, 4 * modes)):
         kind = (init_to_uniform, init_to_sample)[index % 2]
         try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from made_flows.pyro.starts import definite_inverse
-from made_flows.pyro.whitened import Whitened, value_and_gradient
+from made_flows.pyro.whitened import Density, Whitened, value_and_gradient
 
 _NEAREST, _FURTHEST = 3.0, 100.0
 """Standard deviations of the guide's draws between which climbs begin."""
@@ -112,6 +112,15 @@ def unseen_share(
     return largest / (1 + largest)
 
 
+@torch.no_grad()
+def highest_ends(density: Density, like: Tensor, climbs: int, steps: int, count: int) -> Tensor:
+    """Return where the highest climbs end (count, D) at most, from the prior and from near zero."""
+    near = 2 - 4 * torch.rand(climbs // 2, len(like), dtype=torch.float64, device=like.device)
+    points = torch.cat([near, _of_prior(density, near, climbs // 2)])
+    ends = _climb(density, _inside(density, points), steps)
+    return _distinct(ends, value_and_gradient(density, ends)[0], count)
+
+
 class _Mode(NamedTuple):
     """A mode, and the normal distribution of its height and curvature.
 
@@ -158,15 +167,20 @@ def _begin(posterior: Whitened, climbs: int) -> Tensor:
     draws = posterior.draws
     size = draws.shape[-1]
     near = 2 - 4 * torch.rand(climbs // 8, size, dtype=draws.dtype, device=draws.device)
-    try:
-        prior = posterior.from_prior(climbs // 8)
-    except (NotImplementedError, RuntimeError, ValueError):  # an improper one
-        prior = draws[:0]
-    starts = [posterior.enter(near), prior[prior.isfinite().all(dim=-1)]]
+    starts = [posterior.enter(near), _of_prior(posterior, near, climbs // 8)]
     rest = climbs - sum(map(len, starts))
     noise = torch.randn(rest, size, dtype=draws.dtype, device=draws.device)
     further = torch.rand(rest, 1, dtype=draws.dtype, device=draws.device)
     return torch.cat([*starts, _NEAREST * (_FURTHEST / _NEAREST) ** further * noise])
+
+
+def _of_prior(density: Density | Whitened, like: Tensor, count: int) -> Tensor:
+    """Return draws of the prior (N, D); none of an improper one."""
+    try:
+        prior = density.from_prior(count)
+    except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return like[:0]
+    return prior[prior.isfinite().all(dim=-1)]
 
 
 def _inside(density: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ def value_and_gradient(
         try:
             value = density(points)
             (gradient,) = torch.autograd.grad(value.sum(), points)
-        except (RuntimeError, ValueError):  # a matrix without a Cholesky factor, say
+        except (IndexError, RuntimeError, TypeError, ValueError):  # no Cholesky factor, say
             value, gradient = points.new_full((len(points),), math.nan), points
     known = value.isfinite() & gradient.isfinite().all(dim=-1)
     value = torch.where(known, value.detach(), -math.inf)

@@ -271,6 +271,23 @@ def test_one_dimension_that_is_far_from_normal(monkeypatch: pytest.MonkeyPatch) 
     assert float(draws.std() / exact.stddev) == pytest.approx(1, abs=0.1)
 
 
+def test_a_start_that_climbs_find_in_a_lesser_basin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly all of the posterior is at 8, where neither the prior's median nor zero leads."""
+    monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=5))
+    monkeypatch.setattr(fitting, "diagnose", partial(diagnose, probe=False))
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 10.0))
+        wide, narrow = (
+            dist.Normal(place, scale).log_prob(x) for place, scale in ((0, 2), (8, 0.5))
+        )
+        pyro.factor("two", torch.logaddexp(wide - 9, narrow))
+
+    fit = fit_guide(AutoIAF(model), budget="fast", seed=0, progress=False)
+    assert fit.start == "climb 1"
+    assert float(fit.diagnosis.samples["x"].mean()) == pytest.approx(8, abs=0.2)
+
+
 def edge(at: float) -> None:
     """A place without a density, which only the likelihood knows."""
     x = pyro.sample("x", dist.Normal(0.0, 1.0))
