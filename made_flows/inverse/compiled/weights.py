@@ -27,8 +27,8 @@ from made_flows.inverse.compiled.simd import (
 from made_flows.inverse.compiled.threads import next_tile
 
 _INPUTS = 4 if ACCUMULATORS >= 24 else 2
-_BLOCKS = tuple((u, tuple((k, lane_products(u, k)) for k in (_INPUTS, 1))) for u in (4, 1))
-"""Units of a block, and for each number of inputs what multiplies them."""
+_BLOCKS = tuple((k, tuple((u, lane_products(u, k)) for u in (4, 1))) for k in (_INPUTS, 1))
+"""Inputs of a block, and for each number of units what multiplies them."""
 
 
 class Recordings(NamedTuple):
@@ -73,17 +73,18 @@ def _fill_block(
         return
     tiles, lanes, size = recorded
     target = matrix(address, spaces, 1, 1)
-    u = 0
+    k = 0
+    # The rows of a few inputs stay in the nearest cache for all units, whose own fit the next.
     for part in _BLOCKS:
-        while count - u >= part[0]:
-            k, first = 0, (delta + u) * lanes
+        while inputs - k >= part[0]:
+            u, second = 0, (source + k) * lanes
             for inner in part[1]:
-                while inputs - k >= inner[0]:
-                    for found in inner[1](spaces, first, (source + k) * lanes, lanes, size, tiles):
+                while count - u >= inner[0]:
+                    for found in inner[1](spaces, (delta + u) * lanes, second, lanes, size, tiles):
                         at = block + (k + found.input) * count + u + found.unit
                         _put(target, long(places[at]), found.total)
-                    k += inner[0]
-            u += part[0]
+                    u += inner[0]
+            k += part[0]
 
 
 def _fill_biases(
