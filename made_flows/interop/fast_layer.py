@@ -89,10 +89,12 @@ class Fast:
             )
             and self.steady()
         )
-        if not fits or not (self.differentiable or not self._asks_for_gradient(known, context)):
+        looked_at = not is_untransformed(known)  # in operators of torch, autograd does not record
+        own = self.differentiable or not (looked_at or self._asks_for_gradient(known, context))
+        if not (fits and own):
             return False
         _expect_reverse_mode_once()
-        if not is_untransformed(known):
+        if looked_at:
             _ = conditioner.ranks  # refused where masks cannot be read, as those that are mapped
         if torch.is_autocast_enabled(device.type):
             raise NotUnderstoodError("autocast computes parts of it in another precision")

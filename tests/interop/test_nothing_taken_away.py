@@ -492,10 +492,18 @@ def test_a_setting_of_an_activation_counts() -> None:
     assert not torch.allclose(before, fast.inverse(u)[0])
 
 
-def test_maps_whose_derivatives_are_autograds_work_in_inference_mode() -> None:
+class Marked(Tensor):
+    """As programs mark their tensors."""
+
+
+def test_maps_whose_derivatives_are_autograds_work_where_it_does_not_record() -> None:
     layer, u = make(LAYERS["zuko, polynomial"]), LAYERS["zuko, polynomial"].values(3, torch.float64)
+    fast, expected = _accelerated(layer), layer().inv(u).detach()
     with torch.inference_mode():
-        torch.testing.assert_close(_accelerated(layer)().inv(u), layer().inv(u))
+        torch.testing.assert_close(fast().inv(u), expected)
+    with torch.no_grad():
+        found = fast().inv(u.as_subclass(Marked))  # which goes through an operator
+        torch.testing.assert_close(found.as_subclass(Tensor), expected)
 
 
 def test_pruned_layers_stay_fast_and_hooks_are_named_once() -> None:
