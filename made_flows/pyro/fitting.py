@@ -105,7 +105,7 @@ def fit_guide(
     r"""Fit an AutoIAF to its model's posterior, whatever the units of the data.
 
     First, normal approximations along the way of L-BFGS and Newton steps to the mode, from the
-    guide's own start, from random ones and from the highest end of 64 climbs all at once, are
+    guide's own start, from random ones and from the highest mode of 64 climbs all at once, are
     compared by their ELBO; the best one becomes the origin and the units in which the flow works.
     Then Adam maximises the ELBO of the flow with a cosine schedule; its weights are averaged, and
     what is kept is whichever of last and average has the higher ELBO. It ends early when draws are

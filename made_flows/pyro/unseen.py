@@ -86,12 +86,9 @@ def unseen_share(
     found = zip(ends, *value_and_gradient(posterior, ends), _hessians(posterior, ends), strict=True)
     home: _Mode | None = None
     largest, least = 0.0, max(tenable, _FEW * float(weights.square().sum()))
-    for end, height, slope, hessian in found:
-        factor = torch.linalg.cholesky_ex(definite_inverse(-hessian)).L
-        falls = not int(torch.linalg.cholesky_ex(-hessian).info)
-        reached = falls and float((factor.mT @ slope).norm()) < _LEVEL
-        mode = _Mode(end, float(height), factor, reached)
-        home = home or mode
+    for each in found:
+        mode = _Mode.at(*each)
+        end, factor, home = mode.place, mode.factor, home or mode
         if not bool(factor.isfinite().all()):
             continue
         noise = torch.randn(_DRAWS, size, dtype=draws.dtype, device=draws.device)
@@ -114,11 +111,17 @@ def unseen_share(
 
 @torch.no_grad()
 def highest_ends(density: Density, like: Tensor, climbs: int, steps: int, count: int) -> Tensor:
-    """Return where the highest climbs end (count, D) at most, from the prior and from near zero."""
+    """Return modes (count, D) at most, where the highest climbs from the prior and near zero end.
+
+    A density without bound, as of a funnel's narrow end, has none there.
+    """
     near = 2 - 4 * torch.rand(climbs // 2, len(like), dtype=torch.float64, device=like.device)
     points = torch.cat([near, _of_prior(density, near, climbs // 2)])
     ends = _climb(density, _inside(density, points), steps)
-    return _distinct(ends, value_and_gradient(density, ends)[0], count)
+    looked = 0 if len(like) > _DIMENSIONS else min(2 * count, climbs * _SECOND // len(like))
+    ends = _distinct(ends, value_and_gradient(density, ends)[0], looked)
+    found = zip(ends, *value_and_gradient(density, ends), _hessians(density, ends), strict=True)
+    return ends[[_Mode.at(*each).reached for each in found]][:count]
 
 
 class _Mode(NamedTuple):
@@ -135,6 +138,15 @@ class _Mode(NamedTuple):
     height: float
     factor: Tensor
     reached: bool
+
+    @classmethod
+    def at(cls, place: Tensor, height: Tensor, slope: Tensor, hessian: Tensor) -> _Mode:
+        """Look at where a climb ended."""
+        factor = torch.linalg.cholesky_ex(definite_inverse(-hessian)).L
+        falls = not int(torch.linalg.cholesky_ex(-hessian).info)
+        return cls(
+            place, float(height), factor, falls and float((factor.mT @ slope).norm()) < _LEVEL
+        )
 
     @property
     def log_mass(self) -> float:
