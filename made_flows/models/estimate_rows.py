@@ -10,10 +10,12 @@ from torch import Tensor
 
 from made_flows._checks import check_finite, expect, expect_type
 from made_flows.training.convert import as_tensor
-from made_flows.training.standardization import robust_moments, warn_of_outliers
-
-_FLAT = 1e-6
-"""Part of the variance that columns have in a direction in which they are linear in one another."""
+from made_flows.training.standardization import (
+    listed,
+    near_dependence,
+    robust_moments,
+    warn_of_outliers,
+)
 
 
 class EstimateWarning(UserWarning):
@@ -62,11 +64,12 @@ def check_columns(x: Tensor) -> None:
     constant = (scale == 0).nonzero().flatten().tolist()
     if constant:
         raise ValueError(
-            f"Expected the columns of x to vary; got constant ones: {_listed(constant)}. Leave "
+            f"Expected the columns of x to vary; got constant ones: {listed(constant)}. Leave "
             f"them out: their density is infinite"
         )
     z = (x.double() - location) / scale
     warn_of_outliers(z, "x")
+    found = near_dependence(z, "x")
     z = z - z.mean(dim=0)
     z = z / z.norm(dim=0)
     same = ((z.T @ z).abs() > 1 - 1e-12).triu(1).nonzero().tolist()
@@ -77,21 +80,13 @@ def check_columns(x: Tensor) -> None:
             f"column {first} in other units ({len(same)} such pairs). Leave one of each out: "
             f"their joint density is infinite"
         )
-    if len(x) > x.shape[1]:
-        values, vectors = torch.linalg.eigh(z.T @ z)
-        if float(values[0]) < _FLAT:
-            large = (vectors[:, 0].abs() > 0.1).nonzero().flatten().tolist()
-            warnings.warn(
-                f"Columns of x are nearly linear in one another: {_listed(large)}. Their joint "
-                f"density is as high as they are close; leave one of them out",
-                EstimateWarning,
-                stacklevel=3,
-            )
+    if found is not None:
+        warnings.warn(found, EstimateWarning, stacklevel=3)
     whole = (x == x.floor()).all(dim=0)
     integers = whole.nonzero().flatten().tolist()
     if integers:
         warnings.warn(
-            f"Columns of x hold integers only: {_listed(integers)}. Densities diverge at values "
+            f"Columns of x hold integers only: {listed(integers)}. Densities diverge at values "
             f"that repeat, so that likelihoods mean little. Spread them first: "
             f"Flow([Dequantize({x.shape[1]}, {integers})], base=model)",
             EstimateWarning,
@@ -101,13 +96,8 @@ def check_columns(x: Tensor) -> None:
     few = [i for i, count in enumerate(counts) if count < len(x) / 10 and i not in integers]
     if few:
         warnings.warn(
-            f"Columns of x hold few values: {_listed(few)} ({counts[few[0]]} in column {few[0]}). "
+            f"Columns of x hold few values: {listed(few)} ({counts[few[0]]} in column {few[0]}). "
             f"Densities diverge at values that repeat, so that likelihoods mean little",
             EstimateWarning,
             stacklevel=3,
         )
-
-
-def _listed(columns: list[int]) -> str:
-    shown = ", ".join(map(str, columns[:8]))
-    return f"{shown} and {len(columns) - 8} more" if len(columns) > 8 else shown

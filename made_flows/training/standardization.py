@@ -19,6 +19,12 @@ _MOST = 2**18
 
 _PIECE = 2**16
 
+_FLAT = 1e-6
+"""Part of the variance that columns have in a direction in which they are linear in one another."""
+
+_COMPARED = 512
+"""Columns that are compared with one another, at most: of more, the time would be felt."""
+
 _OUTLYING = 100.0
 _FAR = 20.0
 """Spreads from the median at which values stop counting: an outlier counts as much as one here."""
@@ -51,7 +57,11 @@ def set_units(found: list[Units], train: Source) -> None:
         of_context = middle, torch.where(spread > 0, spread, 1.0)
     for units in found:
         units.set(location, scale, *(() if units.embedded else of_context))
-    warn_of_outliers((x.double() - location) / scale, train.name)
+    u = (x.double() - location) / scale
+    warn_of_outliers(u, train.name)
+    found = near_dependence(u, train.name)
+    if found is not None:
+        warnings.warn(found, stacklevel=4)
 
 
 def _deviation_of_all(train: Rows, location: Tensor) -> Tensor:
@@ -77,6 +87,35 @@ def warn_of_outliers(u: Tensor, name: str) -> None:
             f"leave them out, or take logarithms of such columns",
             stacklevel=4,
         )
+
+
+def near_dependence(u: Tensor, name: str) -> str | None:
+    """Say which columns of standardised rows (N, D) are nearly linear in one another, if some are.
+
+    Flows learn such a direction to some digits alone, and lose nats a row for those that lack.
+    """
+    if u.shape[1] > _COMPARED:
+        return None
+    u = u[(u.abs() <= _FAR).all(dim=1)]  # a row far out would be in line with all others; no NaN
+    if len(u) <= u.shape[1]:
+        return None
+    z = u - u.mean(dim=0)
+    z = z / z.norm(dim=0).clamp(min=torch.finfo(z.dtype).tiny)
+    # Ones also of a column that is constant but for rows far out: in line with no other.
+    values, vectors = torch.linalg.eigh((z.T @ z).fill_diagonal_(1.0))
+    if float(values[0]) >= _FLAT:
+        return None
+    return (
+        f"Columns of {name} are nearly linear in one another: "
+        f"{listed((vectors[:, 0].abs() > 0.1).nonzero().flatten().tolist())}. Their joint density "
+        f"is as high as they are close; leave one of them out"
+    )
+
+
+def listed(columns: list[int]) -> str:
+    """Name columns by their numbers, the first eight of them."""
+    shown = ", ".join(map(str, columns[:8]))
+    return f"{shown} and {len(columns) - 8} more" if len(columns) > 8 else shown
 
 
 def robust_moments(x: Tensor) -> tuple[Tensor, Tensor]:

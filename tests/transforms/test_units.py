@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import made_flows as mf
-from made_flows.training.standardization import robust_moments
+from made_flows.training.standardization import near_dependence, robust_moments
 from made_flows.transforms.units import Units
 
 QUIET = {"progress": False, "seed": 0, "max_epochs": 2}
@@ -190,6 +190,28 @@ def test_outliers_do_not_set_the_scale():
         history = mf.fit(model, spoiled, **QUIET)
     assert math.isfinite(history.best)
     assert float(model().log_prob(x).detach().mean()) > -8
+
+
+def test_what_rows_far_out_alone_share_is_no_dependence() -> None:
+    u = torch.randn(200, 3, dtype=torch.float64)
+    u[:, 2], u[:3] = 0.0, 1e6
+    assert near_dependence(u, "data") is None
+    u[:, 1] = 2 * u[:, 0]
+    assert "0, 1." in str(near_dependence(u, "data"))
+
+
+@pytest.mark.parametrize("name", ["a sum", "a repeated column", "parts of a whole"])
+def test_columns_that_are_linear_in_one_another_are_named(name: str) -> None:
+    """A flow learns such a direction to a few digits, and nothing else would say so."""
+    x = torch.randn(60, 3)
+    if name == "parts of a whole":
+        rows, named = x.softmax(dim=1), "0, 1, 2"
+    else:
+        more = x[:, :1] - (x[:, 2:] if name == "a sum" else 0)
+        rows, named = torch.cat([x, more], dim=1), "0, 2, 3" if name == "a sum" else "0, 3"
+    model = mf.GaussianMADE(rows.shape[1], hidden_features=())
+    with pytest.warns(UserWarning, match=f"data are nearly linear in one another: {named}\\."):
+        mf.fit(model, rows, max_epochs=1, progress=False)
 
 
 def test_columns_of_mostly_one_value_have_a_scale():
