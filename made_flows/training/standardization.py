@@ -59,9 +59,9 @@ def set_units(found: list[Units], train: Source) -> None:
         units.set(location, scale, *(() if units.embedded else of_context))
     u = (x.double() - location) / scale
     warn_of_outliers(u, train.name)
-    found = near_dependence(u, train.name)
-    if found is not None:
-        warnings.warn(found, stacklevel=4)
+    dependence = near_dependence(u, train.name)
+    if dependence is not None:
+        warnings.warn(dependence, stacklevel=4)
 
 
 def _deviation_of_all(train: Rows, location: Tensor) -> Tensor:
