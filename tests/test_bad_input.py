@@ -157,7 +157,7 @@ NETWORK_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to draw": ({"generator": drawn()}, "generator to be left out, as nothing is drawn"),
     "activation": ({"activation": 3}, "activation to be a name, module or function; got int 3"),
     "residual": ({"residual": "no"}, "residual to be True or False; got str 'no'"),
-    "direct": ({"direct": "false"}, "direct to be True or False; got str 'false'"),
+    "direct": ({"direct": "false"}, "direct to be True, False or 'first'; got str 'false'"),
     "dropout": ({"dropout": "a"}, "dropout to be a number; got str 'a'"),
     "dropout 1": ({"dropout": 1.0}, r"dropout to be in \[0, 1\); got 1"),
     "dropout NaN": ({"dropout": NAN}, "dropout to be finite; got nan"),

@@ -160,7 +160,9 @@ class _Sweep:
         direct = self.made.direct if self.z else self.layers[0]
         if direct is None:
             return self.outputs
-        outputs = self.outputs + self.inputs @ direct.weight.t()
+        outputs = self.inputs @ direct.weight.t()
         if direct.mask_weight is not None:
             outputs += self.seen @ direct.mask_weight.t()
-        return outputs
+        if self.made.shape.direct_first:
+            outputs *= self.made.shape.direct_outputs.t().to(outputs)
+        return self.outputs + outputs
