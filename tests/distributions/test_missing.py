@@ -367,7 +367,8 @@ def test_the_conditional_of_a_normal_distribution() -> None:
 
 
 OPTIONS_OF_SWEEPS = ["context, residual, direct", "no hidden layer", "no hidden layer, direct",
-                     "one unit", "deep", "random degrees", "own activation", "narrow", "reversed"]  # fmt: skip
+                     "one unit", "deep", "random degrees", "own activation", "narrow",
+                     "reversed"]  # fmt: skip
 
 
 @pytest.mark.parametrize("head", ["Gaussian", "mixture", "Bernoulli", "categorical, various"])
