@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from made_flows._checks import expect
 from made_flows.inverse.compiled.compilation import Kernel
 from made_flows.inverse.compiled.layout import Integers, Kept
 from made_flows.inverse.compiled.simd import like, long, matrix, plus_product
@@ -27,7 +28,7 @@ _ALONE = 6
 
 
 class Places(NamedTuple):
-    """Where every number of an array is found, and what is to be finite.
+    """Where every number of an array is found.
 
     Args:
         places: in its own tensor; -1 stands for a zero.
@@ -43,6 +44,8 @@ def found_in(places: Integers, sizes: Sequence[int]) -> Places:
 
     What lies after the last of them stands for a zero.
     """
+    most = max(sizes)
+    expect(most < 2**31, "a layer", "to have fewer than 2**31 weights, as kernels count them", most)
     starts = np.cumsum([0, *sizes])
     known = places < starts[-1]
     # A zero counts to the tensor before it, so that no piece ends with it.

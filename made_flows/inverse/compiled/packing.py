@@ -62,12 +62,10 @@ class Gathers:
 
     Args:
         weights: in blocks, then biases and norms.
-        transposed: the transposed weights in blocks.
         tainting: pieces of what is to be finite.
     """
 
     weights: Gather
-    transposed: Gather
     tainting: Kept
 
 
@@ -137,9 +135,7 @@ def gathers_of(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) ->
     if found is None:
         network = _Places(symbolic, tensors)
         found = symbolic.prepared["cpu gathers"] = Gathers(
-            _gather(layout, network, transposed=False),
-            _gather(layout, network, transposed=True),
-            Kept(network.tainting(tensors)),
+            _gather(layout, network, transposed=False), Kept(network.tainting(tensors))
         )
     return found
 
@@ -169,7 +165,10 @@ def pack_transposed(
     symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor], room: Room = np.empty
 ) -> NDArray[Any]:
     """Write the transposed weights of a network in blocks, for the adjoint."""
-    gather = gathers_of(symbolic, layout, tensors).transposed
+    gather: Gather | None = symbolic.prepared.get("cpu transposed")
+    if gather is None:
+        network = _Places(symbolic, tensors)
+        gather = symbolic.prepared["cpu transposed"] = _gather(layout, network, transposed=True)
     return gather.of(_sources_of(symbolic, tensors), room)
 
 

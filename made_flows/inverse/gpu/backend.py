@@ -75,7 +75,7 @@ class Plan:
     """What does not depend on the weights: the layout, on the device.
 
     Args:
-        layout: places in the workspace, see ``compiled.packing``.
+        layout: places in the workspace, see ``compiled.placement``.
         matrices: of every layer, then the direct connection.
         net: what the kernels read, but for what each call brings.
         adjoint_table: its table, for the adjoint.
