@@ -57,6 +57,22 @@ def _vector_at(b: Any, base: Any, offset: Any, vector: Any) -> Any:
     return b.bitcast(b.gep(base, [constant(offset)], inbounds=True), vector.as_pointer())
 
 
+def _registers(b: Any, starts: list[Any]) -> list[Any]:
+    """Begin sums with these vectors: LLVM keeps those of a loop of nothing else in registers."""
+    with b.goto_entry_block():
+        sums = [b.alloca(start.type) for start in starts]
+    for start, total in zip(starts, sums, strict=True):
+        b.store(start, total)
+    return sums
+
+
+def _add_products(b: Any, sums: list[Any], pairs: list[Any]) -> None:
+    """Add to every sum the product of a pair, which may become one instruction with the sum."""
+    fast = ("contract",)
+    for total, pair in zip(sums, pairs, strict=True):
+        b.store(b.fadd(b.load(total), b.fmul(*pair, flags=fast), flags=fast), total)
+
+
 def _accumulate(
     w: Numbers, places: list[Any], size: int, count: Any, terms: Callable[[Any], list[Any]]
 ) -> None:
@@ -69,20 +85,11 @@ def _accumulate(
         count: number of inputs k.
         terms: returns for k what is added to each vector, a weight and a value to multiply.
     """
-    b, fast, sums = w.builder, ("contract",), []  # a product and a sum may become one instruction
-    for place in places:
-        with b.goto_entry_block():
-            sums.append(b.alloca(place.type.pointee))
-        # Rows begin where a tile's do, not where a vector would like them to: loads and
-        # stores ask for the alignment of one number only, which costs nothing here.
-        b.store(b.load(place, align=size), sums[-1])
-
-    def add(k: Any) -> None:
-        for total, pair in zip(sums, terms(k), strict=True):
-            b.store(b.fadd(b.load(total), b.fmul(*pair, flags=fast), flags=fast), total)
-
-    # LLVM keeps the sums of a loop that does nothing else in registers.
-    w.each(count, add)
+    b = w.builder
+    # Rows begin where a tile's do, not where a vector would like them to: loads and stores ask for
+    # the alignment of one number only, which costs nothing here.
+    sums = _registers(b, [b.load(place, align=size) for place in places])
+    w.each(count, lambda k: _add_products(b, sums, terms(k)))
     for place, total in zip(places, sums, strict=True):
         b.store(b.load(total), place, align=size)
 
@@ -180,10 +187,7 @@ def lane_products(units: int, inputs: int) -> Any:
         b, width = w.builder, VECTOR_BYTES // a.itemsize
         vector = ir.VectorType(a.element, width)
         pairs = [(u, k) for u in range(units) for k in range(inputs)]
-        with b.goto_entry_block():
-            sums = [b.alloca(vector) for _ in pairs]
-        for total in sums:
-            b.store(ir.Constant(vector, [0.0] * width), total)
+        sums = _registers(b, [ir.Constant(vector, [0.0] * width)] * len(pairs))
 
         def rows(first: Any, count: int, offset: Any) -> list[Any]:
             starts = [b.add(b.add(first, offset), b.mul(lanes, constant(i))) for i in range(count)]
@@ -193,19 +197,15 @@ def lane_products(units: int, inputs: int) -> Any:
             def add_part(part: Any) -> None:
                 offset = b.add(b.mul(tile, size), b.mul(part, constant(width)))
                 left, right = rows(c0, units, offset), rows(a0, inputs, offset)
-                for total, (u, k) in zip(sums, pairs, strict=True):
-                    scaled = b.fmul(left[u], right[k], flags=("contract",))
-                    b.store(b.fadd(b.load(total), scaled, flags=("contract",)), total)
+                _add_products(b, sums, [(left[u], right[k]) for u, k in pairs])
 
             w.each(b.sdiv(lanes, constant(width)), add_part)
 
         w.each(count, add)
         name = f"llvm.vector.reduce.fadd.v{width}f{8 * a.itemsize}"
-        kind = ir.FunctionType(a.element, [a.element, vector])
-        known = b.module.globals.get(name) or ir.Function(b.module, kind, name)
         zero = ir.Constant(a.element, 0.0)
         # In whatever order is fastest: pairs of halves, not one lane after the other.
-        found = [b.call(known, [zero, b.load(total)], fastmath=("reassoc",)) for total in sums]
+        found = [w.intrinsic(name, zero, b.load(total), flags=("reassoc",)) for total in sums]
         return tuple(LaneSum(u, k, total) for (u, k), total in zip(pairs, found, strict=True))
 
     return product
