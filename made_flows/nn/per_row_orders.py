@@ -124,8 +124,11 @@ def _pass_per_order(
 def row_masks(made: MaskedMLP, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> Masks:
     """Make the masks of a call in which row n has ranks[n], where they depend on ranks."""
     inputs, outputs = ranks[..., made.input_features], ranks[..., made.output_features]
-    reached = made.shape.direct_outputs.squeeze(-1).to(ranks.device)
-    direct = _direct_mask(inputs, torch.where(reached, outputs, -1))
+    reading = outputs
+    if made.shape.direct_first:
+        reached = made.shape.direct_outputs.squeeze(-1).to(ranks.device)
+        reading = torch.where(reached, outputs, -1)  # the others read nothing directly
+    direct = _direct_mask(inputs, reading)
     if not made.shape.hidden:
         return Masks((direct,), None)
     own = made.degrees if degrees is None else degrees
