@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -83,11 +83,9 @@ def unseen_share(
     heights = value_and_gradient(posterior, ends)[0]
     top = ends[heights[: len(own)].argmax()]
     ends = torch.cat([top.unsqueeze(0), _distinct(ends, heights, count)])
-    found = zip(ends, *value_and_gradient(posterior, ends), _hessians(posterior, ends), strict=True)
     home: _Mode | None = None
     largest, least = 0.0, max(tenable, _FEW * float(weights.square().sum()))
-    for each in found:
-        mode = _Mode.at(*each)
+    for mode in _modes(posterior, ends):
         end, factor, home = mode.place, mode.factor, home or mode
         if not bool(factor.isfinite().all()):
             continue
@@ -120,8 +118,7 @@ def highest_ends(density: Density, like: Tensor, climbs: int, steps: int, count:
     ends = _climb(density, _inside(density, points), steps)
     looked = 0 if len(like) > _DIMENSIONS else min(2 * count, climbs * _SECOND // len(like))
     ends = _distinct(ends, value_and_gradient(density, ends)[0], looked)
-    found = zip(ends, *value_and_gradient(density, ends), _hessians(density, ends), strict=True)
-    return ends[[_Mode.at(*each).reached for each in found]][:count]
+    return ends[[mode.reached for mode in _modes(density, ends)]][:count]
 
 
 class _Mode(NamedTuple):
@@ -158,6 +155,12 @@ class _Mode(NamedTuple):
         """Return the normal distribution's log-density (N,) of points (N, D)."""
         z = torch.linalg.solve_triangular(self.factor, (points - self.place).mT, upper=False).mT
         return _standard_normal(z) - self.factor.diagonal().log().sum()
+
+
+def _modes(density: Callable[[Tensor], Tensor], ends: Tensor) -> Iterator[_Mode]:
+    """Look at where climbs (N, D) ended, one after the other."""
+    found = zip(ends, *value_and_gradient(density, ends), _hessians(density, ends), strict=True)
+    return (_Mode.at(*each) for each in found)
 
 
 def _apart(density: Callable[[Tensor], Tensor], first: _Mode, second: _Mode) -> bool:
