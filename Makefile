@@ -113,9 +113,9 @@ types: $(STAMP)
 
 doctest: $(STAMP)
 	@OMP_NUM_THREADS=1 $(STEP) 'make doctest (documents)' \
-	  $(PY) tools/run_documents.py README.md CONTRIBUTING.md docs
+	  $(PY) tools/run_documents.py --jobs $(JOBS) README.md CONTRIBUTING.md docs
 	@OMP_NUM_THREADS=1 $(STEP) --junit $(VENV)/doctest-report.xml 'make doctest' \
-	  $(PY) -m pytest --doctest-modules --junitxml=$(VENV)/doctest-report.xml made_flows \
+	  $(PY) -m pytest -n $(JOBS) --doctest-modules --junitxml=$(VENV)/doctest-report.xml made_flows \
 	  $$($(PY) -c 'import triton' 2>/dev/null || echo --ignore=made_flows/inverse/gpu)
 
 docs: $(STAMP)

@@ -1,10 +1,10 @@
 """Runs the Python code blocks of Markdown documents, so that no page shows code that does not work.
 
-    python tools/run_documents.py FILE_OR_FOLDER ...
+    python tools/run_documents.py [--jobs N] FILE_OR_FOLDER ...
 
 All ```python blocks of one document run in one namespace, from top to bottom, in a temporary
-folder, with warnings as errors. An error names the document and the line. Pages that the
-documentation's build runs itself (`tools/docs_run.py`) are left to it.
+folder, with warnings as errors; N documents at a time. An error names the document and the line.
+Pages that the documentation's build runs itself (`tools/docs_run.py`) are left to it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 EXECUTED = ("concepts", "tutorials")  # folders whose pages show what their code prints
@@ -42,35 +44,41 @@ def code_of(document: Path) -> tuple[str, int]:
     return "\n".join(lines), len(blocks)
 
 
+def run(document: Path) -> bool:
+    """Runs a document's code, and tells whether it ended well."""
+    code, blocks = code_of(document)
+    start = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            compiled = compile(code, str(document), "exec")
+            warnings.simplefilter("error")
+            # sbi says so of documents' short trainings.
+            warnings.filterwarnings("ignore", "Maximum number of epochs", UserWarning)
+            with working_directory(folder):
+                exec(compiled, {"__name__": "__main__"})
+    except Exception:
+        traceback.print_exc()
+        outcome = "FAILED"
+    else:
+        outcome = "ok"
+    print(f"{document}: {blocks} blocks, {outcome}, {time.monotonic() - start:.1f} s", flush=True)
+    return outcome == "ok"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1, help="documents at a time")
     parser.add_argument("paths", nargs="+", type=Path)
-    total = failed = 0
-    for document in documents(parser.parse_args().paths):
-        code, blocks = code_of(document)
-        if not blocks or document.parent.name in EXECUTED:
-            continue
-        total += 1
-        start = time.monotonic()
-        try:
-            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-                compiled = compile(code, str(document), "exec")
-                warnings.simplefilter("error")
-                # sbi says so of documents' short trainings.
-                warnings.filterwarnings("ignore", "Maximum number of epochs", UserWarning)
-                with working_directory(folder):
-                    exec(compiled, {"__name__": "__main__"})
-        except Exception:
-            failed += 1
-            traceback.print_exc()
-            outcome = "FAILED"
-        else:
-            outcome = "ok"
-        print(
-            f"{document}: {blocks} blocks, {outcome}, {time.monotonic() - start:.1f} s", flush=True
-        )
-    print(f"documents: {total - failed} passed, {failed} failed")
-    return int(failed > 0)
+    given = parser.parse_args()
+    to_run = [
+        document
+        for document in documents(given.paths)
+        if document.parent.name not in EXECUTED and code_of(document)[1]
+    ]
+    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+        passed = sum(pool.map(run, to_run))
+    print(f"documents: {passed} passed, {len(to_run) - passed} failed")
+    return int(passed < len(to_run))
 
 
 @contextlib.contextmanager
