@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from made_flows.inverse.compiled.spline_inverse import invert
+from made_flows.inverse.dispatch import invert_spline
 from made_flows.univariate.bijections import Affine, Bijection
 from made_flows.univariate.step_kernel import EDGES, SplineForm, StepKernel
 
@@ -57,7 +57,7 @@ class LibraryMap(Bijection):
         return self.function(x, parameters, False)
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        solved = None if self.spline is None else invert(self.spline, y, parameters)
+        solved = None if self.spline is None else invert_spline(self.spline, y, parameters)
         return self.function(y, parameters, True) if solved is None else solved
 
     def kernel(self) -> StepKernel | None:

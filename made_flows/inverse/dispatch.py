@@ -10,17 +10,18 @@ from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from made_flows._checks import expect, shown
-from made_flows._torch import own_precision
+from made_flows._torch import has_concrete_values, own_precision
 from made_flows.inverse import eager
 from made_flows.inverse.compiled.placement import knows
 from made_flows.inverse.gpu import graphs
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.nn.spec import NetworkSpec
-from made_flows.univariate.step_kernel import StepKernel
+from made_flows.univariate.step_kernel import SplineForm, StepKernel
 
 _CHOICES = ("auto", "eager", "compiled", "triton")
 _VARIABLE = "MADE_FLOWS_INVERSE"
@@ -224,6 +225,17 @@ def path_kernels(z: Tensor) -> ModuleType | None:
     from made_flows.inverse.compiled import affine_path
 
     return affine_path
+
+
+def invert_spline(
+    spline: SplineForm, y: Tensor, parameters: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Find x with f(x) = y (...), and log dx/dy, by (..., K) parameters; None in torch operations."""
+    if torch.is_grad_enabled() or not has_concrete_values(y) or _for_scores(y) is None:
+        return None
+    from made_flows.inverse.compiled.spline_inverse import invert
+
+    return invert(spline, y, parameters)
 
 
 def adjoint(problem: TransposedProblem) -> Tensor:

@@ -161,33 +161,26 @@ def _fast(rate: float) -> float:
 
 
 def _groups(
-    model: nn.Module, parameters: list[nn.Parameter], rate: float, sparsity: float
+    model: nn.Module, parameters: list[nn.Parameter], rate: float, sparsity: float, sparing: bool
 ) -> list[dict[str, Any]]:
-    """Return groups of parameters: direct connections, which are sparse, and biases of outputs."""
-    made = [module for module in model.modules() if isinstance(module, MADE)]
-    direct = {id(p) for m in made if m.direct is not None for p in m.direct.parameters()}
-    biases = {id(m.layers[-1].bias) for m in made if m.direct is not None}
-    fast = {"lr": _fast(rate)}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if id(p) not in direct | biases]},
-        {"params": [p for p in parameters if id(p) in biases], **fast},
-        {"params": [p for p in parameters if id(p) in direct], **fast, "sparsity": sparsity},
-    ]
-    return [group for group in groups if group["params"]]
+    """Return groups of parameters: direct connections, which are sparse, and biases of outputs.
 
-
-def _decaying(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Split groups of parameters: weights of masked networks, and others, which do not decay."""
+    Where that is all that decays, weights of masked networks are in groups of their own.
+    """
     made = [module for module in model.modules() if isinstance(module, MADE)]
-    weights = {id(p) for n in made for p in n.layers.parameters() if p.dim() > 1}
-    parts: list[dict[str, Any]] = []
-    for group in groups:
-        parts += [
-            group | {"params": [p for p in group["params"] if id(p) in weights]},
-            group | {"params": [p for p in group["params"] if id(p) not in weights],
-                     "weight_decay": 0.0},
-        ]  # fmt: skip
-    return [part for part in parts if part["params"]]
+    connected = [m for m in made if m.direct is not None and sparsity]
+    fast: dict[str, Any] = {"lr": _fast(rate)}
+    kinds = {id(m.layers[-1].bias): (1, fast) for m in connected}
+    sparse = 2, fast | {"sparsity": sparsity}
+    kinds |= {id(p): sparse for m in connected if m.direct for p in m.direct.parameters()}
+    weights = {id(p) for m in made for p in m.layers.parameters() if p.dim() > 1}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for p in parameters:
+        number, options = kinds.get(id(p), (0, {}))
+        spared = sparing and id(p) not in weights
+        options = options | {"weight_decay": 0.0} if spared else options
+        groups.setdefault((number, spared), {"params": [], **options})["params"].append(p)
+    return [groups[key] for key in sorted(groups)]
 
 
 def _slowed(model: nn.Module, rate: float) -> list[tuple[nn.Parameter, Tensor]]:
@@ -222,11 +215,9 @@ def make_optimizer(
         # One kernel for all tensors: on a CPU several times faster than one call per operation.
         # It assumes that parameters and gradients have one memory layout.
         fused = all(p.device.type in ("cpu", "cuda") and p.is_contiguous() for p in parameters)
-        groups: list[dict[str, Any]] = [{"params": parameters}]
-        if sparsity:
-            kind, groups = SparseAdam, _groups(model, parameters, learning_rate, sparsity)
-        if weight_decay and not shrinks_all:
-            groups = _decaying(model, groups)
+        kind = SparseAdam if sparsity else kind
+        sparing = weight_decay > 0 and not shrinks_all
+        groups = _groups(model, parameters, learning_rate, sparsity, sparing)
         optimizer = kind(groups, lr=learning_rate, weight_decay=weight_decay, fused=fused)
         if isinstance(optimizer, SparseAdam):
             optimizer.slowed = _slowed(model, learning_rate)

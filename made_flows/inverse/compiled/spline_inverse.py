@@ -7,12 +7,14 @@ libraries' own functions, which take a hundred torch operations.
 from __future__ import annotations
 
 from ctypes import CFUNCTYPE, c_int64, c_void_p
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from made_flows._torch import as_rows, has_concrete_values
+from made_flows._torch import as_rows
+from made_flows.inverse.compiled.compilation import address_of
+from made_flows.inverse.compiled.layout import DTYPES, SCRATCH
+from made_flows.inverse.compiled.steps import find_step
 from made_flows.univariate.step_kernel import SplineForm, StepKernel
 
 _CALL = CFUNCTYPE(None, c_void_p, c_void_p, *[c_int64] * 6)
@@ -26,13 +28,7 @@ def invert(spline: SplineForm, y: Tensor, parameters: Tensor) -> tuple[Tensor, T
         y: (...).
         parameters: (..., K), where y has as many entries.
     """
-    if torch.is_grad_enabled() or y.device.type != "cpu" or not has_concrete_values(y):
-        return None
-    if y.dtype not in (torch.float32, torch.float64) or find_spec("llvmlite") is None:
-        return None
-    from made_flows.inverse.compiled.compilation import has_sources
-
-    if not has_sources():
+    if y.dtype not in DTYPES:
         return None
     if not bool((y.sum() + parameters.sum()).isfinite()):
         return None  # libraries differ in what becomes of NaN
@@ -47,10 +43,6 @@ def invert(spline: SplineForm, y: Tensor, parameters: Tensor) -> tuple[Tensor, T
 
 def _score(spline: SplineForm, y: Tensor, parameters: Tensor) -> Tensor:
     """Return values and logarithms of derivatives, (2, N), in double precision."""
-    from made_flows.inverse.compiled.compilation import address_of
-    from made_flows.inverse.compiled.layout import SCRATCH
-    from made_flows.inverse.compiled.steps import find_step
-
     kernel = StepKernel("rational_spline", constants=tuple(map(float, spline)), inverse=True)
     lanes, count = parameters.shape
     # All values are the lanes of one tile.
