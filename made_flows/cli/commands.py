@@ -35,6 +35,7 @@ from made_flows.cli.writing import check_different, check_output, writing
 from made_flows.models.estimate import estimate
 from made_flows.serialization import save
 from made_flows.tables.model import TableMADE
+from made_flows.training.defaults import held_out_for
 from made_flows.training.optimization import seeded
 
 app = typer.Typer(
@@ -46,9 +47,6 @@ app = typer.Typer(
 
 _HELD = 1_000_000
 """Rows that are held in memory, at most, unless more are asked for."""
-
-_HELD_OUT = 20
-"""Rows from which on some are held out, to stop training by."""
 
 _Data = Annotated[
     Path, typer.Argument(metavar="DATA", help="the table: .csv, .parquet, .npy or a folder")
@@ -316,10 +314,8 @@ def _fitted(
         (x, context), held_out = coded(source, model, 0.1, seed, output, quiet)
         history = model.fit_codes(x, context, validation=held_out, seed=seed, **limits)
     else:
-        few = source.num_rows < _HELD_OUT
-        if few and limits["max_epochs"] is None:
-            limits["max_epochs"] = 30
-        history = model.fit(source, validation=None if few else 0.1, seed=seed, **limits)
+        part, limits["max_epochs"] = held_out_for(source.num_rows, 0.1, limits["max_epochs"])
+        history = model.fit(source, validation=part, seed=seed, **limits)
     best = history.best_epoch - 1
     return {
         "epochs": history.epochs, "best_epoch": history.best_epoch, "seconds": history.seconds,

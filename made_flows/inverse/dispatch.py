@@ -230,7 +230,7 @@ def path_kernels(z: Tensor) -> ModuleType | None:
 def invert_spline(
     spline: SplineForm, y: Tensor, parameters: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    """Find x with f(x) = y (...), and log dx/dy, by (..., K) parameters; None in torch operations."""
+    """Find x with f(x) = y (...), and log dx/dy, without gradients; None where torch is to."""
     if torch.is_grad_enabled() or not has_concrete_values(y) or _for_scores(y) is None:
         return None
     from made_flows.inverse.compiled.spline_inverse import invert

@@ -19,10 +19,8 @@ from made_flows._checks import expect, helpful
 from made_flows.tables.columns import ATOM, CategoryColumn
 from made_flows.tables.model import TableMADE
 from made_flows.tables.schema import Schema
+from made_flows.training.defaults import held_out_for
 from made_flows.training.optimization import seeded
-
-_HELD_OUT = 20
-"""Rows from which on some are held out, to stop training by."""
 
 _CELL = 0.05
 """Steps of numbers that noise is added to, in deviations: small beside it, and alike."""
@@ -89,11 +87,11 @@ class TableEstimator(BaseEstimator):
             if noise:
                 codes = smoothed(schema, codes, noise, seed)
             model.start_from_codes(codes)
-        few = _num_samples(rows) < _HELD_OUT
+        part, max_epochs = held_out_for(_num_samples(rows), self.validation, self.max_epochs)
         model.fit_codes(
             codes,
-            validation=None if few else self.validation,
-            max_epochs=30 if few and self.max_epochs is None else self.max_epochs,
+            validation=part,
+            max_epochs=max_epochs,
             max_seconds=self.max_seconds,
             progress=self.progress,
             seed=seed,

@@ -78,6 +78,22 @@ def sparsity_for(rows: int | None, features: int | None, discrete: bool) -> floa
     return (0.3 if few else 0.1) if discrete else 0.0
 
 
+def held_out_for(
+    rows: int, fraction: float, max_epochs: int | None
+) -> tuple[float | None, int | None]:
+    """Return the part of a table to stop training by, and when it ends at the latest.
+
+    Of fewer than twenty rows none are held out: training takes thirty epochs, unless it is said.
+
+    Example:
+        >>> held_out_for(100, 0.1, None), held_out_for(10, 0.1, None), held_out_for(10, 0.1, 5)
+        ((0.1, None), (None, 30), (None, 5))
+    """
+    if rows >= 20:
+        return fraction, max_epochs
+    return None, 30 if max_epochs is None else max_epochs
+
+
 def max_epochs_for(rows: int | None, batch_size: int) -> int:
     """Choose the most passes over the rows: 200, or as many as make 6000 steps, up to 1000.
 
