@@ -111,14 +111,22 @@ def as_rows(x: Rows, batch: torch.Size) -> Rows:
     return x.expand(*batch, -1).reshape(-1, x.shape[-1])
 
 
-def in_groups(group: Tensor, compute: Callable[[int, Tensor], Tensor]) -> Tensor:
+def in_groups(
+    group: Tensor, compute: Callable[[int, Tensor], Tensor], groups: int | None = None
+) -> Tensor:
     """Compute rows (N, ...) group by group, and return them in their own order.
 
     Args:
         group: number of each row's group, (N,).
         compute: rows (n, ...) from a group's number and the places of its rows; of no rows at all
             those of group 0.
+        groups: how many there are, by which all rows of each are computed where the numbers cannot
+            be read.
     """
+    if groups is not None and not has_concrete_values(group):
+        places = torch.arange(len(group), device=group.device)
+        each = torch.stack([compute(number, places) for number in range(groups)])
+        return each[group, places]
     by_group = torch.argsort(group, stable=True)
     used, counts = torch.unique(group, return_counts=True)
     pieces = zip(used.tolist(), by_group.split(counts.tolist()), strict=True)

@@ -63,6 +63,9 @@ class Components(Protocol):
     def component(self, k: int) -> Any:
         """Return the k-th component: a model, called with a context to give a distribution."""
 
+    def used(self) -> list[int]:
+        """Return the numbers of the components whose weights are not known to be zero."""
+
     def log_weights(self, like: Tensor) -> Tensor:
         """Return logarithms of the weights, of the dtype and on the device of another tensor."""
 

@@ -140,6 +140,12 @@ class ConditionalDistribution(HeadDistribution, CompletionDistribution):
         made, step = self.conditioner, HeadStep(self.head)
         dtype = step.value_dtype(made.dtype)
         x, observed, context = self._network_rows()
+        if not (torch.compiler.is_dynamo_compiling() or has_concrete_values(observed)):
+            raise NotImplementedError(
+                "Expected to know which features are observed, by which it is decided what is "
+                "computed; got a tracer, torch.export or a transform of torch.func, which would "
+                "keep those of now. Draw conditional samples outside of it"
+            )
         patterns, group = torch.unique(observed, dim=0, return_inverse=True)
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         many = len(patterns) > max(_PATTERNS, made.features // 16)
@@ -237,7 +243,7 @@ class ConditionalMixture(CompletionDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Score the missing entries of values (..., D), given the observed ones."""
         terms = []
-        for k in (self.mixture.weights > 0).nonzero().flatten().tolist():
+        for k in self.mixture.used():
             part = self._component(k, self.x, self.observed, self.context)
             terms.append(part.log_prob(value) + self.log_weights[..., k])
         return torch.logsumexp(torch.stack(terms), dim=0)
@@ -252,5 +258,5 @@ class ConditionalMixture(CompletionDistribution):
             of_rows = None if context is None else context[rows]
             return self._component(k, x[rows], observed[rows], of_rows).sample()
 
-        samples = in_groups(chosen, draw)
+        samples = in_groups(chosen, draw, len(self.mixture))
         return self._kept(samples.reshape(*sample_shape, *self.batch_shape, *self.event_shape))

@@ -74,7 +74,7 @@ class MixtureDistribution(VectorDistribution):
                 return torch.as_tensor(component().sample((len(at),)))
             return torch.as_tensor(component(rows[at]).sample())
 
-        return in_groups(chosen, draw).reshape(*shape, *self.event_shape)
+        return in_groups(chosen, draw, len(self.mixture)).reshape(*shape, *self.event_shape)
 
     def _summary(self) -> str:
         return f"{len(self.mixture)} components"

@@ -67,6 +67,12 @@ class MixtureModel(Model, HasConditionals, ABC):
     def component(self, k: int) -> Model:
         """Return the k-th component."""
 
+    def used(self) -> list[int]:
+        """Return the numbers of the components whose weights are not known to be zero."""
+        weights = self.weights
+        known = weights.tolist() if has_concrete_values(weights) else [1.0] * len(self)
+        return [k for k, weight in enumerate(known) if weight != 0]
+
     def log_weights(self, like: Tensor) -> Tensor:
         """Return logarithms of the weights, of the dtype and on the device of another tensor."""
         weights = self.weights.to(like)
@@ -90,12 +96,8 @@ class MixtureModel(Model, HasConditionals, ABC):
             observed: boolean (..., D), which features are not missing.
         """
         check_event(x, "x", self.features)
-        columns: list[Tensor | None] = []
-        known = has_concrete_values(self.weights)
-        for k, weight in enumerate(self.weights.tolist() if known else self.weights):
-            if known and weight == 0:
-                columns.append(None)
-                continue
+        columns: list[Tensor | None] = [None] * len(self)
+        for k in self.used():
             component = self.component(k)
             if observed is not None:
                 _expect_marginals(component)
@@ -107,7 +109,7 @@ class MixtureModel(Model, HasConditionals, ABC):
                 given = (x,) if observed is None else (x, observed)
                 return torch.as_tensor(distribution.log_prob(*given))
 
-            columns.append(in_chunks(score, x, context, observed))
+            columns[k] = in_chunks(score, x, context, observed)
         like = next(column for column in columns if column is not None)
         absent = torch.full_like(like, -torch.inf, requires_grad=False)
         return torch.stack([absent if c is None else c for c in columns], dim=-1)

@@ -184,9 +184,11 @@ def view(made: Network, ranks: Tensor, degrees: Sequence[Tensor] | None = None) 
     for layer, layer_degrees in enumerate(degrees):
         other._buffers[f"degrees_{layer}"] = layer_degrees.clone()
     masks = masks_of(made, ranks, degrees)
-    other._modules["layers"] = nn.ModuleList(
-        masked(layer, cast(Tensor, mask))
-        for layer, mask in zip(made.layers, masks.layers, strict=True)
+    other._modules["layers"] = nn.ModuleList(  # a list, which torch.compile knows how to resume
+        [
+            masked(layer, cast(Tensor, mask))
+            for layer, mask in zip(made.layers, masks.layers, strict=True)
+        ]
     )
     if made.direct is not None:
         other._modules["direct"] = masked(made.direct, cast(Tensor, masks.direct))

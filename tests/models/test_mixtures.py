@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import made_flows as mf
 from made_flows.distributions import mixture as mixture_module
@@ -106,6 +107,51 @@ def test_samples_follow_the_density(name: str) -> None:
     counts = torch.bincount(places, minlength=16)
     statistic = float(((counts - expected) ** 2 / expected).sum())
     assert statistic < 15 + 6 * math.sqrt(2 * 15)  # 15 degrees of freedom, 6 standard deviations
+
+
+def of_zeros_and_ones() -> mf.Mixture:
+    models = [mf.BernoulliMADE(3, 1, hidden_features=()) for _ in range(2)]
+    for model, logit in zip(models, (-40.0, 40.0), strict=True):
+        for weight in model.parameters():
+            weight.data.fill_(logit if weight.dim() == 1 else 0.0)
+    return mf.Mixture(models, [0.3, 0.7]).requires_grad_(False)
+
+
+RECORDERS: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
+    "make_fx": lambda draw, c: make_fx(draw)(c),
+    "make_fx, fake": lambda draw, c: make_fx(
+        draw, tracing_mode="symbolic", _allow_non_fake_inputs=True
+    )(c),
+    "torch.jit.trace": lambda draw, c: torch.jit.trace(draw, c, check_trace=False),
+    "vmap": lambda draw, c: lambda c: torch.vmap(draw, randomness="different")(c.unsqueeze(0))[0],
+}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("recorder", RECORDERS)
+def test_components_are_drawn_anew_in_every_replay(recorder: str) -> None:
+    """Of 16 rows Binomial(16, 0.7) are ones; mean and variance of 100 replays, 5 deviations."""
+    mixture, c = of_zeros_and_ones(), torch.zeros(16, 1)
+    replay = RECORDERS[recorder](lambda c: mixture(c).sample(), c)
+    drawn = torch.stack([replay(c) for _ in range(100)])
+    assert (drawn == drawn[..., :1]).all()
+    ones = drawn[..., 0].sum(-1)
+    assert abs(float(ones.mean()) - 11.2) < 5 * (3.36 / 100) ** 0.5
+    assert abs(float(ones.var()) - 3.36) < 5 * 3.36 * (2 / 100) ** 0.5
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_missing_features_are_not_recorded() -> None:
+    """Which are observed decides what is computed, and may be others in a replay."""
+    x = torch.tensor([[1.0, torch.nan, 0.0, torch.nan]], dtype=F64)
+    mixture = mf.OrderMixture(model_of(), 2)
+
+    def draw(x: Tensor) -> Tensor:
+        return mixture.conditional(x).sample()
+
+    for record in (make_fx(draw), lambda x: torch.jit.trace(draw, x, check_trace=False)):
+        with pytest.raises(NotImplementedError, match="which features are observed"):
+            record(x)
 
 
 @pytest.mark.parametrize("context", [0, 2])
