@@ -144,7 +144,7 @@ def test_components_are_drawn_anew_in_every_replay(recorder: str) -> None:
 def test_missing_features_are_not_recorded() -> None:
     """Which are observed decides what is computed, and may be others in a replay."""
     x = torch.tensor([[1.0, torch.nan, 0.0, torch.nan]], dtype=F64)
-    mixture = mf.OrderMixture(model_of(), 2)
+    mixture = mf.OrderMixture(model_of(), 2).requires_grad_(False)
 
     def draw(x: Tensor) -> Tensor:
         return mixture.conditional(x).sample()
