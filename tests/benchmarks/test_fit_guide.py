@@ -9,13 +9,14 @@ import torch
 
 pytest.importorskip("pyro")
 
+from benchmarks._reference import Reference
 from benchmarks.fit_guide import Result, _off, main, row, summary
 
 
 def test_errors_by_weights() -> None:
     reference = torch.randn(50_000, 2) * torch.tensor([1.0, 4.0]) + torch.tensor([0.0, 8.0])
     drawn = torch.tensor([[0.0, 4.0], [0.0, 12.0], [2.0, 100.0]])
-    means, sds = _off(drawn, torch.tensor([0.5, 0.5, 0.0]), reference)
+    means, sds = _off(drawn, torch.tensor([0.5, 0.5, 0.0]), Reference.of(reference))
     assert means == pytest.approx(0.0, abs=0.03)
     assert sds == pytest.approx(1.0, abs=0.03)  # the first column has no spread at all
 
@@ -36,8 +37,8 @@ def test_wrong_verdicts(
 ) -> None:
     result = Result(grade=grade, means=means, weighted_means=weighted)
     assert result.wrong == wrong
-    assert ("(wrong)" in row("name", 0, result)[2]) == wrong
-    assert f"| {grade} " in summary({("name", 0): result})
+    assert ("(wrong)" in row("name", 0, "fast", result)[3]) == wrong
+    assert f"| {grade} " in summary([result])
 
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
