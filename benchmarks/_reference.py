@@ -1,4 +1,4 @@
-"""Means and deviations of a posterior by many chains of Hamiltonian Monte Carlo at once."""
+"""Means and deviations of a posterior by exact draws, or many Hamiltonian chains at once."""
 
 from __future__ import annotations
 
@@ -49,10 +49,23 @@ class Reference:
         return cls(draws.mean(0).tolist(), draws.std(0).tolist(), r_hat, size)
 
 
-def reference(posterior: Untuned, kept: int = KEPT) -> Reference:
+def reference(posterior: Untuned) -> Reference:
     """Draws that owe nothing to a guide: exact ones, or of long chains."""
-    if posterior.exact is not None:
-        return Reference.of(posterior.exact(torch.Generator().manual_seed(0)))
+    if posterior.exact is None:
+        chains = _by_hamiltonian_chains(posterior)
+    else:
+        chains = posterior.exact(torch.Generator().manual_seed(0))
+        if chains.dim() == 2:
+            return Reference.of(chains)
+    draws = chains.flatten(0, 1)
+    if posterior.mirrored is not None:
+        draws = torch.cat([draws, posterior.mirrored(draws)])
+    r_hat, effective = split_gelman_rubin(chains, 0, 1), effective_sample_size(chains, 0, 1)
+    return Reference.of(draws, float(r_hat.max()), float(effective.min()))
+
+
+def _by_hamiltonian_chains(posterior: Untuned) -> Tensor:
+    """Quantities (chains, n, Q)."""
     model = posterior.chains_of or posterior.model
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -70,9 +83,9 @@ def reference(posterior: Untuned, kept: int = KEPT) -> Reference:
             joint = JointDensity(model, guide, args, {})
             ranked = find_starts(joint, ways, torch.Generator().manual_seed(0))
             starts = [start for _, start in ranked if start.elbo > ranked[0][1].elbo - MATTERS]
-            chains = _chains(density, starts, kept)
+            chains = _chains(density, starts)
             draws, at = {}, 0
-            points = chains.reshape(-1, chains.shape[-1])
+            points = chains.flatten(0, 1)
             for name, site in sites.items():
                 transform: Any = site.transform
                 shape = transform.inverse_shape(site.shape)
@@ -81,19 +94,12 @@ def reference(posterior: Untuned, kept: int = KEPT) -> Reference:
     finally:
         torch.set_default_dtype(before)
     found = (posterior.from_chains or posterior.quantities)(draws)
-    by_chain = found.reshape(*chains.shape[:2], -1)
-    if posterior.mirrored is not None:
-        found = torch.cat([found, posterior.mirrored(found)])
-    return Reference.of(
-        found,
-        float(split_gelman_rubin(by_chain, 0, 1).max()),
-        float(effective_sample_size(by_chain, 0, 1).min()),
-    )
+    return found.reshape(CHAINS, KEPT, -1)
 
 
 @torch.no_grad()
-def _chains(density: Density, starts: Sequence[NormalStart], kept: int) -> Tensor:
-    """Points (chains, kept, D): from normal approximations of where some ways lead.
+def _chains(density: Density, starts: Sequence[NormalStart]) -> Tensor:
+    """Points (chains, n, D): from normal approximations of where some ways lead.
 
     Step sizes adapt by dual averaging (Hoffman & Gelman 2014, section 3.2), units by windows; the
     number of leaps is random.
@@ -103,7 +109,7 @@ def _chains(density: Density, starts: Sequence[NormalStart], kept: int) -> Tenso
     points = torch.stack([s.location + s.factor @ torch.randn(size) for s in chosen])
     value, gradient = value_and_gradient(density, points)
     step, found = size**-0.25, list[Tensor]()
-    for turns, count in enumerate((*WINDOWS, kept)):
+    for turns, count in enumerate((*WINDOWS, KEPT)):
         found, adapting = [], turns < len(WINDOWS)
         origin, drift, average = math.log(10 * step), 0.0, 0.0
         for turn in range(1, count + 1):

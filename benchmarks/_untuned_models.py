@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -36,7 +37,7 @@ class Untuned(Posterior):
 
     Args:
         args: of the model: its data.
-        exact: draws of the quantities (n, Q), from a generator.
+        exact: draws of the quantities (n, Q), from a generator; or of Gibbs' chains (m, n, Q).
         chains_of: the model that chains run in, where it is another one.
         from_chains: from its sites to the quantities.
         mirrored: from its quantities to those of the other half of the posterior.
@@ -153,7 +154,7 @@ def student(g: torch.Generator) -> Untuned:
 def _horseshoe(X: Tensor, y: Tensor) -> None:
     z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([X.shape[1]]).to_event(1))
     local = pyro.sample("local", dist.HalfCauchy(1.0).expand([X.shape[1]]).to_event(1))
-    tau, s = pyro.sample("tau", dist.HalfCauchy(1.0)), pyro.sample("s", dist.HalfNormal(5.0))
+    tau, s = pyro.sample("tau", dist.HalfCauchy(1.0)), pyro.sample("s", dist.HalfCauchy(5.0))
     tau, s = _last(tau, s)
     pyro.sample("y", dist.Normal(_linear(z * local * tau, X), s).to_event(1), obs=y)
 
@@ -164,11 +165,39 @@ def _horseshoe_b(draws: Draws) -> Tensor:
     return columns({"b": b, "tau": tau.log(), "s": draws["s"]}, "b", "tau", "s")
 
 
+def _horseshoe_gibbs(X: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
+    """Chains by Gibbs sampling with auxiliary variables (Makalic & Schmidt 2016)."""
+    X, y, (rows, size) = X.double(), y.double(), X.shape
+
+    def inverse_gamma(shape: float, scale: Tensor) -> Tensor:
+        return scale / torch._standard_gamma(torch.full_like(scale, shape), generator=g)
+
+    one = torch.ones(64, 1, dtype=torch.float64)
+    local, tau, s = one.expand(-1, size), one, one
+    kept = []
+    for turn in range(2500):
+        precision = X.mT @ X / s[..., None] + torch.diag_embed(1 / (local * tau))
+        factor = torch.linalg.cholesky(precision)
+        noise = torch.randn(64, size, 1, generator=g, dtype=torch.float64)
+        middle = torch.cholesky_solve((X.mT @ y / s).unsqueeze(-1), factor)
+        b = (middle + torch.linalg.solve_triangular(factor.mT, noise, upper=True)).squeeze(-1)
+        squares = b.square() / 2
+        local = inverse_gamma(1, 1 / inverse_gamma(1, 1 + 1 / local) + squares / tau)
+        shrunk = (squares / local).sum(-1, keepdim=True)
+        tau = inverse_gamma((size + 1) / 2, 1 / inverse_gamma(1, 1 + 1 / tau) + shrunk)
+        rest = (y - b @ X.mT).square().sum(-1, keepdim=True) / 2
+        s = inverse_gamma((rows + 1) / 2, 1 / inverse_gamma(1, 1 / 25 + 1 / s) + rest)
+        if turn >= 500:
+            kept.append(torch.cat([b, tau.log() / 2, s.sqrt()], dim=-1))
+    return torch.stack(kept, 1)
+
+
 def horseshoe(g: torch.Generator) -> Untuned:
     X = torch.randn(60, 20, generator=g)
     b = torch.tensor([3.0, -2.0, 1.0, 0.5] + [0.0] * 16)
     y = X @ b + torch.randn(60, generator=g)
-    return _made("horseshoe regression", _horseshoe, _horseshoe_b, args=(X, y))
+    gibbs = partial(_horseshoe_gibbs, X, y)
+    return _made("horseshoe regression", _horseshoe, _horseshoe_b, args=(X, y), exact=gibbs)
 
 
 # ---------------------------------------------------------------------- hierarchies

@@ -73,6 +73,7 @@ class Diagnosis:
         probe: where short chains went that started at the weighted draws; None without.
         unseen: the share of the posterior that is in a mode which no draw fell into, as climbs
             from elsewhere found it; 0 where they found none, None without.
+        centred: sites with a location and a scale that other latent variables set.
     """
 
     k_hat: float
@@ -88,6 +89,7 @@ class Diagnosis:
     k_hat_parts: tuple[float, ...] = ()
     probe: Probe | None = None
     unseen: float | None = None
+    centred: tuple[str, ...] = ()
 
     @property
     def bias_bound(self) -> float:
@@ -166,12 +168,22 @@ class Diagnosis:
             return (
                 f"Do not trust it yet: {why}. Train it longer or with more particles, make it more "
                 "flexible, or reparametrise the model; an AutoIAF can also refine() its draws by "
-                "MCMC."
+                f"MCMC.{self._decentre}"
             )
         return (
             f"Do not trust it: {found}, with a tail so heavy that the weights have no mean that "
             "samples could show. The guide misses much of the posterior; its evidence is worth "
-            f"nothing.{f' {unseen} {_OTHER_MODES}' if self.unseen else ''}"
+            f"nothing.{f' {unseen} {_OTHER_MODES}' if self.unseen else ''}{self._decentre}"
+        )
+
+    @property
+    def _decentre(self) -> str:
+        if not self.centred:
+            return ""
+        sites = ", ".join(f"{name!r}: LocScaleReparam(0.0)" for name in self.centred)
+        return (
+            " Other variables set the scale of some, which is easier to fit decentred where data "
+            f"say little of each: pyro.poutine.reparam(model, {{{sites}}})."
         )
 
     # ------------------------------------------------------------------ weighted draws
@@ -354,6 +366,7 @@ def diagnose(
             draws.append(_latent(of_model, sites, len(parts[-1])))
     together = {name: torch.cat([part[name] for part in draws]) for name in sites}
     found = summary(torch.cat(parts).double().cpu(), together)
+    found = replace(found, centred=tuple(name for name in sites if sites[name].centred))
     if not probe:
         return found
     if vectorize:

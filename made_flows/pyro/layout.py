@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
@@ -22,10 +23,18 @@ class LatentSite:
     Args:
         fn: its distribution.
         value: a value of it, whose leading dimensions are those of plates.
+
+    ``centred`` says whether other variables set the scale of its distribution.
     """
 
     def __init__(self, fn: Any, value: Tensor) -> None:
         self.shape, self.plates = value.shape, len(fn.batch_shape)
+        while isinstance(
+            fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+        ):
+            fn = fn.base_dist
+        self.scale = fn.scale if hasattr(fn, "loc") and hasattr(fn, "scale") else None
+        self.centred = False
         self.transform: Transform | None = None
         self.middle = value.new_zeros(())  # where unconstrained values are zero
         try:
@@ -87,7 +96,9 @@ def layout(
                 sites[name] = LatentSite(site["fn"], cast(Tensor, site["value"]))
     nodes: Any = traces(model, guide, args, kwargs)[0].nodes  # once more, with other values
     for name, latent in sites.items():
-        same = latent.middle.equal(LatentSite(nodes[name]["fn"], nodes[name]["value"]).middle)
+        other = LatentSite(nodes[name]["fn"], nodes[name]["value"])
+        latent.centred = latent.scale is not None and not torch.equal(latent.scale, other.scale)
+        same = latent.middle.equal(other.middle)
         hint = "to have variables whose supports stay the same, as a share of Uniform(0, 1) does"
         moves = f"{name!r}, whose support changes with the values of others"
         expect(same, "model", hint, moves)

@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from pyro.infer.autoguide import (
     init_to_mean,
     init_to_value,
 )
-from pyro.infer.reparam import NeuTraReparam
+from pyro.infer.reparam import LocScaleReparam, NeuTraReparam
 
 import made_flows as mf
 from made_flows.inverse.d_pass import SlowInverseWarning
@@ -731,6 +732,24 @@ def test_grades(
     assert found.grade == grade
     assert found.verdict.startswith(start)
     assert found.trusted == (grade in ("as drawn", "weighted"))
+
+
+def test_the_verdict_says_which_sites_to_decentre() -> None:
+    def model() -> None:
+        mu, tau = pyro.sample("mu", dist.Normal(0.0, 1.0)), pyro.sample("tau", dist.HalfNormal(1.0))
+        with pyro.plate("three", 3):
+            pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("x", dist.Normal(mu, 1.0))
+
+    advice = "{'theta': LocScaleReparam(0.0)}"
+    decentred = poutine.reparam(model, {"theta": LocScaleReparam(0.0)})
+    for one, centred in ((model, ("theta",)), (decentred, ())):
+        guide = AutoIAF(one, transforms=1, hidden_features=(4,))
+        guide()
+        found = diagnose(one, guide, samples=100, probe=False)
+        assert found.centred == centred
+        for k_hat in (0.9, 1.5):
+            assert (advice in replace(found, k_hat=k_hat).verdict) == bool(centred)
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
