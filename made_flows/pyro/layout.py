@@ -33,7 +33,7 @@ class LatentSite:
             fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
         ):
             fn = fn.base_dist
-        self.scale = fn.scale if hasattr(fn, "loc") and hasattr(fn, "scale") else None
+        self.scale: Any = fn.scale if hasattr(fn, "loc") and hasattr(fn, "scale") else None
         self.centred = False
         self.transform: Transform | None = None
         self.middle = value.new_zeros(())  # where unconstrained values are zero
