@@ -19,7 +19,7 @@ from made_flows.pyro.starts import JointDensity, NormalStart, find_starts, init_
 from made_flows.pyro.whitened import Density, value_and_gradient
 
 STARTS, CHAINS, KEPT, LEAPS = 3, 64, 200, 10
-MATTERS = 30.0
+MATTERS = 10.0
 """Nats by which where a way leads may be below the best."""
 WINDOWS = (60, 60, 100, 100)
 """Of warm-up, after each of which units are those of the chains together."""
