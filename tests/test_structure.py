@@ -25,18 +25,16 @@ PACKAGE = Path(__file__).resolve().parent.parent / "made_flows"
 LONGEST = 450
 
 # A module imports its own folder and the floors below, never its own floor's other folders.
-# The ground floor is every module that lies in made_flows itself.
+# The ground floor is every module that lies in made_flows itself, but for what starts the command.
 FLOORS = [
     {"ground"},
     {"nn", "univariate"},
-    {"inverse", "plotting"},
-    {"distributions", "transforms"},
+    {"diagnostics", "inverse", "plotting", "serialization"},
+    {"distributions", "interop", "transforms"},
     {"training"},
     {"models"},
     {"tables"},
-    {"diagnostics", "interop", "serialization"},
     {"cli", "nflows", "public names", "pyro", "ray", "sbi", "sklearn"},
-    {"__main__"},
 ]
 
 PUBLIC = {
@@ -130,7 +128,7 @@ def folder(name: str) -> str:
     if not top:
         return "public names"
     if name == "__main__":
-        return name
+        return "cli"
     return top if inner or MODULES[top].name == "__init__.py" else "ground"
 
 
