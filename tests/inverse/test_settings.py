@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import made_flows as mf
-from made_flows.inverse import HeadStep, sequential_inverse
+from made_flows.inverse import HeadStep, dispatch, sequential_inverse
 from made_flows.inverse.dispatch import backend
 from tests.helpers.density_models import MODELS, context_of
 from tests.helpers.inverse_checks import STEPS, each_backend, made_for, noise_of
@@ -109,34 +109,45 @@ def test_no_storage_is_pinned_to_its_size(make: Any) -> None:
 
 # ---------------------------------------------------------------------- what is chosen
 
-CHOICES = """
-import torch, made_flows as mf
-try:
-    print(tuple(mf.GaussianMADE(3, activation={activation!r})().sample((2,)).shape))
-except (ValueError, RuntimeError) as error:
-    print(type(error).__name__, error)
-"""
+CHOICE = "import made_flows as mf; print(mf.GaussianMADE(3)().sample((2,)).shape)"
+
+
+def test_environment_variable_of_a_process() -> None:
+    """It is read at the first inverse: no import fails for it."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHOICE],
+        env={**os.environ, "MADE_FLOWS_INVERSE": "compile"},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ValueError: Expected MADE_FLOWS_INVERSE to be one of auto, eager,")
 
 
 @pytest.mark.parametrize(
     ("value", "activation", "says"),
     [
-        ("eager", "relu", "(2, 3)"),
-        ("compiled", "relu", "(2, 3)"),
-        ("compile", "relu", "ValueError Expected MADE_FLOWS_INVERSE to be one of auto, eager,"),
-        ("compiled", torch.sin, "RuntimeError Expected a sequential inverse that can be compiled"),
+        ("eager", "relu", ""),
+        ("compiled", "relu", ""),
+        ("compile", "relu", "ValueError: Expected MADE_FLOWS_INVERSE to be one of auto, eager,"),
+        ("compiled", torch.sin, "RuntimeError: Expected a sequential inverse that can be compiled"),
     ],
 )
-def test_environment_variable(value: str, activation: Any, says: str) -> None:
+def test_environment_variable(
+    value: str, activation: Any, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if value == "compiled":
         pytest.importorskip("llvmlite")
-    code = CHOICES.replace("{activation!r}", "torch.sin" if activation is torch.sin else "'relu'")
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "MADE_FLOWS_INVERSE": value},
-        capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
-    assert done.stdout.startswith(says), done.stdout
+    monkeypatch.setenv("MADE_FLOWS_INVERSE", value)
+    dispatch._default.cache_clear()
+    said = ""
+    try:
+        assert mf.GaussianMADE(3, activation=activation)().sample((2,)).shape == (2, 3)
+    except (ValueError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {error}"
+    finally:
+        dispatch._default.cache_clear()
+    assert said.startswith(says)
+    assert bool(said) == bool(says)
 
 
 def test_compiled_means_compiled() -> None:
@@ -250,7 +261,6 @@ def test_without_sources_torch_operations_take_over(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("llvmlite")
-    from made_flows.inverse import dispatch
     from made_flows.univariate import step_kernel
 
     monkeypatch.setattr(step_kernel, "__file__", "/nowhere/step_kernel.pyc")

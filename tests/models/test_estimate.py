@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from functools import partial
 
 import pytest
 import torch
@@ -32,6 +31,17 @@ def normal(n: int, columns: int = 3, seed: int = 0) -> Tensor:
     return torch.randn(n, columns, generator=generator) @ (torch.eye(columns) + 0.5).triu()
 
 
+@pytest.fixture
+def few_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every candidate is trained for four epochs: what is asked does not depend on how well."""
+
+    def fit(*arguments, **options):
+        return mf.fit(*arguments, **options | {"max_epochs": 4})
+
+    for module in ("estimate", "estimate_gaussians"):
+        monkeypatch.setattr(f"made_flows.models.{module}.fit", fit)
+
+
 @torch.no_grad()
 def score(model, x: Tensor, context: Tensor | None = None) -> float:
     return float(model(context).log_prob(x).double().mean())
@@ -39,7 +49,7 @@ def score(model, x: Tensor, context: Tensor | None = None) -> float:
 
 def test_it_finds_what_a_normal_distribution_does_not():
     x, test = ring(300), ring(500, seed=1)
-    model = mf.estimate(x, **QUICK, max_seconds=8)
+    model = mf.estimate(x, **QUICK, max_seconds=3)
     assert isinstance(model, mf.Mixture)
     assert not model.training
     joint = MultivariateNormal(x.mean(0), x.T.cov())
@@ -49,7 +59,7 @@ def test_it_finds_what_a_normal_distribution_does_not():
 
 def test_it_is_no_worse_than_a_normal_distribution_where_that_is_true():
     x, test = normal(60, 6), normal(1000, 6, seed=1)
-    model = mf.estimate(x, **QUICK, max_seconds=5)
+    model = mf.estimate(x, **QUICK, max_seconds=2)
     joint = MultivariateNormal(x.mean(0), x.T.cov())
     assert score(model, test) > float(joint.log_prob(test).mean()) - 0.1
 
@@ -57,7 +67,7 @@ def test_it_is_no_worse_than_a_normal_distribution_where_that_is_true():
 def test_natural_units_and_files(tmp_path):
     x = ring(120)
     scale, shift = torch.tensor([1e4, 1e-3]), torch.tensor([5e4, 1.0])
-    model = mf.estimate(x * scale + shift, **QUICK, max_seconds=4)
+    model = mf.estimate(x * scale + shift, **QUICK, max_seconds=2)
     plain = score(model, x * scale + shift) + float(scale.log().sum())
     assert plain > -2.3  # a normal distribution has -2.2 at best where the rows are
     mf.save(model, tmp_path / "model.safetensors")
@@ -68,7 +78,7 @@ def test_natural_units_and_files(tmp_path):
 def test_contexts():
     c = normal(200, 2, seed=3)
     x = 3 * c[:, :1] + 0.1 * normal(200, 2)
-    model = mf.estimate(x, c, **QUICK, max_seconds=6)
+    model = mf.estimate(x, c, **QUICK, max_seconds=2)
     assert score(model, x, c) > -1.0
     assert model(c[:5]).sample().shape == (5, 2)
 
@@ -89,10 +99,8 @@ def test_discrete_rows(kind: str):
     assert float((samples[:, 0] == samples[:, 1]).float().mean()) > 0.7
 
 
-def test_it_is_reproducible_and_leaves_the_generators_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys
-):
-    monkeypatch.setattr("made_flows.models.estimate.fit", partial(mf.fit, max_epochs=4))
+@pytest.mark.usefixtures("few_epochs")
+def test_it_is_reproducible_and_leaves_the_generators_alone(capsys):
     x = ring(60)
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -181,6 +189,7 @@ def test_many_small_weights_are_no_worse_than_the_best_part():
     assert float((scores + sparse_weights(scores).log()).logsumexp(1).mean()) >= 0
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_any_units_give_the_same_mixture(monkeypatch: pytest.MonkeyPatch):
     """In units of 1e-6 to 1e6, shifted, it is that of standard ones, and the Jacobian."""
 
@@ -189,7 +198,6 @@ def test_any_units_give_the_same_mixture(monkeypatch: pytest.MonkeyPatch):
         yield "MAF over normals", self._over_gaussians
 
     monkeypatch.setattr(_Run, "_real", candidates)
-    monkeypatch.setattr("made_flows.models.estimate.fit", partial(mf.fit, max_epochs=4))
     x = ring(60).double()
     x = torch.cat([x, x.square() + 0.1 * normal(60, 2).double()], dim=1)
     generator = torch.Generator().manual_seed(4)
@@ -215,7 +223,7 @@ def test_an_outlier_does_not_choose():
 
 def test_fewer_rows_than_columns():
     x = normal(20, 30)
-    model = mf.estimate(x, **QUICK, max_seconds=2)
+    model = mf.estimate(x, **QUICK, max_seconds=1)
     independent = torch.distributions.Normal(x.mean(0), x.std(0))
     test = normal(200, 30, seed=1)
     assert score(model, test) > float(independent.log_prob(test).sum(1).mean())
