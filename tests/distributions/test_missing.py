@@ -492,7 +492,7 @@ def test_fitting_rows_with_missing_values(masks: Any, per_batch: Any) -> None:
     over: dict[str, Any] = {"orders": "all", "masks": masks, "orders_per_batch": per_batch}
     model = mf.GaussianMADE(4, 0, (24,), activation="relu", **over)
     history = mf.fit(
-        model, holes, max_epochs=25, batch_size=50, learning_rate=1e-2, progress=False, seed=0
+        model, holes, max_epochs=18, batch_size=50, learning_rate=1e-2, progress=False, seed=0
     )
     assert history.best < history.validation[0]
     model.eval()
