@@ -285,7 +285,7 @@ def context_of(symbolic: Symbolic, network: NetworkSpec) -> Context | None:
         values.detach().to(dtype).index_select(1, own).t().reshape(-1)
         for values, own in zip(network.bases, units, strict=True)
     ]
-    values = torch.cat(parts)
-    if not values.is_cpu:  # kernels read memory, where it has some
-        expect(False, "context", "on the device of the weights, cpu", values.device)
+    values, device = torch.cat(parts), network.tensors[1].device
+    if values.device != device:  # kernels read memory, where it has some
+        expect(False, "context", f"on the device of the weights, {device}", values.device)
     return values, len(network.bases[0])
