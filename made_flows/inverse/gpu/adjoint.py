@@ -81,7 +81,7 @@ def clear(work, place, count, BLOCK: tl.constexpr, ROWS: tl.constexpr):
         tl.store(work + places_of(place + u, ROWS), block, mask=(u < count)[:, None])
 
 
-@triton.jit(do_not_specialize=[*COUNTS, "widest"])
+@triton.jit(do_not_specialize=[*COUNTS, "widest", "lambdas", "dimension"])
 def adjoint_kernel(
     work, size, net, rows, context_rows, levels, panel_count, depth, x, gradient, slopes, solution,
     widest, lambdas, dimension, DIRECT: tl.constexpr, CODE: tl.constexpr, PRECISION: tl.constexpr,

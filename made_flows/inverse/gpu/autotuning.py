@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +30,8 @@ _REPETITIONS = 3
 
 _FILE = "tiles.json"
 
-_FOUND: dict[tuple[object, ...], Config] = {}
+_FOUND: dict[tuple[object, ...], Config | TritonError] = {}
+"""What is fastest; where nothing could be built, why: to try again would take as long."""
 
 
 class Config(NamedTuple):
@@ -50,6 +53,24 @@ class Config(NamedTuple):
 
 
 _Launch = Callable[[Config], None]
+
+
+class LaunchError(TritonError):
+    """A kernel could not be built, loaded or launched, by the fault of what lies around Triton."""
+
+
+@contextmanager
+def launching() -> Iterator[None]:
+    """Turn what goes wrong in a launch, from a missing compiler to a driver's no, to one error.
+
+    Triton has errors of its own for some of it only. What broke the device itself stays.
+    """
+    try:
+        yield
+    except (TritonError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (RuntimeError, OSError, ImportError, AssertionError, subprocess.SubprocessError) as why:
+        raise LaunchError(f"{type(why).__name__}: {why}") from why
 
 
 def configs(rows: int, like: Tensor) -> list[Config]:
@@ -98,7 +119,13 @@ def fastest(
     if found is None:
         if not _may_be_timed(like):
             return configs[0]
-        found = _FOUND[kind] = _kept_or_timed(kind[:-1], configs, like, launch)
+        try:
+            found = _kept_or_timed(kind[:-1], configs, like, launch)
+        except TritonError as failure:
+            found = failure
+        _FOUND[kind] = found
+    if isinstance(found, TritonError):
+        raise found.with_traceback(None)  # which else would grow
     return found
 
 
@@ -125,7 +152,8 @@ def _kept_or_timed(
 
 def _attempt(launch: Callable[[], None], like: Tensor) -> tuple[float, TritonError | None]:
     try:
-        return milliseconds(launch, like), None
+        with launching():
+            return milliseconds(launch, like), None
     except TritonError as failure:  # too much shared memory, say
         return math.inf, failure
 

@@ -31,7 +31,7 @@ from made_flows.inverse.compiled.placement import (
     layout_of,
 )
 from made_flows.inverse.gpu.adjoint import adjoint_kernel
-from made_flows.inverse.gpu.autotuning import Config, configs, fastest, processors
+from made_flows.inverse.gpu.autotuning import Config, configs, fastest, launching, processors
 from made_flows.inverse.gpu.pack import Order, Own, Packed, pack_kernel
 from made_flows.inverse.gpu.solve import solve_kernel
 from made_flows.inverse.gpu.steps import KINDS
@@ -53,6 +53,9 @@ _PANEL_UNITS = 64
 
 _PITCH = 16
 """Weights of a unit begin at a multiple of so many numbers."""
+
+_MOST_NUMBERS = 2**31
+"""Numbers in all weights and masks, which kernels count in 32 bits."""
 
 _PACKED = 16
 """Units and inputs of a block that the packing kernel takes."""
@@ -120,6 +123,9 @@ class Ready:
 # What a plan says of masks and ranks is proved by every packing.
 _PLANS: TensorCache[Plan] = TensorCache(proves=True)
 
+# Why no weights can be packed on a device: what is missing there is missing in every call.
+_BROKEN: dict[torch.device, triton.errors.TritonError] = {}
+
 # Plans that a CUDA graph reads whenever it is replayed, by their ids: for good.
 _RECORDED: dict[int, Plan] = {}
 
@@ -135,10 +141,12 @@ def runs_on(device: torch.device) -> bool:
 
 
 def ready_for(network: NetworkSpec) -> Ready | None:
-    """Pack a network, None where the kernels do not know its activations or dtype."""
+    """Pack a network, None where the kernels do not know its activations, dtype or size."""
     structure, tensors = network.structure, network.tensors
-    if not knows(network):
+    if not knows(network) or sum(map(Tensor.numel, tensors)) >= _MOST_NUMBERS:
         return None
+    if tensors[1].device in _BROKEN:
+        raise _BROKEN[tensors[1].device].with_traceback(None)
     masks = [tensors[place] for place in structure.mask_places]
     key = (structure.key, tensors[1].dtype)
     plan = _PLANS.get(key, masks, lambda: _plan(network))
@@ -148,7 +156,12 @@ def ready_for(network: NetworkSpec) -> Ready | None:
         # Should the plan be dropped, its memory is not another's before this call is done.
         for tensor in plan.tensors():
             tensor.record_stream(torch.cuda.current_stream(tensor.device))
-    return _pack(plan, network)
+    try:
+        return _pack(plan, network)
+    except FAILURES as failure:
+        if not is_recorded(tensors[1]):
+            _BROKEN[tensors[1].device] = failure
+        raise
 
 
 def kernel_of(step: Step) -> StepKernel | None:
@@ -233,7 +246,7 @@ def _pack(plan: Plan, network: NetworkSpec) -> Ready:
     like, depth = layers[0].weight.detach(), network.structure.depth
     weights, vectors = like.new_empty(plan.size), like.new_empty(plan.vectors + plan.flags)
     every = layers if direct is None else [*layers, direct]
-    with _on(like):
+    with _on(like), launching():
         for index, (matrix, layer) in enumerate(zip(plan.matrices, every, strict=True)):
             order, count = matrix.order, len(matrix.order.units)
             if not count:
@@ -330,7 +343,7 @@ def _launch(
             BLOCK=config.block, STEP=config.step, INPUTS=config.inputs, num_warps=config.warps,
         )  # fmt: skip
 
-    with _on(like):
+    with _on(like), launching():
         kind = (*kind, precision, *_size_of(plan, rows, like))
         launch(fastest(kind, configs(rows, like), like, launch))
 

@@ -29,7 +29,7 @@ def put_value(
         tl.store(tile.work + first * ROWS + lane, x)
 
 
-@triton.jit(do_not_specialize=[*COUNTS, "prefix", "flag_place", "flag_count"])
+@triton.jit(do_not_specialize=[*COUNTS, "prefix", "dimension", "flag_place", "flag_count"])
 def solve_kernel(
     work, size, net, rows, context_rows, levels, panel_count, depth, noise, known, values, prefix,
     dimension, flag_place, flag_count, PARTS: tl.constexpr, DIRECT: tl.constexpr,

@@ -472,8 +472,12 @@ def test_what_has_no_kernel_is_refused() -> None:
         sequential_inverse(made, step, noise_of(step, 2, 3))
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [gpu.FAILURES[0], RuntimeError, subprocess.CalledProcessError, AssertionError, OSError],
+)
 def test_a_kernel_that_cannot_be_built_gives_way(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    failure: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.undo()  # torch operations are to work
     model = mf.GaussianMADE(3, hidden_features=(5,))
@@ -481,19 +485,43 @@ def test_a_kernel_that_cannot_be_built_gives_way(
     with backend("eager"):
         expected = sequential_inverse(model.made, step, noise)
 
-    def fail(*_: Any) -> None:
-        raise gpu.FAILURES[0]("out of shared memory")
+    class Failing:
+        launched = 0
 
-    monkeypatch.setattr(gpu, "_pack", fail)
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            Failing.launched += 1
+            raise failure(1, "triton")
+
+    monkeypatch.setattr(gpu, "pack_kernel", Failing())
+    monkeypatch.setattr(gpu, "_BROKEN", {})
     monkeypatch.setattr(dispatch, "_backend_for", lambda _: gpu)
     dispatch._log_once.cache_clear()
     with caplog.at_level(logging.WARNING, "made_flows"):
         for _ in range(2):
             same(sequential_inverse(model.made, step, noise), expected, 1e-6)
     [record] = caplog.records
-    assert record.getMessage().endswith("out of shared memory")
+    assert "could not be built" in record.getMessage()
+    assert Failing.launched == 1
     with backend("triton"), pytest.raises(gpu.FAILURES[0]):
         sequential_inverse(model.made, step, noise)
+
+
+def test_memory_that_is_not_there_is_no_fault_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(gpu, "pack_kernel", Failing())
+    step, noise = STEPS["sampling, Gaussian"](3), noise_of(STEPS["sampling, Gaussian"](3), 2, 3)
+    with backend("triton"), torch.no_grad(), pytest.raises(torch.OutOfMemoryError):
+        sequential_inverse(made_for(step, features=3, hidden_features=(5,)), step, noise)
+    assert not gpu._BROKEN
+
+
+def test_more_weights_than_32_bits_count_have_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_MOST_NUMBERS", 50)
+    made = made_for(STEPS["sampling, Gaussian"](3), features=3, hidden_features=(5,))
+    assert gpu.ready_for(made.spec()) is None
 
 
 @pytest.mark.slow
