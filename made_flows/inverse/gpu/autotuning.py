@@ -55,22 +55,18 @@ class Config(NamedTuple):
 _Launch = Callable[[Config], None]
 
 
-class LaunchError(TritonError):
-    """A kernel could not be built, loaded or launched, by the fault of what lies around Triton."""
-
-
 @contextmanager
 def launching() -> Iterator[None]:
-    """Turn what goes wrong in a launch, from a missing compiler to a driver's no, to one error.
+    """Turn what goes wrong in a launch, from a missing compiler to a driver's no, into Triton's error.
 
-    Triton has errors of its own for some of it only. What broke the device itself stays.
+    Triton does so for some of it only. What broke the device itself stays.
     """
     try:
         yield
     except (TritonError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except (RuntimeError, OSError, ImportError, AssertionError, subprocess.SubprocessError) as why:
-        raise LaunchError(f"{type(why).__name__}: {why}") from why
+        raise TritonError(f"{type(why).__name__}: {why}") from why
 
 
 def configs(rows: int, like: Tensor) -> list[Config]:
