@@ -57,7 +57,7 @@ _Launch = Callable[[Config], None]
 
 @contextmanager
 def launching() -> Iterator[None]:
-    """Turn what goes wrong in a launch, from a missing compiler to a driver's no, into Triton's error.
+    """Turn what goes wrong in a launch, be it a missing compiler, into an error of Triton's.
 
     Triton does so for some of it only. What broke the device itself stays.
     """
