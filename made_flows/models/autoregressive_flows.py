@@ -29,7 +29,7 @@ class MAF(Flow):
     .. math:: x_i = g(z_i; \theta_i(x_{<i}, c)) \quad \text{in every transform}
 
     Scoring is parallel; sampling takes one sequential inverse per transform. With one affine
-    transform and a standard normal base it is a :class:`~made_flows.GaussianMADE` (and with one
+    transform and ``base=None``, a standard normal one, it is a :class:`~made_flows.GaussianMADE` (and with one
     feature and no context, a Gaussian).
 
     Args:
@@ -47,8 +47,9 @@ class MAF(Flow):
         bijection: ``"affine"``, ``"spline"``, ``"gated"``, or a bijection, which all transforms
             then share.
         scale: the scale rule of an affine or gated bijection; None for its own.
-        base: see :class:`~made_flows.Flow`. A :class:`~made_flows.GaussianMixtureMADE` makes
-            a MAF-MoG.
+        base: see :class:`~made_flows.Flow`; by default Student's t with eight degrees of freedom,
+            so that rows unlike those it was trained on do not rule the likelihood. None makes the
+            paper's MAF, and a :class:`~made_flows.GaussianMixtureMADE` a MAF-MoG.
         adjacency: instead of an order, a directed acyclic graph, see :class:`~made_flows.MADE`.
             One transform then factorises the density by the graph: :math:`p(x) = \prod_i
             p(x_i \mid x_{\mathrm{parents}(i)})`, a Bayesian network. Several transforms of the same
@@ -57,10 +58,11 @@ class MAF(Flow):
             transform (Wehenkel & Louppe 2021, *Graphical Normalizing Flows*).
         activation: of every conditioner, see :class:`~made_flows.MADE`. Bounded ones such as the
             default keep a row unlike all others from costing millions of nats.
-        degrees, residual, direct, dropout, mask_weights, generator: of every conditioner, as for
-            :class:`~made_flows.MADE`. With ``direct="first"`` the shifts of an affine bijection are
-            linear but for what the hidden layers add: for columns that are nearly linear in one
-            another, and have no row far from all others.
+        direct: direct connections, see :class:`~made_flows.MADE`. None is ``"first"`` with an
+            affine bijection and at most a hundred features: shifts are then linear but for what
+            the hidden layers add, as between columns that nearly determine one another.
+        degrees, residual, dropout, mask_weights, generator: of every conditioner, as for
+            :class:`~made_flows.MADE`.
 
     Raises:
         TypeError, ValueError: for arguments out of range.
@@ -76,7 +78,9 @@ class MAF(Flow):
         (torch.Size([10]), torch.Size([5, 10, 3]))
     """
 
-    _former_defaults: ClassVar[dict[str, Any]] = {"activation": "relu", "hidden_features": (64, 64)}
+    _former_defaults: ClassVar[dict[str, Any]] = {
+        "activation": "relu", "hidden_features": (64, 64), "base": None, "direct": False
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -89,12 +93,12 @@ class MAF(Flow):
         normalize: Literal["batch", "actnorm"] | None = None,
         bijection: Literal["affine", "spline", "gated"] | Bijection = "affine",
         scale: str | ScaleRule | None = None,
-        base: Distribution | Model | None = None,
+        base: Distribution | Model | Literal["student"] | None = "student",
         adjacency: Any = None,
         degrees: Literal["even", "random"] = "even",
         activation: Any = "tanh",
         residual: bool = False,
-        direct: bool | Literal["first"] = False,
+        direct: bool | Literal["first"] | None = None,
         dropout: float = 0.0,
         mask_weights: bool | Literal["order"] = False,
         generator: torch.Generator | None = None,
@@ -169,6 +173,9 @@ class IAF(Flow):
         super().__init__(_stack("noise", **arguments), base)
 
 
+_LINEAR = 100
+"""Features up to which shifts are linear by default: of more, the work would be felt."""
+
 _BIJECTIONS = {"affine": Affine, "gated": GatedAffine, "spline": RationalQuadraticSpline}
 _NORMALIZATIONS: dict[str, Callable[[int], Transform]] = {"batch": BatchNorm, "actnorm": ActNorm}
 
@@ -225,6 +232,8 @@ def _stack(
     """Return the transforms of a MAF or IAF, from data to noise."""
     connectivity = _connectivity(features, transforms, order, adjacency)
     bijection = _make_bijection(bijection, scale)
+    if network["direct"] is None:
+        network["direct"] = "first" if type(bijection) is Affine and features <= _LINEAR else False
     valid = normalize is None or normalize in tuple(_NORMALIZATIONS)
     expect(valid, "normalize", "to be None, 'batch' or 'actnorm'", shown(normalize))
     stack: list[Transform] = []

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, Transform
+from torch.distributions import Distribution, Independent, Normal, Transform, constraints
 
-from made_flows._checks import expect, expect_type, positive_integer
+from made_flows._checks import expect, expect_type, positive_integer, real_number, shown
 from made_flows._registry import saveable
 from made_flows.models.base import Model, is_everywhere, value_support
 
@@ -55,6 +56,73 @@ class StandardNormal(Model):
 
     def extra_repr(self) -> str:
         return f"features={self.features}"
+
+
+class _Student(Distribution):
+    """Independent Student t noise as one distribution of vectors, with gradients of samples."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (as torch declares it)
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, df: float, like: Tensor, batch_shape: torch.Size = torch.Size()) -> None:
+        self.df, self.like = df, like
+        self.constant = (
+            math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
+        )
+        super().__init__(batch_shape, like.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        return _Student(self.df, self.like, torch.Size(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        # Divided before it is squared: what overflows later than the square alone is not lost.
+        tails = torch.log1p((value / math.sqrt(self.df)).square()).sum(dim=-1)
+        return self.constant * self.like.numel() - 0.5 * (self.df + 1) * tails
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        # Two uniform numbers each, as those of Box and Muller: Bailey 1994, Polar Generation of
+        # Random Variates with the t-Distribution, equation 9.
+        shape = self._extended_shape(torch.Size(sample_shape))
+        u, v = torch.rand(2, *shape, dtype=self.like.dtype, device=self.like.device)
+        radius = u.neg_().log1p_().mul_(-2 / self.df).expm1_().mul_(self.df).sqrt_()
+        return v.mul_(2 * math.pi).cos_().mul_(radius)
+
+
+@saveable
+class StudentT(Model):
+    r"""Independent noise with heavy tails: Student's t distribution.
+
+    .. math:: p(z) = \prod_i \frac{\Gamma((\nu + 1) / 2)}{\sqrt{\nu \pi}\, \Gamma(\nu / 2)}
+        \left(1 + \frac{z_i^2}{\nu}\right)^{-(\nu + 1) / 2}
+
+    A row that training has not foreseen costs nats by the logarithm of its distance, where it
+    costs the square of it under normal noise.
+
+    Args:
+        features: number of features D.
+        df: degrees of freedom :math:`\nu`. Of many, it is a standard normal distribution.
+
+    Example:
+        >>> StudentT(3)().log_prob(torch.full((3,), 100.0)), StandardNormal(3)().log_prob(
+        ...     torch.full((3,), 100.0)
+        ... )
+        (tensor(-99.1283), tensor(-15002.7568))
+    """
+
+    like: Tensor
+
+    def __init__(self, features: int, df: float = 8.0) -> None:
+        super().__init__()
+        self.features = positive_integer(features, "features")
+        self.df = real_number(df, "df", above=0)
+        self.register_buffer("like", torch.zeros(self.features), persistent=False)
+
+    def distribution(self, context: Tensor | None = None) -> Distribution:
+        return _Student(self.df, self.like)
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, df={self.df:g}"
 
 
 class FixedBase(Model):
@@ -113,14 +181,18 @@ def _moved(value: Any, fn: Callable[[Tensor], Tensor], done: dict[int, Any]) -> 
     return done[id(value)]
 
 
+_NOISE: dict[str | None, Callable[[int], Model]] = {None: StandardNormal, "student": StudentT}
+
+
 def make_base(base: Any, features: int | None) -> Model:
-    """Make a base a module: None for standard normal noise, a distribution, or a model."""
-    if base is None:
-        expect(features is not None, "base", "to be given to a flow without transforms", None)
-        return StandardNormal(positive_integer(features, "features"))
+    """Make a base a module: None for standard normal noise, a name, a distribution, or a model."""
+    if base is None or (isinstance(base, str) and base in _NOISE):
+        wanted = "to be given to a flow without transforms"
+        expect(features is not None, "base", wanted, shown(base))
+        return _NOISE[base](positive_integer(features, "features"))
     if isinstance(base, Distribution):
         base = FixedBase(base)
-    wanted = "to be None, a torch Distribution, or a model of this library"
+    wanted = "to be None, a torch Distribution, 'student', or a model of this library"
     expect_type(isinstance(base, Model), "base", wanted, base)
     model: Model = base
     if features is not None:

@@ -409,7 +409,7 @@ class _Run:
         prior, components = self.best
         u = ((x.double() - location) / scale)[:_GAUSSIAN_ROWS]
         base = gaussian_model(prior.fit(u, components, self.generator, self.end))
-        flow = MAF(x.shape[1], transforms=2, base=base)
+        flow = MAF(x.shape[1], transforms=2, base=base, direct=False)
         flow.units.set(location, scale)
         return flow
 

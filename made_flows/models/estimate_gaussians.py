@@ -125,7 +125,7 @@ def column_splines(
 ) -> Flow:
     """Fit a monotone spline to every column by itself."""
     alone = torch.zeros(x.shape[1], x.shape[1], dtype=torch.bool)
-    flow = MAF(x.shape[1], hidden_features=(), bijection="spline", adjacency=alone)
+    flow = MAF(x.shape[1], hidden_features=(), bijection="spline", adjacency=alone, base=None)
     flow.units.set(*units)
     fit(
         flow, x, validation=held_out, batch_size=256, dropout=0.0, learning_rate=2e-2,

@@ -12,7 +12,7 @@ from made_flows._checks import check_context, expect, expect_type
 from made_flows._registry import saveable
 from made_flows.distributions.flow import FlowDistribution
 from made_flows.models.base import Model
-from made_flows.models.bases import FixedBase, StandardNormal, make_base
+from made_flows.models.bases import FixedBase, StandardNormal, StudentT, make_base
 from made_flows.models.density import DensityModel
 from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
@@ -32,11 +32,11 @@ class Flow(Model):
 
     Args:
         transforms: the transforms, the first one next to the data.
-        base: the distribution of the noise. None for a standard normal; a torch distribution with
-            event shape (D,), whose tensors follow the flow's dtype and device as constants; or a
-            model that is trained with the flow, such as
-            :class:`~made_flows.GaussianMixtureMADE`, which is called with the context if it
-            takes one.
+        base: the distribution of the noise. None for a standard normal, ``"student"`` for
+            Student's t with eight degrees of freedom; a torch distribution with event shape (D,),
+            whose tensors follow the flow's dtype and device as constants; or a model that is
+            trained with the flow, such as :class:`~made_flows.GaussianMixtureMADE`, which is
+            called with the context if it takes one.
 
     Raises:
         TypeError: for transforms or a base of another kind.
@@ -81,7 +81,7 @@ class Flow(Model):
     def standardizable(self) -> list[Units]:
         """Find the flow's units, if all its transforms are trained and its base is not."""
         inner = self.base.standardizable()
-        free = isinstance(self.base, (StandardNormal, FixedBase)) or bool(inner)
+        free = isinstance(self.base, (StandardNormal, StudentT, FixedBase)) or bool(inner)
         free = free and not any(units.active or units.settled for units in inner)
         free = free and all(cast(Transform, each).unit_free for each in self.transforms)
         return [self.units] if free else []
@@ -118,7 +118,7 @@ class Flow(Model):
                   transform                     data to noise  noise to data
             0     Affine, MADE (16,), natural   parallel       sequential
             1     Affine, MADE (16,), reversed  parallel       sequential
-            base  StandardNormal
+            base  StudentT
             log_prob: parallel
             sample: 2 sequential inverses, each about the work of one pass
         """

@@ -173,9 +173,10 @@ class MADE(MaskedMLP):
 
     def _warn_of_lost_dependencies(self) -> None:
         """Warn where hidden layers are too narrow for their features."""
-        if self.direct is not None or not self.hidden_features:
+        first = self.shape.direct_first  # then other parameters may have lost what the first has
+        if (self.direct is not None and not first) or not self.hidden_features:
             return
-        lost = mk.lost_dependencies(self.reach(), self.ranks, self.allowed)
+        lost = mk.lost_dependencies(self.reach(not first), self.ranks, self.allowed)
         if lost:
             shown = ", ".join(f"{i} on {j}" for i, j in lost[:3]) + (", ..." if lost[3:] else "")
             enough = f"layers of at least {self.features - (not self.context)} units"

@@ -223,15 +223,19 @@ class MaskedMLP(nn.Module):
         """List the hidden layers, then the output."""
         return [cast(MaskedLinear, layer) for layer in self.layers]
 
-    def reach(self) -> Tensor:
-        """Find which feature's parameters can depend on which: boolean (features, features)."""
+    def reach(self, directly: bool = True) -> Tensor:
+        """Find which feature's parameters can depend on which: boolean (features, features).
+
+        Args:
+            directly: whether direct connections count.
+        """
         masks = [mask_of(layer) for layer in self.layers]
         paths = [masks]
         if self.residual:
             # A block adds to the stream: what the stream could read before, it still can.
             # Past the first layer every block end has the stream's own connectivity.
             paths.append([masks[0], masks[-1]])
-        if self.direct is not None:
+        if directly and self.direct is not None:
             paths.append([mask_of(self.direct)])
         reach = torch.stack([mk.connectivity(chain) for chain in paths]).any(dim=0)
         of = torch.eye(self.features, dtype=torch.float32, device=reach.device)

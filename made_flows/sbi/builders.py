@@ -176,7 +176,7 @@ def maf(
     model = partial(
         MAF, transforms=positive_integer(num_transforms, "num_transforms"),
         hidden_features=_widths(hidden_features, num_blocks), dropout=dropout_probability,
-        **arguments,
+        **{"base": None, "direct": False, **arguments},
     )  # fmt: skip
     return Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)
 
