@@ -573,11 +573,11 @@ def test_every_truncation_is_noticed(path: Path):
 
 
 FORMER = {
-    "MAF": (lambda: mf.MAF(20, hidden_features=(64, 64), activation="relu"), 20),
+    "MAF": (lambda: mf.MAF(20, 0, 5, (64, 64), activation="relu", base=None, direct=False), 20),
     "IAF": (lambda: mf.IAF(3, hidden_features=(64, 64), activation="relu"), 3),
     "GaussianMADE": (lambda: mf.GaussianMADE(20, 0, (64, 64), activation="relu"), 20),
     "GaussianMixtureMADE": (lambda: mf.GaussianMixtureMADE(3, 0, (64, 64), activation="relu"), 3),
-    "BernoulliMADE": (lambda: mf.BernoulliMADE(20, 0, (64, 64)), 20),
+    "BernoulliMADE": (lambda: mf.BernoulliMADE(20, 0, (64, 64), direct=False), 20),
     "MADE": (lambda: mf.MADE(20, 0, (64, 64)), 20),
 }
 
@@ -588,7 +588,7 @@ def test_files_that_leave_defaults_out_have_those_of_their_time(name: str):
     make, features = FORMER[name]
     model = make().eval()
     text, tensors = describe(model)
-    for argument in ("activation", "hidden_features"):
+    for argument in ("activation", "hidden_features", "base", "direct"):
         text["arguments"].pop(argument, None)
     loaded = rebuild(text, tensors)
     x = (torch.rand(5, features) < 0.5).float()
