@@ -114,7 +114,7 @@ class Flow(Model):
         Example:
             >>> import made_flows as mf
             >>> print(mf.MAF(3, transforms=2, hidden_features=(16,)).summary())
-            MAF: 3 features, 332 parameters
+            MAF: 3 features, 368 parameters
                   transform                     data to noise  noise to data
             0     Affine, MADE (16,), natural   parallel       sequential
             1     Affine, MADE (16,), reversed  parallel       sequential

@@ -8,6 +8,7 @@ import math
 import pickle
 
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily, Normal
@@ -253,6 +254,21 @@ def test_batches_of_base_and_context_broadcast() -> None:
     assert distribution.rsample_and_log_prob((6,))[1].shape == (6, 5, 2)
     with pytest.raises(ValueError, match=r"broadcast together; got base \(2,\), context \(3,\)"):
         flow(torch.randn(3, 4))
+
+
+def test_heavy_tailed_noise_is_students():
+    flow = mf.Flow([mf.Permutation(3)], base="student")
+    student = torch.distributions.StudentT(torch.tensor(8.0, dtype=torch.float64))
+    z = 30 * torch.randn(50, 3, dtype=torch.float64)
+    scores = flow.double()().log_prob(z)
+    torch.testing.assert_close(scores, student.log_prob(z).sum(-1))
+    drawn = flow().sample((20_000,)).flatten()
+    # False alarms: one in ten thousand.
+    assert scipy.stats.kstest(drawn.numpy(), scipy.stats.t(8).cdf).pvalue > 1e-4
+    context = mf.MAF(3, 2, transforms=1)(torch.zeros(4, 2))
+    x, log_prob = context.rsample_and_log_prob((5,))
+    assert x.shape == (5, 4, 3)
+    torch.testing.assert_close(log_prob, context.log_prob(x))
 
 
 @every
