@@ -29,8 +29,8 @@ class MAF(Flow):
     .. math:: x_i = g(z_i; \theta_i(x_{<i}, c)) \quad \text{in every transform}
 
     Scoring is parallel; sampling takes one sequential inverse per transform. With one affine
-    transform and ``base=None``, a standard normal one, it is a :class:`~made_flows.GaussianMADE` (and with one
-    feature and no context, a Gaussian).
+    transform and ``base=None``, a standard normal one, it is a :class:`~made_flows.GaussianMADE`
+    (and with one feature and no context, a Gaussian).
 
     Args:
         features: number of features D.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,15 +65,15 @@ class _Student(Distribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, df: float, like: Tensor, batch_shape: torch.Size = torch.Size()) -> None:
+    def __init__(self, df: float, like: Tensor, batch_shape: Sequence[int] = ()) -> None:
         self.df, self.like = df, like
         self.constant = (
             math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
         )
-        super().__init__(batch_shape, like.shape, validate_args=False)
+        super().__init__(torch.Size(batch_shape), like.shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
-        return _Student(self.df, self.like, torch.Size(batch_shape))
+        return _Student(self.df, self.like, batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         # Divided before it is squared: what overflows later than the square alone is not lost.
