@@ -77,7 +77,7 @@ class _Student(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         # Divided before it is squared: what overflows later than the square alone is not lost.
-        tails = torch.log1p((value / math.sqrt(self.df)).square()).sum(dim=-1)
+        tails: Tensor = torch.log1p((value / math.sqrt(self.df)).square()).sum(dim=-1)
         return self.constant * self.like.numel() - 0.5 * (self.df + 1) * tails
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
