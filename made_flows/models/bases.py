@@ -76,17 +76,18 @@ class _Student(Distribution):
         return _Student(self.df, self.like, batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        # Divided before it is squared: what overflows later than the square alone is not lost.
-        tails: Tensor = torch.log1p((value / math.sqrt(self.df)).square()).sum(dim=-1)
-        return self.constant * self.like.numel() - 0.5 * (self.df + 1) * tails
+        tails: Tensor = torch.log1p(value.square() / self.df).sum(dim=-1)
+        return tails.mul(-0.5 * (self.df + 1)).add(self.constant * self.like.numel())
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         # Two uniform numbers each, as those of Box and Muller: Bailey 1994, Polar Generation of
         # Random Variates with the t-Distribution, equation 9.
         shape = self._extended_shape(torch.Size(sample_shape))
-        u, v = torch.rand(2, *shape, dtype=self.like.dtype, device=self.like.device)
+        # In half precision tails would end at five.
+        dtype = torch.promote_types(self.like.dtype, torch.float32)
+        u, v = torch.rand(2, *shape, dtype=dtype, device=self.like.device)
         radius = u.neg_().log1p_().mul_(-2 / self.df).expm1_().mul_(self.df).sqrt_()
-        return v.mul_(2 * math.pi).cos_().mul_(radius)
+        return v.mul_(2 * math.pi).cos_().mul_(radius).to(self.like.dtype)
 
 
 @saveable
