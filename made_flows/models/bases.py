@@ -85,7 +85,7 @@ class _Student(Distribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         # In half precision tails would end at five.
         dtype = torch.promote_types(self.like.dtype, torch.float32)
-        u, v = torch.rand(2, *shape, dtype=dtype, device=self.like.device)
+        u, v = torch.rand(2, *shape, dtype=dtype, device=self.like.device).unbind()
         radius = u.neg_().log1p_().mul_(-2 / self.df).expm1_().mul_(self.df).sqrt_()
         return v.mul_(2 * math.pi).cos_().mul_(radius).to(self.like.dtype)
 
