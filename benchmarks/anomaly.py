@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,8 @@ TEXT = """A random half of a table's normal rows trains (at most {trained}, draw
 other half and all anomalies are tested (at most {tested}, drawn at random). {runs} Ranks are of
 means over seeds; equal values share theirs.
 
-Ours is `MADEOutlierDetector` at its defaults, but for `max_seconds={seconds:g}` of training by the
-clock, which most tables reach, on rows as they are. It averages four scores, each in units of its
+Ours is `MADEOutlierDetector` at its defaults, but for `max_seconds={seconds:g}` of training, of
+a core's time rather than the clock's, on rows as they are. It averages four scores, each in units of its
 interquartile range over the training rows: a network's, those of kernels of two widths, and that of
 the distance to neighbours.
 
@@ -95,7 +96,10 @@ def _ours(train: Array, test: Array, seed: int, seconds: float) -> Array:
     from made_flows.sklearn import MADEDetector
 
     detector = MADEDetector(max_seconds=seconds, random_state=seed)
-    return np.asarray(detector.fit(train).decision_function(test))
+    # Its limit is of the clock; here of a core's time, which other work on the machine does not take.
+    with mock.patch("time.perf_counter", time.process_time):
+        detector.fit(train)
+    return np.asarray(detector.decision_function(test))
 
 
 def _standardised(
@@ -278,7 +282,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
     parser.add_argument("--tables", nargs="*", help="names; all by default")
     parser.add_argument("--detectors", nargs="*", default=list(DETECTORS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[1], help="none: the page alone")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds of our training")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds of a core for our training")
     return parse_resumable(parser, "anomaly", arguments)
 
 
