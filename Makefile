@@ -88,7 +88,7 @@ test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(STEP) --junit $(VENV)/test-report.xml 'make test' \
 	  $(PY) -m pytest -n $(JOBS) --junitxml=$(VENV)/test-report.xml $(ARGS)
 
-versions: $(STAMP)
+versions: $(IDENTITY_FILE) # its own environments have the rest
 	@$(STEP) 'make versions (lowest)' $(PY) -m tools.check_versions lowest
 	@$(STEP) 'make versions (newest)' $(PY) -m tools.check_versions newest
 

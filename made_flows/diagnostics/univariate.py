@@ -84,8 +84,9 @@ def check_bijection(
         The largest errors.
 
     Raises:
-        ValueError: for an error above the tolerance, a derivative that is not positive, and shapes
-            other than those of the values, naming the value and parameters.
+        ValueError: for an error above the tolerance, a derivative that is not positive, a number
+            without an inverse, and shapes other than those of the values, naming the value and
+            parameters.
 
     Example:
         >>> import made_flows as mf
@@ -102,32 +103,39 @@ def check_bijection(
     x = 3 * torch.randn(given.shape[:-1], generator=generator).to(like)
     leaf, wanted = x.clone().requires_grad_(), given.clone().requires_grad_()
     with torch.enable_grad():
-        y, log_slope = bijection.forward(leaf, wanted)
-        _expect_shape(y, x, "values of forward")
-        _expect_shape(log_slope, x, "log-derivatives of forward")
+        y, log_slope = _pair(bijection.forward(leaf, wanted), x, "forward")
         expect(y.requires_grad, "values of forward", "to depend on x by a gradient", "constants")
         slope, by_parameter = _gradients(y, leaf, wanted)
         bend, bend_by_parameter = _gradients(log_slope, leaf, wanted)
         image, known = y.detach().requires_grad_(), given.clone().requires_grad_()
-        back, log_inverse = bijection.inverse(image, known)
-        _expect_shape(back, x, "values of inverse")
-        _expect_shape(log_inverse, x, "log-derivatives of inverse")
+        back, log_inverse = _pair(bijection.inverse(image, known), x, "inverse")
         back_slopes = _gradients(back, image, known)
         back_bends = _gradients(log_inverse, image, known)
 
-    def passes(error: Tensor, name: str, expected: Tensor, got: Tensor) -> float:
+    def passes(
+        error: Tensor, name: str, expected: Tensor | str, got: Tensor, at: Tensor = x, of: str = "x"
+    ) -> float:
         wrong = ~(error <= tolerance)
         if bool(wrong.any()):
-            at = tuple(wrong.nonzero()[0].tolist())
-            place = f"at x={float(x[at]):.6g} with parameters {given[at].tolist()}"
-            expect(False, name, f"to be {float(expected[at]):.6g} {place}", f"{float(got[at]):.6g}")
+            i = tuple(wrong.nonzero()[0].tolist())
+            words = expected if isinstance(expected, str) else f"{float(expected[i]):.6g}"
+            place = f"at {of}={float(at[i]):.6g} with parameters {given[i].tolist()}"
+            found = f"{float(got[i]):.6g}"
+            if name.startswith("the gradient of inverse with"):
+                found += ". (A search for the value has none of use: end it with a step of Newton's)"
+            expect(False, name, f"to be {words} {place}", found)
         return float(error.max())
 
     with torch.no_grad():
         rising = torch.where(slope > 0, 0.0, torch.inf)
-        passes(rising, "the derivative of forward", slope.abs(), slope)
+        passes(rising, "the derivative of forward", "above 0", slope)
         exact = slope.log()
         trip = passes((back - x).abs() / x.abs().clamp(min=1), "inverse(forward(x))", x, back)
+        # Noise may be any number, and so may data: nothing is outside the image.
+        y = x.flip(0)
+        again = bijection.forward(bijection.inverse(y, given)[0], given)[0]
+        error = (again - y).abs() / y.abs().clamp(min=1)
+        passes(error, "forward(inverse(y)), whatever the number y,", y, again, y, "y")
         of_forward = passes((log_slope - exact).abs(), "forward's log-derivative", exact, log_slope)
         of_inverse = passes(
             (log_inverse + exact).abs(), "inverse's log-derivative", -exact, log_inverse
@@ -166,7 +174,8 @@ def check_head(
     parameters. Samples are drawn from torch's global generator, 20000 of each feature.
 
     Args:
-        head: the head. Its values are real, bounded on one or both sides, or integers in a range.
+        head: the head. Its values are real, bounded on one or both sides, or integers with a least
+            one (which 20000 hold nearly all of the probability of).
         parameters: (..., D, K); by default standard normal numbers around its initial parameters.
         points: number of random parameters.
         tolerance: the largest error of a sum that passes.
@@ -228,9 +237,15 @@ def _doubled(module: M) -> M:
     return copy.deepcopy(module).double().eval()
 
 
-def _expect_shape(got: Any, x: Tensor, name: str) -> None:
-    expect_type(isinstance(got, Tensor), name, "to be a tensor", got)
-    expect(got.shape == x.shape, name, f"of shape {tuple(x.shape)}", tuple(got.shape))
+def _pair(got: Any, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Return values and log-derivatives that a map gave, if that is what they are."""
+    pair = isinstance(got, tuple) and len(got) == 2
+    expect_type(pair, name, "to return a pair: values and log-derivatives", got)
+    for each, words in zip(got, ("values", "log-derivatives"), strict=True):
+        expect_type(isinstance(each, Tensor), f"{words} of {name}", "to be a tensor", each)
+        shape = f"of shape {tuple(x.shape)}"
+        expect(each.shape == x.shape, f"{words} of {name}", shape, tuple(each.shape))
+    return cast("tuple[Tensor, Tensor]", got)
 
 
 def _parameters(
@@ -269,18 +284,24 @@ def _places(support: Any, features: int) -> tuple[Tensor, Tensor]:
         return x.expand(-1, features), torch.ones(2, features)
     bounds = (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
     low, high = (None if e is None else torch.as_tensor(e).expand(features) for e in bounds)
+    if isinstance(support, type(constraints.nonnegative_integer)) and low is not None:
+        x = low + torch.arange(_GRID, dtype=torch.float64).unsqueeze(1)
+        return x, torch.ones_like(x)
     if isinstance(support, type(constraints.integer_interval(0, 1))) and low is not None:
         above = cast(Tensor, high).long()
         x = low.long() + torch.arange(int((above - low).max()) + 1).unsqueeze(1)
         return torch.minimum(x, above), (x <= above).double()
     # A step of t moves x in proportion to its distance from where the support, or its middle, is.
-    t = torch.linspace(-_REACH, _REACH, _GRID, dtype=torch.float64).unsqueeze(1)
-    t, step = t.expand(-1, features), 2 * _REACH / (_GRID - 1)
-    if isinstance(support, type(constraints.real)):
+    real = isinstance(support, type(constraints.real))
+    # Beside one end a density may be as x ** -0.7, and far out as that of logarithms.
+    reach = _REACH if real or high is not None else 3 * _REACH
+    t = torch.linspace(-reach, reach, _GRID, dtype=torch.float64).unsqueeze(1)
+    t, step = t.expand(-1, features), 2 * reach / (_GRID - 1)
+    if real:
         return torch.sinh(t), torch.cosh(t) * step
     kinds = (constraints.greater_than, constraints.greater_than_eq, constraints.interval,
              constraints.half_open_interval)  # fmt: skip
-    wanted = "to be real, bounded, boolean or integers in a range"
+    wanted = "to be real, bounded, boolean or integers with a least one"
     expect_type(isinstance(support, kinds), "support", wanted, support)
     start = cast(Tensor, low)
     if high is None:

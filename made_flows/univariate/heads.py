@@ -124,6 +124,10 @@ class Head(KeyedModule, ABC):
     def check_values(self, x: Tensor) -> None:
         """Raise a ValueError that names the first row and column outside the support."""
         check_finite(x, "value")
+        support = self.support
+        if support is not constraints.real and not constraints.is_dependent(support):
+            words = f"to be in the support of {type(self).__name__}, {support}"
+            check_values(x, support.check(x), "value", words)
 
     def check_drawn(self, x: Tensor) -> None:
         """Raise where values (..., D) were drawn by parameters that no distribution has.

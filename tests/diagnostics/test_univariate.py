@@ -68,7 +68,29 @@ class Uniform(Exponential):
         return (-noise[..., 0]).exp() + 0 * parameters[..., 0]
 
 
-@pytest.mark.parametrize("head", [Laplace, Exponential, Uniform])
+class Weibull(Exponential):
+    """With a density as high as one likes beside 0."""
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        return math.log(0.4) - 0.6 * x.log() - x**0.4 + 0 * parameters[..., 0]
+
+    def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
+        return noise[..., 0] ** 2.5 + 0 * parameters[..., 0]
+
+
+class Geometric(Exponential):
+    support = constraints.nonnegative_integer
+
+    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        p = torch.sigmoid(parameters[..., 0])
+        return p.log() + x * torch.log1p(-p)
+
+    def step(self, noise: Tensor, parameters: Tensor) -> Tensor:
+        p = torch.sigmoid(parameters[..., 0])
+        return (-noise[..., 0] / torch.log1p(-p)).floor()
+
+
+@pytest.mark.parametrize("head", [Laplace, Exponential, Uniform, Weibull, Geometric])
 def test_heads_of_all_supports(head: Callable[[], mf.Head]) -> None:
     torch.manual_seed(0)
     assert mf.check_head(head()).total < 1e-4
@@ -97,7 +119,7 @@ HEAD_MISTAKES: dict[str, tuple[type[mf.Head], str]] = {
     "a constant": (Unnormalised, r"probabilities of feature 0 with parameters .* 1; got 1.01005"),
     "wide samples": (Wide, "samples of feature 0 with parameters .* to follow its probabilities"),
     "tilted samples": (Tilted, "samples of feature 0 with parameters .* to follow"),
-    "another support": (Elsewhere, "support to be real, bounded, boolean or integers in a range"),
+    "another support": (Elsewhere, "support to be real, bounded, boolean or integers with a least"),
 }
 
 
@@ -121,6 +143,24 @@ class Falling(mf.Affine):
         return -y, log_slope
 
 
+class Halved(mf.Bijection):
+    """y = e^x + p: of no x is it below p."""
+
+    outputs = 1
+
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return x.exp() + parameters[..., 0], x
+
+    def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        x = (y - parameters[..., 0]).log()
+        return x, -x
+
+
+class Alone(mf.Affine):
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x, parameters)[0]  # type: ignore[return-value]
+
+
 class NoInverse(mf.Affine):
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         x, log_slope = super().inverse(y, parameters)
@@ -135,7 +175,9 @@ class Summed(mf.Affine):
 
 BIJECTION_MISTAKES: dict[str, tuple[type[mf.Bijection], str]] = {
     "a sign": (WrongSign, r"inverse's log-derivative to be .* at x=.* with parameters .*; got"),
-    "falling": (Falling, "the derivative of forward to be .* at x="),
+    "falling": (Falling, "the derivative of forward to be above 0 at x=.*; got -"),
+    "half of the numbers": (Halved, r"forward\(inverse\(y\)\), whatever the number y, .* got nan"),
+    "no log-derivative": (Alone, "forward to return a pair: values and log-derivatives; got"),
     "no inverse": (NoInverse, r"inverse\(forward\(x\)\) to be .* at x=.* with parameters"),
     "a sum": (Summed, r"log-derivatives of forward of shape \(200,\); got \(\)"),
 }
@@ -144,7 +186,7 @@ BIJECTION_MISTAKES: dict[str, tuple[type[mf.Bijection], str]] = {
 @pytest.mark.parametrize("name", BIJECTION_MISTAKES)
 def test_mistakes_of_bijections_are_named(name: str) -> None:
     bijection, message = BIJECTION_MISTAKES[name]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         mf.check_bijection(bijection())
 
 
@@ -173,6 +215,15 @@ def test_bad_calls_are_refused(name: str) -> None:
     call, message = BAD_CALLS[name]
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_values_outside_a_support_are_refused_before_training() -> None:
+    model = mf.DensityModel(mf.MADE(2, parameters=1), Exponential())
+    x = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+    with pytest.raises(ValueError, match="in the support of Exponential, .*; got -4 in row 1, col"):
+        mf.fit(model, x, progress=False)
+    with pytest.raises(ValueError, match="in the support of Exponential"):
+        model().log_prob(x)
 
 
 def test_given_parameters_are_taken() -> None:
@@ -218,7 +269,7 @@ class BentDerivative(Polished):
 
 def test_gradients_of_an_inverse_are_checked() -> None:
     mf.check_bijection(Polished())
-    with pytest.raises(ValueError, match="the gradient of inverse with respect to y to be"):
+    with pytest.raises(ValueError, match="the gradient of inverse with respect to y to be .* Newton"):
         mf.check_bijection(Bisected())
     with pytest.raises(ValueError, match="the gradient of inverse's log-derivative"):
         mf.check_bijection(BentDerivative())
