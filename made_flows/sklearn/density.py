@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.base import DensityMixin
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
-from made_flows._checks import expect_type, positive_integer
+from made_flows._checks import positive_integer
 from made_flows._registry import own_arguments
 from made_flows.models.estimate import estimate
 from made_flows.sklearn.base import TableEstimator, repeated
+from made_flows.tables.frames import read, write
 from made_flows.training.optimization import seeded
 
 
@@ -24,8 +26,7 @@ class MADEDensity(DensityMixin, TableEstimator):
 
     Args:
         budget: None for a :class:`made_flows.TableMADE`; ``"fast"``, ``"good"`` or ``"best"`` for
-            what :func:`made_flows.estimate` makes of an array of continuous columns without
-            missing values, in at most ``max_seconds`` (the other arguments are not used then).
+            what :func:`made_flows.estimate` makes of continuous columns without missing values, in at most ``max_seconds`` (the other arguments are not used then).
         columns, orders, hidden_features, components, max_epochs, max_seconds, validation, progress,
             random_state: see :class:`~made_flows.sklearn.base.TableEstimator`.
 
@@ -68,8 +69,15 @@ class MADEDensity(DensityMixin, TableEstimator):
 
     def _numbers(self, X: Any, *, reset: bool = False) -> Any:
         X = self._table(X, reset=reset)
-        expect_type(not hasattr(X, "columns"), "X", "to be an array where budget is set", X)
-        return X
+        if not hasattr(X, "columns"):
+            return X
+        columns, frame = read(X, "X")
+        self.frame_ = frame if reset else self.frame_
+        for name, values in columns.items():
+            words = "to hold numbers, as all do where budget is set"
+            if values.holds not in ("int", "float"):
+                raise TypeError(f"Expected column {name!r} {words}; got {values.holds}")
+        return np.stack([values.array.astype(float) for values in columns.values()], axis=1)
 
     def score_samples(self, X: Any) -> Any:
         """Return the log-likelihood of every row, (N,)."""
@@ -92,4 +100,7 @@ class MADEDensity(DensityMixin, TableEstimator):
         if self.budget is None:
             return self.model_.sample(count, orders=self.orders, seed=seed)
         with seeded(seed, torch.device("cpu")):
-            return self.model_().sample((count,)).double().numpy()
+            drawn = self.model_().sample((count,)).double().numpy()
+        if not hasattr(self, "feature_names_in_"):
+            return drawn
+        return write(dict(zip(self.feature_names_in_, drawn.T, strict=True)), self.frame_)

@@ -196,7 +196,8 @@ def _of_objects(column: Any, name: str) -> Values:
         other = int(((kinds != kinds[first]) & ~missing).argmax()) if len(found) > 1 else first
         got = " and ".join(f"{column[row]!r} in row {row}" for row in sorted({first, other}))
         one = "to hold values of one type: numbers, text, dates or booleans"
-        raise TypeError(f"Expected column {name!r} {one}; got {got}")
+        advice = "" if len(found) > 1 else ". Others can be text, by astype(str)"
+        raise TypeError(f"Expected column {name!r} {one}; got {got}{advice}")
     holds = found.pop() if found else "float"
     made: Any = {"text": str, "bool": bool, "date": _moment, "duration": _moment}.get(holds, float)
     gone: Any = {"text": None, "bool": None, "date": "NaT", "duration": "NaT"}.get(holds, np.nan)

@@ -55,7 +55,8 @@ ERRORS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] 
     "kernels below none": (lambda f: MADEDetector(kernels=-1).fit(X), ValueError, "kernels"),
     "weights of others": (lambda f: MADEDensity().fit(X, sample_weight=[1]), ValueError, "weight"),
     "unknown budget": (lambda f: MADEDensity(budget="free").fit(X), ValueError, "budget to be"),
-    "budget of a frame": (lambda f: MADEDensity(budget="fast").fit(FRAME), TypeError, "an array"),
+    "budget of text": (
+        lambda f: MADEDensity(budget="fast").fit(FRAME), TypeError, "'kind' to hold numbers, as"),
     "budget of holes": (lambda f: MADEDensity(budget="fast").fit(at(3, np.nan)),
                         ValueError, "row 3"),
     "no sample": (lambda f: f["MADEDensity"].sample(0), ValueError, "n_samples"),

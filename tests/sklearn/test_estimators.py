@@ -143,9 +143,10 @@ def test_frames_of_mixed_columns() -> None:
 
 def test_a_density_by_estimate() -> None:
     x = rows(200)[:, :2]
-    density = MADEDensity(budget="fast", max_seconds=2, random_state=0).fit(x)
-    assert density.score(x) > -4
-    assert density.sample(4, random_state=1).shape == (4, 2)
+    frame = pandas.DataFrame(x, columns=["a", "b"])
+    density = MADEDensity(budget="fast", max_seconds=2, random_state=0).fit(frame)
+    assert density.score(frame) > -4
+    assert density.sample(4, random_state=1).columns.tolist() == ["a", "b"]
     assert not isinstance(density.model_, mf.TableMADE)
 
 
