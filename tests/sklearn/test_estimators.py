@@ -143,7 +143,7 @@ def test_frames_of_mixed_columns() -> None:
 
 def test_a_density_by_estimate() -> None:
     x = rows(200)[:, :2]
-    frame = pandas.DataFrame(x, columns=["a", "b"])
+    frame = pytest.importorskip("pandas").DataFrame(x, columns=["a", "b"])
     density = MADEDensity(budget="fast", max_seconds=2, random_state=0).fit(frame)
     assert density.score(frame) > -4
     assert density.sample(4, random_state=1).columns.tolist() == ["a", "b"]
