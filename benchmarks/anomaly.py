@@ -282,7 +282,9 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
     parser.add_argument("--tables", nargs="*", help="names; all by default")
     parser.add_argument("--detectors", nargs="*", default=list(DETECTORS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[1], help="none: the page alone")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds of a core for our training")
+    parser.add_argument(
+        "--limit", type=float, default=60.0, help="seconds of a core for our training"
+    )
     return parse_resumable(parser, "anomaly", arguments)
 
 

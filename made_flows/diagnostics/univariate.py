@@ -122,7 +122,9 @@ def check_bijection(
             place = f"at {of}={float(at[i]):.6g} with parameters {given[i].tolist()}"
             found = f"{float(got[i]):.6g}"
             if name.startswith("the gradient of inverse with"):
-                found += ". (A search for the value has none of use: end it with a step of Newton's)"
+                found += (
+                    ". (A search for the value has none of use: end it with a step of Newton's)"
+                )
             expect(False, name, f"to be {words} {place}", found)
         return float(error.max())
 

@@ -269,7 +269,7 @@ class BentDerivative(Polished):
 
 def test_gradients_of_an_inverse_are_checked() -> None:
     mf.check_bijection(Polished())
-    with pytest.raises(ValueError, match="the gradient of inverse with respect to y to be .* Newton"):
+    with pytest.raises(ValueError, match="the gradient of inverse with respect to y .* Newton"):
         mf.check_bijection(Bisected())
     with pytest.raises(ValueError, match="the gradient of inverse's log-derivative"):
         mf.check_bijection(BentDerivative())
