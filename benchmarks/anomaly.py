@@ -31,10 +31,10 @@ TEXT = """A random half of a table's normal rows trains (at most {trained}, draw
 other half and all anomalies are tested (at most {tested}, drawn at random). {runs} Ranks are of
 means over seeds; equal values share theirs.
 
-Ours is `MADEOutlierDetector` at its defaults, but for `max_seconds={seconds:g}` of training, of
-a core's time rather than the clock's, on rows as they are. It averages four scores, each in units of its
-interquartile range over the training rows: a network's, those of kernels of two widths, and that of
-the distance to neighbours.
+Ours is `MADEOutlierDetector` at its defaults, but for `max_seconds={seconds:g}` of training (of
+a core's time rather than the clock's), on rows as they are. It averages four scores, each in units
+of its interquartile range over the training rows: a network's, those of kernels of two widths, and
+that of the distance to neighbours.
 
 The others have rows in units of the mean and deviation of the training rows, and their own
 defaults, but for these: kNN is the mean distance to 5 neighbours, LOF takes 20 (novelty), GMM the
@@ -96,7 +96,7 @@ def _ours(train: Array, test: Array, seed: int, seconds: float) -> Array:
     from made_flows.sklearn import MADEDetector
 
     detector = MADEDetector(max_seconds=seconds, random_state=seed)
-    # Its limit is of the clock; here of a core's time, which other work on the machine does not take.
+    # Its limit is of the clock; here of a core's time, which no other work takes.
     with mock.patch("time.perf_counter", time.process_time):
         detector.fit(train)
     return np.asarray(detector.decision_function(test))
