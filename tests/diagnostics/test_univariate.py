@@ -220,9 +220,7 @@ def test_bad_calls_are_refused(name: str) -> None:
 def test_values_outside_a_support_are_refused_before_training() -> None:
     model = mf.DensityModel(mf.MADE(2, parameters=1), Exponential())
     x = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
-    with pytest.raises(
-        ValueError, match=r"support of Exponential, .*; got -4 in row 1, col"
-    ):
+    with pytest.raises(ValueError, match=r"support of Exponential, .*; got -4 in row 1, col"):
         mf.fit(model, x, progress=False)
     with pytest.raises(ValueError, match="in the support of Exponential"):
         model().log_prob(x)
