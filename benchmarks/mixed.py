@@ -134,10 +134,14 @@ class Margins:
         place = part._place(values, torch.full(values.shape, k))
         p = start.clone()
         counts = torch.bincount(place + 1, minlength=len(p) - 23) + 1.0
-        p[24:] = (counts[1:] / counts[0]).log()
+
+        def own(p: Tensor) -> Tensor:
+            around = part._around(p[:24], torch.tensor(k))[: len(p) - 24]
+            return torch.cat([p[:24], (counts[1:] / counts[0]).log() - around])
+
         values = values[place < 0]
         if len(values) < 2:
-            return p
+            return own(p)
         z = part._to_normal(values, torch.full(values.shape, k))[0][:, None].numpy()
         sizes = [c for c in (1, 2, 3, 5, 8) if c <= len(np.unique(z))]
         each = [GaussianMixture(c, random_state=0, reg_covar=1e-4).fit(z) for c in sizes]
@@ -148,7 +152,7 @@ class Margins:
         p[8 : 8 + found] = torch.from_numpy(best.means_[:, 0])
         scale = torch.from_numpy(best.covariances_[:, 0, 0]).sqrt().clamp(2e-3, 0.999)
         p[16 : 16 + found] = raw_scale(scale)
-        return p
+        return own(p)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probabilities of codes (N, D), 0 where one is missing."""
@@ -171,7 +175,7 @@ class Margins:
                     continue
                 which = torch.full((len(y),), k)
                 atom, masses = y == ATOM, part._masses[k]
-                share = torch.softmax(torch.cat([torch.zeros(1), p[24 : part.outputs[k]]]), 0)
+                share = part._shares(p[:24], p[24 : part.outputs[k]], torch.tensor(k)).exp()
                 same = part._place(y, which)[:, None] == torch.arange(len(masses))
                 smaller = (masses < y[:, None]) & ~same  # zero is put below all else
                 y = torch.where(atom, 0.0, y)

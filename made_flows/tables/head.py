@@ -28,12 +28,14 @@ class TableSupport(constraints.Constraint):
 class TableHead(Head):
     r"""The head of a table: each column's own distribution.
 
-    .. math:: p(x_i \mid \theta_i) = (1 - w_i)\, q(x_i \mid \theta_i) + w_i\, q(x_i \mid m_i)
+    .. math:: p(x_i \mid \theta_i) = (1 - v_i - w_i)\, q(x_i \mid \theta_i)
+        + v_i\, q(x_i \mid \theta_i') + w_i\, q(x_i \mid m_i)
 
     Its values are the codes of columns (:class:`~made_flows.tables.columns.Column`), its densities
-    and masses those of the columns' values. The second part is the column's distribution whatever
-    the others are: a network of few rows may be worse than that, of a column that repeats some
-    values above all, which it has to hit.
+    and masses those of the columns' values. The last part is the column's distribution whatever
+    the others are: a network of few rows may be worse than that. The second has the network's
+    mixture, and the column's own logits of frequent numbers (of many, a network learns by heart
+    which row has which).
 
     Args:
         columns: the columns.
@@ -41,13 +43,15 @@ class TableHead(Head):
 
     Attributes:
         margin: parameters m of independent columns, (D, K).
-        share: weights w of the second part, (D,); zeros at first.
+        share: weights w of the last part, (D,); zeros at first.
+        plain: weights v of the second part, (D,); zeros at first.
     """
 
     outputs: tuple[int, ...]
     inputs: tuple[int, ...]
     margin: Tensor
     share: Tensor
+    plain: Tensor
     noise_parts = 2
     has_rsample = False
     value_dtype = torch.float64
@@ -86,9 +90,15 @@ class TableHead(Head):
         self._columns = torch.cat([read[i] for i in order]).argsort()
         self.register_buffer("margin", self._as_rows(self._start))
         self.register_buffer("share", torch.zeros(len(order)))
+        self.register_buffer("plain", torch.zeros(len(order)))
+        self._often = torch.zeros(len(order), max(self.outputs), dtype=torch.bool)
+        for part in parts:
+            if isinstance(part, Numbers):
+                wide = part.often.shape[1]
+                self._often[part.places, 3 * components : 3 * components + wide] = part.often
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        for name in ("margin", "share"):  # which files of version 0.2 do not have
+        for name in ("margin", "share", "plain"):  # which files of version 0.2 do not have
             state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -118,11 +128,23 @@ class TableHead(Head):
         return flat
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
+        pooled = torch.stack([self.share, self.plain])
+        if has_concrete_values(pooled) and not bool(pooled.any()):
+            return self._log_prob(x, parameters)  # in training above all
+        given = (1 - pooled.sum(0)).clamp(min=0.0)
+        weights = torch.stack([given, self.plain, self.share], dim=-1)
+        each = self._scores(x, parameters)
+        return torch.logsumexp(each + weights.to(each).log(), dim=-1)
+
+    def _scores(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """Score values by the network, by what it says of mixtures alone, and by the column."""
+        margin, often = self.margin.to(parameters), self._often.to(parameters.device)
         given = self._log_prob(x, parameters)
-        if has_concrete_values(self.share) and not bool(self.share.any()):
-            return given  # in training above all
-        alone, share = self._log_prob(x, self.margin.to(parameters)), self.share.to(given)
-        return torch.logaddexp(given + torch.log1p(-share), alone + share.log())
+        plain = given
+        if bool(self._often.any()):
+            plain = self._log_prob(x, torch.where(often, margin, parameters))
+        alone = self._log_prob(x, margin).expand_as(given)
+        return torch.stack([given, plain, alone], dim=-1)
 
     def _log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         x = x.double()
@@ -142,13 +164,13 @@ class TableHead(Head):
         """
         observed = ~codes.isnan()
         x = torch.where(observed, codes, self.filler)
-        given = torch.stack([self._log_prob(x, each) for each in parameters]).double()
-        alone = self._log_prob(x, self.margin.to(parameters[0])).double().expand_as(given)
-        scores = torch.stack([given, alone], dim=-1)
+        scores = torch.stack([self._scores(x, each) for each in parameters]).double()
+        scores[:, :, ~self._often.any(dim=1), 1] = -torch.inf  # where they say the same
         known = observed & torch.isfinite(scores.amax(dim=-1))
         for i in range(codes.shape[1]):
             if bool(known[..., i].any()):
-                self.share[i] = mixture_weights(scores[..., i, :][known[..., i]])[1]
+                weights = mixture_weights(scores[..., i, :][known[..., i]])
+                self.plain[i], self.share[i] = weights[1], weights[2]
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         x = x.double()
@@ -167,15 +189,19 @@ class TableHead(Head):
         parameters = parameters.expand(*shape, -1)
         noise = noise.expand(*shape, -1)
         values = parameters.new_zeros(shape, dtype=torch.float64)
-        # One uniform number chooses whether the network is asked, and what is left of it the value.
-        share = self.share.to(noise)[features]
-        uniform = noise[..., 0]
-        alone = uniform < share
-        low, width = torch.where(alone, 0.0, share), torch.where(alone, share, 1 - share)
-        left = ((uniform - low) / width.clamp(min=1e-30)).clamp(0.0, 1.0)
+        # One uniform number chooses what draws the value, and what is left of it the value.
+        uniform, share = noise[..., 0], self.share.to(noise)[features]
+        ends = share + self.plain.to(noise)[features]
+        alone, plain = uniform < share, (uniform >= share) & (uniform < ends)
+        low = torch.where(alone, 0.0, torch.where(plain, share, ends))
+        high = torch.where(alone, share, torch.where(plain, ends, 1.0))
+        left = ((uniform - low) / (high - low).clamp(min=1e-30)).clamp(0.0, 1.0)
         noise = torch.stack([left, noise[..., 1]], dim=-1)
-        margin = self.margin.to(parameters)[features, : parameters.shape[-1]]
-        parameters = torch.where(alone.unsqueeze(-1), margin, parameters)
+        wide = parameters.shape[-1]
+        margin = self.margin.to(parameters)[features, :wide]
+        often = self._often.to(parameters.device)[features, :wide]
+        own = alone.unsqueeze(-1) | (plain.unsqueeze(-1) & often)
+        parameters = torch.where(own, margin, parameters)
         part_of = self._part_of.to(features.device)[features]
         place_in = self._place_in.to(features.device)[features]
         for number, part in enumerate(self._parts):

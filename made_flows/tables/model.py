@@ -225,6 +225,7 @@ class TableMADE(DensityModel):
         others = validation[0] if pair and not self.context else validation
         head = cast(TableHead, self.head)
         head.share.zero_()
+        head.plain.zero_()
         if options.get("sparsity") is None and options.get("optimizer") is None:
             options["sparsity"] = _SPARSITY if self.made.direct is not None else 0.0
         options.setdefault("weight_decay", 0.0)  # with direct connections, not tried

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ _FAR = 1e30
 
 _NARROWEST = 1e-3
 """The least deviation of a normal in a mixture, about, of columns whose own is one."""
+
+_BLUR, _LEAST = 0.2, 0.01
+"""Of what is around a frequent number: a deviation, and the weight of a standard normal."""
 
 _KNOTS = (-2.0, -1.2, -0.6, -0.2, 0.2, 0.6, 1.2, 2.0)
 """Ends of the pieces of a number's encoding, about at equal parts of a normal distribution."""
@@ -96,8 +100,15 @@ class Numbers(Part):
 
     Its density; where numbers come in steps, the probability of the cell around one. Beside that,
     a probability for zero, where it is inflated, and for each frequent number, by a logit of each;
-    the mixture's is 0.
+    the mixture's is 0. To that of a frequent number is added how dense the mixture is around it:
+    what is learnt of where numbers are then holds for all of them at once.
+
+    Attributes:
+        lean: 1; 0 in files of models whose frequent numbers did not go with the mixture.
+        often: which parameters behind those of the mixture are of frequent numbers, (n, M).
     """
+
+    lean: Tensor
 
     def __init__(
         self, places: Sequence[int], columns: Sequence[NumberColumn], components: int
@@ -119,6 +130,14 @@ class Numbers(Part):
         self._read = read.flatten().nonzero().squeeze(1)
         rows = [(c.low, c.high, c.center, c.step, *c.shape) for c in columns]
         self._constants = torch.tensor(rows, dtype=torch.float64).T
+        self.register_buffer("lean", torch.tensor(1.0))
+        near = torch.where(self._masses == ATOM, torch.nan, self._masses)
+        self._centers = self._to_normal(near, torch.arange(len(columns))[:, None])[0]
+        self.often = ~near.isnan()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(prefix + "lean", torch.tensor(0.0))  # which earlier files lack
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def start(self, codes: Tensor | None = None) -> list[Tensor]:
         each = []
@@ -139,8 +158,31 @@ class Numbers(Part):
                 else:
                     width = torch.zeros_like(z)
                 start = _fit_mixture(z, width, start)
+                around = self._around(start, torch.tensor(k))[: len(logits)]
+                logits = logits - around.float()
             each.append(torch.cat([start, logits]).float())
         return each
+
+    def _around(self, mixture: Tensor, which: Tensor | None = None) -> Tensor:
+        """Return how dense a mixture (..., 3C) is around each frequent number, (..., M).
+
+        Its normals are made a little wider, and a normal of all numbers is a hundredth of it, so
+        that no number is all but impossible.
+        """
+        centers = self._centers.to(mixture)
+        centers = (centers if which is None else centers[which]).unsqueeze(-1)
+        logits, means, raw = (part.unsqueeze(-2) for part in mixture.chunk(3, dim=-1))
+        known, centers = ~centers.isnan(), centers.nan_to_num()
+        variance = (2 * self.mixture.scale(raw)).exp() + _BLUR**2
+        each = -0.5 * (variance.log() + (centers - means) ** 2 / variance)
+        each = F.log_softmax(logits, dim=-1) + each
+        least = (math.log(_LEAST) - 0.5 * centers**2).squeeze(-1)
+        return self.lean * known.squeeze(-1) * torch.logaddexp(each.logsumexp(dim=-1), least)
+
+    def _shares(self, mixture: Tensor, logits: Tensor, which: Tensor | None = None) -> Tensor:
+        """Return log-probabilities (..., 1 + M) of the mixture, and of values of their own."""
+        logits = logits + self._around(mixture, which)[..., : logits.shape[-1]]
+        return F.log_softmax(F.pad(logits, (1, 0)), dim=-1)
 
     def _place(self, y: Tensor, which: Tensor | None = None) -> Tensor:
         """Return which value with a probability of its own a code is, -1 for none."""
@@ -225,7 +267,7 @@ class Numbers(Part):
             each = self.mixture.log_prob(z.to(p.dtype), mixture) + slope.to(p.dtype)
         if not logits.shape[-1]:
             return each
-        shares = F.log_softmax(F.pad(logits, (1, 0)), dim=-1)  # the mixture's logit is 0
+        shares = self._shares(mixture, logits)
         place = self._place(given) + 1
         shape = torch.broadcast_shapes(place.shape, shares.shape[:-1])
         shares, place = shares.expand(*shape, -1), place.expand(shape)
@@ -255,7 +297,7 @@ class Numbers(Part):
         mixture, logits = p.tensor_split([3 * self.mixture.components], dim=-1)
         # What is left of a uniform number, once it chose between these values and the mixture, is
         # uniform.
-        ends = F.softmax(F.pad(logits, (0, 1)), dim=-1).cumsum(dim=-1)[..., :-1]
+        ends = self._shares(mixture, logits, which).exp()[..., 1:].cumsum(dim=-1)
         place = (uniform.unsqueeze(-1) >= ends).sum(dim=-1)
         own = place < ends.shape[-1]
         if ends.shape[-1]:

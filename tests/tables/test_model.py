@@ -66,7 +66,8 @@ def model_of(spread: float = 0.4, **names: str) -> tuple[mf.TableMADE, dict[str,
     kinds = {name: COLUMNS[kind][1] for name, kind in names.items()}
     torch.manual_seed(1)
     model = mf.TableMADE.from_data(table, kinds, hidden_features=(32,), components=3)
-    model.head.share.uniform_(0.2, 0.8)
+    model.head.share.uniform_(0.2, 0.6)
+    model.head.plain.uniform_(0.1, 0.4)
     return scatter(model, spread).double().eval(), table
 
 
@@ -239,8 +240,12 @@ def test_files_hold_the_schema(tmp_path: Path) -> None:
     assert str(again.schema) == str(model.schema)
     assert "left out" in str(model.schema)
     np.testing.assert_array_equal(model.score_samples(table), again.score_samples(table))
-    later = ("head.share", "head.margin", "trained_rows")
-    again.load_state_dict({k: v for k, v in again.state_dict().items() if k not in later})
+    later = ("share", "margin", "plain", "trained_rows", "lean")
+    earlier = {k: v for k, v in again.state_dict().items() if k.split(".")[-1] not in later}
+    again.load_state_dict(earlier)
+    leans = [float(part.lean) for part in again.head.parts if hasattr(part, "lean")]
+    assert leans
+    assert not any(leans)
     with pytest.raises(ValueError, match="got one without 'real' and with 'reel'"):
         again.score_samples({("reel" if k == "real" else k): v for k, v in table.items()})
 
@@ -338,8 +343,9 @@ def test_training_ends_no_worse_than_independent_columns_on_rows_left_out() -> N
         return np.mean(each)
 
     head: Any = model.head
-    pooled, share = score(), head.share.clone()
+    pooled, share = score(), head.share + head.plain
     head.share.fill_(1.0)
+    head.plain.zero_()
     independent = score()
     head.share.zero_()
     assert independent == pytest.approx(start, abs=0.1)
