@@ -73,7 +73,8 @@ class MADEDensity(DensityMixin, TableEstimator):
         if not hasattr(X, "columns"):
             return X
         columns, frame = read(X, "X")
-        self.frame_ = frame if reset else self.frame_
+        if reset:
+            self.frame_ = frame
         for name, values in columns.items():
             words = "to hold numbers, as all do where budget is set"
             if values.holds not in ("int", "float"):
