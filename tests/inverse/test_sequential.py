@@ -103,7 +103,7 @@ def test_a_known_prefix_is_kept(name: str, architecture: Architecture, data: st.
 def test_gradcheck(choice: str, name: str, option: str) -> None:
     step = STEPS[name](3)
     made = NETWORKS[option](
-        3, parameters=owner_of(step).outputs, activation="tanh", hidden_features=(6, 6)
+        3, parameters=owner_of(step).outputs, activation="tanh", hidden_features=(4, 4)
     )
     noise = noise_of(step, 1, 3).requires_grad_()
     context = context_of(made, 1)
