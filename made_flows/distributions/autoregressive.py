@@ -143,10 +143,7 @@ class AutoregressiveDistribution(HeadDistribution):
         parameters = outputs_for(
             self.conditioner, inputs, self.context, observed, self.schedule, fresh=fresh
         )
-        each = self.head.log_prob(u, parameters)
-        if self.units is not None:
-            each = each - self.units.log_scale()
-        return self._over_batch(torch.where(observed, each, torch.zeros_like(each)).sum(dim=-1))
+        return self._over_batch(self._sum_of(u, parameters, observed))
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         made = self.conditioner

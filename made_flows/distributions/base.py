@@ -19,6 +19,7 @@ from made_flows._checks import (
     check_finite,
     check_sample_shape,
 )
+from made_flows.distributions._protocols import Units
 from made_flows.inverse.steps import HeadStep
 from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Head
@@ -153,6 +154,7 @@ class HeadDistribution(VectorDistribution):
 
     conditioner: MADE
     head: Head
+    units: Units | None
 
     @property
     def support(self) -> Any:
@@ -163,6 +165,13 @@ class HeadDistribution(VectorDistribution):
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether samples carry gradients."""
         return HeadStep(self.head).differentiable
+
+    def _sum_of(self, u: Tensor, parameters: Tensor, counted: Tensor) -> Tensor:
+        """Sum log-probabilities of those values (..., D) in the network's units that count."""
+        each = self.head.log_prob(u, parameters)
+        if self.units is not None:
+            each = each - self.units.log_scale()
+        return torch.where(counted, each, torch.zeros_like(each)).sum(dim=-1)
 
     def _origin(self) -> str:
         return f"a {type(self.head).__name__} head"

@@ -131,10 +131,7 @@ class ConditionalDistribution(HeadDistribution, CompletionDistribution):
         parameters = outputs_for(
             self.conditioner, inputs, self.context, self.observed, self.schedule
         )
-        each = self.head.log_prob(value, parameters)
-        if self.units is not None:
-            each = each - self.units.log_scale()
-        return torch.where(self.observed, torch.zeros_like(each), each).sum(dim=-1)
+        return self._sum_of(value, parameters, ~self.observed)
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         made, step = self.conditioner, HeadStep(self.head)

@@ -178,16 +178,12 @@ class MixtureModel(Model, HasConditionals, ABC):
         expect(tolerance >= 0, "tolerance", "to be >= 0", tolerance)
         threshold = real_number(threshold, "threshold")
         expect(0 <= threshold < 1, "threshold", "to be in [0, 1)", threshold)
-        self._check_rows(x)
         before = self.weights.clone()
         self.weights.fill_(1 / len(self))  # a component of weight zero would not be scored
         try:
-            with modes_kept(self.modules()):
-                scores = self.eval().component_log_probs(x, context).double()
-        except BaseException:
+            scores = self._scored(x, context)
+        finally:
             self.weights.copy_(before)
-            raise
-        self.weights.copy_(before)
         undefined = scores.isnan().any(dim=0)
         k = int(undefined.nonzero()[0]) if bool(undefined.any()) else 0
         expect(not bool(undefined.any()), f"components[{k}]", "to score every row", "NaN")
@@ -201,17 +197,18 @@ class MixtureModel(Model, HasConditionals, ABC):
         self.weights.copy_(weights)
         return WeightFit(tuple(history), tuple(weights.tolist()))
 
-    def _check_rows(self, x: Tensor) -> None:
+    def _scored(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Score rows (N, D), at least one, under every component in evaluation mode: (N, K)."""
         check_event(x, "x", self.features)
         wanted = f"of shape (N, {self.features}), N > 0"
         expect(x.dim() == 2 and len(x) > 0, "x", wanted, tuple(x.shape))
+        with modes_kept(self.modules()):
+            return self.eval().component_log_probs(x, context).double()
 
     @torch.no_grad()
     def gain(self, x: Tensor, context: Tensor | None = None) -> MixtureGain:
         """Compare the mean log-likelihood of rows (N, D) with that of each component."""
-        self._check_rows(x)
-        with modes_kept(self.modules()):
-            scores = self.eval().component_log_probs(x, context).double()
+        scores = self._scored(x, context)
         used = self.weights > 0
         joint = scores[..., used] + self.log_weights(scores)[used]
         each = scores[..., used].flatten(0, -2).mean(dim=0)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from made_flows._checks import (
     boolean,
+    check_context,
     check_event,
     expect,
     expect_type,
@@ -24,13 +25,13 @@ from made_flows._checks import (
 from made_flows._registry import own_arguments
 from made_flows._torch import modes_kept
 from made_flows.distributions.base import TrainingModeWarning
+from made_flows.interop.fast_layer import Fast, FastLayer
 from made_flows.interop.libraries.nflows import conditioner_of, head_order
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
-from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import HeadStep
 from made_flows.nflows.connectivity import assign_degrees
 from made_flows.nn.activations import is_elementwise
-from made_flows.nn.validation import NotUnderstoodError, Watch
+from made_flows.nn.validation import NotUnderstoodError
 from made_flows.univariate.heads import GaussianMixture
 from made_flows.univariate.scales import ScaleRule
 
@@ -76,18 +77,7 @@ class _Network:
     def _check(self, inputs: Any, context: Any) -> None:
         dtype = self.final_layer.weight.dtype
         check_event(inputs, "inputs", self._features, dtype)
-        if self._context == 0 and context is not None:
-            raise ValueError(
-                "Expected no context, since the network was made without context_features; got one "
-                f"of shape {tuple(context.shape)}"
-            )
-        if self._context:
-            if context is None:
-                raise ValueError(
-                    f"Expected context of shape (rows, {self._context}), since the network was "
-                    f"made with context_features={self._context}; got none"
-                )
-            check_event(context, "context", self._context, dtype)
+        check_context(context, self._context, "network", argument="context_features", dtype=dtype)
         if self._use_batch_norm and self.training and not torch.is_grad_enabled():
             warnings.warn(
                 "a network with batch normalisation is in training mode and computes without "
@@ -162,7 +152,7 @@ class MADE(_Network, theirs.MADE):
         return cast(Tensor, theirs.MADE.forward(self, inputs, context))
 
 
-class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
+class MixtureOfGaussiansMADE(_Network, FastLayer, nde.MixtureOfGaussiansMADE):
     r"""nflows' density of Gaussian mixtures (``nflows.nn.nde.MixtureOfGaussiansMADE``).
 
     .. math:: p(x_i \mid x_{<i}, c) = \sum_k \pi_{ik}\, \mathcal N(x_i; \mu_{ik}, s_{ik}^2), \qquad
@@ -235,14 +225,15 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
         given = context is None or isinstance(context, Tensor)
         expect_type(given, "context", "to be a tensor", context)
         self._check(self.final_layer.weight.new_empty(self._features), context)
-        head = GaussianMixture(
-            self.num_mixture_components, ScaleRule("softplus", offset=0.0, floor=self.epsilon)
-        )
+        head = self._head()
         rows = () if context is None else (len(context),)
         like = self.final_layer.weight.new_empty(0)
         noise = head.noise((number, *rows, self._features), like)
         try:
-            samples = sequential_inverse(self._conditioner(), HeadStep(head), noise, context)
+            fast = self._made_flows_look()
+            if fast is None:
+                raise NotUnderstoodError("its masks cannot be read now")
+            samples = fast.draw(noise, context)
         except NotUnderstoodError as reason:
             samples = self._sample_by_passes(HeadStep(head), noise, context, reason)
         return samples if context is None else samples.transpose(0, 1)
@@ -263,16 +254,13 @@ class MixtureOfGaussiansMADE(_Network, nde.MixtureOfGaussiansMADE):
             self.eval()
             return d_pass_inverse(evaluate, ranks, step, noise)
 
-    def _conditioner(self) -> Any:
-        """Return the network as a conditioner; kept while it consists of the same modules."""
-        net: Any = self
-        kept = self.__dict__.get("_made_flows_sampler")
-        if kept is None or not kept[0].unchanged():
-            order = head_order(self.num_mixture_components)
-            kept = Watch(net), conditioner_of(net, len(order)).reordered(order)
-            self.__dict__["_made_flows_sampler"] = kept
-        return kept[1]
+    def _head(self) -> GaussianMixture:
+        rule = ScaleRule("softplus", offset=0.0, floor=self.epsilon)
+        return GaussianMixture(self.num_mixture_components, rule)
 
-    def __getstate__(self) -> dict[str, Any]:
-        own = self.__dict__
-        return {name: value for name, value in own.items() if name != "_made_flows_sampler"}
+    def made_flows_read(self) -> Fast:
+        order = head_order(self.num_mixture_components)
+        return Fast(conditioner_of(self, len(order)).reordered(order), self._head())
+
+    def made_flows_settings(self) -> tuple[Any, ...]:
+        return self.num_mixture_components, self.epsilon

@@ -76,10 +76,8 @@ class Estimator(ConditionalDensityEstimator):
             ValueError: for inputs outside the support, of which there is nothing to learn, and for
                 conditions in place of inputs.
         """
-        rows, self._built_on = (
-            self._built_on,
-            None,
-        )  # sbi trains on the very rows that it builds with
+        # sbi trains on the very rows that it builds with.
+        rows, self._built_on = self._built_on, None
         if rows is not None and _holds(rows[1], input[:1]) and not _holds(rows[0], input[:1]):
             raise ValueError(
                 "Expected a builder with likelihood=True for NLE, and without it for NPE; got the "

@@ -306,7 +306,7 @@ def test_mixture_samples_solve_the_network(name: str) -> None:
     samples = made.sample(5, context)
     assert samples.shape == ((ROWS, 5, D) if context is not None else (5, D))
     head = GaussianMixture(3, ScaleRule("softplus", offset=0.0, floor=made.epsilon))
-    conditioner, step = made._conditioner(), HeadStep(head)
+    conditioner, step = made.made_flows_read().conditioner, HeadStep(head)
     torch.manual_seed(4)
     rows = () if context is None else (ROWS,)
     noise = step.head.noise((5, *rows, D), torch.empty(0))
@@ -390,7 +390,7 @@ MISUSES: dict[str, tuple[Callable[[], Any], type, str]] = {
     "context missing": (
         lambda: ours.MADE(D, 12, C)(torch.zeros(2, D)),
         ValueError,
-        r"Expected context of shape \(rows, 3\)",
+        r"Expected context of shape \(\.\.\., 3\), since the network was made with context_features=3",
     ),
     "context superfluous": (
         lambda: ours.MADE(D, 12)(torch.zeros(2, D), torch.zeros(2, C)),
