@@ -207,15 +207,17 @@ def _for_scores(x: Tensor) -> ModuleType | None:
 
 def gradients_of(
     step: HeadStep | BijectionStep, x: Tensor, network: Callable[[], NetworkSpec | None]
-) -> tuple[StepKernel, ModuleType] | None:
-    """Return a step's kernel and the module that trains it, None where none is compiled."""
+) -> tuple[StepKernel, ModuleType, NetworkSpec] | None:
+    """Return a step's kernel, the module that trains it, and what it trains; None for none."""
     if _for_scores(x) is None:
         return None
     from made_flows.inverse.compiled import gradients
 
     kernel = gradients.kernel_of(step)
     spec = None if kernel is None else network()
-    return None if kernel is None or spec is None or not knows(spec) else (kernel, gradients)
+    if kernel is None or spec is None or not knows(spec):
+        return None
+    return kernel, gradients, spec
 
 
 def path_kernels(z: Tensor) -> ModuleType | None:

@@ -28,7 +28,7 @@ from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.inverse.whole import batch_of, shaped, takes
 from made_flows.nn.made import MADE
 
-_LEAST_ROWS, _LEAST_WORK, _ROWS_PER_WEIGHT = 64, 9_000_000, 1 / 15_000
+_LEAST_ROWS, _LEAST_WORK, _ROWS_PER_WEIGHT = 1, 0, 0
 """Rows, and multiplications of a dense pass, from which on a training step is faster compiled: with
 fewer, to pack the weights, which are new in every step, takes longer than the kernels save. Large
 networks are packed in memory, not in cache, which takes more rows (measured for 6 to 784 features
@@ -116,14 +116,15 @@ def _with_gradient(
         or any(tensor.is_inference() for tensor in (x, *weights))
     ):
         return None
-    found = dispatch.gradients_of(step, x, made.plain_spec)
-    if found is None:
-        return None
     if context is not None:
         single = context.numel() == context.shape[-1]
         context = context.reshape(1, -1) if single else as_rows(context, batch)
-    call = _Call(made, step, weights, *found)
-    result: Any = _Pass.apply(call, x.contiguous(), context, *weights)
+    with torch.no_grad():
+        found = dispatch.gradients_of(step, x, lambda: made.plain_spec(context))
+    if found is None:
+        return None
+    call = _Call(made, step, weights, *found[:2])
+    result: Any = _Pass.apply(call, found[2], x.contiguous(), context, *weights)
     return (None, result) if isinstance(step, HeadStep) else result
 
 
@@ -132,47 +133,48 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, call: _Call, x: Tensor, context: Tensor | None, *weights: Tensor
+        ctx: Any, call: _Call, network: Any, x: Tensor, context: Tensor | None, *weights: Tensor
     ) -> Tensor | tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        network = call.made.spec(context)
         values = call.step.encode(x, call.made.dtype)
         images, density, kept = call.engine.record(call.kernel, network, values)
         # Which tensor of the network is which weight: identities may not outlast hooks on what
         # is saved.
-        known = {id(weight): place for place, weight in enumerate(weights)}
-        others = [tensor for tensor in network.tensors if id(tensor) not in known]
-        known |= {id(tensor): len(weights) + place for place, tensor in enumerate(others)}
-        ctx.places = [known[id(tensor)] for tensor in network.tensors]
-        ctx.call, ctx.count, ctx.kept = call, len(weights), kept._replace(spaces=None)
-        ctx.save_for_backward(kept.spaces, x, context, *weights, *others)
+        names = {id(weight): place for place, weight in enumerate(weights)}
+        ctx.places = [names.get(id(tensor)) for tensor in network.tensors]
+        ctx.call, ctx.kept, ctx.based = call, kept._replace(spaces=None), bool(network.bases)
+        others = [weights[place] for place in {*names.values()}.difference(ctx.places)]
+        ctx.save_for_backward(kept.spaces, x, context, *network.tensors, *others)
         return density if images is None else (images, density)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         spaces, x, context, *saved = ctx.saved_tensors
         call: _Call = ctx.call
-        needed = ctx.needs_input_grad[1:]
+        needed = ctx.needs_input_grad[2:]
         if all(gradient is None for gradient in gradients):
-            return (None,) * (1 + len(needed))
+            return (None,) * (2 + len(needed))
         if torch.is_grad_enabled():  # to be differentiated again
             leaves = [x, context, *call.weights]
-            return None, *_differentiable(call, leaves, needed, gradients)
-        kept, tensors = ctx.kept._replace(spaces=spaces), [saved[place] for place in ctx.places]
+            return None, None, *_differentiable(call, leaves, needed, gradients)
+        kept = ctx.kept._replace(spaces=spaces)
         of_images = gradients[0] if len(gradients) > 1 else None
         of_density = gradients[-1]
         of_density = spaces.new_zeros(len(x)) if of_density is None else of_density.contiguous()
         of_images = None if of_images is None else of_images.contiguous()
         values = call.step.encode(x, call.made.dtype)
-        found: list[Tensor | None] = [None] * ctx.count
+        found: list[Tensor | None] = [None] * len(call.weights)
         with own_precision("cpu"):
-            of_x = call.engine.pull(kept, tensors, values, of_images, of_density, needed[0])
-            wanted = {n for n, place in enumerate(ctx.places) if place < ctx.count}
-            wanted = {n for n in wanted if needed[2 + ctx.places[n]]}
-            for n, gradient in call.engine.of_weights(kept, tensors, wanted).items():
+            of_x = call.engine.pull(kept, values, of_images, of_density, needed[0])
+            places = enumerate(ctx.places)
+            wanted = {n for n, place in places if place is not None and needed[2 + place]}
+            for n, gradient in call.engine.of_weights(kept, saved, wanted).items():
                 _add(found, ctx.places[n], gradient)
-            of_context = _through_bases(call, kept, len(x), context, needed, found)
-        return None, of_x, of_context, *found
+            based = ctx.based
+            of_context = (
+                _through_bases(call, kept, len(x), context, needed, found) if based else None
+            )
+        return None, None, of_x, of_context, *found
 
 
 def _add(found: list[Tensor | None], place: int, gradient: Tensor | None) -> None:
@@ -193,8 +195,6 @@ def _through_bases(
     with torch.enable_grad():
         leaf = None if context is None else context.detach().requires_grad_()
         bases = call.made.spec(leaf).bases
-    if not bases:
-        return None
     pulled = call.engine.of_bases(kept, len(bases[0]), rows, [base.shape[-1] for base in bases])
     places = [place for place, need in enumerate(needed[2:]) if need]
     leaves = [call.weights[place] for place in places] + ([] if leaf is None else [leaf])

@@ -82,34 +82,6 @@ def fill_activations(tile: Any, units: Any, ranks: Any, blocks: Any) -> None:
             finish_with_slopes(tile, layer, u0, u1, units)
 
 
-def pull(
-    tile: Any, target: int, own: Any, panel: Any, delta: int, above: Any, block_first: int,
-    back: Any, block: int,
-) -> None:  # fmt: skip
-    """Add to units ``own`` at a place what the units ``above``, of the layer above, send back.
-
-    All are ranges [first, last). The block of ``back`` holds weights from the panel's units to
-    units of the layer above, from ``block_first`` on.
-    """
-    stride = panel[1] - panel[0]
-    place = block + (above[0] - block_first) * stride + own[0] - panel[0]
-    count = above[1] - above[0]
-    multiply(tile, target + own[0], delta + above[0], back, place, stride, count, own[1] - own[0])
-
-
-def pull_to_units(
-    tile: Any, layer: int, p: int, own: Any, above: Any, units: Any, ranks: Any, back: Any
-) -> None:
-    """Add to deltas of a layer's units of degrees ``own`` what those ``above`` send back."""
-    starts, following, table = ranks.starts[layer], ranks.starts[layer + 1], units.table
-    r0, r1 = ranks.panels[p], ranks.panels[p + 1]
-    later = (following[above[0]], following[above[1]])
-    pull(
-        tile, table[layer, DELTA], (starts[own[0]], starts[own[1]]), (starts[r0], starts[r1]),
-        table[layer + 1, DELTA], later, following[r0], back, back.places[layer + 1, p],
-    )  # fmt: skip
-
-
 def clear_deltas(tile: Any, units: Any, ranks: Any) -> None:
     """Set the deltas of hidden units to zero."""
     table, levels = units.table, len(ranks.feature_starts) - 1
@@ -120,24 +92,40 @@ def clear_deltas(tile: Any, units: Any, ranks: Any) -> None:
                 deltas[:] = like(tile.work[0], 0.0)
 
 
-def pull_to_inputs(
-    tile: Any, place: int, p: int, own: Any, above: Any, units: Any, ranks: Any, back: Any
+def send(
+    tile: Any, layer: int, p: int, target: int, own: Any, first: int, units: Any, ranks: Any,
+    back: Any, block: int,
+) -> None:  # fmt: skip
+    """Add to inputs ``own`` of a layer what its units of a panel, from ``first`` on, send back.
+
+    ``own`` is a range, counted from ``target`` on; ``block`` is that of the panel.
+    """
+    starts = ranks.starts[layer]
+    u0, u1 = starts[ranks.panels[p]], starts[ranks.panels[p + 1]]
+    place, source = block + own[0] * (u1 - u0) + first - u0, units.table[layer, DELTA] + first
+    multiply(tile, target + own[0], source, back, place, u1 - u0, u1 - first, own[1] - own[0])
+
+
+def send_to_units(
+    tile: Any, layer: int, p: int, own: Any, r: int, units: Any, ranks: Any, back: Any
 ) -> None:
-    """Add to lambda of features ``own`` what units of ranks ``above`` send back to them.
+    """Add to units ``own`` what those of ranks from r on, in a panel of the next layer, send."""
+    first, target = ranks.starts[layer + 1, r], units.table[layer, DELTA]
+    block = back.places[layer + 1, p]
+    send(tile, layer + 1, p, target, own, first, units, ranks, back, block)
+
+
+def send_to_inputs(
+    tile: Any, place: int, p: int, own: Any, r: int, units: Any, ranks: Any, back: Any
+) -> None:
+    """Add to lambda of features ``own`` what units of ranks from r on, in a panel, send back.
 
     Units of the first layer do, and outputs where there are direct connections.
     """
-    starts = ranks.starts
-    depth = len(units.table) - 1
-    r0, r1 = ranks.panels[p], ranks.panels[p + 1]
-    panel = (ranks.feature_starts[r0], ranks.feature_starts[r1])
-    for direct in range(1 + (len(back.direct) > 0)):
-        layer = depth if direct else 0
-        block = back.direct[p] if direct else back.places[0, p]
-        later = (starts[layer, above[0]], starts[layer, above[1]])
-        first = starts[layer, r0 + 1]
-        delta = units.table[layer, DELTA]
-        pull(tile, place, own, panel, delta, later, first, back, block)
+    starts, depth = ranks.starts, len(units.table) - 1
+    send(tile, 0, p, place, own, starts[0, r], units, ranks, back, back.places[0, p])
+    if len(back.direct) > 0:
+        send(tile, depth, p, place, own, starts[depth, r], units, ranks, back, back.direct[p])
 
 
 def adjoint_tiles(
@@ -148,13 +136,13 @@ def adjoint_tiles(
 
     Activations come first, all their inputs known; then the sweep runs from the last rank to
     the first. ``rows`` is a :class:`Gradients`; ``units``, ``ranks``, ``blocks`` and ``back`` (the
-    transposed weights) are the tuples of :mod:`made_flows.inverse.compiled.layout`; ``place`` is
-    where lambda begins in the workspace.
+    same blocks, with the transposed product) are the tuples of
+    :mod:`made_flows.inverse.compiled.layout`; ``place`` is where lambda begins in the workspace.
     """
     keep_apart()
     work = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     table, starts, features = units.table, ranks.starts, ranks.features
-    depth, levels, widest = len(table) - 1, len(ranks.feature_starts) - 1, rows.widest
+    depth, widest = len(table) - 1, rows.widest
     x = matrix(rows.x, work, rows.size, len(features))
     gradient = matrix(rows.gradient, work, rows.size, len(features))
     slopes = matrix(rows.slopes, work, rows.size, len(features) * widest)
@@ -173,15 +161,11 @@ def adjoint_tiles(
         clear_deltas(tile, units, ranks)
         for p in range(len(ranks.panels) - 2, -1, -1):
             r0, r1 = ranks.panels[p], ranks.panels[p + 1]
-            # What later panels send back, in one product per layer. Inputs of rank r are read
-            # by units of degree r + 1 and more, units of degree r by those of degree r and more.
-            own_features = (ranks.feature_starts[r0], ranks.feature_starts[r1])
-            pull_to_inputs(tile, place, p, own_features, (r1, levels), units, ranks, back)
-            for layer in range(depth):
-                pull_to_units(tile, layer, p, (r0, r1), (r1, levels), units, ranks, back)
             for r in range(r1 - 1, r0 - 1, -1):
                 i0, i1 = ranks.feature_starts[r], ranks.feature_starts[r + 1]
-                pull_to_inputs(tile, place, p, (i0, i1), (r + 1, r1), units, ranks, back)
+                # Inputs of rank r are read by units of degree r + 1 and more, units of degree r
+                # by those of degree r and more.
+                send_to_inputs(tile, place, p, (i0, i1), r + 1, units, ranks, back)
                 for i in range(i0, i1):
                     own = line(work, place + i, lanes)
                     f = features[i]
@@ -197,5 +181,10 @@ def adjoint_tiles(
                     v0, v1 = starts[layer, r], starts[layer, r + 1]
                     if v0 == v1:
                         continue
-                    pull_to_units(tile, layer, p, (r, r + 1), (r, r1), units, ranks, back)
+                    send_to_units(tile, layer, p, (v0, v1), r, units, ranks, back)
                     finish_deltas(tile, layer, v0, v1, units)
+            # What the panel sends to earlier ones, in one product per layer.
+            for layer in range(depth):
+                send_to_units(tile, layer, p, (0, starts[layer, r0]), r0, units, ranks, back)
+            earlier = (0, ranks.feature_starts[r0])
+            send_to_inputs(tile, place, p, earlier, r0, units, ranks, back)

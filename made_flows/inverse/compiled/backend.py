@@ -19,11 +19,11 @@ from made_flows.inverse.compiled import packing, placement, simd
 from made_flows.inverse.compiled.activations import ActivationRows, function_of
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
 from made_flows.inverse.compiled.compilation import Kernel, address_of
-from made_flows.inverse.compiled.layout import Blocks, Integers, Kept, StepCall, Sweep, Units
+from made_flows.inverse.compiled.layout import Blocks, Kept, StepCall, Sweep, Units
 from made_flows.inverse.compiled.packing import Weights
 from made_flows.inverse.compiled.parallel import Scores, score_tiles
 from made_flows.inverse.compiled.placement import Context, Layout
-from made_flows.inverse.compiled.products import ProductRows, add_product
+from made_flows.inverse.compiled.products import ProductRows, add_product, add_transposed
 from made_flows.inverse.compiled.solve import Rows, solve_tiles
 from made_flows.inverse.compiled.steps import find_step, has_step
 from made_flows.inverse.problem import Problem, TransposedProblem
@@ -47,6 +47,8 @@ _SWEEPS = {"step": Kernel(solve_tiles), "score": Kernel(score_tiles)}
 """The kernels that call a step, by the function of its module that they call."""
 
 
+_NUMBERS = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
+
 _LOCAL = threading.local()
 
 
@@ -57,13 +59,6 @@ def _workspace(size: int, dtype: torch.dtype) -> Kept:
     if space is None or len(space.value) < size:
         space = spaces[dtype] = Kept(torch.empty(size, dtype=dtype, device="cpu").numpy())
     return space
-
-
-def room(size: int, dtype: Any) -> NDArray[Any]:
-    """Return an array in this thread's workspace, which is another's after the next call."""
-    kind = torch.float32 if dtype == np.float32 else torch.float64
-    found: NDArray[Any] = _workspace(size, kind).value[:size]
-    return found
 
 
 def _over_rows(
@@ -89,7 +84,12 @@ def over_kept(kernel: Kernel, rows: int, work: float, spaces: Tensor, arguments:
     """Call a kernel for all rows, whose tiles have workspaces (tiles, height, lanes) each."""
     _, height, lanes = spaces.shape
     threads = threads_for(rows, work, spaces.dtype)
-    kernel(rows, lanes, height * lanes, threads, Kept(spaces.view(-1).numpy()), *arguments)
+    kernel(rows, lanes, height * lanes, threads, words_of_numbers(spaces), *arguments)
+
+
+def words_of_numbers(tensor: Tensor) -> Kept:
+    """Return the numbers of a tensor in one piece, which the caller keeps, as an argument."""
+    return Kept(_NUMBERS[tensor.dtype], array("q", (tensor.data_ptr(), tensor.numel())))
 
 
 def threads_for(rows: int, work: float, dtype: torch.dtype) -> int:
@@ -132,11 +132,11 @@ class Ready:
             found = self.arguments[name] = Kept(make())
         return found
 
-    @property
-    def blocks(self) -> Kept:
-        """The weights in blocks."""
+    def blocks(self, *, transposed: bool = False) -> Kept:
+        """Return the weights in blocks."""
         layout, weights = self.layout, self.weights.weights
-        return self.keep("blocks", lambda: blocks_of(weights, layout.blocks, layout.direct_blocks))
+        name = "blocks", transposed
+        return self.keep(name, lambda: blocks_of(weights, layout, transposed=transposed))
 
     def sweep(self, function: str, kernel: StepKernel, parts: int) -> Kept:
         """All that a kernel is told besides the rows, a :class:`Sweep` with a step's function."""
@@ -144,10 +144,11 @@ class Ready:
         key = function, kernel.kind, kernel.numbers, parts, kernel.one_hot
 
         def make() -> Sweep:
-            units: Any = _units(self, None, self.layout.table)
+            units: Any = units_in(self, None, "table")
             step: Any = call_of(*key[1:], self.weights.weights.dtype == np.float32, function)
-            ranks, blocks = self.layout.kept_ranks, self.blocks
-            return Sweep(units, ranks, blocks, step, self.layout.scratch)  # type: ignore[arg-type]
+            ranks: Any = self.layout.kept("ranks")
+            blocks: Any = self.blocks()
+            return Sweep(units, ranks, blocks, step, self.layout.scratch)
 
         return self.keep(key, make)
 
@@ -169,12 +170,14 @@ def ready_for(network: NetworkSpec) -> Ready | None:
     if not placement.knows(network):
         return None
 
-    def make() -> Ready:
-        symbolic = symbolic_for(network)
-        layout = layout_of(symbolic)
-        return Ready(symbolic, layout, packing.pack(symbolic, layout, tensors))
+    return _READY.get(structure.key, tensors, lambda: packed(network))
 
-    return _READY.get(structure.key, tensors, make)
+
+def packed(network: NetworkSpec) -> Ready:
+    """Pack a network that the compiled sweeps know."""
+    symbolic = symbolic_for(network)
+    layout = layout_of(symbolic)
+    return Ready(symbolic, layout, packing.pack(symbolic, layout, network.tensors))
 
 
 def kernel_of(step: Step) -> StepKernel | None:
@@ -216,18 +219,20 @@ def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def blocks_of(weights: NDArray[Any], places: Integers, direct: Integers) -> Blocks:
+def blocks_of(weights: NDArray[Any], layout: Layout, *, transposed: bool = False) -> Blocks:
     """Return weights in blocks, and the function that multiplies by them."""
-    single = weights.dtype == np.float32
-    product = address_of(add_product, single, ProductRows, weights=True)
-    return Blocks(weights, places, direct, product)
+    single, function = weights.dtype == np.float32, add_transposed if transposed else add_product
+    product = address_of(function, single, ProductRows, weights=True)
+    places: Any = map(layout.kept, ("blocks", "direct_blocks"))
+    return Blocks(weights, *places, product)
 
 
-def _units(ready: Ready, context: Context | None, table: Integers) -> Kept:
-    """Return what units are made of: the same in every call, but for what a context contributes."""
-    layout, packed = ready.layout, ready.weights
-    name = "units" if table is layout.table else "adjoint units"
-    kept = ready.keep(name, lambda: units_of(ready.symbolic, layout, packed, None, table))
+def units_in(ready: Ready, context: Context | None, table: str) -> Kept:
+    """Return what units are made of: the same in every call, but for what a context contributes.
+
+    ``table`` is that of the layout's which says where they stand.
+    """
+    kept = ready.keep(table, lambda: _units(ready, table))
     return kept if context is None else _in_context(kept, context)
 
 
@@ -237,19 +242,16 @@ def _in_context(kept: Kept, context: Context) -> Kept:
     return Kept(kept.value, array("q", (values.data_ptr(), values.numel(), rows)) + kept.words[3:])
 
 
-def units_of(
-    symbolic: Symbolic, layout: Layout, packed: Weights, context: Context | None, table: Integers
-) -> Units:
-    """Return what units are made of, with what a context contributes to this call."""
-    values, rows = (packed.vectors[:0], 1) if context is None else (context[0].numpy(), context[1])
-    functions = _functions(
-        symbolic.structure, packed.weights.dtype == np.float32, table is layout.adjoint_table
-    )
-    return Units(values, rows, table, layout.streams, layout.constants, packed.vectors, functions)
+def _units(ready: Ready, table: str) -> Units:
+    """Return what units are made of, without what a context contributes."""
+    vectors, slopes = ready.weights.vectors, table == "adjoint_table"
+    functions: Any = _functions(ready.symbolic.structure, vectors.dtype == np.float32, slopes)
+    fixed: Any = map(ready.layout.kept, (table, "streams", "constants"))
+    return Units(vectors[:0], 1, *fixed, vectors, functions)
 
 
 @lru_cache(maxsize=256)
-def _functions(structure: Structure, single: bool, slopes: bool) -> Integers:
+def _functions(structure: Structure, single: bool, slopes: bool) -> Kept:
     """Return where the functions are that activate, and where those of their slopes."""
     codes = [code for code, _ in placement.activations_of(structure) or ()]
     found = np.zeros((2, len(codes)), np.int64)
@@ -257,7 +259,7 @@ def _functions(structure: Structure, single: bool, slopes: bool) -> Integers:
         for layer, code in enumerate(codes):
             function = function_of(code, slope=row == 1)
             found[row, layer] = (function and address_of(function, single, ActivationRows)) or 0
-    return found
+    return Kept(found)
 
 
 def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
@@ -320,12 +322,6 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
     rows, dimension = gradient.shape
     dtype = network.tensors[1].dtype
     layout = ready.layout
-
-    def transposed() -> Blocks:
-        # Of the same weights: what is ready was compared with them when it was fetched.
-        weights = packing.pack_transposed(ready.symbolic, layout, network.tensors)
-        return blocks_of(weights, layout.back_blocks, layout.direct_back)
-
     solution = torch.empty(rows, dimension, dtype=dtype, device="cpu")
     if rows:
         gradient, slopes, x = (_plain(tensor, dtype) for tensor in (gradient, slopes, x))
@@ -334,9 +330,8 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
             slopes.shape[-1],
         )  # fmt: skip
         context = placement.context_of(ready.symbolic, network)
-        units = _units(ready, context, layout.adjoint_table)
-        back = ready.keep("transposed", transposed)
-
-        arguments = batch, units, ready.layout.kept_ranks, ready.blocks, back, layout.lambda_place
+        units = units_in(ready, context, "adjoint_table")
+        blocks, back = ready.blocks(), ready.blocks(transposed=True)
+        arguments = batch, units, layout.kept("ranks"), blocks, back, layout.lambda_place
         _over_rows(_ADJOINT, rows, 2 * layout.size, layout.adjoint_rows, dtype, arguments)
     return solution

@@ -17,6 +17,7 @@ from torch import Tensor
 from made_flows._checks import expect
 from made_flows.inverse.compiled.compilation import Kernel
 from made_flows.inverse.compiled.layout import Integers, Kept
+from made_flows.inverse.compiled.placement import array_of
 from made_flows.inverse.compiled.simd import like, long, matrix, plus_product
 from made_flows.inverse.compiled.threads import next_tile
 
@@ -109,7 +110,6 @@ class Sources:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = [tensor.contiguous() for tensor in tensors]
         self.addresses = np.array([tensor.data_ptr() for tensor in self.tensors], np.int64)
-        self.dtype = np.float32 if tensors[0].dtype == torch.float32 else np.float64
 
     def _go_through(
         self, kernel: Kernel, target: NDArray[Any], pieces: Integers, *more: Any
@@ -117,12 +117,17 @@ class Sources:
         threads = min(torch.get_num_threads(), -(-len(pieces) // _ALONE))
         kernel(len(pieces), 1, 0, threads, Kept(target), *more, self.addresses)
 
-    def gather(self, found: Kept, target: NDArray[Any]) -> None:
+    def _room(self, size: int) -> NDArray[Any]:
+        return array_of(torch.empty(size, dtype=self.tensors[0].dtype, device="cpu"))
+
+    def gather(self, found: Kept) -> NDArray[Any]:
         """Write an array whose numbers are found where :class:`Places` say."""
+        target = self._room(len(found.value.places))
         self._go_through(_GATHER, target, found.value.pieces, found)
+        return target
 
     def nothing(self, pieces: Kept) -> float:
         """Return zero if all numbers of some pieces are finite, and NaN otherwise."""
-        target = np.zeros(len(pieces.value), self.dtype)
+        target = self._room(len(pieces.value))
         self._go_through(_MULTIPLY, target, pieces.value, pieces)
         return float(target.sum())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,15 +12,15 @@ import torch
 from torch import Tensor
 
 from made_flows.inverse.compiled import backend, packing, placement
+from made_flows.inverse.compiled.backend import Ready
 from made_flows.inverse.compiled.compilation import Kernel
-from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, Integers, Kept, Units
-from made_flows.inverse.compiled.placement import Layout
+from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, Kept
+from made_flows.inverse.compiled.placement import Context
 from made_flows.inverse.compiled.steps import has_step
 from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles
 from made_flows.inverse.compiled.weights import Targets, fill_weights
 from made_flows.inverse.steps import BijectionStep, HeadStep
-from made_flows.inverse.symbolic import Symbolic, symbolic_for
-from made_flows.nn.spec import NetworkSpec
+from made_flows.nn.spec import NetworkSpec, Structure
 from made_flows.univariate.step_kernel import StepKernel
 
 _RECORD, _PULL = Kernel(record_tiles), Kernel(pull_tiles)
@@ -28,36 +30,32 @@ class Record(NamedTuple):
     """What the gradient of a pass needs, besides the tensors of the network.
 
     Args:
-        symbolic, layout: of the network.
-        units: as the kernels take them.
+        ready: the network as the kernels take it.
+        units, context: the same, with what a context contributes.
         kind, numbers: of the step, and what it is told.
         spaces: workspaces of all tiles, (tiles, rows of a workspace, lanes).
     """
 
-    symbolic: Symbolic
-    layout: Layout
-    units: Units
+    ready: Ready
+    units: Kept
+    context: Context | None
     kind: str
     numbers: tuple[float, ...]
     spaces: Tensor
 
-    def call(self, function: str) -> Kept:
-        """Return how the kernels call the step."""
-        single = self.spaces.dtype == torch.float32
-        return backend.call_of(self.kind, self.numbers, 1, False, single, function)
+    def run(
+        self, kernel: Kernel, function: str, places: tuple[Any, ...], blocks: Kept, *more: Any
+    ) -> None:
+        """Call a kernel, which calls a function of the step, for all rows.
 
-    def rows(self, x: Tensor, images: Tensor | None, density: Tensor, gradient: Any) -> Recorded:
-        """Return the batch as the kernels take it."""
-        parameters = self.layout.adjoint_rows
-        return Recorded(
-            len(x),
-            x.data_ptr(),
-            0 if images is None else images.data_ptr(),
-            density.data_ptr(),
-            0 if gradient is None else gradient.data_ptr(),
-            parameters,
-            parameters + int(self.layout.ranks.output_starts[-1]),
-        )
+        ``places`` are the number of rows and addresses, those of :class:`Recorded`.
+        """
+        layout, spaces = self.ready.layout, self.spaces
+        single, parameters = spaces.dtype == torch.float32, layout.adjoint_rows
+        call = backend.call_of(self.kind, self.numbers, 1, False, single, function)
+        rows = Recorded(*places, parameters, parameters + layout.outputs)
+        arguments = rows, self.units, layout.kept("ranks"), blocks, call, *more
+        backend.over_kept(kernel, places[0], layout.size, spaces, arguments)
 
     def lines(self, start: int, count: int) -> Tensor:
         """Return rows of all workspaces as a matrix, (count, tiles * lanes)."""
@@ -77,81 +75,65 @@ def record(
     kernel: StepKernel, network: NetworkSpec, x: Tensor
 ) -> tuple[Tensor | None, Tensor, Record]:
     """Compute images (N, D), None for a head, densities (N,), and what their gradient needs."""
-    symbolic, tensors = symbolic_for(network), network.tensors
-    layout = backend.layout_of(symbolic)
-    packed, dtype = packing.pack(symbolic, layout, tensors, backend.room), tensors[1].dtype
-    context = placement.context_of(symbolic, network)
-    units = backend.units_of(symbolic, layout, packed, context, layout.adjoint_table)
+    ready, dtype = backend.packed(network), network.tensors[1].dtype
+    layout, context = ready.layout, placement.context_of(ready.symbolic, network)
     lanes = backend.lanes_of(max(len(x), 2), dtype, torch.get_num_threads())  # a vector, at least
-    height = layout.adjoint_rows + int(layout.ranks.output_starts[-1]) + SCRATCH + 3
+    height = layout.adjoint_rows + layout.outputs + SCRATCH + 3
     spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")
-    kept = Record(symbolic, layout, units, kernel.kind, kernel.numbers, spaces)
+    units = backend.units_in(ready, context, "adjoint_table")
+    kept = Record(ready, units, context, kernel.kind, kernel.numbers, spaces)
     images, density = backend.results_of(kernel, x.shape, dtype)
-    blocks = backend.blocks_of(packed.weights, layout.blocks, layout.direct_blocks)
-    ranks, rows = layout.kept_ranks, kept.rows(x, images, density, None)
-    arguments = rows, units, ranks, blocks, kept.call("score")
-    backend.over_kept(_RECORD, len(x), layout.size, spaces, arguments)
+    place = 0 if images is None else images.data_ptr()
+    places = len(x), x.data_ptr(), place, density.data_ptr(), 0
+    kept.run(_RECORD, "score", places, ready.blocks())
     return images, density, kept
 
 
 def pull(
-    kept: Record,
-    tensors: Sequence[Tensor],
-    x: Tensor,
-    images: Tensor | None,
-    density: Tensor,
-    wants_x: bool,
+    kept: Record, x: Tensor, images: Tensor | None, density: Tensor, wants_x: bool
 ) -> Tensor | None:
     """Take gradients of images and densities back to all units' deltas; that of x is returned."""
-    layout = kept.layout
-    transposed = packing.pack_transposed(kept.symbolic, layout, tensors, backend.room)
-    back = backend.blocks_of(transposed, layout.back_blocks, layout.direct_back)
+    ready = kept.ready
     gradient = torch.empty(x.shape, dtype=density.dtype, device="cpu") if wants_x else None
-    rows = kept.rows(x, images, density, gradient)
-    arguments = rows, kept.units, layout.kept_ranks, back, kept.call("pull"), layout.lambda_place
-    backend.over_kept(_PULL, len(x), layout.back_size, kept.spaces, arguments)
+    given = (0 if part is None else part.data_ptr() for part in (images, density, gradient))
+    places = len(x), x.data_ptr(), *given
+    back = ready.blocks(transposed=True)
+    kept.run(_PULL, "pull", places, back, ready.layout.lambda_place)
     return gradient
+
+
+@lru_cache(maxsize=256)
+def _weight_places(structure: Structure) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return where weights, biases and those of the direct connection are among the tensors."""
+    numbers: Any = count()
+    _, layers, direct = structure.unpack(numbers)
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    return weights, biases, [] if direct is None else [direct.weight]
 
 
 def of_weights(kept: Record, tensors: Sequence[Tensor], wanted: set[int]) -> dict[int, Tensor]:
     """Return the gradients of those weights and biases whose places in the network are wanted."""
-    structure, layout, dtype = kept.symbolic.structure, kept.layout, kept.spaces.dtype
-    numbers: Any = range(len(tensors))
-    _, layers, direct = structure.unpack(numbers)
-    found: dict[Any, Tensor] = {}
-
-    def addresses(places: Iterable[Any]) -> Integers:
-        given = np.zeros(len(layers), np.int64)
-        for index, place in enumerate(places):
-            if place in wanted:
-                found[place] = torch.zeros(tensors[place].shape, dtype=dtype, device="cpu")
-                given[index] = found[place].data_ptr()
-        return given
-
-    every = layers if direct is None else [*layers, direct]
-    gather = packing.gathers_of(kept.symbolic, layout, tensors).weights
-    targets = Targets(
-        addresses(layer.weight for layer in layers),
-        addresses(layer.bias for layer in layers),
-        addresses([] if direct is None else [direct.weight]),
-    )
+    symbolic, layout, dtype = kept.ready.symbolic, kept.ready.layout, kept.spaces.dtype
+    found = {n: torch.zeros(tensors[n].shape, dtype=dtype, device="cpu") for n in wanted}
+    places = _weight_places(symbolic.structure)
+    addresses = ([found[n].data_ptr() if n in found else 0 for n in of] for of in places)
+    gather = packing.gathers_of(symbolic, layout, tensors).weights
     threads = backend.threads_for(len(kept.spaces) * kept.spaces.shape[-1], layout.size, dtype)
+    targets = Targets(*(np.array(each, np.int64) for each in addresses))
     fill_weights(kept.spaces, layout, gather.found, targets, threads)
     if gather.factors is not None:  # masks of other numbers than zero and one
-        for layer in every:
-            place: Any = layer
-            if place.weight in found:
-                found[place.weight] *= tensors[place.mask]
+        for n in found.keys() & {*places[0], *places[2]}:
+            found[n] *= tensors[n + 1]
     return found
 
 
-def of_bases(kept: Record, rows: int, count: int, widths: Sequence[int]) -> list[Tensor]:
+def of_bases(kept: Record, rows: int, size: int, widths: Sequence[int]) -> list[Tensor]:
     """Return the gradients of the context's contributions, each (rows, units)."""
-    table = kept.layout.adjoint_table
+    table = kept.ready.layout.adjoint_table
     found: list[Tensor] = []
-    for index, place in enumerate(kept.symbolic.layers):
+    for index, place in enumerate(kept.ready.symbolic.layers):
         if table[index, BASE] >= 0:
-            deltas = kept.lines(table[index, DELTA], len(place.units))[:, :count]
+            deltas = kept.lines(table[index, DELTA], len(place.units))[:, :size]
             summed = deltas.sum(dim=1, keepdim=True) if rows == 1 else deltas
             summed = summed.reshape(len(place.units), -1, rows).sum(dim=1)
             full = summed.new_zeros(widths[len(found)], rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -47,10 +47,9 @@ class Gather:
     found: Kept
     factors: NDArray[np.float64] | None
 
-    def of(self, sources: Sources, room: Room) -> NDArray[Any]:
-        """Write the array of these tensors where there is room for it."""
-        target = room(len(self.found.value.places), sources.dtype)
-        sources.gather(self.found, target)
+    def of(self, sources: Sources) -> NDArray[Any]:
+        """Write the array of these tensors."""
+        target = sources.gather(self.found)
         if self.factors is not None:
             target *= self.factors.astype(target.dtype)
         return target
@@ -135,7 +134,7 @@ def gathers_of(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) ->
     if found is None:
         network = _Places(symbolic, tensors)
         found = symbolic.prepared["cpu gathers"] = Gathers(
-            _gather(layout, network, transposed=False), Kept(network.tainting(tensors))
+            _gather(layout, network), Kept(network.tainting(tensors))
         )
     return found
 
@@ -145,51 +144,25 @@ def _sources_of(symbolic: Symbolic, tensors: Sequence[Tensor]) -> Sources:
     return Sources([tensor.detach().to(dtype) for tensor in _weights_of(symbolic, tensors)])
 
 
-Room = Callable[[int, Any], NDArray[Any]]
-"""Makes an array of so many numbers of a type."""
-
-
-def pack(
-    symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor], room: Room = np.empty
-) -> Weights:
-    """Write the weights of a network in blocks, for which there is room."""
+def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weights:
+    """Write the weights of a network in blocks."""
     gathers, sources = gathers_of(symbolic, layout, tensors), _sources_of(symbolic, tensors)
-    packed, depth = gathers.weights.of(sources, room), symbolic.structure.depth
-    vectors, first = packed[layout.size :].copy(), layout.table[depth, BIAS]
+    packed, depth = gathers.weights.of(sources), symbolic.structure.depth
+    vectors, first = packed[layout.size :], layout.table[depth, BIAS]
     nothing = sources.nothing(gathers.tainting)
     vectors[first : first + len(symbolic.layers[depth].units)] += nothing
     return Weights(packed[: layout.size], vectors)
 
 
-def pack_transposed(
-    symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor], room: Room = np.empty
-) -> NDArray[Any]:
-    """Write the transposed weights of a network in blocks, for the adjoint."""
-    gather: Gather | None = symbolic.prepared.get("cpu transposed")
-    if gather is None:
-        network = _Places(symbolic, tensors)
-        gather = symbolic.prepared["cpu transposed"] = _gather(layout, network, transposed=True)
-    return gather.of(_sources_of(symbolic, tensors), room)
-
-
-def _gather(layout: Layout, network: _Places, *, transposed: bool) -> Gather:
-    """Find weights in blocks, then biases and norms; or transposed weights in theirs."""
+def _gather(layout: Layout, network: _Places) -> Gather:
+    """Find weights in blocks, then biases and norms."""
     ranks, symbolic = layout.ranks, network.symbolic
-    found = np.full(layout.back_size + 1 if transposed else layout.size, network.zero)
+    found = np.full(layout.size, network.zero)
     chains = (*layout.blocks, layout.direct_blocks)
-    if transposed:
-        chains = (*layout.back_blocks, layout.direct_back)
     for (index, of_inputs, matrix), places in zip(network.matrices, chains, strict=False):
         starts = ranks.starts[index]
-        below = symbolic.feature_starts if of_inputs else ranks.starts[index - 1]
         for p, (r0, r1) in enumerate(pairwise(ranks.panels)):
-            if transposed:
-                # An input of rank r is read by units of degree r + 1 and more.
-                first = starts[r0 + 1 if of_inputs else r0]
-                block = matrix[first:, below[r0] : below[r1]]
-            else:
-                read = inputs_read(symbolic, 0 if of_inputs else index, r1)
-                block = matrix[starts[r0] : starts[r1], :read].T
+            read = inputs_read(symbolic, 0 if of_inputs else index, r1)
+            block = matrix[starts[r0] : starts[r1], :read].T
             found[places[p] : places[p] + block.size] = block.reshape(-1)
-    others = [] if transposed else [*network.vectors, np.array([network.zero])]
-    return network.gather([found, *others])
+    return network.gather([found, *network.vectors, np.array([network.zero])])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -75,7 +75,6 @@ class Layout:
         blocks: place of the block of each layer and panel, (layers, panels).
         direct_blocks: place of direct connections' blocks, (panels,), or empty.
         size: numbers in all blocks.
-        back_blocks, direct_back, back_size: the same for the transposed weights.
         streams: places of the units that units add to.
         constants: of the activations, and a zero.
         table: layers' places in the workspace and elsewhere, for solving.
@@ -87,9 +86,6 @@ class Layout:
     blocks: Integers
     direct_blocks: Integers
     size: int
-    back_blocks: Integers
-    direct_back: Integers
-    back_size: int
     streams: Integers
     constants: NDArray[np.float64]
     table: Integers
@@ -98,6 +94,7 @@ class Layout:
     adjoint_table: Integers
     adjoint_rows: int
     lambda_place: int
+    arguments: dict[str, Kept] = field(default_factory=dict)
 
     @cached_property
     def kept_blocks(self) -> Kept:
@@ -105,9 +102,16 @@ class Layout:
         return Kept(BlockPlaces(self.blocks, self.direct_blocks, self.adjoint_table, self.size))
 
     @cached_property
-    def kept_ranks(self) -> Kept:
-        """The ranks, as kernels take them again and again."""
-        return Kept(self.ranks)
+    def outputs(self) -> int:
+        """Number of outputs."""
+        return int(self.ranks.output_starts[-1])
+
+    def kept(self, name: str) -> Kept:
+        """Return one of the above, as kernels take it again and again."""
+        found = self.arguments.get(name)
+        if found is None:
+            found = self.arguments[name] = Kept(getattr(self, name))
+        return found
 
 
 def knows(network: NetworkSpec) -> bool:
@@ -139,27 +143,21 @@ def _panels(symbolic: Symbolic, units: int) -> Integers:
 
 def layout_of(symbolic: Symbolic, panel_units: int = _PANEL_UNITS) -> Layout:
     """Lay a network out in panels with about so many units of its widest layer."""
-    depth, levels = symbolic.structure.depth, symbolic.levels
+    depth = symbolic.structure.depth
     panels = _panels(symbolic, panel_units)
     starts = np.stack([layer.starts for layer in symbolic.layers])
     count = len(panels) - 1
-    blocks, back_blocks = np.zeros((2, depth + 1, count), dtype=np.int64)
-    direct_blocks, direct_back = np.zeros((2, count * symbolic.structure.direct), dtype=np.int64)
-    size = back_size = 0
+    blocks = np.zeros((depth + 1, count), dtype=np.int64)
+    direct_blocks = np.zeros(count * symbolic.structure.direct, dtype=np.int64)
+    size = 0
     for p, (r0, r1) in enumerate(pairwise(panels)):
-        features = symbolic.feature_starts[r1] - symbolic.feature_starts[r0]
         units = starts[:, r1] - starts[:, r0]
         for index in range(depth + 1):
             blocks[index, p] = size
             size += units[index] * inputs_read(symbolic, index, r1)
-            back_blocks[index, p] = back_size
-            above = starts[index, levels] - starts[index, r0 if index else r0 + 1]
-            back_size += above * (units[index - 1] if index else features)
         if symbolic.structure.direct:
             direct_blocks[p] = size
             size += units[depth] * inputs_read(symbolic, 0, r1)
-            direct_back[p] = back_size
-            back_size += (starts[depth, levels] - starts[depth, r0 + 1]) * features
 
     streams = [np.zeros(0, np.int64)]
     table = np.full((depth + 1, COLUMNS), -1, dtype=np.int64)
@@ -206,9 +204,6 @@ def layout_of(symbolic: Symbolic, panel_units: int = _PANEL_UNITS) -> Layout:
         blocks=blocks,
         direct_blocks=direct_blocks,
         size=int(size),
-        back_blocks=back_blocks,
-        direct_back=direct_back,
-        back_size=int(back_size),
         streams=np.concatenate(streams),
         constants=np.array([*(constant for _, constant in activations), 0.0]),
         table=table,

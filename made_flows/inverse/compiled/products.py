@@ -15,22 +15,22 @@ from made_flows.inverse.compiled.simd import (
     VECTOR_BYTES,
     block_product,
     line,
+    plus_product,
     unit_product,
 )
 
 
-def _blocks(vectors: int, *units: int) -> tuple[int, tuple[tuple[int, Any], ...]]:
-    """Return blocks of so many vectors, from the largest on, whose sums fit in the registers."""
-    sizes = sorted({min(size, ACCUMULATORS // vectors) for size in units}, reverse=True)
-    return vectors, tuple((size, block_product(size, vectors)) for size in sizes)
+def _blocks(*, transposed: bool) -> tuple[tuple[int, tuple[tuple[int, Any], ...]], ...]:
+    """Return blocks by vectors, from the largest on, whose sums fit in the registers."""
+    found = []
+    for vectors, units in enumerate(((8, 4, 1), (12, 8, 4, 1), (8, 4, 1), (6, 4, 2, 1)), 1):
+        sizes = sorted({min(size, ACCUMULATORS // vectors) for size in units}, reverse=True)
+        of = [(size, block_product(size, vectors, transposed=transposed)) for size in sizes]
+        found.append((vectors, tuple(of)))
+    return tuple(found)
 
 
-_BLOCKS = (
-    _blocks(1, 8, 4, 1),
-    _blocks(2, 12, 8, 4, 1),
-    _blocks(3, 8, 4, 1),
-    _blocks(4, 6, 4, 2, 1),
-)
+_BLOCKS, _TRANSPOSED = _blocks(transposed=False), _blocks(transposed=True)
 _OF_ONE_ROW = tuple((size, unit_product(size)) for size in (256, 128, 96, 64, 32, 16, 8, 1))
 """Bytes of the weights of a block's units for one input, in place of vectors of lanes."""
 
@@ -80,4 +80,33 @@ def add_product(work: Any, weights: Any, rows: Any) -> None:
             for block in blocks[1]:
                 while n - u >= block[0]:
                     block[1](work, c0 + u * lanes, a0, weights, w0 + u, stride, lanes, count)
+                    u += block[0]
+
+
+def add_transposed(work: Any, weights: Any, rows: Any) -> None:
+    """Add what a block's units, read from ``source`` on, send back to its inputs.
+
+    Here ``inputs`` of the rows are units of the block, of whose ``stride`` these are some, and
+    ``units`` its inputs: input u grows by the sum over k of weights[block + u * stride + k] times
+    row source + k.
+    """
+    lanes, target, source, w0, stride, count, n = rows
+    if count <= 0 or n <= 0:
+        return
+    c0, a0 = target * lanes, source * lanes
+    u = 0
+    if lanes == 1:
+        for i in range(n):
+            total = work[c0 + i]
+            for k in range(count):
+                total = plus_product(total, weights[w0 + i * stride + k], work[a0 + k])
+            work[c0 + i] = total
+        return
+    vectors = lanes * line(work, 0, 1).itemsize // VECTOR_BYTES
+    for blocks in _TRANSPOSED:
+        if vectors == blocks[0]:
+            for block in blocks[1]:
+                while n - u >= block[0]:
+                    first = w0 + u * stride
+                    block[1](work, c0 + u * lanes, a0, weights, first, stride, lanes, count)
                     u += block[0]

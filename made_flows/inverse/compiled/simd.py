@@ -94,7 +94,7 @@ def _accumulate(
         b.store(b.load(total), place, align=size)
 
 
-def block_product(units: int, vectors: int) -> Any:
+def block_product(units: int, vectors: int, *, transposed: bool = False) -> Any:
     """Make an intrinsic that adds, for a block of units, products of weights and inputs.
 
     The intrinsic's arguments are pointers a and w, places c0, a0, w0, and stride, lanes, count: for
@@ -104,6 +104,7 @@ def block_product(units: int, vectors: int) -> Any:
     Args:
         units: units in the block; their sums and one row of inputs must fit in the registers.
         vectors: vectors of lanes.
+        transposed: whether the weights are those of w[w0 + u * stride + k].
     """
 
     @emits
@@ -123,10 +124,13 @@ def block_product(units: int, vectors: int) -> Any:
 
         def terms(k: Any) -> list[Any]:
             a_row = b.gep(a_start, [b.mul(k, lanes)], inbounds=True)
-            w_row = b.gep(w_start, [b.mul(k, stride)], inbounds=True)
+            w_row = b.gep(w_start, [k if transposed else b.mul(k, stride)], inbounds=True)
             inputs = [b.load(_vector_at(b, a_row, part, vector), align=size) for part in parts]
             # Input-major weights: those of the block's units for one input are neighbours.
-            own = [b.load(b.gep(w_row, [constant(u)], inbounds=True)) for u in range(units)]
+            apart = [constant(u) for u in range(units)]
+            if transposed:
+                apart = [b.mul(stride, place) for place in apart]
+            own = [b.load(b.gep(w_row, [place], inbounds=True)) for place in apart]
             every = [_spread(b, weight, vector) for weight in own]
             return [(weight, value) for weight in every for value in inputs]
 

@@ -13,8 +13,8 @@ from made_flows.inverse.compiled.adjoint import (
     clear_deltas,
     fill_activations,
     finish_deltas,
-    pull_to_inputs,
-    pull_to_units,
+    send_to_inputs,
+    send_to_units,
 )
 from made_flows.inverse.compiled.layout import DELTA, SCRATCH, Tile
 from made_flows.inverse.compiled.parallel import fill_block, fill_inputs
@@ -87,10 +87,10 @@ def pull_tiles(
 ) -> None:  # fmt: skip
     """Take the gradients of images and densities back to the deltas of all units, and to x.
 
-    ``back`` are the transposed weights, and ``place`` is where the gradient of x begins.
+    ``back`` has the transposed product, and ``place`` is where the gradient of x begins.
     """
     keep_apart()
-    table, starts, features = units.table, ranks.starts, ranks.features
+    table, starts, features, panels = units.table, ranks.starts, ranks.features, ranks.panels
     depth, count, levels = len(table) - 1, len(features), len(ranks.feature_starts) - 1
     images = matrix(rows.images, spaces, rows.size, count)
     density = matrix(rows.density, spaces, rows.size, 1)
@@ -119,15 +119,14 @@ def pull_tiles(
             copy_rows(tile, x0, place + i, 1)
         clear_deltas(tile, units, ranks)
         for layer in range(depth - 1, -1, -1):
-            for p in range(len(ranks.panels) - 1):
-                r0, r1 = ranks.panels[p], ranks.panels[p + 1]
-                pull_to_units(tile, layer, p, (r0, r1), (r0, levels), units, ranks, back)
-                finish_deltas(tile, layer, starts[layer, r0], starts[layer, r1], units)
+            for p in range(len(panels) - 1):
+                own = (0, starts[layer, panels[p + 1]])
+                send_to_units(tile, layer, p, own, panels[p], units, ranks, back)
+            finish_deltas(tile, layer, 0, starts[layer, levels], units)
         if rows.gradient == 0:
             continue
-        for p in range(len(ranks.panels) - 1):
-            r0, r1 = ranks.panels[p], ranks.panels[p + 1]
-            own = (ranks.feature_starts[r0], ranks.feature_starts[r1])
-            pull_to_inputs(tile, place, p, own, (r0 + 1, levels), units, ranks, back)
+        for p in range(len(panels) - 1):
+            own = (0, ranks.column_starts[panels[p + 1] - 1])
+            send_to_inputs(tile, place, p, own, panels[p], units, ranks, back)
         for i in range(count):
             scatter(line(work, place + i, lanes), gradient, features[i], row, here)

@@ -154,5 +154,5 @@ def fill_weights(
     recorded = Recordings(tiles, lanes, height * lanes)
     _FILL(
         layout.blocks.size, 1, 0, threads, Kept(spaces.view(-1).numpy()), recorded,
-        layout.kept_ranks, layout.kept_blocks, found, targets,
+        layout.kept("ranks"), layout.kept_blocks, found, targets,
     )  # fmt: skip
