@@ -130,10 +130,10 @@ MUTANTS = [
         INVERSE,
     ),
     Mutant(
-        "a transposed block one rank off",
-        "made_flows/inverse/compiled/packing.py",
-        "first = starts[r0 + 1 if of_inputs else r0]",
-        "first = starts[r0]",
+        "another unit's weights on the way back",
+        "made_flows/inverse/compiled/adjoint.py",
+        "place, source = block + own[0] * (u1 - u0) + first - u0, units",
+        "place, source = block + own[0] * (u1 - u0), units",
         GRADIENT,
     ),
     # --- kernels

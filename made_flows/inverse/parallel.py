@@ -28,11 +28,10 @@ from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.inverse.whole import batch_of, shaped, takes
 from made_flows.nn.made import MADE
 
-_LEAST_ROWS, _LEAST_WORK, _ROWS_PER_WEIGHT = 1, 0, 0
+_LEAST_ROWS, _LEAST_WORK = 32, 4_500_000
 """Rows, and multiplications of a dense pass, from which on a training step is faster compiled: with
-fewer, to pack the weights, which are new in every step, takes longer than the kernels save. Large
-networks are packed in memory, not in cache, which takes more rows (measured for 6 to 784 features
-and 64 to 1024 units)."""
+fewer, to pack the weights, which are new in every step, and what a call costs take longer than the
+kernels save (measured for 6 to 784 features and 64 to 1024 units)."""
 
 
 def parallel_pass(
@@ -105,7 +104,7 @@ def _with_gradient(
     batch: torch.Size,
 ) -> tuple[Tensor | None, Tensor] | None:
     """Compute the pass so that autograd can go back through it."""
-    if len(x) < _LEAST_ROWS + made.work * _ROWS_PER_WEIGHT or len(x) * made.work < _LEAST_WORK:
+    if len(x) < _LEAST_ROWS or len(x) * made.work < _LEAST_WORK:
         return None
     weights = [*made.parameters()]
     if (

@@ -134,7 +134,6 @@ def always_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let batches of any size take the compiled way."""
     monkeypatch.setattr(parallel, "_LEAST_ROWS", 0)
     monkeypatch.setattr(parallel, "_LEAST_WORK", 0)
-    monkeypatch.setattr(parallel, "_ROWS_PER_WEIGHT", 0)
 
 
 def leaf_of(tensor: Tensor | None) -> Tensor | None:

@@ -72,62 +72,44 @@ def pieces_of(sizes: Sequence[int], places: Sequence[int]) -> Integers:
     return np.array(found, np.int64).reshape(-1, 3)
 
 
-def _gather(slot: int, tiles: Any, target: Any, found: Any, sources: Any) -> None:
-    places, pieces, zero = found.places, found.pieces, like(target[0], 0.0)
-    while True:
-        piece, here, _ = next_tile(tiles, target)
-        if here <= 0:
-            return
-        source = matrix(sources[pieces[piece, 2]], target, 1, 1)
-        for i in range(pieces[piece, 0], pieces[piece, 1]):
-            place = long(places[i])
-            first = max(place, 0)
-            target[i] = source[0, first] if place >= 0 else zero
-
-
-def _multiply_by_zero(slot: int, tiles: Any, target: Any, pieces: Any, sources: Any) -> None:
+def _copy(target: Any, places: Any, first: int, last: int, source: Any) -> None:
     zero = like(target[0], 0.0)
+    for i in range(first, last):
+        place = long(places[i])
+        known = max(place, 0)
+        target[i] = source[0, known] if place >= 0 else zero
+
+
+def _gather(slot: int, tiles: Any, target: Any, found: Any, tainting: Any, sources: Any) -> None:
+    zero, copied = like(target[0], 0.0), len(found.pieces)
     while True:
-        piece, here, _ = next_tile(tiles, target)
+        job, here, _ = next_tile(tiles, target)
         if here <= 0:
             return
-        source, total = matrix(sources[pieces[piece, 2]], target, 1, 1), zero
-        for i in range(pieces[piece, 0], pieces[piece, 1]):
-            total = plus_product(total, source[0, i], zero)
-        target[piece] = total
+        if job < copied:
+            first, last, owner = found.pieces[job, 0], found.pieces[job, 1], found.pieces[job, 2]
+            _copy(target, found.places, first, last, matrix(sources[owner], target, 1, 1))
+        else:
+            piece = job - copied
+            source, total = matrix(sources[tainting[piece, 2]], target, 1, 1), zero
+            for i in range(tainting[piece, 0], tainting[piece, 1]):
+                total = plus_product(total, source[0, i], zero)
+            target[len(found.places) + piece] = total
 
 
-_GATHER, _MULTIPLY = Kernel(_gather), Kernel(_multiply_by_zero)
+_GATHER = Kernel(_gather)
 
 
-class Sources:
-    """Some tensors from which numbers are gathered.
+def gather(tensors: Sequence[Tensor], found: Kept, tainting: Kept) -> NDArray[Any]:
+    """Write an array whose numbers are found among tensors of one type where :class:`Places` say.
 
-    Args:
-        tensors: of one type, whose numbers stay where they are while this object is used.
+    After it stands a zero for every piece of ``tainting``, or NaN where a number is not finite.
     """
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = [tensor.contiguous() for tensor in tensors]
-        self.addresses = np.array([tensor.data_ptr() for tensor in self.tensors], np.int64)
-
-    def _go_through(
-        self, kernel: Kernel, target: NDArray[Any], pieces: Integers, *more: Any
-    ) -> None:
-        threads = min(torch.get_num_threads(), -(-len(pieces) // _ALONE))
-        kernel(len(pieces), 1, 0, threads, Kept(target), *more, self.addresses)
-
-    def _room(self, size: int) -> NDArray[Any]:
-        return array_of(torch.empty(size, dtype=self.tensors[0].dtype, device="cpu"))
-
-    def gather(self, found: Kept) -> NDArray[Any]:
-        """Write an array whose numbers are found where :class:`Places` say."""
-        target = self._room(len(found.value.places))
-        self._go_through(_GATHER, target, found.value.pieces, found)
-        return target
-
-    def nothing(self, pieces: Kept) -> float:
-        """Return zero if all numbers of some pieces are finite, and NaN otherwise."""
-        target = self._room(len(pieces.value))
-        self._go_through(_MULTIPLY, target, pieces.value, pieces)
-        return float(target.sum())
+    tensors = [tensor.contiguous() for tensor in tensors]
+    places, pieces = found.value
+    size, jobs = len(places) + len(tainting.value), len(pieces) + len(tainting.value)
+    target = array_of(torch.empty(size, dtype=tensors[0].dtype, device="cpu"))
+    addresses = np.array([*map(Tensor.data_ptr, tensors)], np.int64)
+    threads = min(torch.get_num_threads(), -(-jobs // _ALONE))
+    _GATHER(jobs, 1, 0, threads, Kept(target), found, tainting, addresses)
+    return target

@@ -117,7 +117,7 @@ def of_weights(kept: Record, tensors: Sequence[Tensor], wanted: set[int]) -> dic
     found = {n: torch.zeros(tensors[n].shape, dtype=dtype, device="cpu") for n in wanted}
     places = _weight_places(symbolic.structure)
     addresses = ([found[n].data_ptr() if n in found else 0 for n in of] for of in places)
-    gather = packing.gathers_of(symbolic, layout, tensors).weights
+    gather = packing.gather_of(symbolic, layout, tensors)
     threads = backend.threads_for(len(kept.spaces) * kept.spaces.shape[-1], layout.size, dtype)
     targets = Targets(*(np.array(each, np.int64) for each in addresses))
     fill_weights(kept.spaces, layout, gather.found, targets, threads)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from made_flows.inverse.compiled.gathering import Sources, found_in, pieces_of
+from made_flows.inverse.compiled.gathering import found_in, gather, pieces_of
 from made_flows.inverse.compiled.layout import BIAS, Integers, Kept
 from made_flows.inverse.compiled.placement import Layout, array_of, inputs_read
 from made_flows.inverse.symbolic import Symbolic
@@ -40,32 +40,17 @@ class Gather:
     is one gather. Masked weights are found at a zero, so that a NaN there changes nothing.
 
     Args:
-        found: the :class:`~made_flows.inverse.compiled.gathering.Places` of the numbers.
+        owners: the tensors' places whose numbers are packed: all but ranks and masks.
+        found: the :class:`~made_flows.inverse.compiled.gathering.Places` of weights in blocks, then
+            biases and norms.
+        tainting: pieces of what is to be finite.
         factors: of the masks, where they are not all one.
     """
 
+    owners: list[int]
     found: Kept
-    factors: NDArray[np.float64] | None
-
-    def of(self, sources: Sources) -> NDArray[Any]:
-        """Write the array of these tensors."""
-        target = sources.gather(self.found)
-        if self.factors is not None:
-            target *= self.factors.astype(target.dtype)
-        return target
-
-
-@dataclass(frozen=True)
-class Gathers:
-    """Where the arrays of a network are found.
-
-    Args:
-        weights: in blocks, then biases and norms.
-        tainting: pieces of what is to be finite.
-    """
-
-    weights: Gather
     tainting: Kept
+    factors: NDArray[np.float64] | None
 
 
 class _Places:
@@ -74,7 +59,9 @@ class _Places:
     def __init__(self, symbolic: Symbolic, tensors: Sequence[Tensor]) -> None:
         self.symbolic, depth = symbolic, symbolic.structure.depth
         _, layers, direct = symbolic.structure.unpack(tensors)
-        self.sizes = [tensor.numel() for tensor in _weights_of(symbolic, tensors)]
+        masks = symbolic.structure.mask_places
+        self.owners = [place for place in range(len(tensors)) if place not in masks]
+        self.sizes = [tensors[place].numel() for place in self.owners]
         self.zero = sum(self.sizes)
         self.factors: NDArray[np.float64] | None = None  # of masks, should they not be 0 or 1
         self.vectors: list[Integers] = []
@@ -110,51 +97,33 @@ class _Places:
 
     def tainting(self, tensors: Sequence[Tensor]) -> Integers:
         """Return the pieces of what is to be finite."""
-        numbers, left_out = range(len(tensors)), self.symbolic.structure.mask_places
-        packed = [number for number in numbers if number not in left_out]
-        found = self.symbolic.structure.tainting(numbers)
-        return pieces_of(self.sizes, [packed.index(number) for number in found])
-
-    def gather(self, places: Sequence[Integers]) -> Gather:
-        """Return how to find the numbers at some places."""
-        every = np.concatenate(places)
-        factors = None if self.factors is None else self.factors[every]
-        return Gather(Kept(found_in(every, self.sizes)), factors)
+        found = self.symbolic.structure.tainting(range(len(tensors)))
+        return pieces_of(self.sizes, [*map(self.owners.index, found)])
 
 
-def _weights_of(symbolic: Symbolic, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """List the tensors that are packed: all but ranks and masks."""
-    left_out = set(symbolic.structure.mask_places)
-    return [tensor for place, tensor in enumerate(tensors) if place not in left_out]
-
-
-def gathers_of(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Gathers:
+def gather_of(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Gather:
     """Return where the arrays of a network are found, kept with its symbolic phase."""
-    found: Gathers | None = symbolic.prepared.get("cpu gathers")
+    found: Gather | None = symbolic.prepared.get("cpu gather")
     if found is None:
-        network = _Places(symbolic, tensors)
-        found = symbolic.prepared["cpu gathers"] = Gathers(
-            _gather(layout, network), Kept(network.tainting(tensors))
-        )
+        found = _gather(layout, _Places(symbolic, tensors), tensors)
+        symbolic.prepared["cpu gather"] = found
     return found
-
-
-def _sources_of(symbolic: Symbolic, tensors: Sequence[Tensor]) -> Sources:
-    dtype = tensors[1].dtype
-    return Sources([tensor.detach().to(dtype) for tensor in _weights_of(symbolic, tensors)])
 
 
 def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weights:
     """Write the weights of a network in blocks."""
-    gathers, sources = gathers_of(symbolic, layout, tensors), _sources_of(symbolic, tensors)
-    packed, depth = gathers.weights.of(sources), symbolic.structure.depth
-    vectors, first = packed[layout.size :], layout.table[depth, BIAS]
-    nothing = sources.nothing(gathers.tainting)
-    vectors[first : first + len(symbolic.layers[depth].units)] += nothing
+    found, dtype = gather_of(symbolic, layout, tensors), tensors[1].dtype
+    sources = [tensors[place].detach().to(dtype) for place in found.owners]
+    packed = gather(sources, found.found, found.tainting)
+    count = len(found.found.value.places)
+    if found.factors is not None:
+        packed[:count] *= found.factors.astype(packed.dtype)
+    vectors, first = packed[layout.size : count], layout.table[symbolic.structure.depth, BIAS]
+    vectors[first : first + layout.outputs] += packed[count:].sum()
     return Weights(packed[: layout.size], vectors)
 
 
-def _gather(layout: Layout, network: _Places) -> Gather:
+def _gather(layout: Layout, network: _Places, tensors: Sequence[Tensor]) -> Gather:
     """Find weights in blocks, then biases and norms."""
     ranks, symbolic = layout.ranks, network.symbolic
     found = np.full(layout.size, network.zero)
@@ -165,4 +134,7 @@ def _gather(layout: Layout, network: _Places) -> Gather:
             read = inputs_read(symbolic, 0 if of_inputs else index, r1)
             block = matrix[starts[r0] : starts[r1], :read].T
             found[places[p] : places[p] + block.size] = block.reshape(-1)
-    return network.gather([found, *network.vectors, np.array([network.zero])])
+    every = np.concatenate([found, *network.vectors, np.array([network.zero])])
+    factors = None if network.factors is None else network.factors[every]
+    places = Kept(found_in(every, network.sizes))
+    return Gather(network.owners, places, Kept(network.tainting(tensors)), factors)
