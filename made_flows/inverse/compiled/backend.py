@@ -223,8 +223,8 @@ def blocks_of(weights: NDArray[Any], layout: Layout, *, transposed: bool = False
     """Return weights in blocks, and the function that multiplies by them."""
     single, function = weights.dtype == np.float32, add_transposed if transposed else add_product
     product = address_of(function, single, ProductRows, weights=True)
-    places: Any = map(layout.kept, ("blocks", "direct_blocks"))
-    return Blocks(weights, *places, product)
+    places: Any = layout.kept("blocks"), layout.kept("direct_blocks")
+    return Blocks(weights, *places, product=product)
 
 
 def units_in(ready: Ready, context: Context | None, table: str) -> Kept:
@@ -246,8 +246,9 @@ def _units(ready: Ready, table: str) -> Units:
     """Return what units are made of, without what a context contributes."""
     vectors, slopes = ready.weights.vectors, table == "adjoint_table"
     functions: Any = _functions(ready.symbolic.structure, vectors.dtype == np.float32, slopes)
-    fixed: Any = map(ready.layout.kept, (table, "streams", "constants"))
-    return Units(vectors[:0], 1, *fixed, vectors, functions)
+    where, streams, constants = (ready.layout.kept(n) for n in (table, "streams", "constants"))
+    parts: Any = vectors[:0], 1, where, streams, constants, vectors, functions
+    return Units(*parts)
 
 
 @lru_cache(maxsize=256)
