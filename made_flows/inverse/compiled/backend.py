@@ -223,8 +223,8 @@ def blocks_of(weights: NDArray[Any], layout: Layout, *, transposed: bool = False
     """Return weights in blocks, and the function that multiplies by them."""
     single, function = weights.dtype == np.float32, add_transposed if transposed else add_product
     product = address_of(function, single, ProductRows, weights=True)
-    places: Any = layout.kept("blocks"), layout.kept("direct_blocks")
-    return Blocks(weights, *places, product=product)
+    parts: Any = weights, layout.kept("blocks"), layout.kept("direct_blocks"), product
+    return Blocks(*parts)
 
 
 def units_in(ready: Ready, context: Context | None, table: str) -> Kept:

@@ -53,7 +53,7 @@ class Record(NamedTuple):
         layout, spaces = self.ready.layout, self.spaces
         single, parameters = spaces.dtype == torch.float32, layout.adjoint_rows
         call = backend.call_of(self.kind, self.numbers, 1, False, single, function)
-        rows = Recorded(*places, parameters=parameters, scratch=parameters + layout.outputs)
+        rows = Recorded(*(*places, parameters, parameters + layout.outputs))
         arguments = rows, self.units, layout.kept("ranks"), blocks, call, *more
         backend.over_kept(kernel, places[0], layout.size, spaces, arguments)
 
