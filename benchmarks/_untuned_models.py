@@ -352,12 +352,12 @@ def _predators(y: Tensor) -> None:
     grow, eaten, die, feed = rates.unbind(-1)
     prey, hunters = first.log().unbind(-1)
     seen = []
-    for step in range(81):  # by Euler's method, of logarithms, an eighth of a year each
-        if step % 4 == 0:
+    for step in range(41):  # by Euler's method, of logarithms, a quarter of a year each
+        if step % 2 == 0:
             seen.append(torch.stack([prey, hunters], dim=-1))
         prey, hunters = (
-            prey + (grow - eaten * hunters.exp()) / 8,
-            hunters + (feed * prey.exp() - die) / 8,
+            prey + (grow - eaten * hunters.exp()) / 4,
+            hunters + (feed * prey.exp() - die) / 4,
         )
     path = torch.stack(seen, dim=-2)
     pyro.sample("y", dist.LogNormal(path, s[..., None, None]).to_event(2), obs=y)

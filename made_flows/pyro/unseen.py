@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ _LEVEL = 0.5
 """Slope, in a mode's deviations, below which a climb has reached it; on bent ridges it is more."""
 _ALIKE = 0.1
 """Share of the guide's own mode from which another, by its height and width alone, is said."""
+_SETTLED, _SETTLE = 8, (50, 50)
+"""Highest ends from which climbs go on in units of the curvature there, and the steps of each."""
 _AT_ONCE = 1000
 """Gradients that are taken together."""
 _FEW = 20
@@ -82,7 +85,7 @@ def unseen_share(
     ends = _climb(posterior, torch.cat([own, others]), steps)
     heights = value_and_gradient(posterior, ends)[0]
     top = ends[heights[: len(own)].argmax()]
-    ends = torch.cat([top.unsqueeze(0), _distinct(ends, heights, count)])
+    ends = _settled(posterior, torch.cat([top.unsqueeze(0), _distinct(ends, heights, count)]))
     home: _Mode | None = None
     largest, least = 0.0, max(tenable, _FEW * float(weights.square().sum()))
     for mode in _modes(posterior, ends):
@@ -117,7 +120,7 @@ def highest_ends(density: Density, like: Tensor, climbs: int, steps: int, count:
     points = torch.cat([near, _of_prior(density, near, climbs // 2)])
     ends = _climb(density, _inside(density, points), steps)
     looked = 0 if len(like) > _DIMENSIONS else min(2 * count, climbs * _SECOND // len(like))
-    ends = _distinct(ends, value_and_gradient(density, ends)[0], looked)
+    ends = _settled(density, _distinct(ends, value_and_gradient(density, ends)[0], looked))
     return ends[[mode.reached for mode in _modes(density, ends)]][:count]
 
 
@@ -218,6 +221,24 @@ def _climb(density: Callable[[Tensor], Tensor], points: Tensor, steps: int) -> T
         before = torch.where(turned, 0.0, gradient)
         last, points = points, points + sizes * before.sign()
     return last
+
+
+def _settled(density: Callable[[Tensor], Tensor], ends: Tensor) -> Tensor:
+    """Return ends (N, D) after more steps of the first ones, each in units of its own curvature.
+
+    Steps along the axes creep where modes are bent or narrow across them.
+    """
+    ends, rest = ends[: _SETTLED + 1], ends[_SETTLED + 1 :]
+    for steps in _SETTLE if len(ends) else ():
+        inverses = [definite_inverse(-hessian) for hessian in _hessians(density, ends)]
+        factors = torch.stack([torch.linalg.cholesky_ex(each).L for each in inverses])
+        place = partial(_moved, ends, factors)
+        ends = place(_climb(lambda v: density(place(v)), torch.zeros_like(ends), steps))  # noqa: B023
+    return torch.cat([ends, rest])
+
+
+def _moved(points: Tensor, factors: Tensor, v: Tensor) -> Tensor:
+    return points + (factors @ v.unsqueeze(-1)).squeeze(-1)
 
 
 def _distinct(ends: Tensor, heights: Tensor, count: int) -> Tensor:

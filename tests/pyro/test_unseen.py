@@ -56,7 +56,7 @@ def two_modes(apart: float, share: float, size: int) -> Callable[[Tensor], Tenso
 
 @pytest.mark.parametrize("share", [0.5, 0.2])
 @pytest.mark.parametrize("apart", [6.0, 20.0, 50.0])
-@pytest.mark.parametrize("size", [1, 3, 10])
+@pytest.mark.parametrize("size", [1, 10])
 def test_a_mode_that_is_left_out_is_found_with_its_share(
     size: int, apart: float, share: float
 ) -> None:
@@ -80,6 +80,22 @@ def test_a_mode_of_many_dimensions_is_weighed_beside_its_like(size: int, share: 
     draws = 8 - torch.empty(2000, size).exponential_().log()
     both = mirrored(8.0, share or 1e-9)
     assert share_of(both, draws, math.log(1 - share)) == pytest.approx(share, abs=0.03)
+
+
+def test_a_mode_along_a_narrow_bend_is_climbed_to() -> None:
+    """Climbs along the axes alone had not arrived in most tries."""
+
+    def bent(u: Tensor) -> Tensor:
+        x, y = u.unbind(dim=-1)
+        return -x.square() / 2 - (20 * (y - x.square())).square() / 2 + math.log(20)
+
+    def both(u: Tensor) -> Tensor:
+        return torch.logaddexp(bent(u + 8), bent(8 - u)) - math.log(4 * math.pi)
+
+    x = torch.randn(2000)
+    draws = torch.stack([x, x.square() + torch.randn(2000) / 20], dim=-1) - 8
+    found = [share_of(both, draws, -math.log(2)) for _ in range(3)]
+    assert found == pytest.approx([0.5] * 3, abs=0.25)
 
 
 def test_a_mode_of_no_mass_is_none() -> None:
