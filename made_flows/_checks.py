@@ -287,6 +287,11 @@ def expect_real(x: Tensor, argument: str) -> None:
         raise TypeError(f"Expected {argument} to be real; got {x.dtype}")
 
 
+def _as_tensor(value: Any) -> Tensor:
+    # as_tensor would move a tensor to torch's default device.
+    return value.detach() if isinstance(value, Tensor) else torch.as_tensor(value).detach()
+
+
 def as_numbers(value: Any, argument: str) -> Tensor:
     """Convert an array-like to a dense tensor of real numbers.
 
@@ -294,7 +299,7 @@ def as_numbers(value: Any, argument: str) -> Tensor:
         TypeError: for anything else.
     """
     try:
-        tensor = torch.as_tensor(value).detach()
+        tensor = _as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         expect_type(False, argument, "to hold numbers, in rows of one length", value)
         raise
@@ -306,7 +311,7 @@ def as_numbers(value: Any, argument: str) -> Tensor:
 def tensor_or_empty(value: Any) -> Tensor:
     """Convert an array-like to a tensor; what is none becomes empty, which no check lets pass."""
     try:
-        return torch.as_tensor(value).detach()
+        return _as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         return torch.empty(0)
 

@@ -6,6 +6,8 @@ the model, and the rest need not be known: the marginal is exact.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -104,7 +106,7 @@ def outputs_for(
     """
     if schedule is None or not schedule.any_order:
         check_answerable(made, observed)
-        return torch.as_tensor(made(x, context))
+        return cast(Tensor, made(x, context))
     observed = observed.to(made.ranks.device)
     degrees = None
     if fresh:
@@ -113,7 +115,7 @@ def outputs_for(
     else:
         places = made.ranks / made.features
     order = (places + (~observed).to(places.dtype)).argsort(dim=-1)
-    return torch.as_tensor(made(x, context, order, degrees))
+    return cast(Tensor, made(x, context, order, degrees))
 
 
 def network_for(made: MADE, observed: Tensor) -> tuple[MADE, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,8 @@ class MixtureDistribution(VectorDistribution):
         def draw(k: int, at: Tensor) -> Tensor:
             component = self.mixture.component(k)
             if rows is None:
-                return torch.as_tensor(component().sample((len(at),)))
-            return torch.as_tensor(component(rows[at]).sample())
+                return cast(Tensor, component().sample((len(at),)))
+            return cast(Tensor, component(rows[at]).sample())
 
         return in_groups(chosen, draw, len(self.mixture)).reshape(*shape, *self.event_shape)
 

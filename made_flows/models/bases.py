@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, Transform, constraints
 
 from made_flows._checks import expect, expect_type, positive_integer, real_number, shown
+from made_flows._constants import with_value
 from made_flows._registry import saveable
 from made_flows.models.base import Model, is_everywhere, value_support
 
@@ -160,7 +161,7 @@ class FixedBase(Model):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedBase:
         super()._apply(fn, recurse)
-        self.fixed = _moved(self.fixed, fn, {})
+        self.fixed = _moved(self.fixed, lambda value: with_value(fn(value), value), {})
         return self
 
     def extra_repr(self) -> str:

@@ -107,7 +107,7 @@ class MixtureModel(Model, HasConditionals, ABC):
             ) -> Tensor:
                 distribution = model.distribution(context)
                 given = (x,) if observed is None else (x, observed)
-                return torch.as_tensor(distribution.log_prob(*given))
+                return cast(Tensor, distribution.log_prob(*given))
 
             columns[k] = in_chunks(score, x, context, observed)
         like = next(column for column in columns if column is not None)

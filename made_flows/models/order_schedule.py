@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from made_flows._checks import check_batch, expect, expect_type, positive_integer, shown
+from made_flows._constants import WithConstants
 from made_flows._torch import as_rows
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import draw_degrees
 from made_flows.nn.made import MADE
 
 
-class OrderSchedule(nn.Module):
+class OrderSchedule(WithConstants):
     r"""Orders of the features and degrees of the hidden units, drawn or taken in turn.
 
     With fresh orders a network learns, of every order at once, the conditionals
@@ -149,7 +150,7 @@ class OrderSchedule(nn.Module):
             rows = rows[filled].unflatten(0, (parts, -1))
             contexts = None if contexts is None else contexts[filled].unflatten(0, (parts, -1))
             orders = orders.unsqueeze(1)
-        output = torch.as_tensor(made(rows, contexts, orders, degrees)).flatten(0, -3)
+        output = cast(Tensor, made(rows, contexts, orders, degrees)).flatten(0, -3)
         return output[: batch.numel()].reshape(*batch, *output.shape[1:])
 
     def extra_repr(self) -> str:

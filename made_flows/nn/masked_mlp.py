@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._checks import expect
+from made_flows._constants import WithConstants
 from made_flows.nn import masks as mk
 from made_flows.nn.activations import activate, make_activation
 from made_flows.nn.connectivity import Connectivity, Shape
@@ -101,7 +102,7 @@ def _call(layer: nn.Module, x: Tensor, mask: Tensor | RowMask | None) -> Tensor:
     return result
 
 
-class MaskedMLP(nn.Module):
+class MaskedMLP(WithConstants):
     r"""A multilayer perceptron whose masks let feature i's outputs read certain inputs alone.
 
     What it computes is :func:`masked_pass`. The context reaches the first hidden layer and the

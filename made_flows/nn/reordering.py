@@ -67,7 +67,7 @@ def check_degrees(made: MaskedMLP, degrees: Any) -> tuple[Tensor, ...]:
     for layer, (given, width) in enumerate(zip(degrees, hidden, strict=True)):
         name = f"degrees[{layer}]"
         try:
-            given = torch.as_tensor(given)
+            given = given if isinstance(given, Tensor) else torch.as_tensor(given)
         except (TypeError, ValueError, RuntimeError):
             expect_type(False, name, "to be integers", given)
         expect_type(holds_integers(given), name, "to be integers", given.dtype)

@@ -129,8 +129,9 @@ class Estimator(ConditionalDensityEstimator):
     def _embedded(self, condition: Tensor) -> Tensor:
         self._check_condition_shape(condition)
         batch = condition.shape[: condition.dim() - len(self.condition_shape)]
-        embedded: Tensor = self._embedding_net(condition.reshape(-1, *self.condition_shape))
-        return embedded.reshape(*batch, -1)
+        rows = condition.reshape(batch.numel(), *self.condition_shape)
+        embedded: Tensor = self._embedding_net(rows)
+        return embedded.reshape(*batch, embedded.shape[1:].numel())
 
     def _distribution(self, condition: Tensor) -> Any:
         return self.net(self._embedded(condition))

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from made_flows._checks import Unsaid, check_context, check_event
+from made_flows._constants import WithConstants
 
 
-class Transform(nn.Module, ABC):
+class Transform(WithConstants, ABC):
     r"""An invertible map :math:`z = f(x; c)` from data x to noise z.
 
     A transform of one's own defines both directions; each returns the image and

@@ -20,6 +20,7 @@ from made_flows._checks import (
     per_feature,
     positive_integer,
 )
+from made_flows._constants import WithConstants
 from made_flows._keys import KeyedModule
 from made_flows._registry import saveable
 from made_flows.univariate.scales import ScaleRule, make_scale_rule
@@ -28,7 +29,7 @@ from made_flows.univariate.step_kernel import StepKernel
 __all__ = ["Bernoulli", "Categorical", "Gaussian", "GaussianMixture", "Head"]
 
 
-class Head(KeyedModule, ABC):
+class Head(WithConstants, KeyedModule, ABC):
     """A one-dimensional distribution for every feature, from its parameters.
 
     A head is a page of code: say how many parameters a feature has (its ``outputs``), the

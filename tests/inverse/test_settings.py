@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Independent, Laplace
 
 import made_flows as mf
 from made_flows.inverse import HeadStep, dispatch, sequential_inverse
@@ -64,6 +67,10 @@ FLOWS: dict[str, Callable[[], nn.Module]] = {
     "mixture": lambda: mf.GaussianMixtureMADE(4, context=2, hidden_features=(8,)),
     "Bernoulli": lambda: mf.BernoulliMADE(4, context=2, hidden_features=(8,)),
     "categorical": lambda: mf.CategoricalMADE(4, categories=3, context=2, hidden_features=(8,)),
+    "models": lambda: mf.Mixture([mf.GaussianMADE(4, 2, hidden_features=(8,)), mf.MAF(4, 2)]),
+    "orders and masks": lambda: mf.OrderMixture(
+        mf.GaussianMADE(4, 2, hidden_features=(8,), orders="all", masks="all"), 2
+    ),
 }
 
 
@@ -87,6 +94,27 @@ def test_models_stay_where_they_are_whatever_the_default_device(
         value.sum().backward()
     assert x.device.type == value.device.type == "cpu"
     assert bool(value.isfinite().all())
+
+
+CONSTANTS: dict[str, Callable[[], nn.Module]] = {
+    "log of some": lambda: mf.Flow([mf.Log(3, [1])], mf.MAF(3, 2)),
+    "logit of some": lambda: mf.Flow([mf.Logit([0.0, -math.inf], [9.0, math.inf])], mf.MAF(2, 2)),
+    "torch's base": lambda: mf.MAF(3, 2, base=Independent(Laplace(torch.ones(3), 2.0), 1)),
+    "categories in different numbers": lambda: mf.CategoricalMADE(
+        3, categories=(2, 3, 4), context=2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_come_back_from_the_meta_device(name: str) -> None:
+    model, context = CONSTANTS[name](), torch.zeros(5, 2)
+    x = model(context).sample()
+    expected, weights = model(context).log_prob(x), copy.deepcopy(model.state_dict())
+    model = copy.deepcopy(model.to("meta")).to_empty(device="cpu").double().float()
+    model.load_state_dict(weights)
+    torch.testing.assert_close(model(context).log_prob(x), expected, rtol=0, atol=0)
+    assert not any(buffer.is_meta for buffer in model.buffers())
 
 
 # ---------------------------------------------------------------------- memory of the user's

@@ -83,6 +83,8 @@ def test_shapes_are_sbis(name: str, support: Any) -> None:
         torch.testing.assert_close(alone[:, 0], scores[:, i], rtol=1e-4, atol=1e-4)
     assert estimator.log_prob(theta[:4], x[:1]).shape == (1, 4)
     assert estimator.log_prob(theta[:1], x[:4]).shape == (1, 4)
+    assert estimator.log_prob(theta[:0], x[:0]).shape == (1, 0)
+    assert estimator.sample((5,), x[:0]).shape == (5, 0, D)
     torch.testing.assert_close(
         estimator.loss(theta, x), -estimator.log_prob(theta[None], x).squeeze(0)
     )
