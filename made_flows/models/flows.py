@@ -71,6 +71,10 @@ class Flow(Model):
         expect(len(set(contexts)) <= 1, "transforms and base", "to take one context", contexts)
         self.context = contexts[0] if contexts else 0
         self.units = Units(self.features, self.context)
+        made = [
+            part.conditioner for part in transforms if isinstance(part, AutoregressiveTransform)
+        ]
+        self.units.whitens = all(network.graph is None for network in made)
 
     def _chain(self) -> list[Transform]:
         """List the transforms from data to noise, the units of the data first if there are any."""

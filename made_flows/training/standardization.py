@@ -22,6 +22,9 @@ _PIECE = 2**16
 _FLAT = 1e-6
 """Part of the variance that columns have in a direction in which they are linear in one another."""
 
+_DETERMINED, _FINEST = 1e-4, 1e-10
+"""Variance of a column given those before it under which they determine it; what counts as none."""
+
 _COMPARED = 512
 """Columns that are compared with one another, at most: of more, the time would be felt."""
 
@@ -51,17 +54,54 @@ def set_units(found: list[Units], train: Source) -> None:
             f"{each}{more}. A density is infinite there: leave such columns out, add noise to "
             f"them, or train with standardize=False"
         )
-    of_context: tuple[Tensor, ...] = ()
+    of_context: tuple[Tensor | None, Tensor | None] = None, None
     if context is not None and any(not units.embedded for units in found):
         middle, spread = robust_moments(context)
         of_context = middle, torch.where(spread > 0, spread, 1.0)
-    for units in found:
-        units.set(location, scale, *(() if units.embedded else of_context))
     u = (x.double() - location) / scale
     warn_of_outliers(u, train.name)
     dependence = near_dependence(u, train.name)
     if dependence is not None:
         warnings.warn(dependence, stacklevel=4)
+    factor = None if dependence is None else _factor(u)
+    for units in found:
+        given = (None, None) if units.embedded else of_context
+        units.set(location, scale, *given, factor if units.whitens else None)
+
+
+def _factor(u: Tensor) -> Tensor:
+    """Find L, (D, D), of standardised rows (N, D), see :class:`Units`.
+
+    Columns that others nearly determine become what these leave of them, in units of that. The
+    others stay as they are: whitened, they would be fitted worse.
+    """
+    correlations, deviations = _correlations(u)
+    factor, root = torch.eye(u.shape[1], dtype=u.dtype), correlations[:, :0]
+    chosen: list[int] = []
+    for i, deviation in enumerate(deviations):
+        # Row by row, Cholesky's factor of the columns that stay.
+        shared = correlations[chosen, i, None]
+        explained = torch.linalg.solve_triangular(root[chosen], shared, upper=False)
+        left = 1.0 - float(explained.square().sum())
+        if left < _DETERMINED:
+            slopes = torch.linalg.solve_triangular(root[chosen].mT, explained, upper=True)[:, 0]
+            factor[i, chosen] = deviation * slopes / deviations[chosen]
+            factor[i, i] = deviation * max(left, _FINEST) ** 0.5
+        else:
+            root = torch.nn.functional.pad(root, (0, 1))
+            root[i] = torch.cat([explained[:, 0], root.new_tensor([left**0.5])])
+            chosen.append(i)
+    return factor
+
+
+def _correlations(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Find correlations (D, D) and deviations (D,) of standardised rows, but for those far out."""
+    u = u[(u.abs() <= _FAR).all(dim=1)]  # a row far out would be in line with all others; no NaN
+    z = u - u.mean(dim=0)
+    norms = z.norm(dim=0).clamp(min=torch.finfo(z.dtype).tiny)
+    z = z / norms
+    # Ones also of a column that is constant but for rows far out: in line with no other.
+    return (z.T @ z).fill_diagonal_(1.0), norms / max(len(u) - 1, 1) ** 0.5
 
 
 def _deviation_of_all(train: Rows, location: Tensor) -> Tensor:
@@ -96,13 +136,9 @@ def near_dependence(u: Tensor, name: str) -> str | None:
     """
     if u.shape[1] > _COMPARED:
         return None
-    u = u[(u.abs() <= _FAR).all(dim=1)]  # a row far out would be in line with all others; no NaN
-    if len(u) <= u.shape[1]:
+    if int((u.abs() <= _FAR).all(dim=1).sum()) <= u.shape[1]:
         return None
-    z = u - u.mean(dim=0)
-    z = z / z.norm(dim=0).clamp(min=torch.finfo(z.dtype).tiny)
-    # Ones also of a column that is constant but for rows far out: in line with no other.
-    values, vectors = torch.linalg.eigh((z.T @ z).fill_diagonal_(1.0))
+    values, vectors = torch.linalg.eigh(_correlations(u)[0])
     if float(values[0]) >= _FLAT:
         return None
     return (

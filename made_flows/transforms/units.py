@@ -11,14 +11,17 @@ from torch import Tensor
 from made_flows._checks import check_event, expect, non_negative_integer, positive_integer
 from made_flows.transforms.base import Transform
 
-_NAMES = ("location", "scale", "context_location", "context_scale")
+_NAMES = ("location", "scale", "context_location", "context_scale", "factor")
 
 
 class Units(Transform):
     r"""The units of a model's data and contexts: those of the network are the standardised ones.
 
-    .. math:: u_i = (x_i - m_i) / s_i, \qquad
-        \log p(x) = \log p_u(u) - \sum_i \log s_i
+    .. math:: u = L^{-1} \frac{x - m}{s}, \qquad
+        \log p(x) = \log p_u(u) - \sum_i (\log s_i + \log L_{ii})
+
+    L is the unit matrix but for flows of columns that are nearly linear in one another: there a
+    column that those before it nearly determine is what they leave of it, in units of that.
 
     Every density model and flow has one. It is the identity, and holds nothing, until
     :func:`made_flows.fit` sets it from training rows. Its numbers stay in double precision
@@ -32,8 +35,10 @@ class Units(Transform):
 
     Attributes:
         embedded: whether its contexts are embeddings, which are in no units of the data.
+        whitens: whether columns may be taken together: the model does not say what each depends on.
         location, scale: m and s, (D,); None where data are not standardised.
         context_location, context_scale: the same of contexts, (C,).
+        factor: L, (D, D); None for the unit matrix.
 
     Example:
         >>> units = Units(1)
@@ -47,8 +52,10 @@ class Units(Transform):
     scale: Tensor | None
     context_location: Tensor | None
     context_scale: Tensor | None
+    factor: Tensor | None
     like: Tensor
     embedded = False
+    whitens = False
 
     def __init__(self, features: int, context: int = 0) -> None:
         super().__init__()
@@ -81,15 +88,17 @@ class Units(Transform):
         scale: Tensor,
         context_location: Tensor | None = None,
         context_scale: Tensor | None = None,
+        factor: Tensor | None = None,
     ) -> None:
-        """Take locations and scales of data (D,) and of contexts (C,)."""
-        given = (location, scale, context_location, context_scale)
-        sizes = (self.features,) * 2 + (self.context_features,) * 2
-        for name, value, size in zip(_NAMES, given, sizes, strict=True):
+        """Take locations and scales of data (D,) and of contexts (C,), and a factor (D, D)."""
+        given = (location, scale, context_location, context_scale, factor)
+        of_data, of_context = (self.features,), (self.context_features,)
+        shapes = (of_data, of_data, of_context, of_context, of_data * 2)
+        for name, value, shape in zip(_NAMES, given, shapes, strict=True):
             if value is None:
                 setattr(self, name, None)
                 continue
-            expect(tuple(value.shape) == (size,), name, f"of shape ({size},)", tuple(value.shape))
+            expect(tuple(value.shape) == shape, name, f"of shape {shape}", tuple(value.shape))
             if name.endswith("scale"):
                 valid = bool((torch.isfinite(value) & (value > 0)).all())
                 expect(valid, name, "to be positive and finite", value.tolist())
@@ -114,7 +123,7 @@ class Units(Transform):
 
     def standardize(self, x: Tensor) -> Tensor:
         """Convert data (..., D) to the units of the network, in its dtype."""
-        return self._reduced(x, self.location, self.scale)
+        return self._reduced(x, self.location, self.scale, self.factor)
 
     def standardize_context(self, context: Tensor | None) -> Tensor | None:
         """Convert contexts (..., C) to the units of the network, in its dtype."""
@@ -128,19 +137,29 @@ class Units(Transform):
         if self.location is None or self.scale is None:
             return u
         location, scale = self.location.to(u.device), self.scale.to(u.device)
-        return torch.addcmul(location, u.to(location.dtype), scale).to(u.dtype)
+        exact = u.to(location.dtype)
+        if self.factor is not None:
+            exact = exact @ self.factor.to(u.device).mT
+        return torch.addcmul(location, exact, scale).to(u.dtype)
 
     def log_scale(self) -> Tensor:
         """Return the logarithms of the scales (D,), in the dtype of the network; zeros for none."""
         if self.scale is None:
             return self.like.expand(self.features)
-        return self.scale.log().to(self.like)
+        scale = self.scale if self.factor is None else self.scale * self.factor.diagonal()
+        return scale.log().to(self.like)
 
-    def _reduced(self, x: Tensor, location: Tensor | None, scale: Tensor | None) -> Tensor:
+    def _reduced(
+        self, x: Tensor, location: Tensor | None, scale: Tensor | None, factor: Tensor | None = None
+    ) -> Tensor:
         if location is None or scale is None:
             return x
         location, scale = location.to(x.device), scale.to(x.device)
-        return ((x.to(location.dtype) - location) / scale).to(self.like.dtype)
+        u = (x.to(location.dtype) - location) / scale
+        if factor is not None:
+            rows, upper = u.reshape(-1, self.features), factor.to(u.device).mT
+            u = torch.linalg.solve_triangular(upper, rows, upper=True, left=False).view(u.shape)
+        return u.to(self.like.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Units:
         before = {name: self._buffers[name] for name in _NAMES}
