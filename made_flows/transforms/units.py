@@ -158,7 +158,7 @@ class Units(Transform):
         u = (x.to(location.dtype) - location) / scale
         if factor is not None:
             rows, upper = u.reshape(-1, self.features), factor.to(u.device).mT
-            u = torch.linalg.solve_triangular(upper, rows, upper=True, left=False).view(u.shape)
+            u = torch.linalg.solve_triangular(upper, rows, upper=True, left=False).reshape(u.shape)
         return u.to(self.like.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Units:
