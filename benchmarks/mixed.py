@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -45,8 +46,8 @@ its mass is the mean of {draws} such draws. The *Bayesian network* is pgmpy's, o
 numbers in ten bins that hold about as many rows, within which they have the margin's density; its
 graph is found by hill climbing (BIC, three parents at most), its tables have the BDeu prior, and
 missing values are summed out (for learning, they are drawn from their column). *TableMADE*
-is `fit_table` at its defaults, but for `max_seconds={limit:g}`: where training took as long, it was
-cut short. The last column mixes
+is `fit_table` at its defaults, but for `max_seconds={limit:g}` of a core: where training took as
+long, it was cut short. The last column mixes
 eight orders. Of large tables {most} rows are trained on, drawn at random.{missing}"""
 
 CELLS = """A fifth of the cells of the test rows is hidden, and guessed: by `fill`; by
@@ -583,9 +584,11 @@ def run(
     """Everything of one table and one split."""
     rng = np.random.default_rng(seed)
     train, test = split(table, rng, most)
-    start = time.perf_counter()
-    model = mf.fit_table(train, max_seconds=limit, progress=False, seed=seed)
-    seconds = time.perf_counter() - start
+    start = time.process_time()
+    # A limit of a core's time, which no other work takes, in place of the clock's.
+    with mock.patch("time.perf_counter", time.process_time):
+        model = mf.fit_table(train, max_seconds=limit, progress=False, seed=seed)
+    seconds = time.process_time() - start
     x, held_out = (model.schema.encode(rows)[0] for rows in (train, test))
     margins = Margins(model.schema, x)
     copula = Copula(margins, x, seed)
@@ -686,7 +689,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tables", nargs="*", help="names; all by default")
     parser.add_argument("--jobs", nargs="*", default=list(JOBS))
     parser.add_argument("--seeds", type=int, default=1, help="0 writes the page alone")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds of training")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds of training, of a core")
     parser.add_argument("--rows", type=int, default=TRAINED, help="to train on, at most")
     given, settings = parse_resumable(parser, "mixed", arguments)
     tables = load(given.tables)
