@@ -358,7 +358,7 @@ def diagnose(
         for start in range(0, samples, _AT_ONCE if vectorize else 1):
             if vectorize:
                 size = min(_AT_ONCE, samples - start)
-                weights, of_model = _together(model, guide, args, kwargs, size, nesting)
+                weights, of_model = drawn_together(model, guide, args, kwargs, size, nesting)
                 parts.append(weights.reshape(-1))
             else:
                 of_model, of_guide = traces(model, guide, args, kwargs)
@@ -382,7 +382,7 @@ def diagnose(
     return replace(found, probe=looked, unseen=unseen)
 
 
-def _together(
+def drawn_together(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple[Any, ...],
@@ -401,7 +401,7 @@ def _together(
             "Expected model and guide to run for all samples at once, within a plate of "
             f"{samples}; got {type(error).__name__}: {_first_words(error)}. Let "
             "leading dimensions broadcast, as x[..., 0] and (X * b.unsqueeze(-2)).sum(-1) do and "
-            "X @ b does not, or give vectorize=False"
+            "X @ b does not, and put rows of data into a pyro.plate; or give vectorize=False"
         ) from error
     return weights, of_model
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from made_flows._checks import expect, expect_type, helpful, positive_integer, shown
-from made_flows.pyro.diagnosis import Diagnosis, diagnose, summary
+from made_flows.pyro.diagnosis import Diagnosis, diagnose, drawn_together, summary
 from made_flows.pyro.guides import AutoIAF
 from made_flows.pyro.layout import layout
 from made_flows.pyro.mixture_guide import FlowMixture
@@ -161,6 +161,10 @@ def fit_guide(
         plan = BUDGETS[budget]
         ends: list[Tensor] = []
         if vectorize:
+            with torch.no_grad(), poutine.block(), torch.random.fork_rng(devices=()):
+                drawn_together(
+                    model, guide, args, kwargs, 3, nesting
+                )  # or refuses, before any work
             own = guide._init_loc()
             density = Density(model, args, kwargs, nesting, sites, own.dtype)
             ends = list(highest_ends(density, own, *_CLIMBS, modes))

@@ -45,7 +45,7 @@ from made_flows.inverse.d_pass import SlowInverseWarning
 from made_flows.models import affine_path
 from made_flows.models.path_gradient import sample_with_score
 from made_flows.models.variational import DampedAffine, TriangularAffine, posterior_flow
-from made_flows.pyro import AutoIAF, Diagnosis, diagnose
+from made_flows.pyro import AutoIAF, Diagnosis, diagnose, fit_guide
 from made_flows.pyro.starts import init_to_prior_median
 
 
@@ -913,8 +913,9 @@ def test_models_that_cannot_run_at_once_are_told_of_the_option() -> None:
         pyro.sample("y", dist.Normal(x if x > 0 else -x, 1.0), obs=torch.tensor(0.5))
 
     guide = AutoIAF(branching)
-    with pytest.raises(ValueError, match=r"vectorize=False"):
-        guide.diagnose()
+    for judge in (guide.diagnose, lambda: fit_guide(guide)):
+        with pytest.raises(ValueError, match=r"vectorize=False"):
+            judge()
     assert guide.diagnose(samples=100, vectorize=False).log_weights.isfinite().all()
 
     def shapes() -> None:
