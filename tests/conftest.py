@@ -19,8 +19,8 @@ SEED = 0
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Without such devices torch.manual_seed writes the stack of calls down for each kind of them: as long
-# as a small test takes, and again in each example of Hypothesis.
+# Without such devices torch.manual_seed writes the stack of calls down for each kind of them: that
+# takes as long as a small test, and comes again in each example of Hypothesis.
 for device in (torch.cuda, torch.xpu, getattr(torch, "mtia", None)):
     if device is not None and not device.is_available():
         device.manual_seed_all = lambda seed: None
