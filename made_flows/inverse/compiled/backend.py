@@ -23,7 +23,7 @@ from made_flows.inverse.compiled.layout import Blocks, Kept, StepCall, Sweep, Un
 from made_flows.inverse.compiled.packing import Weights
 from made_flows.inverse.compiled.parallel import Scores, score_tiles
 from made_flows.inverse.compiled.placement import Context, Layout
-from made_flows.inverse.compiled.products import ProductRows, add_product, add_transposed
+from made_flows.inverse.compiled.products import SPARE, ProductRows, add_product, add_transposed
 from made_flows.inverse.compiled.solve import Rows, solve_tiles
 from made_flows.inverse.compiled.steps import find_step, has_step
 from made_flows.inverse.problem import Problem, TransposedProblem
@@ -57,7 +57,8 @@ def _workspace(size: int, dtype: torch.dtype) -> Kept:
     spaces: dict[torch.dtype, Kept] = _LOCAL.__dict__.setdefault("spaces", {})
     space = spaces.get(dtype)
     if space is None or len(space.value) < size:
-        space = spaces[dtype] = Kept(torch.empty(size, dtype=dtype, device="cpu").numpy())
+        space = torch.empty(size + SPARE, dtype=dtype, device="cpu").numpy()
+        spaces[dtype] = space = Kept(space)
     return space
 
 

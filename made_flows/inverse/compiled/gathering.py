@@ -18,6 +18,7 @@ from made_flows._checks import expect
 from made_flows.inverse.compiled.compilation import Kernel
 from made_flows.inverse.compiled.layout import Integers, Kept
 from made_flows.inverse.compiled.placement import array_of
+from made_flows.inverse.compiled.products import SPARE
 from made_flows.inverse.compiled.simd import like, long, matrix, plus_product
 from made_flows.inverse.compiled.threads import next_tile
 
@@ -108,7 +109,7 @@ def gather(tensors: Sequence[Tensor], found: Kept, tainting: Kept) -> NDArray[An
     tensors = [tensor.contiguous() for tensor in tensors]
     places, pieces = found.value
     size, jobs = len(places) + len(tainting.value), len(pieces) + len(tainting.value)
-    target = array_of(torch.empty(size, dtype=tensors[0].dtype, device="cpu"))
+    target = array_of(torch.empty(size + SPARE, dtype=tensors[0].dtype, device="cpu"))[:size]
     addresses = np.array([*map(Tensor.data_ptr, tensors)], np.int64)
     threads = min(torch.get_num_threads(), -(-jobs // _ALONE))
     _GATHER(jobs, 1, 0, threads, Kept(target), found, tainting, addresses)

@@ -9,6 +9,7 @@ speed on the sizes of the benchmark (``python -m benchmarks.inverse``).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -143,24 +144,46 @@ def unit_product(size: int) -> Any:
     """Make an intrinsic that adds products for units whose weights of one input take some bytes.
 
     The intrinsic's arguments are those of :func:`block_product`'s but for the lanes, of which there
-    is one. Each sum is of the same terms in the same order.
+    is one; last, how many units there are, which may be fewer: what is read after them is thrown
+    away. An addition waits for the one before it, so that several sums, of every fourth input say,
+    grow side by side.
 
     Args:
-        size: bytes of the units' weights of one input; less than a number stands for one.
+        size: bytes of the units' weights of one input.
     """
+    chains = min(4, 512 // size)
 
     @emits
     def product(
-        w: Numbers, a: Any, c0: Any, a0: Any, weights: Any, w0: Any, stride: Any, count: Any
-    ) -> None:
-        b, vector = w.builder, ir.VectorType(a.element, max(size // a.itemsize, 1))
+        w: Numbers, a: Any, c0: Any, a0: Any, weights: Any, w0: Any, stride: Any, count: Any,
+        units: Any,
+    ) -> None:  # fmt: skip
+        b, vector = w.builder, ir.VectorType(a.element, size // a.itemsize)
+        target = _vector_at(b, a.start, c0, vector)
+        zero = ir.Constant(vector, [0.0] * vector.count)
+        before = b.load(target, align=a.itemsize)
+        sums = _registers(b, [before] + [zero] * (chains - 1))
 
-        def terms(k: Any) -> list[Any]:
+        def term(k: Any) -> Any:
             place = _vector_at(b, weights.start, b.add(w0, b.mul(k, stride)), vector)
             value = b.load(b.gep(a.start, [b.add(a0, k)], inbounds=True))
-            return [(b.load(place, align=a.itemsize), _spread(b, value, vector))]
+            return b.load(place, align=a.itemsize), _spread(b, value, vector)
 
-        _accumulate(w, [_vector_at(b, a.start, c0, vector)], a.itemsize, count, terms)
+        def add_terms(i: Any) -> None:
+            first = b.mul(i, constant(chains))
+            _add_products(b, sums, [term(b.add(first, constant(j))) for j in range(chains)])
+
+        rounds = b.sdiv(count, constant(chains))
+        w.each(rounds, add_terms)
+        done = b.mul(rounds, constant(chains))
+        w.each(b.sub(count, done), lambda i: _add_products(b, sums[:1], [term(b.add(done, i))]))
+        first, *others = (b.load(total) for total in sums)
+        places = ir.VectorType(LONG, vector.count)
+        own = b.icmp_signed(
+            "<", ir.Constant(places, [*range(vector.count)]), _spread(b, constant(units), places)
+        )
+        total = b.select(own, functools.reduce(b.fadd, others, first), before)
+        b.store(total, target, align=a.itemsize)
 
     return product
 
