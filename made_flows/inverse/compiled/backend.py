@@ -56,9 +56,9 @@ def _workspace(size: int, dtype: torch.dtype) -> Kept:
     """Return this thread's workspace: aligned to cache lines, kept, never shrunk."""
     spaces: dict[torch.dtype, Kept] = _LOCAL.__dict__.setdefault("spaces", {})
     space = spaces.get(dtype)
-    if space is None or len(space.value) < size:
-        space = torch.empty(size + SPARE, dtype=dtype, device="cpu").numpy()
-        spaces[dtype] = space = Kept(space)
+    if space is None or len(space.value) < size + SPARE:
+        room = torch.empty(size + SPARE, dtype=dtype, device="cpu")
+        space = spaces[dtype] = Kept(room.numpy())
     return space
 
 
