@@ -207,11 +207,16 @@ def _starts(
         if bool(point.isfinite().all()):
             points[f"{kind.__name__.removeprefix('init_to_')} start {index + 1}"] = point
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-    found = find_starts(JointDensity(model, guide, args, kwargs), points, generator)
+    density = JointDensity(model, guide, args, kwargs)
+    found = find_starts(density, points, generator)
     chosen = found[:1]
     for name, start in found[1:]:
         near = start.elbo > found[0][1].elbo - _MATTERS
-        if len(chosen) < modes and near and all(apart(start, other) for _, other in chosen):
+        if (
+            len(chosen) < modes
+            and near
+            and all(apart(density, start, other) for _, other in chosen)
+        ):
             chosen.append((name, start))
     return chosen
 

@@ -26,8 +26,10 @@ _DRAWS = 24
 """Draws by which one is judged."""
 
 _APART = 3.0
-"""Distance of modes, root mean square over dimensions, in standard deviations of their
-approximations."""
+"""Distance of modes, in standard deviations of their approximations."""
+
+_DIP, _BETWEEN = 3.0, 15
+"""Nats by which a density falls between two modes, and the places where it is looked at."""
 
 _HESSIAN_UP_TO = 200
 """Dimensions up to which second derivatives are taken, one backward pass for each."""
@@ -224,14 +226,28 @@ def find_starts(
     return sorted(finite, key=lambda found: -found[1].elbo)
 
 
-def apart(first: NormalStart, second: NormalStart) -> bool:
-    """Tell whether two normal approximations are of different modes: each far from the other."""
+def apart(density: JointDensity, first: NormalStart, second: NormalStart) -> bool:
+    """Tell whether two normal approximations are of different modes: each far from the other.
+
+    Between modes the density falls, be it that they differ in one variable of many.
+    """
     way = (second.location - first.location).unsqueeze(-1)
     distances = [
         float(torch.linalg.solve_triangular(start.factor, way, upper=False).norm())
         for start in (first, second)
     ]
-    return min(distances) > _APART * math.sqrt(len(way))
+
+    def heights(points: Tensor) -> Tensor:
+        return torch.tensor([density.value_and_gradient(point)[0] for point in points])
+
+    return min(distances) > _APART and falls_between(heights, first.location, second.location)
+
+
+def falls_between(heights: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) -> bool:
+    """Tell whether a log-density (N,) of points (N, D) is lower between two places."""
+    steps = torch.linspace(0, 1, _BETWEEN + 2, dtype=first.dtype, device=first.device)
+    found = heights(torch.lerp(first, second, steps.unsqueeze(-1)))
+    return bool(found[1:-1].min() < torch.minimum(found[0], found[-1]) - _DIP)
 
 
 def _along_the_way(

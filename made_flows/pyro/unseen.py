@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from made_flows.pyro.starts import definite_inverse
+from made_flows.pyro.starts import definite_inverse, falls_between
 from made_flows.pyro.whitened import Density, Whitened, value_and_gradient
 
 _NEAREST, _FURTHEST = 3.0, 100.0
@@ -24,8 +24,6 @@ _ENDS, _NEAR = 32, 0.1
 over dimensions, are one."""
 _SECOND = 50
 """Second derivatives, by rows, for every climb: they take as long as the climbs do."""
-_DIP, _LOOKS = 3.0, 15
-"""Nats by which a density falls between two modes, and the places where it is looked at."""
 _LEVEL = 0.5
 """Slope, in a mode's deviations, below which a climb has reached it; on bent ridges it is more."""
 _ALIKE = 0.1
@@ -168,12 +166,13 @@ def _modes(density: Callable[[Tensor], Tensor], ends: Tensor) -> Iterator[_Mode]
 
 def _apart(density: Callable[[Tensor], Tensor], first: _Mode, second: _Mode) -> bool:
     """Tell whether two places are modes, between which the density falls."""
-    if not (first.reached and second.reached):
-        return False
-    steps = torch.linspace(0, 1, _LOOKS + 2, dtype=first.place.dtype, device=first.place.device)
-    between = torch.lerp(first.place, second.place, steps[1:-1].unsqueeze(-1))
-    lowest = float(value_and_gradient(density, between)[0].min())
-    return lowest < min(first.height, second.height) - _DIP
+    heights = partial(_heights, density)
+    both = first.reached and second.reached
+    return both and falls_between(heights, first.place, second.place)
+
+
+def _heights(density: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    return value_and_gradient(density, points)[0]
 
 
 def _standard_normal(z: Tensor) -> Tensor:

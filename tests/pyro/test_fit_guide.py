@@ -17,7 +17,7 @@ from torch.distributions import constraints
 from made_flows.models.variational import TriangularAffine
 from made_flows.pyro import AutoIAF, FlowMixture, diagnose, fit_guide, fitting
 from made_flows.pyro.fitting import BUDGETS
-from made_flows.pyro.starts import JointDensity, find_starts
+from made_flows.pyro.starts import JointDensity, apart, find_starts
 
 F64 = torch.float64
 
@@ -190,6 +190,25 @@ def test_one_mode_is_no_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def one() -> None:
     pyro.sample("x", dist.Normal(3.0, 1e-3))
+
+
+@pytest.mark.parametrize(("distance", "modes"), [(8.0, 2), (1.0, 1)])
+def test_modes_that_differ_in_one_variable_of_many(distance: float, modes: int) -> None:
+    """Their distance, in standard deviations, is small in the mean over all variables."""
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(20), 5.0).to_event(1))
+        first = torch.logaddexp(
+            *(dist.Normal(at, 1.0).log_prob(x[..., 0]) for at in (0.0, distance))
+        )
+        pyro.factor("two", first + dist.Normal(0.0, 1.0).log_prob(x[..., 1:]).sum(dim=-1))
+
+    guide = AutoIAF(model)
+    guide()
+    density, zeros = JointDensity(model, guide, (), {}), torch.zeros(20, dtype=F64)
+    points = {"one": zeros, "other": zeros + distance * torch.eye(20, dtype=F64)[0]}
+    (_, one), (_, other) = find_starts(density, points, torch.Generator().manual_seed(0))
+    assert apart(density, one, other) == (modes == 2)
 
 
 def test_seeds() -> None:
