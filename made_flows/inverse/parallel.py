@@ -136,14 +136,15 @@ class _Pass(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         values = call.step.encode(x, call.made.dtype)
-        images, density, kept = call.engine.record(call.kernel, network, values)
+        images, density, recorded = call.engine.record(call.kernel, network, values)
         # Which tensor of the network is which weight: identities may not outlast hooks on what
         # is saved.
         names = {id(weight): place for place, weight in enumerate(weights)}
         ctx.places = [names.get(id(tensor)) for tensor in network.tensors]
-        ctx.call, ctx.kept, ctx.based = call, kept._replace(spaces=None), bool(network.bases)
+        ctx.call, ctx.based = call, bool(network.bases)
+        ctx.recorded = recorded._replace(spaces=None)
         others = [weights[place] for place in {*names.values()}.difference(ctx.places)]
-        ctx.save_for_backward(kept.spaces, x, context, *network.tensors, *others)
+        ctx.save_for_backward(recorded.spaces, x, context, *network.tensors, *others)
         return density if images is None else (images, density)
 
     @staticmethod
@@ -156,7 +157,7 @@ class _Pass(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again
             leaves = [x, context, *call.weights]
             return None, None, *_differentiable(call, leaves, needed, gradients)
-        kept = ctx.kept._replace(spaces=spaces)
+        recorded = ctx.recorded._replace(spaces=spaces)
         of_images = gradients[0] if len(gradients) > 1 else None
         of_density = gradients[-1]
         of_density = spaces.new_zeros(len(x)) if of_density is None else of_density.contiguous()
@@ -164,14 +165,14 @@ class _Pass(torch.autograd.Function):
         values = call.step.encode(x, call.made.dtype)
         found: list[Tensor | None] = [None] * len(call.weights)
         with own_precision("cpu"):
-            of_x = call.engine.pull(kept, values, of_images, of_density, needed[0])
+            of_x = call.engine.pull(recorded, values, of_images, of_density, needed[0])
             places = enumerate(ctx.places)
             wanted = {n for n, place in places if place is not None and needed[2 + place]}
-            for n, gradient in call.engine.of_weights(kept, saved, wanted).items():
+            for n, gradient in call.engine.of_weights(recorded, saved, wanted).items():
                 _add(found, ctx.places[n], gradient)
             based = ctx.based
             of_context = (
-                _through_bases(call, kept, len(x), context, needed, found) if based else None
+                _through_bases(call, recorded, len(x), context, needed, found) if based else None
             )
         return None, None, of_x, of_context, *found
 
@@ -184,7 +185,7 @@ def _add(found: list[Tensor | None], place: int, gradient: Tensor | None) -> Non
 
 def _through_bases(
     call: _Call,
-    kept: Any,
+    recorded: Any,
     rows: int,
     context: Tensor | None,
     needed: Sequence[bool],
@@ -194,7 +195,7 @@ def _through_bases(
     with torch.enable_grad():
         leaf = None if context is None else context.detach().requires_grad_()
         bases = call.made.spec(leaf).bases
-    pulled = call.engine.of_bases(kept, len(bases[0]), rows, [base.shape[-1] for base in bases])
+    pulled = call.engine.of_bases(recorded, len(bases[0]), rows, [base.shape[-1] for base in bases])
     places = [place for place, need in enumerate(needed[2:]) if need]
     leaves = [call.weights[place] for place in places] + ([] if leaf is None else [leaf])
     pairs = [(base, g) for base, g in zip(bases, pulled, strict=True) if base.requires_grad]

@@ -200,11 +200,11 @@ class _Compiled:
         bijections = [cast(DampedAffine, step.transform.bijection) for step in steps]
         numbers = [number for b in bijections for number in (b.gain, b.scale.bound)]
         self.numbers = z.new_tensor(numbers)
-        from made_flows.inverse.compiled.layout import Kept
+        from made_flows.inverse.compiled.layout import Written
 
         width = int(plan.table[1])
         self.saved = z.new_empty(len(z) * width)
-        self.space = Kept(z.new_empty(width).numpy())
+        self.space = Written(z.new_empty(width).numpy())
         self.x, self.score = z.new_empty(z.shape), z.new_empty(z.shape)
         self.log_det = z.new_empty(len(z))
         kernel.sample(

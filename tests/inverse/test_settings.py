@@ -215,10 +215,10 @@ def add_one(slot: int, tiles: Any, spaces: Any, values: Any) -> None:
 def run(kernel: Any) -> None:
     import numpy as np
 
-    from made_flows.inverse.compiled.layout import Kept
+    from made_flows.inverse.compiled.layout import Written
 
     values = np.ones(3)
-    kernel(1, 1, 1, 1, Kept(np.zeros(1)), values)
+    kernel(1, 1, 1, 1, Written(np.zeros(1)), values)
     assert values.tolist() == [2.0] * 3
 
 

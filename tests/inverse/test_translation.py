@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("llvmlite")
 
 from made_flows.inverse.compiled.compilation import Kernel
-from made_flows.inverse.compiled.layout import Kept
+from made_flows.inverse.compiled.layout import Written
 
 
 class Pair(NamedTuple):
@@ -96,7 +96,7 @@ def _no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(function: Any, *arguments: Any) -> None:
-    Kernel(function)(1, 1, 1, 1, Kept(np.zeros(1)), *arguments)
+    Kernel(function)(1, 1, 1, 1, Written(np.zeros(1)), *arguments)
 
 
 @pytest.mark.parametrize("function", [integers, choices, loops, calls, nans])

@@ -19,7 +19,7 @@ from made_flows.inverse.compiled import packing, placement, simd
 from made_flows.inverse.compiled.activations import ActivationRows, function_of
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
 from made_flows.inverse.compiled.compilation import Kernel, address_of
-from made_flows.inverse.compiled.layout import Blocks, Kept, StepCall, Sweep, Units
+from made_flows.inverse.compiled.layout import Blocks, StepCall, Sweep, Units, Written
 from made_flows.inverse.compiled.packing import Weights
 from made_flows.inverse.compiled.parallel import Scores, score_tiles
 from made_flows.inverse.compiled.placement import Context, Layout
@@ -52,13 +52,13 @@ _NUMBERS = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, n
 _LOCAL = threading.local()
 
 
-def _workspace(size: int, dtype: torch.dtype) -> Kept:
+def _workspace(size: int, dtype: torch.dtype) -> Written:
     """Return this thread's workspace: aligned to cache lines, kept, never shrunk."""
-    spaces: dict[torch.dtype, Kept] = _LOCAL.__dict__.setdefault("spaces", {})
+    spaces: dict[torch.dtype, Written] = _LOCAL.__dict__.setdefault("spaces", {})
     space = spaces.get(dtype)
     if space is None or len(space.value) < size + SPARE:
         room = torch.empty(size + SPARE, dtype=dtype, device="cpu")
-        space = spaces[dtype] = Kept(room.numpy())
+        space = spaces[dtype] = Written(room.numpy())
     return space
 
 
@@ -81,16 +81,16 @@ def _over_rows(
     kernel(rows, lanes, size, threads, _workspace(threads * size, dtype), *arguments)
 
 
-def over_kept(kernel: Kernel, rows: int, work: float, spaces: Tensor, arguments: Any) -> None:
+def over_spaces(kernel: Kernel, rows: int, work: float, spaces: Tensor, arguments: Any) -> None:
     """Call a kernel for all rows, whose tiles have workspaces (tiles, height, lanes) each."""
     _, height, lanes = spaces.shape
     threads = threads_for(rows, work, spaces.dtype)
     kernel(rows, lanes, height * lanes, threads, words_of_numbers(spaces), *arguments)
 
 
-def words_of_numbers(tensor: Tensor) -> Kept:
+def words_of_numbers(tensor: Tensor) -> Written:
     """Return the numbers of a tensor in one piece, which the caller keeps, as an argument."""
-    return Kept(_NUMBERS[tensor.dtype], array("q", (tensor.data_ptr(), tensor.numel())))
+    return Written(_NUMBERS[tensor.dtype], array("q", (tensor.data_ptr(), tensor.numel())))
 
 
 def threads_for(rows: int, work: float, dtype: torch.dtype) -> int:
@@ -124,22 +124,22 @@ class Ready:
     symbolic: Symbolic
     layout: Layout
     weights: Weights
-    arguments: dict[Any, Kept] = field(default_factory=dict)
+    arguments: dict[Any, Written] = field(default_factory=dict)
 
-    def keep(self, name: Any, make: Callable[[], Any]) -> Kept:
+    def written(self, name: Any, make: Callable[[], Any]) -> Written:
         """Return an argument that is the same in every call with these weights."""
         found = self.arguments.get(name)
         if found is None:
-            found = self.arguments[name] = Kept(make())
+            found = self.arguments[name] = Written(make())
         return found
 
-    def blocks(self, *, transposed: bool = False) -> Kept:
+    def blocks(self, *, transposed: bool = False) -> Written:
         """Return the weights in blocks."""
         layout, weights = self.layout, self.weights.weights
         name = "blocks", transposed
-        return self.keep(name, lambda: blocks_of(weights, layout, transposed=transposed))
+        return self.written(name, lambda: blocks_of(weights, layout, transposed=transposed))
 
-    def sweep(self, function: str, kernel: StepKernel, parts: int) -> Kept:
+    def sweep(self, function: str, kernel: StepKernel, parts: int) -> Written:
         """All that a kernel is told besides the rows, a :class:`Sweep` with a step's function."""
         # The numbers and not the rule, whose constants may be changed.
         key = function, kernel.kind, kernel.numbers, parts, kernel.one_hot
@@ -147,11 +147,11 @@ class Ready:
         def make() -> Sweep:
             units: Any = units_in(self, None, "table")
             step: Any = call_of(*key[1:], self.weights.weights.dtype == np.float32, function)
-            ranks: Any = self.layout.kept("ranks")
+            ranks: Any = self.layout.written("ranks")
             blocks: Any = self.blocks()
             return Sweep(units, ranks, blocks, step, self.layout.scratch)
 
-        return self.keep(key, make)
+        return self.written(key, make)
 
 
 _READY: TensorCache[Ready] = TensorCache()
@@ -205,10 +205,10 @@ def call_of(
     one_hot: bool,
     single: bool,
     function: str,
-) -> Kept:
+) -> Written:
     """Return how the kernels call a step, a :class:`StepCall`."""
     address = address_of(find_step(kind, function), single)
-    return Kept(StepCall(address, np.array(numbers), parts, one_hot))
+    return Written(StepCall(address, np.array(numbers), parts, one_hot))
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -224,36 +224,38 @@ def blocks_of(weights: NDArray[Any], layout: Layout, *, transposed: bool = False
     """Return weights in blocks, and the function that multiplies by them."""
     single, function = weights.dtype == np.float32, add_transposed if transposed else add_product
     product = address_of(function, single, ProductRows, weights=True)
-    parts: Any = weights, layout.kept("blocks"), layout.kept("direct_blocks"), product
+    parts: Any = weights, layout.written("blocks"), layout.written("direct_blocks"), product
     return Blocks(*parts)
 
 
-def units_in(ready: Ready, context: Context | None, table: str) -> Kept:
+def units_in(ready: Ready, context: Context | None, table: str) -> Written:
     """Return what units are made of: the same in every call, but for what a context contributes.
 
     ``table`` is that of the layout's which says where they stand.
     """
-    kept = ready.keep(table, lambda: _units(ready, table))
-    return kept if context is None else _in_context(kept, context)
+    written = ready.written(table, lambda: _units(ready, table))
+    return written if context is None else _in_context(written, context)
 
 
-def _in_context(kept: Kept, context: Context) -> Kept:
+def _in_context(written: Written, context: Context) -> Written:
     """Return units, or what begins with them, with what a context contributes to this call."""
     values, rows = context
-    return Kept(kept.value, array("q", (values.data_ptr(), values.numel(), rows)) + kept.words[3:])
+    return Written(
+        written.value, array("q", (values.data_ptr(), values.numel(), rows)) + written.words[3:]
+    )
 
 
 def _units(ready: Ready, table: str) -> Units:
     """Return what units are made of, without what a context contributes."""
     vectors, slopes = ready.weights.vectors, table == "adjoint_table"
     functions: Any = _functions(ready.symbolic.structure, vectors.dtype == np.float32, slopes)
-    where, streams, constants = (ready.layout.kept(n) for n in (table, "streams", "constants"))
+    where, streams, constants = (ready.layout.written(n) for n in (table, "streams", "constants"))
     parts: Any = vectors[:0], 1, where, streams, constants, vectors, functions
     return Units(*parts)
 
 
 @lru_cache(maxsize=256)
-def _functions(structure: Structure, single: bool, slopes: bool) -> Kept:
+def _functions(structure: Structure, single: bool, slopes: bool) -> Written:
     """Return where the functions are that activate, and where those of their slopes."""
     codes = [code for code, _ in placement.activations_of(structure) or ()]
     found = np.zeros((2, len(codes)), np.int64)
@@ -261,7 +263,7 @@ def _functions(structure: Structure, single: bool, slopes: bool) -> Kept:
         for layer, code in enumerate(codes):
             function = function_of(code, slope=row == 1)
             found[row, layer] = (function and address_of(function, single, ActivationRows)) or 0
-    return Kept(found)
+    return Written(found)
 
 
 def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
@@ -334,6 +336,6 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
         context = placement.context_of(ready.symbolic, network)
         units = units_in(ready, context, "adjoint_table")
         blocks, back = ready.blocks(), ready.blocks(transposed=True)
-        arguments = batch, units, layout.kept("ranks"), blocks, back, layout.lambda_place
+        arguments = batch, units, layout.written("ranks"), blocks, back, layout.lambda_place
         _over_rows(_ADJOINT, rows, 2 * layout.size, layout.adjoint_rows, dtype, arguments)
     return solution

@@ -26,7 +26,7 @@ from llvmlite import ir
 
 from made_flows import _llvm
 from made_flows._llvm import DOUBLE, LONG, SHORT, SINGLE, Array, Numbers, leaves, machine
-from made_flows.inverse.compiled.layout import Kept, StepRows, words_of
+from made_flows.inverse.compiled.layout import StepRows, Written, words_of
 from made_flows.inverse.compiled.simd import fetch
 from made_flows.inverse.compiled.threads import Tiles, in_threads
 from made_flows.inverse.compiled.translation import Program
@@ -167,7 +167,7 @@ class Kernel:
         self._addresses: dict[Any, int] = {}
 
     def __call__(
-        self, rows: int, lanes: int, size: int, threads: int, spaces: Kept, *arguments: Any
+        self, rows: int, lanes: int, size: int, threads: int, spaces: Written, *arguments: Any
     ) -> None:
         """Call it for a batch of rows, in so many threads.
 
@@ -186,7 +186,7 @@ class Kernel:
             self._addresses[single] = address
         words = array("q", (0, 0, rows, lanes, size))
         for argument in (spaces, *arguments):
-            words.extend(argument.words if isinstance(argument, Kept) else words_of(argument))
+            words.extend(argument.words if isinstance(argument, Written) else words_of(argument))
         in_threads(address, words.buffer_info()[0], threads)
 
     def _address(self, single: bool, arguments: Any) -> int:
@@ -218,7 +218,7 @@ def _entry(program: Program, name: str, kinds: list[Any]) -> tuple[Any, Any]:
 
 def _taken(builder: Any, sample: Any, words: Iterator[Any]) -> Any:
     """Read arguments, made as a sample is, from what ``words_of`` wrote."""
-    if isinstance(sample, Kept):
+    if isinstance(sample, Written):
         return _taken(builder, sample.value, words)
     if isinstance(sample, tuple):
         parts = [_taken(builder, part, words) for part in sample]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from made_flows._checks import expect
 from made_flows.inverse.compiled.compilation import Kernel
-from made_flows.inverse.compiled.layout import Integers, Kept
+from made_flows.inverse.compiled.layout import Integers, Written
 from made_flows.inverse.compiled.placement import array_of
 from made_flows.inverse.compiled.products import SPARE
 from made_flows.inverse.compiled.simd import like, long, matrix, plus_product
@@ -101,7 +101,7 @@ def _gather(slot: int, tiles: Any, target: Any, found: Any, tainting: Any, sourc
 _GATHER = Kernel(_gather)
 
 
-def gather(tensors: Sequence[Tensor], found: Kept, tainting: Kept) -> NDArray[Any]:
+def gather(tensors: Sequence[Tensor], found: Written, tainting: Written) -> NDArray[Any]:
     """Write an array whose numbers are found among tensors of one type where :class:`Places` say.
 
     After it stands a zero for every piece of ``tainting``, or NaN where a number is not finite.
@@ -112,5 +112,5 @@ def gather(tensors: Sequence[Tensor], found: Kept, tainting: Kept) -> NDArray[An
     target = array_of(torch.empty(size + SPARE, dtype=tensors[0].dtype, device="cpu"))[:size]
     addresses = np.array([*map(Tensor.data_ptr, tensors)], np.int64)
     threads = min(torch.get_num_threads(), -(-jobs // _ALONE))
-    _GATHER(jobs, 1, 0, threads, Kept(target), found, tainting, addresses)
+    _GATHER(jobs, 1, 0, threads, Written(target), found, tainting, addresses)
     return target

@@ -14,7 +14,7 @@ from torch import Tensor
 from made_flows.inverse.compiled import backend, packing, placement
 from made_flows.inverse.compiled.backend import Ready
 from made_flows.inverse.compiled.compilation import Kernel
-from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, Kept
+from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, Written
 from made_flows.inverse.compiled.placement import Context
 from made_flows.inverse.compiled.steps import has_step
 from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles
@@ -37,14 +37,14 @@ class Record(NamedTuple):
     """
 
     ready: Ready
-    units: Kept
+    units: Written
     context: Context | None
     kind: str
     numbers: tuple[float, ...]
     spaces: Tensor
 
     def run(
-        self, kernel: Kernel, function: str, places: tuple[Any, ...], blocks: Kept, *more: Any
+        self, kernel: Kernel, function: str, places: tuple[Any, ...], blocks: Written, *more: Any
     ) -> None:
         """Call a kernel, which calls a function of the step, for all rows.
 
@@ -54,8 +54,8 @@ class Record(NamedTuple):
         single, parameters = spaces.dtype == torch.float32, layout.adjoint_rows
         call = backend.call_of(self.kind, self.numbers, 1, False, single, function)
         rows = Recorded(*(*places, parameters, parameters + layout.outputs))
-        arguments = rows, self.units, layout.kept("ranks"), blocks, call, *more
-        backend.over_kept(kernel, places[0], layout.size, spaces, arguments)
+        arguments = rows, self.units, layout.written("ranks"), blocks, call, *more
+        backend.over_spaces(kernel, places[0], layout.size, spaces, arguments)
 
     def lines(self, start: int, count: int) -> Tensor:
         """Return rows of all workspaces as a matrix, (count, tiles * lanes)."""
@@ -81,24 +81,24 @@ def record(
     height = layout.adjoint_rows + layout.outputs + SCRATCH + 3
     spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")
     units = backend.units_in(ready, context, "adjoint_table")
-    kept = Record(ready, units, context, kernel.kind, kernel.numbers, spaces)
+    recorded = Record(ready, units, context, kernel.kind, kernel.numbers, spaces)
     images, density = backend.results_of(kernel, x.shape, dtype)
     place = 0 if images is None else images.data_ptr()
     places = len(x), x.data_ptr(), place, density.data_ptr(), 0
-    kept.run(_RECORD, "score", places, ready.blocks())
-    return images, density, kept
+    recorded.run(_RECORD, "score", places, ready.blocks())
+    return images, density, recorded
 
 
 def pull(
-    kept: Record, x: Tensor, images: Tensor | None, density: Tensor, wants_x: bool
+    recorded: Record, x: Tensor, images: Tensor | None, density: Tensor, wants_x: bool
 ) -> Tensor | None:
     """Take gradients of images and densities back to all units' deltas; that of x is returned."""
-    ready = kept.ready
+    ready = recorded.ready
     gradient = torch.empty(x.shape, dtype=density.dtype, device="cpu") if wants_x else None
     given = (0 if part is None else part.data_ptr() for part in (images, density, gradient))
     places = len(x), x.data_ptr(), *given
     back = ready.blocks(transposed=True)
-    kept.run(_PULL, "pull", places, back, ready.layout.lambda_place)
+    recorded.run(_PULL, "pull", places, back, ready.layout.lambda_place)
     return gradient
 
 
@@ -111,29 +111,29 @@ def _weight_places(structure: Structure) -> tuple[list[Any], list[Any], list[Any
     return weights, biases, [] if direct is None else [direct.weight]
 
 
-def of_weights(kept: Record, tensors: Sequence[Tensor], wanted: set[int]) -> dict[int, Tensor]:
+def of_weights(recorded: Record, tensors: Sequence[Tensor], wanted: set[int]) -> dict[int, Tensor]:
     """Return the gradients of those weights and biases whose places in the network are wanted."""
-    symbolic, layout, dtype = kept.ready.symbolic, kept.ready.layout, kept.spaces.dtype
-    found = {n: torch.zeros(tensors[n].shape, dtype=dtype, device="cpu") for n in wanted}
+    symbolic, layout, spaces = recorded.ready.symbolic, recorded.ready.layout, recorded.spaces
+    found = {n: torch.zeros(tensors[n].shape, dtype=spaces.dtype, device="cpu") for n in wanted}
     places = _weight_places(symbolic.structure)
     addresses = ([found[n].data_ptr() if n in found else 0 for n in of] for of in places)
     gather = packing.gather_of(symbolic, layout, tensors)
-    threads = backend.threads_for(len(kept.spaces) * kept.spaces.shape[-1], layout.size, dtype)
+    threads = backend.threads_for(len(spaces) * spaces.shape[-1], layout.size, spaces.dtype)
     targets = Targets(*(np.array(each, np.int64) for each in addresses))
-    fill_weights(kept.spaces, layout, gather.found, targets, threads)
+    fill_weights(spaces, layout, gather.found, targets, threads)
     if gather.factors is not None:  # masks of other numbers than zero and one
         for n in found.keys() & {*places[0], *places[2]}:
             found[n] *= tensors[n + 1]
     return found
 
 
-def of_bases(kept: Record, rows: int, size: int, widths: Sequence[int]) -> list[Tensor]:
+def of_bases(recorded: Record, rows: int, size: int, widths: Sequence[int]) -> list[Tensor]:
     """Return the gradients of the context's contributions, each (rows, units)."""
-    table = kept.ready.layout.adjoint_table
+    table = recorded.ready.layout.adjoint_table
     found: list[Tensor] = []
-    for index, place in enumerate(kept.ready.symbolic.layers):
+    for index, place in enumerate(recorded.ready.symbolic.layers):
         if table[index, BASE] >= 0:
-            deltas = kept.lines(table[index, DELTA], len(place.units))[:, :size]
+            deltas = recorded.lines(table[index, DELTA], len(place.units))[:, :size]
             summed = deltas.sum(dim=1, keepdim=True) if rows == 1 else deltas
             summed = summed.reshape(len(place.units), -1, rows).sum(dim=1)
             full = summed.new_zeros(widths[len(found)], rows)

@@ -52,7 +52,7 @@ def words_of(value: Any) -> array[int]:
 
 
 def _put(value: Any, words: array[int]) -> None:
-    if isinstance(value, Kept):
+    if isinstance(value, Written):
         words.extend(value.words)
     elif isinstance(value, tuple):
         try:
@@ -67,7 +67,7 @@ def _put(value: Any, words: array[int]) -> None:
         words.append(value)
 
 
-class Kept:
+class Written:
     """An argument that is used again and again: written down once, which takes microseconds.
 
     Args:

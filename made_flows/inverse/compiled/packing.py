@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from made_flows.inverse.compiled.gathering import found_in, gather, pieces_of
-from made_flows.inverse.compiled.layout import BIAS, Integers, Kept
+from made_flows.inverse.compiled.layout import BIAS, Integers, Written
 from made_flows.inverse.compiled.placement import Layout, array_of, inputs_read
 from made_flows.inverse.symbolic import Symbolic
 from made_flows.nn.spec import LayerSpec
@@ -48,8 +48,8 @@ class Gather:
     """
 
     owners: list[int]
-    found: Kept
-    tainting: Kept
+    found: Written
+    tainting: Written
     factors: NDArray[np.float64] | None
 
 
@@ -136,5 +136,5 @@ def _gather(layout: Layout, network: _Places, tensors: Sequence[Tensor]) -> Gath
             found[places[p] : places[p] + block.size] = block.reshape(-1)
     every = np.concatenate([found, *network.vectors, np.array([network.zero])])
     factors = None if network.factors is None else network.factors[every]
-    places = Kept(found_in(every, network.sizes))
-    return Gather(network.owners, places, Kept(network.tainting(tensors)), factors)
+    places = Written(found_in(every, network.sizes))
+    return Gather(network.owners, places, Written(network.tainting(tensors)), factors)

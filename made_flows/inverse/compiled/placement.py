@@ -33,8 +33,8 @@ from made_flows.inverse.compiled.layout import (
     UNITS,
     A,
     Integers,
-    Kept,
     Ranks,
+    Written,
     Z,
 )
 from made_flows.inverse.symbolic import Symbolic
@@ -94,23 +94,23 @@ class Layout:
     adjoint_table: Integers
     adjoint_rows: int
     lambda_place: int
-    arguments: dict[str, Kept] = field(default_factory=dict)
+    arguments: dict[str, Written] = field(default_factory=dict)
 
     @cached_property
-    def kept_blocks(self) -> Kept:
+    def written_blocks(self) -> Written:
         """Where blocks, and biases after them, begin."""
-        return Kept(BlockPlaces(self.blocks, self.direct_blocks, self.adjoint_table, self.size))
+        return Written(BlockPlaces(self.blocks, self.direct_blocks, self.adjoint_table, self.size))
 
     @cached_property
     def outputs(self) -> int:
         """Number of outputs."""
         return int(self.ranks.output_starts[-1])
 
-    def kept(self, name: str) -> Kept:
+    def written(self, name: str) -> Written:
         """Return one of the above, as kernels take it again and again."""
         found = self.arguments.get(name)
         if found is None:
-            found = self.arguments[name] = Kept(getattr(self, name))
+            found = self.arguments[name] = Written(getattr(self, name))
         return found
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from made_flows.inverse.compiled.compilation import Kernel
-from made_flows.inverse.compiled.layout import BIAS, DELTA, SOURCE, Integers, Kept
+from made_flows.inverse.compiled.layout import BIAS, DELTA, SOURCE, Integers, Written
 from made_flows.inverse.compiled.placement import Layout
 from made_flows.inverse.compiled.simd import (
     ACCUMULATORS,
@@ -139,7 +139,7 @@ _FILL = Kernel(_fill_weights)
 
 
 def fill_weights(
-    spaces: Tensor, layout: Layout, found: Kept, targets: Targets, threads: int
+    spaces: Tensor, layout: Layout, found: Written, targets: Targets, threads: int
 ) -> None:
     """Write gradients from the workspaces (tiles, height, lanes) of all tiles.
 
@@ -153,6 +153,6 @@ def fill_weights(
     tiles, height, lanes = spaces.shape
     recorded = Recordings(tiles, lanes, height * lanes)
     _FILL(
-        layout.blocks.size, 1, 0, threads, Kept(spaces.view(-1).numpy()), recorded,
-        layout.kept("ranks"), layout.kept_blocks, found, targets,
+        layout.blocks.size, 1, 0, threads, Written(spaces.view(-1).numpy()), recorded,
+        layout.written("ranks"), layout.written_blocks, found, targets,
     )  # fmt: skip
