@@ -14,12 +14,11 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from made_flows._torch import (
     as_rows,
     has_gradient_hooks,
-    is_untransformed,
     own_precision,
 )
 from made_flows.inverse import dispatch
@@ -74,7 +73,7 @@ def compiled_pass(
     flat = as_rows(x, batch)
     if torch.is_grad_enabled():
         # One by one: to list all weights takes as long as a small pass.
-        given = (x,) if context is None else (x, context)
+        given = (made.like, x) if context is None else (made.like, x, context)
         leaves = chain(given, made.parameters(), step.owner.parameters())
         if any(leaf.requires_grad for leaf in leaves):
             result = _with_gradient(made, step, flat, context, batch)
@@ -111,7 +110,7 @@ def _with_gradient(
         len(x) == 0
         or any(True for _ in step.owner.parameters())
         or has_gradient_hooks(made.modules())
-        or not all(map(is_untransformed, weights))
+        or not {Tensor, nn.Parameter}.issuperset(map(type, weights))
         or any(tensor.is_inference() for tensor in (x, *weights))
     ):
         return None

@@ -19,7 +19,7 @@ from made_flows.inverse.compiled import packing, placement, simd
 from made_flows.inverse.compiled.activations import ActivationRows, function_of
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
 from made_flows.inverse.compiled.compilation import Kernel, address_of
-from made_flows.inverse.compiled.layout import Blocks, StepCall, Sweep, Units, Written
+from made_flows.inverse.compiled.layout import Blocks, StepCall, Sweep, Units, Written, numbers_of
 from made_flows.inverse.compiled.packing import Weights
 from made_flows.inverse.compiled.parallel import Scores, score_tiles
 from made_flows.inverse.compiled.placement import Context, Layout
@@ -46,8 +46,6 @@ _ADJOINT = Kernel(adjoint_tiles)
 _SWEEPS = {"step": Kernel(solve_tiles), "score": Kernel(score_tiles)}
 """The kernels that call a step, by the function of its module that they call."""
 
-
-_NUMBERS = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
 
 _LOCAL = threading.local()
 
@@ -85,12 +83,7 @@ def over_spaces(kernel: Kernel, rows: int, work: float, spaces: Tensor, argument
     """Call a kernel for all rows, whose tiles have workspaces (tiles, height, lanes) each."""
     _, height, lanes = spaces.shape
     threads = threads_for(rows, work, spaces.dtype)
-    kernel(rows, lanes, height * lanes, threads, words_of_numbers(spaces), *arguments)
-
-
-def words_of_numbers(tensor: Tensor) -> Written:
-    """Return the numbers of a tensor in one piece, which the caller keeps, as an argument."""
-    return Written(_NUMBERS[tensor.dtype], array("q", (tensor.data_ptr(), tensor.numel())))
+    kernel(rows, lanes, height * lanes, threads, numbers_of(spaces), *arguments)
 
 
 def threads_for(rows: int, work: float, dtype: torch.dtype) -> int:

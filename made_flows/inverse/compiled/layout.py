@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Integers = NDArray[np.int64]
 
@@ -77,6 +78,14 @@ class Written:
 
     def __init__(self, value: Any, words: array[int] | None = None) -> None:
         self.value, self.words = value, words_of(value) if words is None else words
+
+
+_NUMBERS = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
+
+
+def numbers_of(tensor: Tensor) -> Written:
+    """Return the numbers of a tensor in one piece, which the caller keeps, as an argument."""
+    return Written(_NUMBERS[tensor.dtype], array("q", (tensor.data_ptr(), tensor.numel())))
 
 
 class Tile(NamedTuple):

@@ -113,13 +113,15 @@ def gather_of(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> 
 def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weights:
     """Write the weights of a network in blocks."""
     found, dtype = gather_of(symbolic, layout, tensors), tensors[1].dtype
-    sources = [tensors[place].detach().to(dtype) for place in found.owners]
+    given = (tensors[place] for place in found.owners)
+    sources = [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in given]
     packed = gather(sources, found.found, found.tainting)
     count = len(found.found.value.places)
     if found.factors is not None:
         packed[:count] *= found.factors.astype(packed.dtype)
     vectors, first = packed[layout.size : count], layout.table[symbolic.structure.depth, BIAS]
-    vectors[first : first + layout.outputs] += packed[count:].sum()
+    if packed[count:].any():  # NaN, which is to be seen in every output
+        vectors[first : first + layout.outputs] = np.nan
     return Weights(packed[: layout.size], vectors)
 
 

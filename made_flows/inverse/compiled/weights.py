@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from made_flows.inverse.compiled.compilation import Kernel
-from made_flows.inverse.compiled.layout import BIAS, DELTA, SOURCE, Integers, Written
+from made_flows.inverse.compiled.layout import BIAS, DELTA, SOURCE, Integers, Written, numbers_of
 from made_flows.inverse.compiled.placement import Layout
 from made_flows.inverse.compiled.simd import (
     ACCUMULATORS,
@@ -153,6 +153,6 @@ def fill_weights(
     tiles, height, lanes = spaces.shape
     recorded = Recordings(tiles, lanes, height * lanes)
     _FILL(
-        layout.blocks.size, 1, 0, threads, Written(spaces.view(-1).numpy()), recorded,
+        layout.blocks.size, 1, 0, threads, numbers_of(spaces), recorded,
         layout.written("ranks"), layout.written_blocks, found, targets,
     )  # fmt: skip
