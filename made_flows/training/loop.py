@@ -131,8 +131,8 @@ def fit(
         max_seconds: end the epoch after this time, and training with it; None never does.
         clip_norm: gradients are scaled down to this total norm; None leaves them.
         weight_decay: decoupled weight decay of AdamW, of all parameters. By default 0.3 with the
-            higher rate that few rows have by default, and then of the weights of masked networks
-            alone, but for direct connections; none otherwise.
+            higher rate that few rows have by default, with fewer than a hundred for each column,
+            and then of the weights of masked networks alone, but for direct connections.
         dropout: probability of dropping a hidden unit while training, for networks that have no
             dropout of their own. By default 0.2 where there are fewer than fifty rows for each
             column, none where there are more; for discrete values in 64 columns or more, 0.5
@@ -252,7 +252,8 @@ def fit(
         if weight_decay is None:
             # With a given optimizer too, which has its own: a checkpoint is to name what changed.
             own = learning_rate is None
-            weight_decay = weight_decay_for(known_rows, target.discrete) if own else 0.0
+            decay = weight_decay_for(known_rows, target.features, target.discrete)
+            weight_decay = decay if own else 0.0
         adam, parameters = make_optimizer(
             optimizer, model, rate, weight_decay, sparsity, shrinks_all
         )
