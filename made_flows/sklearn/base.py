@@ -82,7 +82,9 @@ class TableEstimator(BaseEstimator):
         with seeded(seed, torch.device("cpu")):
             cell = _CELL if noise else None
             schema = Schema.of(rows, self.columns, any_number=True, resolution=cell)
-            model = TableMADE(schema, self.hidden_features, components=self.components)
+            # Of noisy numbers, direct connections learn by heart: a detector is better without.
+            options = {"components": self.components, "direct": not noise}
+            model = TableMADE(schema, self.hidden_features, **options)
             codes = schema.encode(rows)[0]
             if noise:
                 codes = smoothed(schema, codes, noise, seed)
