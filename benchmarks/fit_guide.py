@@ -43,10 +43,10 @@ UNTUNED = """None of the settings of `fit_guide` and `diagnose` was chosen by th
 data in natural units with flat priors, hierarchies, series and shapes, simulated or written down
 for this page (`benchmarks/_untuned_models.py`), at `budget="fast"`. Where the verdict is no trust,
 the same seed is fitted again as a user would: with `modes=2` where the diagnosis speaks of an
-unseen mode, else at `budget="good"`. References are exact draws, or of 64 chains of Hamiltonian
-Monte Carlo of 200 draws each in float64, in another form of the model where it mixes better; their
-largest R-hat and smallest effective sample size are given. Scales with heavy tails are compared by
-their logarithms."""
+unseen mode, else at `budget="good"`. References are exact draws, or of 64 chains in float64, of
+Hamiltonian Monte Carlo (200 draws each) or by Gibbs sampling (2000), in another form of the model
+where it mixes better; their largest R-hat and smallest effective sample size are given. Scales with
+heavy tails are compared by their logarithms."""
 
 TUNED = """Reference draws are posteriordb's, and exact ones for the funnel (whose tails are so
 heavy that means and sds of samples hardly say anything). The rule that even weights (draws worth
@@ -71,7 +71,7 @@ class Result:
     bound: float = math.nan
     moved: float = math.nan
     beyond: float = math.nan
-    unseen: float = 0.0
+    unseen: float = math.nan
     grade: str = ""
     seconds: float = math.nan
     steps: int = 0
@@ -109,7 +109,7 @@ def run(
         bound=found.bias_bound,
         moved=math.nan if found.probe is None else found.probe.moved,
         beyond=math.nan if found.probe is None else found.probe.beyond,
-        unseen=found.unseen or 0.0,
+        unseen=math.nan if found.unseen is None else found.unseen,
         grade=found.grade,
         seconds=fit.seconds,
         steps=len(fit.elbo),
@@ -148,7 +148,7 @@ def row(name: str, seed: int, how: str, result: Result) -> list[str]:
         _number(result.k_hat),
         _number(result.bound),
         f"{_number(result.moved)} / {_number(result.beyond)}",
-        f"{result.unseen:.0%}",
+        "-" if math.isnan(result.unseen) else f"{result.unseen:.0%}",
         _number(result.log_evidence - result.elbo, 3),
         f"{_number(result.means)} / {_number(result.weighted_means)}",
         f"{_number(result.sds)} / {_number(result.weighted_sds)}",
@@ -254,7 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sources = []
     for posterior in others:
         if (known := new.known(posterior)) is not None:
-            form = "chains" if posterior.exact is None else "exact"
+            gibbs = "exact" if known.r_hat == 1 else "Gibbs' chains"
+            form = "Hamiltonian chains" if posterior.exact is None else gibbs
             size = f"{known.effective:.0f}"
             sources.append([posterior.name, form, str(len(known.mean)), f"{known.r_hat:.3f}", size])
     text = TEXT.format(seeds=", ".join(map(str, given.seeds)))
