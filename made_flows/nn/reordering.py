@@ -112,7 +112,7 @@ def masks_of(made: MaskedMLP, ranks: Tensor, degrees: Sequence[Tensor] | None = 
     return Masks((first, *inner, last), direct)
 
 
-_KEEP: TensorCache[None] = TensorCache()
+_OWN: TensorCache[None] = TensorCache()
 """Of networks whose masks are those of their order."""
 
 
@@ -136,7 +136,7 @@ def expect_own_masks(made: MaskedMLP) -> None:
             wanted = "to follow from order and degrees, for another order to be asked for"
             expect(same, f"the mask of {name}", wanted, "one that was changed by hand")
 
-    _KEEP.get(None, [made.ranks, *made.degrees, *masks], compare)
+    _OWN.get(None, [made.ranks, *made.degrees, *masks], compare)
 
 
 def _above(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
