@@ -35,6 +35,7 @@ from made_flows.cli.writing import check_different, check_output, writing
 from made_flows.models.estimate import estimate
 from made_flows.serialization import save
 from made_flows.tables.model import TableMADE
+from made_flows.tables.schema import KINDS
 from made_flows.training.defaults import held_out_for
 from made_flows.training.optimization import seeded
 
@@ -302,6 +303,7 @@ def _said(text: str) -> tuple[str, Any]:
     kind, *numbers = what.split(":")
     with errors_of(Code.OPTION, f"--columns {text}"):
         expect(bool(equals), "--columns", "as name=kind, such as fare=zero_inflated", text)
+        expect(kind in KINDS, "the kind", f"to be one of {', '.join(KINDS)}", kind)
         ends = tuple(float(number) for number in numbers)
         return name, (kind, *ends) if ends else kind
 

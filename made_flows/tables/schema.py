@@ -199,7 +199,8 @@ def _found(name: str, values: Values, any_number: bool, resolution: float | None
     distinct = len(set(known.tolist()))
     if values.holds in ("text", "bool"):
         if distinct > max(_FEW, len(known) // 2):
-            return f"{distinct} different texts in {len(known)} rows: an identifier or free text"
+            example = f"{distinct} different texts in {len(known)} rows, as {shown(known[0])}"
+            return f"{example}: an identifier or free text"
         return fit_categories(name, values)
     if resolution is not None and distinct > 2 and values.holds in ("int", "float"):
         step = resolution * float(known.std())

@@ -234,7 +234,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     ),
     "no output": (("fit", "good.csv"), 2, "--output"),
     "no kind": (("fit", "good.csv", "-o", "m", "--columns", "size"), 2, "as name=kind"),
-    "unknown kind": (("fit", "good.csv", "-o", "m", "--columns", "size=normal"), 3, "one of real"),
+    "unknown kind": (("fit", "good.csv", "-o", "m", "--columns", "kind=target"), 2, "one of real"),
     "unknown column": (("fit", "good.csv", "-o", "m", "--columns", "sise=real"), 3, "got 'sise'"),
     "kind of another": (("fit", "good.csv", "-o", "m", "--columns", "size=positive"), 3, "in row "),
     "bounds of text": (("fit", "good.csv", "-o", "m", "--columns", "size=bounded:a:b"), 2, "'a'"),
