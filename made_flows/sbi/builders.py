@@ -143,15 +143,16 @@ def maf(
         hidden_features: the width of all hidden layers, or all widths.
         num_transforms: number of autoregressive transforms.
         embedding_net: of simulations; of parameters for a likelihood.
-        num_blocks: hidden layers after the first.
+        num_blocks: residual blocks of two hidden layers after the first layer; with
+            ``residual=False`` as many layers.
         dropout_probability: of hidden units, while training.
         support: a distribution, such as the prior, or a constraint: parameters are mapped from its
             support to the real line, so that none is ever drawn outside. Columns may be bounded on
             both sides, below, or not at all. For a likelihood, the support of simulations. Between
             two bounds the map is that of a soft :class:`~made_flows.Logit`, nearly linear.
         likelihood: whether to model simulations given parameters, for ``NLE``.
-        arguments: further ones of :class:`~made_flows.MAF`: ``order``, ``activation``, ``residual``
-            and so on.
+        arguments: further ones of :class:`~made_flows.MAF`: ``order``, ``activation`` and so on;
+            ``residual`` is true by default.
 
     Returns:
         What ``NPE`` and ``NLE`` take as ``density_estimator``.
@@ -176,7 +177,7 @@ def maf(
     model = partial(
         MAF, transforms=positive_integer(num_transforms, "num_transforms"),
         hidden_features=_widths(hidden_features, num_blocks), dropout=dropout_probability,
-        **{"base": None, "direct": False, **arguments},
+        **{"base": None, "direct": False, "residual": True, **arguments},
     )  # fmt: skip
     return Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)
 
