@@ -48,8 +48,9 @@ FAILURES = (triton.errors.TritonError,)
 INTERPRETED = not isinstance(solve_kernel, triton.JITFunction)
 """Whether ``TRITON_INTERPRET`` was set when this module was imported."""
 
-_PANEL_UNITS = 64
-"""Units of the widest layer in a panel, about."""
+_PANEL_UNITS = 60
+"""Units of the widest layer in a panel, about: in whole ranks seldom more than 64, which are two
+blocks; a few units more would take a third."""
 
 _PITCH = 16
 """Weights of a unit begin at a multiple of so many numbers."""

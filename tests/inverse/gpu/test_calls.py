@@ -22,7 +22,7 @@ from made_flows.inverse import ops, sequential_inverse
 from made_flows.inverse.compiled.placement import context_of
 from made_flows.inverse.dispatch import backend
 from made_flows.inverse.symbolic import symbolic_for
-from tests.helpers.inverse_checks import STEPS, made_for, noise_of
+from tests.helpers.inverse_checks import STEPS, made_for, noise_of, owner_of
 from tests.helpers.nothing_read import NothingRead
 
 pytest.importorskip("triton", reason="the kernels need Triton")
@@ -284,6 +284,43 @@ class TestOnADevice:
         with backend("triton"), torch.no_grad():
             x = sequential_inverse(made, GAUSSIAN, noise)
         torch.testing.assert_close(x.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("name", "dtype"),
+        [(name, torch.float32) for name in STEPS]
+        + [(name, torch.float64) for name in ("sampling, Gaussian", "inverse, spline")],
+    )
+    def test_steps_and_gradients_are_those_of_a_cpu(
+        self, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Kernels as machine code runs them: every step, and tiles, panels and blocks by twos."""
+        monkeypatch.setattr(autotuning, "_may_be_timed", lambda _: False)  # one way, to build less
+        step = STEPS[name](9)
+        kernel = step.kernel()
+        if kernel is None or not kernel.follows_rule:
+            pytest.skip("the step has no kernel")
+        made = made_for(
+            step, features=9, context=2, hidden_features=(150, 20, 150), residual=True, direct=True
+        )
+        found = []
+        for device in ("cpu", "cuda"):
+            owner_of(step).to(device, dtype)
+            made.to(device, dtype)
+            torch.manual_seed(0)
+            noise, context = noise_of(step, 40, 9), torch.randn(40, 2, dtype=torch.float64)
+            leaf = noise.to(device, dtype).requires_grad_(step.differentiable)
+            with backend("triton" if device == "cuda" else "eager"):
+                x = sequential_inverse(made, step, leaf, context.to(device, dtype))
+                wanted = [leaf, *made.parameters()] if step.differentiable else []
+                total = x.square().sum()
+                gradients = torch.autograd.grad(total, wanted) if wanted else ()
+            found.append([each.detach().cpu() for each in (x, *gradients)])
+        tolerance = 1e-9 if dtype == torch.float64 else 2e-3
+        if step.differentiable:
+            torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
+        else:  # a number next to the boundary of two categories may fall on either side
+            agree = (found[0][0] - found[1][0]).abs().amax(1) < tolerance
+            assert agree.double().mean() > 0.9
 
     def test_calls_go_to_the_current_stream(self) -> None:
         made, noise, expected = _on("cuda")
