@@ -300,8 +300,9 @@ def second_order(g: torch.Generator) -> Untuned:
 
 
 def _volatility(y: Tensor) -> None:
-    mu, phi = pyro.sample("mu", dist.Cauchy(0.0, 10.0)), pyro.sample("phi", dist.Uniform(-1.0, 1.0))
-    s = pyro.sample("s", dist.HalfCauchy(5.0))
+    """With the prior of Kim, Shephard & Chib 1998 for how much of it lasts."""
+    mu, s = pyro.sample("mu", dist.Normal(0.0, 10.0)), pyro.sample("s", dist.HalfNormal(1.0))
+    phi = 2 * pyro.sample("lasts", dist.Beta(20.0, 1.5)) - 1
     z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(y)]).to_event(1))
     mu, phi, s = _last(mu, phi, s)
     first = z[..., :1] / (1 - phi.square()).sqrt()
