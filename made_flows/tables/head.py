@@ -96,6 +96,7 @@ class TableHead(Head):
             if isinstance(part, Numbers):
                 wide = part.often.shape[1]
                 self._often[part.places, 3 * components : 3 * components + wide] = part.often
+        self._repeats = bool(self._often.any())
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         for name in ("margin", "share", "plain"):  # which files of version 0.2 do not have
@@ -141,7 +142,7 @@ class TableHead(Head):
         margin, often = self.margin.to(parameters), self._often.to(parameters.device)
         given = self._log_prob(x, parameters)
         plain = given
-        if bool(self._often.any()):
+        if self._repeats:
             plain = self._log_prob(x, torch.where(often, margin, parameters))
         alone = self._log_prob(x, margin).expand_as(given)
         return torch.stack([given, plain, alone], dim=-1)
