@@ -37,7 +37,7 @@ from benchmarks.harness import (
 from benchmarks.posteriors import Found
 
 OURS = {"maf": "maf", "maf_rqs": "spline", "made": "made", "zuko_maf": None, "zuko_nsf": None}
-"""sbi's builders, and which of this library's has the same model."""
+"""sbi's builders, and which of this library's has such a model (of deeper networks)."""
 TRAINED = ("nsf", "maf", "zuko_nsf", "ours, maf", "ours, spline")
 
 SAMPLING_TEXT = """\

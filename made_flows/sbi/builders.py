@@ -243,9 +243,10 @@ def made(
 
     Args:
         num_components: components of every mixture.
+        num_blocks: hidden layers after the first.
         arguments: further ones of :class:`~made_flows.GaussianMixtureMADE`.
-        z_score_theta, z_score_x, hidden_features, embedding_net, num_blocks, dropout_probability,
-            support, likelihood: those of :func:`maf`.
+        z_score_theta, z_score_x, hidden_features, embedding_net, dropout_probability, support,
+            likelihood: those of :func:`maf`.
 
     Returns, Raises: as :func:`maf`.
 
