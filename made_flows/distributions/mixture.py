@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -89,7 +90,7 @@ def in_chunks(score: Callable[..., Tensor], value: Tensor, *others: Tensor | Non
         others: each (..., anything), broadcast against the rows; or None.
     """
     batch = check_batch(value=value, **{f"other {i}": o for i, o in enumerate(others)})
-    if batch.numel() <= _ROWS:
+    if prod(batch) <= _ROWS:  # batch.numel() is no symbol while exporting
         return score(value, *others)
 
     def split(rows: Tensor | None) -> Sequence[Tensor | None]:

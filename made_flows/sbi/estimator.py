@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ class Estimator(ConditionalDensityEstimator):
     def _embedded(self, condition: Tensor) -> Tensor:
         self._check_condition_shape(condition)
         batch = condition.shape[: condition.dim() - len(self.condition_shape)]
-        rows = condition.reshape(batch.numel(), *self.condition_shape)
+        rows = condition.reshape(prod(batch), *self.condition_shape)  # numel() is no symbol
         embedded: Tensor = self._embedding_net(rows)
         return embedded.reshape(*batch, embedded.shape[1:].numel())
 

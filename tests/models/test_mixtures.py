@@ -140,6 +140,19 @@ def test_components_are_drawn_anew_in_every_replay(recorder: str) -> None:
     assert abs(float(ones.var()) - 3.36) < 5 * 3.36 * (2 / 100) ** 0.5
 
 
+def test_scores_export_for_any_number_of_rows() -> None:
+    class Score(torch.nn.Module):
+        mixture = of_zeros_and_ones()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mixture(x[:, :1]).log_prob(x)
+
+    rows = {"x": {0: torch.export.Dim("rows", max=1000)}}
+    with torch.no_grad():
+        exported = torch.export.export(Score(), (torch.ones(5, 3),), dynamic_shapes=rows).module()
+        nearly(exported(torch.ones(9, 3)), Score()(torch.ones(9, 3)))
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_missing_features_are_not_recorded() -> None:
     """Which are observed decides what is computed, and may be others in a replay."""
