@@ -162,9 +162,8 @@ def fit_guide(
         ends: list[Tensor] = []
         if vectorize:
             with torch.no_grad(), poutine.block(), torch.random.fork_rng(devices=()):
-                drawn_together(
-                    model, guide, args, kwargs, 3, nesting
-                )  # or refuses, before any work
+                # Or refuses, before any work.
+                drawn_together(model, guide, args, kwargs, 3, nesting)
             own = guide._init_loc()
             density = Density(model, args, kwargs, nesting, sites, own.dtype)
             ends = list(highest_ends(density, own, *_CLIMBS, modes))
@@ -212,11 +211,8 @@ def _starts(
     chosen = found[:1]
     for name, start in found[1:]:
         near = start.elbo > found[0][1].elbo - _MATTERS
-        if (
-            len(chosen) < modes
-            and near
-            and all(apart(density, start, other) for _, other in chosen)
-        ):
+        new = len(chosen) < modes and near
+        if new and all(apart(density, start, other) for _, other in chosen):
             chosen.append((name, start))
     return chosen
 
