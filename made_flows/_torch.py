@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,11 @@ def own_precision(device: str) -> AbstractContextManager[None]:
     if torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
+
+
+def exceeds(size: Any, limit: int) -> bool:
+    """Tell whether a size is beyond a limit; a symbol, as while exporting for any, is not."""
+    return isinstance(size, int) and size > limit
 
 
 def as_rows(x: Rows, batch: torch.Size) -> Rows:

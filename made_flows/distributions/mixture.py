@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from made_flows._checks import check_batch
-from made_flows._torch import as_rows, in_groups
+from made_flows._torch import as_rows, exceeds, in_groups
 from made_flows.distributions._protocols import Components
 from made_flows.distributions.base import VectorDistribution
 
@@ -90,7 +90,7 @@ def in_chunks(score: Callable[..., Tensor], value: Tensor, *others: Tensor | Non
         others: each (..., anything), broadcast against the rows; or None.
     """
     batch = check_batch(value=value, **{f"other {i}": o for i, o in enumerate(others)})
-    if prod(batch) <= _ROWS:  # batch.numel() is no symbol while exporting
+    if not exceeds(prod(batch), _ROWS):  # batch.numel() is no symbol
         return score(value, *others)
 
     def split(rows: Tensor | None) -> Sequence[Tensor | None]:

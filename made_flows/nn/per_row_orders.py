@@ -18,7 +18,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from made_flows._checks import check_batch, check_broadcast
-from made_flows._torch import as_rows, has_concrete_values, in_groups, is_untransformed
+from made_flows._torch import (
+    as_rows,
+    exceeds,
+    has_concrete_values,
+    in_groups,
+    is_untransformed,
+)
 from made_flows.nn.linear import MaskedLinear, RowMask, takes_mask
 from made_flows.nn.masked_mlp import MaskedMLP, Masks
 from made_flows.nn.reordering import masks_of
@@ -66,7 +72,7 @@ def forward_row_orders(
             masks = masks_of(made, ranks.squeeze(-2), degrees)
             stacked = Masks(tuple(map(_stacked, masks.layers)), _stacked(masks.direct))
             return made.compute(x, context, stacked, made.dropout)
-    if batch.numel() and is_untransformed(x) and is_untransformed(ranks):
+    if is_untransformed(x) and is_untransformed(ranks) and batch.numel():
         distinct, group = torch.unique(ranks.reshape(-1, made.features), dim=0, return_inverse=True)
         if len(distinct) == 1:
             masks = masks_of(made, distinct[0], degrees)
@@ -250,7 +256,7 @@ def _in_chunks(
     batch = check_batch(x=x, order=ranks)
     x, ranks = as_rows(x, batch), as_rows(ranks, batch)
     rows = max(_CHUNK // max(size, 1), 1)
-    if len(x) <= rows:
+    if not exceeds(x.shape[0], rows):  # len(x) is no symbol
         z = product(x, ranks)
     else:
         parts = [

@@ -140,17 +140,26 @@ def test_components_are_drawn_anew_in_every_replay(recorder: str) -> None:
     assert abs(float(ones.var()) - 3.36) < 5 * 3.36 * (2 / 100) ** 0.5
 
 
-def test_scores_export_for_any_number_of_rows() -> None:
+EXPORTED: dict[str, Callable[[], Callable[[Tensor], Any]]] = {
+    "mixture": lambda: lambda x, mixture=of_zeros_and_ones(): mixture(x[:, :1]),
+    "all orders": lambda: lambda x, model=model_of(orders="all"): model(),
+    "mixture of orders": lambda: lambda x, mixture=mf.OrderMixture(model_of(), 2): mixture(),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_scores_export_for_any_number_of_rows(name: str) -> None:
     class Score(torch.nn.Module):
-        mixture = of_zeros_and_ones()
+        distribution = staticmethod(EXPORTED[name]())
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.mixture(x[:, :1]).log_prob(x)
+            return self.distribution(x).log_prob(x)
 
-    rows = {"x": {0: torch.export.Dim("rows", max=1000)}}
+    rows, features = {"x": {0: torch.export.Dim("rows")}}, 3 if name == "mixture" else 4
     with torch.no_grad():
-        exported = torch.export.export(Score(), (torch.ones(5, 3),), dynamic_shapes=rows).module()
-        nearly(exported(torch.ones(9, 3)), Score()(torch.ones(9, 3)))
+        few, many = torch.ones(5, features), torch.ones(9, features)
+        exported = torch.export.export(Score(), (few,), dynamic_shapes=rows).module()
+        nearly(exported(many), Score()(many))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
