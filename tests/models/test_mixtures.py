@@ -140,20 +140,20 @@ def test_components_are_drawn_anew_in_every_replay(recorder: str) -> None:
     assert abs(float(ones.var()) - 3.36) < 5 * 3.36 * (2 / 100) ** 0.5
 
 
-EXPORTED: dict[str, Callable[[], Callable[[Tensor], Any]]] = {
-    "mixture": lambda: lambda x, mixture=of_zeros_and_ones(): mixture(x[:, :1]),
-    "all orders": lambda: lambda x, model=model_of(orders="all"): model(),
-    "mixture of orders": lambda: lambda x, mixture=mf.OrderMixture(model_of(), 2): mixture(),
+EXPORTED: dict[str, Callable[[], Any]] = {
+    "mixture": of_zeros_and_ones,
+    "all orders": model_of,
+    "mixture of orders": lambda: mf.OrderMixture(model_of(), 2),
 }
 
 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_scores_export_for_any_number_of_rows(name: str) -> None:
     class Score(torch.nn.Module):
-        distribution = staticmethod(EXPORTED[name]())
+        model = EXPORTED[name]()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.distribution(x).log_prob(x)
+            return self.model(x[:, :1] if name == "mixture" else None).log_prob(x)
 
     rows, features = {"x": {0: torch.export.Dim("rows")}}, 3 if name == "mixture" else 4
     with torch.no_grad():
