@@ -57,7 +57,7 @@ from made_flows.univariate.heads import Head
 from made_flows.univariate.scales import ScaleRule
 from made_flows.univariate.splines import RationalQuadraticSpline
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "IAF",
