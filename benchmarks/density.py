@@ -52,15 +52,18 @@ def _mixture(features: int, network: dict[str, Any]) -> mf.GaussianMixtureMADE:
     return mf.GaussianMixtureMADE(features, components=10, **network)
 
 
+def _maf(features: int, network: dict[str, Any], **options: Any) -> mf.MAF:
+    """Make a flow as the papers have it: of normal noise, without direct connections."""
+    return mf.MAF(features, **{"transforms": 5, "base": None, "direct": False} | network | options)
+
+
 MODELS: dict[str, Make] = {
     "MADE": lambda D, network: mf.GaussianMADE(D, **network),
     "MADE-MoG": _mixture,
-    "MAF(5)": lambda D, network: mf.MAF(D, transforms=5, normalize="batch", **network),
-    "MAF(10)": lambda D, network: mf.MAF(D, transforms=10, normalize="batch", **network),
-    "MAF-MoG(5)": lambda D, network: mf.MAF(
-        D, transforms=5, normalize="batch", base=_mixture(D, network), **network
-    ),
-    "RQ-MAF(5)": lambda D, network: mf.MAF(D, transforms=5, bijection="spline", **network),
+    "MAF(5)": lambda D, network: _maf(D, network, normalize="batch"),
+    "MAF(10)": lambda D, network: _maf(D, network, transforms=10, normalize="batch"),
+    "MAF-MoG(5)": lambda D, network: _maf(D, network, normalize="batch", base=_mixture(D, network)),
+    "RQ-MAF(5)": lambda D, network: _maf(D, network, bijection="spline"),
 }
 """Constructors, from the number of features and the arguments of a network."""
 
