@@ -29,6 +29,8 @@ _DRAWS = 20_000
 _DISTANCE = 2.7 / _DRAWS**0.5
 """The Kolmogorov-Smirnov distance that draws of the right distribution exceed once in a million."""
 
+_OF_A_SEARCH = ". (A search for the value has none of use: end it with a step of Newton's)"
+
 
 @dataclass(frozen=True)
 class BijectionReport:
@@ -113,19 +115,15 @@ def check_bijection(
         back_bends = _gradients(log_inverse, image, known)
 
     def passes(
-        error: Tensor, name: str, expected: Tensor | str, got: Tensor, at: Tensor = x, of: str = "x"
-    ) -> float:
+        error: Tensor, name: str, expected: Tensor | str, got: Tensor, at: Tensor = x,
+        of: str = "x", advice: str = "",
+    ) -> float:  # fmt: skip
         wrong = ~(error <= tolerance)
         if bool(wrong.any()):
             i = tuple(wrong.nonzero()[0].tolist())
             words = expected if isinstance(expected, str) else f"{float(expected[i]):.6g}"
             place = f"at {of}={float(at[i]):.6g} with parameters {given[i].tolist()}"
-            found = f"{float(got[i]):.6g}"
-            if name.startswith("the gradient of inverse with"):
-                found += (
-                    ". (A search for the value has none of use: end it with a step of Newton's)"
-                )
-            expect(False, name, f"to be {words} {place}", found)
+            expect(False, name, f"to be {words} {place}", f"{float(got[i]):.6g}{advice}")
         return float(error.max())
 
     with torch.no_grad():
@@ -145,9 +143,9 @@ def check_bijection(
         # x(y, p) has derivatives 1 / f' and -(df/dp) / f'; log f' at it follows by the chain rule.
         shift = -by_parameter / slope.unsqueeze(-1)
         bends = -bend / slope, -bend_by_parameter - bend.unsqueeze(-1) * shift
-        for name, right, found in (
-            ("inverse", (1 / slope, shift), back_slopes),
-            ("inverse's log-derivative", bends, back_bends),
+        for name, right, found, advice in (
+            ("inverse", (1 / slope, shift), back_slopes, _OF_A_SEARCH),
+            ("inverse's log-derivative", bends, back_bends, ""),
         ):
             for of, expected, got in zip(("y", "a parameter"), right, found, strict=True):
                 error = (got - expected).abs() / expected.abs().clamp(min=1)
@@ -156,7 +154,8 @@ def check_bijection(
                     expected, got = (
                         t.gather(-1, worst[..., None])[..., 0] for t in (expected, got)
                     )
-                passes(error, f"the gradient of {name} with respect to {of}", expected, got)
+                gradient = f"the gradient of {name} with respect to {of}"
+                passes(error, gradient, expected, got, advice=advice)
     return BijectionReport(trip, max(of_forward, of_inverse))
 
 

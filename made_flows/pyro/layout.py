@@ -29,11 +29,8 @@ class LatentSite:
 
     def __init__(self, fn: Any, value: Tensor) -> None:
         self.shape, self.plates = value.shape, len(fn.batch_shape)
-        while isinstance(
-            fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
-        ):
-            fn = fn.base_dist
-        self.scale: Any = fn.scale if hasattr(fn, "loc") and hasattr(fn, "scale") else None
+        base = innermost(fn)
+        self.scale: Any = base.scale if hasattr(base, "loc") and hasattr(base, "scale") else None
         self.centred = False
         self.transform: Transform | None = None
         self.middle = value.new_zeros(())  # where unconstrained values are zero
@@ -42,6 +39,13 @@ class LatentSite:
             self.middle = self.transform(value.new_zeros(self.transform.inverse_shape(value.shape)))
         except NotImplementedError:  # a discrete one
             pass
+
+
+def innermost(fn: Any) -> Any:
+    """Return the distribution that was expanded, masked or taken as one of vectors."""
+    while isinstance(fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
 
 
 def traces(

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
+
+from made_flows.pyro.layout import innermost
 
 _STEPS = 120
 """Iterations of L-BFGS from every start."""
@@ -67,9 +68,7 @@ def init_to_prior_median(site: dict[str, Any]) -> Tensor:
 
 def _exact_median(fn: Any) -> Tensor | None:
     """Return the median by the quantile function of a distribution of independent numbers."""
-    base = fn
-    while isinstance(base, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
-        base = base.base_dist
+    base = innermost(fn)
     if base.event_shape:
         return None
     try:

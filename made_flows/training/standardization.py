@@ -75,7 +75,7 @@ def _factor(u: Tensor) -> Tensor:
     Columns that others nearly determine become what these leave of them, in units of that. The
     others stay as they are: whitened, they would be fitted worse.
     """
-    correlations, deviations = _correlations(u)
+    correlations, deviations = _correlations(_near(u))
     factor, root = torch.eye(u.shape[1], dtype=u.dtype), correlations[:, :0]
     chosen: list[int] = []
     for i, deviation in enumerate(deviations):
@@ -94,9 +94,13 @@ def _factor(u: Tensor) -> Tensor:
     return factor
 
 
+def _near(u: Tensor) -> Tensor:
+    """Leave out rows far out, each of which would be in line with all others, and those of NaN."""
+    return u[(u.abs() <= _FAR).all(dim=1)]
+
+
 def _correlations(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Find correlations (D, D) and deviations (D,) of standardised rows, but for those far out."""
-    u = u[(u.abs() <= _FAR).all(dim=1)]  # a row far out would be in line with all others; no NaN
+    """Find correlations (D, D) and deviations (D,) of rows (N, D)."""
     z = u - u.mean(dim=0)
     norms = z.norm(dim=0).clamp(min=torch.finfo(z.dtype).tiny)
     z = z / norms
@@ -136,7 +140,8 @@ def near_dependence(u: Tensor, name: str) -> str | None:
     """
     if u.shape[1] > _COMPARED:
         return None
-    if int((u.abs() <= _FAR).all(dim=1).sum()) <= u.shape[1]:
+    u = _near(u)
+    if len(u) <= u.shape[1]:
         return None
     values, vectors = torch.linalg.eigh(_correlations(u)[0])
     if float(values[0]) >= _FLAT:

@@ -31,10 +31,11 @@ def _blocks(*, transposed: bool) -> tuple[tuple[int, tuple[tuple[int, Any], ...]
 
 
 _BLOCKS, _TRANSPOSED = _blocks(transposed=False), _blocks(transposed=True)
-_OF_ONE_ROW = tuple((size, unit_product(size)) for size in (16, 32, 64, 128, 256))
+_WIDEST = 256
+_OF_ONE_ROW = tuple((size, unit_product(size)) for size in (16, 32, 64, 128, _WIDEST))
 """Bytes of the weights of a block's units for one input, in place of vectors of lanes."""
 
-SPARE = 256 // 4
+SPARE = _WIDEST // 4
 """Numbers after weights, and after a workspace, that blocks of one row's units may read."""
 
 
@@ -73,7 +74,7 @@ def add_product(work: Any, weights: Any, rows: Any) -> None:
     if lanes == 1:  # the units of a row are the lanes
         for block in _OF_ONE_ROW:
             width = block[0] // itemsize
-            while n > u and (n - u <= width or block[0] == 256):
+            while n > u and (n - u <= width or block[0] == _WIDEST):
                 block[1](work, c0 + u, a0, weights, w0 + u, stride, count, n - u)
                 u += width
         return
