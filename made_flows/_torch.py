@@ -50,7 +50,8 @@ def is_forward_mode() -> bool:
 
 def is_recorded(x: Tensor) -> bool:
     """Tell whether a CUDA graph records what is done on a tensor's device, and nothing is done."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+    cuda = torch.cuda
+    return x.is_cuda and cuda.is_initialized() and cuda.is_current_stream_capturing()
 
 
 def has_concrete_values(x: Tensor) -> bool:

@@ -12,7 +12,7 @@ import json
 import math
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -133,24 +133,33 @@ def _kept_or_timed(
     kind: tuple[object, ...], configs: Sequence[Config], like: Tensor, launch: _Launch
 ) -> Config:
     identity = repr((kind, tuple(configs), triton.__version__, _name_of(like.device)))
-    cache = get_cache_manager(hashlib.sha256(identity.encode()).hexdigest())
-    path = cache.get_file(_FILE)
-    if path is not None:
-        return Config(*json.loads(Path(path).read_text(encoding="utf-8")))
+    key = hashlib.sha256(identity.encode()).hexdigest()
+    kept = _read(key)
+    if kept in configs:  # and not cut off while it was written, or changed since
+        return kept
     times = {config: _attempt(partial(launch, config), like) for config in configs}
     best = min(configs, key=lambda config: times[config][0])
     failure = times[best][1]
     if failure is not None:
         raise failure
-    cache.put(json.dumps(best), _FILE, binary=False)
+    with suppress(OSError):  # no room, or read-only: the next process times anew
+        get_cache_manager(key).put(json.dumps(best), _FILE, binary=False)
     return best
 
 
-def _attempt(launch: Callable[[], None], like: Tensor) -> tuple[float, TritonError | None]:
+def _read(key: str) -> Config | None:
+    try:
+        path = Path(get_cache_manager(key).get_file(_FILE) or "")
+        return Config(*json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _attempt(launch: Callable[[], None], like: Tensor) -> tuple[float, Exception | None]:
     try:
         with launching():
             return milliseconds(launch, like), None
-    except TritonError as failure:  # too much shared memory, say
+    except (TritonError, torch.OutOfMemoryError) as failure:  # too large a workspace, say
         return math.inf, failure
 
 

@@ -345,7 +345,8 @@ def _launch(
         )  # fmt: skip
 
     with _on(like), launching():
-        kind = (*kind, precision, *_size_of(plan, rows, like))
+        source = getattr(kernel, "cache_key", "")  # the interpreter's have none
+        kind = (*kind, source, precision, *_size_of(plan, rows, like))
         launch(fastest(kind, configs(rows, like), like, launch))
 
 

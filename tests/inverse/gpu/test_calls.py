@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import made_flows as mf
 from made_flows import _cache, _torch
@@ -93,6 +94,23 @@ def test_nothing_is_read_while_a_graph_records(
             call(flow, context)
 
 
+@interpreted
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("name", ["sample", "rsample_and_log_prob"])
+def test_nothing_is_read_where_no_values_are_to_be_checked(name: str) -> None:
+    flow = mf.MAF(4, transforms=2, hidden_features=(8, 8))
+    with backend("triton"):
+        _unchecked(flow, name)
+        with NothingRead():
+            _unchecked(flow, name)
+
+
+def _unchecked(flow: mf.MAF, name: str) -> None:
+    drawn = getattr(flow(), name)((3,))
+    if isinstance(drawn, tuple):
+        sum(part.sum() for part in drawn).backward()
+
+
 # ---------------------------------------------------------------------- graphs and streams
 
 
@@ -169,6 +187,30 @@ def test_tf32_only_where_torch_was_told_so_by_either_switch(allow: Callable[[], 
     assert gpu._precision(double) == "ieee"
 
 
+STAND_INS: dict[str, Callable[[], Any]] = {
+    "MAF": lambda: mf.MAF(4, hidden_features=(8,)),
+    "splines, context": lambda: mf.MAF(4, context=2, bijection="spline", hidden_features=(8,)),
+    "mixtures": lambda: mf.GaussianMixtureMADE(4, components=3, hidden_features=(8,)),
+}
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_compilers_may_draw_on_a_device_that_is_not_there(name: str) -> None:
+    """As when a model is exported for a GPU by a machine without one."""
+    model = STAND_INS[name]()
+    with FakeTensorMode(), torch.no_grad():
+        for module in model.modules():
+            for place in (module._parameters, module._buffers):
+                for key, tensor in place.items():
+                    if tensor is not None:
+                        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                        kind = type(tensor)
+                        place[key] = fake if kind is Tensor else nn.Parameter(fake)
+        context = [torch.empty(3, 2, device="cuda")] if model.context else []
+        x = model(*context).sample((5,))
+    assert (x.device.type, x.shape[0], x.shape[-1]) == ("cuda", 5, 4)
+
+
 # ---------------------------------------------------------------------- configurations
 
 
@@ -191,6 +233,7 @@ def test_numbers_do_not_depend_on_the_configuration(monkeypatch: pytest.MonkeyPa
 
 
 WAYS = autotuning.configs(32, torch.zeros(1))
+FAILURES = (RuntimeError, torch.OutOfMemoryError, TritonError)  # a driver's, torch's, Triton's
 
 
 class _Clock:
@@ -203,8 +246,7 @@ class _Clock:
     def launch(self, way: autotuning.Config) -> None:
         self.launched.append(way)
         if way not in self.times:
-            kind = RuntimeError if way == WAYS[0] else TritonError  # a driver's, Triton's
-            raise kind("out of shared memory")
+            raise FAILURES[WAYS.index(way) % len(FAILURES)]("out of shared memory")
 
     def milliseconds(self, launch: Callable[[], None], _: Tensor) -> float:
         launch()
@@ -240,6 +282,29 @@ def test_the_fastest_tiles_are_found_once_for_a_kind_and_machine(
         with pytest.raises(TritonError, match="shared memory"):
             clock.fastest("solve", 4)
     assert clock.launched == 2 * WAYS
+
+
+@pytest.mark.parametrize("text", ["", "[16, 32", "[1]", "[16, 16, 16, 16, 1]", "7", "\udcff"])
+def test_tiles_kept_on_disk_that_are_none_are_found_anew(
+    text: str, clock: _Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock.times = {WAYS[1]: 2.0, WAYS[2]: 1.0}
+    for _ in range(2):
+        assert clock.fastest("solve", 3) == WAYS[2]
+        assert clock.launched == WAYS
+        clock.launched = []
+        [kept] = tmp_path.rglob("tiles.json")
+        kept.write_bytes(text.encode(errors="surrogateescape"))
+        monkeypatch.setattr(autotuning, "_FOUND", {})
+
+
+def test_tiles_that_cannot_be_kept_on_disk_are_found(
+    clock: _Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file"))
+    clock.times = {WAYS[2]: 1.0}
+    assert clock.fastest("solve", 3) == WAYS[2]
 
 
 def test_nothing_is_timed_where_the_host_may_not_wait(
@@ -335,6 +400,16 @@ class TestOnADevice:
             assert not other.query()
             other.synchronize()
         torch.testing.assert_close(x.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["sample", "rsample_and_log_prob"])
+    def test_no_call_waits_for_the_device(self, name: str) -> None:
+        flow = mf.MAF(4, transforms=2, hidden_features=(8, 8)).to("cuda")
+        _unchecked(flow, name)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _unchecked(flow, name)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
     def test_a_graph_replays_with_the_weights_as_they_are(self) -> None:
         made, noise, _ = _on("cuda")

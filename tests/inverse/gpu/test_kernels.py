@@ -10,6 +10,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,37 +221,55 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def _operations(features: int, launches: list[str]) -> tuple[list[str], list[str]]:
-    """The operations and kernels of a sample of five layers, from the second one on.
+def _drawn(model: Any, *context: Tensor) -> None:
+    model(*context).sample((2,))
 
-    Under a dispatch mode the inverse is one operator, unless it is told that nothing looks on.
-    """
-    flow = mf.MAF(features, transforms=5, hidden_features=(64, 64))
-    with backend("triton"), torch.no_grad():
-        flow().sample((2,))  # makes plans
-        launches.clear()
-        with _Operations() as operations:
-            flow().sample((2,))
-    return operations.names, list(launches)
+
+def _mapped(flow: mf.Flow, *context: Tensor) -> None:
+    flow(*context).transform.to_noise(torch.zeros(3, flow.features), *context)
+
+
+MADE = partial(mf.GaussianMixtureMADE, components=5)
+DEFAULT = partial(mf.MAF, transforms=5)
+LAUNCHES: dict[str, tuple[Callable[..., Any], Callable[..., None], int, int, int]] = {
+    "sample of a MAF": (DEFAULT, _drawn, 5, 4, 10),  # three layers and the direct connections
+    "with a context": (partial(DEFAULT, context=3), _drawn, 5, 4, 57),
+    "residual": (partial(DEFAULT, residual=True), _drawn, 5, 5, 10),
+    "splines": (partial(DEFAULT, bijection="spline"), _drawn, 5, 3, 10),
+    "score of an IAF": (partial(mf.IAF, context=3, transforms=5), _mapped, 5, 3, 169),
+    "sample of mixtures": (MADE, _drawn, 1, 3, 3),
+    "of mixtures with a context": (partial(MADE, context=3), _drawn, 1, 3, 14),
+}
+"""Models from their features, calls, sweeps, packings for each, and what torch launches besides."""
+NO_LAUNCH = ("new_empty", "promote_types", "_unsafe_view")
 
 
 @pytest.fixture
 def _counted_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tells the inverse that nothing looks on: under a dispatch mode it would be one operator."""
     monkeypatch.setattr(ops, "is_untransformed", lambda _: True)
 
 
 @pytest.mark.usefixtures("_counted_inside")
-def test_a_sample_launches_as_much_whatever_the_number_of_features(launches: list[str]) -> None:
-    few, kernels = _operations(2, launches)
-    more, same_kernels = _operations(63, launches)
-    # Three layers and the direct connections.
-    assert kernels == same_kernels == [*["pack_kernel"] * 4, "solve_kernel"] * 5
-    assert few == more
-    of_noise = ["rand", "neg_", "log1p_", "mul_", "expm1_", "mul_", "sqrt_", "mul_", "cos_", "mul_"]
-    launched = [name.split(".")[1] for name in more]
-    assert [
-        name for name in launched if name not in ("new_empty", "promote_types", "unbind")
-    ] == of_noise
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_call_launches_as_much_whatever_the_number_of_features(
+    name: str, launches: list[str]
+) -> None:
+    make, call, sweeps, packings, most = LAUNCHES[name]
+    found = []
+    for features in (2, 63):
+        model = make(features, hidden_features=(64, 64))
+        context = [torch.zeros(3, 3)] if model.context else []
+        with backend("triton"), torch.no_grad():
+            call(model, *context)  # makes plans
+            launches.clear()
+            with _Operations() as operations:
+                call(model, *context)
+        assert launches == [*["pack_kernel"] * packings, "solve_kernel"] * sweeps
+        names = [name.split(".")[1] for name in operations.names]
+        found.append([name for name in names if name not in NO_LAUNCH])
+    assert found[0] == found[1]
+    assert len(found[0]) <= most
 
 
 # ---------------------------------------------------------------------- barriers
