@@ -135,7 +135,7 @@ def _kept_or_timed(
     identity = repr((kind, tuple(configs), triton.__version__, _name_of(like.device)))
     key = hashlib.sha256(identity.encode()).hexdigest()
     kept = _read(key)
-    if kept is not None and kept in configs:  # and not cut off while it was written, or changed since
+    if kept is not None and kept in configs:  # not cut off, say
         return kept
     times = {config: _attempt(partial(launch, config), like) for config in configs}
     best = min(configs, key=lambda config: times[config][0])
