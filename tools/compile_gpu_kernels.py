@@ -22,50 +22,49 @@ os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
 import triton
+from triton._utils import find_paths_if
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from made_flows.inverse.gpu.adjoint import adjoint_kernel
+from made_flows.inverse.gpu.adjoint import Gradients, adjoint_kernel
 from made_flows.inverse.gpu.autotuning import Config, configs
 from made_flows.inverse.gpu.pack import Order, Own, Packed, pack_kernel
-from made_flows.inverse.gpu.solve import solve_kernel
-from made_flows.inverse.gpu.tile import COUNTS, Net
+from made_flows.inverse.gpu.solve import Values, solve_kernel
+from made_flows.inverse.gpu.steps import StepMeta
+from made_flows.inverse.gpu.tile import Meta, Net
 
-NUMBERS = {
-    *COUNTS, "size", "dimension", "prefix", "flag_place", "flag_count", "widest", "lambdas",
-    "count", "kept", "every", "pitch", "weight_step", "weight_inner", "mask_step", "mask_inner",
-}  # fmt: skip
+NUMBERS = {"rows", "context_rows", "prefix", "widest", "count", "kept", "every", "pitch"}
 INDICES = {
     "matrices", "table", "streams", "panels", "starts", "features", "feature_starts",
     "column_starts", "output_starts", "input_starts", "units", "limits", "inputs", "row_features",
-    "row_ranks", "ranks",
+    "row_ranks", "ranks", "sizes",
 }  # fmt: skip
-GROUPS = {"net": Net, "packed": Packed, "own": Own, "order": Order}
+STRIDES = {"weight_strides", "mask_strides"}
+GROUPS = {
+    "net": Net, "packed": Packed, "own": Own, "order": Order, "batch": Values,
+    "gradients": Gradients,
+}  # fmt: skip
 
-SWEEP = {"CODE": 1, "DIRECT": False, "PRECISION": "ieee"}
-AFFINE = {"KIND": "affine", "NUMBERS": (0, 0, 2.0, 0.0, 1.0, 0.0), "WIDTH": 2}
-SPLINE = {
-    "KIND": "rational_spline",
-    "NUMBERS": (1, 0, 0.0, 0.0, 8, -3.0, 6.0, 1.0, 0.0, 1.0, math.inf, 1e-3, 1e-3, 1e-3, 0.0, 0.5,
-                0, 1.0, 0.0),
-    "WIDTH": 8,
-}  # fmt: skip
-SOLVE = {**SWEEP, "PARTS": 1, "ONE_HOT": False}
-PACK = {
-    "HAS_BIAS": True, "HAS_NORM": True, "OUTPUT": True, "VECTORS": True, "BLOCK": 16, "INPUTS": 16,
-}  # fmt: skip
+AFFINE = StepMeta("affine", (0, 0, 2.0, 0.0, 1.0, 0.0), 2, 1, False)
+SPLINE = StepMeta(
+    "rational_spline",
+    (1, 0, 0.0, 0.0, 8, -3.0, 6.0, 1.0, 0.0, 1.0, math.inf, 1e-3, 1e-3, 1e-3, 0.0, 0.5, 0, 1.0,
+     0.0), 8, 1, False,
+)  # fmt: skip
+PACK = {"OUTPUT": True, "VECTORS": True, "BLOCK": 16}
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
-CASES: list[tuple[Any, str, dict[str, Any]]] = [
-    (solve_kernel, "fp32", {**SOLVE, **AFFINE}),
-    (solve_kernel, "fp64", {**SOLVE, **SPLINE, "CODE": -1, "DIRECT": True}),
-    (adjoint_kernel, "fp32", SWEEP),
+TANH, ANY = (1, False), (-1, True)  # activations, and whether inputs contribute directly
+CASES: list[tuple[Any, str, StepMeta | None, tuple[int, bool], str]] = [
+    (solve_kernel, "fp32", AFFINE, TANH, "ieee"),
+    (solve_kernel, "fp64", SPLINE, ANY, "ieee"),
+    (adjoint_kernel, "fp32", None, TANH, "ieee"),
 ]
-MORE: list[tuple[Any, str, dict[str, Any]]] = [
-    (solve_kernel, "fp32", {**SOLVE, **AFFINE, "PRECISION": "tf32"}),
-    (solve_kernel, "fp32", {**SOLVE, **SPLINE}),
-    (adjoint_kernel, "fp32", {**SWEEP, "PRECISION": "tf32"}),
-    (adjoint_kernel, "fp64", SWEEP),
+MORE: list[tuple[Any, str, StepMeta | None, tuple[int, bool], str]] = [
+    (solve_kernel, "fp32", AFFINE, TANH, "tf32"),
+    (solve_kernel, "fp32", SPLINE, TANH, "ieee"),
+    (adjoint_kernel, "fp32", None, TANH, "tf32"),
+    (adjoint_kernel, "fp64", None, TANH, "ieee"),
 ]
 
 
@@ -86,11 +85,16 @@ def build(
             return GROUPS[name](*map(kind, GROUPS[name]._fields))
         if name in constants:
             return "constexpr"
+        if name in STRIDES:
+            return ("i32", "i32")
         return "i32" if name in NUMBERS else "*i32" if name in INDICES else f"*{dtype}"
 
     signature = {name: kind(name) for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(kernel, signature, constexprs=places)
+    # Memory of torch's is aligned.
+    pointers = find_paths_if([*signature.values()], lambda _, kind: str(kind).startswith("*"))
+    aligned = {path: [["tt.divisibility", 16]] for path in pointers}
+    source = ASTSource(kernel, signature, constexprs=places, attrs=aligned)
     options = {"num_warps": warps}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
@@ -109,11 +113,11 @@ def main() -> None:
     numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
     capability, every = numbers[0] if numbers else 90, "--all" in sys.argv
     cases = [(pack_kernel, "fp32", PACK, "", 4)]
-    for kernel, dtype, constants in CASES + (MORE if every else []):
+    for kernel, dtype, step, network, precision in CASES + (MORE if every else []):
         for way in configs_of(dtype, every):
-            cut = {"ROWS": way.rows, "BLOCK": way.block, "STEP": way.step, "INPUTS": way.inputs}
-            name = f"{constants.get('KIND', '')} {constants['PRECISION']} {tuple(way)}"
-            cases.append((kernel, dtype, {**constants, **cut}, name, way.warps))
+            constants = {"META": Meta(*network, precision, *way)} | ({"STEP": step} if step else {})
+            name = f"{step.kind if step else ''} {precision} {tuple(way)}"
+            cases.append((kernel, dtype, constants, name, way.warps))
     for kernel, dtype, constants, name, warps in cases:
         built = build(kernel, dtype, constants, capability, warps)
         assembly = built.asm["ptx"]

@@ -6,22 +6,25 @@ The delta of a hidden unit of degree m is complete once all ranks from m on are 
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from made_flows.inverse.compiled import layout
 from made_flows.inverse.gpu.tile import (
     COLUMNS,
-    COUNTS,
     GATE,
     SLOPE,
     STREAM_INDEX,
+    Part,
     Tile,
     add_product,
     compute_units,
     matrix_of,
     of_context,
     places_of,
+    sizes_of,
 )
 
 DELTA = tl.constexpr(layout.DELTA)
@@ -29,11 +32,17 @@ SUM = tl.constexpr(layout.SUM)
 STREAM_SUM = tl.constexpr(layout.STREAM_SUM)
 
 
+class Gradients(NamedTuple):
+    """The tensors of a batch: (rows, dimension), slopes (rows, dimension, widest)."""
+
+    x: Any
+    gradient: Any
+    slopes: Any
+    solution: Any
+
+
 @triton.jit
-def pull(
-    net, work, index, own, target, delta, above, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
-    INPUTS: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+def pull(net, work, index, own, target, delta, above, BLOCK: tl.constexpr, META: tl.constexpr):
     """Add to rows ``own`` from ``target`` on what units ``above``, of a layer, send back to them.
 
     Both are ranges [first, last); the units' deltas begin at ``delta``.
@@ -42,34 +51,29 @@ def pull(
     for k0 in range(own[0], own[1], BLOCK):
         k = k0 + tl.arange(0, BLOCK)
         live = k < own[1]
-        here = work + places_of(target + k, ROWS)
+        here = work + places_of(target + k, META.rows)
         total = tl.load(here, mask=live[:, None], other=0.0)
-        total = add_product(
-            total, weights, 1, pitch, k, live, work, delta, above[0], above[1],
-            PRECISION, INPUTS, ROWS,
-        )  # fmt: skip
+        total = add_product(total, weights, 1, pitch, k, live, work, delta, above, META)
         tl.debug_barrier()
         tl.store(here, total, mask=live[:, None])
 
 
 @triton.jit
-def pull_to_inputs(
-    net, depth, width, work, own, target, above, until, DIRECT: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK: tl.constexpr, INPUTS: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+def pull_to_inputs(net, sizes, work, own, above, until, BLOCK: tl.constexpr, META: tl.constexpr):
     """Add to lambda of features ``own`` what units of ranks [above, until) send back.
 
     Units of the first layer do, and outputs where there are direct connections.
     """
     first = tl.load(net.starts + above), tl.load(net.starts + until)
     delta = tl.load(net.table + DELTA)
-    pull(net, work, 0, own, target, delta, first, PRECISION, BLOCK, INPUTS, ROWS)
-    if DIRECT:
+    pull(net, work, 0, own, sizes.lambdas, delta, first, BLOCK, META)
+    if META.direct:
         tl.debug_barrier()
-        outputs = net.starts + depth * width
+        depth = sizes.depth
+        outputs = net.starts + depth * (sizes.levels + 1)
         last = tl.load(outputs + above), tl.load(outputs + until)
         delta = tl.load(net.table + depth * COLUMNS + DELTA)
-        pull(net, work, depth + 1, own, target, delta, last, PRECISION, BLOCK, INPUTS, ROWS)
+        pull(net, work, depth + 1, own, sizes.lambdas, delta, last, BLOCK, META)
 
 
 @triton.jit
@@ -81,22 +85,20 @@ def clear(work, place, count, BLOCK: tl.constexpr, ROWS: tl.constexpr):
         tl.store(work + places_of(place + u, ROWS), block, mask=(u < count)[:, None])
 
 
-@triton.jit(do_not_specialize=[*COUNTS, "widest", "lambdas", "dimension"])
-def adjoint_kernel(
-    work, size, net, rows, context_rows, levels, panel_count, depth, x, gradient, slopes, solution,
-    widest, lambdas, dimension, DIRECT: tl.constexpr, CODE: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, INPUTS: tl.constexpr,
-):  # fmt: skip
+@triton.jit(do_not_specialize=["rows", "context_rows", "widest"])
+def adjoint_kernel(work, net, gradients, rows, context_rows, widest, META: tl.constexpr):
     """Solve the transposed system for (rows, dimension); see ``eager.adjoint``.
 
-    Args:
-        x, gradient, slopes, solution: (rows, dimension), slopes (rows, dimension, widest).
-        lambdas: where lambda begins in the workspace.
-
-    The others are those of ``solve_kernel``, of the adjoint's own layout.
+    The arguments are those of ``solve_kernel``, of the adjoint's own layout, but for
+    ``gradients``, a :class:`Gradients`, and ``widest``, how many slopes a feature has.
     """
+    ROWS: tl.constexpr = META.rows
+    STEP: tl.constexpr = META.step
     lane = tl.arange(0, ROWS)
-    work += tl.program_id(0).to(tl.int64) * size
+    sizes = sizes_of(net)
+    depth, dimension, levels, lambdas = sizes.depth, sizes.dimension, sizes.levels, sizes.lambdas
+    x, gradient, slopes, solution = gradients
+    work += tl.program_id(0).to(tl.int64) * sizes.lines * ROWS
     starts, width = net.starts, levels + 1
     outputs = tl.load(net.table + depth * COLUMNS + DELTA)
     for number in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
@@ -115,49 +117,41 @@ def adjoint_kernel(
             layer = net.table + index * COLUMNS
             kept = tl.load(layer + SUM)
             count = tl.load(starts + index * width + levels)
-            clear(work, tl.load(layer + DELTA), count, BLOCK, ROWS)
+            clear(work, tl.load(layer + DELTA), count, META.block, ROWS)
             if kept >= 0:
-                clear(work, kept, count, BLOCK, ROWS)
-            for p in range(panel_count):
+                clear(work, kept, count, META.block, ROWS)
+            for p in range(sizes.panels):
                 r1 = tl.load(net.panels + p + 1)
                 begin = tl.load(starts + index * width + tl.load(net.panels + p))
                 end = tl.load(starts + index * width + r1)
                 read = tl.load(net.feature_starts + r1 - 1)
                 if index > 0:
                     read = tl.load(starts + (index - 1) * width + r1)
-                compute_units(
-                    net, tile, index, (begin, end), 0, (0, read), (0, 0), 0.0, False, True,
-                    True, True, CODE, False, PRECISION, BLOCK, INPUTS, ROWS,
-                )  # fmt: skip
+                part = Part(index, (begin, end), 0, (0, read), (0, 0))
+                compute_units(net, tile, part, 0.0, False, True, True, True, META.block, META)
             tl.debug_barrier()
-        for q in range(panel_count):
-            p = panel_count - 1 - q
+        for q in range(sizes.panels):
+            p = sizes.panels - 1 - q
             r0 = tl.load(net.panels + p)
             r1 = tl.load(net.panels + p + 1)
             # What later panels send back, in one product per layer. Inputs of rank r are read by
             # units of degree r + 1 and more, units of degree r by those of degree r and more.
             own = (tl.load(net.feature_starts + r0), tl.load(net.feature_starts + r1))
-            pull_to_inputs(
-                net, depth, width, work, own, lambdas, r1, levels,
-                DIRECT, PRECISION, BLOCK, INPUTS, ROWS,
-            )  # fmt: skip
+            pull_to_inputs(net, sizes, work, own, r1, levels, META.block, META)
             for index in range(depth):
                 layer, here = net.table + index * COLUMNS, starts + index * width
                 above = (tl.load(here + width + r1), tl.load(here + width + levels))
                 pull(
                     net, work, index + 1, (tl.load(here + r0), tl.load(here + r1)),
                     tl.load(layer + DELTA), tl.load(layer + COLUMNS + DELTA), above,
-                    PRECISION, BLOCK, INPUTS, ROWS,
+                    META.block, META,
                 )  # fmt: skip
             tl.debug_barrier()
             for s in range(r1 - r0):
                 r = r1 - 1 - s
                 i0 = tl.load(net.feature_starts + r)
                 i1 = tl.load(net.feature_starts + r + 1)
-                pull_to_inputs(
-                    net, depth, width, work, (i0, i1), lambdas, r + 1, r1,
-                    DIRECT, PRECISION, STEP, INPUTS, ROWS,
-                )  # fmt: skip
+                pull_to_inputs(net, sizes, work, (i0, i1), r + 1, r1, STEP, META)
                 tl.debug_barrier()
                 for i in range(i0, i1):
                     f = tl.load(net.features + i)
@@ -184,10 +178,10 @@ def adjoint_kernel(
                         mask = live[:, None]
                         place = work + places_of(delta + u, ROWS)
                         total = tl.load(place, mask=mask, other=0.0)
+                        above = (tl.load(here + width + r), tl.load(here + width + r1))
                         total = add_product(
                             total, weights, 1, pitch, u, live, work,
-                            tl.load(layer + COLUMNS + DELTA), tl.load(here + width + r),
-                            tl.load(here + width + r1), PRECISION, INPUTS, ROWS,
+                            tl.load(layer + COLUMNS + DELTA), above, META,
                         )  # fmt: skip
                         steep = work + places_of(tl.load(layer + SLOPE) + u, ROWS)
                         total *= tl.load(steep, mask=mask, other=0.0)

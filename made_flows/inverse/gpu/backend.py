@@ -30,12 +30,12 @@ from made_flows.inverse.compiled.placement import (
     knows,
     layout_of,
 )
-from made_flows.inverse.gpu.adjoint import adjoint_kernel
+from made_flows.inverse.gpu.adjoint import Gradients, adjoint_kernel
 from made_flows.inverse.gpu.autotuning import Config, configs, fastest, launching, processors
 from made_flows.inverse.gpu.pack import Order, Own, Packed, pack_kernel
-from made_flows.inverse.gpu.solve import solve_kernel
-from made_flows.inverse.gpu.steps import KINDS
-from made_flows.inverse.gpu.tile import Net
+from made_flows.inverse.gpu.solve import Values, solve_kernel
+from made_flows.inverse.gpu.steps import KINDS, StepMeta
+from made_flows.inverse.gpu.tile import Meta, Net, Sizes
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.steps import Step
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
@@ -81,8 +81,7 @@ class Plan:
     Args:
         layout: places in the workspace, see ``compiled.placement``.
         matrices: of every layer, then the direct connection.
-        net: what the kernels read, but for what each call brings.
-        adjoint_table: its table, for the adjoint.
+        net, adjoint_net: what the kernels read, but for what each call brings.
         size: numbers in all packed weights.
         vectors: numbers in all biases and norms.
         flags: numbers after them, by which each program of the packing says that no weight that
@@ -95,7 +94,7 @@ class Plan:
     layout: Layout
     matrices: tuple[Matrix, ...]
     net: Net
-    adjoint_table: Tensor
+    adjoint_net: Net
     size: int
     vectors: int
     flags: int
@@ -104,7 +103,8 @@ class Plan:
 
     def tensors(self) -> Iterator[Tensor]:
         """List what the kernels read."""
-        yield self.adjoint_table
+        yield self.adjoint_net.table
+        yield self.adjoint_net.sizes
         yield from (array for array in self.net if array is not None)
         for matrix in self.matrices:
             yield from matrix.order
@@ -217,6 +217,11 @@ def _plan(network: NetworkSpec) -> Plan:
     last = matrices[-1]
     norms = [m.norms + 2 * len(m.order.units) for m in matrices if m.norms >= 0]
     codes = {*(activations_of(structure) or ())}
+    vector_count = int(max([last.biases + starts[depth, levels], *norms]))
+    sizes = Sizes(
+        levels, len(ranks.panels) - 1, depth, len(structure.parameters), layout.rows, vector_count,
+        flags, layout.lambda_place,
+    )  # fmt: skip
     net = Net(
         weights=None,
         vectors=None,
@@ -225,16 +230,18 @@ def _plan(network: NetworkSpec) -> Plan:
         constants=torch.from_numpy(layout.constants).to(network.tensors[1]),
         table=put(layout.table),
         streams=put(layout.streams),
+        sizes=put(sizes),
         **{name: put(getattr(ranks, name)) for name in Ranks._fields},
     )
+    adjoint_sizes = put(sizes._replace(lines=layout.adjoint_rows))
     return Plan(
         symbolic,
         layout,
         tuple(matrices),
         net,
-        put(layout.adjoint_table),
+        net._replace(table=put(layout.adjoint_table), sizes=adjoint_sizes),
         place,
-        int(max([last.biases + starts[depth, levels], *norms])),
+        vector_count,
         flags,
         codes.pop()[0] if len(codes) == 1 else -1 if codes else 0,
         _stream_of(network.tensors[1]),
@@ -254,18 +261,17 @@ def _pack(plan: Plan, network: NetworkSpec) -> Ready:
                 continue
             weight, mask = layer.weight.detach(), layer.mask.detach()
             bias, scale, shift = (
-                vectors if tensor is None else tensor.detach().contiguous()
+                None if tensor is None else tensor.detach().contiguous()
                 for tensor in (layer.bias, layer.norm_scale, layer.norm_shift)
             )
+            own = Own(weight, weight.stride(), mask, mask.stride(), bias, scale, shift, ranks)
             packed = Packed(
                 weights[matrix.place :], vectors[matrix.biases :], vectors[max(matrix.norms, 0) :],
                 vectors[plan.vectors + matrix.flags :],
             )  # fmt: skip
             pack_kernel[(triton.cdiv(count, _PACKED),)](
-                packed, Own(weight, mask, bias, scale, shift, ranks), order, count, matrix.kept,
-                len(order.inputs), matrix.pitch, *weight.stride(), *mask.stride(),
-                HAS_BIAS=layer.bias is not None, HAS_NORM=layer.norm_scale is not None,
-                OUTPUT=index >= depth, VECTORS=index <= depth, BLOCK=_PACKED, INPUTS=_PACKED,
+                packed, own, order, count, matrix.kept, len(order.inputs), matrix.pitch,
+                OUTPUT=index >= depth, VECTORS=index <= depth, BLOCK=_PACKED,
             )  # fmt: skip
     return Ready(plan, weights, vectors)
 
@@ -277,16 +283,15 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
     """Solve as :func:`made_flows.inverse.eager.solve` does, in the network's dtype."""
     network, _, noise, known, prefix = problem
     rows, dimension, parts = noise.shape
-    plan, values = ready.plan, ready.weights.new_empty(rows, dimension)
+    values = ready.weights.new_empty(rows, dimension)
     noise = noise.detach().to(values.dtype).contiguous()
     known = values if known is None else known.detach().to(values.dtype).contiguous()
     width = _width(kernel, max(network.structure.parameters))
+    step = StepMeta(kernel.kind, _numbers(kernel), width, parts, kernel.one_hot)
     # Ranks that are known cost next to nothing, so that the kind does not depend on them.
     _launch(
-        solve_kernel, ready, network, plan.net.table, plan.layout.rows, rows,
-        ("solve", kernel.kind, width), noise, known, values, prefix, dimension, plan.vectors,
-        plan.flags, PARTS=parts, ONE_HOT=kernel.one_hot, KIND=kernel.kind,
-        NUMBERS=_numbers(kernel), WIDTH=width,
+        solve_kernel, ready, network, ready.plan.net, ready.plan.layout.rows, rows,
+        ("solve", kernel.kind, width), Values(noise, known, values), prefix=prefix, STEP=step,
     )  # fmt: skip
     return values
 
@@ -294,12 +299,11 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
 def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
     """Solve the transposed system as ``made_flows.inverse.eager.adjoint`` does."""
     network, *given = problem
-    plan, solution = ready.plan, ready.weights.new_empty(given[0].shape)
+    solution = ready.weights.new_empty(given[0].shape)
     gradient, slopes, x = (each.detach().to(solution.dtype).contiguous() for each in given)
     _launch(
-        adjoint_kernel, ready, network, plan.adjoint_table, plan.layout.adjoint_rows, len(x),
-        ("adjoint",), x, gradient, slopes, solution, slopes.shape[-1], plan.layout.lambda_place,
-        x.shape[-1],
+        adjoint_kernel, ready, network, ready.plan.adjoint_net, ready.plan.layout.adjoint_rows,
+        len(x), ("adjoint",), Gradients(x, gradient, slopes, solution), widest=slopes.shape[-1],
     )  # fmt: skip
     return solution
 
@@ -308,40 +312,38 @@ def _launch(
     kernel: Any,
     ready: Ready,
     network: NetworkSpec,
-    table: Tensor,
+    net: Net,
     lines: int,
     rows: int,
     kind: tuple[object, ...],
-    *arguments: Any,
-    **constants: Any,
+    batch: Values | Gradients,
+    **more: Any,
 ) -> None:
     """Launch a sweep by the configuration that is fastest for such a problem.
 
     Args:
-        kernel: takes a workspace, its size for a program, net and counts, and the arguments.
+        kernel: takes a workspace, net, batch, rows of it and of contexts.
         ready, network: packed, and as it is.
-        table: of layers.
+        net: the plan's, for this kernel.
         lines: rows of a tile's workspace.
         rows: of the batch.
         kind: what, besides its size and precision, says which is fastest.
-        arguments: those of the kernel's own.
-        constants: those for which it is compiled.
+        more: arguments that only this kernel has.
     """
     if not rows:
         return
     plan, like = ready.plan, ready.weights
     context, context_rows = context_of(plan.symbolic, network) or (like, 1)
-    net = plan.net._replace(weights=like, vectors=ready.vectors, context=context, table=table)
-    counts = rows, context_rows, plan.symbolic.levels, len(net.panels) - 1, network.structure.depth
+    net = net._replace(weights=like, vectors=ready.vectors, context=context)
     precision = _precision(like)
 
     def launch(config: Config) -> None:
         most = 4 * processors(like.device) if like.is_cuda else 2
         programs, size = min(triton.cdiv(rows, config.rows), most), lines * config.rows
         kernel[(programs,)](
-            like.new_empty(programs * size), size, net, *counts, *arguments, **constants,
-            DIRECT=network.structure.direct, CODE=plan.code, PRECISION=precision, ROWS=config.rows,
-            BLOCK=config.block, STEP=config.step, INPUTS=config.inputs, num_warps=config.warps,
+            like.new_empty(programs * size), net, batch, rows, context_rows, **more,
+            META=Meta(plan.code, network.structure.direct, precision, *config),
+            num_warps=config.warps,
         )  # fmt: skip
 
     with _on(like), launching():

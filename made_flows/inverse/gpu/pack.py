@@ -30,10 +30,12 @@ class Packed(NamedTuple):
 
 
 class Own(NamedTuple):
-    """A layer's own tensors, and the network's ranks."""
+    """A layer's own tensors, None where it has none, their strides, and the network's ranks."""
 
     weight: Any
+    weight_strides: tuple[int, ...]
     mask: Any
+    mask_strides: tuple[int, ...]
     bias: Any
     norm_scale: Any
     norm_shift: Any
@@ -66,9 +68,8 @@ def copied(target, source, u, row, live):
 
 @triton.jit(do_not_specialize=["count", "kept", "every", "pitch"])
 def pack_kernel(
-    packed, own, order, count, kept, every, pitch, weight_step, weight_inner, mask_step,
-    mask_inner, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, OUTPUT: tl.constexpr,
-    VECTORS: tl.constexpr, BLOCK: tl.constexpr, INPUTS: tl.constexpr,
+    packed, own, order, count, kept, every, pitch, OUTPUT: tl.constexpr, VECTORS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write weights (count, pitch), zero where the mask is, and biases; a program takes some units.
 
@@ -87,13 +88,15 @@ def pack_kernel(
         feature = tl.load(order.row_features + u, mask=live, other=0)
         expected = tl.load(order.row_ranks + u, mask=live, other=0)
         wrong += (tl.load(own.ranks + feature, mask=live, other=0) != expected).to(tl.int32)
-    for k0 in range(0, every, INPUTS):
-        k = k0 + tl.arange(0, INPUTS)
+    for k0 in range(0, every, BLOCK):
+        k = k0 + tl.arange(0, BLOCK)
         both = live[:, None] & (k < every)[None, :]
         column = tl.load(order.inputs + k, mask=k < every, other=0)
-        place = row[:, None] * mask_step + column[None, :] * mask_inner
+        steps = own.mask_strides
+        place = row[:, None] * steps[0] + column[None, :] * steps[1]
         m = tl.load(own.mask + place, mask=both, other=0)
-        place = row[:, None] * weight_step + column[None, :] * weight_inner
+        steps = own.weight_strides
+        place = row[:, None] * steps[0] + column[None, :] * steps[1]
         w = tl.load(own.weight + place, mask=both, other=0.0)
         poison += tl.sum(w * 0.0, axis=1)  # zero of everything that is finite
         present = m != 0
@@ -106,7 +109,7 @@ def pack_kernel(
         )
     if VECTORS:
         b = tl.zeros((BLOCK,), packed.weights.dtype.element_ty)
-        if HAS_BIAS:
+        if own.bias is not None:
             b = tl.load(own.bias + row, mask=live, other=0.0)
         if not OUTPUT:
             poison += b * 0.0
@@ -116,6 +119,6 @@ def pack_kernel(
         tl.debug_barrier()
         tl.store(packed.biases + u, tl.where(wrong > 0, float("nan"), b), mask=live)
     tl.store(packed.flags + tl.program_id(0), tl.sum(poison, axis=0))
-    if HAS_NORM:
+    if own.norm_scale is not None:
         copied(packed.norms, own.norm_scale, u, row, live)
         copied(packed.norms + count, own.norm_shift, u, row, live)

@@ -6,13 +6,23 @@ brings in everything earlier, in large blocks; inside it small products do the r
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from made_flows.inverse.gpu.steps import take_step
-from made_flows.inverse.gpu.tile import COLUMNS, COUNTS, Tile, Z, compute_units
+from made_flows.inverse.gpu.tile import COLUMNS, Part, Tile, Z, compute_units, sizes_of
 
 FLAGS = tl.constexpr(64)
+
+
+class Values(NamedTuple):
+    """The tensors of a batch: noise (rows, dimension, parts), the others (rows, dimension)."""
+
+    noise: Any
+    known: Any
+    solved: Any
 
 
 @triton.jit
@@ -29,35 +39,35 @@ def put_value(
         tl.store(tile.work + first * ROWS + lane, x)
 
 
-@triton.jit(do_not_specialize=[*COUNTS, "prefix", "dimension", "flag_place", "flag_count"])
+@triton.jit(do_not_specialize=["rows", "context_rows", "prefix"])
 def solve_kernel(
-    work, size, net, rows, context_rows, levels, panel_count, depth, noise, known, values, prefix,
-    dimension, flag_place, flag_count, PARTS: tl.constexpr, DIRECT: tl.constexpr,
-    ONE_HOT: tl.constexpr, KIND: tl.constexpr, NUMBERS: tl.constexpr, WIDTH: tl.constexpr,
-    CODE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    STEP: tl.constexpr, INPUTS: tl.constexpr,
-):  # fmt: skip
-    """Solve for values (rows, dimension); a program takes a tile of ``ROWS`` rows after the other.
+    work, net, batch, rows, context_rows, prefix, STEP: tl.constexpr, META: tl.constexpr
+):
+    """Solve for values; a program takes a tile of rows after the other.
 
     Args:
-        work: ``size`` numbers for every program.
+        work: for every program, as much as a tile needs.
         net: a :class:`~made_flows.inverse.gpu.tile.Net`.
-        rows, context_rows, levels, panel_count, depth: the ``COUNTS`` of that module.
-        noise, known, values: (rows, dimension, PARTS), (rows, dimension), (rows, dimension).
+        batch: :class:`Values`.
+        rows, context_rows: of the batch, and of its contexts, which come again.
         prefix: how many ranks are known.
-        flag_place, flag_count: where, among the vectors, the packing flags weights that are not
-            finite, and in how many numbers.
-        BLOCK, STEP, INPUTS: units of a block before and inside a panel, inputs of a product.
+        STEP: a :class:`~made_flows.inverse.gpu.steps.StepMeta`.
+        META: a :class:`~made_flows.inverse.gpu.tile.Meta`.
     """
+    ROWS: tl.constexpr = META.rows
+    PARTS: tl.constexpr = STEP.parts
     lane = tl.arange(0, ROWS)
-    work += tl.program_id(0).to(tl.int64) * size
-    starts, columns, width = net.starts, net.column_starts, levels + 1
+    sizes = sizes_of(net)
+    depth, dimension = sizes.depth, sizes.dimension
+    noise, known, values = batch
+    work += tl.program_id(0).to(tl.int64) * sizes.lines * ROWS
+    starts, columns, width = net.starts, net.column_starts, sizes.levels + 1
     feature_starts = net.feature_starts
     out = tl.load(net.table + depth * COLUMNS + Z)
     taint = tl.zeros((FLAGS,), values.dtype.element_ty)
-    for k0 in range(0, flag_count, FLAGS):
+    for k0 in range(0, sizes.flag_count, FLAGS):
         k = k0 + tl.arange(0, FLAGS)
-        taint += tl.load(net.vectors + flag_place + k, mask=k < flag_count, other=0.0)
+        taint += tl.load(net.vectors + sizes.flags + k, mask=k < sizes.flag_count, other=0.0)
     nothing = tl.sum(taint, axis=0)  # or NaN, where no number may be drawn
     for number in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         row = lane.to(tl.int64) + number * ROWS
@@ -65,7 +75,7 @@ def solve_kernel(
         # Lanes past the last row repeat it: what they compute is thrown away.
         row = tl.minimum(row, rows - 1)
         tile = Tile(work, row % context_rows, context_rows)
-        for p in range(panel_count):
+        for p in range(sizes.panels):
             r0 = tl.load(net.panels + p)
             r1 = tl.load(net.panels + p + 1)
             given = r1 <= prefix  # all ranks of the panel are known
@@ -73,7 +83,7 @@ def solve_kernel(
             if given:
                 for i in range(tl.load(feature_starts + r0), tl.load(feature_starts + r1)):
                     x = tl.load(known + row * dimension + tl.load(net.features + i))
-                    put_value(net, tile, i, x, values, row, inside, dimension, ONE_HOT, ROWS)
+                    put_value(net, tile, i, x, values, row, inside, dimension, STEP.one_hot, ROWS)
                 tl.debug_barrier()
             # Everything that earlier panels computed, in one product per layer. Where the panel is
             # known its own inputs come in too, and its outputs are not needed.
@@ -91,11 +101,10 @@ def solve_kernel(
                 end = tl.load(starts + index * width + r1)
                 if given & (index == depth):
                     end = begin
+                part = Part(index, (begin, end), place, (0, read), (0, tl.load(columns + r0)))
                 compute_units(
-                    net, tile, index, (begin, end), place, (0, read), (0, tl.load(columns + r0)),
-                    nothing, index == depth, given, True, False, CODE, DIRECT, PRECISION, BLOCK,
-                    INPUTS, ROWS,
-                )  # fmt: skip
+                    net, tile, part, nothing, index == depth, given, True, False, META.block, META
+                )
                 if given:
                     tl.debug_barrier()
             tl.debug_barrier()
@@ -116,10 +125,10 @@ def solve_kernel(
                         read = tl.load(starts + (index - 1) * width + r + 1)
                     begin = tl.load(starts + index * width + r)
                     end = tl.load(starts + index * width + r + 1)
+                    part = Part(index, (begin, end), place, (done, read), direct)
                     compute_units(
-                        net, tile, index, (begin, end), place, (done, read), direct, nothing,
-                        index == depth, index < depth, False, False, CODE, DIRECT, PRECISION, STEP,
-                        INPUTS, ROWS,
+                        net, tile, part, nothing, index == depth, index < depth, False, False,
+                        META.step, META,
                     )  # fmt: skip
                     tl.debug_barrier()
                 for i in range(tl.load(feature_starts + r), tl.load(feature_starts + r + 1)):
@@ -132,6 +141,6 @@ def solve_kernel(
                         u = tl.load(noise + (row * dimension + f) * PARTS)
                         v = tl.load(noise + (row * dimension + f) * PARTS + PARTS - 1)
                         parameters = work + (out - o0 + first) * ROWS
-                        x = take_step(parameters, count, u, v, KIND, NUMBERS, WIDTH, ROWS)
-                    put_value(net, tile, i, x, values, row, inside, dimension, ONE_HOT, ROWS)
+                        x = take_step(parameters, count, u, v, STEP, ROWS)
+                    put_value(net, tile, i, x, values, row, inside, dimension, STEP.one_hot, ROWS)
                 tl.debug_barrier()

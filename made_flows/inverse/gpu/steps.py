@@ -9,6 +9,8 @@ rows, a power of two.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -17,6 +19,25 @@ from made_flows.univariate.step_kernel import EDGES
 
 KINDS = ("affine", "gated", "bernoulli", "categorical", "mixture", "rational_spline")
 """The kinds of :class:`~made_flows.univariate.step_kernel.StepKernel` that there are steps for."""
+
+
+class StepMeta(NamedTuple):
+    """The step that a sweep is compiled for.
+
+    Args:
+        kind: one of ``KINDS``.
+        numbers: its constants.
+        width: a power of two that its parameters of one kind fit in.
+        parts: of the noise.
+        one_hot: whether the network reads values as one-hot columns.
+    """
+
+    kind: str
+    numbers: tuple[float, ...]
+    width: int
+    parts: int
+    one_hot: bool
+
 
 FIXED = tl.constexpr(EDGES["fixed"])
 
@@ -182,17 +203,11 @@ def rational_spline(work, count, u, NUMBERS: tl.constexpr, WIDTH: tl.constexpr, 
 
 
 @triton.jit
-def take_step(
-    work,
-    count,
-    u,
-    v,
-    KIND: tl.constexpr,
-    NUMBERS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+def take_step(work, count, u, v, STEP: tl.constexpr, ROWS: tl.constexpr):
     """Return the values (ROWS,) of a feature with ``count`` parameters from two parts of noise."""
+    KIND: tl.constexpr = STEP.kind
+    NUMBERS: tl.constexpr = STEP.numbers
+    WIDTH: tl.constexpr = STEP.width
     if KIND == "affine":
         SWAPPED: tl.constexpr = NUMBERS[5] != 0.0
         shift = NUMBERS[4] * row_at(work, 1 if SWAPPED else 0, ROWS)

@@ -42,6 +42,8 @@ class Net(NamedTuple):
             apart those of two units stand.
         constants, table, streams, panels, starts, features, feature_starts, column_starts,
             output_starts, input_starts: see :mod:`made_flows.inverse.compiled.layout`.
+        sizes: :class:`Sizes`, as numbers on the device: Triton compiles anew for numbers in tuples
+            that it is launched with.
     """
 
     weights: Any
@@ -58,11 +60,51 @@ class Net(NamedTuple):
     column_starts: Any
     output_starts: Any
     input_starts: Any
+    sizes: Any
 
 
-COUNTS = ("rows", "context_rows", "levels", "panel_count", "depth")
-"""Of the batch, its contexts, ranks, panels of them and hidden layers. They are arguments of their
-own, since Triton compiles anew for numbers in tuples."""
+class Sizes(NamedTuple):
+    """How large a network and its layout are.
+
+    Args:
+        levels, panels: ranks, and panels of them.
+        depth: hidden layers.
+        dimension: features.
+        lines: rows of a tile's workspace.
+        flags, flag_count: where, among the vectors, the packing flags weights that are not finite,
+            and in how many numbers.
+        lambdas: where lambda begins in the workspace of the adjoint.
+    """
+
+    levels: Any
+    panels: Any
+    depth: Any
+    dimension: Any
+    lines: Any
+    flags: Any
+    flag_count: Any
+    lambdas: Any
+
+
+class Meta(NamedTuple):
+    """What a sweep is compiled for.
+
+    Args:
+        code: the activation of all hidden layers, -1 where they differ.
+        direct: whether inputs contribute directly to outputs.
+        precision: of products, in Triton's words.
+        rows, block, step, inputs, warps: how the work is cut up, see
+            :class:`~made_flows.inverse.gpu.autotuning.Config`.
+    """
+
+    code: int
+    direct: bool
+    precision: str
+    rows: int
+    block: int
+    step: int
+    inputs: int
+    warps: int
 
 
 class Tile(NamedTuple):
@@ -71,6 +113,33 @@ class Tile(NamedTuple):
     work: Any
     at: Any
     context_rows: Any
+
+
+class Part(NamedTuple):
+    """Some units of a layer, and what they read.
+
+    Args:
+        index: the layer.
+        units, inputs: ranges [first, last).
+        place: where the units' sums begin in the workspace.
+        columns: of outputs, the range of inputs that contribute directly.
+    """
+
+    index: Any
+    units: Any
+    place: Any
+    inputs: Any
+    columns: Any
+
+
+@triton.jit
+def sizes_of(net):
+    """Load the sizes of a network."""
+    s = net.sizes
+    return Sizes(
+        tl.load(s), tl.load(s + 1), tl.load(s + 2), tl.load(s + 3), tl.load(s + 4), tl.load(s + 5),
+        tl.load(s + 6), tl.load(s + 7),
+    )  # fmt: skip
 
 
 @triton.jit
@@ -87,23 +156,22 @@ def matrix_of(net, index):
 
 @triton.jit
 def add_product(
-    total, weights, unit_step, input_step, u, live, work, source, first, last,
-    PRECISION: tl.constexpr, INPUTS: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    total, weights, unit_step, input_step, u, live, work, source, inputs, META: tl.constexpr
+):
     """Add what inputs [first, last), whose rows begin at ``source``, contribute to some units.
 
     The weight of unit u for input k stands at u * unit_step + k * input_step.
     """
-    for k0 in range(first, last, INPUTS):
-        k = k0 + tl.arange(0, INPUTS)
-        here = k < last
+    for k0 in range(inputs[0], inputs[1], META.inputs):
+        k = k0 + tl.arange(0, META.inputs)
+        here = k < inputs[1]
         w = tl.load(
             weights + u[:, None] * unit_step + k[None, :] * input_step,
             mask=live[:, None] & here[None, :],
             other=0.0,
         )
-        a = tl.load(work + places_of(source + k, ROWS), mask=here[:, None], other=0.0)
-        total = tl.dot(w, a, total, input_precision=PRECISION, out_dtype=total.dtype)
+        a = tl.load(work + places_of(source + k, META.rows), mask=here[:, None], other=0.0)
+        total = tl.dot(w, a, total, input_precision=META.precision, out_dtype=total.dtype)
     return total
 
 
@@ -127,33 +195,28 @@ def start_units(total, net, tile, layer, u, live):
 
 @triton.jit
 def compute_units(
-    net, tile, index, units, place, inputs, columns, taint, output, finished, START: tl.constexpr,
-    SLOPES: tl.constexpr, CODE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr, INPUTS: tl.constexpr, ROWS: tl.constexpr,
+    net, tile, part, taint, output, finished, START: tl.constexpr, SLOPES: tl.constexpr,
+    BLOCK: tl.constexpr, META: tl.constexpr,
 ):  # fmt: skip
     """Add to the weighted sums of some units of a layer what some of its inputs contribute.
 
     Args:
-        index: the layer.
-        units, inputs: ranges [first, last).
-        place: where the sums begin in the workspace.
-        columns: of an output, the range of inputs that contribute directly.
+        part: a :class:`Part`.
         taint: zero, or NaN where no number may be drawn.
         output: whether they are outputs.
         finished: whether their products are then all in, and activations take the place of sums.
         START: whether the sums begin with biases, and not with what stands there.
         SLOPES: whether derivatives of activations are wanted.
-        CODE: the activation of all layers, -1 where they differ.
-        DIRECT: whether inputs contribute directly to outputs.
+        BLOCK: how many units are taken at once.
     """
-    layer = net.table + index * COLUMNS
-    weights, pitch = matrix_of(net, index)
+    ROWS: tl.constexpr = META.rows
+    layer = net.table + part.index * COLUMNS
+    weights, pitch = matrix_of(net, part.index)
     source = tl.load(layer + SOURCE)
-    first, last = inputs
-    for u0 in range(units[0], units[1], BLOCK):
+    for u0 in range(part.units[0], part.units[1], BLOCK):
         u = u0 + tl.arange(0, BLOCK)
-        live = u < units[1]
-        here = tile.work + places_of(place + u, ROWS)
+        live = u < part.units[1]
+        here = tile.work + places_of(part.place + u, ROWS)
         if START:
             total = tl.zeros((BLOCK, ROWS), net.weights.dtype.element_ty)
             total = start_units(total, net, tile, layer, u, live)
@@ -161,29 +224,23 @@ def compute_units(
                 total += taint
         else:
             total = tl.load(here, mask=live[:, None], other=0.0)
-        total = add_product(
-            total, weights, pitch, 1, u, live, tile.work, source, first, last,
-            PRECISION, INPUTS, ROWS,
-        )  # fmt: skip
-        if DIRECT:  # noqa: SIM102 - known while compiling, the other while running
+        total = add_product(total, weights, pitch, 1, u, live, tile.work, source, part.inputs, META)
+        if META.direct:  # noqa: SIM102 - known while compiling, the other while running
             if output:
-                direct, far = matrix_of(net, index + 1)
+                direct, far = matrix_of(net, part.index + 1)
                 total = add_product(
-                    total, direct, far, 1, u, live, tile.work, 0, columns[0], columns[1],
-                    PRECISION, INPUTS, ROWS,
-                )  # fmt: skip
+                    total, direct, far, 1, u, live, tile.work, 0, part.columns, META
+                )
         if not START:
             tl.debug_barrier()  # the place of a sum may become that of its activation
         if finished:
-            finish_units(total, net, tile, index, u, live, CODE, SLOPES, ROWS)
+            finish_units(total, net, tile, part.index, u, live, SLOPES, META)
         else:
             tl.store(here, total, mask=live[:, None])
 
 
 @triton.jit
-def finish_units(
-    total, net, tile, index, u, live, CODE: tl.constexpr, SLOPES: tl.constexpr, ROWS: tl.constexpr
-):
+def finish_units(total, net, tile, index, u, live, SLOPES: tl.constexpr, META: tl.constexpr):
     """Apply gate, residual, norm and activation to hidden units whose products are all in."""
     layer, work, mask = net.table + index * COLUMNS, tile.work, live[:, None]
     gate = tl.load(layer + GATE)
@@ -192,11 +249,11 @@ def finish_units(
     stream = tl.load(layer + STREAM)
     if stream >= 0:
         place = tl.load(net.streams + tl.load(layer + STREAM_INDEX) + u, mask=live, other=0)
-        total += tl.load(work + places_of(stream + place, ROWS), mask=mask, other=0.0)
+        total += tl.load(work + places_of(stream + place, META.rows), mask=mask, other=0.0)
     z0 = tl.load(layer + Z)
     a0 = tl.load(layer + A)
     if z0 != a0:  # another layer will add to this z, which must therefore stay
-        tl.store(work + places_of(z0 + u, ROWS), total, mask=mask)
+        tl.store(work + places_of(z0 + u, META.rows), total, mask=mask)
     norm = tl.load(layer + NORM)
     factor = tl.full((u.shape[0],), 1.0, total.dtype)
     if norm >= 0:
@@ -204,8 +261,8 @@ def finish_units(
         shift = tl.load(net.vectors + norm + tl.load(layer + UNITS) + u, mask=live, other=0.0)
         total = total * factor[:, None] + shift[:, None]
     constant = tl.load(net.constants + index)
-    code = tl.load(layer + ACTIVATION) if CODE < 0 else CODE
+    code = tl.load(layer + ACTIVATION) if META.code < 0 else META.code
     if SLOPES:
         slopes = slope(code, constant, total) * factor[:, None]
-        tl.store(work + places_of(tl.load(layer + SLOPE) + u, ROWS), slopes, mask=mask)
-    tl.store(work + places_of(a0 + u, ROWS), activate(code, constant, total), mask=mask)
+        tl.store(work + places_of(tl.load(layer + SLOPE) + u, META.rows), slopes, mask=mask)
+    tl.store(work + places_of(a0 + u, META.rows), activate(code, constant, total), mask=mask)
