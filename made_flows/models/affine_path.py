@@ -8,6 +8,7 @@ a third of the calls that autograd would make, and goes back in one of autograd'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
@@ -38,8 +39,11 @@ _DERIVATIVES: dict[type, Callable[[Tensor], Tensor]] = {
 }
 """Derivatives of activations, from their results."""
 
-SMALL = 2**17
-"""Numbers in weights and masks up to which rows one by one are no slower than matrix products."""
+SMALL = 2**16
+"""Weights up to which rows one by one are no slower than matrix products."""
+
+_LANES = 8
+"""Numbers that a loop over weights takes at once: ranges begin and end at multiples."""
 
 Gradients = dict[int, Tensor]
 """Gradients of weights, by the identity of the weight."""
@@ -66,8 +70,11 @@ class PlainStep(NamedTuple):
     network: NetworkSpec
 
 
+Steps = Sequence[PlainStep | TriangularAffine]
+
+
 def sample_plain(
-    flow: Flow, noise: Tensor, order: Sequence[Tensor], given: Sequence[Tensor]
+    flow: Flow, noise: Tensor, order: Sequence[Tensor], flat: Tensor | None = None
 ) -> ScoredSample | None:
     """Draw samples with their scores, None if a transform of the flow is of another kind.
 
@@ -75,14 +82,14 @@ def sample_plain(
         flow: the flow.
         noise: z (..., D).
         order: the flow's weights.
-        given: what has their gradients: the same, or one vector in whose memory they lie.
+        flat: a vector of all of them, one behind another, which gets their gradients.
     """
     steps = _plain_steps(flow)
     if not steps or torch.is_autocast_enabled(noise.device.type):
         return None
-    shape = noise.shape
-    x, log_det, score = AffinePath.apply(steps, order, noise.reshape(-1, shape[-1]), *given)
-    return ScoredSample(x.view(shape), log_det.view(shape[:-1]), score.view(shape))
+    if flat is None:
+        flat = torch.cat([weight.reshape(-1) for weight in order])
+    return ScoredSample(*AffinePath.apply(steps, order, noise, flat))
 
 
 def _plain_steps(flow: Flow) -> list[PlainStep | TriangularAffine] | None:
@@ -110,52 +117,86 @@ def _plain_steps(flow: Flow) -> list[PlainStep | TriangularAffine] | None:
     return steps
 
 
-def _is_small(steps: Sequence[PlainStep], z: Tensor) -> bool:
-    """Say whether the kernel takes less time than torch, where it can be had."""
+def _is_small(steps: Steps, z: Tensor, flat: Tensor) -> bool:
+    """Say whether the kernel, which ends with a triangular map, can be had and takes less time."""
     if z.dtype not in (torch.float32, torch.float64) or path_kernels(z) is None:
         return False
-    size = sum(tensor.numel() for step in steps for tensor in step.network.tensors)
-    return size <= SMALL and all(
-        not step.network.structure.depth or type(step.transform.conditioner.activation) is nn.Tanh
-        for step in steps
+    if flat.numel() > SMALL or type(steps[-1]) is not TriangularAffine:
+        return False
+    return all(
+        isinstance(step, PlainStep)
+        and (
+            not step.network.structure.depth
+            or type(step.transform.conditioner.activation) is nn.Tanh
+        )
+        for step in steps[:-1]
     )
 
 
 class _Plan(NamedTuple):
-    """What the kernel knows of a chain; see :mod:`made_flows.inverse.compiled.affine_path`."""
+    """What the kernel knows of a chain; see :mod:`made_flows.inverse.compiled.affine_path`.
 
+    Args:
+        width: saved numbers of a row.
+        table, program: written down.
+        numbers: gain and bound of every transform, then the logarithm of the determinant of units.
+        fixed: origin and units, zero without.
+        mask: what weights, and their gradients, are multiplied by.
+    """
+
+    width: int
     table: Any
     program: Any
+    numbers: Tensor
+    fixed: Tensor
     mask: Tensor
 
 
 _PLANS: TensorCache[_Plan] = TensorCache()
 
 
-def _plan(steps: Sequence[PlainStep]) -> _Plan:
-    """Lay out a chain, whose weights lie one behind another, for the kernel."""
-    features = steps[0].transform.features
-    table, masks = [len(steps), 0, features, *([0] * len(steps))], []
-    program: list[int] = []
-    width = place = 0
-    for number, step in enumerate(steps):
+def _plan_of(steps: Steps, order: Sequence[Tensor]) -> _Plan:
+    ends = accumulate(map(Tensor.numel, order))
+    places = {id(weight): end - weight.numel() for weight, end in zip(order, ends, strict=True)}
+    outer = cast(TriangularAffine, steps[-1])
+    fixed = [] if outer.origin is None else [outer.origin, cast(Tensor, outer.units)]
+    made_of = fixed
+    key: list[Any] = [outer.features, outer.matrix.dtype, outer.gain]
+    key += [places[id(outer.matrix)], places[id(outer.location)]]
+    for step in cast(list[PlainStep], steps[:-1]):
         structure, tensors = step.network.structure, step.network.tensors
-        ranks, layers, direct = structure.unpack(tensors)
-        table[3 + number] = len(table)
-        entries, noise = [], width
-        width += features
+        bijection = cast(DampedAffine, step.transform.bijection)
+        key += [structure, bijection.gain, bijection.scale.bound]
+        key += [places[id(tensor)] for tensor in tensors if id(tensor) in places]
+        made_of = [*made_of, *(tensors[place] for place in structure.mask_places)]
+    return _PLANS.get(
+        tuple(key), made_of, lambda: _plan(steps, places, sum(map(Tensor.numel, order)))
+    )
+
+
+def _plan(steps: Steps, places: dict[int, int], size: int) -> _Plan:
+    """Lay out a chain, whose weights lie at places of a vector, for the kernel."""
+    outer = cast(TriangularAffine, steps[-1])
+    features, chain = outer.features, cast(list[PlainStep], steps[:-1])
+    table, spans, program = [0] * (7 + len(chain)), list[tuple[int, Tensor]](), list[int]()
+    numbers, mask, width = list[float](), outer.matrix.new_ones(size), 0
+
+    def place_of(weight: Tensor, among: Tensor) -> int:
+        place = places[id(weight)]
+        mask[place : place + weight.numel()] = among.reshape(-1)
+        return place
+
+    def ranges(of: Tensor) -> None:  # what rows read: units are sorted, and half of all is zero
+        spans.append((len(table), of))
+        table.append(-1)
+
+    for number, step in enumerate(chain):
+        bijection = cast(DampedAffine, step.transform.bijection)
+        numbers += [bijection.gain, bijection.scale.bound]
+        ranks, layers, direct = step.network.structure.unpack(step.network.tensors)
         order = ranks.argsort(stable=True)  # of a graph's levels, some features share one
         below, degrees = order.argsort() + 1, []
         for layer in layers:
-            units, inputs = layer.weight.shape
-            bias = -1 if layer.bias is None else place + units * inputs
-            entries += [units, inputs, place, bias, width]
-            masks.append(layer.mask.reshape(-1))
-            place += units * inputs
-            if layer.bias is not None:
-                masks.append(layer.mask.new_ones(units))
-                place += units
-            width += units
             below = torch.where(layer.mask != 0, below, 0).amax(dim=1)
             degrees.append(below.tolist())
         begin = len(program)
@@ -165,86 +206,90 @@ def _plan(steps: Sequence[PlainStep]) -> _Plan:
                     if degree == turn + 1:
                         program += [index, unit]
             program += [-1, int(order[turn])]
-        table += [len(layers) - 1, -1 if direct is None else place, begin, len(program), noise]
-        table += entries
-        if direct is not None:
-            masks.append(direct.mask.reshape(-1))
-            place += direct.weight.numel()
-    table[1] = width
-    return _Plan(np.array(table), np.array(program), torch.cat(masks))
+        table[7 + number] = len(table)
+        table += [len(layers) - 1, -1 if direct is None else place_of(direct.weight, direct.mask)]
+        ranges(layers[0].mask[:0] if direct is None else direct.mask)
+        table += [begin, len(program), width]
+        width += features
+        for layer in layers:
+            bias = -1 if layer.bias is None else places[id(layer.bias)]
+            table += [*layer.weight.shape, place_of(layer.weight, layer.mask), bias]
+            ranges(layer.mask)
+            table.append(width)
+            width += len(layer.weight)
+    for place, among in spans:
+        table[place] = len(table)
+        for row in among:
+            read = row.nonzero().flatten().tolist() or [0]
+            table += [read[0] // _LANES * _LANES, min((read[-1] // _LANES + 1) * _LANES, len(row))]
+    ones = torch.ones_like(outer.matrix)
+    matrix = place_of(outer.matrix, outer.gain * ones.tril(-1) + SCALE_STEP * ones.tril().triu())
+    fixed, log_det = mask.new_zeros(1), 0.0
+    if outer.origin is not None and outer.units is not None:
+        fixed = torch.cat([outer.origin, outer.units.reshape(-1)])
+        log_det = float(outer.units.diagonal().log().sum())
+    head = [len(chain), width + features, features, matrix, places[id(outer.location)], width]
+    table[:7] = [*head, int(outer.origin is not None)]
+    from made_flows.inverse.compiled.layout import Written
 
-
-def _weights_of(step: PlainStep) -> list[Tensor]:
-    """List a step's weights in the order of the kernel."""
-    _, layers, direct = step.network.structure.unpack(step.network.tensors)
-    found = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
-    return found if direct is None else [*found, direct.weight]
+    kept = (Written(np.array(table)), Written(np.array(program)))
+    return _Plan(width + features, *kept, mask.new_tensor([*numbers, log_det]), fixed, mask)
 
 
 class _Compiled:
-    """Noise past all plain steps, by the kernel."""
+    """Noise past all steps, by the kernel."""
 
-    def __init__(self, steps: Sequence[PlainStep], z: Tensor) -> None:
-        self.kernel = kernel = cast(ModuleType, path_kernels(z))
-        masks = [
-            tensor
-            for step in steps
-            for place, tensor in enumerate(step.network.tensors)
-            if place in step.network.structure.mask_places
-        ]
-        key = tuple(step.network.structure for step in steps)
-        self.plan = plan = _PLANS.get(key, masks, lambda: _plan(steps))
-        self.weights = [weight for step in steps for weight in _weights_of(step)]
-        # Kept, since weights may change before the way back.
-        self.w = torch.cat([weight.reshape(-1) for weight in self.weights]).mul_(plan.mask)
-        bijections = [cast(DampedAffine, step.transform.bijection) for step in steps]
-        numbers = [number for b in bijections for number in (b.gain, b.scale.bound)]
-        self.numbers = z.new_tensor(numbers)
-        from made_flows.inverse.compiled.layout import Written
-
-        width = int(plan.table[1])
-        self.saved = z.new_empty(len(z) * width)
-        self.space = Written(z.new_empty(width).numpy())
+    def __init__(self, steps: Steps, order: Sequence[Tensor], flat: Tensor, z: Tensor) -> None:
+        self.kernel = cast(ModuleType, path_kernels(z))
+        self.plan = plan = _plan_of(steps, order)
+        self.w = flat * plan.mask  # kept, since weights may change before the way back
+        self.saved, self.space = z.new_empty(len(z) * plan.width), z.new_empty(plan.width)
         self.x, self.score = z.new_empty(z.shape), z.new_empty(z.shape)
         self.log_det = z.new_empty(len(z))
-        kernel.sample(
-            len(z), self.space, *_arrays(self.w), plan.table, plan.program,
-            *_arrays(self.numbers, z, self.saved, self.x, self.log_det, self.score),
+        self.kernel.sample(
+            len(z), self.space, plan, self.w, z.contiguous(), self.saved, self.x, self.log_det,
+            self.score,
         )  # fmt: skip
 
-    def carry(self, score: Tensor) -> Tensor:
-        """Return the score at the data; that at the noise is the standard normal's."""
-        return self.score
-
-    def back(self, of_x: Tensor, of_log_det: Tensor | None, weights: Gradients) -> Tensor:
-        """Return the gradient of the noise, and add those of weights."""
-        of_x = of_x.contiguous().clone()
+    def back(self, of_x: Tensor, of_log_det: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return gradients of the noise and of the vector of weights."""
+        of_x = of_x.clone(memory_format=torch.contiguous_format)
         of_log_det = of_x.new_zeros(len(of_x)) if of_log_det is None else of_log_det.contiguous()
         of_w = torch.zeros_like(self.w)
         self.kernel.pull(
-            len(of_x), self.space, *_arrays(self.w), self.plan.table,
-            *_arrays(self.numbers, self.saved, of_x, of_log_det, of_w),
-        )  # fmt: skip
-        pieces = of_w.mul_(self.plan.mask).split([weight.numel() for weight in self.weights])
-        for weight, piece in zip(self.weights, pieces, strict=True):
-            weights[id(weight)] = piece.view(weight.shape)
-        return of_x
+            len(of_x), self.space, self.plan, self.w, self.saved, of_x, of_log_det, of_w
+        )
+        return of_x, of_w.mul_(self.plan.mask)
 
 
-def _arrays(*tensors: Tensor) -> list[Any]:
-    return [tensor.detach().reshape(-1).numpy() for tensor in tensors]
+class _InTurn:
+    """Noise past all steps, one after the other."""
+
+    def __init__(self, steps: Steps, order: Sequence[Tensor], z: Tensor) -> None:
+        self.order, self.x, self.score = order, z, -z
+        self.log_det, self.passed = z.new_zeros(len(z)), list[_Triangular | _Plain]()
+        for step in steps:
+            kind: Any = _Triangular if isinstance(step, TriangularAffine) else _Plain
+            past = kind(step, self.x)
+            self.score = past.carry(self.score)
+            self.log_det = self.log_det + past.log_det
+            self.x = past.x
+            self.passed.append(past)
+
+    def back(self, of_x: Tensor, of_log_det: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return gradients of the noise and of the vector of weights."""
+        weights: Gradients = {}
+        for past in reversed(self.passed):
+            of_x = past.back(of_x, of_log_det, weights)
+        return of_x, torch.cat([weights[id(weight)].reshape(-1) for weight in self.order])
 
 
 class AffinePath(torch.autograd.Function):
-    """From noise (N, D) to samples, log-determinants and scores, in one node of the graph."""
+    """From noise (..., D) to samples, log-determinants and scores, in one node of the graph."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        steps: Sequence[PlainStep | TriangularAffine],
-        order: Any,
-        z: Tensor,
-        *given: Tensor,
+        ctx: Any, steps: Steps, order: Sequence[Tensor], noise: Tensor, flat: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Take all steps.
 
@@ -252,44 +297,31 @@ class AffinePath(torch.autograd.Function):
             ctx: torch's.
             steps: from noise to data.
             order: the flow's weights.
-            z: noise (N, D).
-            given: what has the gradients of these: they themselves, or a vector of all.
+            noise: z (..., D).
+            flat: the weights in a vector, which has their gradients.
         """
-        score, total, passed = -z, z.new_zeros(len(z)), []
-        first = [step for step in steps if isinstance(step, PlainStep)]
-        compiled = (
-            first
-            and _is_small(first, z)
-            and all(isinstance(step, PlainStep) for step in steps[: len(first)])
-        )
-        for step in steps[len(first) - 1 :] if compiled else steps:
-            past: _Compiled | _Triangular | _Plain
-            if isinstance(step, TriangularAffine):
-                past = _Triangular(step, z)
-            else:
-                past = _Compiled(first, z) if compiled else _Plain(step, z)
-            score = past.carry(score)
-            total = total + past.log_det
-            z = past.x
-            passed.append(past)
-        ctx.passed, ctx.order, ctx.packed = passed, order, len(given) < len(order)
+        shape = noise.shape
+        z = noise.reshape(-1, shape[-1])
+        past: _Compiled | _InTurn
+        if _is_small(steps, z, flat):
+            past = _Compiled(steps, order, flat, z)
+        else:
+            past = _InTurn(steps, order, z)
+        ctx.past, ctx.shape, score = past, shape, past.score.view(shape)
         ctx.mark_non_differentiable(score)
         ctx.set_materialize_grads(False)
-        return z, total, score
+        return past.x.view(shape), past.log_det.view(shape[:-1]), score
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_x: Tensor | None, of_log_det: Tensor | None, _: Any) -> Any:
-        """Take gradients of samples (N, D) and log-determinants (N,) back to noise and weights."""
-        first = ctx.passed[-1].x
-        of_x = torch.zeros_like(first) if of_x is None else of_x
-        weights: Gradients = {}
-        for past in reversed(ctx.passed):
-            of_x = past.back(of_x, of_log_det, weights)
-        found = [weights[id(weight)] for weight in ctx.order]
-        if ctx.packed:
-            found = [torch.cat([gradient.reshape(-1) for gradient in found])]
-        return None, None, of_x, *found
+        """Take gradients of samples (..., D) and log-determinants (...) back to noise, weights."""
+        x = ctx.past.x
+        of_z, of_flat = ctx.past.back(
+            torch.zeros_like(x) if of_x is None else of_x.reshape(x.shape),
+            None if of_log_det is None else of_log_det.reshape(len(x)),
+        )
+        return None, None, of_z.view(ctx.shape), of_flat
 
 
 class _Plain:

@@ -49,8 +49,7 @@ def sample_with_score(flow: Flow, noise: Tensor) -> ScoredSample:
         >>> torch.allclose(score, exact, atol=1e-4)
         True
     """
-    order = list(flow.parameters())
-    plain = sample_plain(flow, noise, order, order)
+    plain = sample_plain(flow, noise, list(flow.parameters()))
     if plain is not None:
         return plain
     z = noise.reshape(-1, noise.shape[-1])

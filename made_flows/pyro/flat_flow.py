@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from made_flows._cache import Stamp
 from made_flows._checks import expect
 from made_flows.models.affine_path import ScoredSample, sample_plain
 from made_flows.models.flows import Flow
@@ -65,6 +66,7 @@ class FlatFlow(FlowTransform):
         self._sizes = [cast(Tensor, table[name]).numel() for table, name in self._slots]
         self._place = 0
         self._given: nn.Parameter | None = None  # the vector when the flow was given away
+        self._stamp: Stamp | None = None
 
     def shared(self) -> Flow:
         """Return the flow for use outside: its weights have gradients from now on."""
@@ -135,13 +137,20 @@ class FlatFlow(FlowTransform):
         self._place = place
         return cast(list[Tensor], own)
 
-    def state(self) -> tuple[list[Tensor], list[Any]]:
-        """Return what samples depend on: the vector, all buffers, and modes."""
+    def state(self) -> tuple[Tensor, tuple[list[Tensor], list[Any]]]:
+        """Return what samples depend on: the vector; all buffers and modes."""
         if type(self.weights) is nn.Parameter:
             self._tie()
         buffers = [t for table in self._buffer_tables for t in table.values() if t is not None]
         modes: list[Any] = [module.training for module in self._parts]
-        return [self.weights, *buffers], [*modes, *global_modes()]
+        return self.weights, (buffers, [*modes, *global_modes()])
+
+    def stamp(self) -> Stamp | None:
+        """Return the stamp of buffers and modes, which training leaves as it is."""
+        others = self.state()[1]
+        if self._stamp is None or not self._stamp.holds(*others):
+            self._stamp = Stamp.of(*others)
+        return self._stamp
 
     @contextmanager
     def _with_gradients(self) -> Iterator[None]:
@@ -164,7 +173,7 @@ class FlatFlow(FlowTransform):
     def sample_with_score(self, noise: Tensor) -> ScoredSample:
         """Draw samples with the gradient of their log-density, of noise (..., D)."""
         if type(self.weights) is nn.Parameter:
-            plain = sample_plain(self.flow, noise, self._tie(), [self._trained()])
+            plain = sample_plain(self.flow, noise, self._tie(), self._trained())
             if plain is not None:
                 return plain
         with self._with_gradients():
@@ -210,7 +219,7 @@ class FlatFlow(FlowTransform):
         # A copy of the flow, since a weight that lies in the vector is pickled with all of it.
         made_anew = (
             "flow", "held_modules", "_parts", "_buffer_tables", "_slots", "_sizes", "_place",
-            "_given",
+            "_given", "_stamp",
         )  # fmt: skip
         state = {k: v for k, v in super().__getstate__().items() if k not in made_anew}
         return {**state, "flow": copy.deepcopy(self.flow)}

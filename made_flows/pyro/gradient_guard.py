@@ -42,15 +42,18 @@ class GradientGuard:
         """Return the gradient (..., D) of draws, guarded."""
         # The largest entry and not the norm: squares overflow long before the numbers do.
         sizes = gradient.abs().amax(dim=-1, keepdim=True)
-        finite = sizes.isfinite()
-        middle = float(torch.where(finite, sizes, math.nan).nanmedian())
-        if not math.isnan(middle):
-            self._usual.append(middle)
+        ordered = sizes.flatten().sort().values.tolist()  # what is no number comes last
+        count = len(ordered)
+        while ordered and not math.isfinite(ordered[-1]):
+            ordered.pop()
+        if ordered:
+            self._usual.append(ordered[(len(ordered) - 1) // 2])
         usually = sorted(self._usual)[(len(self._usual) - 1) // 2] if self._usual else 0.0
         limit = _LIMIT * usually if usually > 0 else math.inf  # nothing is known, or all are zero
-        usual = finite & (sizes <= limit)
-        if bool(usual.all()):
+        if len(ordered) == count and (not ordered or ordered[-1] <= limit):
             return gradient
+        finite = sizes.isfinite()
+        usual = finite & (sizes <= limit)
         if not self._said:
             self._said = True
             logging.getLogger("made_flows").warning(

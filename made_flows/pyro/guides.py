@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import pyro
@@ -16,7 +17,6 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.quasirandom import SobolEngine
 
 from made_flows._checks import (
     check_broadcast,
@@ -27,6 +27,7 @@ from made_flows._checks import (
     positive_integer,
     real_number,
 )
+from made_flows._torch import is_traced
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import posterior_flow
@@ -34,14 +35,11 @@ from made_flows.pyro.diagnosis import Diagnosis, diagnose
 from made_flows.pyro.flat_flow import FlatFlow
 from made_flows.pyro.gradient_guard import GradientGuard
 from made_flows.pyro.layout import plate_nesting
-from made_flows.pyro.posterior import FlowPosterior, SiteMessenger
+from made_flows.pyro.posterior import FlowPosterior, SiteMessenger, even_noise, normal_noise
 from made_flows.pyro.refinement import Refinement, refine
 from made_flows.pyro.starts import init_to_prior_median
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
-
-_DRAWS = 8192
-"""Samples for medians and quantiles."""
 
 
 class AutoIAF(AutoContinuous):
@@ -130,11 +128,13 @@ class AutoIAF(AutoContinuous):
         self._given_model = (model,)
         self._path_gradient = path_gradient
         self._guard, self._claimed = GradientGuard(), False
+        self._pieces: Any = None  # shapes of the last samples, and of their parts
         self._arguments = (start, transforms, hidden_features)
         self._flow_arguments = flow
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
+        self._pieces = None
         location = self._init_loc()
         flow = posterior_flow(location.cpu(), *self._arguments, **self._flow_arguments)
         self.transform = FlatFlow(flow.to(location.device, location.dtype))
@@ -186,8 +186,7 @@ class AutoIAF(AutoContinuous):
 
     def get_base_dist(self) -> dist.Distribution:
         """Return standard normal noise."""
-        normal: Any = dist.Normal(self._base.zero, self._base.one, validate_args=False)
-        return cast(dist.Distribution, normal.to_event(1))
+        return cast(dist.Distribution, normal_noise(self._base))
 
     def get_transform(self, *args: Any, **kwargs: Any) -> FlatFlow:
         """Return the flow, from noise to unconstrained variables: also for ``NeuTraReparam``."""
@@ -226,7 +225,7 @@ class AutoIAF(AutoContinuous):
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowPosterior:
         """Return the distribution of the unconstrained latent variables (latent_dim,)."""
-        posterior = FlowPosterior(self.get_base_dist(), [self.get_transform()])
+        posterior = FlowPosterior(self._base, [self.get_transform()])
         posterior.path_gradient = self._path_gradient
         posterior.guard = self._guard
         return posterior
@@ -239,6 +238,18 @@ class AutoIAF(AutoContinuous):
             ValueError: before the guide was called for the first time.
         """
         return self._built().shared()
+
+    def _unpack_latent(self, latent: Tensor) -> Iterable[tuple[Any, Tensor]]:
+        """Pair each site with its part of samples: as Pyro does, which finds shapes every time."""
+        if is_traced():
+            return cast(Iterable[tuple[Any, Tensor]], super()._unpack_latent(latent))
+        if self._pieces is None or self._pieces[0] != latent.shape:
+            parts = list(super()._unpack_latent(latent))
+            sizes = [math.prod(self._unconstrained_shapes[site["name"]]) for site, _ in parts]
+            self._pieces = latent.shape, [(site, u.shape) for site, u in parts], sizes
+        _, shapes, sizes = self._pieces
+        pairs = zip(shapes, latent.split(sizes, dim=-1), strict=True)
+        return ((site, u.view(shape)) for (site, shape), u in pairs)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the latent variables, with the arguments of the model; a dict by site."""
@@ -325,9 +336,7 @@ class AutoIAF(AutoContinuous):
         wanted = torch.as_tensor(quantiles, dtype=zero.dtype, device=zero.device)
         inside = wanted.dim() == 1 and bool(((wanted >= 0) & (wanted <= 1)).all())
         expect(inside, "quantiles", "to be a list of numbers between 0 and 1", quantiles)
-        draws = (
-            self._built().flow.generate(_even_noise(self.latent_dim).to(zero)).sort(dim=0).values
-        )
+        draws = self._built().flow.generate(even_noise(self.latent_dim).to(zero)).sort(dim=0).values
         place = wanted * (len(draws) - 1)
         low = place.floor().long()
         high = place.ceil().long()
@@ -405,7 +414,7 @@ class AutoIAF(AutoContinuous):
         model = self._model
         state = dict(super().__getstate__())
         self._model = model
-        return {**state, "_model": None, "_given_model": None}
+        return {**state, "_model": None, "_given_model": None, "_pieces": None}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Take the weights of another guide of the same model.
@@ -437,11 +446,3 @@ def _check_flow(
     posterior_flow(
         torch.zeros(size), scale, transforms, hidden_features, **{**flow, "generator": None}
     )
-
-
-def _even_noise(features: int) -> Tensor:
-    """Return standard normal noise (8192, D) that is spread evenly, always the same."""
-    if features > SobolEngine.MAXDIM:
-        return torch.randn(_DRAWS, features, generator=torch.Generator().manual_seed(0))
-    uniform = SobolEngine(features, scramble=True, seed=0).draw(_DRAWS, dtype=torch.float64)
-    return cast(Tensor, torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9)))

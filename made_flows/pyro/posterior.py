@@ -12,9 +12,11 @@ from pyro.distributions.score_parts import ScoreParts
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import register_kl
+from torch.quasirandom import SobolEngine
 
 from made_flows._cache import Stamp
 from made_flows._torch import is_traced, is_untransformed
+from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.pyro.flat_flow import FlatFlow
 from made_flows.pyro.gradient_guard import GradientGuard
@@ -22,6 +24,23 @@ from made_flows.pyro.gradient_guard import GradientGuard
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 _NONE = cast(Tensor, 0)
 """A part of the density that does not enter: Pyro knows the number."""
+
+_DRAWS = 8192
+"""Samples for medians and quantiles."""
+
+
+def normal_noise(base: StandardNormal) -> Any:
+    """Return the noise of a flow as a distribution of Pyro."""
+    normal: Any = dist.Normal(base.zero, base.one, validate_args=False)
+    return normal.to_event(1)
+
+
+def even_noise(features: int) -> Tensor:
+    """Return standard normal noise (8192, D) that is spread evenly, always the same."""
+    if features > SobolEngine.MAXDIM:
+        return torch.randn(_DRAWS, features, generator=torch.Generator().manual_seed(0))
+    uniform = SobolEngine(features, scramble=True, seed=0).draw(_DRAWS, dtype=torch.float64)
+    return cast(Tensor, torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9)))
 
 
 class FlowPosterior(dist.TransformedDistribution):
@@ -31,20 +50,25 @@ class FlowPosterior(dist.TransformedDistribution):
     a backward pass has gone through the sample.
     """
 
-    def __init__(self, base: Any, transforms: Any) -> None:
+    def __init__(self, base: StandardNormal, transforms: Any, batch_shape: Any = ()) -> None:
         # Of torch's own, which compares domains and shapes, a tenth of a millisecond later.
-        self.base_dist, self.transforms = base, transforms
+        self._base, self.transforms = base, transforms
         torch.distributions.Distribution.__init__(
-            self, base.batch_shape, base.event_shape, validate_args=False
+            self, torch.Size(batch_shape), base.zero.shape, validate_args=False
         )
 
     path_gradient: bool = False
     guard: GradientGuard | None = None
     _last: _Sample | None = None
 
+    @property
+    def base_dist(self) -> Any:
+        """The noise, standard normal."""
+        return normal_noise(self._base).expand(self.batch_shape)
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowPosterior:
         """Expand to a larger batch shape."""
-        new = FlowPosterior(self.base_dist.expand(torch.Size(batch_shape)), self.transforms)
+        new = FlowPosterior(self._base, self.transforms, batch_shape)
         new.path_gradient, new.guard = self.path_gradient, self.guard
         return new
 
@@ -59,7 +83,8 @@ class FlowPosterior(dist.TransformedDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw samples (*sample_shape, *batch_shape, D) that carry gradients."""
-        noise = self.base_dist.sample(torch.Size(sample_shape))  # without parameters
+        zero, shape = self._base.zero, self._extended_shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, dtype=zero.dtype, device=zero.device)  # without parameters
         plain = is_untransformed(noise)  # nothing traces or maps
         score: Tensor | None = None
         if self.path_gradient and torch.is_grad_enabled() and plain:
@@ -103,8 +128,7 @@ class _Sample:
     ) -> None:
         self.noise, self.x, self.log_det, self.score = noise, x, log_det, score
         self._transform = transform
-        tensors, modes = transform.state()
-        self._stamp = Stamp.of([*tensors, x], modes)
+        self._fixed, self._stamp = transform.stamp(), Stamp.of([transform.weights, x])
         self._used = False
         self.log_prob: Tensor | None = None
         if x.grad_fn is not None and not is_traced():
@@ -115,14 +139,22 @@ class _Sample:
 
     def holds(self, x: Tensor) -> bool:
         """Tell whether x is the sample, of weights that are what they were."""
-        if x is not self.x or self._used or self._stamp is None:
+        if x is not self.x or self._used or self._stamp is None or self._fixed is None:
             return False
-        tensors, modes = self._transform.state()
-        return self._stamp.holds([*tensors, x], modes)
+        weights, others = self._transform.state()
+        return self._stamp.holds([weights, x]) and self._fixed.holds(*others)
 
 
 class _SiteValue(dist.Delta):
     """The value of a site, made of the sample of all."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Return the value."""
+        return cast(Tensor, super().rsample(sample_shape) if sample_shape else self.v)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the density: at the value itself there is nothing to compare."""
+        return self.log_density if x is self.v else cast(Tensor, super().log_prob(x))
 
 
 def _kl(p: Any, q: Any) -> Tensor:

@@ -41,7 +41,7 @@ def test_gradients_are_those_of_the_flow(
     name: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(affine_path, "JACOBIAN_UP_TO", 0 if way == "sweep" else 100)
-    monkeypatch.setattr(affine_path, "SMALL", 2**17 if way == "compiled" else 0)
+    monkeypatch.setattr(affine_path, "SMALL", 2**16 if way == "compiled" else 0)
     flow, z = _flow(name), torch.randn(3, 5, 4, dtype=F64, requires_grad=True)
     of_x, of_log_det = torch.randn(3, 5, 4, dtype=F64), torch.randn(3, 5, dtype=F64)
     losses = [
@@ -50,7 +50,7 @@ def test_gradients_are_those_of_the_flow(
         lambda x, log_det: (of_x * x).sum() + (of_log_det * log_det).sum(),
     ]
     weights = list(flow.parameters())
-    sample = sample_plain(flow, z, weights, weights)
+    sample = sample_plain(flow, z, weights)
     assert sample is not None
     for loss in losses:
         found = torch.autograd.grad(
@@ -66,7 +66,7 @@ def test_one_vector_has_the_gradients_of_all_weights() -> None:
     flow, z = _flow("default"), torch.randn(5, 4, dtype=F64)
     weights = list(flow.parameters())
     vector = torch.cat([weight.detach().flatten() for weight in weights]).requires_grad_()
-    found, expected = (sample_plain(flow, z, weights, given) for given in ([vector], weights))
+    found, expected = (sample_plain(flow, z, weights, given) for given in (vector, None))
     (of_vector,) = torch.autograd.grad(found.x.square().sum(), vector)
     of_weights = torch.autograd.grad(expected.x.square().sum(), weights)
     torch.testing.assert_close(
@@ -78,7 +78,7 @@ def test_weights_may_change_before_the_way_back() -> None:
     flow, z = _flow("default"), torch.randn(5, 4, dtype=F64)
     weights = list(flow.parameters())
     expected = torch.autograd.grad(flow.to_data(z)[0].square().sum(), weights)
-    x = sample_plain(flow, z, weights, weights).x
+    x = sample_plain(flow, z, weights).x
     with torch.no_grad():
         for weight in weights:
             weight.mul_(1.5)
@@ -109,4 +109,4 @@ OTHERS = {
 def test_flows_of_other_kinds_are_left_alone(name: str) -> None:
     flow, z = OTHERS[name](), torch.randn(3, 4)
     weights: list[Tensor] = list(flow.parameters())
-    assert sample_plain(flow, z, weights, weights) is None
+    assert sample_plain(flow, z, weights) is None
