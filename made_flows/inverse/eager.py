@@ -7,15 +7,14 @@ rest. Every unit is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from made_flows.inverse.problem import Problem, TransposedProblem
 from made_flows.inverse.symbolic import Integers, symbolic_for
-from made_flows.nn.activations import activation_of_name
+from made_flows.nn.activations import activate, activation_of_name
 from made_flows.nn.spec import LayerSpec, NetworkSpec
 
 _PANEL_UNITS = 64
@@ -24,9 +23,17 @@ ones less work inside: 32 to 128 measured alike, within noise, on the sizes of t
 
 
 class _Activations:
-    """The sorted weights of a network; z and a of every layer for N rows, filled in by degree."""
+    """The sorted weights of a network; z and a of every layer for N rows, filled in by degree.
 
-    def __init__(self, network: NetworkSpec, rows: int) -> None:
+    Activations take the place of a z that is needed no more: on a GPU every operation counts.
+
+    Args:
+        network: the network.
+        rows: N.
+        slopes: whether every z will be needed.
+    """
+
+    def __init__(self, network: NetworkSpec, rows: int, slopes: bool = False) -> None:
         symbolic = self.symbolic = symbolic_for(network)
         self.structure = network.structure
         _, layers, direct = network.structure.unpack(network.tensors, network.bases)
@@ -41,21 +48,19 @@ class _Activations:
             for index, (layer, place) in enumerate(zip(layers, self.places, strict=True))
         ]
         like = self.layers[-1].weight
-        taint = self.structure.taint(network.tensors).to(like.dtype)
+        self.proof = symbolic.nothing_if_holds(network.tensors)
+        taint = (self.structure.taint(network.tensors) + self.proof).to(like.dtype)
         self.direct = None
         if direct is not None:
             self.direct = _sorted_weight(direct, self.places[-1].units, symbolic.columns)
-        self.functions = [activation_of_name(word) for word in network.structure.activations]
+        self.activations = [activation_of_name(word) for word in network.structure.activations]
         self.inputs = like.new_zeros(rows, len(symbolic.columns))
         self.z: list[Tensor] = []
         self.a: list[Tensor] = []
         self.gates: list[Tensor | None] = []
-        for layer, place in zip(self.layers, self.places, strict=True):
-            z = like.new_zeros(rows, len(place.units))
-            if layer.bias is not None:
-                z += layer.bias
-            if layer is self.layers[-1]:
-                z += taint
+        for index, (layer, place) in enumerate(zip(self.layers, self.places, strict=True)):
+            begin = like.new_zeros(len(place.units)) if layer.bias is None else layer.bias
+            z = (begin + taint if layer is self.layers[-1] else begin).repeat(rows, 1)
             if layer.base is not None and rows:
                 # Row n belongs to row n modulo (number of rows) of the context.
                 repeats = rows // len(layer.base)
@@ -64,8 +69,9 @@ class _Activations:
             if gate is not None and rows:
                 gate = gate[:, place.units].repeat(rows // len(gate), 1)
             self.gates.append(gate)
+            kept = slopes or layer.norm_scale is not None or index in self.structure.adds_to
             self.z.append(z)
-            self.a.append(torch.empty_like(z))
+            self.a.append(torch.empty_like(z) if kept else z)
 
     def panels(self, first: int = 0) -> list[tuple[int, int]]:
         """Cut the ranks from one on into ranges [start, stop) of about equally many units."""
@@ -116,7 +122,11 @@ class _Activations:
         stream = self.places[layer].stream
         if stream is not None:
             z += self.z[self.structure.adds_to[layer]][:, stream[units]]
-        self.a[layer][:, units] = self.functions[layer](self.normed(layer, units))
+        overwrite = self.a[layer] is self.z[layer]
+        z = self.normed(layer, units)
+        a = activate(self.activations[layer], z, overwrite=overwrite)
+        if a is not z or not overwrite:
+            self.a[layer][:, units] = a
 
     def normed(self, layer: int, units: slice) -> Tensor:
         """Return what the activation of some units is applied to."""
@@ -142,7 +152,7 @@ def _sorted_weight(layer: LayerSpec, units: Tensor, inputs: Tensor) -> Tensor:
     """
     mask = layer.mask
     weight = layer.weight.detach()
-    masked = torch.where(mask != 0, weight * mask.to(weight.dtype), torch.zeros_like(weight))
+    masked = torch.where(mask != 0, weight * mask.to(weight.dtype), 0.0)
     return torch.index_select(masked.index_select(0, units), 1, inputs)
 
 
@@ -165,16 +175,19 @@ def solve(problem: Problem) -> Tensor:
         Values (N, D), of the dtype that the step gives.
     """
     network, step, noise, known, prefix = problem
-    rows = len(noise)
-    state = _Activations(network, rows)
+    state = _Activations(network, len(noise))
     dtype = state.layers[-1].weight.dtype
+    features, starts = state.symbolic.features, state.symbolic.feature_starts
     encoded_columns, columns = state.symbolic.columns, state.symbolic.column_starts
-    values: Tensor | None = None if known is None else known.clone()
-    if prefix and values is not None:
+    noise = noise.index_select(1, features)
+    found: list[Tensor] = []  # sorted as the features are
+    values = None if known is None else known.clone()  # to be encoded
+    if prefix and known is not None:
         stop = int(columns[prefix])
-        encoded = step.encode(values, dtype)
+        encoded = step.encode(known, dtype)
         state.inputs[:, :stop] = encoded[:, encoded_columns[:stop]]
         state.fill(prefix)
+        found.append(known[:, features[: int(starts[prefix])]])
     depth = state.structure.depth
     counts = state.symbolic.outputs
     for start, stop in state.panels(prefix):
@@ -191,19 +204,22 @@ def solve(problem: Problem) -> Tensor:
                     state.finish(layer, units)
                 else:
                     state.add_direct(units, int(columns[start]), int(columns[rank]))
-            at = _span(state.symbolic.feature_starts, rank, rank + 1)
-            features = state.symbolic.features[at]
+            at = _span(starts, rank, rank + 1)
             parameters = _unpack(state.z[-1][:, state.units(depth, rank, rank + 1)], counts[at])
-            fresh = step(noise[:, features], parameters, features)
-            if values is None:
-                values = fresh.new_zeros(rows, state.structure.features)
-            values[:, features] = fresh.to(values.dtype)
+            fresh = step(noise[:, at], parameters, features[at])
             inputs = _span(columns, rank, rank + 1)
+            found.append(fresh if known is None else fresh.to(known.dtype))
             if step.identity_encoding:
                 state.inputs[:, inputs] = fresh
             else:
+                if values is None:
+                    values = fresh.new_zeros(len(noise), state.structure.features)
+                values[:, features[at]] = fresh.to(values.dtype)
                 state.inputs[:, inputs] = step.encode(values, dtype)[:, encoded_columns[inputs]]
-    return cast(Tensor, values)  # there is at least one rank
+    joined = torch.cat(found, dim=1)
+    result = torch.empty_like(joined)
+    result[:, features] = joined
+    return result
 
 
 def _unpack(outputs: Tensor, counts: Sequence[int]) -> Tensor:
@@ -232,18 +248,18 @@ def adjoint(problem: TransposedProblem) -> Tensor:
     """
     network, gradient, slopes, x = problem
     rows = len(x)
-    state = _Activations(network, rows)
+    state = _Activations(network, rows, slopes=True)
     state.inputs.copy_(x[:, state.symbolic.columns])
     state.fill(state.symbolic.levels)
     depth = state.structure.depth
     derivatives = [
-        _derivative(state.functions[layer], state.normed(layer, slice(None)))
+        _derivative(state.activations[layer], state.normed(layer, slice(None)))
         for layer in range(depth)
     ]
     for layer, weights in enumerate(state.layers[:-1]):
         if weights.norm_scale is not None:
             derivatives[layer] *= weights.norm_scale
-    solution = gradient[:, state.symbolic.features].clone()
+    solution = gradient[:, state.symbolic.features] + state.proof
     slopes = slopes[:, state.symbolic.features]
     # Deltas with respect to W a of every layer; of the outputs they are slope * lambda.
     deltas = [torch.zeros_like(z) for z in state.z]
@@ -299,9 +315,9 @@ def adjoint(problem: TransposedProblem) -> Tensor:
     return result
 
 
-def _derivative(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+def _derivative(activation: nn.Module, z: Tensor) -> Tensor:
     def total(values: Tensor) -> Tensor:
-        return function(values).sum()
+        return activate(activation, values, overwrite=False).sum()
 
     derivative: Tensor = torch.func.grad(total)(z)
     return derivative

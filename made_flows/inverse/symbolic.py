@@ -10,7 +10,7 @@ is block-triangular.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ class Symbolic:
         outputs: how many outputs each of them has (no tensor, which would have to be waited for).
         columns: input columns sorted by rank, with ``column_starts``.
         layers: the hidden layers, then the output.
+        proof: copies of ranks and masks on a device that would have to be waited for.
         prepared: what an implementation derived from it for itself, under its name.
     """
 
@@ -62,11 +63,20 @@ class Symbolic:
     columns: Tensor
     column_starts: Integers
     layers: tuple[SymbolicLayer, ...]
+    proof: tuple[Tensor, ...] = ()
     prepared: dict[str, Any] = field(default_factory=dict)
 
     def inputs_of(self, layer: int) -> Tensor:
         """List the units (for the first layer: the inputs) that a layer reads, sorted."""
         return self.layers[layer - 1].units if layer else self.columns
+
+    def nothing_if_holds(self, tensors: Sequence[Tensor]) -> Tensor | float:
+        """Return zero if the masks are what they were, or else NaN, without waiting for either."""
+        if not self.proof:  # they were compared
+            return 0.0
+        masks = [tensors[place] for place in self.structure.mask_places]
+        changed = [(a != b).any() for a, b in zip(masks, self.proof, strict=True)]
+        return torch.where(torch.stack(changed).any(), torch.nan, 0.0)
 
 
 def _starts(sorted_degrees: Integers, levels: int) -> Integers:
@@ -159,11 +169,26 @@ def _check_output(reads: Integers, ranks: Integers, features: Integers) -> None:
         )
 
 
-_SYMBOLIC: TensorCache[Symbolic] = TensorCache()
+_COMPARED: TensorCache[Symbolic] = TensorCache()
+_PROVED: TensorCache[Symbolic] = TensorCache(proves=True)
 
 
 def symbolic_for(network: NetworkSpec) -> Symbolic:
-    """Return the symbolic phase of a network, kept while its ranks and masks do not change."""
+    """Return the symbolic phase of a network, kept while its ranks and masks do not change.
+
+    On a GPU, which would have to be waited for, a change that torch does not count goes unseen:
+    whoever uses the result there proves the masks, as ``nothing_if_holds`` does.
+    """
     structure, tensors = network.structure, network.tensors
     masks = [tensors[place] for place in structure.mask_places]
-    return _SYMBOLIC.get(structure.key, masks, lambda: analyse(structure, tensors))
+    if not _is_waited_for(tensors[1]):
+        return _COMPARED.get(structure.key, masks, lambda: analyse(structure, tensors))
+
+    def make() -> Symbolic:
+        return replace(analyse(structure, tensors), proof=tuple(mask.clone() for mask in masks))
+
+    return _PROVED.get(structure.key, masks, make)
+
+
+def _is_waited_for(tensor: Tensor) -> bool:
+    return not tensor.is_cpu

@@ -214,11 +214,11 @@ def activation_name(activation: nn.Module) -> str:
     raise TypeError(f"Expected an activation made by make_activation; got {described(activation)}")
 
 
-def activation_of_name(name: str) -> Callable[[Tensor], Tensor]:
-    """Return the function that a name of :func:`activation_name` stands for."""
+def activation_of_name(name: str) -> nn.Module:
+    """Return the activation that a name of :func:`activation_name` stands for."""
     kind, constant = name.split(":")
     if kind == "key":
         wrapped: nn.Module = KeyedModule.of_key(int(constant))
-        return lambda z: activate(wrapped, z, overwrite=False)
+        return wrapped
     options = {CONSTANTS[kind]: float(constant)} if kind in CONSTANTS else {}
     return ACTIVATIONS[kind](**options)

@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import made_flows as mf
-from made_flows.inverse import dispatch, sequential_inverse
+from made_flows.inverse import dispatch, eager, ops, sequential_inverse, symbolic
 from made_flows.inverse.dispatch import backend
 from made_flows.inverse.gpu import graphs
+from made_flows.inverse.problem import Problem
 from tests.helpers.density_models import NETWORKS, context_of
-from tests.helpers.inverse_checks import STEPS, made_for, noise_of, owner_of
+from tests.helpers.inverse_checks import STEPS, check_values, made_for, noise_of, owner_of
 from tests.helpers.nothing_read import NothingRead
 
 
@@ -141,6 +143,34 @@ def test_a_recording_is_never_stale(change: Callable[[mf.MADE], None]) -> None:
         _check(made, step, noise())
 
 
+@pytest.fixture
+def _waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the masks for those of a device whose values a host would have to wait for."""
+    monkeypatch.setattr(symbolic, "_is_waited_for", lambda _: True)
+    monkeypatch.setattr(ops, "is_untransformed", lambda _: True)  # modes look into the operator
+
+
+@pytest.mark.usefixtures("tapes", "_waited_for")
+def test_masks_on_a_device_are_proved_and_not_read() -> None:
+    step, made, noise = _network()
+
+    def call(leaf: Tensor) -> Tensor:
+        x = sequential_inverse(made, step, leaf.requires_grad_())
+        return torch.cat([x, *torch.autograd.grad(x.square().sum(), leaf)[0].unbind(-1)])
+
+    for _ in range(3):  # the second call records
+        _check(made, step, noise())
+    given = noise()
+    with NothingRead():
+        expected = call(given)
+    made.layers[0].mask[-1] = 0  # which torch counts
+    for _ in range(3):
+        check_values(made, step, given, choices=("auto",))
+    assert not torch.equal(call(given), expected)
+    made.layers[0].mask.data[-1] = 1
+    assert call(given)[:4].isnan().any(dim=1).all()
+
+
 def test_a_known_prefix_and_other_shapes_have_recordings_of_their_own(tapes: list[_Tape]) -> None:
     step, made, noise = _network()
     known = noise().squeeze(-1)
@@ -215,6 +245,43 @@ def test_threads_take_turns() -> None:
 
 def test_only_calls_on_a_gpu_that_leave_the_choice_are_recorded() -> None:
     assert dispatch._in_torch(torch.zeros(1)) is dispatch.eager
+
+
+HOST = ("promote_types", "scalar_tensor")
+
+
+class _Counted(TorchDispatchMode):
+    """Counts operations; views, and memory that nothing is written to, launch nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        self.count += not function.is_view and "empty" not in name and name not in HOST
+        return function(*arguments, **(keywords or {}))
+
+
+def _launched(call: Callable[[], Any]) -> int:
+    with torch.no_grad(), _Counted() as counted:
+        call()
+    return counted.count
+
+
+@pytest.mark.usefixtures("_waited_for")
+@pytest.mark.parametrize("name", ["sampling, Gaussian", "inverse, affine", "inverse, spline"])
+@pytest.mark.parametrize("option", ["plain", "context, residual, direct", "deep"])
+def test_a_sweep_launches_no_more_than_passes_of_the_network(name: str, option: str) -> None:
+    """So that it is the better one of the two, as it multiplies less: the rule is this count."""
+    step = STEPS[name](24)
+    made = NETWORKS[option](24, parameters=owner_of(step).outputs)
+    noise, context = noise_of(step, 3, 24), context_of(made, 3)
+    problem = Problem(made.spec(context), step, noise)
+    eager.solve(problem)  # analyses masks
+    x = torch.zeros(3, 24, dtype=noise.dtype)
+    one = _launched(lambda: step(noise, made.compute(x, context)))
+    assert _launched(lambda: eager.solve(problem)) <= 24 * one
 
 
 @pytest.mark.gpu
