@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -60,7 +61,7 @@ class _Part:
         number: of its seeds.
         models: one a fold.
         scores: log-densities of the rows of each fold, by the model that did not see them.
-        seconds: that the first fold took.
+        seconds: that the first fold took; infinite where the limit cut it.
     """
 
     name: str
@@ -98,7 +99,8 @@ def estimate(
     into three, five or ten folds by the budget, and the models of all folds are kept; a candidate
     of no weight on the first fold is left out. Of more rows, a tenth is left out (at most ten
     thousand). All candidates are trained on the first fold, the quick ones first, before any is on
-    the second: where the limit ends it, the mixture is of the folds that all have finished.
+    the second, and then those of most weight first: where the limit ends it, a candidate has the
+    models of the folds that it has finished, and weights are by the rows that all have left out.
 
     Args:
         x: rows (N, D), as for :func:`~made_flows.fit`. Booleans, or zeros and ones alone, are
@@ -192,15 +194,17 @@ class _Run:
             begun = time.perf_counter()
             if self.parts and begun > self.end:
                 self.missed.append(f"{part.name} not tried")
-            elif self._tried(part, partial(train, part)) is not None:
-                part.seconds = time.perf_counter() - begun
+            elif (cut := self._tried(part, partial(train, part))) is not None:
+                taken = time.perf_counter() - begun
+                part.seconds = math.inf if cut else taken
                 score = float(part.scores[0].mean())
-                self._say(f"{part.name}: {score:.3f} nats a row left out, {part.seconds:.1f} s")
+                self._say(f"{part.name}: {score:.3f} nats a row left out, {taken:.1f} s")
                 if self._has_weight(part):
                     self.parts.append(part)
                 else:
                     self._say(f"{part.name}: left out: of no weight on the first fold")
-        mixture = self._mixed(self._other_folds())
+        self._other_folds()
+        mixture = self._mixed()
         if self.missed:
             self._say(f"the time was over: {', '.join(self.missed)}")
         self._say(f"{time.perf_counter() - started:.0f} s in all")
@@ -256,15 +260,10 @@ class _Run:
             wide: dict[str, Any] = {**sizes, "hidden_features": (256, 256)}
             yield "wide spline MAF", lambda _: MAF(**wide, bijection="spline")
             yield "wide mixture MADE", lambda _: MixtureMADE(**wide, components=16)
+        drawn: dict[str, Any] = {**sizes, "order": "random"}
         for number in range(1, 4 if self.budget == "best" else 1):
-            yield (
-                f"spline MAF, random orders {number}",
-                lambda _: MAF(**sizes, bijection="spline", order="random"),
-            )
-            yield (
-                f"mixture MADE, random order {number}",
-                lambda _: MixtureMADE(**sizes, order="random"),
-            )
+            yield f"spline MAF, order {number}", lambda _: MAF(**drawn, bijection="spline")
+            yield f"mixture MADE, order {number}", lambda _: MixtureMADE(**drawn)
 
     def _discrete(self, features: int, context: int) -> Iterator[tuple[str, Make]]:
         categories = [int(column.max()) + 1 for column in self.x.T]
@@ -280,10 +279,7 @@ class _Run:
             wide = (min(2000, max(64, 16 * features)),)
             yield "wide MADE", lambda _: make(hidden_features=wide)
         for number in range(1, {"fast": 1, "good": 3, "best": 6}[self.budget]):
-            yield (
-                f"MADE, random order {number}",
-                lambda _: make(order="random"),
-            )
+            yield f"MADE, order {number}", lambda _: make(order="random")
 
     def _tried(self, part: _Part, train: Callable[[], bool]) -> bool | None:
         """Return whether the limit cut training short; None where it failed."""
@@ -325,27 +321,27 @@ class _Run:
         each = torch.stack([p.scores[0] for p in (*self.parts, part)], dim=1)
         return bool(sparse_weights(each)[-1])
 
-    def _other_folds(self) -> int:
-        """Train the parts on further folds; return on how many all of them are finished.
+    def _other_folds(self) -> None:
+        """Train the parts on further folds: in each those of most weight first.
 
-        A fold that some part may not finish counts for none: a model that was cut would be averaged
-        with the part's others.
+        A part whose time is over keeps the models that it has. One that was cut counts for none: it
+        would be averaged with the part's others.
         """
-        slow = [part for part in self.parts if part.make]
+        weights = sparse_weights(self._scores(1)).tolist()
+        ranked = sorted(zip(weights, self.parts, strict=True), key=lambda one: -one[0])
+        slow = [(weight, part) for weight, part in ranked if part.make]
         for k in range(1, len(self.folds)):
-            needed = sum(part.seconds for part in slow)
-            over = bool(slow) and needed > self.end - time.perf_counter()
-            for part in () if over else tuple(slow):
+            for weight, part in tuple(slow):
                 left = self.end - time.perf_counter()
-                cut = self._tried(part, partial(self._train, part, k, left))
-                if cut is None:
-                    slow.remove(part)
+                over = part.seconds > left
+                cut = over or self._tried(part, partial(self._train, part, k, left))
+                if cut or cut is None:
+                    slow.remove((weight, part))
+                    del part.models[k:], part.scores[k:]
+                if over and part.seconds < math.inf:
+                    self.missed.append(f"{part.name} on {k} of {len(self.folds)} folds")
+                if cut is None or (over and not weight):
                     self.parts.remove(part)
-                over = over or bool(cut)
-            if over:
-                self.missed.append(f"{len(self.folds) - k} of {len(self.folds)} folds left out")
-                return k
-        return len(self.folds)
 
     def _gaussians(self, most: int, warped: bool = False) -> Callable[[_Part], bool]:
         """Fit mixtures of joint normal distributions, of the rows or behind a spline a column."""
@@ -425,10 +421,14 @@ class _Run:
 
     # ------------------------------------------------------------------ the mixture
 
-    def _mixed(self, folds: int) -> Mixture:
+    def _scores(self, folds: int) -> Tensor:
+        """Return what the parts say of the rows of the first folds, (N, parts)."""
+        return torch.stack([torch.cat(part.scores[:folds]) for part in self.parts], dim=1)
+
+    def _mixed(self) -> Mixture:
         """Weight the parts by the rows that all of them have left out, those of the first folds."""
         expect(bool(self.parts), "x", "to be rows that some candidate can be trained on", "none")
-        scores = torch.stack([torch.cat(part.scores[:folds]) for part in self.parts], dim=1)
+        scores = self._scores(min(len(part.scores) for part in self.parts))
         weights = sparse_weights(scores)
         mixed = float((scores + weights.log()).logsumexp(dim=1).mean())
         means = scores.mean(dim=0).tolist()
@@ -438,8 +438,9 @@ class _Run:
             self._say(f"  weight {weight:.2f}: {part.name}, {mean:.3f}")
         best = max(means)
         self._say(f"mixture: {mixed:.3f} nats a row left out; the best of its parts {best:.3f}")
-        models = [model for *_, part in chosen for model in part.models[:folds]]
-        return Mixture(models, weights=[w / folds for w, *_ in chosen for _ in range(folds)])
+        models = [model for *_, part in chosen for model in part.models]
+        shares = [w / len(part.models) for w, _, part in chosen for _ in part.models]
+        return Mixture(models, weights=shares)
 
     def _say(self, text: str) -> None:
         if self.progress:
