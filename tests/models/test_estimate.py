@@ -125,7 +125,7 @@ class Clock:
 CUTS = {
     "nothing": (normal(35, 8), 0.2, ""),
     "a fold": (normal(35, 8), 0.6, "the time was over: mixture MADE on 2 of 3 folds"),
-    "candidates": (normal(35, 8), 2.0, "MAF cut short, spline MAF not tried, mixture MADE on 1 of 3"),
+    "candidates": (normal(35, 8), 2.0, "MAF cut short, spline MAF not tried, mixture MADE on 1"),
     "all but a normal distribution": (normal(35, 8), 100.0, "mixture MADE not tried, MAF not"),
     "normal mixtures": (ring(90), 0.4, "joint normal mixtures cut short"),
     "nothing, one part held out": (normal(35, 8), 1.0, ""),
@@ -173,6 +173,7 @@ def test_wherever_the_limit_cuts_no_finished_part_is_better(
     place = {id(model): k for k, model in enumerate(mixture.components)}
     kept = [[place[id(m)] for m in part.models if id(m) in place] for part in run.parts]
     folds = min(len(part.models) for part in run.parts)
+    assert all(len(k) in (0, len(part.models)) for k, part in zip(kept, run.parts, strict=True))
     weights = [mixture.weights[indices].sum() for indices in kept]
     with torch.no_grad():
         each = torch.stack([rows_left_out(part.models[:folds]) for part in run.parts], dim=1)
