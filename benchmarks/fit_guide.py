@@ -31,13 +31,16 @@ evidence less the ELBO, both of 8000 samples of the fitted guide (the evidence b
 **means** and **sds** are how far those of the guide's draws, as they are and weighted, are from
 those of the reference draws, in standard deviations of the posterior: the largest over all
 quantities, which noise of the draws alone makes about 0.03. **bound** is what the diagnosis says of
-the error of unweighted means; **probe** how far short chains from the weighted draws moved a mean,
-in standard deviations, and the share of them that ended beyond all draws; **unseen** the share of
-the posterior in a mode that climbs found and no draw fell into. **seconds** are wall time, on a
+the error of unweighted means; **moved** how far weights move a mean, in standard deviations, and a
+standard deviation, in its own size, at most; **probe** how far short chains from the weighted draws
+moved a mean, in standard deviations, and the share of them that ended beyond all draws; **unseen**
+the share of the posterior in a mode that climbs found and no draw fell into. **seconds** are wall time, on a
 machine that may have had other work.
 
 The verdict is wrong where draws graded *as drawn* have a mean more than half a standard deviation
-off, or weighted ones graded *weighted*."""
+off, or weighted ones graded *weighted*. Standard deviations are counted where they are more than
+10 % and 20 % off, of the draws as they are graded, and not said where the diagnosis names no
+variable whose standard deviation so many draws cannot show."""
 
 UNTUNED = """None of the settings of `fit_guide` and `diagnose` was chosen by these: regressions of
 data in natural units with flat priors, hierarchies, series and shapes, simulated or written down
@@ -54,7 +57,7 @@ heavy that means and sds of samples hardly say anything). The rule that even wei
 garch is no test of it. So were the step size and the rule to stop early, on the Gaussian process,
 the funnel, eight schools and diamonds."""
 
-OFF = 0.5
+OFF, OFF_SDS = 0.5, 0.1
 
 
 @dataclass
@@ -79,6 +82,14 @@ class Result:
     sds: float | None = None
     weighted_means: float | None = None
     weighted_sds: float | None = None
+    moved_means: float = math.nan
+    moved_sds: float = math.nan
+    without_sd: str = ""
+
+    @property
+    def used_sds(self) -> float | None:
+        """The error of the standard deviations that a user of the verdict takes."""
+        return self.weighted_sds if self.grade == "weighted" else self.sds
 
     @property
     def wrong(self) -> bool:
@@ -113,6 +124,9 @@ def run(
         grade=found.grade,
         seconds=fit.seconds,
         steps=len(fit.elbo),
+        moved_means=found.moved.means,
+        moved_sds=found.moved.deviations,
+        without_sd=", ".join(found.without_deviation),
     )
     if known is not None:
         drawn = posterior.quantities(dict(found.samples))
@@ -139,14 +153,16 @@ def _number(value: float | None, digits: int = 2) -> str:
 def row(name: str, seed: int, how: str, result: Result) -> list[str]:
     """A line of the table."""
     if result.failed:
-        return [name, str(seed), how, f"failed: {result.failed}", *["-"] * 10]
+        return [name, str(seed), how, f"failed: {result.failed}", *["-"] * 11]
     return [
         name,
         str(seed),
         how,
-        f"{result.grade}{' (wrong)' if result.wrong else ''}",
+        f"{result.grade}{' (wrong)' if result.wrong else ''}"
+        f"{f', no sd of {result.without_sd}' if result.without_sd else ''}",
         _number(result.k_hat),
         _number(result.bound),
+        f"{_number(result.moved_means)} / {_number(result.moved_sds)}",
         f"{_number(result.moved)} / {_number(result.beyond)}",
         "-" if math.isnan(result.unseen) else f"{result.unseen:.0%}",
         _number(result.log_evidence - result.elbo, 3),
@@ -159,7 +175,7 @@ def row(name: str, seed: int, how: str, result: Result) -> list[str]:
 
 
 HEADINGS = [
-    "posterior", "seed", "budget", "verdict", "k-hat", "bound", "probe", "unseen", "gap",
+    "posterior", "seed", "budget", "verdict", "k-hat", "bound", "moved", "probe", "unseen", "gap",
     "means, as drawn / weighted", "sds, as drawn / weighted", "ELBO", "steps", "seconds",
 ]  # fmt: skip
 
@@ -174,10 +190,17 @@ def summary(results: Iterable[Result]) -> str:
         close = sum(1 for result in known if result.means is not None and result.means <= OFF)
         wrong = sum(result.wrong for result in known)
         trusted = grade in ("as drawn", "weighted")
-        rows.append(
-            [grade, str(len(graded)), str(len(known)), str(close), str(wrong) if trusted else "-"]
-        )
-    headings = ["verdict", "fits", "with a reference", "means as drawn within 0.5 sd", "wrong"]
+        apart = [result for result in known if (result.used_sds or 0) > OFF_SDS]
+        far = sum((result.used_sds or 0) > 2 * OFF_SDS for result in apart)
+        unsaid = sum(not result.without_sd for result in apart)
+        counts = [len(graded), len(known), close, *([wrong] if trusted else [])]
+        more = [len(apart), far, *([unsaid] if trusted else [])]
+        dash = [] if trusted else ["-"]
+        rows.append([grade, *map(str, counts), *dash, *map(str, more), *dash])
+    headings = [
+        "verdict", "fits", "with a reference", "means as drawn within 0.5 sd", "wrong",
+        "sds off by 10 %", "by 20 %", "off and not said",
+    ]  # fmt: skip
     return markdown_table(headings, rows)
 
 

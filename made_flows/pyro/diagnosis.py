@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,13 @@ from torch import Tensor
 
 from made_flows._checks import expect, expect_type, helpful, positive_integer
 from made_flows.diagnostics.pareto import pareto_smooth
+from made_flows.pyro.draws import (
+    Moved,
+    heaviest_squares,
+    moved_by,
+    to_arviz,
+    weighted_quantiles,
+)
 from made_flows.pyro.layout import LatentSite, layout, traces
 from made_flows.pyro.probe import Probe, probe_beyond
 from made_flows.pyro.unseen import unseen_share
@@ -101,6 +109,17 @@ class Diagnosis:
         share = self.effective_sample_size / len(self.log_weights)
         return math.sqrt(max(1 / share - 1, 0.0))
 
+    @cached_property
+    def moved(self) -> Moved:
+        """How far weights move means and standard deviations of the draws, at most."""
+        return moved_by(self.samples, self.weights)
+
+    @cached_property
+    def without_deviation(self) -> tuple[str, ...]:
+        """Sites whose standard deviation the draws, weighted or not, are too few to show."""
+        shapes = heaviest_squares(self.samples, self.log_weights, self.weights)
+        return tuple(name for name, shape in shapes.items() if not shape < self.threshold)
+
     @property
     def grade(self) -> Grade:
         """What may be used: draws as they are, weighted draws alone, not yet either, or never."""
@@ -111,7 +130,7 @@ class Diagnosis:
         # A shape knows no scale: where weights are nearly equal, a tail of any mean holds little.
         reliable = reliable or (share >= _EVEN and self.k_hat < 1)
         reliable = reliable and not (self._wandered or self.unseen)
-        if reliable and share >= _AS_DRAWN:
+        if reliable and share >= _AS_DRAWN and self.moved.close:
             return "as drawn"
         if reliable and share >= _WEIGHTED:
             return "weighted"
@@ -149,13 +168,15 @@ class Diagnosis:
                 found += ", whose weights are so even that the shape of their tail matters little"
             return (
                 f"Trust it: {found}. Means of its draws as they are lie within "
-                f"{self.bias_bound:.2f} standard deviations of the posterior's. {unseen}"
+                f"{self.bias_bound:.2f} standard deviations of the posterior's; weights move "
+                f"{self.moved}.{self._squares} {unseen}"
             )
         if self.grade == "weighted":
             return (
                 f"Trust its weighted draws: {found}. Means of its draws as they are may be "
-                f"{self.bias_bound:.1f} standard deviations off: take mean(), quantiles() or "
-                f"resample() of this diagnosis. {unseen}"
+                f"{self.bias_bound:.1f} standard deviations off, and weights move {self.moved}: "
+                "take mean(), quantiles() or resample() of this diagnosis."
+                f"{self._squares} {unseen}"
             )
         if self.grade == "not yet":
             why = f"{found}, so that even weighted averages are biased"
@@ -174,6 +195,15 @@ class Diagnosis:
             f"Do not trust it: {found}, with a tail so heavy that the weights have no mean that "
             "samples could show. The guide misses much of the posterior; its evidence is worth "
             f"nothing.{f' {unseen} {_OTHER_MODES}' if self.unseen else ''}{self._decentre}"
+        )
+
+    @property
+    def _squares(self) -> str:
+        if not self.without_deviation:
+            return ""
+        return (
+            f" But take quantiles and no standard deviation of {', '.join(self.without_deviation)}:"
+            " squares of so many draws, weighted or not, do not show it, as few far out decide."
         )
 
     @property
@@ -216,16 +246,7 @@ class Diagnosis:
         wanted = torch.as_tensor(quantiles, dtype=torch.float64)
         inside = wanted.dim() == 1 and bool(((wanted >= 0) & (wanted <= 1)).all())
         expect(inside, "quantiles", "to be a list of numbers between 0 and 1", quantiles)
-        found = {}
-        for name, draws in self.samples.items():
-            columns = draws.reshape(len(draws), -1)
-            values, order = columns.sort(dim=0)
-            reached = self.weights.to(draws.device)[order].cumsum(dim=0).T.contiguous()
-            levels = wanted.to(reached).expand(len(reached), -1).contiguous()
-            places = torch.searchsorted(reached, levels).clamp(max=len(draws) - 1)
-            picked = values.gather(0, places.T)
-            found[name] = picked.reshape(len(wanted), *draws.shape[1:])
-        return found
+        return {n: weighted_quantiles(x, self.weights, wanted) for n, x in self.samples.items()}
 
     def resample(
         self, count: int | None = None, generator: torch.Generator | None = None
@@ -281,21 +302,6 @@ class Diagnosis:
         lines = [f"  {name:<23}{value}" for name, value in rows.items()]
         head = f"Diagnosis of a guide by {len(self.log_weights)} samples"
         return "\n".join([head, *lines, self.verdict])
-
-
-def to_arviz(chains: Mapping[str, Tensor]) -> Any:
-    """Return draws by site (chains, draws, *shape) as ArviZ keeps them."""
-    try:
-        import arviz
-    except ImportError as error:
-        raise ImportError(
-            "Expected ArviZ, which to_arviz converts draws to; got none. Install it: "
-            "pip install 'made-flows[arviz]'"
-        ) from error
-    posterior = {name: value.detach().cpu().numpy() for name, value in chains.items()}
-    if int(arviz.__version__.split(".")[0]) >= 1:  # groups by name, and no longer by argument
-        return arviz.from_dict({"posterior": posterior})
-    return arviz.from_dict(posterior=posterior)
 
 
 @helpful

@@ -15,7 +15,7 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from made_flows._checks import expect, expect_type, positive_integer
-from made_flows.pyro.diagnosis import to_arviz
+from made_flows.pyro.draws import to_arviz
 
 _R_HAT = 1.01
 _ENOUGH = 100

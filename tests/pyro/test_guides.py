@@ -46,6 +46,7 @@ from made_flows.models import affine_path
 from made_flows.models.path_gradient import sample_with_score
 from made_flows.models.variational import DampedAffine, TriangularAffine, posterior_flow
 from made_flows.pyro import AutoIAF, Diagnosis, diagnose, fit_guide
+from made_flows.pyro.diagnosis import summary
 from made_flows.pyro.starts import init_to_prior_median
 
 
@@ -732,6 +733,21 @@ def test_grades(
     assert found.grade == grade
     assert found.verdict.startswith(start)
     assert found.trusted == (grade in ("as drawn", "weighted"))
+
+
+def test_deviations_count_as_means_do() -> None:
+    """A normal guide whose deviation is 15 % short has even weights; squares have tails."""
+    x = torch.randn(4000).double()
+    log_weights = dist.Normal(0.0, 1.15).log_prob(x) - dist.Normal(0.0, 1.0).log_prob(x)
+    short, exact = summary(log_weights, {"x": x}), summary(0.01 * log_weights, {"x": x})
+    assert short.effective_sample_size > 0.85 * len(x)
+    assert (short.grade, exact.grade) == ("weighted", "as drawn")
+    assert short.moved.deviations == pytest.approx(0.13, abs=0.03)
+    assert str(short.moved) in short.verdict
+    heavy = summary(0.01 * log_weights, {"x": x, "t": dist.StudentT(1.5).sample((4000,))})
+    assert heavy.without_deviation == ("t",)  # exact draws, of infinite variance
+    assert "no standard deviation of t" in heavy.verdict
+    assert "no standard deviation" not in exact.verdict
 
 
 def test_the_verdict_says_which_sites_to_decentre() -> None:

@@ -174,7 +174,7 @@ def test_chains_that_hardly_moved_say_so() -> None:
 
 
 def _diagnosis(effective: float) -> Diagnosis:
-    log_weights = torch.tensor([0.0, 0.0, -1e9, 0.0]).double()
+    log_weights = torch.tensor([0.0, 0.0, 0.0 if effective == 4 else -1e9, 0.0]).double()
     samples = {"x": torch.arange(4.0), "y": torch.arange(8.0).reshape(4, 2)}
     return Diagnosis(
         0.1, 0.7, effective, 0.0, 0.0, 0.0, 0.0, log_weights, log_weights, samples, (0.1,)

@@ -1,0 +1,101 @@
+"""Draws by site: what weights make of their moments, which can be had, and the form of ArviZ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from made_flows.diagnostics.pareto import pareto_smooth
+
+_CLOSE = 0.1
+
+
+class Moved(NamedTuple):
+    """How far weights move moments of draws: the largest changes over all variables.
+
+    Args:
+        means: in standard deviations of the weighted draws.
+        deviations: of standard deviations, in their own size.
+    """
+
+    means: float
+    deviations: float
+
+    @property
+    def close(self) -> bool:
+        """Whether both are at most a tenth."""
+        return self.means <= _CLOSE and self.deviations <= _CLOSE
+
+    def __str__(self) -> str:
+        return f"means by {self.means:.2f} sd, standard deviations by {self.deviations:.0%}"
+
+
+def moved_by(samples: Mapping[str, Tensor], weights: Tensor) -> Moved:
+    """Compare draws by site, each (S, *shape), as they are with the same by weights (S,)."""
+    means, deviations = [0.0], [0.0]
+    for draws in samples.values():
+        x = _columns(draws)
+        mean, deviation = _moments(x, weights)
+        known = deviation > 0
+        if bool(known.any()):
+            before, spread = _moments(x, torch.full_like(weights, 1 / len(weights)))
+            means.append(float(((before - mean) / deviation)[known].abs().max()))
+            deviations.append(float((spread / deviation - 1)[known].abs().max()))
+    # A maximum of what is no number is none, and then nothing is close.
+    return Moved(float(torch.tensor(means).max()), float(torch.tensor(deviations).max()))
+
+
+def heaviest_squares(
+    samples: Mapping[str, Tensor], log_weights: Tensor, weights: Tensor
+) -> dict[str, float]:
+    r"""Return by site the largest k-hat of :math:`w_s (x_s - \bar x)^2`, whose mean is a variance.
+
+    Weights whose tail is light do not make every average reliable: that of a function takes a light
+    tail of its product with the weights (Vehtari et al. 2024, *Pareto Smoothed Importance
+    Sampling*, of which R's ``loo::E_loo`` makes a diagnostic for each function).
+    """
+    found = {}
+    for name, draws in samples.items():
+        x = _columns(draws)
+        mean, deviation = _moments(x, weights)
+        logs = log_weights.unsqueeze(-1) + 2 * (x - mean).abs().log()
+        usable = (deviation > 0) & ~logs.isnan().any(dim=0)
+        shapes = [pareto_smooth(column).k_hat for column in logs.mT[usable]]
+        found[name] = max(shapes, default=0.0)
+    return found
+
+
+def weighted_quantiles(draws: Tensor, weights: Tensor, wanted: Tensor) -> Tensor:
+    """Return quantiles (Q, *shape) of every variable of weighted draws (S, *shape)."""
+    values, order = draws.reshape(len(draws), -1).sort(dim=0)
+    reached = weights.to(draws.device)[order].cumsum(dim=0).T.contiguous()
+    levels = wanted.to(reached).expand(len(reached), -1).contiguous()
+    places = torch.searchsorted(reached, levels).clamp(max=len(draws) - 1)
+    return values.gather(0, places.T).reshape(len(wanted), *draws.shape[1:])
+
+
+def _columns(draws: Tensor) -> Tensor:
+    return draws.detach().reshape(len(draws), -1).double().cpu()
+
+
+def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    mean = weights @ x
+    return mean, (weights @ (x - mean).square()).sqrt()
+
+
+def to_arviz(chains: Mapping[str, Tensor]) -> Any:
+    """Return draws by site (chains, draws, *shape) as ArviZ keeps them."""
+    try:
+        import arviz
+    except ImportError as error:
+        raise ImportError(
+            "Expected ArviZ, which to_arviz converts draws to; got none. Install it: "
+            "pip install 'made-flows[arviz]'"
+        ) from error
+    posterior = {name: value.detach().cpu().numpy() for name, value in chains.items()}
+    if int(arviz.__version__.split(".")[0]) >= 1:  # groups by name, and no longer by argument
+        return arviz.from_dict({"posterior": posterior})
+    return arviz.from_dict(posterior=posterior)
