@@ -34,8 +34,8 @@ quantities, which noise of the draws alone makes about 0.03. **bound** is what t
 the error of unweighted means; **moved** how far weights move a mean, in standard deviations, and a
 standard deviation, in its own size, at most; **probe** how far short chains from the weighted draws
 moved a mean, in standard deviations, and the share of them that ended beyond all draws; **unseen**
-the share of the posterior in a mode that climbs found and no draw fell into. **seconds** are wall time, on a
-machine that may have had other work.
+the share of the posterior in a mode that climbs found and no draw fell into.
+**seconds** are wall time, on a machine that may have had other work.
 
 The verdict is wrong where draws graded *as drawn* have a mean more than half a standard deviation
 off, or weighted ones graded *weighted*. Standard deviations are counted where they are more than
