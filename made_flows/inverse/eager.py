@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows.inverse.problem import Problem, TransposedProblem
-from made_flows.inverse.symbolic import Integers, symbolic_for
+from made_flows.inverse.symbolic import Integers, Symbolic, symbolic_for
 from made_flows.nn.activations import activate, activation_of_name
 from made_flows.nn.spec import LayerSpec, NetworkSpec
 
@@ -22,19 +22,22 @@ _PANEL_UNITS = 64
 ones less work inside: 32 to 128 measured alike, within noise, on the sizes of the benchmark."""
 
 
-class _Activations:
+class Activations:
     """The sorted weights of a network; z and a of every layer for N rows, filled in by degree.
 
     Activations take the place of a z that is needed no more: on a GPU every operation counts.
 
     Args:
         network: the network.
+        symbolic: its symbolic phase.
         rows: N.
         slopes: whether every z will be needed.
     """
 
-    def __init__(self, network: NetworkSpec, rows: int, slopes: bool = False) -> None:
-        symbolic = self.symbolic = symbolic_for(network)
+    def __init__(
+        self, network: NetworkSpec, symbolic: Symbolic, rows: int, slopes: bool = False
+    ) -> None:
+        self.symbolic = symbolic
         self.structure = network.structure
         _, layers, direct = network.structure.unpack(network.tensors, network.bases)
         self.places = symbolic.layers
@@ -175,7 +178,7 @@ def solve(problem: Problem) -> Tensor:
         Values (N, D), of the dtype that the step gives.
     """
     network, step, noise, known, prefix = problem
-    state = _Activations(network, len(noise))
+    state = Activations(network, symbolic_for(network), len(noise))
     dtype = state.layers[-1].weight.dtype
     features, starts = state.symbolic.features, state.symbolic.feature_starts
     encoded_columns, columns = state.symbolic.columns, state.symbolic.column_starts
@@ -248,7 +251,7 @@ def adjoint(problem: TransposedProblem) -> Tensor:
     """
     network, gradient, slopes, x = problem
     rows = len(x)
-    state = _Activations(network, rows, slopes=True)
+    state = Activations(network, symbolic_for(network), rows, slopes=True)
     state.inputs.copy_(x[:, state.symbolic.columns])
     state.fill(state.symbolic.levels)
     depth = state.structure.depth

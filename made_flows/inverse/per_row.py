@@ -8,17 +8,20 @@ computed once.
 
 from __future__ import annotations
 
-from typing import cast
-
+import numpy as np
 import torch
 from torch import Tensor
 
+from made_flows._cache import TensorCache
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
+from made_flows.inverse.eager import Activations
 from made_flows.inverse.steps import HeadStep
+from made_flows.inverse.symbolic import Symbolic, SymbolicLayer, starts_of
+from made_flows.nn.activations import activation_name
 from made_flows.nn.linear import MaskedLinear, run_weight_hooks
 from made_flows.nn.made import MADE
 from made_flows.nn.reordering import expect_own_masks
-from made_flows.nn.spec import nothing_if_finite
+from made_flows.nn.spec import LayerSpec, NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError
 from made_flows.univariate.heads import Head
 
@@ -76,93 +79,112 @@ def sample_row_orders(
     return torch.cat(parts) if parts else values.clone()
 
 
+_SYMBOLIC: TensorCache[Symbolic] = TensorCache()
+
+
 class _Sweep:
     """The state of some rows: what is known, and what the network makes of it so far."""
 
     def __init__(self, made: MADE, head: Head, context: Tensor | None, values: Tensor) -> None:
         self.made, self.head, self.values = made, head, values.clone()
-        self.layers = [cast(MaskedLinear, layer) for layer in made.layers]
-        run_weight_hooks((*self.layers, made.direct))
-        *hidden, last = self.layers
-        like, rows = last.weight, len(values)
-        self.inputs = like.new_zeros(rows, len(made.input_features))
-        self.seen = torch.zeros_like(self.inputs)
-        self.z = [like.new_zeros(rows, layer.out_features) for layer in hidden]
-        self.a = [torch.empty_like(z).zero_() for z in self.z]
-        self.outputs = like.new_zeros(rows, last.out_features)
-        if last.bias is not None:
-            self.outputs += last.bias
-        every = self.layers if made.direct is None else [*self.layers, made.direct]
-        self.outputs += nothing_if_finite([layer.weight for layer in every]).to(like.dtype)
-        if made.output_context is not None and context is not None:
-            self.outputs += made.output_context(context)
-        self.context_term: Tensor | None = None
-        if made.input_context is not None and context is not None:
-            self.context_term = made.input_context(context)
-        # Between hidden layers one mask holds for all rows.
-        self.weights = [layer.weight * layer.mask for layer in hidden]
-        self.offsets = [layer.offset() for layer in hidden]
+        run_weight_hooks((*made.layers, made.direct))
+        network = _without_order(made, context)
+        key = network.structure.key, bool(made.mask_weights)
+        symbolic = _SYMBOLIC.get(key, [*made.degrees], lambda: _by_degree(made, network))
+        self.state = Activations(network, symbolic, len(values))
+        weights = made.masked_layers()[-1].mask_weight
+        self.offsets: Tensor | None = None  # what the units of each degree add as known ones
+        if made.degrees and weights is not None:
+            self.offsets = weights.new_zeros(made.features, len(weights))
+            self.offsets.index_add_(0, made.degrees[-1], weights.t())
 
     def run(self, noise: Tensor, order: Tensor, known: Tensor) -> Tensor:
         """Draw all ranks, one after the other."""
-        made = self.made
-        by_degree = [
-            degrees.argsort(stable=True).split(degrees.bincount(minlength=made.features).tolist())
-            for degrees in made.degrees
-        ]
+        made, state, depth = self.made, self.state, self.state.structure.depth
         rows = torch.arange(len(order), device=order.device)
         column_ranks = order.argsort(dim=-1)[:, made.input_features]
+        every = state.units(depth, 0, made.features)
         for rank in range(made.features):
-            for layer, units in enumerate(by_degree):
-                if len(units[rank]):
-                    self._finish(layer, units[rank])
+            for layer in range(depth):
+                units = state.units(layer, rank, rank + 1)
+                state.add(layer, units, 0, state.readable(layer, rank))
+                state.finish(layer, units)
+            outputs = state.z[-1]
+            if depth:
+                state.add(depth, every, state.known(depth, rank), state.readable(depth, rank))
+            if self.offsets is not None:
+                outputs += self.offsets[rank]
+            if state.direct is not None:
+                outputs = torch.addmm(outputs, state.inputs, state.direct.t())
             feature = order[:, rank]
-            parameters = made.unpack(self._outputs())[rows, feature]
+            parameters = made.unpack(outputs)[rows, feature]
             drawn = self.head.step_at(noise[rows, feature], parameters, feature).to(
                 self.values.dtype
             )
             given = self.values[rows, feature]
             self.values[rows, feature] = torch.where(rank < known, given, drawn)
-            encoded = self.head.encode(self.values, self.inputs.dtype)
-            self.inputs = torch.where(column_ranks <= rank, encoded, 0.0)
-            self.seen = (column_ranks <= rank).to(self.inputs.dtype)
+            seen = column_ranks <= rank
+            encoded = torch.where(seen, self.head.encode(self.values, state.inputs.dtype), 0.0)
+            parts = [encoded, seen.to(encoded)] if made.mask_weights else [encoded]
+            torch.cat(parts, dim=1, out=state.inputs)
         return self.values
 
-    def _finish(self, layer: int, units: Tensor) -> None:
-        """Compute the units of one degree in a hidden layer, whose inputs are all known."""
-        linear = self.layers[layer]
-        if layer:
-            z = self.a[layer - 1] @ self.weights[layer][units].t()
-            offset = self.offsets[layer]
-            if offset is not None:
-                z += offset[units]
-        else:
-            z = self.inputs @ linear.weight[units].t()
-            if linear.mask_weight is not None:
-                z += self.seen @ linear.mask_weight[units].t()
-            if self.context_term is not None:
-                z += self.context_term[:, units]
-        if linear.bias is not None:
-            z += linear.bias[units]
-        if self.made.adds_to_stream(layer):
-            z += self.z[layer - 2][:, units]
-        self.z[layer][:, units] = z
-        a = self.made.activation(z)
-        self.a[layer][:, units] = a
-        if layer == len(self.z) - 1:
-            last = self.layers[-1]
-            self.outputs += a @ last.weight[:, units].t()
-            if last.mask_weight is not None:
-                self.outputs += last.mask_weight[:, units].sum(dim=1)
 
-    def _outputs(self) -> Tensor:
-        """Compute the outputs with what the known inputs contribute directly."""
-        direct = self.made.direct if self.z else self.layers[0]
-        if direct is None:
-            return self.outputs
-        outputs = self.inputs @ direct.weight.t()
-        if direct.mask_weight is not None:
-            outputs += self.seen @ direct.mask_weight.t()
-        if self.made.shape.direct_first:
-            outputs *= self.made.shape.direct_outputs.t().to(outputs)
-        return self.outputs + outputs
+def _without_order(made: MADE, context: Tensor | None) -> NetworkSpec:
+    """Write a network down with the masks that hold in every order: those between hidden layers.
+
+    Inputs that are not known yet are zero. Where masks have weights, as many columns more tell
+    which are known.
+    """
+    linears, last = made.masked_layers(), len(made.layers) - 1
+    ways = {0: made.input_context, last: made.output_context}
+    layers = []
+    for index, linear in enumerate(linears):
+        way = None if context is None else ways.get(index)
+        inner = 0 < index < last
+        weight = linear.weight if index else _with_mask_weight(linear)
+        layers.append(
+            LayerSpec(
+                weight,
+                linear.mask if inner else torch.ones_like(weight),
+                linear.full_bias() if inner else linear.bias,
+                base=None if way is None else way(context),
+                activation=activation_name(made.activation),
+                adds_to=index - 2 if index < last and made.adds_to_stream(index) else -1,
+            )
+        )
+    direct = None
+    directly = made.direct if last else linears[0]
+    if directly is not None:
+        weight = _with_mask_weight(directly)
+        direct = LayerSpec(weight, made.shape.direct_outputs.to(weight).expand_as(weight))
+    return NetworkSpec.of_layers(made.ranks, layers, direct, made.inputs, made.outputs)
+
+
+def _with_mask_weight(linear: MaskedLinear) -> Tensor:
+    weights = linear.mask_weight
+    return linear.weight if weights is None else torch.cat([linear.weight, weights], dim=1)
+
+
+def _by_degree(made: MADE, network: NetworkSpec) -> Symbolic:
+    """Sort the hidden units by degree, and leave inputs and outputs where they are."""
+    levels, device = made.features, made.ranks.device
+    layers: list[SymbolicLayer] = []
+    for index, degrees in enumerate(made.degrees):
+        units = degrees.argsort(stable=True)
+        stream = layers[index - 2].units.argsort()[units] if made.adds_to_stream(index) else None
+        layers.append(SymbolicLayer(units, starts_of(degrees[units].cpu().numpy(), levels), stream))
+    _, (first, *_), direct = network.structure.unpack(network.tensors)
+    outputs, columns = sum(made.outputs), (first if direct is None else direct).weight.shape[1]
+    of_outputs = np.repeat([0, outputs], [1, levels])
+    layers.append(SymbolicLayer(torch.arange(outputs, device=device), of_outputs, None))
+    return Symbolic(
+        network.structure,
+        levels,
+        torch.arange(levels, device=device),
+        made.outputs,
+        np.arange(levels + 1),
+        torch.arange(columns, device=device),
+        np.full(levels + 1, columns),
+        tuple(layers),
+    )

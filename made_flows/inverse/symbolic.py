@@ -79,7 +79,8 @@ class Symbolic:
         return torch.where(torch.stack(changed).any(), torch.nan, 0.0)
 
 
-def _starts(sorted_degrees: Integers, levels: int) -> Integers:
+def starts_of(sorted_degrees: Integers, levels: int) -> Integers:
+    """Count the sorted degrees below each of 0, 1, ... levels."""
     return np.searchsorted(sorted_degrees, np.arange(levels + 1)).astype(np.int64)
 
 
@@ -113,7 +114,7 @@ def analyse(structure: Structure, tensors: Sequence[Tensor]) -> Symbolic:
     def sort(values: Integers, then: Integers | None = None) -> tuple[Tensor, Integers]:
         order = np.lexsort((np.zeros_like(values) if then is None else then, values))
         order = order[values[order] < levels]
-        return torch.from_numpy(order).to(device), _starts(values[order], levels)
+        return torch.from_numpy(order).to(device), starts_of(values[order], levels)
 
     features, feature_starts = sort(ranks)
     columns, column_starts = sort(of_column)

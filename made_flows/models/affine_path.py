@@ -8,6 +8,7 @@ a third of the calls that autograd would make, and goes back in one of autograd'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from types import ModuleType
 from typing import Any, NamedTuple, cast
@@ -26,6 +27,7 @@ from made_flows.inverse.steps import BijectionStep
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import SCALE_STEP, DampedAffine, TriangularAffine
+from made_flows.nn.masked_mlp import masked_pass
 from made_flows.nn.spec import LayerSpec, NetworkSpec
 from made_flows.transforms.autoregressive import AutoregressiveTransform
 
@@ -337,13 +339,16 @@ class _Plain:
         self.ranks, self.layers, self.direct = structure.unpack(tensors)
         # Kept, since weights may change before the way back.
         self.masked = [layer.weight * layer.mask for layer in self.layers]
-        self.inputs = [z]
-        for layer, weight in zip(self.layers[:-1], self.masked, strict=False):
-            self.inputs.append(made.activation(F.linear(self.inputs[-1], weight, layer.bias)))
-        outputs = F.linear(self.inputs[-1], self.masked[-1], self.layers[-1].bias)
+        self.inputs: list[Tensor] = []
+        direct = None
         if self.direct is not None:
             self.masked_direct = self.direct.weight * self.direct.mask
-            outputs = torch.addmm(outputs, z, self.masked_direct.T)
+            direct = partial(F.linear, weight=self.masked_direct)
+        kept = [
+            partial(self._linear, weight, layer.bias)
+            for weight, layer in zip(self.masked, self.layers, strict=True)
+        ]
+        outputs = masked_pass(kept, made.activation, z, direct=direct)
         shift, raw = outputs.mul_(self.gain).unflatten(-1, (-1, 2)).unbind(-1)
         bounded = torch.tanh(raw / bound)
         log_scale = bound * bounded
@@ -352,6 +357,10 @@ class _Plain:
         self.scaled = self.scale * z
         self.x = shift + self.scaled
         self.log_det = log_scale.sum(dim=-1)
+
+    def _linear(self, weight: Tensor, bias: Tensor | None, values: Tensor) -> Tensor:
+        self.inputs.append(values)  # for the way back
+        return F.linear(values, weight, bias)
 
     def carry(self, score: Tensor) -> Tensor:
         """Take the score at the noise to that at the data."""

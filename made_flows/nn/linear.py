@@ -193,12 +193,14 @@ def takes_mask(layer: nn.Module) -> bool:
     return True
 
 
-def returns_fresh(layer: nn.Module) -> bool:
+def returns_fresh(layer: Any) -> bool:
     """Say whether nobody but its caller holds what a layer returns, so that it may be overwritten.
 
     A hook may have kept it, and a subclass or a wrapper may return one of its arguments.
     """
     # Nor may the result of a layer with backward hooks: torch gives a view of it.
+    if not isinstance(layer, nn.Module):
+        return True  # a function, which promises it
     return class_of(layer) is MaskedLinear and not (
         layer._forward_hooks or has_global_hooks() or has_gradient_hooks([layer])
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -31,11 +31,11 @@ class Masks(NamedTuple):
 
 
 def masked_pass(
-    layers: Sequence[nn.Module],
+    layers: Sequence[Callable[..., Tensor]],
     activation: nn.Module,
     x: Tensor,
     *,
-    direct: nn.Module | None = None,
+    direct: Callable[..., Tensor] | None = None,
     residual: bool = False,
     first_term: Tensor | None = None,
     last_term: Tensor | None = None,
@@ -50,7 +50,8 @@ def masked_pass(
     and with ``residual`` :math:`z_l = z_{l-2} + W_l\, a(W_{l-1}\, a(z_{l-2}))` for even l.
 
     Args:
-        layers: the hidden layers, then the output.
+        layers: the hidden layers, then the output: modules or, where there are no ``masks``,
+            functions that keep nothing of what they return.
         activation: the elementwise function a.
         x: inputs (..., inputs).
         direct: the layer V that connects inputs to outputs, if there is one.
@@ -93,7 +94,7 @@ def masked_pass(
     return output if last_term is None else output + last_term
 
 
-def _call(layer: nn.Module, x: Tensor, mask: Tensor | RowMask | None) -> Tensor:
+def _call(layer: Any, x: Tensor, mask: Tensor | RowMask | None) -> Tensor:
     if mask is not None and not takes_mask(layer):
         one = isinstance(mask, Tensor)
         expect(one, "layers", "that take a mask, for orders that are mapped over", type(layer))
