@@ -103,20 +103,35 @@ def check_keywords(name: str, signature: inspect.Signature, given: Iterable[str]
             raise TypeError(f"Expected keywords that {name} takes; got {word}. {hint}")
 
 
-def helpful(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a call with a keyword that a function lacks name the nearest one that it has."""
-    signature = inspect.signature(function)
-    name = function.__qualname__.removesuffix(".__init__")
+def helpful(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
+    """Let a call with a keyword that a function lacks name the nearest one that it has.
+
+    So does a keyword that the TypedDict of a ``**options: Unpack[...]`` lacks.
+    """
+    signature = _unpacked(function)
+    name = name or function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(*args, **kwargs)
+            signature.bind(*args, **kwargs)
         except TypeError:
             check_keywords(name, signature, kwargs)
-            raise
+        return function(*args, **kwargs)
 
+    call.__signature__ = signature  # type: ignore[attr-defined]
     return call
+
+
+def _unpacked(function: Callable[..., Any]) -> inspect.Signature:
+    """Return a function's signature with the words of a TypedDict in place of its ``**options``."""
+    signature = inspect.signature(function)
+    *others, last = signature.parameters.values()
+    if last.kind is not last.VAR_KEYWORD or not str(last.annotation).startswith("Unpack["):
+        return signature
+    words = inspect.unwrap(function).__globals__[last.annotation[7:-1]].__annotations__
+    every = [inspect.Parameter(word, last.KEYWORD_ONLY, default=...) for word in words]
+    return signature.replace(parameters=[*others, *every])
 
 
 def _integer(value: Any, argument: str, minimum: int, kind: str) -> int:

@@ -519,7 +519,10 @@ KEYWORDS: dict[str, tuple[Callable[[], Any], str]] = {
     "head": (lambda: mf.heads.GaussianMixture(componets=3), "Did you mean components"),
     "fit": (lambda: mf.fit(mf.MAF(3), ROWS, max_epoch=1), "fit takes.*Did you mean max_epochs"),
     "estimate": (lambda: mf.estimate(ROWS, budgt="fast"), "Did you mean budget"),
-    "fit_table": (lambda: mf.fit_table(ROWS, zeed=0), "fit takes; got zeed. Did you mean seed"),
+    "fit_table": (
+        lambda: mf.fit_table(ROWS, zeed=0),
+        "_table takes; got zeed. Did you mean seed",
+    ),
     "nothing near": (lambda: mf.load("x", qqq=3), "load takes; got qqq. It takes path"),
     "another library's word": (lambda: mf.fit(mf.MAF(3), ROWS, lr=1), "mean learning_rate"),
     "unless it is ours": (lambda: mf.MAF(3, direction="noise"), "Did you mean direct"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -250,6 +251,46 @@ def test_public_names_are_those_of_the_list(name: str) -> None:
     expected = set(PUBLIC[name].split())
     assert set(module.__all__) == expected
     assert public_names(module) == expected
+
+
+def functions_of(name: str, value: object) -> Iterator[tuple[str, Callable[..., object]]]:
+    """A public function, or a class's constructor and methods, as far as they are ours."""
+    members = {name: value}
+    if isinstance(value, type):
+        names = [each for each in dir(value) if each == "__init__" or not each.startswith("_")]
+        members = {f"{name}.{each}": inspect.getattr_static(value, each) for each in names}
+    for place, member in members.items():
+        function = getattr(member, "__func__", member)
+        if inspect.isfunction(function) and function.__module__.startswith("made_flows"):
+            yield place, function
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_say_their_keywords(name: str) -> None:
+    # What a plug-in calls kwargs, as the other library does, are those of the user's own model.
+    if name in EXTRAS:
+        pytest.importorskip(EXTRAS[name])
+    module = importlib.import_module(name)
+    found = [
+        place
+        for each in PUBLIC[name].split()
+        for place, function in functions_of(each, getattr(module, each))
+        for word in inspect.signature(function).parameters.values()
+        if word.kind is word.VAR_KEYWORD and not (name in EXTRAS and word.name == "kwargs")
+    ]
+    assert not found, f"Expected keywords that editors show; got any, of {found}"
+
+
+def test_options_that_are_passed_on_are_those_of_the_function() -> None:
+    def words(function: Callable[..., object]) -> set[str]:
+        return {*inspect.signature(function).parameters}
+
+    from made_flows.tables.model import TableMADE, TableOptions
+    from made_flows.training.loop import FitOptions, fit
+
+    own = {"model", "data", "context", "validation", "average"}
+    assert {*FitOptions.__annotations__} == words(fit) - own
+    assert {*TableOptions.__annotations__} == words(TableMADE) - {"schema"}
 
 
 FOLDERS = [name for name, path in MODULES.items() if path.name == "__init__.py"]

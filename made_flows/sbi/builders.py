@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
+import torch
 from sbi.utils.nn_utils import get_numel
 from sbi.utils.sbiutils import standardizing_net, z_score_parser, z_standardization
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from made_flows._checks import (
-    check_keywords,
     expect,
     expect_type,
+    helpful,
     non_negative_integer,
     positive_integer,
 )
+from made_flows._registry import own_arguments
 from made_flows.models.autoregressive_flows import IAF, MAF
+from made_flows.models.base import Model
 from made_flows.models.flows import Flow
 from made_flows.models.mades import GaussianMixtureMADE
 from made_flows.sbi.estimator import Estimator
 from made_flows.sbi.support import Bounds, ends_of
 from made_flows.transforms.base import Transform
 from made_flows.transforms.data import Standardize
+from made_flows.univariate.bijections import Bijection
+from made_flows.univariate.scales import ScaleRule
 from made_flows.univariate.splines import RationalQuadraticSpline
 
+P = ParamSpec("P")
 ZScore = Literal["independent", "structured", "none"] | None
 
 
@@ -100,14 +106,9 @@ class Builder:
         return Estimator(net, embedding, of[0].shape, given[0].shape, bounds, (of, given))
 
 
-def _check_keywords(function: Callable[..., Any], model: type, given: dict[str, Any]) -> None:
-    """Raise for a word that neither a function here nor the model has, when it is given."""
-    own, further = (dict(inspect.signature(of).parameters) for of in (function, model))
-    words = {name: each for name, each in own.items() if each.kind is not each.VAR_KEYWORD}
-    for taken in ("features", "context", "transforms", "dropout", "components"):
-        further.pop(taken, None)  # by sbi's names, or from the simulations
-    every = [each.replace(kind=each.KEYWORD_ONLY) for each in {**further, **words}.values()]
-    check_keywords(f"made_flows.sbi.{function.__name__}", inspect.Signature(every), given)
+def _helpful(function: Callable[P, Builder]) -> Callable[P, Builder]:
+    """Let errors name this module's function, not a model of a name like it."""
+    return helpful(function, f"made_flows.sbi.{function.__name__}")
 
 
 def _widths(hidden_features: int | Sequence[int], num_blocks: int) -> tuple[int, ...]:
@@ -118,6 +119,7 @@ def _widths(hidden_features: int | Sequence[int], num_blocks: int) -> tuple[int,
     return (width,) * (1 + non_negative_integer(num_blocks, "num_blocks"))
 
 
+@_helpful
 def maf(
     z_score_theta: ZScore = "independent",
     z_score_x: ZScore = "independent",
@@ -129,7 +131,18 @@ def maf(
     dropout_probability: float = 0.0,
     support: Any = None,
     likelihood: bool = False,
-    **arguments: Any,
+    order: Any = "reverse",
+    normalize: Literal["batch", "actnorm"] | None = None,
+    bijection: Literal["affine", "spline", "gated"] | Bijection = "affine",
+    scale: str | ScaleRule | None = None,
+    base: Distribution | Model | Literal["student"] | None = None,
+    degrees: Literal["even", "random"] = "even",
+    activation: Any = "tanh",
+    residual: bool = True,
+    direct: bool | Literal["first"] | None = False,
+    mask_weights: bool | Literal["order"] = False,
+    adjacency: Any = None,
+    generator: torch.Generator | None = None,
 ) -> Builder:
     r"""Build a masked autoregressive flow for sbi, as its ``posterior_nn("maf")`` does.
 
@@ -151,8 +164,8 @@ def maf(
             both sides, below, or not at all. For a likelihood, the support of simulations. Between
             two bounds the map is that of a soft :class:`~made_flows.Logit`, nearly linear.
         likelihood: whether to model simulations given parameters, for ``NLE``.
-        arguments: further ones of :class:`~made_flows.MAF`: ``order``, ``activation`` and so on;
-            ``residual`` is true by default.
+        order, normalize, bijection, scale, base, degrees, activation, residual, direct,
+            mask_weights, adjacency, generator: as for :class:`~made_flows.MAF`.
 
     Returns:
         What ``NPE`` and ``NLE`` take as ``density_estimator``.
@@ -173,22 +186,63 @@ def maf(
         >>> estimator.sample((5,), torch.zeros(1, 2)).shape
         torch.Size([5, 1, 2])
     """
-    _check_keywords(maf, MAF, arguments)
-    model = partial(
-        MAF, transforms=positive_integer(num_transforms, "num_transforms"),
+    return _flow(MAF, **own_arguments(locals()))
+
+
+def _flow(
+    kind: Callable[..., Flow],
+    z_score_theta: ZScore,
+    z_score_x: ZScore,
+    hidden_features: int | Sequence[int],
+    num_transforms: int,
+    embedding_net: nn.Module | None,
+    *,
+    num_blocks: int,
+    dropout_probability: float,
+    support: Any,
+    likelihood: bool,
+    **network: Any,
+) -> Builder:
+    model = partial[Any](
+        kind, transforms=positive_integer(num_transforms, "num_transforms"),
         hidden_features=_widths(hidden_features, num_blocks), dropout=dropout_probability,
-        **{"base": None, "direct": False, "residual": True, **arguments},
+        **network,
     )  # fmt: skip
     return Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)
 
 
-def spline(*settings: Any, num_bins: int = 10, tail_bound: float = 5.0, **more: Any) -> Builder:
+@_helpful
+def spline(
+    z_score_theta: ZScore = "independent",
+    z_score_x: ZScore = "independent",
+    hidden_features: int | Sequence[int] = 50,
+    num_transforms: int = 5,
+    embedding_net: nn.Module | None = None,
+    *,
+    num_bins: int = 10,
+    tail_bound: float = 5.0,
+    num_blocks: int = 2,
+    dropout_probability: float = 0.0,
+    support: Any = None,
+    likelihood: bool = False,
+    order: Any = "reverse",
+    normalize: Literal["batch", "actnorm"] | None = None,
+    base: Distribution | Model | Literal["student"] | None = None,
+    degrees: Literal["even", "random"] = "even",
+    activation: Any = "tanh",
+    residual: bool = True,
+    direct: bool | Literal["first"] | None = False,
+    mask_weights: bool | Literal["order"] = False,
+    adjacency: Any = None,
+    generator: torch.Generator | None = None,
+) -> Builder:
     """Build an autoregressive flow of rational-quadratic splines, as ``"maf_rqs"`` and ``"nsf"``.
 
     Args:
-        settings, more: those of :func:`maf`.
         num_bins: bins of every spline.
         tail_bound: from where on splines are the identity, in z-scored units.
+
+    All others are those of :func:`maf`.
 
     Returns, Raises: as :func:`maf`.
 
@@ -200,14 +254,39 @@ def spline(*settings: Any, num_bins: int = 10, tail_bound: float = 5.0, **more: 
         >>> spline(num_bins=6)(torch.randn(50, 3), torch.randn(50, 2)).input_shape
         torch.Size([3])
     """
-    return maf(*settings, bijection=RationalQuadraticSpline(num_bins, tail_bound), **more)
+    arguments = own_arguments(locals())
+    bijection = RationalQuadraticSpline(arguments.pop("num_bins"), arguments.pop("tail_bound"))
+    return _flow(MAF, bijection=bijection, **arguments)
 
 
-def iaf(*settings: Any, **more: Any) -> Builder:
+@_helpful
+def iaf(
+    z_score_theta: ZScore = "independent",
+    z_score_x: ZScore = "independent",
+    hidden_features: int | Sequence[int] = 50,
+    num_transforms: int = 5,
+    embedding_net: nn.Module | None = None,
+    *,
+    num_blocks: int = 2,
+    dropout_probability: float = 0.0,
+    support: Any = None,
+    likelihood: bool = False,
+    order: Any = "reverse",
+    normalize: Literal["batch", "actnorm"] | None = None,
+    bijection: Literal["affine", "spline", "gated"] | Bijection = "affine",
+    scale: str | ScaleRule | None = None,
+    base: Distribution | Model | None = None,
+    degrees: Literal["even", "random"] = "even",
+    activation: Any = "relu",
+    residual: bool = True,
+    direct: bool = False,
+    mask_weights: bool | Literal["order"] = False,
+    adjacency: Any = None,
+    generator: torch.Generator | None = None,
+) -> Builder:
     """Build an inverse autoregressive flow: samples are one pass, training takes the inverses.
 
-    Args:
-        settings, more: those of :func:`maf`.
+    The arguments are those of :func:`maf`.
 
     Returns, Raises: as :func:`maf`.
 
@@ -219,11 +298,10 @@ def iaf(*settings: Any, **more: Any) -> Builder:
         >>> iaf()(torch.randn(50, 3), torch.randn(50, 2)).input_shape
         torch.Size([3])
     """
-    builder = maf(*settings, **more)
-    builder.model = partial[Any](IAF, **builder.model.keywords)
-    return builder
+    return _flow(IAF, **own_arguments(locals()))
 
 
+@_helpful
 def made(
     z_score_theta: ZScore = "independent",
     z_score_x: ZScore = "independent",
@@ -235,7 +313,18 @@ def made(
     dropout_probability: float = 0.0,
     support: Any = None,
     likelihood: bool = False,
-    **arguments: Any,
+    scale: str | ScaleRule = "bounded",
+    order: Any = "natural",
+    degrees: Literal["even", "random"] = "even",
+    activation: Any = "tanh",
+    residual: bool = False,
+    direct: bool = False,
+    mask_weights: bool | Literal["order"] | None = None,
+    adjacency: Any = None,
+    generator: torch.Generator | None = None,
+    orders: Any = None,
+    masks: Literal["all"] | int | None = None,
+    orders_per_batch: int | Literal["row"] = 1,
 ) -> Builder:
     r"""Build one MADE with a mixture of Gaussians for every parameter, as ``"made"``.
 
@@ -244,7 +333,8 @@ def made(
     Args:
         num_components: components of every mixture.
         num_blocks: hidden layers after the first.
-        arguments: further ones of :class:`~made_flows.GaussianMixtureMADE`.
+        scale, order, degrees, activation, residual, direct, mask_weights, adjacency, generator,
+            orders, masks, orders_per_batch: as for :class:`~made_flows.GaussianMixtureMADE`.
         z_score_theta, z_score_x, hidden_features, embedding_net, dropout_probability, support,
             likelihood: those of :func:`maf`.
 
@@ -258,10 +348,11 @@ def made(
         >>> made(num_components=4)(torch.randn(50, 3), torch.randn(50, 2)).input_shape
         torch.Size([3])
     """
-    _check_keywords(made, GaussianMixtureMADE, arguments)
     model = partial(
-        GaussianMixtureMADE, hidden_features=_widths(hidden_features, num_blocks),
-        components=positive_integer(num_components, "num_components"),
-        dropout=dropout_probability, **arguments,
+        GaussianMixtureMADE, hidden_features=_widths(hidden_features, num_blocks), scale=scale,
+        components=positive_integer(num_components, "num_components"), order=order,
+        degrees=degrees, activation=activation, residual=residual, direct=direct,
+        dropout=dropout_probability, adjacency=adjacency, orders=orders, masks=masks,
+        orders_per_batch=orders_per_batch, mask_weights=mask_weights, generator=generator,
     )  # fmt: skip
     return Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)

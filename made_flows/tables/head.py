@@ -15,6 +15,7 @@ from made_flows._torch import has_concrete_values
 from made_flows.models.mixture_weights import mixture_weights
 from made_flows.tables.columns import Column, NumberColumn
 from made_flows.tables.parts import Categories, Numbers, Part, Splines
+from made_flows.transforms.units import Units
 from made_flows.univariate.heads import GaussianMixture, Head
 
 
@@ -213,3 +214,16 @@ class TableHead(Head):
 
     def check_values(self, x: Tensor) -> None:
         check_finite(x, "value")
+
+
+class ContextCodes(Units):
+    """Units in which a context of table columns is read: the head's encoding of its codes."""
+
+    def __init__(self, features: int, head: TableHead | None) -> None:
+        super().__init__(features)
+        self.head = head
+
+    def standardize_context(self, context: Tensor | None) -> Tensor | None:
+        if context is None or self.head is None:
+            return context
+        return self.head.encode(context, self.like.dtype)

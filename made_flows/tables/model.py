@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
 
 import numpy as np
 import torch
@@ -18,14 +18,17 @@ from made_flows.models.mixtures import OrderMixture
 from made_flows.nn.linear import MaskedLinear
 from made_flows.nn.made import MADE, default_widths
 from made_flows.tables.frames import read
-from made_flows.tables.head import TableHead
+from made_flows.tables.head import ContextCodes, TableHead
 from made_flows.tables.schema import Schema
 from made_flows.training.convert import as_tensor
 from made_flows.training.history import History
 from made_flows.training.loaders import split_indices
-from made_flows.training.loop import fit
+from made_flows.training.loop import FitOptions, fit
 from made_flows.training.optimization import seeded
 from made_flows.transforms.units import Units
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _ROWS = 2048
 """Rows that are scored or completed at a time."""
@@ -40,17 +43,16 @@ _ORDERS = 8
 """Orders in which rows that were left out are scored, for the shares of independent columns."""
 
 
-class _ContextCodes(Units):
-    """Units in which a context of table columns is read: the head's encoding of its codes."""
+class TableOptions(TypedDict, total=False):
+    """Arguments of :class:`TableMADE` that functions which make one pass on."""
 
-    def __init__(self, features: int, head: TableHead | None) -> None:
-        super().__init__(features)
-        self.head = head
-
-    def standardize_context(self, context: Tensor | None) -> Tensor | None:
-        if context is None or self.head is None:
-            return context
-        return self.head.encode(context, self.like.dtype)
+    hidden_features: Sequence[int] | None
+    components: int
+    activation: Any
+    residual: bool
+    direct: bool
+    dropout: float
+    orders_per_batch: int | Literal["row"]
 
 
 @saveable
@@ -114,15 +116,17 @@ class TableMADE(DensityModel):
         components = positive_integer(components, "components")
         head = TableHead(schema.columns, components)
         of_context = TableHead(schema.context, 1) if schema.context else None
+        # Wider than of numbers alone, as categories take room.
+        wide = max(256, default_widths(len(schema.columns))[0])
         made = MADE(
             len(schema.columns), 0 if of_context is None else sum(of_context.inputs),
-            hidden_features or _widths(len(schema.columns)), head.outputs, inputs=head.inputs,
+            hidden_features or (wide, wide), head.outputs, inputs=head.inputs,
             activation=activation, residual=residual, direct=direct, dropout=dropout,
             mask_weights="order",
         )  # fmt: skip
         super().__init__(made, head, orders="all", orders_per_batch=orders_per_batch)
         self.schema, self.context = schema, len(schema.context)
-        self.units = _ContextCodes(made.features, of_context)
+        self.units = ContextCodes(made.features, of_context)
         self.register_buffer("trained_rows", torch.tensor(0))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
@@ -130,12 +134,13 @@ class TableMADE(DensityModel):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @classmethod
+    @helpful
     def from_data(
         cls,
         table: Any,
         columns: Mapping[str, Any] | None = None,
         context: Sequence[str] = (),
-        **options: Any,
+        **options: Unpack[TableOptions],
     ) -> TableMADE:
         """Make an untrained model for a table's columns.
 
@@ -177,8 +182,14 @@ class TableMADE(DensityModel):
     def standardizable(self) -> list[Units]:
         return []
 
+    @helpful
     def fit(
-        self, table: Any, *, validation: Any = 0.1, average: float | None = 0.99, **options: Any
+        self,
+        table: Any,
+        *,
+        validation: Any = 0.1,
+        average: float | None = 0.99,
+        **options: Unpack[FitOptions],
     ) -> History:
         """Train by maximum likelihood, as :func:`made_flows.fit` does.
 
@@ -199,6 +210,7 @@ class TableMADE(DensityModel):
             validation = self.schema.encode(validation, "validation")
         return self.fit_codes(x, context, validation=validation, average=average, **options)
 
+    @helpful
     def fit_codes(
         self,
         x: Any,
@@ -206,7 +218,7 @@ class TableMADE(DensityModel):
         *,
         validation: Any = None,
         average: float | None = 0.99,
-        **options: Any,
+        **options: Unpack[FitOptions],
     ) -> History:
         """Train on codes of rows, which may be mapped from files, as :meth:`fit` does on a table.
 
@@ -409,15 +421,17 @@ def fit_table(
     columns: Mapping[str, Any] | None = None,
     context: Sequence[str] = (),
     *,
-    options: Mapping[str, Any] | None = None,
-    **training: Any,
+    options: TableOptions | None = None,
+    validation: Any = 0.1,
+    average: float | None = 0.99,
+    **training: Unpack[FitOptions],
 ) -> TableMADE:
     """Fit a density model to a table of any columns, and return it trained.
 
     Args:
         table, columns, context: as for :meth:`TableMADE.from_data`.
         options: of :class:`TableMADE`, by name.
-        training: of :func:`made_flows.fit`, such as ``seed`` and ``progress``.
+        validation, average, training: as for :meth:`TableMADE.fit`.
 
     Example:
         >>> import numpy as np, made_flows as mf
@@ -430,10 +444,5 @@ def fit_table(
     seed = training.get("seed")
     with nullcontext() if seed is None else seeded(seed, torch.device("cpu")):
         model = TableMADE.from_data(table, columns, context, **(options or {}))
-    model.fit(table, **training)
+    model.fit(table, validation=validation, average=average, **training)
     return model
-
-
-def _widths(columns: int) -> tuple[int, int]:
-    """Return widths of two hidden layers: wider than of numbers alone, as categories take room."""
-    return (max(256, default_widths(columns)[0]),) * 2

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import nn
@@ -52,6 +52,31 @@ from made_flows.training.standardization import set_units
 from made_flows.training.target import Target, checked_device
 
 __all__ = ["History", "TrainingError", "fit"]
+
+
+class FitOptions(TypedDict, total=False):
+    """Keywords of :func:`fit` that are passed on by functions that train."""
+
+    standardize: bool
+    batch_size: int | None
+    learning_rate: float | None
+    max_epochs: int | None
+    patience: int | None
+    max_seconds: float | None
+    clip_norm: float | None
+    weight_decay: float | None
+    dropout: float | None
+    sparsity: float | None
+    optimizer: Optimizer | None
+    schedule: Literal["cosine"] | None
+    keep_training_mode: bool
+    callbacks: Callback | Sequence[Callback]
+    checkpoint: str | os.PathLike[str] | None
+    device: torch.device | str | None
+    autocast: bool
+    compile: bool | str
+    progress: bool | str
+    seed: int | None
 
 
 @helpful

@@ -162,7 +162,7 @@ def test_first_mistakes_are_named() -> None:
     theta, x = simulations()
     with pytest.raises(TypeError, match=r"Expected density_estimator to be what maf\(\) returns"):
         ms.maf(theta, x)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"made_flows.sbi.maf takes; got prior.*support"):
+    with pytest.raises(TypeError, match=r"made_flows.sbi.spline takes; got prior.*support"):
         ms.spline(prior=PRIOR)
     with pytest.raises(TypeError, match=r"got num_component. Did you mean num_components"):
         ms.made(num_component=3)
