@@ -44,9 +44,8 @@ def code_of(document: Path) -> tuple[str, int]:
     return "\n".join(lines), len(blocks)
 
 
-def run(document: Path) -> bool:
+def run(document: Path, code: str, blocks: int) -> bool:
     """Runs a document's code, and tells whether it ended well."""
-    code, blocks = code_of(document)
     start = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -70,13 +69,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="documents at a time")
     parser.add_argument("paths", nargs="+", type=Path)
     given = parser.parse_args()
-    to_run = [
-        document
-        for document in documents(given.paths)
-        if document.parent.name not in EXECUTED and code_of(document)[1]
-    ]
+    pages = [page for page in documents(given.paths) if page.parent.name not in EXECUTED]
+    to_run = [(page, code, blocks) for page in pages for code, blocks in [code_of(page)] if blocks]
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
-        passed = sum(pool.map(run, to_run))
+        passed = sum(pool.map(run, *zip(*to_run, strict=True)))
     print(f"documents: {passed} passed, {len(to_run) - passed} failed")
     return int(passed < len(to_run))
 

@@ -81,7 +81,7 @@ def check_columns(x: Tensor) -> None:
             f"their joint density is infinite"
         )
     if found is not None:
-        warnings.warn(found, EstimateWarning, stacklevel=3)
+        warnings.warn(found.message, EstimateWarning, stacklevel=3)
     whole = (x == x.floor()).all(dim=0)
     integers = whole.nonzero().flatten().tolist()
     if integers:

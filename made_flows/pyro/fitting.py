@@ -160,12 +160,12 @@ def fit_guide(
             torch.manual_seed(seed)
         plan = BUDGETS[budget]
         ends: list[Tensor] = []
+        own = guide._init_loc()
+        density = Density(model, args, kwargs, nesting if vectorize else None, sites, own.dtype)
         if vectorize:
             with torch.no_grad(), poutine.block(), torch.random.fork_rng(devices=()):
                 # Or refuses, before any work.
                 drawn_together(model, guide, args, kwargs, 3, nesting)
-            own = guide._init_loc()
-            density = Density(model, args, kwargs, nesting, sites, own.dtype)
             ends = list(highest_ends(density, own, *_CLIMBS, modes))
         starts = _starts(model, guide, args, kwargs, plan.starts, modes, ends)
         # Copies first: the guide given is the best mode's.
@@ -173,7 +173,8 @@ def fit_guide(
         curves = []
         for one, (_, start) in zip(guides, starts, strict=True):
             one.restart(start.location, start.factor)
-            curves.append(_train(model, one, args, kwargs, plan, progress, vectorize))
+            alone = None if vectorize else _OneByOne(one, density)
+            curves.append(_train(model, one, args, kwargs, plan, progress, nesting, alone))
         fitted: AutoIAF | FlowMixture = guide
         if len(guides) > 1:
             fitted = FlowMixture(model, guides)
@@ -224,14 +225,14 @@ def _train(
     kwargs: dict[str, Any],
     plan: _Budget,
     progress: bool,
-    vectorize: bool,
+    nesting: int,
+    alone: _OneByOne | None,
 ) -> list[float]:
     """Maximise the ELBO; the guide ends with the best weights that were seen at a check."""
-    alone = None if vectorize else _OneByOne(model, guide, args, kwargs)
     elbo = Trace_ELBO(
         num_particles=plan.particles,
         vectorize_particles=True,
-        max_plate_nesting=guide.plate_nesting(*args, **kwargs) if vectorize else math.inf,
+        max_plate_nesting=nesting,
     )(cast(nn.Module, model), guide)
     weights = [weight for weight in guide.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=_RATE)
@@ -243,7 +244,7 @@ def _train(
             return alone.diagnose(samples)
         return guide.diagnose(*args, samples=samples, probe=False, **kwargs)
 
-    few, many = (_CHECKED, _JUDGED) if vectorize else (_CHECKED_ALONE, _JUDGED // 4)
+    few, many = (_CHECKED, _JUDGED) if alone is None else (_CHECKED_ALONE, _JUDGED // 4)
     kept = _Kept(lambda: judge(few), weights)
     curve: list[float] = []
     newest = 1 / (_AVERAGED * plan.steps)
@@ -294,20 +295,12 @@ class _OneByOne:
     The draws are made together all the same, which is most of the work for a small model.
 
     Args:
-        model, guide, args, kwargs: the model, its guide, and the data.
+        guide: the guide.
+        density: of its model, for a point at a time.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        guide: AutoIAF,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        with torch.no_grad(), poutine.block():
-            _, sites = layout(model, guide, args, kwargs)
-        self._guide = guide
-        self._density = Density(model, args, kwargs, None, sites, guide._init_loc().dtype)
+    def __init__(self, guide: AutoIAF, density: Density) -> None:
+        self._guide, self._density = guide, density
 
     def __call__(self, count: int) -> Tensor:
         """Return logarithms of weights (N,), with the gradients that an ELBO takes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,21 +63,35 @@ def set_units(found: list[Units], train: Source) -> None:
     warn_of_outliers(u, train.name)
     dependence = near_dependence(u, train.name)
     if dependence is not None:
-        warnings.warn(dependence, stacklevel=4)
-    factor = None if dependence is None else _factor(u)
+        warnings.warn(dependence.message, stacklevel=4)
+    factor = None if dependence is None else _factor(dependence)
     for units in found:
         given = (None, None) if units.embedded else of_context
         units.set(location, scale, *given, factor if units.whitens else None)
 
 
-def _factor(u: Tensor) -> Tensor:
-    """Find L, (D, D), of standardised rows (N, D), see :class:`Units`.
+class NearDependence(NamedTuple):
+    """Columns that are nearly linear in one another.
+
+    Args:
+        message: names them, for a warning.
+        correlations: of all columns, (D, D).
+        deviations: of all columns, (D,).
+    """
+
+    message: str
+    correlations: Tensor
+    deviations: Tensor
+
+
+def _factor(dependence: NearDependence) -> Tensor:
+    """Find L, (D, D), see :class:`Units`.
 
     Columns that others nearly determine become what these leave of them, in units of that. The
     others stay as they are: whitened, they would be fitted worse.
     """
-    correlations, deviations = _correlations(_near(u))
-    factor, root = torch.eye(u.shape[1], dtype=u.dtype), correlations[:, :0]
+    _, correlations, deviations = dependence
+    factor, root = torch.eye(len(deviations)).to(deviations), correlations[:, :0]
     chosen: list[int] = []
     for i, deviation in enumerate(deviations):
         # Row by row, Cholesky's factor of the columns that stay.
@@ -92,11 +107,6 @@ def _factor(u: Tensor) -> Tensor:
             root[i] = torch.cat([explained[:, 0], root.new_tensor([left**0.5])])
             chosen.append(i)
     return factor
-
-
-def _near(u: Tensor) -> Tensor:
-    """Leave out rows far out, each of which would be in line with all others, and those of NaN."""
-    return u[(u.abs() <= _FAR).all(dim=1)]
 
 
 def _correlations(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,24 +143,27 @@ def warn_of_outliers(u: Tensor, name: str) -> None:
         )
 
 
-def near_dependence(u: Tensor, name: str) -> str | None:
-    """Say which columns of standardised rows (N, D) are nearly linear in one another, if some are.
+def near_dependence(u: Tensor, name: str) -> NearDependence | None:
+    """Find which columns of standardised rows (N, D) are nearly linear in one another, if some are.
 
     Flows learn such a direction to some digits alone, and lose nats a row for those that lack.
     """
     if u.shape[1] > _COMPARED:
         return None
-    u = _near(u)
+    # Rows far out would be in line with all others; those of NaN go with them.
+    u = u[(u.abs() <= _FAR).all(dim=1)]
     if len(u) <= u.shape[1]:
         return None
-    values, vectors = torch.linalg.eigh(_correlations(u)[0])
+    correlations, deviations = _correlations(u)
+    values, vectors = torch.linalg.eigh(correlations)
     if float(values[0]) >= _FLAT:
         return None
-    return (
+    message = (
         f"Columns of {name} are nearly linear in one another: "
         f"{listed((vectors[:, 0].abs() > 0.1).nonzero().flatten().tolist())}. Their joint density "
         f"is as high as they are close; leave one of them out"
     )
+    return NearDependence(message, correlations, deviations)
 
 
 def listed(columns: list[int]) -> str:

@@ -17,7 +17,9 @@ from torch.distributions import constraints
 from made_flows.models.variational import TriangularAffine
 from made_flows.pyro import AutoIAF, FlowMixture, diagnose, fit_guide, fitting
 from made_flows.pyro.fitting import BUDGETS
+from made_flows.pyro.layout import layout
 from made_flows.pyro.starts import JointDensity, apart, find_starts
+from made_flows.pyro.whitened import Density
 
 F64 = torch.float64
 
@@ -176,7 +178,9 @@ def test_a_model_that_runs_for_one_point_after_the_other(monkeypatch: pytest.Mon
     found = fit_guide(guide, y, budget="fast", seed=0, progress=False, vectorize=False).diagnosis
     assert found.effective_sample_size > 120  # of 200
     assert found.unseen == 0
-    alone = fitting._OneByOne(model, guide, (y,), {}).diagnose(300)
+    sites = layout(model, guide, (y,), {})[1]
+    density = Density(model, (y,), {}, None, sites, torch.float32)
+    alone = fitting._OneByOne(guide, density).diagnose(300)
     assert alone.elbo == pytest.approx(
         found.elbo, abs=5 * math.hypot(alone.elbo_error, found.elbo_error)
     )
