@@ -21,8 +21,8 @@ from made_flows.inverse.gpu.tile import (
     Tile,
     add_product,
     compute_units,
+    context_term,
     matrix_of,
-    of_context,
     places_of,
     sizes_of,
 )
@@ -196,7 +196,7 @@ def adjoint_kernel(work, net, gradients, rows, context_rows, widest, META: tl.co
                             tl.debug_barrier()
                             tl.store(sums, so_far + total, mask=mask)
                         if gate >= 0:
-                            total *= of_context(net, tile, gate, u, live)
+                            total *= context_term(net, tile, gate, u, live)
                         tl.debug_barrier()
                         tl.store(place, total, mask=mask)
                     tl.debug_barrier()

@@ -176,7 +176,7 @@ def add_product(
 
 
 @triton.jit
-def of_context(net, tile, first, u, live):
+def context_term(net, tile, first, u, live):
     """Load the context's contributions to some units, (units, lanes)."""
     place = (first + u).to(tl.int64)[:, None] * tile.context_rows + tile.at[None, :]
     return tl.load(net.context + place, mask=live[:, None], other=0.0)
@@ -189,7 +189,7 @@ def start_units(total, net, tile, layer, u, live):
     total += bias[:, None]
     base = tl.load(layer + BASE)
     if base >= 0:
-        total += of_context(net, tile, base, u, live)
+        total += context_term(net, tile, base, u, live)
     return total
 
 
@@ -245,7 +245,7 @@ def finish_units(total, net, tile, index, u, live, SLOPES: tl.constexpr, META: t
     layer, work, mask = net.table + index * COLUMNS, tile.work, live[:, None]
     gate = tl.load(layer + GATE)
     if gate >= 0:
-        total *= of_context(net, tile, gate, u, live)
+        total *= context_term(net, tile, gate, u, live)
     stream = tl.load(layer + STREAM)
     if stream >= 0:
         place = tl.load(net.streams + tl.load(layer + STREAM_INDEX) + u, mask=live, other=0)
