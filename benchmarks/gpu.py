@@ -39,7 +39,7 @@ SIZES = [*inverse.SIZES, (784, 1024, 4096), (784, 1024, 65536)]
 GRADIENT_SIZES = [*inverse.GRADIENT_SIZES, (784, 1024, 4096)]
 FORWARD_SIZES = [*forward.SIZES, (784, 1024, 4096)]
 MOST_OF_PEERS = 784 * 1024
-"""Features times rows up to which other libraries take part: one call of theirs takes seconds."""
+"""Features times rows up to which D passes take part: one call of theirs takes seconds."""
 MOST_TO_COMPILE = 21
 """Features up to which zuko is compiled: it unrolls its passes, which takes minutes for more."""
 
@@ -77,12 +77,10 @@ class Compiled(Zuko):
 def layers_for(size: inverse.Size) -> list[Callable[[int, int], Layer]]:
     """The contenders besides ours."""
     features, _, rows = size
-    kinds: list[Callable[[int, int], Layer]] = [
-        partial(Jacobi, early_stop=early) for early in (False, True)
-    ]
+    kinds: list[Callable[[int, int], Layer]] = [partial(Jacobi, early_stop=True)]
     if features * rows <= MOST_OF_PEERS:
         peers = installed_peers()
-        kinds += peers
+        kinds += [partial(Jacobi, early_stop=False), *peers]
         kinds += [Compiled] if Zuko in peers and features <= MOST_TO_COMPILE else []
     return kinds
 

@@ -1,6 +1,6 @@
 """Compile the kernels for CUDA, which needs no GPU; prints registers' and memories' use.
 
-    python -m tools.compile_gpu_kernels [compute capability, 90 by default] [--all]
+    python -m tools.compile_gpu_kernels [compute capabilities, 90 by default] [--all]
 
 With ``--all`` in every way in which the sweeps may be cut up, and in tf32.
 
@@ -53,6 +53,10 @@ SPLINE = StepMeta(
 )  # fmt: skip
 PACK = {"OUTPUT": True, "VECTORS": True, "BLOCK": 16}
 
+SHARED, REGISTERS = 99 * 1024, 65536
+"""Bytes of shared memory that a program may have on any device (163 and 227 KiB on the larger
+ones), and registers of all its threads."""
+
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 TANH, ANY = (1, False), (-1, True)  # activations, and whether inputs contribute directly
 CASES: list[tuple[Any, str, StepMeta | None, tuple[int, bool], str]] = [
@@ -99,19 +103,25 @@ def build(
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def use_of(built: Any) -> str:
+def use_of(built: Any) -> tuple[int, int]:
     """What machine code takes: registers of a thread, bytes of its stack (spills among them)."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(built.asm["cubin"])
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = dict(re.findall(r"(REG|STACK):(\d+)", text))
-    return f"{found['REG']} registers, {found['STACK']} bytes of stack"
+    return int(found["REG"]), int(found["STACK"])
 
 
 def main() -> None:
-    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
-    capability, every = numbers[0] if numbers else 90, "--all" in sys.argv
+    every = "--all" in sys.argv
+    for capability in [int(word) for word in sys.argv[1:] if word.isdigit()] or [90]:
+        print(f"compute capability {capability / 10}", flush=True)
+        check(capability, every)
+
+
+def check(capability: int, every: bool) -> None:
+    """Compile for a device, and stop at what could not be launched there."""
     cases = [(pack_kernel, "fp32", PACK, "", 4)]
     for kernel, dtype, step, network, precision in CASES + (MORE if every else []):
         for way in configs_of(dtype, every):
@@ -125,8 +135,11 @@ def main() -> None:
         barriers = assembly.count("bar.sync")
         if not built.asm["cubin"] or (barriers < 10 and kernel is not pack_kernel):
             raise SystemExit(f"{kernel.__name__}, {dtype}: no machine code, or too few barriers")
-        print(f"{kernel.__name__}, {dtype} {name}: {use_of(built)}, {barriers} barriers, "
-              f"{built.metadata.shared} bytes of shared memory", flush=True)  # fmt: skip
+        (registers, stack), shared = use_of(built), built.metadata.shared
+        print(f"{kernel.__name__}, {dtype} {name}: {registers} registers, {stack} bytes of stack, "
+              f"{barriers} barriers, {shared} bytes of shared memory", flush=True)  # fmt: skip
+        if shared > SHARED or registers * 32 * warps > REGISTERS:
+            raise SystemExit(f"{kernel.__name__}, {dtype} {name}: cannot be launched")
 
 
 if __name__ == "__main__":

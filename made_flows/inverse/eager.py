@@ -149,14 +149,10 @@ class Activations:
 
 
 def _sorted_weight(layer: LayerSpec, units: Tensor, inputs: Tensor) -> Tensor:
-    """Return a layer's masked weights (units, inputs), sorted, in memory of their own.
-
-    Where the mask is zero the weight is left out, not multiplied.
-    """
-    mask = layer.mask
+    """Return a layer's masked weights (units, inputs), sorted, in memory of their own."""
     weight = layer.weight.detach()
-    masked = torch.where(mask != 0, weight * mask.to(weight.dtype), 0.0)
-    return torch.index_select(masked.index_select(0, units), 1, inputs)
+    masked = weight * layer.mask.to(weight.dtype)
+    return masked.index_select(0, units).index_select(1, inputs)
 
 
 def _pick(values: Tensor | None, units: Tensor) -> Tensor | None:
