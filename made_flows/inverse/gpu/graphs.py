@@ -3,8 +3,8 @@
 From two dozen ranks on a sweep launches less than D passes of the network do (15 operations a rank
 for two hidden layers, where a pass takes 17), and for fewer ranks at most forty more, for which its
 units are sorted; it multiplies D times less. So it is always the sweep that is recorded: the rule
-is counted, and not measured. A recording is replayed for the same shapes and the same weights, which it
-reads where they lie, as they then are; it belongs to the symbolic phase of its masks.
+is counted, and not measured. A recording is replayed for the same shapes and the same weights,
+which it reads where they lie, as they then are; it belongs to the symbolic phase of its masks.
 
 Only what is known to be the library's own arithmetic is recorded: what other code decides on the
 host a replay would not see. A first call is made as it is, and the second one recorded.
