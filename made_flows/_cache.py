@@ -91,10 +91,16 @@ class Stamp:
 
     def holds(self, tensors: Sequence[Tensor], facts: Any = None) -> bool:
         """Tell whether these are the same tensors, and what they were."""
-        references, values = self._references, self._values
-        if values is None or self._names != [*map(id, tensors)] or self.facts != facts:
+        if self._names != [*map(id, tensors)] or self.facts != facts:
             return False
-        if not all(map(operator.is_not, map(_FOLLOW, references), _NONE)):  # names are given again
+        if not all(map(operator.is_not, map(_FOLLOW, self._references), _NONE)):
+            return False  # names are given again
+        return self.unchanged(tensors)
+
+    def unchanged(self, tensors: Sequence[Tensor]) -> bool:
+        """Tell whether its tensors, which the caller has held ever since, are what they were."""
+        values = self._values
+        if values is None:
             return False
         try:
             # Values last: they are read at the places that the rest says are still theirs.

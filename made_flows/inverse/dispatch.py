@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
@@ -158,49 +158,8 @@ def solve(problem: Problem) -> Tensor:
         return _in_torch(problem.noise).solve(problem)  # type: ignore[no-any-return]
 
 
-def score(
-    step: HeadStep | BijectionStep, x: Tensor, network: Callable[[], NetworkSpec | None]
-) -> tuple[Tensor | None, Tensor] | None:
-    """Map values (N, D) that are known; None where no compiled pass does."""
-    cpu = _for_scores(x)
-    kernel = None if cpu is None else cpu.score_kernel_of(step)
-    spec = None if kernel is None else network()
-    ready = None if cpu is None or spec is None else cpu.ready_for(spec)
-    if cpu is None or ready is None:
-        return None
-    result: tuple[Tensor | None, Tensor] = cpu.score(ready, kernel, spec, x)
-    return result
-
-
-def map_through(
-    stages: Iterable[tuple[HeadStep | BijectionStep, bool, NetworkSpec]], x: Tensor
-) -> tuple[Tensor, Tensor | None] | None:
-    """Map values (N, D) by steps and their networks in turn; None where a kernel is missing.
-
-    Each is sequential, an inverse, or parallel. The sum over the densities of those that are
-    parallel comes with the values.
-    """
-    cpu = _for_scores(x)
-    if cpu is None:
-        return None
-    calls = []
-    for step, sequential, network in stages:
-        kernel = cpu.kernel_of(step) if sequential else cpu.score_kernel_of(step)
-        ready = None if kernel is None else cpu.ready_for(network)
-        if ready is None:
-            return None
-        calls.append((ready, kernel, step, sequential, network))
-    total = None
-    for ready, kernel, step, sequential, network in calls:
-        if sequential:
-            x = cpu.solve(ready, kernel, Problem(network, step, x.unsqueeze(-1)))
-        else:
-            x, total = cpu.score(ready, kernel, network, x, total)
-    return x, total
-
-
-def _for_scores(x: Tensor) -> ModuleType | None:
-    """Return the module of compiled parallel passes for values such as these."""
+def for_plans(x: Tensor) -> ModuleType | None:
+    """Return the module of compiled passes without gradients for values such as these."""
     wanted = x.device.type == "cpu" and _choice() in ("auto", "compiled")
     return _engine("llvmlite") if wanted else None
 
@@ -209,7 +168,7 @@ def gradients_of(
     step: HeadStep | BijectionStep, x: Tensor, network: Callable[[], NetworkSpec | None]
 ) -> tuple[StepKernel, ModuleType, NetworkSpec] | None:
     """Return a step's kernel, the module that trains it, and what it trains; None for none."""
-    if _for_scores(x) is None:
+    if for_plans(x) is None:
         return None
     from made_flows.inverse.compiled import gradients
 
@@ -222,7 +181,7 @@ def gradients_of(
 
 def path_kernels(z: Tensor) -> ModuleType | None:
     """Return the module of kernels for path gradients of few rows; None where there are none."""
-    if _for_scores(z) is None:
+    if for_plans(z) is None:
         return None
     from made_flows.inverse.compiled import affine_path
 
@@ -233,7 +192,7 @@ def invert_spline(
     spline: SplineForm, y: Tensor, parameters: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """Find x with f(x) = y (...), and log dx/dy, without gradients; None where torch is to."""
-    if torch.is_grad_enabled() or not has_concrete_values(y) or _for_scores(y) is None:
+    if torch.is_grad_enabled() or not has_concrete_values(y) or for_plans(y) is None:
         return None
     from made_flows.inverse.compiled.spline_inverse import invert
 

@@ -22,9 +22,8 @@ from made_flows._torch import (
     own_precision,
 )
 from made_flows.inverse import dispatch
-from made_flows.inverse.sequential import context_rows
 from made_flows.inverse.steps import BijectionStep, HeadStep
-from made_flows.inverse.whole import batch_of, shaped, takes
+from made_flows.inverse.whole import batch_of, context_rows, map_alone, shaped, takes
 from made_flows.nn.made import MADE
 
 _LEAST_ROWS, _LEAST_WORK = 32, 4_500_000
@@ -79,8 +78,8 @@ def compiled_pass(
             result = _with_gradient(made, step, flat, context, batch)
             return None if result is None else shaped(*result, batch)
     with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
-        result = dispatch.score(step, flat, lambda: made.plain_spec(context_rows(context, batch)))
-    return None if result is None else shaped(*result, batch)
+        found = map_alone(made, step, flat, context_rows(context, batch))
+    return None if found is None else shaped(*found, batch)
 
 
 # ---------------------------------------------------------------------- gradients

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from made_flows._checks import check_broadcast
-from made_flows._torch import as_rows, is_forward_mode, is_untransformed, own_precision
+from made_flows._torch import is_forward_mode, is_untransformed, own_precision
 from made_flows.inverse import ops as operators
 from made_flows.inverse.higher_order import Inverse, reason_for_passes
 from made_flows.inverse.problem import Conditioner, Problem
 from made_flows.inverse.steps import Step
+from made_flows.inverse.whole import context_rows, solve_alone
 from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError
 
@@ -66,7 +67,12 @@ def sequential_inverse(
     call = conditioner, step, noise, context, known, prefix
     inverse, wants_gradient = None, False
     # For values alone this would take as long as they do.
-    if torch.is_grad_enabled() or is_forward_mode() or noise.is_meta or not is_untransformed(noise):
+    looked_on = torch.is_grad_enabled() or is_forward_mode() or not is_untransformed(noise)
+    if not (looked_on or noise.is_meta):
+        x = None if known is not None else solve_alone(conditioner, step, noise, context)
+        if x is not None:
+            return x
+    else:
         inverse = Inverse(*call)
         wants_gradient = step.differentiable and inverse.asks_for_gradient()
         if noise.is_meta:
@@ -150,19 +156,6 @@ def pull_back(
     with torch.no_grad():
         swept = operators.transposed_solve(gradient, slopes, x, network)
         return swept * direct.squeeze(-1)
-
-
-def context_rows(context: Tensor | None, batch: torch.Size) -> Tensor | None:
-    """Return the context as (rows, C), so that row n of the batch has row n modulo rows of it."""
-    if context is None:
-        return None
-    context = context.detach()
-    while context.dim() > 1 and context.shape[0] == 1:
-        context = context.squeeze(0)
-    shape = context.shape[:-1]
-    if shape != batch[len(batch) - len(shape) :]:
-        shape = batch
-    return as_rows(context, shape)
 
 
 def _slopes(step: Step, noise: Tensor, parameters: Tensor) -> Tensor:

@@ -1,62 +1,375 @@
-"""Whole flows: networks and their maps in a row, in one call without gradients.
+"""Networks and their maps in a row, in one compiled call without gradients.
 
-What a call costs besides its kernels, more than these for small networks, is paid once and not for
-every map: modes, shapes and contexts are looked at once, and values go from one kernel to the next.
-It is taken where every map of the row is compiled; elsewhere each goes by itself, with the same
-numbers.
+What a call costs besides its kernels is more than these take for a small network. It is paid once
+for the whole row, be it the transforms of a flow or one network and its head: a :class:`Plan` is
+all that kernels are told besides the rows, kept while the networks are what they were. Where a map
+of the row is not compiled, each goes by itself, with the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from made_flows._cache import Stamp
+from made_flows._checks import expect
 from made_flows._torch import as_rows, is_forward_mode, is_untransformed
 from made_flows.inverse import dispatch
-from made_flows.inverse.sequential import context_rows
-from made_flows.inverse.steps import BijectionStep
-from made_flows.nn.made import MADE
+from made_flows.inverse.compiled.placement import context_of, knows
+from made_flows.inverse.steps import BijectionStep, HeadStep
+from made_flows.nn.activations import activation_code
+from made_flows.nn.linear import MaskedLinear, is_weight_hook
+from made_flows.nn.made import MADE, METHODS
+from made_flows.nn.made_spec import MADESpec, expect_layer
+from made_flows.nn.validation import NotUnderstoodError, Watch
+from made_flows.univariate.step_kernel import StepKernel
+
+_PLANS = 8
+"""Plans kept with a network: for each direction, by itself and as the first of a row."""
 
 
 class Stage(NamedTuple):
     """A network and a map, one way."""
 
     made: MADE
-    step: BijectionStep
+    step: HeadStep | BijectionStep
     sequential: bool
     """Whether the network reads the result, and not what is given."""
 
 
-def whole_pass(
-    stages: Sequence[Stage], x: Tensor, context: Tensor | None
-) -> tuple[Tensor, Tensor | None] | None:
-    r"""Map values through several networks in one call, without gradients.
+class _Packed(NamedTuple):
+    """What a plan makes of the weights."""
+
+    stamp: Stamp
+    calls: list[Any]
+    symbolic: list[Any]
+    weights: Tensor | None
+    """Weights of contexts, (units, C), for the sorted units of one network after the other."""
+    sizes: list[int]
+    """How many of these units each network has."""
+
+
+class Plan:
+    """Networks and their maps in a row, as the kernels take them.
+
+    It holds while the same modules, tensors, methods, hooks and constants take part, and packs the
+    weights again where they have changed.
 
     Args:
-        stages: in the order in which they are taken.
+        cpu: the module with the kernels.
+        stages: networks and maps, in the order in which they are taken.
+        around: the transforms that they are of, if they are of some.
+        way: the method by which those are asked.
+        parts: parts of noise of a feature.
+
+    Raises:
+        NotUnderstoodError: for networks and maps that the kernels do not know.
+    """
+
+    def __init__(
+        self, cpu: Any, stages: Sequence[Stage], around: Sequence[Any], way: str, parts: int
+    ) -> None:
+        self._cpu, self._stages = cpu, stages
+        self._told: list[Any] = [self._ask(stage) for stage in stages]
+        if not stages or None in self._told:
+            raise NotUnderstoodError("there is no map, or one without a kernel")
+        mades = [stage.made for stage in stages]
+        reads: list[Any] = [made.plain_read() for made in mades]
+        if not all(read is not None and knows(read.network) for read in reads):
+            raise NotUnderstoodError("a network is not its layers alone, or they are not known")
+        self.features, self.dtype = mades[0].features, mades[0].dtype
+        self.context = max(made.context for made in mades)
+        forms = {(made.features, made.dtype, made.context or self.context) for made in mades}
+        if len(forms) > 1:
+            raise NotUnderstoodError("networks are of several sizes")
+        self._parts, self.count = parts, len(stages)
+        self._reads, self._around = reads, [*around]
+
+        self._ways = [*map(_ways, mades, reads)]
+        ways = list(chain.from_iterable(ways.values() for ways in self._ways if ways))
+        owners = [step.owner.modules() for _, step, _ in stages]
+        layers = [read.modules for read in reads]
+        self._watch = Watch(chain(self._around, *layers, *owners, ways), allowed=is_weight_hook)
+        everywhere = nn.modules.module
+        self._hooks: list[Any] = [
+            everywhere._global_backward_hooks, everywhere._global_backward_pre_hooks,
+            *(hooks for made in mades for hooks in (made._backward_hooks, made._backward_pre_hooks))
+        ]  # fmt: skip
+        self._drops = [made.dropout for made in mades if made.dropout is not None]
+        self._reading = [each.reads for each in self._around]
+
+        absent = [(vars(each), way) for each in self._around]
+        absent += [(vars(made), method) for made in mades for method in METHODS]
+        self._owners, self._absent = zip(*absent, strict=True)
+        places = [place for read in reads for place in read.places]
+        for layer in ways:
+            places += [(layer._parameters, "weight"), (layer._buffers, "mask")]
+        self._tables, self._names = zip(*places, strict=True)
+        self._held = [*map(dict.get, self._tables, self._names)]
+        self._tensors: list[Any] = [tensor for tensor in self._held if tensor is not None]
+
+        # Attributes where they say all that a kernel is told, and elsewhere the kernel itself.
+        self._own: list[dict[str, Any]] = []
+        self._asked: list[Any] = [
+            (MADE.is_plain, made, True) for made in mades if type(made) is not MADE
+        ]
+        of_steps = [(stage.step.owner, self._ask, stage, self._ask(stage)) for stage in stages]
+        layers = [made.activation for made in mades]
+        of_activations = [(each, activation_code, each, activation_code(each)) for each in layers]
+        for owner, *asked in of_steps + of_activations:
+            own = _attributes(owner)
+            if own is None:
+                self._asked.append(asked)
+            else:
+                self._own += own
+        self._said = [own.copy() for own in self._own]
+        self._packed: _Packed | None = None
+
+    def _ask(self, stage: Stage) -> tuple[StepKernel, tuple[float, ...]] | None:
+        """Return the kernel of a step and its numbers, which may change; None without one."""
+        ask = self._cpu.kernel_of if stage.sequential else self._cpu.score_kernel_of
+        kernel = ask(stage.step)
+        return None if kernel is None else (kernel, kernel.numbers)
+
+    def holds(self, around: Sequence[Any]) -> bool:
+        """Tell whether the row begins with the same transforms, and all is what it was."""
+        try:
+            return self._holds(around)
+        except (RuntimeError, ValueError):  # an attribute has become a tensor, or an array
+            return False
+
+    def _holds(self, around: Sequence[Any]) -> bool:
+        return (
+            [*around[: len(self._around)]] == self._around
+            and not any(self._hooks)
+            and self._watch.unchanged()
+            and self._own == self._said
+            and not any(map(dict.__contains__, self._owners, self._absent))
+            and all(map(operator.is_, map(dict.get, self._tables, self._names), self._held))
+            and [each.reads for each in self._around] == self._reading
+            and not (self._drops and any(drop.training for drop in self._drops))
+            and (not self._asked or all(ask(of) == answer for ask, of, answer in self._asked))
+        )
+
+    def _weights(self) -> _Packed | None:
+        """Return what the weights are packed into; None where kernels cannot read them."""
+        packed = self._packed  # another thread may pack, too
+        if packed is None or not packed.stamp.unchanged(self._tensors):
+            stamp = Stamp.of(self._tensors)  # before the rest, so that no change goes unnoticed
+            packed = self._packed = None if stamp is None else self._pack(stamp)
+        return packed
+
+    def _pack(self, stamp: Stamp) -> _Packed | None:
+        if not all(tensor.is_cpu for tensor in self._tensors):
+            return None
+        calls, symbolic, rows, sizes = [], [], [], []
+        for stage, (kernel, _), read, ways in zip(
+            self._stages, self._told, self._reads, self._ways, strict=True
+        ):
+            ready = self._cpu.ready_for(read.with_context if stage.made.context else read.network)
+            if ready is None:
+                return None
+            calls.append(ready.call("step" if stage.sequential else "score", kernel, self._parts))
+            symbolic.append(ready.symbolic)
+            found = [
+                (way.weight * way.mask).index_select(0, ready.symbolic.layers[index].units)
+                for index, way in sorted((ways or {}).items())
+            ]
+            rows += found
+            sizes.append(sum(map(len, found)))
+        weights = torch.cat(rows).detach() if rows else None
+        return _Packed(stamp, calls, symbolic, weights, sizes)
+
+    def run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor | None, Tensor | None] | None:
+        """Map values (N, D), or noise (N, D, P), under a context (rows, C).
+
+        Returns:
+            Images (N, D) and densities (N,), where there are such. None where kernels cannot read
+            the weights, or the context.
+        """
+        packed = self._weights()
+        if packed is None:
+            return None
+        if context is not None and not context.is_cpu:
+            expect(False, "context", "on the device of the weights, cpu", context.device)
+        contexts: list[Any] = []
+        parts: Any = ()
+        if packed.weights is not None and context is not None:
+            parts = torch.mm(packed.weights, context.mT).split(packed.sizes)
+        for place, (stage, read, ways) in enumerate(
+            zip(self._stages, self._reads, self._ways, strict=True)
+        ):
+            if ways:
+                contexts.append((parts[place], context.shape[0]))  # type: ignore[union-attr]
+            elif stage.made.context or read.offsets:
+                network = read.at(context if stage.made.context else None)
+                contexts.append(context_of(packed.symbolic[place], network))
+            else:
+                contexts.append(None)
+        found: tuple[Tensor | None, Tensor | None] = self._cpu.run(packed.calls, x, contexts)
+        return found
+
+
+def _ways(made: MADE, read: MADESpec) -> dict[int, MaskedLinear] | None:
+    """Return the layers that contexts come in by, by where; None where they are to be called."""
+    if not made.context or read.offsets:
+        return None
+    try:
+        for way in read.contexts.values():
+            expect_layer(way)
+            Watch([way])
+    except NotUnderstoodError:
+        return None
+    tables = ((way._parameters, way.bias) for way in read.contexts.values())
+    plain = all(table.get("weight") is not None and bias is None for table, bias in tables)
+    return read.contexts if plain else None
+
+
+_OWN = frozenset(vars(nn.Module())) | {"_arguments"}
+"""Attributes that every module has, or every module that is saved."""
+
+_FIXED = (int, float, str, tuple, type, type(None), torch.dtype)
+"""Types of attributes whose values do not change in place."""
+
+
+def _attributes(owner: Any) -> list[dict[str, Any]] | None:
+    """Return the attributes of a module, and those within, by which its kernel is chosen.
+
+    None where it may be chosen by something else: of other classes than the library's and torch's,
+    of weights, and of attributes that may change in place.
+    """
+    found = []
+    for module in owner.modules():
+        own = vars(module)
+        kinds = (isinstance(own[name], _FIXED) for name in own.keys() - _OWN)
+        library = type(module).__module__.partition(".")[0] in ("made_flows", "torch")
+        if not library or module._parameters or module._buffers or not all(kinds):
+            return None
+        found.append(own)
+    return found
+
+
+def plan_for(
+    made: MADE,
+    name: Any,
+    stages: Callable[[], Sequence[Stage]],
+    *,
+    around: Sequence[Any] = (),
+    way: str = "",
+    parts: int = 1,
+) -> Plan | None:
+    """Return the plan that is kept of a row, made anew where it holds no more.
+
+    Args:
+        made: the first network, which keeps it.
+        name: what it is kept under.
+        stages: names the networks and maps.
+        around: what begins with the transforms that these are of, if they are of some.
+        way, parts: those of the plan.
+
+    Returns:
+        None where each is to be taken by itself.
+    """
+    cpu = dispatch.for_plans(made.like)
+    if cpu is None or torch.is_autocast_enabled("cpu"):
+        return None
+    plan: Plan | None = made._plans.get(name)
+    if plan is None or not plan.holds(around):
+        row = stages()
+        try:
+            plan = Plan(cpu, row, around[: len(row)], way, parts)
+        except NotUnderstoodError:
+            return None
+        if len(made._plans) >= _PLANS:
+            made._plans.clear()
+        made._plans[name] = plan
+    return plan
+
+
+def map_alone(
+    made: MADE, step: HeadStep | BijectionStep, x: Tensor, context: Tensor | None
+) -> tuple[Tensor | None, Tensor | None] | None:
+    """Map known values (N, D) by one network under a context (rows, C), without gradients."""
+    plan = plan_for(made, (step.name, "known"), lambda: [Stage(made, step, False)])
+    return None if plan is None else plan.run(x, context)
+
+
+def solve_alone(made: Any, step: Any, noise: Tensor, context: Tensor | None) -> Tensor | None:
+    """Solve for values (..., D) by one network, without gradients; None where others are to."""
+    if not (
+        isinstance(made, MADE)
+        and isinstance(step, (HeadStep, BijectionStep))
+        and noise.is_cpu
+        and takes(made, context)
+    ):
+        return None
+    *batch, _, parts = noise.shape
+    name = step.name, "solved", parts
+    if name not in made._plans:  # one that is asked only once is not worth a plan
+        made._plans[name] = None
+        return None
+    plan = plan_for(made, name, lambda: [Stage(made, step, True)], parts=parts)
+    if plan is None:
+        return None
+    flat = noise if len(batch) == 1 else noise.reshape(-1, *noise.shape[-2:])
+    found = plan.run(flat, context_rows(context, noise.shape[:-2]))
+    if found is None:
+        return None
+    values: Tensor = found[0].to(step.value_dtype(noise.dtype))  # type: ignore[union-attr]
+    return values if len(batch) == 1 else values.reshape(*batch, plan.features)
+
+
+def map_all(
+    made: MADE,
+    stages: Callable[[], Sequence[Stage]],
+    transforms: Sequence[Any],
+    way: str,
+    x: Tensor,
+    context: Tensor | None,
+) -> tuple[int, Tensor, Tensor | None] | None:
+    r"""Map values by the first of some transforms in one call, without gradients.
+
+    Args:
+        made: the network of the first.
+        stages: names the networks and maps of those that may go together.
+        transforms: the transforms.
+        way: how they are asked.
         x: (..., D), what the first is given.
         context: c, (..., C), broadcast against x, for those that take one.
 
     Returns:
-        Their images (..., D), and the sum :math:`\sum \log |\partial y_i / \partial x_i|` (...)
-        over those that are parallel. None where each is to be taken by itself.
+        How many, their images (..., D), and the sum :math:`\sum \log |\partial y_i / \partial
+        x_i|` (...) over those that are parallel. None where each is to be taken by itself.
     """
-    batch = None if torch.is_grad_enabled() else batch_of(x, context)
+    if not is_plain_call(x):
+        return None
+    plan = plan_for(made, (way, id(transforms[0])), stages, around=transforms, way=way)
+    if plan is None or (x.shape[-1:], x.dtype) != ((plan.features,), plan.dtype):
+        return None
+    context = context if plan.context else None
+    batch = batch_of(x, context) if takes(plan, context) else None
     if batch is None:
         return None
-    rows, form = context_rows(context, batch), (x.shape[-1], x.dtype)
-    found = []
-    for made, step, sequential in stages:
-        fits = takes(made, context) if made.context else True
-        network = made.plain_spec(rows if made.context else None) if fits else None
-        if network is None or (network.structure.features, network.tensors[1].dtype) != form:
-            return None
-        found.append((step, sequential, network))
-    result = dispatch.map_through(found, as_rows(x, batch))
-    return None if result is None else shaped(*result, batch)
+    found = plan.run(as_rows(x, batch), context_rows(context, batch))
+    return None if found is None else (plan.count, *shaped(*found, batch))
+
+
+def context_rows(context: Tensor | None, batch: torch.Size) -> Tensor | None:
+    """Return the context as (rows, C), so that row n of the batch has row n modulo rows of it."""
+    if context is None:
+        return None
+    context = context.detach()
+    while context.dim() > 1 and context.shape[0] == 1:
+        context = context.squeeze(0)
+    shape = context.shape[:-1]
+    if shape != batch[len(batch) - len(shape) :]:
+        shape = batch
+    return as_rows(context, shape)
 
 
 def shaped(values: Tensor | None, density: Tensor | None, batch: torch.Size) -> Any:
@@ -67,26 +380,34 @@ def shaped(values: Tensor | None, density: Tensor | None, batch: torch.Size) -> 
     return images, None if density is None else density.reshape(batch)
 
 
-def takes(made: MADE, context: Tensor | None) -> bool:
-    """Tell whether a context is of the network's size and dtype."""
+def takes(made: Any, context: Tensor | None) -> bool:
+    """Tell whether a context is of the network's (or plan's) size and dtype."""
     if context is None or not made.context:
         return context is None and not made.context
-    return context.shape[-1:] == (made.context,) and context.dtype == made.dtype
+    return (context.shape[-1:], context.dtype) == ((made.context,), made.dtype)
+
+
+def is_plain_call(x: Tensor) -> bool:
+    """Tell whether kernels may read values: no mode, compiler or transform looks on."""
+    return (
+        not is_forward_mode()
+        and not torch.is_autocast_enabled("cpu")
+        # What is no tensor, or none of the right shape, is for the pass in torch to refuse.
+        and is_untransformed(x)
+        and x.layout is torch.strided
+    )
 
 
 def batch_of(x: Tensor, context: Tensor | None) -> torch.Size | None:
     """Return the batch shape of values and context, None where torch operations are to do it."""
-    tensors = (x,) if context is None else (x, context)
-    if (
-        is_forward_mode()
-        or torch.is_autocast_enabled("cpu")
-        # What is no tensor, or none of the right shape, is for the pass in torch to refuse.
-        or not all(is_untransformed(t) and t.layout is torch.strided for t in tensors)
-        or x.dim() == 0
-    ):
+    if not is_plain_call(x) or x.dim() == 0:
         return None
     batch = x.shape[:-1]
-    if context is not None and context.shape[:-1] != batch:
+    if context is None:
+        return batch
+    if not is_plain_call(context):
+        return None
+    if context.shape[:-1] != batch:
         try:
             batch = torch.broadcast_shapes(batch, context.shape[:-1])
         except RuntimeError:

@@ -38,7 +38,7 @@ from made_flows.nn.spec import NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError, expect_own
 
 _MASKED = "to be True, False or 'order'"
-_METHODS = ("__call__", "forward", "as_called", "compute", "unpack")
+METHODS = ("__call__", "forward", "as_called", "compute", "unpack")
 """What the layers of a network say only where it has no such method of its own."""
 
 
@@ -169,6 +169,7 @@ class MADE(MaskedMLP):
         )  # fmt: skip
         self.hidden_features = hidden
         self._spec: MADESpec | None = None
+        self._plans: dict[Any, Any] = {}  # of calls without gradients, which the inverse keeps here
         self._warn_of_lost_dependencies()
 
     def _warn_of_lost_dependencies(self) -> None:
@@ -302,7 +303,7 @@ class MADE(MaskedMLP):
 
         All takes part that does in a call: hooks, and a subclass's own ``forward``.
         """
-        if order is None and self._is_plain():
+        if order is None and self.is_plain():
             return MADE.evaluate(self, x, context)
         with _without_dropout(self):
             return cast(Tensor, self(x, context) if order is None else self(x, context, order))
@@ -336,24 +337,29 @@ class MADE(MaskedMLP):
 
         Elsewhere it drops units, computes its weights anew in every call, or has hooks.
         """
-        if not self._is_plain() or (self.dropout is not None and self.dropout.training):
+        read = self.plain_read()
+        return None if read is None else read.at(context)
+
+    def plain_read(self) -> MADESpec | None:
+        """Read the network as :meth:`plain_spec` does, None where that gives None."""
+        if not self.is_plain() or (self.dropout is not None and self.dropout.training):
             return None
         try:
             read = self._read()
         except NotUnderstoodError:
             return None
-        return None if read.computed else read.at(context)
+        return None if read.computed else read
 
     def _read(self) -> MADESpec:
         kept = self._spec
-        if kept is None or any(map(self.__dict__.__contains__, _METHODS)) or not kept.holds(self):
-            expect_own(self, MADE, _METHODS)
+        if kept is None or any(map(self.__dict__.__contains__, METHODS)) or not kept.holds(self):
+            expect_own(self, MADE, METHODS)
             kept = MADESpec(self)
             if not torch.compiler.is_compiling():
                 self._spec = kept
         return kept
 
-    def _is_plain(self) -> bool:
+    def is_plain(self) -> bool:
         """Say whether a call is :meth:`compute` and no more."""
         kind = type(self)
         return not (
@@ -367,7 +373,7 @@ class MADE(MaskedMLP):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_spec": None}
+        return {**self.__dict__, "_spec": None, "_plans": {}}
 
     def extra_repr(self) -> str:
         order = f"order={_shown_order(self.order.tolist())}"

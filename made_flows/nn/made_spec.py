@@ -29,6 +29,10 @@ class MADESpec:
     Attributes:
         network: without a context.
         with_context: its structure and tensors where a context contributes too.
+        modules: what takes part in the pass, but for layers of the context.
+        places: the tables, and names in them, of the tensors that say what it computes.
+        contexts: the layers that a context contributes to, each with the layer it goes through.
+        offsets: the layers that masks alone contribute to, each with the layers of those masks.
         computed: whether weights are computed anew for every call.
 
     Raises:
@@ -37,19 +41,21 @@ class MADESpec:
     """
 
     def __init__(self, made: MaskedMLP) -> None:
-        self._watch = _watch(made)
+        self.modules = _modules(made)
+        self._watch = Watch(self.modules, allowed=is_weight_hook)
         linears = made.masked_layers()
         run_weight_hooks((*linears, made.direct))
-        self._contexts, self._offsets = _contexts(made), _offsets(made)
+        self.contexts, self.offsets = _contexts(made), _offsets(made)
         self._code = activation_code(made.activation)
-        self.network = self._describe(made, linears, self._offsets)
-        self.with_context = self._describe(made, linears, {*self._contexts, *self._offsets})
+        self.network = self._describe(made, linears, self.offsets)
+        self.with_context = self._describe(made, linears, {*self.contexts, *self.offsets})
         places: list[tuple[dict[str, Any], str]] = [(made._buffers, "ranks")]
         for linear in linears if made.direct is None else [*linears, made.direct]:
             places += [(linear._parameters, "weight"), (linear._parameters, "bias")]
             places.append((linear._buffers, "mask"))
         # Weights under a parametrization, or pruned, are computed: of now, and not to be kept.
         self.computed = not all(name in table for table, name in places)
+        self.places = places
         self._tables, self._names = zip(*places, strict=True)
         self._tensors = [*map(dict.get, self._tables, self._names)]
 
@@ -73,19 +79,19 @@ class MADESpec:
 
     def at(self, context: Tensor | None) -> NetworkSpec:
         """Add what a context (rows, C), or None, and the masks contribute to the network."""
-        if context is None and not self._offsets:
+        if context is None and not self.offsets:
             return self.network
         network = self.network if context is None else self.with_context
-        bases = self._bases({} if context is None else self._contexts, context)
+        bases = self._bases({} if context is None else self.contexts, context)
         return NetworkSpec(network.structure, network.tensors, bases)
 
     def _bases(self, contexts: dict[int, MaskedLinear], context: Tensor | None) -> list[Tensor]:
         """Compute what is added to the layers that are based on something, each (rows, units)."""
         rows = 1 if context is None else len(context)
         bases = []
-        for index in sorted({*contexts, *self._offsets}):
+        for index in sorted({*contexts, *self.offsets}):
             parts = [contexts[index](context)] if index in contexts else []
-            offsets = (layer.offset() for layer in self._offsets.get(index, ()))
+            offsets = (layer.offset() for layer in self.offsets.get(index, ()))
             parts += [offset.expand(rows, -1) for offset in offsets if offset is not None]
             bases.append(functools.reduce(torch.add, parts))
         return bases
@@ -121,13 +127,17 @@ def _offsets(made: MaskedMLP) -> dict[int, list[MaskedLinear]]:
     return found
 
 
-def _watch(made: MaskedMLP) -> Watch:
-    """Watch all modules that take part in the pass, which compute what their classes say."""
+def expect_layer(layer: nn.Module) -> None:
+    """Raise unless a layer computes what :class:`MaskedLinear` does."""
+    expect_own(layer, MaskedLinear, ("__call__", "forward", "full_bias", "offset"))
+
+
+def _modules(made: MaskedMLP) -> list[nn.Module]:
+    """List all modules that take part in the pass, which compute what their classes say."""
     layers: list[nn.Module] = list(made.layers)
     if made.direct is not None:
         layers.append(made.direct)
     for layer in layers:
-        expect_own(layer, MaskedLinear, ("__call__", "forward", "full_bias", "offset"))
+        expect_layer(layer)
     # Layers of the context are not read but called, as in every other pass.
-    within = [made, made.layers, *layers, *made.activation.modules()]
-    return Watch(within, allowed=is_weight_hook)
+    return [made, made.layers, *layers, *made.activation.modules()]

@@ -14,7 +14,7 @@ from made_flows.inverse.parallel import parallel_pass
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import BijectionStep
-from made_flows.inverse.whole import Stage, whole_pass
+from made_flows.inverse.whole import Stage, map_all
 from made_flows.nn.made import MADE
 from made_flows.transforms.base import Transform
 from made_flows.univariate.bijections import Bijection
@@ -138,19 +138,24 @@ def map_together(
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
+    first = transforms[0]
+    made = first._modules.get("conditioner") if type(first) is AutoregressiveTransform else None
+    if not isinstance(made, MADE):
+        return None
+    return map_all(made, lambda: _stages(transforms, way), transforms, way, values, context)
+
+
+def _stages(transforms: Sequence[Any], way: Way) -> list[Stage]:
+    """Name the networks and maps of the first of some transforms, those that go together."""
     direction: Any = "inverse" if way == "to_noise" else "forward"
     known = "data" if way == "to_noise" else "noise"
     stages: list[Stage] = []
     for each in transforms:
         if type(each) is not AutoregressiveTransform or way in vars(each):
             break
-        parts: dict[str, Any] = each._modules  # as attributes they take longer
-        sequential = each.reads != known
-        made = parts["conditioner"]
+        sequential, made = each.reads != known, each._modules["conditioner"]
         # The log-determinant of a sequential map is a pass of its own.
         if not isinstance(made, MADE) or (sequential and way != "generate"):
             break
-        stages.append(Stage(made, BijectionStep(parts["bijection"], direction), sequential))
-    contexts = any(stage.made.context for stage in stages)
-    found = whole_pass(stages, values, context if contexts else None) if stages else None
-    return None if found is None else (len(stages), *found)
+        stages.append(Stage(made, BijectionStep(each.bijection, direction), sequential))
+    return stages

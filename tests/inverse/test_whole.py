@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 import made_flows as mf
 from made_flows.inverse import dispatch
+from made_flows.transforms import autoregressive
 from tests.helpers.flow_models import FLOWS, context_of, data_of
 from tests.helpers.inverse_checks import same
 
@@ -43,16 +44,17 @@ def check(flow: mf.Flow, x: Tensor, context: Tensor | None = None) -> tuple[Tens
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether whole calls were compiled, one after the other."""
+    """What grows by every call that was taken whole."""
     calls: list[bool] = []
-    run = dispatch.map_through
+    run = autoregressive.map_all
 
     def noted(*given: Any) -> Any:
         found = run(*given)
-        calls.append(found is not None)
+        if found is not None:
+            calls.append(True)
         return found
 
-    monkeypatch.setattr(dispatch, "map_through", noted)
+    monkeypatch.setattr(autoregressive, "map_all", noted)
     return calls
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -110,6 +110,32 @@ def lanes_of(rows: int, dtype: torch.dtype, threads: int) -> int:
 # ---------------------------------------------------------------------- entries
 
 
+class Call(NamedTuple):
+    """A network and a step as a kernel takes them: all but the rows.
+
+    Args:
+        sequential: whether values are solved for, not known.
+        alone: whether densities come without images, as those of heads do.
+        sweep: all that the kernel is told besides the rows, a :class:`Sweep`.
+        lines: rows of a tile's workspace.
+        work: multiplications for a row.
+        dtype: of the network.
+    """
+
+    sequential: bool
+    alone: bool
+    sweep: Written
+    lines: int
+    work: int
+    dtype: torch.dtype
+
+    def run(self, batch: Rows | Scores, context: Context | None) -> None:
+        """Call the kernel for a batch."""
+        sweep = self.sweep if context is None else _in_context(self.sweep, context)
+        kernel = _SWEEPS["step" if self.sequential else "score"]
+        _over_rows(kernel, batch.size, self.work, self.lines, self.dtype, (batch, sweep))
+
+
 @dataclass
 class Ready:
     """A network ready for the compiled sweeps, and arguments of theirs once they were needed."""
@@ -118,6 +144,7 @@ class Ready:
     layout: Layout
     weights: Weights
     arguments: dict[Any, Written] = field(default_factory=dict)
+    calls: dict[Any, Call] = field(default_factory=dict)
 
     def written(self, name: Any, make: Callable[[], Any]) -> Written:
         """Return an argument that is the same in every call with these weights."""
@@ -132,19 +159,24 @@ class Ready:
         name = "blocks", transposed
         return self.written(name, lambda: blocks_of(weights, layout, transposed=transposed))
 
-    def sweep(self, function: str, kernel: StepKernel, parts: int) -> Written:
-        """All that a kernel is told besides the rows, a :class:`Sweep` with a step's function."""
+    def call(self, function: str, kernel: StepKernel, parts: int = 1) -> Call:
+        """Return all that a kernel is told besides the rows, with a step's function."""
         # The numbers and not the rule, whose constants may be changed.
         key = function, kernel.kind, kernel.numbers, parts, kernel.one_hot
-
-        def make() -> Sweep:
+        found = self.calls.get(key)
+        if found is None:
+            single, layout = self.weights.weights.dtype == np.float32, self.layout
             units: Any = units_in(self, None, "table")
-            step: Any = call_of(*key[1:], self.weights.weights.dtype == np.float32, function)
-            ranks: Any = self.layout.written("ranks")
+            step: Any = call_of(*key[1:], single, function)
+            ranks: Any = layout.written("ranks")
             blocks: Any = self.blocks()
-            return Sweep(units, ranks, blocks, step, self.layout.scratch)
-
-        return self.written(key, make)
+            sweep = Written(Sweep(units, ranks, blocks, step, layout.scratch))
+            # The layout has room for two parts of noise, which are the last rows of the workspace.
+            lines = layout.rows + max(parts - 2, 0)
+            dtype = torch.float32 if single else torch.float64
+            place = function == "step", function == "score" and kernel.head
+            found = self.calls[key] = Call(*place, sweep, lines, layout.size, dtype)
+        return found
 
 
 _READY: TensorCache[Ready] = TensorCache()
@@ -270,46 +302,37 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
         known = noise if known is None else _plain(known, dtype)
         # By address; the names above keep the tensors alive.
         batch = Rows(rows, noise.data_ptr(), known.data_ptr(), values.data_ptr(), prefix)
-        _sweep(ready, "step", kernel, network, batch, parts)
+        context = placement.context_of(ready.symbolic, network)
+        ready.call("step", kernel, parts).run(batch, context)
     return values
 
 
-def _sweep(
-    ready: Ready, function: str, kernel: StepKernel, network: NetworkSpec, batch: Any, parts: int
-) -> None:
-    """Call the kernel that calls a step's function, for a batch."""
-    layout, sweep = ready.layout, ready.sweep(function, kernel, parts)
-    context = placement.context_of(ready.symbolic, network)
-    if context is not None:
-        sweep = _in_context(sweep, context)
-    # The layout has room for two parts of noise, which are the last rows of the workspace.
-    lines = layout.rows + max(parts - 2, 0)
-    dtype = network.tensors[1].dtype
-    _over_rows(_SWEEPS[function], batch.size, layout.size, lines, dtype, (batch, sweep))
+def run(
+    calls: Sequence[Call], x: Tensor, contexts: Sequence[Context | None]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Map values (N, D), or noise (N, D, P), by networks and steps in turn.
 
-
-def results_of(
-    kernel: StepKernel, shape: torch.Size, dtype: torch.dtype, total: Tensor | None = None
-) -> tuple[Tensor | None, Tensor]:
-    """Make room for images (N, D), None for a head, and densities (N,), unless there is some."""
-    images = None if kernel.head else torch.empty(shape, dtype=dtype, device="cpu")
-    return images, torch.empty(shape[0], dtype=dtype, device="cpu") if total is None else total
-
-
-def score(
-    ready: Ready, kernel: StepKernel, network: NetworkSpec, x: Tensor, total: Tensor | None = None
-) -> tuple[Tensor | None, Tensor]:
-    """Compute images (N, D) of known values under a step, None for a head, and densities (N,).
-
-    Densities are added to a ``total``, if there is one.
+    Returns:
+        The last's images (N, D), None for the score of a head, and the sum of the densities (N,)
+        of those whose values are known, None without one.
     """
-    rows, dtype = len(x), network.tensors[1].dtype
-    images, density = results_of(kernel, x.shape, dtype, total)
-    if rows:
-        x = _plain(x, dtype)
-        place = 0 if images is None else images.data_ptr()
-        batch = Scores(rows, x.data_ptr(), place, density.data_ptr(), total is not None)
-        _sweep(ready, "score", kernel, network, batch, 1)
+    (rows, features, *_), dtype, images, density = x.shape, calls[-1].dtype, None, None
+    x = _plain(x, dtype)
+    source, target = x.data_ptr(), 0
+    if not calls[-1].alone:
+        images = torch.empty(rows, features, dtype=dtype, device="cpu")
+        target = images.data_ptr()
+    for call, context in zip(calls, contexts, strict=True):
+        batch: Rows | Scores
+        if call.sequential:
+            batch = Rows(rows, source, source, target, 0)
+        else:
+            adds = density is not None
+            density = torch.empty(rows, dtype=dtype, device="cpu") if density is None else density
+            batch = Scores(rows, source, target, density.data_ptr(), adds)
+        if rows:
+            call.run(batch, context)
+        source = target  # a tile's values are read before they are overwritten
     return images, density
 
 

@@ -82,7 +82,8 @@ def record(
     spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")
     units = backend.units_in(ready, context, "adjoint_table")
     recorded = Record(ready, units, context, kernel.kind, kernel.numbers, spaces)
-    images, density = backend.results_of(kernel, x.shape, dtype)
+    images = None if kernel.head else torch.empty(x.shape, dtype=dtype, device="cpu")
+    density = torch.empty(len(x), dtype=dtype, device="cpu")
     place = 0 if images is None else images.data_ptr()
     places = len(x), x.data_ptr(), place, density.data_ptr(), 0
     recorded.run(_RECORD, "score", places, ready.blocks())
