@@ -57,6 +57,7 @@ class FlowPosterior(dist.TransformedDistribution):
             self, torch.Size(batch_shape), base.zero.shape, validate_args=False
         )
 
+    has_rsample = True  # not asked of the noise, which it would make every time
     path_gradient: bool = False
     guard: GradientGuard | None = None
     _last: _Sample | None = None
