@@ -326,22 +326,86 @@ def _change(k: Tensor) -> None:
     pyro.sample("k", dist.Poisson(rate).to_event(1), obs=k)
 
 
+def _change_summed(k: Tensor) -> None:
+    early, late = (pyro.sample(name, dist.Exponential(1.0)) for name in ("early", "late"))
+    before, after = (dist.Poisson(rate).log_prob(k).cumsum(-1) for rate in _last(early, late))
+    pyro.factor("k", (before + after[..., -1:] - after).logsumexp(-1) - math.log(len(k)))
+
+
+def _counts(g: torch.Generator) -> Tensor:
+    return torch.poisson(torch.tensor([3.0] * 40 + [1.2] * 60), generator=g)
+
+
+def _change_exact(k: Tensor, generator: torch.Generator) -> Tensor:
+    """The number of counts before it by enumeration, then Gamma distributions."""
+    years = torch.arange(1, len(k) + 1, dtype=torch.float64)
+    sums = k.double().cumsum(0)
+    shapes = torch.stack([sums + 1, sums[-1] - sums + 1])
+    rates = torch.stack([years + 1, len(k) - years + 1])
+    log_p = (torch.lgamma(shapes) - shapes * rates.log()).sum(0)
+    at = torch.multinomial((log_p - log_p.max()).exp(), EXACT, True, generator=generator)
+    when = at + torch.rand(EXACT, generator=generator, dtype=torch.float64)
+    each = torch._standard_gamma(shapes[:, at], generator=generator) / rates[:, at]
+    return torch.stack([when, *each], dim=-1)
+
+
 def change_point(g: torch.Generator) -> Untuned:
-    k = torch.poisson(torch.tensor([3.0] * 40 + [1.2] * 60), generator=g)
+    k = _counts(g)
+    return _made("change point", _change, args=(k,), exact=partial(_change_exact, k))
+
+
+def change_point_summed(g: torch.Generator) -> Untuned:
+    k = _counts(g)
 
     def exact(generator: torch.Generator) -> Tensor:
-        """The number of counts before it by enumeration, then Gamma distributions."""
-        years = torch.arange(1, len(k) + 1, dtype=torch.float64)
-        sums = k.double().cumsum(0)
-        shapes = torch.stack([sums + 1, sums[-1] - sums + 1])
-        rates = torch.stack([years + 1, len(k) - years + 1])
-        log_p = (torch.lgamma(shapes) - shapes * rates.log()).sum(0)
-        at = torch.multinomial((log_p - log_p.max()).exp(), EXACT, True, generator=generator)
-        when = at + torch.rand(EXACT, generator=generator, dtype=torch.float64)
-        each = torch._standard_gamma(shapes[:, at], generator=generator) / rates[:, at]
-        return torch.stack([when, *each], dim=-1)
+        return _change_exact(k, generator)[:, 1:]
 
-    return _made("change point", _change, args=(k,), exact=exact)
+    return _made("change point, summed over", _change_summed, args=(k,), exact=exact)
+
+
+def _ordinal(X: Tensor, y: Tensor) -> None:
+    b = pyro.sample("b", dist.Normal(torch.zeros(X.shape[1]), 2.0).to_event(1))
+    prior = dist.Normal(torch.zeros(4), 3.0).to_event(1)
+    cuts = dist.TransformedDistribution(prior, [dist.transforms.OrderedTransform()])
+    c = pyro.sample("c", cuts)
+    pyro.sample("y", dist.OrderedLogistic(_linear(b, X), c.unsqueeze(-2)).to_event(1), obs=y)
+
+
+def ordinal(g: torch.Generator) -> Untuned:
+    X = torch.randn(60, 3, generator=g) * torch.tensor([1.0, 10.0, 0.1])
+    latent = X @ torch.tensor([1.0, 0.08, -3.0]) + torch.rand(60, generator=g).logit()
+    y = torch.bucketize(latent, torch.tensor([-2.0, -0.5, 0.5, 3.0])).float()
+    return _made("ordinal regression", _ordinal, args=(X, y))
+
+
+def _crossed(k: Tensor, centred: bool = True) -> None:
+    m = pyro.sample("m", dist.Normal(0.0, 3.0))
+    effects = 0.0
+    for name, size, dim in (("a", k.shape[0], -2), ("b", k.shape[1], -1)):
+        scale = pyro.sample(f"s_{name}", dist.HalfNormal(1.0))
+        with pyro.plate(f"of_{name}", size, dim=dim):
+            effect = pyro.sample(name, dist.Normal(0.0, scale if centred else 1.0))
+        effects = effects + (effect if centred else scale * effect)
+    with pyro.plate("rows", k.shape[0], dim=-2), pyro.plate("columns", k.shape[1], dim=-1):
+        pyro.sample("k", dist.Poisson((m + effects).exp()), obs=k)
+
+
+def _crossed_values(draws: Draws) -> Tensor:
+    scales = {n: draws[n].reshape(len(draws[n]), 1, 1) for n in ("s_a", "s_b")}
+    effects = {n: scales[f"s_{n}"] * draws[n].reshape(len(draws[n]), 1, -1) for n in ("a", "b")}
+    return _logs("s_a", "s_b")({**draws, **effects})
+
+
+def crossed(g: torch.Generator) -> Untuned:
+    rate = (0.7 + 0.8 * torch.randn(10, 1, generator=g) + 0.15 * torch.randn(8, generator=g)).exp()
+    return _made(
+        "Poisson, two crossed effects",
+        _crossed,
+        _logs("s_a", "s_b"),
+        args=(torch.poisson(rate, generator=g),),
+        chains_of=partial(_crossed, centred=False),
+        from_chains=_crossed_values,
+    )
 
 
 def _predators(y: Tensor) -> None:
@@ -483,8 +547,8 @@ def wells(g: torch.Generator) -> Untuned:
 
 MAKERS: Sequence[Callable[[torch.Generator], Untuned]] = (
     logistic, poisson, negative_binomial, student, horseshoe, schools, schools_decentred,
-    item_responses, second_order, volatility, change_point, predators, process, mixture, banana,
-    correlated, wells,
+    item_responses, second_order, volatility, change_point, change_point_summed, predators, process,
+    mixture, banana, correlated, wells, ordinal, crossed,
 )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def weighted_quantiles(draws: Tensor, weights: Tensor, wanted: Tensor) -> Tensor
 
 
 def _columns(draws: Tensor) -> Tensor:
-    return draws.detach().reshape(len(draws), -1).double().cpu()
+    return draws.detach().reshape(len(draws), draws[0].numel()).double().cpu()
 
 
 def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
