@@ -136,21 +136,16 @@ def _is_small(steps: Steps, z: Tensor, flat: Tensor) -> bool:
 
 
 class _Plan(NamedTuple):
-    """What the kernel knows of a chain; see :mod:`made_flows.inverse.compiled.affine_path`.
+    """What the kernel knows of a chain.
 
     Args:
         width: saved numbers of a row.
-        table, program: written down.
-        numbers: gain and bound of every transform, then the logarithm of the determinant of units.
-        fixed: origin and units, zero without.
+        chain: a :class:`made_flows.inverse.compiled.affine_path.Chain`, written down.
         mask: what weights, and their gradients, are multiplied by.
     """
 
     width: int
-    table: Any
-    program: Any
-    numbers: Tensor
-    fixed: Tensor
+    chain: Any
     mask: Tensor
 
 
@@ -232,10 +227,12 @@ def _plan(steps: Steps, places: dict[int, int], size: int) -> _Plan:
         log_det = float(outer.units.diagonal().log().sum())
     head = [len(chain), width + features, features, matrix, places[id(outer.location)], width]
     table[:7] = [*head, int(outer.origin is not None)]
+    from made_flows.inverse.compiled.affine_path import Chain
     from made_flows.inverse.compiled.layout import Written
 
-    kept = (Written(np.array(table)), Written(np.array(program)))
-    return _Plan(width + features, *kept, mask.new_tensor([*numbers, log_det]), fixed, mask)
+    constants = (mask.new_tensor([*numbers, log_det]).numpy(), fixed.numpy())
+    written = Written(Chain(np.array(table), np.array(program), *constants))
+    return _Plan(width + features, written, mask)
 
 
 class _Compiled:
@@ -249,8 +246,8 @@ class _Compiled:
         self.x, self.score = z.new_empty(z.shape), z.new_empty(z.shape)
         self.log_det = z.new_empty(len(z))
         self.kernel.sample(
-            len(z), self.space, plan, self.w, z.contiguous(), self.saved, self.x, self.log_det,
-            self.score,
+            len(z), self.space, plan.chain, self.w, z.contiguous(), self.saved, self.x,
+            self.log_det, self.score,
         )  # fmt: skip
 
     def back(self, of_x: Tensor, of_log_det: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -259,7 +256,7 @@ class _Compiled:
         of_log_det = of_x.new_zeros(len(of_x)) if of_log_det is None else of_log_det.contiguous()
         of_w = torch.zeros_like(self.w)
         self.kernel.pull(
-            len(of_x), self.space, self.plan, self.w, self.saved, of_x, of_log_det, of_w
+            len(of_x), self.space, self.plan.chain, self.w, self.saved, of_x, of_log_det, of_w
         )
         return of_x, of_w.mul_(self.plan.mask)
 

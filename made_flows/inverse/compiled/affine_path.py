@@ -18,15 +18,49 @@ reads. A program lists pairs, (hidden layer, unit) or (-1, feature), in the orde
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from made_flows.inverse.compiled.compilation import Kernel
 from made_flows.inverse.compiled.elementwise import exp, tanh
-from made_flows.inverse.compiled.layout import numbers_of
+from made_flows.inverse.compiled.layout import Written, numbers_of
 from made_flows.inverse.compiled.simd import like, plus_product
 from made_flows.inverse.compiled.threads import next_tile
+
+
+class Chain(NamedTuple):
+    """Transforms, but for their weights.
+
+    Args:
+        table, program: see above.
+        numbers: gain and bound of every transform, then the logarithm of the determinant of units.
+        fixed: origin and units, zero without.
+    """
+
+    table: Any
+    program: Any
+    numbers: Any
+    fixed: Any
+
+
+class Rows(NamedTuple):
+    """Noise of rows, and the places for what is saved, samples, log-determinants and scores."""
+
+    noise: Any
+    saved: Any
+    x: Any
+    log_det: Any
+    score: Any
+
+
+class RowGradients(NamedTuple):
+    """What was saved of rows; gradients of samples, log-determinants and weights."""
+
+    saved: Any
+    of_x: Any
+    of_log_det: Any
+    of_w: Any
 
 
 def _dot(w: Any, a: Any) -> Any:
@@ -70,10 +104,9 @@ def _before(matrix: Any, i: int, d: int) -> Any:
     return matrix[i * d : i * d + i]
 
 
-def _sample(
-    slot: int, tiles: Any, spaces: Any, w: Any, table: Any, program: Any, numbers: Any, fixed: Any,
-    noise: Any, saved: Any, x: Any, log_det: Any, score: Any,
-) -> None:  # fmt: skip
+def _sample(slot: int, tiles: Any, spaces: Any, w: Any, chain: Any, rows: Any) -> None:
+    table, program, numbers, fixed = chain
+    noise, saved, x, log_det, score = rows
     delta = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     width, d = table[1], table[2]
     zero, one = like(w[0], 0.0), like(w[0], 1.0)
@@ -161,10 +194,9 @@ def _sample(
         log_det[j] = total
 
 
-def _pull(
-    slot: int, tiles: Any, spaces: Any, w: Any, table: Any, numbers: Any, fixed: Any, saved: Any,
-    of_x: Any, of_log_det: Any, of_w: Any,
-) -> None:  # fmt: skip
+def _pull(slot: int, tiles: Any, spaces: Any, w: Any, chain: Any, rows: Any) -> None:
+    table, numbers, fixed = chain.table, chain.numbers, chain.fixed
+    saved, of_x, of_log_det, of_w = rows
     delta = spaces[slot * tiles.size : (slot + 1) * tiles.size]
     width, d = table[1], table[2]
     zero, one = like(w[0], 0.0), like(w[0], 1.0)
@@ -221,31 +253,31 @@ def _pull(
 _SAMPLE, _PULL = Kernel(_sample), Kernel(_pull)
 
 
-def sample(rows: int, space: Tensor, plan: Any, w: Tensor, noise: Tensor, *results: Tensor) -> None:
+def sample(
+    rows: int, space: Tensor, chain: Written, w: Tensor, noise: Tensor, *results: Tensor
+) -> None:
     """Take noise (N, D) to samples, log-determinants (N,) and scores.
 
     Args:
         rows: N.
         space: a workspace of as many numbers as a row saves.
-        plan: of the chain: table, program, numbers of the transforms, origin and units.
+        chain: a :class:`Chain`.
         w: masked weights.
         noise: z.
         results: places for what is saved (N * saved numbers), samples, log-determinants, scores.
     """
-    of_plan = (plan.table, plan.program, numbers_of(plan.numbers), numbers_of(plan.fixed))
-    given = (numbers_of(w), *of_plan, *map(numbers_of, (noise, *results)))
-    _SAMPLE(rows, rows, len(space), 1, numbers_of(space), *given)
+    given = Rows(*map(numbers_of, (noise, *results)))
+    _SAMPLE(rows, rows, len(space), 1, numbers_of(space), numbers_of(w), chain, given)
 
 
-def pull(rows: int, space: Tensor, plan: Any, w: Tensor, *others: Tensor) -> None:
+def pull(rows: int, space: Tensor, chain: Written, w: Tensor, *others: Tensor) -> None:
     """Take gradients of samples (N, D) and of log-determinants (N,) back.
 
     Args:
         rows: N.
-        space, plan, w: as for :func:`sample`.
+        space, chain, w: as for :func:`sample`.
         others: what was saved, the gradient of samples, which becomes that of noise, that of
             log-determinants, and that of weights, to which theirs is added.
     """
-    of_plan = (plan.table, numbers_of(plan.numbers), numbers_of(plan.fixed))
-    given = (numbers_of(w), *of_plan, *map(numbers_of, others))
-    _PULL(rows, rows, len(space), 1, numbers_of(space), *given)
+    given = RowGradients(*map(numbers_of, others))
+    _PULL(rows, rows, len(space), 1, numbers_of(space), numbers_of(w), chain, given)
