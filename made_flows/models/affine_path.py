@@ -121,7 +121,8 @@ def _plain_steps(flow: Flow) -> list[PlainStep | TriangularAffine] | None:
 
 def _is_small(steps: Steps, z: Tensor, flat: Tensor) -> bool:
     """Say whether the kernel, which ends with a triangular map, can be had and takes less time."""
-    if z.dtype not in (torch.float32, torch.float64) or path_kernels(z) is None:
+    known = z.dtype in (torch.float32, torch.float64) and z.dtype == flat.dtype
+    if not known or path_kernels(z) is None:
         return False
     if flat.numel() > SMALL or type(steps[-1]) is not TriangularAffine:
         return False
@@ -236,51 +237,55 @@ def _plan(steps: Steps, places: dict[int, int], size: int) -> _Plan:
 
 
 class _Compiled:
-    """Noise past all steps, by the kernel."""
+    """Noise (..., D) past all steps, by the kernel."""
 
-    def __init__(self, steps: Steps, order: Sequence[Tensor], flat: Tensor, z: Tensor) -> None:
-        self.kernel = cast(ModuleType, path_kernels(z))
+    def __init__(self, steps: Steps, order: Sequence[Tensor], flat: Tensor, noise: Tensor) -> None:
+        self.kernel = cast(ModuleType, path_kernels(noise))
         self.plan = plan = _plan_of(steps, order)
         self.w = flat * plan.mask  # kept, since weights may change before the way back
-        self.saved, self.space = z.new_empty(len(z) * plan.width), z.new_empty(plan.width)
-        self.x, self.score = z.new_empty(z.shape), z.new_empty(z.shape)
-        self.log_det = z.new_empty(len(z))
+        shape = noise.shape
+        self.rows = rows = noise.numel() // shape[-1]
+        self.saved, self.space = noise.new_empty(rows * plan.width), noise.new_empty(plan.width)
+        x, log_det, score = map(noise.new_empty, (shape, shape[:-1], shape))
+        self.results = ScoredSample(x, log_det, score)
         self.kernel.sample(
-            len(z), self.space, plan.chain, self.w, z.contiguous(), self.saved, self.x,
-            self.log_det, self.score,
-        )  # fmt: skip
+            rows, self.space, plan.chain, self.w, noise.contiguous(), self.saved, *self.results
+        )
 
-    def back(self, of_x: Tensor, of_log_det: Tensor | None) -> tuple[Tensor, Tensor]:
+    def back(self, of_x: Tensor, of_log_det: Tensor) -> tuple[Tensor, Tensor]:
         """Return gradients of the noise and of the vector of weights."""
         of_x = of_x.clone(memory_format=torch.contiguous_format)
-        of_log_det = of_x.new_zeros(len(of_x)) if of_log_det is None else of_log_det.contiguous()
         of_w = torch.zeros_like(self.w)
-        self.kernel.pull(
-            len(of_x), self.space, self.plan.chain, self.w, self.saved, of_x, of_log_det, of_w
-        )
+        given = (self.w, self.saved, of_x, of_log_det.contiguous(), of_w)
+        self.kernel.pull(self.rows, self.space, self.plan.chain, *given)
         return of_x, of_w.mul_(self.plan.mask)
 
 
 class _InTurn:
-    """Noise past all steps, one after the other."""
+    """Noise (..., D) past all steps, one after the other."""
 
-    def __init__(self, steps: Steps, order: Sequence[Tensor], z: Tensor) -> None:
-        self.order, self.x, self.score = order, z, -z
-        self.log_det, self.passed = z.new_zeros(len(z)), list[_Triangular | _Plain]()
+    def __init__(self, steps: Steps, order: Sequence[Tensor], noise: Tensor) -> None:
+        self.order, shape = order, noise.shape
+        x = noise.reshape(-1, shape[-1])
+        score, log_det, self.passed = -x, x.new_zeros(len(x)), list[_Triangular | _Plain]()
         for step in steps:
             kind: Any = _Triangular if isinstance(step, TriangularAffine) else _Plain
-            past = kind(step, self.x)
-            self.score = past.carry(self.score)
-            self.log_det = self.log_det + past.log_det
-            self.x = past.x
+            past = kind(step, x)
+            x, log_det, score = past.x, log_det + past.log_det, past.carry(score)
+            del past.x  # the last one belongs to the graph that keeps this object
             self.passed.append(past)
+        parts = x.view(shape), log_det.view(shape[:-1]), score.view(shape)
+        # Copies, since a function's results that are views can not be changed in place.
+        self.results = ScoredSample(*map(torch.clone, parts))
 
-    def back(self, of_x: Tensor, of_log_det: Tensor | None) -> tuple[Tensor, Tensor]:
+    def back(self, of_x: Tensor, of_log_det: Tensor) -> tuple[Tensor, Tensor]:
         """Return gradients of the noise and of the vector of weights."""
         weights: Gradients = {}
+        of_z, of_log_det = of_x.reshape(-1, of_x.shape[-1]), of_log_det.reshape(-1)
         for past in reversed(self.passed):
-            of_x = past.back(of_x, of_log_det, weights)
-        return of_x, torch.cat([weights[id(weight)].reshape(-1) for weight in self.order])
+            of_z = past.back(of_z, of_log_det, weights)
+        of_flat = torch.cat([weights[id(weight)].reshape(-1) for weight in self.order])
+        return of_z.view(of_x.shape), of_flat
 
 
 class AffinePath(torch.autograd.Function):
@@ -289,7 +294,7 @@ class AffinePath(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, steps: Steps, order: Sequence[Tensor], noise: Tensor, flat: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> ScoredSample:
         """Take all steps.
 
         Args:
@@ -299,28 +304,19 @@ class AffinePath(torch.autograd.Function):
             noise: z (..., D).
             flat: the weights in a vector, which has their gradients.
         """
-        shape = noise.shape
-        z = noise.reshape(-1, shape[-1])
+        small = _is_small(steps, noise, flat)
         past: _Compiled | _InTurn
-        if _is_small(steps, z, flat):
-            past = _Compiled(steps, order, flat, z)
-        else:
-            past = _InTurn(steps, order, z)
-        ctx.past, ctx.shape, score = past, shape, past.score.view(shape)
-        ctx.mark_non_differentiable(score)
-        ctx.set_materialize_grads(False)
-        return past.x.view(shape), past.log_det.view(shape[:-1]), score
+        past = _Compiled(steps, order, flat, noise) if small else _InTurn(steps, order, noise)
+        results, ctx.past = past.results, past
+        del past.results
+        ctx.mark_non_differentiable(results.score)
+        return results
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_x: Tensor | None, of_log_det: Tensor | None, _: Any) -> Any:
+    def backward(ctx: Any, of_x: Tensor, of_log_det: Tensor, _: Any) -> Any:
         """Take gradients of samples (..., D) and log-determinants (...) back to noise, weights."""
-        x = ctx.past.x
-        of_z, of_flat = ctx.past.back(
-            torch.zeros_like(x) if of_x is None else of_x.reshape(x.shape),
-            None if of_log_det is None else of_log_det.reshape(len(x)),
-        )
-        return None, None, of_z.view(ctx.shape), of_flat
+        return None, None, *ctx.past.back(of_x, of_log_det)
 
 
 class _Plain:
