@@ -8,24 +8,33 @@ what they were made of. Nothing else in the library decides whether values are s
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import operator
 import weakref
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from made_flows._torch import is_recorded, is_traced, own_precision
 
+if TYPE_CHECKING:
+    from made_flows._digest import Reading
+
 T = TypeVar("T")
 
 _PLAIN = (Tensor, nn.Parameter)
 """Classes of tensors that are what they seem. Others may hold their values elsewhere."""
+
+_LARGE = 2**23
+"""Bytes that take longer to read, 0.15 ms, than another thread takes to wake."""
+
+_PIECE = 2**17
+"""Bytes that a thread reads at once, of what is large."""
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -97,8 +106,13 @@ class Stamp:
             return False  # names are given again
         return self.unchanged(tensors)
 
-    def unchanged(self, tensors: Sequence[Tensor]) -> bool:
-        """Tell whether its tensors, which the caller has held ever since, are what they were."""
+    def unchanged(self, tensors: Sequence[Tensor], proofs: list[Proof] | None = None) -> bool:
+        """Tell whether its tensors, which the caller has held ever since, are what they were.
+
+        Where there is a list of proofs, values that take long to read are not read: the proof that
+        they are the same is added to it. What is computed before it is found to fail is to be
+        thrown away.
+        """
         values = self._values
         if values is None:
             return False
@@ -107,7 +121,7 @@ class Stamp:
             return (
                 self._places == _places(tensors)
                 and (_agrees(self._guard, tensors) or self._forms == _forms(tensors))
-                and values.hold(tensors)
+                and values.hold(tensors, proofs)
             )
         except RuntimeError:
             return False
@@ -166,37 +180,62 @@ def _agrees(guard: Any, tensors: Sequence[Tensor]) -> bool:
     return guard is not None and not is_traced() and guard.check(*tensors) is True
 
 
-class _Values:
-    """The values of some tensors: a digest where they can be read, copies of the others."""
+class Proof:
+    """That the values of tensors are what they were: to be read while a kernel believes it.
 
-    __slots__ = ("copies", "digest", "spans")
+    It keeps the memory of the tensors, which other threads may drop meanwhile.
+    """
+
+    __slots__ = ("_memory", "_values", "_words", "call")
+
+    def __init__(self, values: _Values, tensors: Sequence[Tensor]) -> None:
+        self._values = values
+        self._memory = [*map(Tensor.untyped_storage, tensors)]
+        address, self._words = values.reading.begin()
+        self.call = values.reading.function, address
+        """The address of a function that reads, in any number of threads, and of its argument."""
+
+    def holds(self) -> bool:
+        """Tell whether they are, after all that has not been read was read."""
+        return bool(self._values.reading.finish(self._words) == self._values.hashes)
+
+
+class _Values:
+    """The values of some tensors: hashes where they can be read, copies of the others."""
+
+    __slots__ = ("copies", "hashes", "large", "reading")
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.spans: Any = None
-        self.digest = 0
+        self.reading: Any = None
+        self.hashes = array("q")
         self.copies: list[tuple[int, Tensor]] = []
+        self.large = False
         if is_traced():
             return
         digest = _compiled_digest()
-        spans: list[int] = []
+        spans: list[tuple[int, int, int, int]] = []
         for place, tensor in enumerate(tensors):
             span = None if digest is None else _span(tensor)
             _expect_memory(tensor)
             if span is not None:
-                spans += span
+                spans.append(span)
             elif is_recorded(tensor):
                 raise RuntimeError("values cannot be read while a graph records")
             else:
                 self.copies.append((place, _bits(tensor).clone()))
         if digest is not None and spans:
-            self.spans = (ctypes.c_int64 * len(spans))(*spans)
-            self.digest = digest(self.spans)
+            self.large = sum(pieces * size for _, pieces, size, _ in spans) >= _LARGE
+            parts = itertools.chain(*map(_parts, spans)) if self.large else spans
+            self.reading = digest(array("q", itertools.chain(*parts)))
+            self.hashes = self.reading.finish()
 
-    def hold(self, tensors: Sequence[Tensor]) -> bool:
+    def hold(self, tensors: Sequence[Tensor], proofs: list[Proof] | None) -> bool:
         """Tell whether the tensors, which still lie where they lay, have the same values."""
-        if self.spans is not None:
-            digest = _compiled_digest()
-            if digest is None or digest(self.spans) != self.digest:
+        if self.reading is not None:
+            if proofs is not None and self.large and not self.copies:
+                proofs.append(Proof(self, tensors))
+                return True
+            if self.reading.finish() != self.hashes:
                 return False
         if not self.copies or is_traced():
             return True
@@ -207,12 +246,22 @@ class _Values:
 
 
 @lru_cache(maxsize=1)
-def _compiled_digest() -> Callable[[Any], int] | None:
+def _compiled_digest() -> type[Reading] | None:
     try:
-        from made_flows._digest import digest
+        from made_flows._digest import Reading
     except (ImportError, OSError, RuntimeError):  # no compiler, or one that may not compile here
         return None
-    return digest
+    return Reading
+
+
+def _parts(span: tuple[int, int, int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Divide a span into several that threads can share."""
+    address, pieces, size, _ = span
+    if pieces > 1:
+        yield span
+        return
+    for first in range(0, size, _PIECE):
+        yield address + first, 1, min(size - first, _PIECE), 0
 
 
 def _span(tensor: Tensor) -> tuple[int, int, int, int] | None:

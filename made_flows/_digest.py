@@ -6,6 +6,7 @@ It is compiled by LLVM itself, in some hundredths of a second, in every process 
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -53,14 +54,15 @@ def _load(builder: Any, address: Any, kind: Any) -> Any:
 
 
 def _write(module: Any) -> None:
-    """Write the function that takes spans of memory into one state, piece by piece."""
-    function = ir.Function(module, ir.FunctionType(LONG, [LONG, LONG]), "digest")
+    """Write the function that takes spans of memory, each into a state, until none are left."""
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [LONG]), "read")
     b = ir.IRBuilder(function.append_basic_block())
-    w, (spans, count) = Numbers(b), function.args
+    w, [words] = Numbers(b), function.args
     state, lanes = b.alloca(LONG), b.alloca(_WORDS)
-    b.store(LONG(0), state)
+    counter = b.inttoptr(words, LONG.as_pointer())
+    count, spans = (_load(b, b.add(words, LONG(8 * i)), LONG) for i in (1, 2))
 
-    def take(address: Any, kind: Any, words: Any) -> None:
+    def take(address: Any, kind: Any, count: Any) -> None:
         """Take so many words or bytes from an address on into the one state."""
 
         def take_one(i: Any) -> None:
@@ -68,7 +70,7 @@ def _write(module: Any) -> None:
             word = word if kind == LONG else b.zext(word, LONG)
             b.store(_mix(b, b.load(state), word), state)
 
-        w.each(words, take_one)
+        w.each(count, take_one)
 
     def take_piece(address: Any, size: Any) -> None:
         blocks = b.sdiv(size, LONG(_BLOCK))
@@ -81,13 +83,20 @@ def _write(module: Any) -> None:
         take(b.sub(end, rest), LONG, b.sdiv(rest, LONG(8)))
         take(b.sub(end, left), _BYTE, left)
 
-    def take_span(span: Any) -> None:
-        row = b.add(spans, b.mul(span, LONG(32)))
-        first, pieces, size, step = (_load(b, b.add(row, LONG(8 * i)), LONG) for i in range(4))
-        w.each(pieces, lambda piece: take_piece(b.add(first, b.mul(piece, step)), size))
-
-    w.each(count, take_span)
-    b.ret(b.load(state))
+    fetch, found, done = (b.append_basic_block() for _ in range(3))
+    b.branch(fetch)
+    b.position_at_end(fetch)
+    span = b.atomic_rmw("add", counter, LONG(1), "monotonic")
+    b.cbranch(b.icmp_signed("<", span, count), found, done)
+    b.position_at_end(found)
+    row = b.add(spans, b.mul(span, LONG(32)))
+    first, pieces, size, step = (_load(b, b.add(row, LONG(8 * i)), LONG) for i in range(4))
+    b.store(LONG(0), state)
+    w.each(pieces, lambda piece: take_piece(b.add(first, b.mul(piece, step)), size))
+    b.store(b.load(state), b.gep(counter, [b.add(span, LONG(3))]))
+    b.branch(fetch)
+    b.position_at_end(done)
+    b.ret_void()
 
 
 def _blocks(b: Any, address: Any, blocks: Any) -> Any:
@@ -110,27 +119,52 @@ def _blocks(b: Any, address: Any, blocks: Any) -> Any:
     return taken
 
 
-def _compile() -> tuple[Any, Callable[[int, int], int]]:
+def _compile() -> tuple[Any, int]:
     target, module = machine(), ir.Module()
     _write(module)
     engine = binding.create_mcjit_compiler(binding.parse_assembly(str(module)), target)
     engine.finalize_object()
-    # A call that keeps the interpreter's lock: no other thread can free the memory meanwhile.
-    kind = ctypes.PYFUNCTYPE(ctypes.c_uint64, ctypes.c_int64, ctypes.c_int64)
-    return engine, kind(engine.get_function_address("digest"))
+    return engine, engine.get_function_address("read")
 
 
-_ENGINE, _RUN = _compile()  # the code lives as long as the engine
+_ENGINE, _READ = _compile()  # the code lives as long as the engine
+# A call that keeps the interpreter's lock: no other thread can free the memory meanwhile.
+_read: Callable[[int], None] = ctypes.PYFUNCTYPE(None, ctypes.c_int64)(_READ)
 
 
-def digest(spans: ctypes.Array[ctypes.c_int64]) -> int:
-    """Hash all bits of some spans of memory: practically any change gives another number.
+class Reading:
+    """Hashes of all bits of some spans of memory, read by whichever threads have time for it.
 
-    A change of one word changes it for certain. One of several words goes unnoticed only by
-    chance, in less than one case in 2^32.
+    Practically any change gives other hashes. A change of one word does for certain; one of several
+    words goes unnoticed only by chance, in less than one case in 2^32.
 
     Args:
         spans: address, number of pieces, bytes of a piece, bytes from one piece to the next, of
             each span, one after the other. Addresses need not be aligned.
     """
-    return _RUN(ctypes.addressof(spans), len(spans) // 4)
+
+    __slots__ = ("_spans", "_words")
+
+    function = _READ
+    """The address of a function that reads; see :meth:`begin`."""
+
+    def __init__(self, spans: array[int]) -> None:
+        count = len(spans) // 4
+        self._spans = spans
+        # The first span that nobody has fetched, how many there are and where; then the hashes.
+        self._words = array("q", (0, count, spans.buffer_info()[0], *(0,) * count))
+
+    def begin(self) -> tuple[int, array[int]]:
+        """Return the address of the function's argument, and what is to be kept as long.
+
+        Any number of threads may call the function at once. All must have returned before
+        :meth:`finish` is called.
+        """
+        words = self._words[:]
+        return words.buffer_info()[0], words
+
+    def finish(self, words: array[int] | None = None) -> array[int]:
+        """Read what is left, if this was begun, and return the hash of every span."""
+        words = self._words[:] if words is None else words
+        _read(words.buffer_info()[0])
+        return words[3:]

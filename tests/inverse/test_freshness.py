@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import made_flows as mf
+from made_flows import _cache
 from made_flows.inverse import HeadStep, sequential_inverse
 from made_flows.inverse.dispatch import backend
 from made_flows.nn.linear import MaskedLinear
@@ -182,14 +184,77 @@ def test_weights_that_are_computed(option: str, compute: Callable[[nn.Module, st
         assert not torch.equal(after, before)
 
 
-def test_a_change_of_all_weights_of_a_large_network_is_noticed_through_data_too() -> None:
-    model = scatter(MODELS["Gaussian | plain"](5, hidden_features=(300, 300)), 0.5)
-    step = HeadStep(model.head)
-    noise = noise_of(step, 2, 5)
-    check_values(model.made, step, noise)
-    for _ in range(3):
-        _through_data(model)
-        check_values(model.made, step, noise)
+def _last_weight(flow: Any) -> None:
+    flow.transforms[0].conditioner.layers[-1].weight.data.view(torch.int64)[-1, -1] ^= 1 << 40
+
+
+def _unread_weight(flow: Any) -> None:
+    layer = flow.transforms[0].conditioner.layers[1]
+    layer.weight.data[layer.mask == 0] = torch.nan  # which is to be seen in every output
+
+
+def _mask(flow: Any) -> None:
+    layer = flow.transforms[0].conditioner.layers[1]
+    layer.mask.detach().numpy()[tuple(layer.mask.nonzero()[0])] = 0
+
+
+def _in_another_thread(flow: Any) -> None:
+    thread = threading.Thread(target=_through_data, args=(flow,))
+    thread.start()
+    thread.join()
+
+
+BELIEVED: dict[str, Callable[[Any], None]] = {
+    "all weights": _through_data,
+    "a bit of the last weight": _last_weight,
+    "what no unit reads": _unread_weight,
+    "a mask": _mask,
+    "in another thread": _in_another_thread,
+}
+
+
+@pytest.fixture
+def failed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """Make kernels believe small networks too, as they do large ones; list proofs that failed."""
+    monkeypatch.setattr(_cache, "_LARGE", 0)
+    monkeypatch.setattr(_cache, "_PIECE", 64)
+    found: list[bool] = []
+    holds = _cache.Proof.holds
+
+    def holds_too(proof: _cache.Proof) -> bool:
+        found.append(not holds(proof))
+        return not found[-1]
+
+    monkeypatch.setattr(_cache.Proof, "holds", holds_too)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield found
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("change", BELIEVED.values(), ids=BELIEVED)
+def test_kernels_that_believe_the_weights_start_again_when_these_changed(
+    change: Callable[[Any], None], failed: list[bool]
+) -> None:
+    flow = scatter(mf.MAF(5, transforms=2, hidden_features=(16, 16)).double())
+    z = torch.randn(40, 5, dtype=F64)
+
+    def answers(of: Any) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            x, density = of().rsample_and_log_prob((40,))
+            return [x, density, of().log_prob(z), *of.transforms[0].to_noise(z)]
+
+    answers(flow)
+    del failed[:]
+    answers(flow)
+    assert failed
+    assert not any(failed)
+    change(flow)
+    found = answers(flow)
+    assert any(failed)
+    for mine, right in zip(found, answers(copy.deepcopy(flow)), strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-12, atol=0, equal_nan=True)
 
 
 @each_backend

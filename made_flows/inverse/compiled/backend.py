@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from made_flows._cache import TensorCache
+from made_flows._cache import Proof, TensorCache
 from made_flows.inverse.compiled import packing, placement, simd
 from made_flows.inverse.compiled.activations import ActivationRows, function_of
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
@@ -61,7 +61,13 @@ def _workspace(size: int, dtype: torch.dtype) -> Written:
 
 
 def _over_rows(
-    kernel: Kernel, rows: int, work: float, lines: int, dtype: torch.dtype, arguments: Any
+    kernel: Kernel,
+    rows: int,
+    work: float,
+    lines: int,
+    dtype: torch.dtype,
+    arguments: Any,
+    proof: Proof | None = None,
 ) -> None:
     """Call a kernel for all rows, on as many threads as torch.
 
@@ -72,11 +78,15 @@ def _over_rows(
         lines: rows of a tile's workspace.
         dtype: of the workspace.
         arguments: the others.
+        proof: what threads read that have no rows.
     """
     threads = threads_for(rows, work, dtype)
     lanes = lanes_of(rows, dtype, threads)
-    size = lines * lanes
-    kernel(rows, lanes, size, threads, _workspace(threads * size, dtype), *arguments)
+    size, afterwards = lines * lanes, (0, 0)
+    if proof is not None:
+        threads, afterwards = torch.get_num_threads(), proof.call
+    spaces = _workspace(threads * size, dtype)
+    kernel(rows, lanes, size, threads, spaces, *arguments, afterwards=afterwards)
 
 
 def over_spaces(kernel: Kernel, rows: int, work: float, spaces: Tensor, arguments: Any) -> None:
@@ -129,11 +139,13 @@ class Call(NamedTuple):
     work: int
     dtype: torch.dtype
 
-    def run(self, batch: Rows | Scores, context: Context | None) -> None:
-        """Call the kernel for a batch."""
+    def run(
+        self, batch: Rows | Scores, context: Context | None, proof: Proof | None = None
+    ) -> None:
+        """Call the kernel for a batch, and see to it that a proof is read."""
         sweep = self.sweep if context is None else _in_context(self.sweep, context)
         kernel = _SWEEPS["step" if self.sequential else "score"]
-        _over_rows(kernel, batch.size, self.work, self.lines, self.dtype, (batch, sweep))
+        _over_rows(kernel, batch.size, self.work, self.lines, self.dtype, (batch, sweep), proof)
 
 
 @dataclass
@@ -308,9 +320,14 @@ def solve(ready: Ready, kernel: StepKernel, problem: Problem) -> Tensor:
 
 
 def run(
-    calls: Sequence[Call], x: Tensor, contexts: Sequence[Context | None]
+    calls: Sequence[Call],
+    x: Tensor,
+    contexts: Sequence[Context | None],
+    proof: Proof | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Map values (N, D), or noise (N, D, P), by networks and steps in turn.
+
+    A proof of the weights is read on the way, by threads that have no rows.
 
     Returns:
         The last's images (N, D), None for the score of a head, and the sum of the densities (N,)
@@ -331,7 +348,7 @@ def run(
             density = torch.empty(rows, dtype=dtype, device="cpu") if density is None else density
             batch = Scores(rows, source, target, density.data_ptr(), adds)
         if rows:
-            call.run(batch, context)
+            call.run(batch, context, proof)
         source = target  # a tile's values are read before they are overwritten
     return images, density
 

@@ -159,7 +159,8 @@ class Kernel:
     """A function over tiles of rows, compiled at its first call for numbers of a precision.
 
     Its first arguments are a slot, which says which of the workspaces is its thread's, the
-    :class:`~made_flows.inverse.compiled.threads.Tiles`, and the workspaces.
+    :class:`~made_flows.inverse.compiled.threads.Tiles`, and the workspaces. A thread for which no
+    tiles are left does something else, if it is told what.
     """
 
     def __init__(self, function: Any) -> None:
@@ -167,7 +168,14 @@ class Kernel:
         self._addresses: dict[Any, int] = {}
 
     def __call__(
-        self, rows: int, lanes: int, size: int, threads: int, spaces: Written, *arguments: Any
+        self,
+        rows: int,
+        lanes: int,
+        size: int,
+        threads: int,
+        spaces: Written,
+        *arguments: Any,
+        afterwards: tuple[int, int] = (0, 0),
     ) -> None:
         """Call it for a batch of rows, in so many threads.
 
@@ -178,13 +186,14 @@ class Kernel:
             threads: how many.
             spaces: all workspaces.
             arguments: the others: integers, arrays, and named tuples of both.
+            afterwards: address of a function that every thread calls at its end, and its argument.
         """
         single = spaces.value.dtype == np.float32
         address = self._addresses.get(single)
         if address is None:
             address = self._address(single, (spaces, *arguments))
             self._addresses[single] = address
-        words = array("q", (0, 0, rows, lanes, size))
+        words = array("q", (0, 0, *afterwards, rows, lanes, size))
         for argument in (spaces, *arguments):
             words.extend(argument.words if isinstance(argument, Written) else words_of(argument))
         in_threads(address, words.buffer_info()[0], threads)
@@ -197,10 +206,14 @@ class Kernel:
             [first] = words
             slot = fetch(Numbers(builder), builder.ptrtoint(first, LONG), 1)
             given = (builder.load(builder.gep(first, [LONG(i)])) for i in range(2, 1000))
+            afterwards, argument = next(given), next(given)
             counter = builder.ptrtoint(builder.gep(first, [LONG(1)]), LONG)
             tiles = Tiles(counter, next(given), next(given), next(given))
             values = (slot, tiles, *_taken(builder, arguments, given))
             builder.call(program.function(self.function, values), leaves(values))
+            with builder.if_then(builder.icmp_signed("!=", afterwards, LONG(0))):
+                kind = ir.FunctionType(ir.VoidType(), [LONG])
+                builder.call(builder.inttoptr(afterwards, kind.as_pointer()), [argument])
             builder.ret_void()
 
         return _address(name, write)
