@@ -25,8 +25,11 @@ from made_flows.inverse.compiled.threads import next_tile
 _PIECE = 16_384
 """Numbers that a thread takes at once, at most."""
 
-_ALONE = 6
-"""Pieces for which another thread is worth its start."""
+_ROWS = 16
+"""Rows that are copied at once: as many numbers as a line of the cache has."""
+
+_ALONE = 6 * _PIECE
+"""Numbers for which another thread is worth its start."""
 
 
 class Places(NamedTuple):
@@ -34,33 +37,54 @@ class Places(NamedTuple):
 
     Args:
         places: in its own tensor; -1 stands for a zero.
-        pieces: first and last number of a piece, and which tensor it is of, (pieces, 3).
+        pieces: first and last number of a piece, which tensor it is of, how many numbers its rows
+            have, where it is found and how far apart its columns are, (pieces, 6). They are -1
+            apart where only ``places`` say where they are.
     """
 
     places: NDArray[np.int32]
     pieces: Integers
 
 
-def found_in(places: Integers, sizes: Sequence[int]) -> Places:
+def found_in(places: Integers, sizes: Sequence[int], blocks: Sequence[tuple[int, int]]) -> Places:
     """Say where numbers are found whose places are among tensors laid end to end.
 
     What lies after the last of them stands for a zero.
+
+    Args:
+        places: among the tensors.
+        sizes: of the tensors.
+        blocks: where blocks of numbers of one tensor begin, and how many numbers their rows have;
+            the last one goes on to the end.
     """
     most = max(sizes)
     expect(most < 2**31, "a layer", "to have fewer than 2**31 weights, as kernels count them", most)
     starts = np.cumsum([0, *sizes])
     known = places < starts[-1]
-    # A zero counts to the tensor before it, so that no piece ends with it.
-    last = np.maximum.accumulate(np.where(known, np.arange(len(places)), 0))
-    owners = np.searchsorted(starts, np.where(known, places, 0)[last], "right") - 1
-    local = np.where(known, places - starts[owners], -1)
-    return Places(local.astype(np.int32), _pieces(owners))
+    local, pieces = np.full(len(places), -1, np.int32), []
+    ends = [*(start for start, _ in blocks[1:]), len(places)]
+    for (first, width), last in zip(blocks, ends, strict=True):
+        here = places[first:last][known[first:last]]
+        owner = int(np.searchsorted(starts, here[0], "right")) - 1 if len(here) else 0
+        local[first:last][known[first:last]] = here - starts[owner]
+        base, pitch, regular = _regular(local[first:last].reshape(-1, width))
+        middle = first + regular * width
+        step = max(_PIECE // width, 1) * width
+        for start, end, apart in ((first, middle, pitch), (middle, last, -1)):
+            for at in range(start, end, step):
+                row = base + (at - first) // width
+                pieces.append((at, min(at + step, end), owner, width, row, apart))
+    return Places(local, np.array(pieces, np.int64).reshape(-1, 6))
 
 
-def _pieces(owners: Integers) -> Integers:
-    firsts = {0, *(np.flatnonzero(np.diff(owners)) + 1), *range(0, len(owners), _PIECE)}
-    found = np.array([*sorted(firsts), len(owners)], np.int64)
-    return np.stack([found[:-1], found[1:], owners[found[:-1]]], axis=1)
+def _regular(places: NDArray[np.int32]) -> tuple[int, int, int]:
+    """Say where the first rows are found: row i, column u at base + i + u * pitch; and how many."""
+    base = int(places[0, 0])
+    pitch = int(places[0, -1] - base) // max(places.shape[1] - 1, 1)
+    rows, columns = np.indices(places.shape, sparse=True)
+    wrong = (places != base + rows + columns * pitch).any(axis=1)
+    count = int(wrong.argmax()) if wrong.any() else len(places)
+    return base, pitch, count if min(base, pitch) >= 0 else 0
 
 
 def pieces_of(sizes: Sequence[int], places: Sequence[int]) -> Integers:
@@ -81,6 +105,17 @@ def _copy(target: Any, places: Any, first: int, last: int, source: Any) -> None:
         target[i] = source[0, known] if place >= 0 else zero
 
 
+def _transpose(target: Any, piece: Any, source: Any) -> None:
+    """Copy a piece a few rows at once, whose numbers are neighbours where they are found."""
+    first, last, width, base, pitch = piece[0], piece[1], piece[3], piece[4], piece[5]
+    rows = (last - first) // width
+    for k in range(0, rows, _ROWS):
+        end = min(k + _ROWS, rows)
+        for u in range(width):
+            for row in range(k, end):
+                target[first + row * width + u] = source[0, base + u * pitch + row]
+
+
 def _gather(slot: int, tiles: Any, target: Any, found: Any, tainting: Any, sources: Any) -> None:
     zero, copied = like(target[0], 0.0), len(found.pieces)
     while True:
@@ -88,14 +123,18 @@ def _gather(slot: int, tiles: Any, target: Any, found: Any, tainting: Any, sourc
         if here <= 0:
             return
         if job < copied:
-            first, last, owner = found.pieces[job, 0], found.pieces[job, 1], found.pieces[job, 2]
-            _copy(target, found.places, first, last, matrix(sources[owner], target, 1, 1))
+            piece = found.pieces[job]
+            source = matrix(sources[piece[2]], target, 1, 1)
+            if piece[5] < 0:
+                _copy(target, found.places, piece[0], piece[1], source)
+            else:
+                _transpose(target, piece, source)
         else:
-            piece = job - copied
-            source, total = matrix(sources[tainting[piece, 2]], target, 1, 1), zero
-            for i in range(tainting[piece, 0], tainting[piece, 1]):
-                total = plus_product(total, source[0, i], zero)
-            target[len(found.places) + piece] = total
+            part, total = tainting[job - copied], zero
+            tainted = matrix(sources[part[2]], target, 1, 1)
+            for i in range(part[0], part[1]):
+                total = plus_product(total, tainted[0, i], zero)
+            target[len(found.places) + job - copied] = total
 
 
 _GATHER = Kernel(_gather)
@@ -111,6 +150,7 @@ def gather(tensors: Sequence[Tensor], found: Written, tainting: Written) -> NDAr
     size, jobs = len(places) + len(tainting.value), len(pieces) + len(tainting.value)
     target = array_of(torch.empty(size + SPARE, dtype=tensors[0].dtype, device="cpu"))[:size]
     addresses = np.array([*map(Tensor.data_ptr, tensors)], np.int64)
-    threads = min(torch.get_num_threads(), -(-jobs // _ALONE))
+    numbers = len(places) + int((tainting.value[:, 1] - tainting.value[:, 0]).sum())
+    threads = min(torch.get_num_threads(), -(-numbers // _ALONE))
     _GATHER(jobs, 1, 0, threads, Written(target), found, tainting, addresses)
     return target

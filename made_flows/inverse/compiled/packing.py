@@ -128,15 +128,22 @@ def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weigh
 def _gather(layout: Layout, network: _Places, tensors: Sequence[Tensor]) -> Gather:
     """Find weights in blocks, then biases and norms."""
     ranks, symbolic = layout.ranks, network.symbolic
-    found = np.full(layout.size, network.zero)
+    parts: list[tuple[int, int, Integers]] = []  # begin, numbers in a row, places
     chains = (*layout.blocks, layout.direct_blocks)
     for (index, of_inputs, matrix), places in zip(network.matrices, chains, strict=False):
         starts = ranks.starts[index]
         for p, (r0, r1) in enumerate(pairwise(ranks.panels)):
             read = inputs_read(symbolic, 0 if of_inputs else index, r1)
             block = matrix[starts[r0] : starts[r1], :read].T
-            found[places[p] : places[p] + block.size] = block.reshape(-1)
-    every = np.concatenate([found, *network.vectors, np.array([network.zero])])
+            if block.size:
+                parts.append((int(places[p]), block.shape[1], block.reshape(-1)))
+    parts.sort(key=lambda part: part[0])
+    at = layout.size
+    for vector in (*network.vectors, np.array([network.zero])):
+        if len(vector):
+            parts.append((at, 1, vector))
+            at += len(vector)
+    every = np.concatenate([part for _, _, part in parts])
     factors = None if network.factors is None else network.factors[every]
-    places = Written(found_in(every, network.sizes))
+    places = Written(found_in(every, network.sizes, [part[:2] for part in parts]))
     return Gather(network.owners, places, Written(network.tainting(tensors)), factors)
