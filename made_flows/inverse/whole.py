@@ -217,7 +217,7 @@ class Plan:
                 contexts.append(context_of(packed.symbolic[place], network))
             else:
                 contexts.append(None)
-        [proof] = proofs or [None]
+        proof = proofs[0] if proofs else None
         found: tuple[Tensor | None, Tensor | None]
         found = self._cpu.run(packed.calls, x, contexts, proof)
         if proof is not None and not proof.holds():

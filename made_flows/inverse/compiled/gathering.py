@@ -81,8 +81,8 @@ def _regular(places: NDArray[np.int32]) -> tuple[int, int, int]:
     """Say where the first rows are found: row i, column u at base + i + u * pitch; and how many."""
     base = int(places[0, 0])
     pitch = int(places[0, -1] - base) // max(places.shape[1] - 1, 1)
-    rows, columns = np.indices(places.shape, sparse=True)
-    wrong = (places != base + rows + columns * pitch).any(axis=1)
+    rows, columns = np.arange(len(places)), np.arange(places.shape[1])
+    wrong = (places != base + rows[:, None] + columns * pitch).any(axis=1)
     count = int(wrong.argmax()) if wrong.any() else len(places)
     return base, pitch, count if min(base, pitch) >= 0 else 0
 
