@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from typing import Any, cast
 
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 
 from made_flows._torch import has_concrete_values, is_traced, is_untransformed
 from made_flows.interop.conditioner import ForeignConditioner
+from made_flows.inverse import dispatch
 from made_flows.inverse.d_pass import warn_of_passes
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import BijectionStep, HeadStep, Step
 from made_flows.nn.linear import is_weight_hook
 from made_flows.nn.made import MADE
+from made_flows.nn.spec import Structure
 from made_flows.nn.validation import NotUnderstoodError, Watch
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.heads import Head
@@ -98,8 +101,17 @@ class Fast:
             _ = conditioner.ranks  # refused where masks cannot be read, as those that are mapped
         if torch.is_autocast_enabled(device.type):
             raise NotUnderstoodError("autocast computes parts of it in another precision")
+        if not dispatch.pays(self.step, *self._size, known):
+            return False
         _expect_finite(known, context)
         return True
+
+    @cached_property
+    def _size(self) -> tuple[Structure, int]:
+        """The network's structure, and how many weights it has."""
+        network = self.conditioner.spec(None)
+        matrices = [tensor for tensor in network.tensors if tensor.dim() == 2]
+        return network.structure, sum(map(Tensor.numel, matrices)) // 2  # the others are masks
 
     def steady(self) -> bool:
         """Tell whether every call computes the same: no dropout, no batch statistics."""

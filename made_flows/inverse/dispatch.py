@@ -16,11 +16,12 @@ from torch import Tensor
 from made_flows._checks import expect, shown
 from made_flows._torch import has_concrete_values, own_precision
 from made_flows.inverse import eager
-from made_flows.inverse.compiled.placement import knows
+from made_flows.inverse.compiled.layout import DTYPES
+from made_flows.inverse.compiled.placement import activations_of, knows
 from made_flows.inverse.gpu import graphs
 from made_flows.inverse.problem import Problem, TransposedProblem
-from made_flows.inverse.steps import BijectionStep, HeadStep
-from made_flows.nn.spec import NetworkSpec
+from made_flows.inverse.steps import BijectionStep, HeadStep, Step
+from made_flows.nn.spec import NetworkSpec, Structure
 from made_flows.univariate.step_kernel import SplineForm, StepKernel
 
 _CHOICES = ("auto", "eager", "compiled", "triton")
@@ -67,6 +68,35 @@ def _default() -> str:
     choice = os.environ.get(_VARIABLE, "auto")
     expect(choice in _CHOICES, _VARIABLE, f"to be one of {', '.join(_CHOICES)}", shown(choice))
     return choice
+
+
+_LEAST_LAUNCHED, _LEAST_FEATURES, _LEAST_WORK, _ROWS = 24, 6, 40_000_000, 40
+"""From where on the sweep in torch operations is faster than D passes of the network. On a GPU:
+features, by what is launched. On a CPU: features, and multiplications in all passes, as if there
+were some more rows; measured with 2 to 63 features, 64 and 256 units, 1 to 4096 rows."""
+
+
+def pays(step: Step, structure: Structure, weights: int, x: Tensor) -> bool:
+    """Tell whether the inverse of values (..., D) is the faster one of it and D passes.
+
+    With a kernel, or recorded, it is; in torch operations from a size on.
+
+    Args:
+        step, structure: the elementwise map, and the network's structure.
+        weights: how many weights the network has, masked ones included.
+        x: the values.
+    """
+    kernel = step.kernel()
+    known = kernel is not None and kernel.follows_rule and activations_of(structure) is not None
+    if _choice() != "auto" or (known and x.is_cuda):
+        return True
+    if known and x.dtype in DTYPES and x.is_cpu and _engine("llvmlite") is not None:
+        return True
+    features = structure.features
+    if not x.is_cpu:
+        return features >= _LEAST_LAUNCHED
+    work = weights * (x.numel() + _ROWS * features)
+    return features >= _LEAST_FEATURES and work >= _LEAST_WORK
 
 
 _WITHOUT = {

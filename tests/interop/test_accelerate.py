@@ -29,7 +29,9 @@ from pyro.infer.autoguide import AutoIAFNormal
 from torch import Tensor, nn
 
 import made_flows as mf
+from made_flows.interop import fast_layer
 from made_flows.interop.class_swap import original_class
+from made_flows.inverse import sequential_inverse
 from made_flows.inverse.d_pass import SlowInverseWarning
 from tests.helpers.default_dtype import default_dtype
 from tests.helpers.foreign_layers import (
@@ -783,3 +785,21 @@ def test_no_library_is_imported_that_is_not_there_already() -> None:
         assert not (libraries - {"zuko"}) & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+
+
+def test_a_small_layer_without_a_kernel_is_left_to_its_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()  # sizes count as they are
+    taken: list[int] = []
+
+    def counted(conditioner: Any, *given: Any) -> Tensor:
+        taken.append(conditioner.features)
+        return sequential_inverse(conditioner, *given)
+
+    monkeypatch.setattr(fast_layer, "sequential_inverse", counted)
+    for features, activation in ((3, nn.Tanh), (3, nn.Hardswish), (300, nn.Hardswish)):
+        flow = zuko.flows.MAF(features, transforms=1, activation=activation)
+        x = mf.accelerate(flow)().sample((2,))
+        assert x.isfinite().all()
+    assert taken == [3, 300]

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Independent, Laplace
 
 import made_flows as mf
 from made_flows.inverse import HeadStep, dispatch, sequential_inverse
 from made_flows.inverse.dispatch import backend
-from tests.helpers.density_models import MODELS, context_of
+from tests.helpers.density_models import MODELS, NETWORKS, context_of
 from tests.helpers.inverse_checks import STEPS, each_backend, made_for, noise_of
 
 # ---------------------------------------------------------------------- autocast
@@ -55,6 +56,33 @@ def test_autocast_in_the_slow_direction_of_a_flow(choice: str) -> None:
     with backend(choice), torch.autocast("cpu", torch.bfloat16):
         flow(torch.randn(3, 2)).log_prob(x).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in flow.parameters())
+
+
+# ---------------------------------------------------------------------- what pays
+
+KNOWN, OWN = NETWORKS["plain"], NETWORKS["own activation"]
+PAYS: dict[str, tuple[Callable[..., mf.MADE], int, int, str, torch.dtype, bool]] = {
+    "a kernel": (KNOWN, 2, 1, "cpu", torch.float32, True),
+    "a recording": (KNOWN, 2, 1, "cuda", torch.bfloat16, True),
+    "half precision, small": (KNOWN, 20, 1, "cpu", torch.bfloat16, False),
+    "few features": (OWN, 4, 4096, "cpu", torch.float32, False),
+    "small": (OWN, 20, 4, "cpu", torch.float32, False),
+    "large": (OWN, 20, 4096, "cpu", torch.float32, True),
+    "few launches": (OWN, 20, 4096, "cuda", torch.float32, False),
+    "many launches": (OWN, 30, 1, "cuda", torch.float32, True),
+}
+
+
+@pytest.mark.parametrize("name", PAYS)
+def test_the_inverse_is_taken_where_it_is_faster_than_passes(name: str) -> None:
+    make, features, rows, device, dtype, pays = PAYS[name]
+    network, step = make(features, parameters=2).spec(), STEPS["inverse, affine"](features)
+    with FakeTensorMode():
+        x = torch.empty(rows, features, device=device, dtype=dtype)
+    size = network.structure, 64 * (64 + 3 * features)
+    assert dispatch.pays(step, *size, x) is pays
+    with backend("eager"):
+        assert dispatch.pays(step, *size, x)
 
 
 # ---------------------------------------------------------------------- default devices
