@@ -316,6 +316,17 @@ def test_users_errors_are_no_assertions(name: str) -> None:
     assert not found, f"Expected errors of `_checks`, which -O keeps; got assert in lines {found}"
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_generators_of_other_devices_are_left_alone(name: str) -> None:
+    # In doctests it may stand: a syntax tree has these as strings.
+    found = [
+        node.lineno
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.manual_seed"
+    ]
+    assert not found, f"Expected seeded() or seed_generators(); got torch.manual_seed in {found}"
+
+
 def test_the_version_is_that_of_the_package() -> None:
     text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert 'path = "made_flows/__init__.py"' in text

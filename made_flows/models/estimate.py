@@ -32,6 +32,7 @@ from made_flows.models.mades import GaussianMixtureMADE as MixtureMADE
 from made_flows.models.mixtures import Mixture
 from made_flows.training.history import TrainingError
 from made_flows.training.loop import fit
+from made_flows.training.optimization import seed_generators, seeded
 from made_flows.training.standardization import robust_moments
 
 Budget = Literal["fast", "good", "best"]
@@ -148,7 +149,7 @@ def estimate(
     if kind == "real":
         check_columns(rows)
     run = _Run(rows, given, kind, budget, seed, progress, time.perf_counter() + limit)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with seeded(seed, run.device), warnings.catch_warnings():
         # Said once, of all rows: every fold of every candidate would say it again.
         for said in ("standard deviations out", "nearly linear in one another"):
             warnings.filterwarnings("ignore", message=f".*{said}")
@@ -176,6 +177,7 @@ class _Run:
         self.kind, self.budget = kind, budget
         self.seed, self.progress, self.end = seed, progress, end
         self.generator = torch.Generator().manual_seed(seed)
+        self.device = torch.empty(0).device  # where models are made
         self.best = (Prior(1.0), 1)  # of the normal mixtures: prior and components
         self.least = -1e4 - 100.0 * x.shape[1]  # log-density below which all rows are alike
         self.folds = self._cut()
@@ -297,7 +299,7 @@ class _Run:
 
     def _train(self, part: _Part, k: int, seconds: float) -> bool:
         """Train a model, stopped early by the rows left out; return whether the limit ended it."""
-        torch.manual_seed((self.seed + 1000 * part.number + k) % 2**63)
+        seed_generators((self.seed + 1000 * part.number + k) % 2**63, self.device)
         x, context = self._of(self._rest(self.folds[k]))
         held_out = self._of(self.folds[k])
         model = cast(Make, part.make)(x)

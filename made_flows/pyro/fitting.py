@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast
 
@@ -25,6 +26,7 @@ from made_flows.pyro.mixture_guide import FlowMixture
 from made_flows.pyro.starts import JointDensity, NormalStart, apart, find_starts
 from made_flows.pyro.unseen import highest_ends
 from made_flows.pyro.whitened import Density
+from made_flows.training.optimization import seeded
 
 
 class _Budget(NamedTuple):
@@ -152,15 +154,17 @@ def fit_guide(
     modes = positive_integer(modes, "modes")
     model = guide.model_given()
     began = time.perf_counter()
-    with torch.random.fork_rng(enabled=seed is not None, devices=()):
+    with ExitStack() as stack:
+        if seed is not None:
+            stack.enter_context(torch.random.fork_rng(devices=()))
         guide(*args, **kwargs)  # makes it know the model, with draws of its own if it is new
         with torch.no_grad(), poutine.block():
             nesting, sites = layout(model, guide, args, kwargs)  # or refuses, without any verdict
+        own = guide._init_loc()
         if seed is not None:
-            torch.manual_seed(seed)
+            stack.enter_context(seeded(seed, own.device))
         plan = BUDGETS[budget]
         ends: list[Tensor] = []
-        own = guide._init_loc()
         density = Density(model, args, kwargs, nesting if vectorize else None, sites, own.dtype)
         if vectorize:
             with torch.no_grad(), poutine.block(), torch.random.fork_rng(devices=()):

@@ -117,14 +117,18 @@ def left_in_evaluation(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     """Seed the global generators (for dropout, loaders) and put them back afterwards."""
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        # Not torch.manual_seed, which would seed every other device for good.
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed_generators(seed, device)
         yield torch.Generator().manual_seed(seed)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the global generators of the CPU and of a device."""
+    # Not torch.manual_seed, which would seed every other device for good.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 class SparseAdam(torch.optim.AdamW):

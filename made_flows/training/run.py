@@ -18,7 +18,13 @@ from made_flows.training.checkpoint import Checkpoint, random_state, set_random_
 from made_flows.training.data import Rows, Source
 from made_flows.training.history import History, Losses, TrainingError
 from made_flows.training.likelihood import mean_nll, negative_log_likelihood
-from made_flows.training.optimization import Average, Rates, copied_weights, restore_weights
+from made_flows.training.optimization import (
+    Average,
+    Rates,
+    copied_weights,
+    restore_weights,
+    seed_generators,
+)
 from made_flows.training.processes import Processes, starts_from_data
 from made_flows.training.target import Batch
 from made_flows.transforms.units import Units
@@ -197,9 +203,7 @@ class Run:
         return chain([first], batches, repeat(None))
 
     def _seed(self, seed: int) -> None:
-        torch.default_generator.manual_seed(seed % 2**63)
-        if self.parameters[0].device.type == "cuda":
-            torch.cuda.manual_seed(seed % 2**63)
+        seed_generators(seed % 2**63, self.parameters[0].device)
 
     def _gradients(
         self, batch: Batch | None, late: bool, due: bool
