@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from made_flows._torch import has_concrete_values
+from made_flows._torch import has_concrete_values, is_autocast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -197,7 +197,7 @@ def check_event(x: Any, argument: str, size: int, dtype: torch.dtype | None = No
         expect_real(tensor, argument)
     if tensor.dim() == 0 or tensor.shape[-1] != size:
         raise ValueError(f"Expected {argument} of shape (..., {size}); got {tuple(tensor.shape)}")
-    if dtype is not None and tensor.dtype != dtype and not torch.is_autocast_enabled():
+    if dtype is not None and tensor.dtype != dtype and not is_autocast(tensor):
         raise TypeError(
             f"Expected {argument} of dtype {dtype}, that of the model; got {tensor.dtype}. "
             f"Convert the one or the other: {argument}.to({dtype}) or model.to({tensor.dtype})"

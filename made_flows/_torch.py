@@ -98,6 +98,11 @@ def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.training = training
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Tell whether autocast chooses the precision of products on a tensor's device."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def own_precision(device: str) -> AbstractContextManager[None]:
     """Return a context in which products keep their tensors' dtype, whatever autocast says."""
     if torch.is_autocast_enabled(device):

@@ -118,7 +118,8 @@ def _solve(
     batch = noise.shape[:-2]
     # The sweeps' own precision, as the weights have it, whatever products elsewhere take.
     with own_precision(noise.device.type):
-        network = conditioner.spec(context_rows(context, batch))
+        rows = context_rows(context, batch)  # which autocast may have made of half precision
+        network = conditioner.spec(None if rows is None else rows.to(conditioner.dtype))
     if len(batch) == 1:
         return operators.solve(Problem(network, step, noise, known, prefix)), network
     flat = noise.reshape(-1, *noise.shape[-2:])

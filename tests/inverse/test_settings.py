@@ -51,10 +51,21 @@ def test_autocast_changes_neither_values_nor_whether_there_are_gradients(
 
 
 @each_backend
-def test_autocast_in_the_slow_direction_of_a_flow(choice: str) -> None:
-    flow, x = mf.IAF(4, context=2, hidden_features=(16,)), torch.randn(3, 4)
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("kind", [mf.IAF, mf.MAF])
+def test_autocast_in_both_directions_of_a_flow(kind: Any, low: bool, choice: str) -> None:
+    """Of float32, and of what autocast made half of before: a context from another network, say."""
+    flow, x, context = (
+        kind(4, context=2, hidden_features=(16,)),
+        torch.randn(3, 4),
+        torch.randn(3, 2),
+    )
+    expected = flow(context).log_prob(x)
     with backend(choice), torch.autocast("cpu", torch.bfloat16):
-        flow(torch.randn(3, 2)).log_prob(x).sum().backward()
+        given = (context.bfloat16(), x.bfloat16()) if low else (context, x)
+        score = flow(given[0]).log_prob(given[1])
+        torch.testing.assert_close(score.float(), expected, rtol=0.05, atol=0.05)
+        (score.sum() + flow(given[0]).rsample().sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in flow.parameters())
 
 
