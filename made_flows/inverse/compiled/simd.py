@@ -229,13 +229,42 @@ def lane_products(units: int, inputs: int) -> Any:
             w.each(b.sdiv(lanes, constant(width)), add_part)
 
         w.each(count, add)
-        name = f"llvm.vector.reduce.fadd.v{width}f{8 * a.itemsize}"
-        zero = ir.Constant(a.element, 0.0)
-        # In whatever order is fastest: pairs of halves, not one lane after the other.
-        found = [w.intrinsic(name, zero, b.load(total), flags=("reassoc",)) for total in sums]
+        found = _totals(w, [b.load(total) for total in sums], a.itemsize)
         return tuple(LaneSum(u, k, total) for (u, k), total in zip(pairs, found, strict=True))
 
     return product
+
+
+def _totals(w: Numbers, vectors: list[Any], size: int) -> list[Any]:
+    """Sum the lanes of every vector, of numbers of so many bytes.
+
+    As many vectors as lanes are summed together, in half of the instructions: two become one by
+    adding neighbours, again and again, until each lane has the sum of another vector.
+    """
+    b, kind, width = w.builder, vectors[0].type, vectors[0].type.count
+    if len(vectors) % width:
+        name, zero = f"llvm.vector.reduce.fadd.v{width}f{8 * size}", ir.Constant(kind.element, 0.0)
+        # In whatever order is fastest: pairs of halves, not one lane after the other.
+        return [w.intrinsic(name, zero, vector, flags=("reassoc",)) for vector in vectors]
+    near = 16 // size  # numbers that change places in one instruction
+    parts, near_parts = range(width // near), range(near // 2)
+    within = [v * width + part * near + 2 * i for part in parts for v in (0, 1) for i in near_parts]
+    across = [2 * part * near + i for part in parts for i in range(near)]
+    places, found = ir.VectorType(ir.IntType(32), width), []
+
+    def halves(left: Any, right: Any, order: list[int], step: int) -> Any:
+        chosen = (ir.Constant(places, [at + side * step for at in order]) for side in (0, 1))
+        return b.fadd(*(b.shuffle_vector(left, right, mask) for mask in chosen))
+
+    for first in range(0, len(vectors), width):
+        some = vectors[first : first + width]
+        while len(some) > 1:
+            order, step = (within, 1) if len(some) > len(parts) else (across, near)
+            pairs = zip(some[::2], some[1::2], strict=True)
+            some = [halves(left, right, order, step) for left, right in pairs]
+        lanes = (ir.Constant(ir.IntType(32), lane) for lane in range(width))
+        found += [b.extract_element(some[0], lane) for lane in lanes]
+    return found
 
 
 @emits
