@@ -103,23 +103,30 @@ MUTANTS = [
     Mutant(
         "weights that are not sorted",
         "made_flows/inverse/eager.py",
-        "return torch.index_select(masked.index_select(0, units), 1, inputs)",
+        "return masked.index_select(0, units).index_select(1, inputs)",
         "return masked.index_select(0, units)",
         INVERSE,
     ),
     Mutant(
         "weights without their mask",
         "made_flows/inverse/eager.py",
-        "masked = torch.where(mask != 0, weight * mask.to(weight.dtype), torch.zeros_like(weight))",
+        "masked = weight * layer.mask.to(weight.dtype)",
         "masked = weight",
         INVERSE,
+    ),
+    Mutant(
+        "masks on a device that are not proved",
+        "made_flows/inverse/symbolic.py",
+        "changed = [(a != b).any()",
+        "changed = [(a != a).any()",
+        GRAPHS,
     ),
     # --- packing
     Mutant(
         "a block in another's place",
         "made_flows/inverse/compiled/packing.py",
-        "found[places[p] : places[p] + block.size] = block.reshape(-1)",
-        "found[places[0] : places[0] + block.size] = block.reshape(-1)",
+        "parts.append((int(places[p]), block.shape[1], block.reshape(-1)))",
+        "parts.append((int(places[0]), block.shape[1], block.reshape(-1)))",
         INVERSE,
     ),
     Mutant(
@@ -353,7 +360,7 @@ MUTANTS = [
     Mutant(
         "tiles that are timed anew in every process",
         "made_flows/inverse/gpu/autotuning.py",
-        "    if path is not None:",
+        "    if kept is not None and kept in configs:",
         "    if False:",
         CALLS,
     ),
