@@ -294,6 +294,13 @@ MUTANTS = [
         FRESH,
     ),
     Mutant(
+        "weights that are believed to the end",
+        "made_flows/inverse/whole.py",
+        "if proof is not None and not proof.holds():",
+        "if False:",
+        FRESH,
+    ),
+    Mutant(
         "masks that are not part of the stamp",
         "made_flows/inverse/symbolic.py",
         "masks = [tensors[place] for place in structure.mask_places]",
