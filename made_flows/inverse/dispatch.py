@@ -190,7 +190,7 @@ def solve(problem: Problem) -> Tensor:
 
 def for_plans(x: Tensor) -> ModuleType | None:
     """Return the module of compiled passes without gradients for values such as these."""
-    wanted = x.device.type == "cpu" and _choice() in ("auto", "compiled")
+    wanted = x.is_cpu and _choice() in ("auto", "compiled")
     return _engine("llvmlite") if wanted else None
 
 

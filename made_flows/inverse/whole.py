@@ -320,7 +320,9 @@ def solve_alone(made: Any, step: Any, noise: Tensor, context: Tensor | None) -> 
         return None
     *batch, _, parts = noise.shape
     name = step.name, "solved", parts
-    if name not in made._plans:  # one that is asked only once is not worth a plan
+    # One that is asked only once is not worth a plan. What a context contributes would be another
+    # sum, in its last digit, from the second call on.
+    if name not in made._plans and not made.context:
         made._plans[name] = None
         return None
     plan = plan_for(made, name, lambda: [Stage(made, step, True)], parts=parts)
@@ -362,7 +364,9 @@ def map_all(
     if plan is None or (x.shape[-1:], x.dtype) != ((plan.features,), plan.dtype):
         return None
     context = context if plan.context else None
-    batch = batch_of(x, context) if takes(plan, context) else None
+    if not takes(plan, context):
+        return None
+    batch = x.shape[:-1] if context is None else batch_of(x, context)
     if batch is None:
         return None
     found = plan.run(as_rows(x, batch), context_rows(context, batch))

@@ -80,8 +80,8 @@ class _Student(Distribution):
         return _Student(self.df, self.like, batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        tails: Tensor = torch.log1p(value.square() / self.df).sum(dim=-1)
-        return tails.mul(-0.5 * (self.df + 1)).add(self.constant * self.like.numel())
+        tails: Tensor = torch.log1p(value.square().div_(self.df)).sum(dim=-1)
+        return tails.mul_(-0.5 * (self.df + 1)).add_(self.constant * self.like.numel())
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         # Two uniform numbers each, as those of Box and Muller: Bailey 1994, Polar Generation of

@@ -78,8 +78,8 @@ class Flow(Model):
 
     def _chain(self) -> list[Transform]:
         """List the transforms from data to noise, the units of the data first if there are any."""
-        chain = cast(list[Transform], [*self.transforms])
-        units = self.units
+        parts: Any = self._modules  # as attributes they take longer, and every call asks
+        chain, units = [*parts["transforms"]._modules.values()], parts["units"]
         return chain if units._buffers["location"] is None else [units, *chain]
 
     def standardizable(self) -> list[Units]:
@@ -92,13 +92,16 @@ class Flow(Model):
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """Return the distribution of the data, given the context (..., C)."""
-        context = self.units.standardize_context(check_context(context, self.context, "flow"))
+        context = check_context(context, self.context, "flow")
+        if context is not None:
+            context = self.units.standardize_context(context)
         base, chain = self.base_distribution(context), self._chain()
         return FlowDistribution(Chain(chain) if chain else Chain([], base.support), base, context)
 
     def base_distribution(self, context: Tensor | None = None) -> Distribution:
         """Return the distribution of the noise, given a checked context in network units."""
-        return self.base.distribution(context if self.base.context else None)
+        base: Any = self._modules["base"]
+        return cast(Distribution, base.distribution(context if base.context else None))
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data x (..., D) to noise z (..., D), and return log |det dz/dx| (...)."""

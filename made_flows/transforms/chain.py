@@ -80,10 +80,7 @@ class Chain:
 
     def _map(self, way: Way, values: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Take one transform after the other, those in a row together where they can be."""
-        total: Any = 0.0
-        if way != "generate":
-            dtype = None if values.is_floating_point() else torch.float32
-            total = values.new_zeros(values.shape[:-1], dtype=dtype)
+        total: Any = None
         left = self.transforms if way == "to_noise" else self.transforms[::-1]
         while left:
             found = map_together(left, way, values, context)
@@ -92,10 +89,19 @@ class Chain:
                 if way == "generate":
                     found = 1, left[0].generate(values, given), None
                 else:
+                    total = _zeros(values) if total is None else total
                     found = 1, *getattr(left[0], way)(values, given)
             count, values, log_det = found
-            total, left = total if log_det is None else total + log_det, left[count:]
-        return values, total
+            left = left[count:]
+            if log_det is not None:
+                total = log_det if total is None else total + log_det
+        return values, _zeros(values) if total is None and way != "generate" else total
+
+
+def _zeros(values: Tensor) -> Tensor:
+    """Return a zero for each of some values (..., D), in their precision."""
+    dtype = None if values.is_floating_point() else torch.float32
+    return values.new_zeros(values.shape[:-1], dtype=dtype)
 
 
 def _slowest(passes: Iterable[str]) -> Literal["parallel", "sequential"]:

@@ -26,7 +26,7 @@ from llvmlite import ir
 
 from made_flows import _llvm
 from made_flows._llvm import DOUBLE, LONG, SHORT, SINGLE, Array, Numbers, leaves, machine
-from made_flows.inverse.compiled.layout import StepRows, Written, words_of
+from made_flows.inverse.compiled.layout import StepRows, Written, put
 from made_flows.inverse.compiled.simd import fetch
 from made_flows.inverse.compiled.threads import Tiles, in_threads
 from made_flows.inverse.compiled.translation import Program
@@ -195,7 +195,7 @@ class Kernel:
             self._addresses[single] = address
         words = array("q", (0, 0, *afterwards, rows, lanes, size))
         for argument in (spaces, *arguments):
-            words.extend(argument.words if isinstance(argument, Written) else words_of(argument))
+            put(argument, words)
         in_threads(address, words.buffer_info()[0], threads)
 
     def _address(self, single: bool, arguments: Any) -> int:

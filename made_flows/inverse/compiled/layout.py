@@ -48,11 +48,12 @@ SCRATCH = 12
 def words_of(value: Any) -> array[int]:
     """Write an argument down as the integers that kernels read: of arrays, addresses and shapes."""
     words = array("q")
-    _put(value, words)
+    put(value, words)
     return words
 
 
-def _put(value: Any, words: array[int]) -> None:
+def put(value: Any, words: array[int]) -> None:
+    """Add an argument to what is written down."""
     if isinstance(value, Written):
         words.extend(value.words)
     elif isinstance(value, tuple):
@@ -60,7 +61,7 @@ def _put(value: Any, words: array[int]) -> None:
             words.extend(array("q", value))  # of integers alone: at once
         except TypeError:
             for part in value:
-                _put(part, words)
+                put(part, words)
     elif isinstance(value, np.ndarray):
         words.append(value.ctypes.data)
         words.extend(array("q", value.shape))

@@ -91,6 +91,9 @@ def in_threads(address: int, block: int, threads: int) -> None:
         parallel(address, block, threads, 0)
         return
     function = _function(address)
+    if threads == 1:
+        function(block)
+        return
     others = [_pool().submit(function, block) for _ in range(1, threads)]
     function(block)
     for other in others:
