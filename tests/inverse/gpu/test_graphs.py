@@ -62,6 +62,7 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[_Tape]:
 
     monkeypatch.setattr(graphs, "recorded", recorded)
     monkeypatch.setattr(dispatch, "_backend_for", lambda _: None)
+    monkeypatch.setattr(dispatch, "for_plans", lambda _: None)
     monkeypatch.setattr(dispatch, "_in_torch", lambda _: graphs)
     return made
 
