@@ -94,6 +94,8 @@ class AutoIAF(AutoContinuous):
         torch.Size([])
     """
 
+    _pieces: Any = None  # shapes of the last samples, and of their parts
+
     @helpful
     def __init__(
         self,
@@ -128,7 +130,6 @@ class AutoIAF(AutoContinuous):
         self._given_model = (model,)
         self._path_gradient = path_gradient
         self._guard, self._claimed = GradientGuard(), False
-        self._pieces: Any = None  # shapes of the last samples, and of their parts
         self._arguments = (start, transforms, hidden_features)
         self._flow_arguments = flow
 
