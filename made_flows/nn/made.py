@@ -375,6 +375,9 @@ class MADE(MaskedMLP):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_spec": None, "_plans": {}}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_plans": {}, **state})  # pickled by 0.3.0, it has none
+
     def extra_repr(self) -> str:
         order = f"order={_shown_order(self.order.tolist())}"
         parts = [
