@@ -106,6 +106,11 @@ def _hooked(flow: mf.Flow) -> None:
     _last(flow).layers[0].register_forward_hook(lambda *given: 1.1 * given[-1])
 
 
+def _way(flow: mf.Flow) -> Any:
+    """The layer by which a context comes in; without one the first."""
+    return _last(flow).output_context or _last(flow).layers[0]
+
+
 def _own_method(flow: mf.Flow) -> None:
     transform: Any = flow.transforms[0]
     map_to_noise, generate = transform.to_noise, transform.generate
@@ -152,6 +157,10 @@ CHANGES: dict[str, Callable[[mf.Flow], Any]] = {
         _all(lambda weight: weight.mul_(1.3))(flow),
     ),
     "hook": _hooked,
+    "way of the context hooked": lambda flow: _way(flow).register_forward_hook(
+        lambda *given: 1.1 * given[-1] + 0.1
+    ),
+    "way of the context by NumPy": lambda flow: _way(flow).weight.detach().numpy().__imul__(1.5),
     "method": _own_method,
     "bijection's methods": _own_maps,
     "conditioner's method": _own_of(_last, "compute", lambda p: 1.1 * p),
