@@ -148,16 +148,17 @@ def fit(
         batch_size: rows per step, at most: an epoch is cut into batches of equal size (of two or
             three for an odd number in pairs). By default from 32 for a thousand rows to 256 from
             eight thousand. A stream of batches has its own.
-        learning_rate: of Adam; by default 3e-3 for up to two thousand rows of real values and
-            1e-3 for more, and for discrete ones. An ``optimizer`` has its own.
+        learning_rate: of Adam; by default 3e-3 for rows of real values, and 1e-3 for discrete
+            ones and for streams. An ``optimizer`` has its own.
         max_epochs: the largest number of passes over the data; by default 200, and for few rows
             as many as make 6000 steps, up to 1000. 0 trains nothing.
         patience: stop after this many epochs without a lower NLL; None never does.
         max_seconds: end the epoch after this time, and training with it; None never does.
         clip_norm: gradients are scaled down to this total norm; None leaves them.
         weight_decay: decoupled weight decay of AdamW, of all parameters. By default 0.3 with the
-            higher rate that few rows have by default, with fewer than a hundred for each column,
-            and then of the weights of masked networks alone, but for direct connections.
+            rate that real values have by default, for two thousand rows at most and fewer than a
+            hundred for each column, and then of the weights of masked networks alone, but for
+            direct connections.
         dropout: probability of dropping a hidden unit while training, for networks that have no
             dropout of their own. By default 0.2 where there are fewer than fifty rows for each
             column, none where there are more; for discrete values in 64 columns or more, 0.5
@@ -173,8 +174,8 @@ def fit(
             Hutter 2017, eq. 5, without restarts).
         average: the decay, such as 0.999, of an exponential moving average of the weights
             (Polyak & Juditsky 1992), which is then what is validated and kept; its memory is
-            shorter in the first steps. 0 for none. By default 0.99 with the higher rate that few
-            rows have by default, and none otherwise.
+            shorter in the first steps. 0 for none. By default 0.99 with the rate that real
+            values have by default, and none otherwise.
         keep_training_mode: leave every module in the mode that it was in, instead.
         callbacks: a function of the model and its history, or several, called after every epoch,
             when the model is in evaluation mode and has the weights that were validated. One that
