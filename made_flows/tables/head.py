@@ -22,6 +22,8 @@ from made_flows.univariate.heads import GaussianMixture, Head
 class TableSupport(constraints.Constraint):
     """Codes of the columns of a table: finite numbers."""
 
+    is_mixed = True  # of densities and masses
+
     def check(self, value: Tensor) -> Tensor:
         return torch.isfinite(value)
 

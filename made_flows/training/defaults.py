@@ -40,12 +40,20 @@ def dropout_for(rows: int | None, features: int | None, discrete: bool = False) 
     return 0.2 if rows < 50 * features else 0.0
 
 
-def learning_rate_for(rows: int | None, discrete: bool = False) -> float:
-    """Return the rate of Adam: three times as high for real values, unless rows are a stream."""
-    return 1e-3 if rows is None or discrete else 3e-3
+def learning_rate_for(rows: int | None, discrete: bool = False, mixed: bool = False) -> float:
+    """Return the rate of Adam: three times as high for real values, unless rows are a stream.
+
+    Tables of mixed columns have it up to two thousand rows: on six thousand diamonds it costs
+    4.3 nats a row.
+
+    Example:
+        >>> learning_rate_for(5000), learning_rate_for(5000, mixed=True), learning_rate_for(None)
+        (0.003, 0.001, 0.001)
+    """
+    return 1e-3 if rows is None or discrete or (mixed and rows > 2000) else 3e-3
 
 
-def average_for(rows: int | None, discrete: bool = False) -> float:
+def average_for(rows: int | None, discrete: bool = False, mixed: bool = False) -> float:
     """Return the decay of the average of the weights, 0 for none.
 
     It takes out the noise that the higher rate brings.
@@ -54,7 +62,7 @@ def average_for(rows: int | None, discrete: bool = False) -> float:
         >>> average_for(500), average_for(5000), average_for(500, discrete=True), average_for(None)
         (0.99, 0.99, 0.0, 0.0)
     """
-    return 0.99 if learning_rate_for(rows, discrete) > learning_rate_for(None) else 0.0
+    return 0.99 if learning_rate_for(rows, discrete, mixed) > learning_rate_for(None) else 0.0
 
 
 def weight_decay_for(rows: int | None, features: int | None, discrete: bool = False) -> float:

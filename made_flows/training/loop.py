@@ -149,7 +149,8 @@ def fit(
             three for an odd number in pairs). By default from 32 for a thousand rows to 256 from
             eight thousand. A stream of batches has its own.
         learning_rate: of Adam; by default 3e-3 for rows of real values, and 1e-3 for discrete
-            ones and for streams. An ``optimizer`` has its own.
+            ones, for mixed ones of more than two thousand, and for streams. An ``optimizer`` has
+            its own.
         max_epochs: the largest number of passes over the data; by default 200, and for few rows
             as many as make 6000 steps, up to 1000. 0 trains nothing.
         patience: stop after this many epochs without a lower NLL; None never does.
@@ -269,7 +270,7 @@ def fit(
         batch_size = batch_size_for(known_rows) if batch_size is None else batch_size
         if dropout is None:
             dropout = dropout_for(known_rows, target.features, target.discrete)
-        rate = learning_rate or learning_rate_for(known_rows, target.discrete)
+        rate = learning_rate or learning_rate_for(known_rows, target.discrete, target.mixed)
         if sparsity is None:
             sparsity = sparsity_for(known_rows, target.features, target.discrete)
         if max_epochs is None:
@@ -286,7 +287,7 @@ def fit(
         _expect_callable(model, context)
         if average is None:
             own = learning_rate is None and optimizer is None
-            average = average_for(known_rows, target.discrete) if own else 0.0
+            average = average_for(known_rows, target.discrete, target.mixed) if own else 0.0
         ema = Average(parameters, average) if average else None
         rates = Rates(adam, schedule)
         request: dict[str, str] = {}

@@ -39,6 +39,7 @@ class Target:
     filler: float = 0.0
     takes_double: bool = False
     discrete: bool = False
+    mixed: bool = False
     embeds: bool = False
     moves_rows: bool = False  # all at once, where there is room on the device
     compiled: bool = False  # and then it cannot look for missing values while it draws orders
@@ -60,12 +61,14 @@ class Target:
         head = getattr(model, "head", None)
         takes_double = takes_double or getattr(head, "value_dtype", None) is torch.float64
         takes_double = takes_double and device.type != "mps"  # which has no double precision
+        support = getattr(head, "support", None)
         return cls(
             features if isinstance(features, int) else None, context, device, dtype,
             check_values=getattr(head, "check_values", None),
             missing=getattr(model, "takes_missing", None), filler=getattr(head, "filler", 0.0),
             takes_double=takes_double, embeds=embeds, moves_rows=moves_rows,
-            discrete=bool(getattr(getattr(head, "support", None), "is_discrete", False)),
+            discrete=bool(getattr(support, "is_discrete", False)),
+            mixed=bool(getattr(support, "is_mixed", False)),
         )  # fmt: skip
 
     def check(self, x: Tensor, context: Tensor | None, name: str, first: int = 0) -> Batch:

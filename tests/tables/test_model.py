@@ -323,6 +323,24 @@ def test_direct_connections_of_mixtures_learn_at_the_rate_of_other_weights() -> 
     assert 1.5e-2 < float(moved[logits].max()) < 2.01e-2
 
 
+def test_many_rows_of_mixed_columns_keep_the_lower_rate() -> None:
+    """Rows of real values alone have the higher one, whatever their number."""
+    x = np.random.default_rng(0).normal(size=3000)
+    mixed = {"x": x, "kind": ["a", "b", "c"] * 1000}
+
+    def first_step(rate: float | None) -> list[torch.Tensor]:
+        model = mf.TableMADE.from_data(mixed, hidden_features=(8,))
+        with torch.random.fork_rng():
+            model.fit(mixed, learning_rate=rate, max_epochs=1, progress=False, seed=0)
+        return [p.detach().clone() for p in model.parameters()]
+
+    torch.manual_seed(0)
+    found = first_step(None)
+    torch.manual_seed(0)
+    for p, q in zip(found, first_step(1e-3), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
+
+
 def test_training_ends_no_worse_than_independent_columns_on_rows_left_out() -> None:
     # A column of repeated values, which a network that learns too fast loses at once.
     rng = np.random.default_rng(0)
