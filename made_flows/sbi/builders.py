@@ -186,15 +186,14 @@ def maf(
         >>> estimator.sample((5,), torch.zeros(1, 2)).shape
         torch.Size([5, 1, 2])
     """
-    return _flow(MAF, **own_arguments(locals()))
+    return _builder(MAF, **own_arguments(locals()))
 
 
-def _flow(
-    kind: Callable[..., Flow],
+def _builder(
+    kind: Callable[..., Model],
     z_score_theta: ZScore,
     z_score_x: ZScore,
     hidden_features: int | Sequence[int],
-    num_transforms: int,
     embedding_net: nn.Module | None,
     *,
     num_blocks: int,
@@ -203,11 +202,13 @@ def _flow(
     likelihood: bool,
     **network: Any,
 ) -> Builder:
-    model = partial[Any](
-        kind, transforms=positive_integer(num_transforms, "num_transforms"),
-        hidden_features=_widths(hidden_features, num_blocks), dropout=dropout_probability,
-        **network,
-    )  # fmt: skip
+    """Make a builder of one kind of model from sbi's words; those that we share are passed on."""
+    for name in ("transforms", "components"):
+        theirs = f"num_{name}"
+        if theirs in network:
+            network[name] = positive_integer(network.pop(theirs), theirs)
+    widths = _widths(hidden_features, num_blocks)
+    model = partial[Any](kind, hidden_features=widths, dropout=dropout_probability, **network)
     return Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)
 
 
@@ -256,7 +257,7 @@ def spline(
     """
     arguments = own_arguments(locals())
     bijection = RationalQuadraticSpline(arguments.pop("num_bins"), arguments.pop("tail_bound"))
-    return _flow(MAF, bijection=bijection, **arguments)
+    return _builder(MAF, bijection=bijection, **arguments)
 
 
 @_helpful
@@ -298,7 +299,7 @@ def iaf(
         >>> iaf()(torch.randn(50, 3), torch.randn(50, 2)).input_shape
         torch.Size([3])
     """
-    return _flow(IAF, **own_arguments(locals()))
+    return _builder(IAF, **own_arguments(locals()))
 
 
 @_helpful
@@ -348,11 +349,4 @@ def made(
         >>> made(num_components=4)(torch.randn(50, 3), torch.randn(50, 2)).input_shape
         torch.Size([3])
     """
-    model = partial(
-        GaussianMixtureMADE, hidden_features=_widths(hidden_features, num_blocks), scale=scale,
-        components=positive_integer(num_components, "num_components"), order=order,
-        degrees=degrees, activation=activation, residual=residual, direct=direct,
-        dropout=dropout_probability, adjacency=adjacency, orders=orders, masks=masks,
-        orders_per_batch=orders_per_batch, mask_weights=mask_weights, generator=generator,
-    )  # fmt: skip
-    return Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)
+    return _builder(GaussianMixtureMADE, **own_arguments(locals()))
