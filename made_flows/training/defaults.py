@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+_FEW = 2000
+"""Rows up to which tables of mixed columns take the higher rate, and weights may decay."""
+
 
 def batch_size_for(rows: int | None) -> int:
     """Choose the rows of a step by the number of rows; None where it is not known.
@@ -50,7 +53,7 @@ def learning_rate_for(rows: int | None, discrete: bool = False, mixed: bool = Fa
         >>> learning_rate_for(5000), learning_rate_for(5000, mixed=True), learning_rate_for(None)
         (0.003, 0.001, 0.001)
     """
-    return 1e-3 if rows is None or discrete or (mixed and rows > 2000) else 3e-3
+    return 1e-3 if rows is None or discrete or (mixed and rows > _FEW) else 3e-3
 
 
 def average_for(rows: int | None, discrete: bool = False, mixed: bool = False) -> float:
@@ -75,7 +78,9 @@ def weight_decay_for(rows: int | None, features: int | None, discrete: bool = Fa
         >>> weight_decay_for(500, 8), weight_decay_for(500, 3), weight_decay_for(500, 8, True)
         (0.3, 0.0, 0.0)
     """
-    few = rows is not None and features is not None and rows < min(100 * features, 2001)
+    if rows is None or features is None:
+        return 0.0
+    few = rows <= _FEW and rows < 100 * features
     return 0.3 if few and average_for(rows, discrete) else 0.0
 
 
