@@ -21,6 +21,7 @@ from made_flows.pyro.draws import (
     heaviest_squares,
     moved_by,
     to_arviz,
+    weighted_moments,
     weighted_quantiles,
 )
 from made_flows.pyro.layout import LatentSite, layout, traces
@@ -225,14 +226,11 @@ class Diagnosis:
 
     def mean(self) -> dict[str, Tensor]:
         """Return the weighted mean of every latent variable, by site."""
-        return {name: self._average(draws) for name, draws in self.samples.items()}
+        return {name: weighted_moments(x, self.weights)[0] for name, x in self.samples.items()}
 
     def std(self) -> dict[str, Tensor]:
         """Return the weighted standard deviation of every latent variable, by site."""
-        return {
-            name: self._average((draws - self._average(draws)).square()).sqrt()
-            for name, draws in self.samples.items()
-        }
+        return {name: weighted_moments(x, self.weights)[1] for name, x in self.samples.items()}
 
     def quantiles(self, quantiles: Sequence[float]) -> dict[str, Tensor]:
         """Return weighted quantiles of every latent variable, by site: (Q, *shape of the site).
@@ -278,11 +276,6 @@ class Diagnosis:
         """
         draws = self.samples if self.grade == "as drawn" else self.resample()
         return to_arviz({name: value.unsqueeze(0) for name, value in draws.items()})
-
-    def _average(self, draws: Tensor) -> Tensor:
-        weights = self.weights.to(draws.device)
-        average: Tensor = torch.tensordot(weights, draws.to(weights.dtype), dims=1)
-        return average.to(draws.dtype)
 
     def __repr__(self) -> str:
         parts = ""

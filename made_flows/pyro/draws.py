@@ -38,10 +38,10 @@ def moved_by(samples: Mapping[str, Tensor], weights: Tensor) -> Moved:
     means, deviations = [0.0], [0.0]
     for draws in samples.values():
         x = _columns(draws)
-        mean, deviation = _moments(x, weights)
+        mean, deviation = weighted_moments(x, weights)
         known = deviation > 0
         if bool(known.any()):
-            before, spread = _moments(x, torch.full_like(weights, 1 / len(weights)))
+            before, spread = weighted_moments(x, torch.full_like(weights, 1 / len(weights)))
             means.append(float(((before - mean) / deviation)[known].abs().max()))
             deviations.append(float((spread / deviation - 1)[known].abs().max()))
     # A maximum of what is no number is none, and then nothing is close.
@@ -60,12 +60,21 @@ def heaviest_squares(
     found = {}
     for name, draws in samples.items():
         x = _columns(draws)
-        mean, deviation = _moments(x, weights)
+        mean, deviation = weighted_moments(x, weights)
         logs = log_weights.unsqueeze(-1) + 2 * (x - mean).abs().log()
         usable = (deviation > 0) & ~logs.isnan().any(dim=0)
         shapes = [pareto_smooth(column).k_hat for column in logs.mT[usable]]
         found[name] = max(shapes, default=0.0)
     return found
+
+
+def weighted_moments(draws: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means and standard deviations (*shape) of draws (S, *shape) by weights (S,)."""
+    weights = weights.to(draws.device)
+    x = draws.to(weights.dtype)
+    mean: Tensor = torch.tensordot(weights, x, dims=1)
+    variance: Tensor = torch.tensordot(weights, (x - mean).square(), dims=1)
+    return mean.to(draws.dtype), variance.sqrt().to(draws.dtype)
 
 
 def weighted_quantiles(draws: Tensor, weights: Tensor, wanted: Tensor) -> Tensor:
@@ -79,11 +88,6 @@ def weighted_quantiles(draws: Tensor, weights: Tensor, wanted: Tensor) -> Tensor
 
 def _columns(draws: Tensor) -> Tensor:
     return draws.detach().reshape(len(draws), draws[0].numel()).double().cpu()
-
-
-def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    mean = weights @ x
-    return mean, (weights @ (x - mean).square()).sqrt()
 
 
 def to_arviz(chains: Mapping[str, Tensor]) -> Any:
