@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from made_flows._checks import check_finite, expect, expect_type, widths
 from made_flows._registry import saveable
+from made_flows._torch import is_autocast
 from made_flows.distributions.conditional import CompletionDistribution
 from made_flows.models.base import HasConditionals, Model, check_model
 from made_flows.transforms.units import Units
@@ -91,7 +91,7 @@ class Embedded(Model, HasConditionals):
         given, needed = tuple(embedding.shape), (len(rows), size)
         wanted = f"to give embeddings of shape {needed}, as the model's context has {size}"
         expect(given == needed, "net", wanted, given)
-        if torch.is_autocast_enabled(embedding.device.type):  # the model is in its own precision
+        if is_autocast(embedding):  # the model is in its own precision
             embedding = embedding.to(next(self.model.parameters()).dtype)
         return cast(Tensor, embedding.reshape(*batch, size))
 

@@ -98,6 +98,15 @@ def test_data_are_standardised_and_embeddings_are_not(name: str) -> None:
         assert units.context_location is None
 
 
+def test_autocast_and_the_meta_device() -> None:
+    model = mf.Embedded(MODELS["MAF"](), images(), SHAPE)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.embed(IMAGES).dtype == torch.float32
+    rows = model.to("meta")(IMAGES.to("meta")).log_prob(ROWS.to("meta"))
+    assert rows.is_meta
+    assert rows.shape == (40,)
+
+
 def test_missing_features_given_images() -> None:
     model = mf.Embedded(MODELS["density"](), images(), SHAPE).eval()
     x = ROWS[:4].clone()
