@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from made_flows._torch import has_concrete_values, is_traced, is_untransformed
+from made_flows._torch import has_concrete_values, is_autocast, is_traced, is_untransformed
 from made_flows.interop.conditioner import ForeignConditioner
 from made_flows.inverse import dispatch
 from made_flows.inverse.d_pass import warn_of_passes
@@ -99,7 +99,7 @@ class Fast:
         _expect_reverse_mode_once()
         if looked_at:
             _ = conditioner.ranks  # refused where masks cannot be read, as those that are mapped
-        if torch.is_autocast_enabled(device.type):
+        if is_autocast(known):
             raise NotUnderstoodError("autocast computes parts of it in another precision")
         if not dispatch.pays(self.step, *self._size, known):
             return False

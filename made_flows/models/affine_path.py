@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from made_flows._cache import TensorCache
+from made_flows._torch import is_autocast
 from made_flows.inverse.dispatch import path_kernels
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.sequential import pull_back
@@ -87,7 +88,7 @@ def sample_plain(
         flat: a vector of all of them, one behind another, which gets their gradients.
     """
     steps = _plain_steps(flow)
-    if not steps or torch.is_autocast_enabled(noise.device.type):
+    if not steps or is_autocast(noise):
         return None
     if flat is None:
         flat = torch.cat([weight.reshape(-1) for weight in order])
