@@ -275,6 +275,8 @@ def plan_for(
 ) -> Plan | None:
     """Return the plan that is kept of a row, made anew where it holds no more.
 
+    Whether kernels may read the values (:func:`is_plain_call`) is for callers to say.
+
     Args:
         made: the first network, which keeps it.
         name: what it is kept under.
@@ -286,7 +288,7 @@ def plan_for(
         None where each is to be taken by itself.
     """
     cpu = dispatch.for_plans(made.like)
-    if cpu is None or torch.is_autocast_enabled("cpu"):
+    if cpu is None:
         return None
     plan: Plan | None = made._plans.get(name)
     if plan is None or not plan.holds(around):
@@ -315,6 +317,7 @@ def solve_alone(made: Any, step: Any, noise: Tensor, context: Tensor | None) -> 
         isinstance(made, MADE)
         and isinstance(step, (HeadStep, BijectionStep))
         and noise.is_cpu
+        and not torch.is_autocast_enabled("cpu")
         and takes(made, context)
     ):
         return None
