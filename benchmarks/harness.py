@@ -324,7 +324,7 @@ def run_contenders(
             affordable = int(settings.seconds / max(estimate * (calls[-1] + untimed[-1]), 1e-9))
             least = 3 if estimate < settings.seconds else 1
             rounds.append(max(1, min(settings.repetitions, max(affordable, least))))
-        total = max(rounds)
+        total = max(rounds, default=0)
         bar.reset(sum(rounds))
         shuffle = random.Random(0).shuffle
         for number in range(total):

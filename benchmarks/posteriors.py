@@ -14,11 +14,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from operator import truediv
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pyro
@@ -32,10 +30,13 @@ from tqdm.auto import tqdm
 
 from benchmarks._posterior_models import Posterior, posteriors
 from benchmarks.harness import (
+    Contender,
     Settings,
     markdown_table,
     milliseconds,
     parse_resumable,
+    ratio,
+    run_contenders,
     write_page,
 )
 from made_flows.diagnostics.pareto import pareto_smooth
@@ -66,7 +67,7 @@ SEEDED = ("eight schools, centred", "funnel")
 SEEDED_GUIDES = (OURS, SAME_SHAPE, "AutoNormalizingFlow, 3 affine")
 SEEDS_TEXT = "How much of a lead is chance: the same training from other seeds."
 TURNS, TURN = 60, 6
-"""Turns in which steps are timed, and how many in each."""
+"""Turns in which steps are timed, at most, and how many in each."""
 
 
 def _flow(repeats: int, transform: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -115,10 +116,11 @@ class Training:
         self._svi = SVI(self.model, self.guide, optimizer, elbo)
         self._store: Any = {"params": {}, "constraints": {}}
 
-    def step(self) -> None:
-        """One step of training."""
-        with pyro.get_param_store().scope(self._store) as self._store:
-            self._svi.step()
+    def step(self, steps: int = 1) -> None:
+        """Take one step of training, or several."""
+        for _ in range(steps):
+            with pyro.get_param_store().scope(self._store) as self._store:
+                self._svi.step()
 
     def sample(self, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Log-weights (count,) of samples of the guide, and the samples by site."""
@@ -163,29 +165,22 @@ def _root_mean_square(values: Tensor) -> float:
 
 
 def step_times(
-    posterior: Posterior, guides: Sequence[str], turns: int
+    posterior: Posterior, guides: Sequence[str], settings: Settings
 ) -> dict[str, tuple[float, float]]:
     """Seconds of a step of each guide, and how many times as long as that of the same shape.
 
     Of the processor's time, in turns of a few steps each: other work of the machine, and changes of
     its speed, are the same for all.
     """
-    trainings = {guide: Training(posterior, guide) for guide in guides}
-    seconds: dict[str, list[float]] = {guide: [] for guide in guides}
-    for turn in range(turns + 1):
-        for guide, training in trainings.items():
-            start = time.process_time()
-            for _ in range(TURN):
-                training.step()
-            if turn > 0:  # in the first one, all is prepared
-                seconds[guide].append((time.process_time() - start) / TURN)
-    base = seconds.get(SAME_SHAPE)
+    contenders = [
+        Contender(guide, partial(Training(posterior, guide).step, TURN)) for guide in guides
+    ]
+    few = replace(settings, repetitions=min(settings.repetitions, TURNS))
+    timings = run_contenders(contenders, few, f"{posterior.name}, times", time.process_time)
+    base = timings.get(SAME_SHAPE)
     return {
-        guide: (
-            median(each),
-            math.nan if base is None else median(map(truediv, each, base)),
-        )
-        for guide, each in seconds.items()
+        guide: (each.median / TURN, math.nan if base is None else ratio(each, base).middle)
+        for guide, each in timings.items()
     }
 
 
@@ -267,7 +262,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     parser.add_argument("--guides", nargs="+", choices=GUIDES, default=list(GUIDES))
     parser.add_argument("--steps", type=int, help="of training; default 1500")
     parser.add_argument("--write", action="store_true", help="only write the page")
-    given, settings = parse_resumable(parser, "posteriors", arguments, threads=1, seconds=2.0)
+    given, settings = parse_resumable(parser, "posteriors", arguments, threads=1, seconds=10.0)
     given.steps = given.steps or (10 if given.quick else 1500)
     return given, settings
 
@@ -309,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         able = [guide for guide in results if not results[guide].failed]
         times = found(
             f"{posterior.name}--times",
-            lambda: step_times(posterior, able, 2 if given.quick else TURNS),  # noqa: B023
+            lambda: step_times(posterior, able, settings),  # noqa: B023
         )
         table, line = section(posterior.name, results, times or {})
         tables.append(table)
