@@ -111,7 +111,7 @@ def lanes_of(rows: int, dtype: torch.dtype, threads: int) -> int:
         return 1
     vector = simd.VECTOR_BYTES // dtype.itemsize
     vectors = -(-rows // vector)
-    count = -(-vectors // 4)  # of four vectors every broadcast weight is used four times
+    count = -(-vectors // simd.VECTORS)  # every broadcast weight is used for all vectors
     if count < 4 * threads:
         count = min(-(-count // threads) * threads, vectors)
     return -(-vectors // count) * vector

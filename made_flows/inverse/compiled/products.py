@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from made_flows.inverse.compiled.simd import (
     ACCUMULATORS,
     VECTOR_BYTES,
+    VECTORS,
     block_product,
     line,
     plus_product,
@@ -23,7 +24,8 @@ from made_flows.inverse.compiled.simd import (
 def _blocks(*, transposed: bool) -> tuple[tuple[int, tuple[tuple[int, Any], ...]], ...]:
     """Return blocks by vectors, from the largest on, whose sums fit in the registers."""
     found = []
-    for vectors, units in enumerate(((8, 4, 1), (12, 8, 4, 1), (8, 4, 1), (6, 4, 2, 1)), 1):
+    units_by_vectors = ((8, 4, 1), (12, 8, 4, 1), (8, 4, 2, 1), (6, 4, 2, 1))[:VECTORS]
+    for vectors, units in enumerate(units_by_vectors, 1):
         sizes = sorted({min(size, ACCUMULATORS // vectors) for size in units}, reverse=True)
         of = [(size, block_product(size, vectors, transposed=transposed)) for size in sizes]
         found.append((vectors, tuple(of)))
