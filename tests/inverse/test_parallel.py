@@ -210,6 +210,8 @@ def test_gradients_of_many_units_and_shared_contexts(rows: int) -> None:
     check_gradients(
         made, step, torch.randn(7, rows, dtype=F64).t(), torch.randn(rows, 2, dtype=F64)
     )
+    owner_of(step).float()
+    check_gradients(made.float(), step, x.float(), torch.randn(rows, 2), 1e-4)
 
 
 @pytest.mark.usefixtures("always_trained")

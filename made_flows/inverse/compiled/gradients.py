@@ -16,6 +16,7 @@ from made_flows.inverse.compiled.backend import Ready
 from made_flows.inverse.compiled.compilation import Kernel
 from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, Written
 from made_flows.inverse.compiled.placement import Context
+from made_flows.inverse.compiled.simd import VECTOR_BYTES
 from made_flows.inverse.compiled.steps import has_step
 from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles
 from made_flows.inverse.compiled.weights import Targets, fill_weights
@@ -25,6 +26,9 @@ from made_flows.univariate.step_kernel import StepKernel
 
 _RECORD, _PULL = Kernel(record_tiles), Kernel(pull_tiles)
 
+_STEP_ROWS = SCRATCH + 3
+"""Rows of the workspace for a step: its scratch space, the image, and sums."""
+
 
 class Record(NamedTuple):
     """What the gradient of a pass needs, besides the tensors of the network.
@@ -33,7 +37,9 @@ class Record(NamedTuple):
         ready: the network as the kernels take it.
         units, context: the same, with what a context contributes.
         kind, numbers: of the step, and what it is told.
-        spaces: workspaces of all tiles, (tiles, rows of a workspace, lanes).
+        rows: of the batch.
+        spaces: workspaces of all tiles, (tiles, rows of a workspace, lanes). The last tile may have
+            fewer lanes; its rows are one after the other as well.
     """
 
     ready: Ready
@@ -41,7 +47,15 @@ class Record(NamedTuple):
     context: Context | None
     kind: str
     numbers: tuple[float, ...]
+    rows: int
     spaces: Tensor
+
+    @property
+    def last(self) -> int:
+        """Rows of the last tile: whole vectors, but no more of them than it needs."""
+        tiles, _, lanes = self.spaces.shape
+        vector = VECTOR_BYTES // self.spaces.itemsize
+        return -(-(self.rows - (tiles - 1) * lanes) // vector) * vector
 
     def run(
         self, kernel: Kernel, function: str, places: tuple[Any, ...], blocks: Written, *more: Any
@@ -53,14 +67,16 @@ class Record(NamedTuple):
         layout, spaces = self.ready.layout, self.spaces
         single, parameters = spaces.dtype == torch.float32, layout.adjoint_rows
         call = backend.call_of(self.kind, self.numbers, 1, False, single, function)
-        rows = Recorded(*(*places, parameters, parameters + layout.outputs))
+        scratch = parameters + layout.outputs
+        rows = Recorded(*(*places, parameters, scratch, scratch + _STEP_ROWS))
         arguments = rows, self.units, layout.written("ranks"), blocks, call, *more
         backend.over_spaces(kernel, places[0], layout.size, spaces, arguments)
 
     def lines(self, start: int, count: int) -> Tensor:
-        """Return rows of all workspaces as a matrix, (count, tiles * lanes)."""
-        part = self.spaces[:, start : start + count]
-        return part.transpose(0, 1).reshape(count, -1)
+        """Return rows of all workspaces as a matrix, (count, lanes of all tiles)."""
+        full = self.spaces[:-1, start : start + count].transpose(0, 1).reshape(count, -1)
+        last = self.spaces[-1].flatten()[start * self.last : (start + count) * self.last]
+        return torch.cat([full, last.reshape(count, -1)], dim=1)
 
 
 def kernel_of(step: HeadStep | BijectionStep) -> StepKernel | None:
@@ -78,10 +94,10 @@ def record(
     ready, dtype = backend.packed(network), network.tensors[1].dtype
     layout, context = ready.layout, placement.context_of(ready.symbolic, network)
     lanes = backend.lanes_of(max(len(x), 2), dtype, torch.get_num_threads())  # a vector, at least
-    height = layout.adjoint_rows + layout.outputs + SCRATCH + 3
+    height = layout.adjoint_rows + layout.outputs + _STEP_ROWS + len(ready.symbolic.columns)
     spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")
     units = backend.units_in(ready, context, "adjoint_table")
-    recorded = Record(ready, units, context, kernel.kind, kernel.numbers, spaces)
+    recorded = Record(ready, units, context, kernel.kind, kernel.numbers, len(x), spaces)
     images = None if kernel.head else torch.empty(x.shape, dtype=dtype, device="cpu")
     density = torch.empty(len(x), dtype=dtype, device="cpu")
     place = 0 if images is None else images.data_ptr()
@@ -121,7 +137,8 @@ def of_weights(recorded: Record, tensors: Sequence[Tensor], wanted: set[int]) ->
     gather = packing.gather_of(symbolic, layout, tensors)
     threads = backend.threads_for(len(spaces) * spaces.shape[-1], layout.size, spaces.dtype)
     targets = Targets(*(np.array(each, np.int64) for each in addresses))
-    fill_weights(spaces, layout, gather.found, targets, threads)
+    inputs = layout.adjoint_rows + layout.outputs + _STEP_ROWS
+    fill_weights(spaces, recorded.last, layout, gather.found, targets, inputs, threads)
     if gather.factors is not None:  # masks of other numbers than zero and one
         for n in found.keys() & {*places[0], *places[2]}:
             found[n] *= tensors[n + 1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -193,83 +193,63 @@ def unit_product(size: int) -> Any:
     return product
 
 
-class LaneSum(NamedTuple):
-    """The sum over lanes of products of two rows: of a unit, and of an input."""
+def row_products(units: int, vectors: int, most: int) -> Any:
+    """Make an intrinsic that sums products of two rows over the rows of a batch.
 
-    unit: int
-    input: int
-    total: Any
-
-
-def lane_products(units: int, inputs: int) -> Any:
-    """Make an intrinsic that sums, over the lanes of all tiles, products of two blocks of rows.
-
-    The intrinsic's arguments are an array, the places c0 and a0 of the first row of either block in
-    the first tile, and lanes, size, count: of the ``count`` tiles, each of ``size`` numbers. It
-    returns a :class:`LaneSum` for each pair of a unit and an input.
+    The intrinsic's arguments are an array, places c0 and a0 in the first tile, inputs, lanes, size
+    and count, and an array of sums. Each of ``count`` tiles has ``size`` numbers. For unit u the
+    row begins at c0 + u * lanes, as units' rows do; what it is multiplied with was turned: the
+    inputs of one row of the batch begin at a0, those of the next after so many ``inputs``. The sum
+    of unit u and input k grows by that of all products, at u * (numbers in ``most`` vectors) + k;
+    what is read after the inputs makes sums that mean nothing.
 
     Args:
-        units, inputs: rows in the blocks, whose sums must fit in the registers.
+        units: units in the block; their sums and one row of inputs must fit in the registers.
+        vectors: vectors of inputs.
+        most: vectors that there may be.
     """
 
     @emits
     def product(
-        w: Numbers, a: Any, c0: Any, a0: Any, lanes: Any, size: Any, count: Any
-    ) -> tuple[LaneSum, ...]:
+        w: Numbers, a: Any, c0: Any, a0: Any, inputs: Any, lanes: Any, size: Any, count: Any,
+        found: Any,
+    ) -> None:  # fmt: skip
         b, width = w.builder, VECTOR_BYTES // a.itemsize
         vector = ir.VectorType(a.element, width)
-        pairs = [(u, k) for u in range(units) for k in range(inputs)]
-        sums = _registers(b, [ir.Constant(vector, [0.0] * width)] * len(pairs))
-
-        def rows(first: Any, count: int, offset: Any) -> list[Any]:
-            starts = [b.add(b.add(first, offset), b.mul(lanes, constant(i))) for i in range(count)]
-            return [b.load(_vector_at(b, a.start, at, vector), align=a.itemsize) for at in starts]
+        zero = ir.Constant(vector, [0.0] * width)
+        sums = _registers(b, [zero] * (units * vectors))
 
         def add(tile: Any) -> None:
-            def add_part(part: Any) -> None:
-                offset = b.add(b.mul(tile, size), b.mul(part, constant(width)))
-                left, right = rows(c0, units, offset), rows(a0, inputs, offset)
-                _add_products(b, sums, [(left[u], right[k]) for u, k in pairs])
+            start = b.gep(a.start, [b.mul(tile, size)], inbounds=True)
+            left = [b.gep(start, [b.add(c0, b.mul(lanes, constant(u)))]) for u in range(units)]
+            right = b.gep(start, [constant(a0)], inbounds=True)
 
-            w.each(b.sdiv(lanes, constant(width)), add_part)
+            def add_row(j: Any) -> None:
+                row = b.gep(right, [b.mul(j, inputs)], inbounds=True)
+                places = [_vector_at(b, row, part * width, vector) for part in range(vectors)]
+                values = [b.load(place, align=a.itemsize) for place in places]
+                deltas = [b.load(b.gep(unit, [j], inbounds=True)) for unit in left]
+                spread = [_spread(b, delta, vector) for delta in deltas]
+                _add_products(b, sums, [(each, value) for each in spread for value in values])
+
+            w.each(lanes, add_row)
 
         w.each(count, add)
-        found = _totals(w, [b.load(total) for total in sums], a.itemsize)
-        return tuple(LaneSum(u, k, total) for (u, k), total in zip(pairs, found, strict=True))
+        for number, total in enumerate(sums):
+            unit, part = divmod(number, vectors)
+            place = _vector_at(b, found.start, (unit * most + part) * width, vector)
+            before = b.load(place, align=a.itemsize)
+            b.store(b.fadd(before, b.load(total)), place, align=a.itemsize)
 
     return product
 
 
-def _totals(w: Numbers, vectors: list[Any], size: int) -> list[Any]:
-    """Sum the lanes of every vector, of numbers of so many bytes.
-
-    As many vectors as lanes are summed together, in half of the instructions: two become one by
-    adding neighbours, again and again, until each lane has the sum of another vector.
-    """
-    b, kind, width = w.builder, vectors[0].type, vectors[0].type.count
-    if len(vectors) % width:
-        name, zero = f"llvm.vector.reduce.fadd.v{width}f{8 * size}", ir.Constant(kind.element, 0.0)
-        # In whatever order is fastest: pairs of halves, not one lane after the other.
-        return [w.intrinsic(name, zero, vector, flags=("reassoc",)) for vector in vectors]
-    near = 16 // size  # numbers that change places in one instruction
-    parts, near_parts = range(width // near), range(near // 2)
-    within = [v * width + part * near + 2 * i for part in parts for v in (0, 1) for i in near_parts]
-    across = [2 * part * near + i for part in parts for i in range(near)]
-    places, found = ir.VectorType(ir.IntType(32), width), []
-
-    def halves(left: Any, right: Any, order: list[int], step: int) -> Any:
-        chosen = (ir.Constant(places, [at + side * step for at in order]) for side in (0, 1))
-        return b.fadd(*(b.shuffle_vector(left, right, mask) for mask in chosen))
-
-    for first in range(0, len(vectors), width):
-        some = vectors[first : first + width]
-        while len(some) > 1:
-            order, step = (within, 1) if len(some) > len(parts) else (across, near)
-            pairs = zip(some[::2], some[1::2], strict=True)
-            some = [halves(left, right, order, step) for left, right in pairs]
-        lanes = (ir.Constant(ir.IntType(32), lane) for lane in range(width))
-        found += [b.extract_element(some[0], lane) for lane in lanes]
-    return found
+@emits
+def room(w: Numbers, work: Array, count: int) -> Array:
+    """Return so many numbers of a workspace's type, which the calling function has for itself."""
+    with w.builder.goto_entry_block():
+        start = w.builder.alloca(work.element, constant(count))
+    return Array(start, (constant(count),))
 
 
 @emits

@@ -16,11 +16,12 @@ from made_flows.inverse.compiled.adjoint import (
     send_to_inputs,
     send_to_units,
 )
-from made_flows.inverse.compiled.layout import DELTA, SCRATCH, Tile
+from made_flows.inverse.compiled.layout import DELTA, SCRATCH, A, Tile
 from made_flows.inverse.compiled.parallel import fill_block, fill_inputs
 from made_flows.inverse.compiled.simd import call, keep_apart, like, line, matrix
 from made_flows.inverse.compiled.threads import next_tile
 from made_flows.inverse.compiled.units import copy_rows, gather, scatter
+from made_flows.inverse.compiled.weights import turn
 
 
 class Recorded(NamedTuple):
@@ -34,6 +35,7 @@ class Recorded(NamedTuple):
         gradient: of the gradients of x, (N, D), for the way back.
         parameters: the row of a workspace where parameters begin.
         scratch: the row where those begin that a step may use.
+        inputs: the row where what the network reads is kept for the gradients of weights.
     """
 
     size: int
@@ -43,6 +45,7 @@ class Recorded(NamedTuple):
     gradient: int
     parameters: int
     scratch: int
+    inputs: int
 
 
 def record_tiles(
@@ -55,12 +58,14 @@ def record_tiles(
     x = matrix(rows.x, spaces, rows.size, count)
     images = matrix(rows.images, spaces, rows.size, count)
     density = matrix(rows.density, spaces, rows.size, 1)
-    lanes, x0 = tiles.lanes, rows.scratch + SCRATCH
+    x0 = rows.scratch + SCRATCH
+    levels = len(ranks.feature_starts) - 1
     while True:
-        row, here, _ = next_tile(tiles, spaces)
+        row, here, lanes = next_tile(tiles, spaces)
         if here <= 0:
             return
-        work = spaces[row // lanes * tiles.size : (row // lanes + 1) * tiles.size]
+        begin = row // tiles.lanes * tiles.size
+        work = spaces[begin : begin + tiles.size]
         tile = Tile(work, row, lanes)
         image = line(work, x0, lanes)
         total = line(work, x0 + 1, lanes)
@@ -79,6 +84,11 @@ def record_tiles(
             if rows.images != 0:
                 scatter(image, images, features[i], row, here)
         scatter(total, density, 0, row, here)
+        # The way back needs slopes, and x for the step, but activations for weights alone.
+        for layer in range(depth):
+            place = units.table[layer, A]
+            turn(tile, place, place, ranks.starts[layer, levels])
+        turn(tile, 0, rows.inputs, ranks.column_starts[levels - 1])
 
 
 def pull_tiles(
@@ -95,13 +105,14 @@ def pull_tiles(
     images = matrix(rows.images, spaces, rows.size, count)
     density = matrix(rows.density, spaces, rows.size, 1)
     gradient = matrix(rows.gradient, spaces, rows.size, count)
-    outputs, lanes, x0 = table[depth, DELTA], tiles.lanes, rows.scratch + SCRATCH
+    outputs, x0 = table[depth, DELTA], rows.scratch + SCRATCH
     zero = like(spaces[0], 0.0)
     while True:
-        row, here, _ = next_tile(tiles, spaces)
+        row, here, lanes = next_tile(tiles, spaces)
         if here <= 0:
             return
-        work = spaces[row // lanes * tiles.size : (row // lanes + 1) * tiles.size]
+        begin = row // tiles.lanes * tiles.size
+        work = spaces[begin : begin + tiles.size]
         tile = Tile(work, row, lanes)
         image = line(work, x0, lanes)
         total = line(work, x0 + 1, lanes)

@@ -1,8 +1,10 @@
 """Gradients of weights, from the deltas of units and the activations that these read.
 
-A weight's gradient is a sum over all rows of the batch, which are lanes: the sums of a few units
-times a few inputs stay in registers while a loop runs over the lanes of all tiles. Only blocks that
-the other kernels multiply by are gone through, and every sum goes where its weight was found.
+A weight's gradient is a sum over all rows of the batch. Activations are turned for it, a few inputs
+at a time, so that those of one row of the batch are neighbours: then the sums of a few units times
+some vectors of inputs stay in registers while a loop runs over the rows of all tiles, and none of
+them has to be summed over its lanes at the end. Only blocks that the other kernels multiply by are
+gone through, and every sum goes where its weight was found.
 """
 
 from __future__ import annotations
@@ -16,19 +18,33 @@ from made_flows.inverse.compiled.layout import BIAS, DELTA, SOURCE, Integers, Wr
 from made_flows.inverse.compiled.placement import Layout
 from made_flows.inverse.compiled.simd import (
     ACCUMULATORS,
+    VECTOR_BYTES,
+    VECTORS,
     keep_apart,
-    lane_products,
     like,
     line,
+    lines,
     long,
     matrix,
     plus_product,
+    room,
+    row_products,
 )
 from made_flows.inverse.compiled.threads import next_tile
 
-_INPUTS = 4 if ACCUMULATORS >= 24 else 2
-_BLOCKS = tuple((k, tuple((u, lane_products(u, k)) for u in (4, 1))) for k in (_INPUTS, 1))
-"""Inputs of a block, and for each number of units what multiplies them."""
+_INPUTS = 3
+"""Vectors of inputs in a block."""
+
+_UNITS = tuple(size for size in (8, 4, 2, 1) if size * _INPUTS <= ACCUMULATORS)
+_BLOCKS = tuple(
+    (vectors, tuple((units, row_products(units, vectors, _INPUTS)) for units in _UNITS))
+    for vectors in range(1, _INPUTS + 1)
+)
+"""For each number of vectors, and of units, what multiplies them."""
+
+_GROUP, _ROWS = 24, 96
+"""Units that a sum is kept for at once, and rows that they go through together: both, and what they
+are multiplied with, fit in the nearest cache."""
 
 
 class Recordings(NamedTuple):
@@ -36,13 +52,16 @@ class Recordings(NamedTuple):
 
     Args:
         tiles: how many there are.
-        lanes: rows of a tile.
+        lanes, last: rows of a tile, and of the last one.
         size: numbers in the workspace of a tile.
+        inputs: where the network's inputs were turned to.
     """
 
     tiles: int
     lanes: int
+    last: int
     size: int
+    inputs: int
 
 
 class Targets(NamedTuple):
@@ -58,33 +77,84 @@ class Targets(NamedTuple):
     direct: Integers
 
 
+def turn(tile: Any, source: int, target: int, count: int) -> None:
+    """Write rows of a workspace, as many as a block has inputs at a time, so that lanes are rows.
+
+    They may be written where they stand.
+    """
+    keep_apart()
+    work, _, lanes = tile
+    vector = VECTOR_BYTES // work.itemsize
+    before = room(work, _INPUTS * vector * VECTORS * vector)
+    for k in range(0, count, _INPUTS * vector):
+        here = min(_INPUTS * vector, count - k)
+        given = lines(work, source + k, source + k + here, lanes)
+        turned = lines(work, target + k, target + k + here, lanes)
+        for i in range(len(given)):
+            before[i] = given[i]
+        for j in range(lanes):
+            for i in range(here):
+                turned[j * here + i] = before[i * lanes + j]
+
+
 def _put(target: Any, place: int, total: Any) -> None:
     if place >= 0:
         target[0, place] = total
 
 
 def _fill_block(
-    spaces: Any, recorded: Any, delta: int, count: int, source: int, inputs: int, address: int,
-    places: Any, block: int,
+    spaces: Any, recorded: Any, delta: int, count: int, source: int, total: int, inputs: int,
+    address: int, places: Any, block: int,
 ) -> None:  # fmt: skip
-    """Write the gradients of the weights of a block, if there is an address for them."""
+    """Write the gradients of the weights of a block, if there is an address for them.
+
+    ``inputs`` are read, of ``total`` rows that were turned from ``source`` on.
+    """
     keep_apart()
     if address == 0:
         return
-    tiles, lanes, size = recorded
     target = matrix(address, spaces, 1, 1)
-    k = 0
-    # The rows of a few inputs stay in the nearest cache for all units, whose own fit the next.
-    for part in _BLOCKS:
-        while inputs - k >= part[0]:
-            u, second = 0, (source + k) * lanes
-            for inner in part[1]:
-                while count - u >= inner[0]:
-                    for found in inner[1](spaces, (delta + u) * lanes, second, lanes, size, tiles):
-                        at = block + (k + found.input) * count + u + found.unit
-                        _put(target, long(places[at]), found.total)
-                    u += inner[0]
-            k += part[0]
+    width = _INPUTS * (VECTOR_BYTES // spaces.itemsize)
+    found = room(spaces, _GROUP * width)
+    for u in range(0, count, _GROUP):
+        units = min(_GROUP, count - u)
+        for k in range(0, inputs, width):
+            here = min(width, inputs - k)
+            found[:] = like(spaces[0], 0.0)
+            _sum_block(
+                spaces, recorded, delta + u, units, source + k, min(width, total - k), here, found
+            )
+            for i in range(units):
+                for j in range(here):
+                    place = long(places[block + (k + j) * count + u + i])
+                    _put(target, place, found[i * width + j])
+
+
+def _sum_block(
+    spaces: Any, recorded: Any, delta: int, count: int, source: int, turned: int, inputs: int,
+    found: Any,
+) -> None:  # fmt: skip
+    """Add up what units and inputs of a block make, of ``turned`` inputs that lie together."""
+    keep_apart()
+    tiles, lanes, size = recorded.tiles, recorded.lanes, recorded.size
+    vector = VECTOR_BYTES // spaces.itemsize
+    width = _INPUTS * vector
+    full, step, tile = tiles - 1, max(1, _ROWS // lanes), 0
+    while tile < tiles:
+        some, wide = min(step, full - tile), lanes
+        if tile == full:
+            some, wide = 1, recorded.last
+        work = spaces[tile * size : tiles * size]
+        for part in _BLOCKS:
+            if inputs <= part[0] * vector and inputs > (part[0] - 1) * vector:
+                u = 0
+                for inner in part[1]:
+                    while count - u >= inner[0]:
+                        sums = found[u * width : count * width]
+                        c0, a0 = (delta + u) * wide, source * wide
+                        inner[1](work, c0, a0, turned, wide, size, some, sums)
+                        u += inner[0]
+        tile += some
 
 
 def _fill_biases(
@@ -94,13 +164,14 @@ def _fill_biases(
     keep_apart()
     if address == 0:
         return
-    tiles, lanes, size = recorded
+    tiles, size = recorded.tiles, recorded.size
     target = matrix(address, spaces, 1, 1)
     for u in range(count):
         total = like(spaces[0], 0.0)
         for tile in range(tiles):
-            deltas = line(spaces[tile * size : (tile + 1) * size], delta + u, lanes)
-            for j in range(lanes):
+            wide = recorded.lanes if tile < tiles - 1 else recorded.last
+            deltas = line(spaces[tile * size : (tile + 1) * size], delta + u, wide)
+            for j in range(wide):
                 total = plus_product(total, deltas[j], like(total, 1.0))
         _put(target, long(places[first + u]), total)
 
@@ -112,6 +183,8 @@ def _fill_weights(
     keep_apart()
     table, places = blocks.table, found.places
     panels, depth = len(ranks.panels) - 1, len(table) - 1
+    levels = ranks.panels[panels]
+    read = ranks.column_starts[levels - 1]
     while True:
         job, here, _ = next_tile(tiles, spaces)
         if here <= 0:
@@ -121,15 +194,21 @@ def _fill_weights(
         r0, r1 = ranks.panels[p], ranks.panels[p + 1]
         u0, count = ranks.starts[layer, r0], ranks.starts[layer, r1] - ranks.starts[layer, r0]
         delta, columns = table[layer, DELTA] + u0, ranks.column_starts[r1 - 1]
-        inputs = ranks.starts[layer - 1, r1] if layer > 0 else columns
-        _fill_block(
-            spaces, recorded, delta, count, table[layer, SOURCE], inputs, targets.weights[layer],
-            places, blocks.blocks[layer, p],
-        )  # fmt: skip
+        if layer > 0:
+            _fill_block(
+                spaces, recorded, delta, count, table[layer, SOURCE],
+                ranks.starts[layer - 1, levels], ranks.starts[layer - 1, r1],
+                targets.weights[layer], places, blocks.blocks[layer, p],
+            )  # fmt: skip
+        else:
+            _fill_block(
+                spaces, recorded, delta, count, recorded.inputs, read, columns,
+                targets.weights[0], places, blocks.blocks[0, p],
+            )  # fmt: skip
         if layer == depth and len(blocks.direct) > 0:
             _fill_block(
-                spaces, recorded, delta, count, 0, columns, targets.direct[0], places,
-                blocks.direct[p],
+                spaces, recorded, delta, count, recorded.inputs, read, columns,
+                targets.direct[0], places, blocks.direct[p],
             )  # fmt: skip
         first = blocks.vectors + table[layer, BIAS] + u0
         _fill_biases(spaces, recorded, delta, count, targets.biases[layer], places, first)
@@ -139,19 +218,22 @@ _FILL = Kernel(_fill_weights)
 
 
 def fill_weights(
-    spaces: Tensor, layout: Layout, found: Written, targets: Targets, threads: int
-) -> None:
+    spaces: Tensor, last: int, layout: Layout, found: Written, targets: Targets, inputs: int,
+    threads: int,
+) -> None:  # fmt: skip
     """Write gradients from the workspaces (tiles, height, lanes) of all tiles.
 
     Args:
         spaces: what the kernels of training have left behind.
+        last: rows of the last tile.
         layout: of the network.
         found: the :class:`~made_flows.inverse.compiled.gathering.Places` of blocks, and of biases.
         targets: addresses of the gradients.
+        inputs: the row of a workspace where the network's inputs were turned to.
         threads: how many.
     """
     tiles, height, lanes = spaces.shape
-    recorded = Recordings(tiles, lanes, height * lanes)
+    recorded = Recordings(tiles, lanes, last, height * lanes, inputs)
     _FILL(
         layout.blocks.size, 1, 0, threads, numbers_of(spaces), recorded,
         layout.written("ranks"), layout.written_blocks, found, targets,
