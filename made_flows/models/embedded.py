@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class Embedded(Model, HasConditionals):
         check_model(model, "model")
         expect(model.context != 0, "model", "to be made with a context", "one that takes none")
         expect_type(isinstance(net, nn.Module), "net", "to be a torch.nn.Module", net)
-        shape = (context_shape,) if isinstance(context_shape, int) else context_shape
+        shape = (context_shape,) if isinstance(context_shape, Integral) else context_shape
         self.context_shape = widths(shape, "context_shape")
         expect(len(self.context_shape) > 0, "context_shape", "to have a dimension", "none")
         self.model, self.net = model, net

@@ -315,17 +315,16 @@ class OrderMixture(MixtureModel):
         expect(model.made.graph is None, "model", "to have an order", "the model of a graph")
         wanted = "to be made with orders or masks, so that there are several to mix"
         expect(model.schedule is not None, "model", wanted, "a model of one order")
-        fixed = not (orders is None or isinstance(orders, Integral))
-        masks = model.schedule is not None and model.schedule.any_degrees
-        check_generator(generator, draws=masks or not fixed)
+        schedule = cast(OrderSchedule, model.schedule)
+        given = not (orders is None or isinstance(orders, Integral))
+        check_generator(generator, draws=schedule.any_degrees or not given)
         self.model = model
         self.training = model.training
         self.features, self.context = model.features, model.context
-        schedule = model.schedule
         self.register_buffer("orders", _orders_of(model, schedule, orders, generator))
         count = len(self.orders)
         drawn = None
-        if schedule is not None and (schedule.any_degrees or schedule.degrees is not None):
+        if schedule.any_degrees or schedule.degrees is not None:
             layers = [schedule.draw_degrees(generator, turn=k) or () for k in range(count)]
             drawn = torch.stack([torch.cat(tuple(each)) for each in layers])
         self.register_buffer("degrees", drawn)
@@ -344,20 +343,19 @@ class OrderMixture(MixtureModel):
 
 def _orders_of(
     model: DensityModel,
-    schedule: OrderSchedule | None,
+    schedule: OrderSchedule,
     orders: Any,
     generator: torch.Generator | None,
 ) -> Tensor:
     """Return K orders, (K, D): those given, those the model knows, or fresh ones."""
-    fixed = None if schedule is None else schedule.orders
-    only_masks = schedule is not None and not schedule.any_order and fixed is None
-    if orders is None or (isinstance(orders, int) and not isinstance(orders, bool)):
+    fixed = schedule.orders
+    if orders is None or isinstance(orders, Integral):
         known = 16 if fixed is None else len(fixed)
         count = known if orders is None else positive_integer(orders, "orders")
         if fixed is not None:
             expect(count <= known, "orders", f"to be {known} at most, as was trained", count)
             return fixed[:count].clone()
-        if only_masks:
+        if not schedule.any_order:  # masks alone are trained
             return model.made.order.expand(count, -1).clone()
         orders = count
     wanted = "to be a number of orders or orders (K, features)"

@@ -82,7 +82,8 @@ class OrderSchedule(WithConstants):
             fixed = fixed_orders(made.features, orders, generator, words)
         self.register_buffer("orders", fixed)
         drawn = None
-        if isinstance(masks, int) and not self.any_degrees:
+        counted = isinstance(masks, Integral)
+        if counted:
             sets = positive_integer(masks, "masks")
             drawn = torch.stack([self._fresh_degrees(generator) for _ in range(sets)])
         else:

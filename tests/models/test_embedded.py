@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,6 +97,12 @@ def test_data_are_standardised_and_embeddings_are_not(name: str) -> None:
     for units in model.standardizable():
         torch.testing.assert_close(units.location, ROWS.double().mean(0), rtol=1e-4, atol=0)
         assert units.context_location is None
+
+
+def test_a_context_of_one_size_may_be_a_number_of_numpy(tmp_path: Path) -> None:
+    model = mf.Embedded(MODELS["MAF"](), nn.Linear(3, 4), np.int64(3))
+    assert model.context_shape == (3,)
+    mf.save(model, tmp_path / "model.safetensors")
 
 
 def test_autocast_and_the_meta_device() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -326,6 +327,14 @@ def test_orders_are_drawn_from_the_generator() -> None:
 
     assert orders(1) == orders(1) != orders(2)
     assert len(mf.OrderMixture(model)) == 16
+
+
+def test_a_number_of_numpy_takes_the_orders_that_were_trained() -> None:
+    for model in (model_of(orders=3), model_of(masks=np.int64(3))):
+        mixtures = [mf.OrderMixture(model, count) for count in (2, np.int64(2))]
+        assert torch.equal(mixtures[0].orders, mixtures[1].orders)
+    with pytest.raises(ValueError, match="orders to be 3 at most"):
+        mf.OrderMixture(model_of(orders=3), np.int64(4))
 
 
 def test_a_mixture_of_one_feature() -> None:
