@@ -80,7 +80,7 @@ def _by_hamiltonian_chains(posterior: Untuned) -> Tensor:
             density = Density(model, args, {}, nesting, sites, torch.float64)
             ways = {"its own": guide._init_loc()}
             ways.update({f"{k}": 4 * torch.rand(guide.latent_dim) - 2 for k in range(STARTS)})
-            joint = JointDensity(model, guide, args, {})
+            joint = JointDensity(model, sites, args, {})
             ranked = find_starts(joint, ways, torch.Generator().manual_seed(0))
             starts = [start for _, start in ranked if start.elbo > ranked[0][1].elbo - MATTERS]
             chains = _chains(density, starts)
@@ -88,7 +88,7 @@ def _by_hamiltonian_chains(posterior: Untuned) -> Tensor:
             points = chains.flatten(0, 1)
             for name, site in sites.items():
                 transform: Any = site.transform
-                shape = transform.inverse_shape(site.shape)
+                shape = site.unconstrained
                 part = points[:, at : at + shape.numel()].reshape(-1, *shape)
                 draws[name], at = transform(part), at + shape.numel()
     finally:

@@ -171,7 +171,8 @@ def fit_guide(
                 # Or refuses, before any work.
                 drawn_together(model, guide, args, kwargs, 3, nesting)
             ends = list(highest_ends(density, own, *_CLIMBS, modes))
-        starts = _starts(model, guide, args, kwargs, plan.starts, modes, ends)
+        joint = JointDensity(model, sites, args, kwargs)
+        starts = _starts(guide, joint, plan.starts, modes, ends)
         # Copies first: the guide given is the best mode's.
         guides = [guide, *(copy.deepcopy(guide) for _ in starts[1:])]
         curves = []
@@ -191,13 +192,7 @@ def fit_guide(
 
 
 def _starts(
-    model: Callable[..., Any],
-    guide: AutoIAF,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    random_starts: int,
-    modes: int,
-    ends: list[Tensor],
+    guide: AutoIAF, density: JointDensity, random_starts: int, modes: int, ends: list[Tensor]
 ) -> list[tuple[str, NormalStart]]:
     """Return normal approximations of modes, the best first."""
     points = {"its own start": guide._init_loc()}
@@ -211,7 +206,6 @@ def _starts(
         if bool(point.isfinite().all()):
             points[f"{kind.__name__.removeprefix('init_to_')} start {index + 1}"] = point
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-    density = JointDensity(model, guide, args, kwargs)
     found = find_starts(density, points, generator)
     chosen = found[:1]
     for name, start in found[1:]:

@@ -33,10 +33,12 @@ class LatentSite:
         self.scale: Any = base.scale if hasattr(base, "loc") and hasattr(base, "scale") else None
         self.centred = False
         self.transform: Transform | None = None
+        self.unconstrained = value.shape  # the shape of unconstrained values
         self.middle = value.new_zeros(())  # where unconstrained values are zero
         try:
             self.transform = biject_to(fn.support)
-            self.middle = self.transform(value.new_zeros(self.transform.inverse_shape(value.shape)))
+            self.unconstrained = self.transform.inverse_shape(value.shape)
+            self.middle = self.transform(value.new_zeros(self.unconstrained))
         except NotImplementedError:  # a discrete one
             pass
 

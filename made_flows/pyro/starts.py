@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
-import pyro
 import torch
-from pyro import poutine
-from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
 
-from made_flows.pyro.layout import innermost
+from made_flows.pyro.layout import LatentSite, innermost
+from made_flows.pyro.whitened import Density
 
 _STEPS = 120
 """Iterations of L-BFGS from every start."""
@@ -94,50 +92,37 @@ class NormalStart(NamedTuple):
 
 
 class JointDensity:
-    """The logarithm of p(data, u) of a model, of unconstrained latent variables in one vector.
+    """The logarithm of p(data, u) of a model at one point, for ways to modes.
 
     In float64 where the model can be run in it: the curvature of a posterior of data in natural
     units is beyond float32.
 
     Args:
         model: the model.
-        guide: a guide of it that was called before, which knows sites, shapes and supports.
+        sites: its latent variables.
         args, kwargs: of the model.
     """
 
     def __init__(
         self,
         model: Callable[..., Any],
-        guide: AutoContinuous,
+        sites: Mapping[str, LatentSite],
         args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        kwargs: dict[str, Any],
     ) -> None:
-        self._model, self._guide = model, guide
-        self._args, self._kwargs = args, dict(kwargs)
-        self.dtype = torch.get_default_dtype()
-        wide = (_widened(self._args), _widened(self._kwargs))
-        narrow, self.dtype = (self._args, self._kwargs, self.dtype), torch.float64
-        self._args, self._kwargs = wide
+        self.dtype = torch.float64
+        wide = _widened(args), _widened(kwargs)
+        self._density = Density(model, *wide, None, sites, self.dtype)
         try:
-            self.value_and_gradient(torch.zeros(guide.latent_dim, dtype=torch.float64))
+            self.value_and_gradient(torch.zeros(self._density.size, dtype=self.dtype))
         except (RuntimeError, TypeError, ValueError):  # data that the model holds itself
-            self._args, self._kwargs, self.dtype = narrow
+            self.dtype = torch.get_default_dtype()
+            self._density = Density(model, args, kwargs, None, sites, self.dtype)
 
     def __call__(self, u: Tensor) -> Tensor:
         """Return the density at u (D,), a scalar."""
-        values: dict[str, Tensor] = {}
-        total = u.new_zeros(())
         with self._arithmetic():
-            for site, unconstrained in self._guide._unpack_latent(u):
-                transform = biject_to(site["fn"].support)
-                value = transform(unconstrained)
-                total = total + transform.log_abs_det_jacobian(unconstrained, value).sum()
-                values[site["name"]] = value
-            conditioned = poutine.condition(self._model, data=values)
-            # Where arguments are out of range there is no density: neither errors nor warnings.
-            with poutine.block(), pyro.validation_enabled(False):
-                trace = poutine.trace(conditioned).get_trace(*self._args, **self._kwargs)
-                return total + torch.as_tensor(trace.log_prob_sum())
+            return self._density(u.unsqueeze(0)).squeeze(0)
 
     def value_and_gradient(self, u: Tensor) -> tuple[float, Tensor]:
         """Return the density and its gradient; minus infinity and zeros where it is no number."""

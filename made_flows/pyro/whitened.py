@@ -44,6 +44,11 @@ class Density:
         self._model, self._args, self._kwargs = model, args, kwargs
         self._nesting, self._sites, self._dtype = nesting, sites, dtype
 
+    @property
+    def size(self) -> int:
+        """The number of dimensions D."""
+        return sum(site.unconstrained.numel() for site in self._sites.values())
+
     def unconstrained(self, samples: Mapping[str, Tensor]) -> Tensor:
         """Return draws by site as points (S, D)."""
         parts = []
@@ -82,7 +87,7 @@ class Density:
         count, at, total, values = len(u), 0, u.new_zeros(len(u)), {}
         for name, site in self._sites.items():
             transform = cast(Transform, site.transform)
-            shape = transform.inverse_shape(site.shape)
+            shape = site.unconstrained
             part = u[:, at : at + shape.numel()].reshape(count, *shape).to(self._dtype)
             at += shape.numel()
             value = transform(part)

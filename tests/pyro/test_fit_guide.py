@@ -44,6 +44,10 @@ def funnel() -> None:
         pyro.sample("x", dist.Normal(0.0, (z / 2).exp()))
 
 
+def joint(model: Callable[..., None], guide: AutoIAF) -> JointDensity:
+    return JointDensity(model, layout(model, guide, (), {})[1], (), {})
+
+
 @pytest.fixture(autouse=True)
 def _empty_store() -> None:
     pyro.clear_param_store()
@@ -84,7 +88,7 @@ def test_a_fitted_guide_is_loaded_into_a_new_one(fitted: tuple[AutoIAF, Tensor, 
 def test_the_mode_of_a_funnel_is_not_where_it_starts() -> None:
     guide = AutoIAF(funnel)
     guide()
-    density = JointDensity(funnel, guide, (), {})
+    density = joint(funnel, guide)
     assert density.dtype == F64
     points = {"the middle": torch.zeros(5), "outside": torch.tensor([4.0, 5.0, -3.0, 9.0, 1.0])}
     name, start = find_starts(density, points, torch.Generator().manual_seed(0))[0]
@@ -104,7 +108,7 @@ def test_starts_of_a_normal_posterior_are_exact() -> None:
     guide = AutoIAF(model, init_loc_fn=lambda site: torch.zeros(2, dtype=F64))
     guide()
     point = {"zero": torch.zeros(2, dtype=F64)}
-    density = JointDensity(model, guide, (), {})
+    density = joint(model, guide)
     ((_, start),) = find_starts(density, point, torch.Generator().manual_seed(0))
     assert start.elbo == pytest.approx(0.0, abs=1e-3)
     found = start.factor @ start.factor.mT
@@ -209,7 +213,7 @@ def test_modes_that_differ_in_one_variable_of_many(distance: float, modes: int) 
 
     guide = AutoIAF(model)
     guide()
-    density, zeros = JointDensity(model, guide, (), {}), torch.zeros(20, dtype=F64)
+    density, zeros = joint(model, guide), torch.zeros(20, dtype=F64)
     points = {"one": zeros, "other": zeros + distance * torch.eye(20, dtype=F64)[0]}
     (_, one), (_, other) = find_starts(density, points, torch.Generator().manual_seed(0))
     assert apart(density, one, other) == (modes == 2)
