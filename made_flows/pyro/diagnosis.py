@@ -20,6 +20,7 @@ from made_flows.pyro.draws import (
     Moved,
     heaviest_squares,
     moved_by,
+    quantile_levels,
     to_arviz,
     weighted_moments,
     weighted_quantiles,
@@ -241,9 +242,7 @@ class Diagnosis:
         Raises:
             ValueError: for probabilities outside [0, 1].
         """
-        wanted = torch.as_tensor(quantiles, dtype=torch.float64)
-        inside = wanted.dim() == 1 and bool(((wanted >= 0) & (wanted <= 1)).all())
-        expect(inside, "quantiles", "to be a list of numbers between 0 and 1", quantiles)
+        wanted = quantile_levels(quantiles)
         return {n: weighted_quantiles(x, self.weights, wanted) for n, x in self.samples.items()}
 
     def resample(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from made_flows._checks import expect
 from made_flows.diagnostics.pareto import pareto_smooth
 
 _CLOSE = 0.1
@@ -75,6 +76,14 @@ def weighted_moments(draws: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     mean: Tensor = torch.tensordot(weights, x, dims=1)
     variance: Tensor = torch.tensordot(weights, (x - mean).square(), dims=1)
     return mean.to(draws.dtype), variance.sqrt().to(draws.dtype)
+
+
+def quantile_levels(quantiles: Any) -> Tensor:
+    """Check the probabilities of quantiles, and return them in double precision, (Q,)."""
+    levels = torch.as_tensor(quantiles, dtype=torch.float64)
+    inside = levels.dim() == 1 and bool(((levels >= 0) & (levels <= 1)).all())
+    expect(inside, "quantiles", "to be a list of numbers between 0 and 1", quantiles)
+    return levels
 
 
 def weighted_quantiles(draws: Tensor, weights: Tensor, wanted: Tensor) -> Tensor:

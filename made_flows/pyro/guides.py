@@ -32,6 +32,7 @@ from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import posterior_flow
 from made_flows.pyro.diagnosis import Diagnosis, diagnose
+from made_flows.pyro.draws import quantile_levels
 from made_flows.pyro.flat_flow import FlatFlow
 from made_flows.pyro.gradient_guard import GradientGuard
 from made_flows.pyro.layout import plate_nesting
@@ -334,9 +335,7 @@ class AutoIAF(AutoContinuous):
             ValueError: for probabilities outside [0, 1].
         """
         zero = self._base.zero
-        wanted = torch.as_tensor(quantiles, dtype=zero.dtype, device=zero.device)
-        inside = wanted.dim() == 1 and bool(((wanted >= 0) & (wanted <= 1)).all())
-        expect(inside, "quantiles", "to be a list of numbers between 0 and 1", quantiles)
+        wanted = quantile_levels(quantiles).to(zero)
         draws = self._built().flow.generate(even_noise(self.latent_dim).to(zero)).sort(dim=0).values
         place = wanted * (len(draws) - 1)
         low = place.floor().long()
