@@ -69,7 +69,7 @@ class CompletionDistribution(VectorDistribution):
         return as_rows(self.x, batch), as_rows(self.observed, batch), as_rows(self.context, batch)
 
 
-def known_values(x: Any, observed: Tensor | None, features: int) -> tuple[Tensor, Tensor]:
+def _known_values(x: Any, observed: Tensor | None, features: int) -> tuple[Tensor, Tensor]:
     """Return values (..., D) and which are observed: by a mask, or those that are not NaN."""
     x = check_event(x, "x", features)
     found = find_observed(x, observed, nan=True)
@@ -110,7 +110,7 @@ class ConditionalDistribution(HeadDistribution, CompletionDistribution):
     ) -> None:
         self.conditioner, self.head, self.schedule = conditioner, head, schedule
         self.units = units
-        x, observed = known_values(x, observed, conditioner.features)
+        x, observed = _known_values(x, observed, conditioner.features)
         context = conditioner.check_context(context)
         filled = fill(head, x, observed)
         if has_concrete_values(filled):
@@ -212,7 +212,7 @@ class ConditionalMixture(CompletionDistribution):
         context: Tensor | None = None,
     ) -> None:
         self.mixture = mixture
-        x, observed = known_values(x, observed, mixture.features)
+        x, observed = _known_values(x, observed, mixture.features)
         super().__init__(x, observed, context)
         joint = mixture.component_log_probs(self.x, self.context, self.observed)
         joint = joint + mixture.log_weights(joint)

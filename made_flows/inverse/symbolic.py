@@ -94,7 +94,7 @@ def _highest(mask: NDArray[np.bool_], below: Integers) -> Integers:
     return np.where(mask.any(axis=1), below[order[last]], 0)
 
 
-def analyse(structure: Structure, tensors: Sequence[Tensor]) -> Symbolic:
+def _analyse(structure: Structure, tensors: Sequence[Tensor]) -> Symbolic:
     """Sort the units of a network with these masks.
 
     Raises:
@@ -183,10 +183,10 @@ def symbolic_for(network: NetworkSpec) -> Symbolic:
     structure, tensors = network.structure, network.tensors
     masks = [tensors[place] for place in structure.mask_places]
     if not _is_waited_for(tensors[1]):
-        return _COMPARED.get(structure.key, masks, lambda: analyse(structure, tensors))
+        return _COMPARED.get(structure.key, masks, lambda: _analyse(structure, tensors))
 
     def make() -> Symbolic:
-        return replace(analyse(structure, tensors), proof=tuple(mask.clone() for mask in masks))
+        return replace(_analyse(structure, tensors), proof=tuple(mask.clone() for mask in masks))
 
     return _PROVED.get(structure.key, masks, make)
 

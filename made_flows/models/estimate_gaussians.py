@@ -15,7 +15,7 @@ from made_flows.models.gaussian_mixture import Gaussians, fit_gaussians, merged
 from made_flows.models.mixture_weights import fit_sparse_weights
 from made_flows.training.loop import fit
 
-LIGHTEST = 0.02
+_LIGHTEST = 0.02
 """Weight under which a part of a mixture is left out."""
 
 _NUMBERS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -146,7 +146,7 @@ def sparse_weights(scores: Tensor) -> Tensor:
 
     Rows are never less likely than under the best alone, which small weights together might be.
     """
-    weights = fit_sparse_weights(scores, iterations=1000, tolerance=1e-7, threshold=LIGHTEST)[0]
+    weights = fit_sparse_weights(scores, iterations=1000, tolerance=1e-7, threshold=_LIGHTEST)[0]
     means = scores.mean(dim=0)
     if (scores + weights.log()).logsumexp(dim=1).mean() >= means.max():
         return weights

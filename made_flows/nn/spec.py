@@ -141,7 +141,7 @@ class Structure:
         In a forward pass, which multiplies by masks, such a weight reaches units that do not read
         it, or none where an activation has a limit. In a sweep nothing finite is to come of it.
         """
-        return nothing_if_finite(self.tainting(tensors))
+        return _nothing_if_finite(self.tainting(tensors))
 
     def tainting(self, tensors: Sequence[Any]) -> list[Any]:
         """Return those of a network's tensors of which :meth:`taint` speaks."""
@@ -150,7 +150,7 @@ class Structure:
         return parts + [layer.bias for layer in layers[:-1] if layer.bias is not None]
 
 
-def nothing_if_finite(weights: Sequence[Tensor]) -> Tensor:
+def _nothing_if_finite(weights: Sequence[Tensor]) -> Tensor:
     """Return zero if all weights are finite, and NaN otherwise."""
     sums = [weight.detach().sum(dtype=torch.float64) for weight in weights]
     return torch.stack(sums).mul(0).sum()

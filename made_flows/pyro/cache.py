@@ -84,7 +84,7 @@ class Pair:
         self._stamp = Stamp.of(*self._state(module, y))
 
     def _state(self, module: nn.Module, y: Tensor) -> tuple[list[Tensor], list[Any]]:
-        tensors, modes = state_of(module)
+        tensors, modes = _state_of(module)
         return [*tensors, *([] if self.x is None else [self.x]), y, *self._others], modes
 
     def forget(self) -> None:
@@ -121,7 +121,7 @@ def global_modes() -> list[Any]:
     ]
 
 
-def state_of(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
+def _state_of(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
     """Return all tensors that a module computes with, and what else a result depends on."""
     modes = global_modes()
     tensors: list[Tensor] = []

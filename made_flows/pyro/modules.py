@@ -29,7 +29,7 @@ class _AbstractPyroMeta(_PyroMeta, ABCMeta):
     """The metaclass of PyroModules with abstract methods."""
 
 
-def admit(kind: type[nn.Module]) -> None:
+def _admit(kind: type[nn.Module]) -> None:
     """Tell Pyro which class stands for an abstract one; those of its subclasses then follow.
 
     Args:
@@ -43,7 +43,7 @@ def admit(kind: type[nn.Module]) -> None:
 
 
 for _kind in (Bijection, Head, MixtureModel, Transform):
-    admit(_kind)
+    _admit(_kind)
 
 
 def materialized(model: nn.Module) -> nn.Module:

@@ -73,7 +73,7 @@ def describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 _set_buffer(again, difference.place, encoder.tensors[key])
         for difference in differences(model, again):
             _refuse(difference)
-        check_connectivity(again)
+        _check_connectivity(again)
     tensors |= encoder.tensors
     check_sizes(text, tensors)
     return text, tensors
@@ -96,7 +96,7 @@ def rebuild(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
     _fill(model, state, dict(text.get("aliases", {})))
     for place, key in dict(text.get("buffers", {})).items():
         _set_buffer(model, place, tensors[key])
-    check_connectivity(model)
+    _check_connectivity(model)
     return model
 
 
@@ -257,7 +257,7 @@ def _set_buffer(model: nn.Module, place: str, value: Tensor) -> None:
     module._buffers[name] = value.clone()
 
 
-def check_connectivity(model: nn.Module) -> None:
+def _check_connectivity(model: nn.Module) -> None:
     """Raise a ValueError for a network whose masks let a feature depend on itself or later ones."""
     for path, made in model.named_modules():
         if not isinstance(made, MADE):

@@ -42,7 +42,7 @@ class Share:
         return rows.tensor_split(self.processes)[self.rank]
 
 
-WHOLE = Share()
+_WHOLE = Share()
 
 
 class Rows:
@@ -95,7 +95,7 @@ class Rows:
         self,
         batch_size: int,
         generator: torch.Generator | None = None,
-        share: Share = WHOLE,
+        share: Share = _WHOLE,
         skip: int = 0,
     ) -> Iterator[Batch]:
         """Cut batches of equal size (to one row), shuffled where there is a generator.
@@ -176,7 +176,7 @@ class Stream:
         self,
         batch_size: int,
         generator: torch.Generator | None = None,
-        share: Share = WHOLE,
+        share: Share = _WHOLE,
         skip: int = 0,
     ) -> Iterator[Batch]:
         """Read the batches once, to the model's device (their sizes are the iterable's).
@@ -185,7 +185,7 @@ class Stream:
         no variance for a batch normalisation.
         """
         if isinstance(getattr(self.source, "sampler", None), DistributedSampler):
-            share = WHOLE  # the loader gives each process rows of its own
+            share = _WHOLE  # the loader gives each process rows of its own
         for batch in islice(self._joined(), skip, None):
             yield self.target.move(*map(share.of, batch))
 

@@ -72,11 +72,11 @@ _MAPS = ("forward", "inverse", "step", "step_at", "encode", "log_prob")
 def has_kernel(owner: nn.Module, scored: bool = False) -> bool:
     """Tell whether the kernel of a head or bijection stands for all that it does."""
     kind: Any = type(owner)
-    return inherits_kernel(kind, scored) and not any(map(owner.__dict__.__contains__, _MAPS))
+    return _inherits_kernel(kind, scored) and not any(map(owner.__dict__.__contains__, _MAPS))
 
 
 @lru_cache(maxsize=256)
-def inherits_kernel(kind: type[nn.Module], scored: bool = False) -> bool:
+def _inherits_kernel(kind: type[nn.Module], scored: bool = False) -> bool:
     """Tell whether the kernel of a head or bijection stands for all that the class does.
 
     A subclass that overrides a part of the map, but not ``kernel``, would otherwise be sampled
