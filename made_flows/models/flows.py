@@ -14,6 +14,7 @@ from made_flows.distributions.flow import FlowDistribution
 from made_flows.models.base import Model
 from made_flows.models.bases import FixedBase, StandardNormal, StudentT, make_base
 from made_flows.models.density import DensityModel
+from made_flows.nn.masks import order_name
 from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
 from made_flows.transforms.chain import Chain
@@ -169,8 +170,6 @@ def _short(module: nn.Module) -> str:
     if made.graph is not None:
         order = f"graph of {int(made.ranks.max()) + 1} levels"
     else:
-        each = made.order.tolist()
-        named = {"natural": sorted(each), "reversed": sorted(each, reverse=True)}
-        order = next((name for name, order in named.items() if order == each), "another order")
+        order = order_name(made.order.tolist()) or "another order"
     kind = type(module.bijection).__name__
     return f"{kind}, {type(made).__name__} {made.hidden_features}, {order}"

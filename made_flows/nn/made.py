@@ -420,8 +420,5 @@ def _one_or_all(counts: tuple[int, ...]) -> int | tuple[int, ...]:
 
 
 def _shown_order(order: list[int]) -> str:
-    if order == sorted(order):
-        return "natural"
-    if order == sorted(order, reverse=True):
-        return "reversed"
-    return str(order) if len(order) <= 12 else f"{str(order[:6])[:-1]}, ...]"
+    listed = str(order) if len(order) <= 12 else f"{str(order[:6])[:-1]}, ...]"
+    return mk.order_name(order) or listed

@@ -70,6 +70,18 @@ def make_order(
     return given.long().clone()
 
 
+def order_name(order: Sequence[int]) -> str | None:
+    """Return the name of an order, ``"natural"`` or ``"reversed"``; None for another.
+
+    Example:
+        >>> order_name([2, 1, 0])
+        'reversed'
+    """
+    natural = list(range(len(order)))
+    named = {"natural": natural, "reversed": natural[::-1]}
+    return next((name for name, each in named.items() if each == [*order]), None)
+
+
 def _is_permutation(order: Tensor) -> bool:
     places = torch.arange(len(order), device=order.device)
     return holds_integers(order) and torch.equal(order.long().sort().values, places)
