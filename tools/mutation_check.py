@@ -48,6 +48,7 @@ MASKS = "tests/nn/test_masks.py tests/nn/test_made.py"
 SEQUENTIAL = "tests/inverse/test_sequential.py"
 INVERSE = f"{SEQUENTIAL}::test_values_of_random_architectures {SEQUENTIAL}::test_every_option"
 GRADIENT = f"{SEQUENTIAL}::test_gradients_of_random_architectures {SEQUENTIAL}::test_gradcheck"
+TRAINED = "tests/inverse/test_parallel.py"
 ROWS = f"{SEQUENTIAL}::test_any_number_of_rows"
 FRESH = "tests/inverse/test_freshness.py"
 KERNELS = "tests/inverse/gpu/test_kernels.py"
@@ -144,6 +145,20 @@ MUTANTS = [
         GRADIENT,
     ),
     # --- kernels
+    Mutant(
+        "a last tile as wide as the others for the gradients of weights",
+        "made_flows/inverse/compiled/weights.py",
+        "some, wide = 1, recorded.last",
+        "some, wide = 1, lanes",
+        f"{TRAINED}::test_gradients_of_many_units_and_shared_contexts",
+    ),
+    Mutant(
+        "activations that are turned by another width than they are read",
+        "made_flows/inverse/compiled/weights.py",
+        "turned[j * here + i] = before[i * lanes + j]",
+        "turned[j * _INPUTS * vector + i] = before[i * lanes + j]",
+        f"{TRAINED}::test_gradients_of_many_units_and_shared_contexts",
+    ),
     Mutant(
         "a panel that forgets its own units",
         "made_flows/inverse/compiled/solve.py",
