@@ -362,14 +362,20 @@ def machine_line(settings: Settings) -> str:
 
 
 def processor() -> str:
-    """The name of the CPU."""
+    """The name of the CPU, and its widest vectors: names of rented machines do not tell them."""
+    name, vectors = platform.processor() or platform.machine(), ""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    for line in reversed(lines):
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            name = value.strip()
+        elif key.strip() == "flags":
+            known = {"AVX-512": "avx512f", "AVX2": "avx2"}
+            vectors = next((word for word, flag in known.items() if flag in value.split()), "")
+    return f"{name} with {vectors}" if vectors else name
 
 
 def _version(package: str) -> str | None:
