@@ -94,7 +94,8 @@ def record(
     ready, dtype = backend.packed(network), network.tensors[1].dtype
     layout, context = ready.layout, placement.context_of(ready.symbolic, network)
     lanes = backend.lanes_of(max(len(x), 2), dtype, torch.get_num_threads())  # a vector, at least
-    height = layout.adjoint_rows + layout.outputs + _STEP_ROWS + len(ready.symbolic.columns)
+    # A row more than there are inputs, since of the last ones whole vectors are read.
+    height = layout.adjoint_rows + layout.outputs + _STEP_ROWS + len(ready.symbolic.columns) + 1
     spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")
     units = backend.units_in(ready, context, "adjoint_table")
     recorded = Record(ready, units, context, kernel.kind, kernel.numbers, len(x), spaces)
