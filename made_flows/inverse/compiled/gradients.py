@@ -19,7 +19,7 @@ from made_flows.inverse.compiled.placement import Context
 from made_flows.inverse.compiled.simd import VECTOR_BYTES
 from made_flows.inverse.compiled.steps import has_step
 from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles
-from made_flows.inverse.compiled.weights import Targets, fill_weights
+from made_flows.inverse.compiled.weights import Recordings, Targets, fill_weights
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.nn.spec import NetworkSpec, Structure
 from made_flows.univariate.step_kernel import StepKernel
@@ -51,6 +51,16 @@ class Record(NamedTuple):
     spaces: Tensor
 
     @property
+    def scratch(self) -> int:
+        """The row of a workspace where those begin that a step may use."""
+        return self.ready.layout.adjoint_rows + self.ready.layout.outputs
+
+    @property
+    def inputs(self) -> int:
+        """The row where what the network reads is kept for the gradients of weights."""
+        return self.scratch + _STEP_ROWS
+
+    @property
     def last(self) -> int:
         """Rows of the last tile: whole vectors, but no more of them than it needs."""
         tiles, _, lanes = self.spaces.shape
@@ -65,10 +75,9 @@ class Record(NamedTuple):
         ``places`` are the number of rows and addresses, those of :class:`Recorded`.
         """
         layout, spaces = self.ready.layout, self.spaces
-        single, parameters = spaces.dtype == torch.float32, layout.adjoint_rows
+        single = spaces.dtype == torch.float32
         call = backend.call_of(self.kind, self.numbers, 1, False, single, function)
-        scratch = parameters + layout.outputs
-        rows = Recorded(*(*places, parameters, scratch, scratch + _STEP_ROWS))
+        rows = Recorded(*(*places, layout.adjoint_rows, self.scratch, self.inputs))
         arguments = rows, self.units, layout.written("ranks"), blocks, call, *more
         backend.over_spaces(kernel, places[0], layout.size, spaces, arguments)
 
@@ -136,10 +145,11 @@ def of_weights(recorded: Record, tensors: Sequence[Tensor], wanted: set[int]) ->
     places = _weight_places(symbolic.structure)
     addresses = ([found[n].data_ptr() if n in found else 0 for n in of] for of in places)
     gather = packing.gather_of(symbolic, layout, tensors)
-    threads = backend.threads_for(len(spaces) * spaces.shape[-1], layout.size, spaces.dtype)
+    threads = backend.threads_for(recorded.rows, layout.size, spaces.dtype)
     targets = Targets(*(np.array(each, np.int64) for each in addresses))
-    inputs = layout.adjoint_rows + layout.outputs + _STEP_ROWS
-    fill_weights(spaces, recorded.last, layout, gather.found, targets, inputs, threads)
+    tiles, height, lanes = spaces.shape
+    held = Recordings(tiles, lanes, recorded.last, height * lanes, recorded.inputs)
+    fill_weights(spaces, held, layout, gather.found, targets, threads)
     if gather.factors is not None:  # masks of other numbers than zero and one
         for n in found.keys() & {*places[0], *places[2]}:
             found[n] *= tensors[n + 1]

@@ -218,22 +218,23 @@ _FILL = Kernel(_fill_weights)
 
 
 def fill_weights(
-    spaces: Tensor, last: int, layout: Layout, found: Written, targets: Targets, inputs: int,
+    spaces: Tensor,
+    recorded: Recordings,
+    layout: Layout,
+    found: Written,
+    targets: Targets,
     threads: int,
-) -> None:  # fmt: skip
-    """Write gradients from the workspaces (tiles, height, lanes) of all tiles.
+) -> None:
+    """Write gradients from the workspaces of all tiles.
 
     Args:
-        spaces: what the kernels of training have left behind.
-        last: rows of the last tile.
+        spaces: the workspaces.
+        recorded: what they hold.
         layout: of the network.
         found: the :class:`~made_flows.inverse.compiled.gathering.Places` of blocks, and of biases.
         targets: addresses of the gradients.
-        inputs: the row of a workspace where the network's inputs were turned to.
         threads: how many.
     """
-    tiles, height, lanes = spaces.shape
-    recorded = Recordings(tiles, lanes, last, height * lanes, inputs)
     _FILL(
         layout.blocks.size, 1, 0, threads, numbers_of(spaces), recorded,
         layout.written("ranks"), layout.written_blocks, found, targets,
