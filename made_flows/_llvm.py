@@ -161,12 +161,12 @@ class Numbers:
         compared = self.builder.fcmp_unordered if sign == "!=" else self.builder.fcmp_ordered
         return compared(sign, a, b)
 
-    def intrinsic(self, name: str, *values: Any, flags: tuple[str, ...] = ()) -> Any:
+    def intrinsic(self, name: str, *values: Any) -> Any:
         """Call a function of LLVM's, or of C's, to a number of the first value's type."""
         kind = ir.FunctionType(values[0].type, [value.type for value in values])
         module = self.builder.module
         known = module.globals.get(name) or ir.Function(module, kind, name)
-        return self.builder.call(known, values, fastmath=flags)
+        return self.builder.call(known, values)
 
     def each(self, count: Any, body: Callable[[Any], None]) -> None:
         """Write a loop over the numbers below a count."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from made_flows.inverse.compiled import backend, packing, placement
 from made_flows.inverse.compiled.backend import Ready
 from made_flows.inverse.compiled.compilation import Kernel
-from made_flows.inverse.compiled.layout import BASE, DELTA, SCRATCH, Written
-from made_flows.inverse.compiled.placement import Context
+from made_flows.inverse.compiled.layout import BASE, DELTA, Written
+from made_flows.inverse.compiled.placement import STEP_ROWS, Context
 from made_flows.inverse.compiled.simd import VECTOR_BYTES
 from made_flows.inverse.compiled.steps import has_step
 from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles
@@ -25,9 +25,6 @@ from made_flows.nn.spec import NetworkSpec, Structure
 from made_flows.univariate.step_kernel import StepKernel
 
 _RECORD, _PULL = Kernel(record_tiles), Kernel(pull_tiles)
-
-_STEP_ROWS = SCRATCH + 3
-"""Rows of the workspace for a step: its scratch space, the image, and sums."""
 
 
 class Record(NamedTuple):
@@ -58,7 +55,7 @@ class Record(NamedTuple):
     @property
     def inputs(self) -> int:
         """The row where what the network reads is kept for the gradients of weights."""
-        return self.scratch + _STEP_ROWS
+        return self.scratch + STEP_ROWS
 
     @property
     def last(self) -> int:
@@ -104,7 +101,7 @@ def record(
     layout, context = ready.layout, placement.context_of(ready.symbolic, network)
     lanes = backend.lanes_of(max(len(x), 2), dtype, torch.get_num_threads())  # a vector, at least
     # A row more than there are inputs, since of the last ones whole vectors are read.
-    height = layout.adjoint_rows + layout.outputs + _STEP_ROWS + len(ready.symbolic.columns) + 1
+    height = layout.adjoint_rows + layout.outputs + STEP_ROWS + len(ready.symbolic.columns) + 1
     spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")
     units = backend.units_in(ready, context, "adjoint_table")
     recorded = Record(ready, units, context, kernel.kind, kernel.numbers, len(x), spaces)

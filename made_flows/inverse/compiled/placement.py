@@ -43,8 +43,8 @@ from made_flows.nn.spec import NetworkSpec, Structure
 _PANEL_UNITS = 24
 """Units of the widest layer in a panel, about: two blocks of registers."""
 
-_STEP_ROWS = SCRATCH + 3
-"""Rows of the workspace for a step: its scratch space, the value, two parts of noise."""
+STEP_ROWS = SCRATCH + 3
+"""Rows of the workspace for a step: its scratch space, the value, two more of noise or of sums."""
 
 
 class BlockPlaces(NamedTuple):
@@ -207,7 +207,7 @@ def layout_of(symbolic: Symbolic, panel_units: int = _PANEL_UNITS) -> Layout:
         streams=np.concatenate(streams),
         constants=np.array([*(constant for _, constant in activations), 0.0]),
         table=table,
-        rows=scratch + _STEP_ROWS,
+        rows=scratch + STEP_ROWS,
         scratch=scratch,
         adjoint_table=adjoint,
         adjoint_rows=lambda_place + len(features),

@@ -194,17 +194,13 @@ def _fill_weights(
         r0, r1 = ranks.panels[p], ranks.panels[p + 1]
         u0, count = ranks.starts[layer, r0], ranks.starts[layer, r1] - ranks.starts[layer, r0]
         delta, columns = table[layer, DELTA] + u0, ranks.column_starts[r1 - 1]
-        if layer > 0:
-            _fill_block(
-                spaces, recorded, delta, count, table[layer, SOURCE],
-                ranks.starts[layer - 1, levels], ranks.starts[layer - 1, r1],
-                targets.weights[layer], places, blocks.blocks[layer, p],
-            )  # fmt: skip
-        else:
-            _fill_block(
-                spaces, recorded, delta, count, recorded.inputs, read, columns,
-                targets.weights[0], places, blocks.blocks[0, p],
-            )  # fmt: skip
+        source = table[layer, SOURCE] if layer > 0 else recorded.inputs
+        total = ranks.starts[layer - 1, levels] if layer > 0 else read
+        inputs = ranks.starts[layer - 1, r1] if layer > 0 else columns
+        _fill_block(
+            spaces, recorded, delta, count, source, total, inputs, targets.weights[layer], places,
+            blocks.blocks[layer, p],
+        )  # fmt: skip
         if layer == depth and len(blocks.direct) > 0:
             _fill_block(
                 spaces, recorded, delta, count, recorded.inputs, read, columns,
