@@ -110,7 +110,7 @@ def make_optimizer(model: mf.BernoulliMADE, candidate: Candidate) -> SparseAdam:
                 "sparsity": candidate.sparsity,
             }
         )
-    return SparseAdam(groups, weight_decay=0.0)
+    return SparseAdam(groups, weight_decay=0.0, fused=True)
 
 
 def run(

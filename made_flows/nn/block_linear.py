@@ -31,9 +31,14 @@ class Block(NamedTuple):
 
 
 def blocks_of(mask: Tensor) -> tuple[Block, ...] | None:
-    """Divide a mask (units, inputs) into blocks; None where they would not save much."""
+    """Divide a mask (units, inputs) into blocks; None where they would not save much.
+
+    Nor for one with other numbers than zero and one: within a block most are taken to be one.
+    """
     rows, columns = mask.shape
     read = (mask != 0).cpu()
+    if mask.dtype != torch.bool and not bool((mask.cpu() == read).all()):
+        return None
     blocks = []
     for index in range(_BLOCKS):
         start, stop = rows * index // _BLOCKS, rows * (index + 1) // _BLOCKS

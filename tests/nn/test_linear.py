@@ -27,6 +27,10 @@ def _assigned(layer: MaskedLinear) -> None:
     layer.mask = _mask().float()
 
 
+def _assigned_fractions(layer: MaskedLinear) -> None:
+    layer.mask = 0.5 * _mask()
+
+
 def _assigned_to_state(layer: MaskedLinear) -> None:
     layer.load_state_dict({**layer.state_dict(), "mask": _mask().float()}, assign=True)
 
@@ -53,6 +57,7 @@ def _flipped(layer: MaskedLinear) -> None:
 
 CHANGES: dict[str, Callable[[MaskedLinear], None]] = {
     "assigned": _assigned,
+    "fractions assigned": _assigned_fractions,
     "assigned by load_state_dict": _assigned_to_state,
     "loaded": _loaded,
     "through .data": _through_data,
@@ -99,6 +104,20 @@ def test_a_layer_made_in_inference_mode_passes_gradients_on() -> None:
     (found,) = torch.autograd.grad(layer(x).square().sum(), x)
     (wanted,) = torch.autograd.grad(expected.square().sum(), x)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_fractions_are_not_lost_where_a_mask_is_loaded() -> None:
+    layer = MaskedLinear(torch.ones(2, 3, dtype=torch.bool))
+    state = {**layer.state_dict(), "mask": torch.tensor([[0.0, 1.0, 0.25], [1.0, 1.0, 1.0]])}
+    with pytest.raises(RuntimeError, match="Expected mask of zeros and ones; got 0.25"):
+        layer.load_state_dict(state)
+    assert layer.mask.all()
+    layer.load_state_dict(state, assign=True)
+    assert torch.equal(layer.mask, state["mask"])
+    assert torch.equal(layer.state_dict()["mask"], state["mask"])
+    other = 2 * state["mask"]
+    layer.load_state_dict({**state, "mask": other})  # numbers into numbers
+    assert torch.equal(layer.mask, other)
 
 
 # ---------------------------------------------------------------------- launches of a pass

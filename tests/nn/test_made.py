@@ -289,7 +289,7 @@ def test_float32_is_float64_rounded(make: Callable[..., mf.MADE]) -> None:
     assert output.dtype == torch.float32
     torch.testing.assert_close(output.double(), expected, rtol=1e-4, atol=1e-5)
     assert single.ranks.dtype == torch.int64
-    assert all(layer.mask.dtype == torch.float32 for layer in single.layers)
+    assert all(layer.mask.dtype == torch.bool for layer in single.layers)
 
 
 def test_half_precision_runs() -> None:
@@ -658,7 +658,7 @@ def test_layers_that_take_no_mask_are_wrapped_around_others() -> None:
             self.layer = layer
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x) + x @ (0.3 * self.layer.mask).T  # type: ignore[no-any-return]
+            return self.layer(x) + x @ (0.3 * self.layer.mask.to(x)).T  # type: ignore[no-any-return]
 
     made, x = made_of(features=4, hidden_features=(6, 6), direct=True), torch.randn(5, 4).double()
     plain = copy.deepcopy(made)

@@ -110,7 +110,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "tied weights": tie,
     "pruned for good": prune_and_bake,
     "masks sparser": sparser_mask,
-    "masks of fractions": lambda model: first(model).mask.mul_(0.5),
+    "masks of fractions": lambda model: setattr(first(model), "mask", first(model).mask * 0.5),
     "masks drawn anew": lambda model: model.transforms[0].conditioner.resample_masks(),
     "a part in double": lambda model: model.base.double(),
     "all in double": lambda model: model.double(),
