@@ -109,7 +109,7 @@ def test_a_layer_made_in_inference_mode_passes_gradients_on() -> None:
 def test_fractions_are_not_lost_where_a_mask_is_loaded() -> None:
     layer = MaskedLinear(torch.ones(2, 3, dtype=torch.bool))
     state = {**layer.state_dict(), "mask": torch.tensor([[0.0, 1.0, 0.25], [1.0, 1.0, 1.0]])}
-    with pytest.raises(RuntimeError, match="Expected mask of zeros and ones; got 0.25"):
+    with pytest.raises(RuntimeError, match=r"Expected mask of zeros and ones; got 0\.25"):
         layer.load_state_dict(state)
     assert layer.mask.all()
     layer.load_state_dict(state, assign=True)
