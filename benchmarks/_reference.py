@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -76,8 +77,9 @@ def _by_hamiltonian_chains(posterior: Untuned) -> Tensor:
             pyro.clear_param_store()
             guide = AutoDiagonalNormal(model, init_loc_fn=init_to_prior_median)
             guide(*args)
-            nesting, sites = layout(model, guide, args, {})
-            density = Density(model, args, {}, nesting, sites, torch.float64)
+            bound = partial(model, *args)
+            nesting, sites = layout(bound, partial(guide, *args))
+            density = Density(bound, nesting, sites, torch.float64)
             ways = {"its own": guide._init_loc()}
             ways.update({f"{k}": 4 * torch.rand(guide.latent_dim) - 2 for k in range(STARTS)})
             joint = JointDensity(model, sites, args, {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -350,16 +350,17 @@ def diagnose(
     expect(samples >= 100, "samples", "to be at least 100", samples)
     for name, function in (("model", model), ("guide", guide)):
         expect_type(callable(function), name, "to be a function or module", function)
+    model, guide = partial(model, *args, **kwargs), partial(guide, *args, **kwargs)
     with torch.no_grad(), poutine.block():
-        nesting, sites = layout(model, guide, args, kwargs)
+        nesting, sites = layout(model, guide)
         parts, draws = [], []
         for start in range(0, samples, _AT_ONCE if vectorize else 1):
             if vectorize:
                 size = min(_AT_ONCE, samples - start)
-                weights, of_model = drawn_together(model, guide, args, kwargs, size, nesting)
+                weights, of_model = drawn_together(model, guide, size, nesting)
                 parts.append(weights.reshape(-1))
             else:
-                of_model, of_guide = traces(model, guide, args, kwargs)
+                of_model, of_guide = traces(model, guide)
                 parts.append(_log_weight(of_model, of_guide))
             draws.append(_latent(of_model, sites, len(parts[-1])))
     together = {name: torch.cat([part[name] for part in draws]) for name in sites}
@@ -368,10 +369,10 @@ def diagnose(
     if not probe:
         return found
     if vectorize:
-        posterior = whitened(model, args, kwargs, nesting, sites, together, found.weights)
+        posterior = whitened(model, nesting, sites, together, found.weights)
     else:
         few, even = found.resample(_FEW), torch.full((_FEW,), 1 / _FEW).double()
-        posterior = whitened(model, args, kwargs, None, sites, few, even)
+        posterior = whitened(model, None, sites, few, even)
     if posterior is None:
         return found
     looked = probe_beyond(posterior) if vectorize else None
@@ -381,17 +382,12 @@ def diagnose(
 
 
 def drawn_together(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    samples: int,
-    nesting: int,
+    model: Callable[[], Any], guide: Callable[[], Any], samples: int, nesting: int
 ) -> tuple[Tensor, Trace]:
     """Return log-weights of samples drawn at once, and the model's trace."""
     try:
         weights, of_model, _ = vectorized_importance_weights(
-            model, guide, *args, num_samples=samples, max_plate_nesting=nesting, **kwargs
+            model, guide, num_samples=samples, max_plate_nesting=nesting
         )
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         # Both have run for one sample before.

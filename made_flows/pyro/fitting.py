@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -51,14 +52,10 @@ _WARM_UP = 50
 _CLIMBS = (64, 100)
 """How many climbs look for a start, and their steps."""
 _CHECKS = 5
-_CHECKED, _CHECKED_ALONE = 1000, 300
-"""Draws of a check, and where the model runs for one after the other."""
 _AVERAGED = 0.25
 """Share of the steps over which weights are averaged."""
 _MATTERS = 50.0
 """Nats by which the normal approximation of a mode, a rough one, may be below the best one's."""
-_JUDGED = 8000
-"""Draws of the final diagnosis: by 2000, k-hat of a nearly exact guide is 0.1 off by chance."""
 _EXACT = 0.98
 """Share of effective draws from which training may end early: a guide that is worse still gains by
 steps that grow smaller, and by averages."""
@@ -154,22 +151,23 @@ def fit_guide(
     modes = positive_integer(modes, "modes")
     model = guide.model_given()
     began = time.perf_counter()
+    bound, bound_guide = (partial(function, *args, **kwargs) for function in (model, guide))
     with ExitStack() as stack:
         if seed is not None:
             stack.enter_context(torch.random.fork_rng(devices=()))
-        guide(*args, **kwargs)  # makes it know the model, with draws of its own if it is new
+        bound_guide()  # makes it know the model, with draws of its own if it is new
         with torch.no_grad(), poutine.block():
-            nesting, sites = layout(model, guide, args, kwargs)  # or refuses, without any verdict
+            nesting, sites = layout(bound, bound_guide)  # or refuses, without any verdict
         own = guide._init_loc()
         if seed is not None:
             stack.enter_context(seeded(seed, own.device))
         plan = BUDGETS[budget]
         ends: list[Tensor] = []
-        density = Density(model, args, kwargs, nesting if vectorize else None, sites, own.dtype)
+        density = Density(bound, nesting if vectorize else None, sites, own.dtype)
         if vectorize:
             with torch.no_grad(), poutine.block(), torch.random.fork_rng(devices=()):
                 # Or refuses, before any work.
-                drawn_together(model, guide, args, kwargs, 3, nesting)
+                drawn_together(bound, bound_guide, 3, nesting)
             ends = list(highest_ends(density, own, *_CLIMBS, modes))
         joint = JointDensity(model, sites, args, kwargs)
         starts = _starts(guide, joint, plan.starts, modes, ends)
@@ -178,13 +176,15 @@ def fit_guide(
         curves = []
         for one, (_, start) in zip(guides, starts, strict=True):
             one.restart(start.location, start.factor)
-            alone = None if vectorize else _OneByOne(one, density)
-            curves.append(_train(model, one, args, kwargs, plan, progress, nesting, alone))
+            draws: _Together | _OneByOne = _OneByOne(one, density)
+            if vectorize:
+                draws = _Together(bound, partial(one, *args, **kwargs), nesting)
+            curves.append(_train(one, draws, plan, progress))
         fitted: AutoIAF | FlowMixture = guide
         if len(guides) > 1:
             fitted = FlowMixture(model, guides)
             fitted.weigh(*args, vectorize=vectorize, **kwargs)
-        judged = _JUDGED if vectorize else _JUDGED // 4
+        judged = (_Together if vectorize else _OneByOne).judged
         diagnosis = diagnose(model, fitted, *args, samples=judged, vectorize=vectorize, **kwargs)
     name, start = starts[0]
     seconds = time.perf_counter() - began
@@ -216,79 +216,38 @@ def _starts(
     return chosen
 
 
-def _train(
-    model: Callable[..., Any],
-    guide: AutoIAF,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    plan: _Budget,
-    progress: bool,
-    nesting: int,
-    alone: _OneByOne | None,
-) -> list[float]:
-    """Maximise the ELBO; the guide ends with the best weights that were seen at a check."""
-    elbo = Trace_ELBO(
-        num_particles=plan.particles,
-        vectorize_particles=True,
-        max_plate_nesting=nesting,
-    )(cast(nn.Module, model), guide)
-    weights = [weight for weight in guide.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=_RATE)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan.steps))
-    average = [weight.detach().clone() for weight in weights]
+class _Together:
+    """What training asks of a guide whose model runs for all draws at once, within a plate.
 
-    def judge(samples: int) -> Diagnosis:
-        if alone is not None:
-            return alone.diagnose(samples)
-        return guide.diagnose(*args, samples=samples, probe=False, **kwargs)
+    Args:
+        model, guide: with their data.
+        nesting: how many dimensions their plates take.
+    """
 
-    few, many = (_CHECKED, _JUDGED) if alone is None else (_CHECKED_ALONE, _JUDGED // 4)
-    kept = _Kept(lambda: judge(few), weights)
-    curve: list[float] = []
-    newest = 1 / (_AVERAGED * plan.steps)
-    bar = tqdm(total=plan.steps, desc="fit_guide", disable=not progress, leave=progress)
-    with bar:
-        for step in range(1, plan.steps + 1):
-            optimizer.zero_grad()
-            if alone is None:
-                loss = elbo(*args, **kwargs)
-            else:
-                loss = -alone(plan.particles).mean()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            curve.append(-float(loss.detach()))
-            torch._foreach_lerp_(average, [weight.detach() for weight in weights], newest)
-            bar.update()
-            if step % max(plan.steps // _CHECKS, 1) == 0:
-                kept.check()
-                if step > plan.steps // 2:
-                    kept.check(average)
-                recent = [value for value in curve[-50:] if math.isfinite(value)]
-                shown = sum(recent) / len(recent) if recent else math.nan
-                bar.set_postfix_str(f"ELBO {shown:.3f}, k-hat {kept.last.k_hat:.2f}")
-                # A tail that few draws fall into shows in many.
-                if kept.settled and judge(many).grade == "as drawn":
-                    break
-                if kept.lost:
-                    logging.getLogger("made_flows").warning(
-                        "fit_guide: the ELBO fell from %.4g to %.4g at step %d; the best weights "
-                        "before are taken again, at a tenth of the learning rate",
-                        kept.best.elbo,
-                        kept.last.elbo,
-                        step,
-                    )
-                    kept.restore()
-                    for group in optimizer.param_groups:
-                        group["initial_lr"] *= 0.1
-                    schedule.base_lrs = [rate * 0.1 for rate in schedule.base_lrs]
-                    optimizer.state.clear()
-    kept.restore()
-    return curve
+    checked = 1000
+    """Draws of a check."""
+    judged = 8000
+    """Draws of the final diagnosis: by 2000, k-hat of a nearly exact guide is 0.1 off by chance."""
+
+    def __init__(self, model: Callable[[], Any], guide: Callable[[], Any], nesting: int) -> None:
+        self._model, self._guide, self._nesting = model, guide, nesting
+
+    def loss(self, particles: int) -> Tensor:
+        """Return the negative ELBO."""
+        elbo = Trace_ELBO(
+            num_particles=particles,
+            max_plate_nesting=self._nesting,
+            vectorize_particles=True,
+        )
+        return cast(Tensor, elbo.differentiable_loss(self._model, self._guide))
+
+    def diagnose(self, samples: int) -> Diagnosis:
+        """Judge the guide without a look beyond its draws."""
+        return diagnose(self._model, self._guide, samples=samples, probe=False)
 
 
 class _OneByOne:
-    """Importance weights of a guide's draws where the model runs for one after the other.
+    """The same, where the model runs for one draw after the other.
 
     The draws are made together all the same, which is most of the work for a small model.
 
@@ -297,19 +256,74 @@ class _OneByOne:
         density: of its model, for a point at a time.
     """
 
+    checked, judged = 300, 2000
+
     def __init__(self, guide: AutoIAF, density: Density) -> None:
         self._guide, self._density = guide, density
 
-    def __call__(self, count: int) -> Tensor:
+    def _log_weights(self, count: int) -> Tensor:
         """Return logarithms of weights (N,), with the gradients that an ELBO takes."""
         posterior = self._guide.get_posterior()
         u = posterior.rsample((count,))
         return self._density(u) - posterior.score_parts(u).entropy_term
 
+    def loss(self, particles: int) -> Tensor:
+        """Return the negative ELBO."""
+        return -self._log_weights(particles).mean()
+
     @torch.no_grad()
     def diagnose(self, samples: int) -> Diagnosis:
         """Judge the guide by weights alone."""
-        return summary(self(samples).double().cpu(), {})
+        return summary(self._log_weights(samples).double().cpu(), {})
+
+
+def _train(
+    guide: AutoIAF, draws: _Together | _OneByOne, plan: _Budget, progress: bool
+) -> list[float]:
+    """Maximise the ELBO; the guide ends with the best weights that were seen at a check."""
+    weights = [weight for weight in guide.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=_RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan.steps))
+    average = [weight.detach().clone() for weight in weights]
+    kept = _Kept(partial(draws.diagnose, draws.checked), weights)
+    curve: list[float] = []
+    newest = 1 / (_AVERAGED * plan.steps)
+    with tqdm(total=plan.steps, desc="fit_guide", disable=not progress, leave=progress) as bar:
+        for step in range(1, plan.steps + 1):
+            optimizer.zero_grad()
+            loss = draws.loss(plan.particles)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            curve.append(-float(loss.detach()))
+            torch._foreach_lerp_(average, [weight.detach() for weight in weights], newest)
+            bar.update()
+            if step % max(plan.steps // _CHECKS, 1) > 0:
+                continue
+            kept.check()
+            if step > plan.steps // 2:
+                kept.check(average)
+            recent = [value for value in curve[-50:] if math.isfinite(value)]
+            shown = sum(recent) / len(recent) if recent else math.nan
+            bar.set_postfix_str(f"ELBO {shown:.3f}, k-hat {kept.last.k_hat:.2f}")
+            # A tail that few draws fall into shows in many.
+            if kept.settled and draws.diagnose(draws.judged).grade == "as drawn":
+                break
+            if kept.lost:
+                logging.getLogger("made_flows").warning(
+                    "fit_guide: the ELBO fell from %.4g to %.4g at step %d; the best weights "
+                    "before are taken again, at a tenth of the learning rate",
+                    kept.best.elbo,
+                    kept.last.elbo,
+                    step,
+                )
+                kept.restore()
+                for group in optimizer.param_groups:
+                    group["initial_lr"] *= 0.1
+                schedule.base_lrs = [rate * 0.1 for rate in schedule.base_lrs]
+                optimizer.state.clear()
+    kept.restore()
+    return curve
 
 
 def _rate(step: int, steps: int) -> float:

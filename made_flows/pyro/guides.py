@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import pyro
@@ -165,7 +166,7 @@ class AutoIAF(AutoContinuous):
 
     def plate_nesting(self, *args: Any, **kwargs: Any) -> int:
         """Return how many dimensions the plates of the model take, for vectorised particles."""
-        return plate_nesting(self.model_given(), self, args, kwargs)
+        return plate_nesting(*(partial(f, *args, **kwargs) for f in (self.model_given(), self)))
 
     def restart(self, origin: Tensor, units: Tensor) -> None:
         """Begin anew at a normal distribution, in whose units the flow then works.

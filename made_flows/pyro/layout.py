@@ -50,27 +50,17 @@ def innermost(fn: Any) -> Any:
     return fn
 
 
-def traces(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[Trace, Trace]:
+def traces(model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[Trace, Trace]:
     """Return traces of the model and of the guide that it follows."""
-    of_guide = poutine.trace(guide).get_trace(*args, **kwargs)
-    of_model = poutine.trace(poutine.replay(model, trace=of_guide)).get_trace(*args, **kwargs)
+    of_guide = poutine.trace(guide).get_trace()
+    of_model = poutine.trace(poutine.replay(model, trace=of_guide)).get_trace()
     return prune_subsample_sites(of_model), prune_subsample_sites(of_guide)
 
 
-def plate_nesting(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> int:
+def plate_nesting(model: Callable[[], Any], guide: Callable[[], Any]) -> int:
     """Return how many dimensions the plates of a model and its guide take."""
     with torch.no_grad(), poutine.block():
-        return _nesting(traces(model, guide, args, kwargs))
+        return _nesting(traces(model, guide))
 
 
 def _nesting(traces: Iterable[Trace]) -> int:
@@ -79,14 +69,13 @@ def _nesting(traces: Iterable[Trace]) -> int:
     return -min([frame.dim for frame in frames if frame.dim is not None], default=0)
 
 
-def layout(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[int, dict[str, LatentSite]]:
-    """Count the dimensions of plates and list the latent sites, of a checked model."""
-    of_model, of_guide = traces(model, guide, args, kwargs)
+def layout(model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[int, dict[str, LatentSite]]:
+    """Count the dimensions of plates and list the latent sites, of a checked model.
+
+    Args:
+        model, guide: with the data that both take.
+    """
+    of_model, of_guide = traces(model, guide)
     sites = {}
     for trace in (of_model, of_guide):
         for name, site in trace.nodes.items():
@@ -100,7 +89,7 @@ def layout(
             expect(known, "guide", "to sample every latent variable of the model", f"no {name!r}")
             if trace is of_model and not site["is_observed"]:
                 sites[name] = LatentSite(site["fn"], cast(Tensor, site["value"]))
-    nodes: Any = traces(model, guide, args, kwargs)[0].nodes  # once more, with other values
+    nodes: Any = traces(model, guide)[0].nodes  # once more, with other values
     for name, latent in sites.items():
         other = LatentSite(nodes[name]["fn"], nodes[name]["value"])
         latent.centred = latent.scale is not None and not torch.equal(latent.scale, other.scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -111,13 +112,13 @@ class JointDensity:
         kwargs: dict[str, Any],
     ) -> None:
         self.dtype = torch.float64
-        wide = _widened(args), _widened(kwargs)
-        self._density = Density(model, *wide, None, sites, self.dtype)
+        wide = partial(model, *_widened(args), **_widened(kwargs))
+        self._density = Density(wide, None, sites, self.dtype)
         try:
             self.value_and_gradient(torch.zeros(self._density.size, dtype=self.dtype))
         except (RuntimeError, TypeError, ValueError):  # data that the model holds itself
             self.dtype = torch.get_default_dtype()
-            self._density = Density(model, args, kwargs, None, sites, self.dtype)
+            self._density = Density(partial(model, *args, **kwargs), None, sites, self.dtype)
 
     def __call__(self, u: Tensor) -> Tensor:
         """Return the density at u (D,), a scalar."""

@@ -26,7 +26,7 @@ class Density:
     """The log-density of a model's unconstrained latent variables, of many points at once.
 
     Args:
-        model, args, kwargs: the model, and its data.
+        model: the model, with its data.
         nesting: how many dimensions its plates take; None to run it for a point at a time.
         sites: its latent variables, all continuous.
         dtype: of their values.
@@ -34,15 +34,13 @@ class Density:
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        model: Callable[[], Any],
         nesting: int | None,
         sites: Mapping[str, LatentSite],
         dtype: torch.dtype,
     ) -> None:
-        self._model, self._args, self._kwargs = model, args, kwargs
-        self._nesting, self._sites, self._dtype = nesting, sites, dtype
+        self._model, self._nesting = model, nesting
+        self._sites, self._dtype = sites, dtype
 
     @property
     def size(self) -> int:
@@ -72,7 +70,7 @@ class Density:
             many = self._nesting is not None
             dim = -1 - (self._nesting or 0)
             with pyro.plate("probed points", count, dim=dim) if many else nullcontext():
-                self._model(*self._args, **self._kwargs)
+                self._model()
 
         # Points where a distribution's arguments are out of range have no density: no error.
         with poutine.block(), pyro.validation_enabled(False):
@@ -144,9 +142,7 @@ class Whitened:
 
 
 def whitened(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    model: Callable[[], Any],
     nesting: int | None,
     sites: Mapping[str, LatentSite],
     samples: Mapping[str, Tensor],
@@ -155,7 +151,7 @@ def whitened(
     """Return a model's posterior in the units of weighted draws.
 
     Args:
-        model, args, kwargs: the model, and its data.
+        model: the model, with its data.
         nesting: how many dimensions its plates take; None to run it for one point at a time.
         sites: its latent variables.
         samples: draws by site, each (S, *shape).
@@ -168,7 +164,7 @@ def whitened(
     discrete = any(site.transform is None for site in sites.values())
     if discrete or torch.is_inference_mode_enabled():
         return None
-    density = Density(model, args, kwargs, nesting, sites, next(iter(samples.values())).dtype)
+    density = Density(model, nesting, sites, next(iter(samples.values())).dtype)
     draws = density.unconstrained(samples)
     weights = weights.to(draws.device)
     usable = draws.isfinite().all(dim=-1) & (weights > 0)

@@ -45,7 +45,7 @@ def funnel() -> None:
 
 
 def joint(model: Callable[..., None], guide: AutoIAF) -> JointDensity:
-    return JointDensity(model, layout(model, guide, (), {})[1], (), {})
+    return JointDensity(model, layout(model, guide)[1], (), {})
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +168,7 @@ def test_both_modes_of_exchanged_labels(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_model_that_runs_for_one_point_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its draws are made together: the ELBO of both ways is one, and it trains."""
     monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=30))
-    monkeypatch.setattr(fitting, "_JUDGED", 800)
+    monkeypatch.setattr(fitting._OneByOne, "judged", 200)
     X = torch.randn(30, 2)
 
     def model(y: Tensor) -> None:
@@ -182,8 +182,9 @@ def test_a_model_that_runs_for_one_point_after_the_other(monkeypatch: pytest.Mon
     found = fit_guide(guide, y, budget="fast", seed=0, progress=False, vectorize=False).diagnosis
     assert found.effective_sample_size > 120  # of 200
     assert found.unseen == 0
-    sites = layout(model, guide, (y,), {})[1]
-    density = Density(model, (y,), {}, None, sites, torch.float32)
+    bound = partial(model, y)
+    sites = layout(bound, partial(guide, y))[1]
+    density = Density(bound, None, sites, torch.float32)
     alone = fitting._OneByOne(guide, density).diagnose(300)
     assert alone.elbo == pytest.approx(
         found.elbo, abs=5 * math.hypot(alone.elbo_error, found.elbo_error)

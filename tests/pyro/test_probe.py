@@ -155,9 +155,9 @@ def test_draws_on_the_edge_of_a_support_are_left_out() -> None:
     site = {"x": LatentSite(prior, torch.tensor(0.5))}
     draws, weights = torch.zeros(200), torch.full((200,), 1 / 200)
     sample = partial(pyro.sample, "x", prior)
-    assert whitened(sample, (), {}, 0, site, {"x": draws}, weights.double()) is None
+    assert whitened(sample, 0, site, {"x": draws}, weights.double()) is None
     draws[:150] = prior.sample((150,))
-    posterior = whitened(sample, (), {}, 0, site, {"x": draws}, weights.double())
+    posterior = whitened(sample, 0, site, {"x": draws}, weights.double())
     assert posterior is not None
     assert len(posterior.draws) == 150
     found = probe_beyond(posterior)
