@@ -46,6 +46,7 @@ class Checkpoint:
         self.place = None if path is None else Path(path).resolve()
         self.processes = processes
         self.saved: dict[str, Any] | None = None
+        self._request: Mapping[str, Any] = {}
         self._written, self._cost = -float("inf"), 0.0
         if self.place is None:
             return
@@ -60,11 +61,12 @@ class Checkpoint:
                 left.unlink(missing_ok=True)  # of a process that was killed as it wrote
 
     def check(self, request: Mapping[str, Any]) -> None:
-        """Refuse a file of another model, of other data or of other arguments.
+        """Refuse a file of another model, of other data or of other arguments; note these.
 
         Raises:
             ValueError: with the first thing that is not the same.
         """
+        self._request = request
         if self.saved is None:
             return
         before = self.saved["request"]
@@ -88,7 +90,7 @@ class Checkpoint:
             return
         start = time.perf_counter()
         buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
+        torch.save({"request": self._request, **state}, buffer)
         payload = buffer.getvalue()
         content = _KIND + hashlib.sha256(payload).digest() + payload
         if not self._cost:  # the first time: whether it can be read again

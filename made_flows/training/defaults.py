@@ -2,8 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from made_flows.training.target import Target
+
 _FEW = 2000
 """Rows up to which tables of mixed columns take the higher rate, and weights may decay."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Arguments of :func:`made_flows.fit` that the rows choose where they are not given."""
+
+    batch_size: int
+    learning_rate: float
+    max_epochs: int
+    weight_decay: float
+    dropout: float
+    sparsity: float
+    average: float
+
+
+def settings_for(
+    rows: int | None, target: Target, given: Mapping[str, Any], *, own_optimizer: bool
+) -> Settings:
+    """Choose what was not given.
+
+    Args:
+        rows: how many there are to train on; None for a stream.
+        target: what the model takes.
+        given: settings by name, checked; None for one that is to be chosen.
+        own_optimizer: whether weights are trained by an optimizer of :func:`made_flows.fit`.
+    """
+    features, discrete, mixed = target.features, target.discrete, target.mixed
+    own_rate = given["learning_rate"] is None  # what goes with the higher rate comes with it alone
+    chosen: dict[str, Any] = {
+        "batch_size": batch_size_for(rows),
+        "learning_rate": learning_rate_for(rows, discrete, mixed),
+        "max_epochs": max_epochs_for(rows, given["batch_size"] or batch_size_for(rows)),
+        # With a given optimizer too, which has its own: a checkpoint is to name what changed.
+        "weight_decay": weight_decay_for(rows, features, discrete) if own_rate else 0.0,
+        "dropout": dropout_for(rows, features, discrete),
+        "sparsity": sparsity_for(rows, features, discrete),
+        "average": average_for(rows, discrete, mixed) if own_rate and own_optimizer else 0.0,
+    }
+    said = {name: value for name, value in given.items() if value is not None}
+    return Settings(**chosen | said)
 
 
 def batch_size_for(rows: int | None) -> int:

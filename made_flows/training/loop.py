@@ -26,15 +26,7 @@ from made_flows._checks import (
 from made_flows._torch import modes_kept
 from made_flows.training.checkpoint import Checkpoint, describe_model
 from made_flows.training.data import Rows, Source, open_data
-from made_flows.training.defaults import (
-    average_for,
-    batch_size_for,
-    dropout_for,
-    learning_rate_for,
-    max_epochs_for,
-    sparsity_for,
-    weight_decay_for,
-)
+from made_flows.training.defaults import settings_for
 from made_flows.training.history import History, TrainingError
 from made_flows.training.likelihood import training_loss, units_of
 from made_flows.training.optimization import (
@@ -219,10 +211,15 @@ def fit(
         True
     """
     expect_type(isinstance(model, nn.Module), "model", "to be a torch.nn.Module", model)
-    if batch_size is not None:
-        batch_size = positive_integer(batch_size, "batch_size")
+    given: dict[str, Any] = {
+        "batch_size": None if batch_size is None else positive_integer(batch_size, "batch_size"),
+        "max_epochs": (
+            None if max_epochs is None else non_negative_integer(max_epochs, "max_epochs")
+        ),
+        "learning_rate": learning_rate, "weight_decay": weight_decay, "dropout": dropout,
+        "sparsity": sparsity, "average": average,
+    }  # fmt: skip
     options = Options(
-        max_epochs=-1 if max_epochs is None else non_negative_integer(max_epochs, "max_epochs"),
         patience=None if patience is None else positive_integer(patience, "patience"),
         clip_norm=math.inf if clip_norm is None else real_number(clip_norm, "clip_norm", above=0),
         max_seconds=(
@@ -265,58 +262,43 @@ def fit(
     target = replace(Target.of(model, takes_double, device is not None), compiled=bool(compile))
     modes = modes_kept(model.modules()) if keep_training_mode else left_in_evaluation(model)
     with seeded(seed, target.device) as generator, modes:
-        train, held_out = _sources(data, context, validation, target, batch_size, generator)
-        known_rows = len(train) if isinstance(train, Rows) else None
-        batch_size = batch_size_for(known_rows) if batch_size is None else batch_size
-        if dropout is None:
-            dropout = dropout_for(known_rows, target.features, target.discrete)
-        rate = learning_rate or learning_rate_for(known_rows, target.discrete, target.mixed)
-        if sparsity is None:
-            sparsity = sparsity_for(known_rows, target.features, target.discrete)
-        if max_epochs is None:
-            options = replace(options, max_epochs=max_epochs_for(known_rows, batch_size))
-        shrinks_all = weight_decay is not None
-        if weight_decay is None:
-            # With a given optimizer too, which has its own: a checkpoint is to name what changed.
-            own = learning_rate is None
-            decay = weight_decay_for(known_rows, target.features, target.discrete)
-            weight_decay = decay if own else 0.0
+        sources = _sources(data, context, validation, target, given["batch_size"], generator)
+        train, held_out = sources
+        rows = len(train) if isinstance(train, Rows) else None
+        settings = settings_for(rows, target, given, own_optimizer=optimizer is None)
         adam, parameters = make_optimizer(
-            optimizer, model, rate, weight_decay, sparsity, shrinks_all
+            optimizer, model, settings, shrinks_all=weight_decay is not None
         )
         _expect_callable(model, context)
-        if average is None:
-            own = learning_rate is None and optimizer is None
-            average = average_for(known_rows, target.discrete, target.mixed) if own else 0.0
-        ema = Average(parameters, average) if average else None
-        rates = Rates(adam, schedule)
-        request: dict[str, str] = {}
+        ema = Average(parameters, settings.average) if settings.average else None
         if file.place is not None:
-            epochs = f"{schedule} over {options.max_epochs} epochs" if schedule else None
+            epochs = f"{schedule} over {settings.max_epochs} epochs" if schedule else None
             request = _request(
                 model, train, held_out, seed=asked, standardize=bool(standardize),
-                batch_size=batch_size, learning_rate=rate, weight_decay=weight_decay,
-                dropout=dropout, sparsity=sparsity,
-                optimizer=f"{type(adam).__name__} {adam.defaults}", schedule=epochs,
-                average=average, patience=patience, autocast=autocast, clip_norm=clip_norm,
+                batch_size=settings.batch_size, learning_rate=settings.learning_rate,
+                weight_decay=settings.weight_decay, dropout=settings.dropout,
+                sparsity=settings.sparsity, optimizer=f"{type(adam).__name__} {adam.defaults}",
+                schedule=epochs, average=settings.average, patience=patience, autocast=autocast,
+                clip_norm=clip_norm,
             )  # fmt: skip
             file.check(request)
         run = Run(
-            model, adam, parameters, rates, ema, generator, options, batch_size, seed, known,
-            processes, file, request, loss, bool(compile),
+            model, adam, parameters, Rates(adam, schedule), ema, generator, options, settings, seed,
+            known, processes, file, loss,
         )  # fmt: skip
         if file.saved is not None:
             finished = len(file.saved["history"]["train"])
             wanted = f"to be at least {finished}, the epochs of the checkpoint"
-            expect(finished <= options.max_epochs, "max_epochs", wanted, options.max_epochs)
+            most = settings.max_epochs
+            expect(finished <= most, "max_epochs", wanted, most)
             for units, numbers in zip(known, file.saved["units"], strict=True):
                 units.set(*numbers) if numbers[0] is not None else units.clear()
-        elif options.max_epochs:
+        elif settings.max_epochs:
             set_units(found, train)
             for units in found:
                 units.set(*processes.same(units.numbers()))
         try:
-            with dropping(model, dropout):
+            with dropping(model, settings.dropout):
                 return run(train, held_out)
         finally:
             trained = run.history.best_epoch > 0

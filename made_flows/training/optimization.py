@@ -16,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from made_flows._checks import expect, expect_type
 from made_flows.nn.made import MADE
+from made_flows.training.defaults import Settings
 
 Optimizer: TypeAlias = (
     torch.optim.Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -203,10 +204,9 @@ def _slowed(model: nn.Module, rate: float) -> list[tuple[nn.Parameter, Tensor]]:
 def make_optimizer(
     optimizer: Optimizer | None,
     model: nn.Module,
-    learning_rate: float,
-    weight_decay: float,
-    sparsity: float = 0.0,
-    shrinks_all: bool = True,
+    settings: Settings,
+    *,
+    shrinks_all: bool,
 ) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
     """Return the optimizer to train a model with, and the parameters that it changes.
 
@@ -215,16 +215,16 @@ def make_optimizer(
     parameters = [p for p in model.parameters() if p.requires_grad]
     expect(bool(parameters), "model", "to have parameters that require gradients", "none")
     if optimizer is None:
-        kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
+        rate, decay, sparsity = settings.learning_rate, settings.weight_decay, settings.sparsity
+        kind = torch.optim.AdamW if decay else torch.optim.Adam
         # One kernel for all tensors: on a CPU several times faster than one call per operation.
         # It assumes that parameters and gradients have one memory layout.
         fused = all(p.device.type in ("cpu", "cuda") and p.is_contiguous() for p in parameters)
         kind = SparseAdam if sparsity else kind
-        sparing = weight_decay > 0 and not shrinks_all
-        groups = _groups(model, parameters, learning_rate, sparsity, sparing)
-        optimizer = kind(groups, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+        groups = _groups(model, parameters, rate, sparsity, decay > 0 and not shrinks_all)
+        optimizer = kind(groups, lr=rate, weight_decay=decay, fused=fused)
         if isinstance(optimizer, SparseAdam):
-            optimizer.slowed = _slowed(model, learning_rate)
+            optimizer.slowed = _slowed(model, rate)
     elif not isinstance(optimizer, torch.optim.Optimizer):
         wanted = "to be a torch.optim.Optimizer, or a function that makes one from parameters"
         expect_type(callable(optimizer), "optimizer", wanted, optimizer)

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from made_flows.training.checkpoint import Checkpoint, random_state, set_random_state
 from made_flows.training.data import Rows, Source
+from made_flows.training.defaults import Settings
 from made_flows.training.history import History, Losses, TrainingError
 from made_flows.training.likelihood import mean_nll, negative_log_likelihood
 from made_flows.training.optimization import (
@@ -39,9 +40,8 @@ _TOTALS = ("step", "rows", "total", "last")
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of a run that say how long it goes on and how it steps."""
+    """Further arguments of a run that say how long it goes on and how it steps."""
 
-    max_epochs: int
     patience: int | None
     clip_norm: float
     max_seconds: float
@@ -60,14 +60,12 @@ class Run:
     average: Average | None
     generator: torch.Generator
     options: Options
-    batch_size: int
+    settings: Settings
     seed: int
     units: list[Units]
     processes: Processes
     checkpoint: Checkpoint
-    request: dict[str, str]
     loss: Callable[[nn.Module, Batch], Tensor]
-    compiled: bool
     history: History = field(default_factory=History)
     steps: int | None = None  # in an epoch, once counted
     step: int = 0  # those taken in the epoch that goes on
@@ -91,7 +89,7 @@ class Run:
             self.end = self.start + options.max_seconds
             said, kind = options.progress, type(self.model).__name__
             bar = tqdm(
-                total=options.max_epochs,
+                total=self.settings.max_epochs,
                 initial=history.epochs,
                 disable=not said or self.processes.rank > 0,
                 desc=said if isinstance(said, str) else kind,
@@ -100,7 +98,7 @@ class Run:
             over = history.stop_reason in ("patience", "callback") or (
                 saved is not None and time.perf_counter() > self.end
             )
-            while history.epochs < options.max_epochs and not over:
+            while history.epochs < self.settings.max_epochs and not over:
                 over = self._epoch(train, held_out, bar)
         except KeyboardInterrupt:
             history.stop_reason = "interrupted"
@@ -123,7 +121,7 @@ class Run:
         with nullcontext() if self.average is None else self.average.applied():
             nll = losses.mean
             if held_out is not None:
-                size, device = max(self.batch_size, 1024), self.parameters[0].device
+                size, device = max(self.settings.batch_size, 1024), self.parameters[0].device
                 nll = mean_nll(self.model, held_out, size, self.processes, device)
             if not math.isfinite(nll):
                 raise TrainingError("validation NLL", nll, epoch, 0, self.last, history)
@@ -145,7 +143,7 @@ class Run:
             history.stop_reason = "callback"
         over = history.stop_reason != "max_epochs"
         self.step, self.order, self.losses = 0, self.generator.get_state(), None
-        last = over or epoch == self.options.max_epochs
+        last = over or epoch == self.settings.max_epochs
         if self.checkpoint.place and self.processes.same(last or self.checkpoint.is_due):
             self._save()
         return over
@@ -154,10 +152,10 @@ class Run:
         """Train for one epoch, or for what is left of it."""
         self.model.train()
         losses = self.losses or Losses(epoch, self.last, self.history)
-        steps = source.steps(self.batch_size) or self.steps
+        steps = source.steps(self.settings.batch_size) or self.steps
         for taken, batch in enumerate(self._batches(source, epoch), self.step):
             done = epoch - 1 + (min(taken / steps, 1.0) if steps else 0.0)
-            self.rates.set(done / self.options.max_epochs)
+            self.rates.set(done / self.settings.max_epochs)
             late = time.perf_counter() > self.end
             due = self.checkpoint.is_due and isinstance(source, Rows)
             try:
@@ -190,7 +188,7 @@ class Run:
         """
         self.generator.set_state(self.order)
         share = self.processes.share
-        batches = source.batches(self.batch_size, self.generator, share, self.step)
+        batches = source.batches(self.settings.batch_size, self.generator, share, self.step)
         if self.processes.alone:
             return batches
         if self.step:
@@ -236,11 +234,11 @@ class Run:
 
     def _begin(self, train: Source) -> None:
         """Give all processes one model; what a first batch is to set, it sets for all alike."""
-        if (self.compiled or not self.processes.alone) and starts_from_data(self.model):
+        if (train.target.compiled or not self.processes.alone) and starts_from_data(self.model):
             device = self.parameters[0].device
             state = random_state(self.sources, device)
             self.model.train()
-            first = next(train.batches(self.batch_size, self.generator))
+            first = next(train.batches(self.settings.batch_size, self.generator))
             negative_log_likelihood(self.model, first)
             self.generator.set_state(self.order)
             set_random_state(state, self.sources, device)
@@ -256,7 +254,6 @@ class Run:
         history = asdict(self.history) | {"seconds": time.perf_counter() - self.start}
         losses, average = self.losses, self.average
         state = {
-            "request": self.request,
             "seed": str(self.seed),  # of 64 bits, without a sign
             "units": [each.numbers() for each in self.units],
             "weights": copied_weights(self.model),
