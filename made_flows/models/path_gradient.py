@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from made_flows.models.affine_path import ScoredSample, pull_score, sample_plain, solve
+from made_flows.models.affine_path import sample_plain
+from made_flows.models.affine_steps import ScoredSample, pull_score, solve
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import TriangularAffine

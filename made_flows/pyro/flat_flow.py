@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from made_flows._cache import Stamp
 from made_flows._checks import expect
-from made_flows.models.affine_path import ScoredSample, sample_plain
+from made_flows.models.affine_path import sample_plain
+from made_flows.models.affine_steps import ScoredSample
 from made_flows.models.flows import Flow
 from made_flows.models.path_gradient import sample_with_score
 from made_flows.pyro.cache import global_modes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import made_flows as mf
-from made_flows.models import affine_path
+from made_flows.models import affine_path, affine_steps
 from made_flows.models.affine_path import sample_plain
 from made_flows.models.variational import posterior_flow
 
@@ -40,7 +40,7 @@ def _flow(name: str) -> mf.Flow:
 def test_gradients_are_those_of_the_flow(
     name: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(affine_path, "JACOBIAN_UP_TO", 0 if way == "sweep" else 100)
+    monkeypatch.setattr(affine_steps, "JACOBIAN_UP_TO", 0 if way == "sweep" else 100)
     monkeypatch.setattr(affine_path, "SMALL", 2**16 if way == "compiled" else 0)
     flow, z = _flow(name), torch.randn(3, 5, 4, dtype=F64, requires_grad=True)
     of_x, of_log_det = torch.randn(3, 5, 4, dtype=F64), torch.randn(3, 5, dtype=F64)

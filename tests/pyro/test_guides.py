@@ -42,7 +42,7 @@ from pyro.infer.reparam import LocScaleReparam, NeuTraReparam
 
 import made_flows as mf
 from made_flows.inverse.d_pass import SlowInverseWarning
-from made_flows.models import affine_path
+from made_flows.models import affine_steps
 from made_flows.models.path_gradient import sample_with_score
 from made_flows.models.variational import DampedAffine, TriangularAffine, posterior_flow
 from made_flows.pyro import AutoIAF, Diagnosis, diagnose, fit_guide
@@ -289,7 +289,7 @@ def _flow(name: str, dtype: torch.dtype = torch.float64) -> mf.Flow:
 def test_score_is_the_gradient_of_the_density(
     name: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(affine_path, "JACOBIAN_UP_TO", 0 if way == "sweep" else 100)
+    monkeypatch.setattr(affine_steps, "JACOBIAN_UP_TO", 0 if way == "sweep" else 100)
     flow, z = _flow(name), torch.randn(3, 5, 4, dtype=torch.float64)
     x, log_det, score = sample_with_score(flow, z)
     for found, expected in zip((x, log_det), flow.to_data(z), strict=True):
