@@ -15,8 +15,6 @@ from torch import Tensor, nn
 import made_flows as mf
 from benchmarks._density_data import Table
 
-__all__ = ["Plan", "Result", "run"]
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -70,10 +70,10 @@ def funnel() -> None:
         pyro.sample("x", dist.Normal(0.0, (z / 2).exp()))
 
 
-def funnel_draws(count: int = 100_000) -> Tensor:
+def funnel_draws() -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    z = 3 * torch.randn(count, 1, generator=generator)
-    return torch.cat([z, (z / 2).exp() * torch.randn(count, 9, generator=generator)], dim=1)
+    z = 3 * torch.randn(100_000, 1, generator=generator)
+    return torch.cat([z, (z / 2).exp() * torch.randn(100_000, 9, generator=generator)], dim=1)
 
 
 # ---------------------------------------------------------------------- posteriordb

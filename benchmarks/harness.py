@@ -26,23 +26,6 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-__all__ = [
-    "Contender",
-    "Ratio",
-    "Settings",
-    "Timing",
-    "details",
-    "machine_line",
-    "markdown_table",
-    "milliseconds",
-    "parse_settings",
-    "quartiles",
-    "ratio",
-    "run_contenders",
-    "spread",
-    "write_page",
-]
-
 PEERS = ("pyro-ppl", "nflows", "zuko")
 
 

@@ -75,11 +75,11 @@ class FlowTransform(VectorTransform):
     def _chain(self) -> list[Transform]:
         return self.flow._chain() if isinstance(self.flow, Flow) else [self.flow]
 
-    def _parallel(self, direction: str) -> bool:
-        return all(getattr(transform, direction) == "parallel" for transform in self._chain())
+    def _to_data_is_parallel(self) -> bool:
+        return all(transform.data_pass == "parallel" for transform in self._chain())
 
     def to_data(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self._parallel("data_pass"):
+        if self._to_data_is_parallel():
             return cast(tuple[Tensor, Tensor], self.flow.to_data(x, self.context))
         # The log-determinant of a sequential direction is extra work, and may not be wanted.
         return self.flow.generate(x, self.context), None
@@ -89,7 +89,7 @@ class FlowTransform(VectorTransform):
         return x, -log_det
 
     def log_det(self, x: Tensor, y: Tensor) -> Tensor:
-        if self._parallel("data_pass"):
+        if self._to_data_is_parallel():
             return cast(Tensor, self.flow.to_data(x, self.context)[1])
         return -cast(Tensor, self.flow.to_noise(y, self.context)[1])
 

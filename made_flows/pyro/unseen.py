@@ -32,14 +32,12 @@ _SETTLED, _SETTLE = 8, (50, 50)
 """Highest ends from which climbs go on in units of the curvature there, and the steps of each."""
 _AT_ONCE = 1000
 """Gradients that are taken together."""
-_FEW = 20
-"""Draws that are to be expected in a mode before it is missed."""
+_TENABLE, _FEW = 0.01, 20
+"""Share of the posterior, and draws that are to be expected in a mode, before it is missed."""
 
 
 @torch.no_grad()
-def unseen_share(
-    posterior: Whitened, log_evidence: float, climbs: int, steps: int, tenable: float = 0.01
-) -> float | None:
+def unseen_share(posterior: Whitened, log_evidence: float, climbs: int, steps: int) -> float | None:
     r"""Look for a mode that a guide's weighted draws leave out, from places that they never saw.
 
     Climbs begin at draws of the guide and of the prior, near zero, and far beyond them. Where one
@@ -60,7 +58,6 @@ def unseen_share(
         log_evidence: log Z by the guide's weights.
         climbs: how many, all of which are evaluated together if the model can be.
         steps: of every climb, each a gradient.
-        tenable: the share below which nothing is said, and below 20 effective draws.
 
     Returns:
         the share of the posterior, about, that is in the largest such mode; zero without one, None
@@ -81,18 +78,19 @@ def unseen_share(
     if len(own) == 0:
         return None
     ends = _climb(posterior, torch.cat([own, others]), steps)
-    heights = value_and_gradient(posterior, ends)[0]
+    heights = _heights(posterior, ends)
     top = ends[heights[: len(own)].argmax()]
     ends = _settled(posterior, torch.cat([top.unsqueeze(0), _distinct(ends, heights, count)]))
     home: _Mode | None = None
-    largest, least = 0.0, max(tenable, _FEW * float(weights.square().sum()))
+    largest, least = 0.0, max(_TENABLE, _FEW * float(weights.square().sum()))
     for mode in _modes(posterior, ends):
         end, factor, home = mode.place, mode.factor, home or mode
         if not bool(factor.isfinite().all()):
             continue
         noise = torch.randn(_DRAWS, size, dtype=draws.dtype, device=draws.device)
-        value, _ = value_and_gradient(posterior, end + noise @ factor.mT)
-        ratios = (value - mode.log_q(end + noise @ factor.mT))[value.isfinite()]
+        around = end + noise @ factor.mT
+        value = _heights(posterior, around)
+        ratios = (value - mode.log_q(around))[value.isfinite()]
         # The bound of the normal distribution where there is a density.
         bound = float(ratios.mean()) + math.log(max(len(ratios), 1) / _DRAWS)
         share = math.exp(min(bound - log_evidence, 50.0))
@@ -118,7 +116,7 @@ def highest_ends(density: Density, like: Tensor, climbs: int, steps: int, count:
     points = torch.cat([near, _of_prior(density, near, climbs // 2)])
     ends = _climb(density, _inside(density, points), steps)
     looked = 0 if len(like) > _DIMENSIONS else min(2 * count, climbs * _SECOND // len(like))
-    ends = _settled(density, _distinct(ends, value_and_gradient(density, ends)[0], looked))
+    ends = _settled(density, _distinct(ends, _heights(density, ends), looked))
     return ends[[mode.reached for mode in _modes(density, ends)]][:count]
 
 
@@ -166,12 +164,12 @@ def _modes(density: Callable[[Tensor], Tensor], ends: Tensor) -> Iterator[_Mode]
 
 def _apart(density: Callable[[Tensor], Tensor], first: _Mode, second: _Mode) -> bool:
     """Tell whether two places are modes, between which the density falls."""
-    heights = partial(_heights, density)
     both = first.reached and second.reached
-    return both and falls_between(heights, first.place, second.place)
+    return both and falls_between(partial(_heights, density), first.place, second.place)
 
 
 def _heights(density: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Return the density (N,) where it and its gradient are numbers, elsewhere minus infinity."""
     return value_and_gradient(density, points)[0]
 
 
@@ -202,7 +200,7 @@ def _of_prior(density: Density | Whitened, like: Tensor, count: int) -> Tensor:
 
 def _inside(density: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     """Return the points (N, D) that have a density: one without may be an error for all."""
-    known = value_and_gradient(density, points)[0].isfinite()
+    known = _heights(density, points).isfinite()
     if bool(known.any()) or len(points) < 2:
         return points[known]
     return torch.cat([_inside(density, half) for half in points.chunk(2)])

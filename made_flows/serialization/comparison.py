@@ -65,20 +65,20 @@ def differences(model: nn.Module, other: nn.Module) -> Iterator[Difference]:
                 yield Difference("parametrization", path, name, a)
             return  # what it has then differs in all things
         hooks = _hooks(a), _hooks(b)
-        if not _alike(*hooks, set()):
+        if not _alike(*hooks):
             yield Difference("hook", path, "", next(iter(hooks[0]), None))
         if a.training != b.training:
             yield Difference("mode", path, "", a.training)
         yield from _parameters(path, a, b)
         for name, mine, its in _both(a._buffers, b._buffers):
             persistent = (name in module._non_persistent_buffers_set for module in (a, b))
-            if not _alike(mine, its, set()) or len(set(persistent)) > 1:
+            if not _alike(mine, its) or len(set(persistent)) > 1:
                 yield Difference("buffer", path, name, mine)
         mine_of, its_of = ({**_attributes(m), **m._modules} for m in (a, b))
         for name, mine, its in _both(mine_of, its_of):
             if name in a._modules and name in b._modules and _of_one_kind(mine, its):
                 yield from visit(f"{path}.{name}" if path else name, mine, its)
-            elif not _alike(mine, its, set()) or (name in a._modules and name in b._modules):
+            elif not _alike(mine, its) or (name in a._modules and name in b._modules):
                 module = name in a._modules or (mine is _ABSENT and name in b._modules)
                 yield Difference("module" if module else "attribute", path, name, mine)
 
@@ -93,7 +93,7 @@ def _both(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Any
 def _parameters(path: str, a: nn.Module, b: nn.Module) -> Iterator[Difference]:
     for name, mine, its in _both(a._parameters, b._parameters):
         if isinstance(mine, Tensor) and isinstance(its, Tensor):
-            if not _alike(mine, its, set()):
+            if not _alike(mine, its):
                 yield Difference("parameter", path, name, mine)
             if mine.requires_grad != its.requires_grad:
                 yield Difference("requires_grad", path, name, mine.requires_grad)
@@ -135,10 +135,10 @@ def _of_one_kind(a: Any, b: Any) -> bool:
     except TypeError:
         return False
     (first, text), (second, other_text) = made_with
-    return text == other_text and _alike(first.tensors, second.tensors, set())
+    return text == other_text and _alike(first.tensors, second.tensors)
 
 
-def _alike(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
+def _alike(a: Any, b: Any, seen: frozenset[tuple[int, int]] = frozenset()) -> bool:
     """Tell whether two values are the same but for their identity."""
     if a is b or (id(a), id(b)) in seen:  # seen before: part of itself
         return True
@@ -165,7 +165,7 @@ def _alike(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
     return _same_object(a, b, seen)
 
 
-def _same_object(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
+def _same_object(a: Any, b: Any, seen: frozenset[tuple[int, int]]) -> bool:
     if isinstance(a, nn.Module):  # outside the tree of modules, so that weights are not its state
         return _of_one_kind(a, b)
     if isinstance(a, (torch.Generator, np.random.Generator)):

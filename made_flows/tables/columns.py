@@ -259,7 +259,7 @@ class NumberColumn(Column):
         return f"{ends[0]} to {ends[1]}{steps}{often}{cycles}"
 
 
-def fit_categories(name: str, values: Values, kind: str = "category") -> CategoryColumn:
+def fit_categories(name: str, values: Values) -> CategoryColumn:
     """Make a column of categories of its values."""
     known = values.array[~values.missing]
     found, counts = np.unique(known, return_counts=True)
@@ -267,7 +267,7 @@ def fit_categories(name: str, values: Values, kind: str = "category") -> Categor
     each = [found[k] for k in order]
     plain = {"text": str, "bool": bool, "int": int}.get(values.holds, float)
     kept = tuple(int(counts[k]) for k in order)
-    kind = {1: "constant", 2: "binary"}.get(len(found), kind)
+    kind = {1: "constant", 2: "binary"}.get(len(found), "category")
     return CategoryColumn(
         name, kind, values.holds, tuple(map(plain, each)), kept, len(known) - sum(kept)
     )

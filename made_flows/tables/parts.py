@@ -35,7 +35,6 @@ class Part(nn.Module):
     Attributes:
         places: which features they are, (n,).
         outputs, inputs: parameters and input columns of each.
-        noise: of a value, a uniform and a normal number.
     """
 
     outputs: list[int]
@@ -62,7 +61,10 @@ class Part(nn.Module):
         raise NotImplementedError
 
     def step(self, noise: Tensor, parameters: Tensor, which: Tensor) -> Tensor:
-        """Turn noise (N, 2) into codes (N,) by parameters (N, K) of the columns ``which`` (N,)."""
+        """Turn noise (N, 2), uniform and normal, into codes (N,) by parameters (N, K).
+
+        ``which`` (N,) says of which of the columns each of them is.
+        """
         raise NotImplementedError
 
 

@@ -27,7 +27,7 @@ from made_flows._torch import modes_kept
 from made_flows.training.checkpoint import Checkpoint, describe_model
 from made_flows.training.data import Rows, Source, open_data
 from made_flows.training.defaults import settings_for
-from made_flows.training.history import History, TrainingError
+from made_flows.training.history import History
 from made_flows.training.likelihood import training_loss, units_of
 from made_flows.training.optimization import (
     Average,
@@ -42,8 +42,6 @@ from made_flows.training.processes import Processes
 from made_flows.training.run import Callback, Options, Run
 from made_flows.training.standardization import set_units
 from made_flows.training.target import Target, checked_device
-
-__all__ = ["History", "TrainingError", "fit"]
 
 
 class FitOptions(TypedDict, total=False):

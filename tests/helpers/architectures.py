@@ -11,8 +11,6 @@ import torch
 import made_flows as mf
 from tests.helpers import density_models as models
 
-__all__ = ["Architecture", "architectures", "graphs", "permutations"]
-
 
 @dataclass(frozen=True)
 class Architecture:
@@ -33,11 +31,6 @@ class Architecture:
         """The scattered float64 network."""
         torch.manual_seed(self.seed)
         return models.made_of(**{**self.arguments, **more})
-
-    def of_head(self, head: Any, **more: Any) -> mf.DensityModel:
-        """The scattered float64 density model with this head."""
-        made = self.made(parameters=head.outputs, inputs=head.inputs, **more)
-        return models.scatter(mf.DensityModel(made, head.double())).eval()
 
 
 def permutations(size: int) -> st.SearchStrategy[list[int]]:

@@ -18,23 +18,6 @@ from torch.distributions import Distribution
 import made_flows as mf
 from made_flows.univariate import heads
 
-__all__ = [
-    "ACTIVATION_NAMES",
-    "CONTINUOUS",
-    "DISCRETE",
-    "HEADS",
-    "MODELS",
-    "NETWORKS",
-    "OPTIONS",
-    "all_vectors",
-    "any_order_model",
-    "context_of",
-    "made_of",
-    "nearly",
-    "scatter",
-    "values_of",
-]
-
 M = TypeVar("M", bound=nn.Module)
 
 

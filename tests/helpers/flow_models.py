@@ -15,18 +15,16 @@ from torch.distributions import MultivariateNormal
 
 import made_flows as mf
 
-__all__ = ["BIJECTIONS", "FLOWS", "TRANSFORMS", "SinhArcsinh", "context_of", "data_of", "shaken"]
-
 M = TypeVar("M", bound=nn.Module)
 
 
-def shaken(module: M, spread: float = 0.15) -> M:
+def shaken(module: M) -> M:
     """The module in float64 and evaluation mode, with noise added to all its weights."""
     generator = torch.Generator().manual_seed(1)
     module = module.double().eval()
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(spread * torch.randn(parameter.shape, generator=generator).double())
+            parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator).double())
     return module
 
 

@@ -119,15 +119,15 @@ def pyro_layer(
     return ForeignLayer(make, _pyro_quick, _pyro_slow, context)
 
 
-def pyro_spline(context: bool = False, order: str = "linear", bins: int = 4) -> ForeignLayer:
-    sizes = [bins, bins, bins - 1, bins][: 4 if order == "linear" else 3]
+def pyro_spline(context: bool = False, order: str = "linear") -> ForeignLayer:
+    sizes = [4, 4, 3, 4][: 4 if order == "linear" else 3]
 
     def make() -> Any:
         if context:
             made = ConditionalAutoRegressiveNN(D, C, [12, 10], param_dims=sizes)
-            return pt.ConditionalSplineAutoregressive(D, made, count_bins=bins, order=order)
+            return pt.ConditionalSplineAutoregressive(D, made, count_bins=4, order=order)
         made = AutoRegressiveNN(D, [12, 10], param_dims=sizes)
-        return pt.SplineAutoregressive(D, made, count_bins=bins, order=order)
+        return pt.SplineAutoregressive(D, made, count_bins=4, order=order)
 
     return ForeignLayer(make, _pyro_quick, _pyro_slow, context)
 

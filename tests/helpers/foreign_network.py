@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from made_flows.nn.activations import activation_name, make_activation
 from made_flows.nn.spec import LayerSpec, NetworkSpec
 
-__all__ = ["Foreign", "ForeignDesign", "foreign_designs"]
-
 
 @dataclass(frozen=True)
 class ForeignDesign:
@@ -153,14 +151,14 @@ class Foreign(nn.Module):
 
 
 @st.composite
-def foreign_designs(draw: st.DrawFn, parameters: int = 2, max_features: int = 6) -> ForeignDesign:
+def foreign_designs(draw: st.DrawFn, parameters: int = 2) -> ForeignDesign:
     widths = tuple(draw(st.lists(st.integers(1, 9), max_size=5)))
     residual = draw(st.booleans())
     if residual:  # layers of the same width, two apart, can be added up
         widths = tuple(widths[layer % 2] for layer in range(len(widths)))
     names = st.sampled_from(["relu", "elu", "tanh", "silu", "gelu", "leaky_relu", "sin"])
     return ForeignDesign(
-        features=draw(st.integers(1, max_features)),
+        features=draw(st.integers(1, 6)),
         parameters=parameters,
         widths=widths,
         activations=tuple(draw(names) for _ in widths),

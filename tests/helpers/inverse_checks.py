@@ -22,19 +22,6 @@ from tests.helpers.density_models import HEADS, made_of, scatter
 
 F64 = torch.float64
 
-__all__ = [
-    "RACES",
-    "SMOOTH",
-    "STEPS",
-    "check_gradients",
-    "check_values",
-    "each_backend",
-    "made_for",
-    "noise_of",
-    "owner_of",
-    "same",
-]
-
 BACKENDS = ("auto", "eager")  # compiled where it can be, and never
 each_backend = pytest.mark.parametrize("choice", BACKENDS)
 

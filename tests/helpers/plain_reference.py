@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "PlainDensity", "PlainFlow", "weight_of"]
-
 F64 = torch.float64
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

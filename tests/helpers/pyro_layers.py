@@ -17,8 +17,6 @@ import made_flows as mf
 import made_flows.pyro as mp
 from tests.helpers.flow_models import shaken
 
-__all__ = ["AUTOREGRESSIVE", "CONDITIONAL", "CONTEXT", "TRANSFORMS", "conditional", "transform"]
-
 CONTEXT = 3
 """Number of context variables of the conditional transforms."""
 

@@ -21,7 +21,6 @@ from torch.utils.data import (
 )
 
 import made_flows as mf
-from made_flows.training import loop as training
 from made_flows.training.history import History, TrainingError
 from made_flows.training.loop import fit
 
@@ -1021,7 +1020,3 @@ def test_bad_input(name: str):
     model = make() if make else "model"
     with pytest.raises(error, match=message):
         fit(model, data, **{"progress": False, "seed": 0, "max_epochs": 2} | options)
-
-
-def test_public_names():
-    assert set(training.__all__) == {"History", "TrainingError", "fit"}
