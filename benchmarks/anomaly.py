@@ -9,11 +9,9 @@ there; the page is written anew from all results.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._density_data import data_folder
+from benchmarks._results import ResultsFile
 from benchmarks.harness import markdown_table, parse_resumable, write_page
 
 Array = NDArray[np.float64]
@@ -293,10 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables = load(given.tables)
     if given.quick:
         tables, given.limit = dict(list(tables.items())[:1]), 1.0
-    given.runs.mkdir(parents=True, exist_ok=True)
-    path = Path(given.runs) / "results.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(line["table"], line["seed"], line["name"]) for line in lines}
+    results = ResultsFile(given.runs)
+    done = results.done("table", "seed", "name")
     for seed in given.seeds:
         for table, (x, y) in tables.items():
             parts = cut(x, y, seed)
@@ -305,9 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     continue
                 line = run(table, name, seed, parts, given.limit)
                 if line is not None:
-                    lines.append(line)
-                    with path.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+                    results.add(line)
+    lines = results.lines
     if not lines:
         print("benchmarks.anomaly: no data, nothing written", flush=True)
         return

@@ -9,7 +9,6 @@ anew from all results. With ``--splits 0`` it is only written.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import textwrap
 import time
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 
 import made_flows as mf
+from benchmarks._results import ResultsFile
 from benchmarks._tables_data import SMALLEST, Array, Split, cut, load_tables
 from benchmarks.harness import Settings, markdown_table, parse_resumable, write_page
 
@@ -177,10 +177,6 @@ def _run(
         "seconds": seconds, "cpu": time.process_time() - used,
         "rows": len(split.train), "features": split.train.shape[1],
     }  # fmt: skip
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 # ---------------------------------------------------------------------- the page
@@ -402,9 +398,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.quick:
         tables = {name: rows[:100] for name, rows in list(tables.items())[:1]}
         given.contenders, given.splits = ["normal", "MAF"], 1
-    given.runs.mkdir(parents=True, exist_ok=True)
-    path = given.runs / "results.jsonl"
-    done = {(line["table"], line["split"], line["name"]) for line in _read(path)}
+    file = ResultsFile(given.runs)
+    done = file.done("table", "split", "name")
     end = time.perf_counter() + 60 * given.minutes
     # Split by split, so that what is there at any time is of all tables.
     for seed in range(given.splits):
@@ -413,9 +408,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name in given.contenders:
                 if (table, seed, name) in done or time.perf_counter() > end:
                     continue
-                with path.open("a") as file:
-                    file.write(json.dumps(_run(table, name, split, seed, given.limit)) + "\n")
-    lines = _read(path)
+                file.add(_run(table, name, split, seed, given.limit))
+    lines = file.lines
     if not lines:
         print("benchmarks.tables: no data, nothing written", flush=True)
         return

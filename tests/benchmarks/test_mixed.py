@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from benchmarks import anomaly, mixed
+from benchmarks._mixed_measures import quality
+from benchmarks._mixed_models import Copula, Margins
 from made_flows.tables.schema import Schema
 
 
@@ -66,8 +68,8 @@ def test_simpler_likelihoods_are_normalised(folder: Path) -> None:
     assert math.isnan(table["size"][3])
     schema = Schema.of(table)
     x = schema.encode(table)[0]
-    margins = mixed.Margins(schema, x)
-    copula = mixed.Copula(margins, x, 0)
+    margins = Margins(schema, x)
+    copula = Copula(margins, x, 0)
     # Of the kinds, given size and count missing: the copula of one column is its margin.
     one = torch.full((2, 3), torch.nan, dtype=torch.float64)
     one[:, 0] = torch.arange(2)
@@ -89,9 +91,9 @@ def test_synthetic_rows_are_judged(folder: Path) -> None:
     table = mixed.load()["mine"]
     schema = Schema.of(table)
     x = schema.encode(table)[0]
-    drawn = mixed.Copula(mixed.Margins(schema, x), x, 0).sample(1000)
+    drawn = Copula(Margins(schema, x), x, 0).sample(1000)
     permuted = torch.stack([x[torch.randperm(len(x)), i] for i in range(3)], dim=1)
-    own, copula, none = (mixed.quality(schema, rows, x, "kind") for rows in (x, drawn, permuted))
+    own, copula, none = (quality(schema, rows, x, "kind") for rows in (x, drawn, permuted))
     assert own[:3] == [0.0, 0.0, 0.0]
     assert copula[0] < 0.1  # 199 rows: 0.1 is exceeded by one sample in about twenty
     assert copula[2] < none[2] / 2
