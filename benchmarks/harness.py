@@ -21,7 +21,7 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -240,6 +240,25 @@ def _warm_up(call: Callable[[], float], seconds: float) -> float:
     return min(times)
 
 
+class _Turns(NamedTuple):
+    """How a contender is timed: its calls in a turn, those before that do not count, its turns."""
+
+    calls: int
+    untimed: int
+    rounds: int
+
+    @classmethod
+    def of(cls, contender: Contender, estimate: float, settings: Settings) -> _Turns:
+        """Choose them by the seconds that a call takes, about."""
+        repeat = contender.before is None and estimate < 1e-3
+        calls = max(1, round(1e-3 / max(estimate, 1e-9))) if repeat else 1
+        settling = max(1, round(SETTLING / max(estimate, 1e-9)))
+        untimed = settling if estimate < LONG else 0
+        affordable = int(settings.seconds / max(estimate * (calls + untimed), 1e-9))
+        least = 3 if estimate < settings.seconds else 1
+        return cls(calls, untimed, max(1, min(settings.repetitions, max(affordable, least))))
+
+
 def run_contenders(
     contenders: Sequence[Contender],
     settings: Settings,
@@ -290,23 +309,16 @@ def run_contenders(
         return taken / calls
 
     with _no_collection(), tqdm(total=len(contenders), desc=title, unit="call") as bar:
-        calls, untimed, rounds = [], [], []
+        plans: list[_Turns] = []
         for contender in contenders:
             bar.set_postfix_str(f"{contender.name} (warm-up)")
             estimate = _warm_up(lambda contender=contender: turn(contender, 1), settings.seconds)
             if estimate > max(SLOW, settings.seconds):
                 timings[contender.name] = Timing(contender.name, [0], [estimate])
-                calls.append(1)
-                untimed.append(0)
-                rounds.append(0)
-                continue
-            repeat = contender.before is None and estimate < 1e-3
-            calls.append(max(1, round(1e-3 / max(estimate, 1e-9))) if repeat else 1)
-            settling = max(1, round(SETTLING / max(estimate, 1e-9)))
-            untimed.append(settling if estimate < LONG else 0)
-            affordable = int(settings.seconds / max(estimate * (calls[-1] + untimed[-1]), 1e-9))
-            least = 3 if estimate < settings.seconds else 1
-            rounds.append(max(1, min(settings.repetitions, max(affordable, least))))
+                plans.append(_Turns(1, 0, rounds=0))
+            else:
+                plans.append(_Turns.of(contender, estimate, settings))
+        rounds = [plan.rounds for plan in plans]
         total = max(rounds, default=0)
         bar.reset(sum(rounds))
         shuffle = random.Random(0).shuffle
@@ -319,7 +331,9 @@ def run_contenders(
             for i in taking_part:
                 bar.set_postfix_str(names[i])
                 timings[names[i]].rounds.append(number)
-                timings[names[i]].seconds.append(turn(contenders[i], calls[i], untimed[i]))
+                timings[names[i]].seconds.append(
+                    turn(contenders[i], plans[i].calls, plans[i].untimed)
+                )
                 bar.update()
     return timings
 
