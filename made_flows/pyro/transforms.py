@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
@@ -377,8 +377,8 @@ class ConditionalSplineAutoregressive(_Conditional):
         bound: float = 3.0,
         order: str = "linear",
     ) -> None:
-        self.__dict__["input_dim"] = input_dim  # before the module is set up, for its checks
+        self.input_dim = input_dim  # before the module is set up, for its checks
         super().__init__(autoregressive_nn, count_bins=count_bins, bound=bound, order=order)
 
     def _transform(self, network: Any) -> SplineAutoregressive:
-        return SplineAutoregressive(cast(int, self.input_dim), network, **self.kwargs)
+        return SplineAutoregressive(self.input_dim, network, **self.kwargs)

@@ -98,6 +98,7 @@ class TableMADE(DensityModel):
 
     _former_defaults: ClassVar[dict[str, Any]] = {"direct": False}
 
+    head: TableHead
     trained_rows: Tensor
 
     def __init__(
@@ -172,9 +173,9 @@ class TableMADE(DensityModel):
 
     def start_from_codes(self, x: Tensor) -> None:
         """Do as :meth:`start_from` does with codes (N, D) of rows."""
-        head, last = cast(TableHead, self.head), cast(MaskedLinear, self.made.layers[-1])
+        last = cast(MaskedLinear, self.made.layers[-1])
         with torch.no_grad():
-            margin = head.set_margin(x)
+            margin = self.head.set_margin(x)
             if last.bias is not None:
                 last.bias.copy_(margin)
             last.weight.mul_(0.1)
@@ -235,9 +236,8 @@ class TableMADE(DensityModel):
             (x, context), validation = parts
         pair = isinstance(validation, tuple)
         others = validation[0] if pair and not self.context else validation
-        head = cast(TableHead, self.head)
-        head.share.zero_()
-        head.plain.zero_()
+        self.head.share.zero_()
+        self.head.plain.zero_()
         if options.get("sparsity") is None and options.get("optimizer") is None:
             options["sparsity"] = _SPARSITY if self.made.direct is not None else 0.0
         options.setdefault("weight_decay", 0.0)  # with direct connections, not tried
@@ -250,7 +250,7 @@ class TableMADE(DensityModel):
 
     def _set_share(self, x: Any, context: Any) -> None:
         """Give each column as much of its own distribution as rows that were left out ask for."""
-        head, device = cast(TableHead, self.head), self.made.ranks.device
+        head, device = self.head, self.made.ranks.device
         some = slice(None, None, -(-len(x) // _ROWS))
         x = as_tensor(x[some], "validation").to(device)
         context = None if context is None else as_tensor(context[some], "validation").to(device)
