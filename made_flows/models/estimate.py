@@ -17,23 +17,18 @@ from made_flows._checks import expect, helpful, non_negative_integer, shown
 from made_flows.models.autoregressive_flows import MAF
 from made_flows.models.base import Model
 from made_flows.models.estimate_gaussians import (
-    Fold,
-    Prior,
-    average_gaussians,
-    behind,
-    column_splines,
+    MOST,
+    FittedFolds,
+    NormalMixtures,
     sparse_weights,
 )
 from made_flows.models.estimate_rows import check_columns, checked_rows, kind_of
-from made_flows.models.flows import Flow
-from made_flows.models.gaussian_mixture import gaussian_model
 from made_flows.models.mades import BernoulliMADE, CategoricalMADE
 from made_flows.models.mades import GaussianMixtureMADE as MixtureMADE
 from made_flows.models.mixtures import Mixture
 from made_flows.training.history import TrainingError
 from made_flows.training.loop import fit
 from made_flows.training.optimization import seed_generators, seeded
-from made_flows.training.standardization import robust_moments
 
 Budget = Literal["fast", "good", "best"]
 
@@ -44,9 +39,6 @@ _SMALL = 2000
 
 _RACED = 20
 """Rows of a first fold that are enough to leave out a candidate without the other folds."""
-
-_GAUSSIAN_ROWS = 20_000
-"""Rows that joint normal mixtures are fitted to, at most."""
 
 Make = Callable[[Tensor], Model]
 """Makes a candidate, given the rows that it will be trained on."""
@@ -178,9 +170,13 @@ class _Run:
         self.seed, self.progress, self.end = seed, progress, end
         self.generator = torch.Generator().manual_seed(seed)
         self.device = torch.empty(0).device  # where models are made
-        self.best = (Prior(1.0), 1)  # of the normal mixtures: prior and components
         self.least = -1e4 - 100.0 * x.shape[1]  # log-density below which all rows are alike
         self.folds = self._cut()
+        self.rests = [self._rest(fold) for fold in self.folds]
+        self.normals = NormalMixtures(
+            self.x, self.context, list(zip(self.rests, self.folds, strict=True)), seed,
+            self.generator, correlated=budget != "fast", least=self.least,
+        )  # fmt: skip
         self.parts: list[_Part] = []
         self.missed: list[str] = []  # what the limit left out
 
@@ -240,12 +236,15 @@ class _Run:
             (_Part(*each, k), self._first) for k, each in enumerate(makers(features, context))
         ]
         if self.kind == "real":
-            yield _Part("linear normal" if context else "joint normal"), self._gaussians(1)
+            one = partial(self.normals.joint, 1)
+            yield _Part("linear normal" if context else "joint normal"), self._normal(one)
         if self.kind == "real" and not context and len(self.x) >= 4 * features + 4:
-            yield _Part("joint normal mixtures"), self._gaussians(32)
+            several = partial(self.normals.joint, MOST)
+            yield _Part("joint normal mixtures"), self._normal(several)
             yield from trained[:1]  # a mixture MADE, which is quick as well
             trained = trained[1:]
-            yield _Part("normal mixtures behind splines"), self._gaussians(32, warped=True)
+            behind = self.normals.behind_splines
+            yield _Part("normal mixtures behind splines"), self._normal(behind)
         yield from trained
 
     def _real(self, features: int, context: int) -> Iterator[tuple[str, Make]]:
@@ -256,7 +255,7 @@ class _Run:
         if self.budget == "fast":
             return
         if not context:
-            yield "MAF over the normal mixture", self._over_gaussians
+            yield "MAF over the normal mixture", lambda x: self.normals.under_flow(x, self.end)
         yield "mixture MADE, reversed", lambda _: MixtureMADE(**sizes, order="reversed")
         if len(self.x) > _SMALL:
             wide: dict[str, Any] = {**sizes, "hidden_features": (256, 256)}
@@ -300,7 +299,7 @@ class _Run:
     def _train(self, part: _Part, k: int, seconds: float) -> bool:
         """Train a model, stopped early by the rows left out; return whether the limit ended it."""
         seed_generators((self.seed + 1000 * part.number + k) % 2**63, self.device)
-        x, context = self._of(self._rest(self.folds[k]))
+        x, context = self._of(self.rests[k])
         held_out = self._of(self.folds[k])
         model = cast(Make, part.make)(x)
         history = fit(
@@ -345,71 +344,16 @@ class _Run:
                 if cut is None or (over and not weight):
                     self.parts.remove(part)
 
-    def _gaussians(self, most: int, warped: bool = False) -> Callable[[_Part], bool]:
-        """Fit mixtures of joint normal distributions, of the rows or behind a spline a column."""
+    def _normal(self, fit: Callable[[float], FittedFolds]) -> Callable[[_Part], bool]:
+        """Train normal mixtures, on all folds at once, in a third of the time that is left."""
 
         def train(part: _Part) -> bool:
-            end = time.perf_counter() + max(0.0, self.end - time.perf_counter()) / 3
-            location, scale = robust_moments(self.x)
-            given, of_context = self._standard_context()
-            joint = torch.cat([given, (self.x.double() - location) / scale], dim=1)
-            splines: list[Flow] = []
-            folds: list[Fold] = []
-            for k, fold in enumerate(self.folds):
-                rest = self._rest(fold)[:_GAUSSIAN_ROWS]
-                if warped:
-                    left = (end - time.perf_counter()) / (len(self.folds) - k + 1)
-                    pair = self.x[self._rest(fold)], self.x[fold], (location, scale)
-                    splines.append(column_splines(*pair, max(0.2, left), self.seed))
-                    folds.append(behind(splines[-1], self.x[rest], self.x[fold]))
-                else:
-                    folds.append(Fold(joint[rest], joint[fold], -scale.log().sum()))
-            width = given.shape[1]
-            found = average_gaussians(
-                folds, self._priors(joint.shape[1]), most=most, width=width,
-                generator=self.generator, end=end, least=self.least,
-            )  # fmt: skip
-            part.scores = [scores.clamp(min=self.least) for scores in found.scores]
-            for k, mixture in enumerate(found.mixtures):
-                model: Model = gaussian_model(mixture, width)
-                found_units = model.standardizable()
-                if warped:
-                    model = Flow([*splines[k].transforms], base=model)
-                    found_units = [model.units]
-                for units in found_units:
-                    units.set(location, scale, *of_context)
-                    units.settle()
-                part.models.append(model.eval())
-            if not warped:
-                self.best = found.best
-            return most > 1 and time.perf_counter() > end
+            now = time.perf_counter()
+            found = fit(now + max(0.0, self.end - now) / 3)
+            part.models, part.scores = found.models, found.scores
+            return found.cut
 
         return train
-
-    def _priors(self, features: int) -> list[Prior]:
-        """Return what keeps components from collapsing: it matters where rows are few."""
-        if len(self.folds) == 1:
-            return [Prior(0.5)]
-        shapes = (False,) if self.budget == "fast" else (False, True)
-        return [Prior(rows, like) for like in shapes for rows in (features + 2.0, 0.5, 1e-3)]
-
-    def _standard_context(self) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Put contexts (N, C) in standard units, with these; without any, (N, 0) and none."""
-        if self.context is None:
-            return torch.zeros(len(self.x), 0, dtype=torch.float64), ()
-        location, scale = robust_moments(self.context)
-        scale = torch.where(scale > 0, scale, 1.0)
-        return (self.context.double() - location) / scale, (location, scale)
-
-    def _over_gaussians(self, x: Tensor) -> Model:
-        """Return a flow that starts as a joint normal mixture, its base."""
-        location, scale = robust_moments(x)
-        prior, components = self.best
-        u = ((x.double() - location) / scale)[:_GAUSSIAN_ROWS]
-        base = gaussian_model(prior.fit(u, components, self.generator, self.end))
-        flow = MAF(x.shape[1], transforms=2, base=base, direct=False)
-        flow.units.set(location, scale)
-        return flow
 
     @torch.no_grad()
     def _scored(self, model: Model, rows: Tensor) -> Tensor:

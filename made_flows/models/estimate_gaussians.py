@@ -10,15 +10,27 @@ import torch
 from torch import Tensor
 
 from made_flows.models.autoregressive_flows import MAF
+from made_flows.models.base import Model
 from made_flows.models.flows import Flow
-from made_flows.models.gaussian_mixture import Gaussians, fit_gaussians, merged
+from made_flows.models.gaussian_mixture import (
+    Gaussians,
+    fit_gaussians,
+    gaussian_model,
+    merged,
+)
 from made_flows.models.mixture_weights import fit_sparse_weights
 from made_flows.training.loop import fit
+from made_flows.training.standardization import robust_moments
 
 _LIGHTEST = 0.02
 """Weight under which a part of a mixture is left out."""
 
 _NUMBERS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+MOST = _NUMBERS[-1]
+"""Numbers of components, of which the last is the most."""
+
+_ROWS = 20_000
+"""Rows that mixtures are fitted to, at most."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,7 @@ def average_gaussians(
     weights = torch.nn.functional.one_hot(torch.tensor(best), len(fits)).double()
     if not width:
         weights = sparse_weights(each)
-    mixed = (each + weights.log()).logsumexp(dim=1)
+    mixed = (each + weights.log()).logsumexp(dim=1).clamp(min=least)
     return Averaged(
         [merged([found[k] for found in fits], weights) for k in range(len(folds))],
         list(mixed.split([len(fold.held_out) for fold in folds])),
@@ -118,6 +130,111 @@ def average_gaussians(
 def _score(found: Gaussians, fold: Fold, width: int) -> Tensor:
     score = found.log_prob(fold.held_out) + fold.log_det
     return score - found.leading(width).log_prob(fold.held_out[:, :width]) if width else score
+
+
+@dataclass(frozen=True)
+class FittedFolds:
+    """A model a fold, what each says of rows that it did not see, and if time ended training."""
+
+    models: list[Model]
+    scores: list[Tensor]
+    cut: bool
+
+
+class NormalMixtures:
+    """Normal mixtures of rows as candidates: as they are, behind a spline a column, under a flow.
+
+    Args:
+        x: rows (N, D).
+        context: (N, C), None without.
+        folds: places of the rows to fit to, and of those that are left out, fold by fold.
+        seed, generator: of what is random.
+        correlated: whether covariances are shrunk towards correlated ones, too.
+        least: log-density below which all rows are alike.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        folds: Sequence[tuple[Tensor, Tensor]],
+        seed: int,
+        generator: torch.Generator,
+        *,
+        correlated: bool,
+        least: float,
+    ) -> None:
+        self.x, self.context, self.folds = x, context, folds
+        self.seed, self.generator = seed, generator
+        self.correlated, self.least = correlated, least
+        self.best = (Prior(1.0), 1)  # prior and components
+
+    def joint(self, most: int, end: float) -> FittedFolds:
+        """Fit mixtures to the rows, conditional on a context if there is one."""
+        location, scale = robust_moments(self.x)
+        given, of_context = self._standard_context()
+        joint = torch.cat([given, (self.x.double() - location) / scale], dim=1)
+        folds = [
+            Fold(joint[rest[:_ROWS]], joint[fold], -scale.log().sum()) for rest, fold in self.folds
+        ]
+        found = self._averaged(folds, most, given.shape[1], end)
+        self.best = found.best
+        models: list[Model] = []
+        for mixture in found.mixtures:
+            model = gaussian_model(mixture, given.shape[1])
+            for units in model.standardizable():
+                units.set(location, scale, *of_context)
+                units.settle()
+            models.append(model.eval())
+        return FittedFolds(models, found.scores, most > 1 and time.perf_counter() > end)
+
+    def behind_splines(self, end: float) -> FittedFolds:
+        """Fit mixtures behind a spline a column, without a context."""
+        units = robust_moments(self.x)
+        splines: list[Flow] = []
+        folds = []
+        for k, (rest, fold) in enumerate(self.folds):
+            left = (end - time.perf_counter()) / (len(self.folds) - k + 1)
+            x, held_out = self.x[rest], self.x[fold]
+            splines.append(column_splines(x, held_out, units, max(0.2, left), self.seed))
+            folds.append(behind(splines[-1], x[:_ROWS], held_out))
+        found = self._averaged(folds, MOST, 0, end)
+        models: list[Model] = []
+        for spline, mixture in zip(splines, found.mixtures, strict=True):
+            model = Flow([*spline.transforms], base=gaussian_model(mixture))
+            model.units.set(*units)
+            model.units.settle()
+            models.append(model.eval())
+        return FittedFolds(models, found.scores, time.perf_counter() > end)
+
+    def under_flow(self, x: Tensor, end: float) -> Model:
+        """Return a flow that starts as the best joint mixture of rows x, its base."""
+        location, scale = robust_moments(x)
+        prior, components = self.best
+        u = ((x.double() - location) / scale)[:_ROWS]
+        base = gaussian_model(prior.fit(u, components, self.generator, end))
+        flow = MAF(x.shape[1], transforms=2, base=base, direct=False)
+        flow.units.set(location, scale)
+        return flow
+
+    def _averaged(self, folds: Sequence[Fold], most: int, width: int, end: float) -> Averaged:
+        priors = [Prior(0.5)]
+        if len(folds) > 1:  # what keeps components from collapsing matters where rows are few
+            rows = (folds[0].fitted.shape[1] + 2.0, 0.5, 1e-3)
+            shapes = (False, True) if self.correlated else (False,)
+            priors = [Prior(count, like) for like in shapes for count in rows]
+        return average_gaussians(
+            folds, priors, most=most, width=width, generator=self.generator, end=end,
+            least=self.least,
+        )  # fmt: skip
+
+    def _standard_context(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Put contexts (N, C) in standard units, with these; without any, (N, 0) and none."""
+        if self.context is None:
+            return torch.zeros(len(self.x), 0, dtype=torch.float64), ()
+        location, scale = robust_moments(self.context)
+        scale = torch.where(scale > 0, scale, 1.0)
+        return (self.context.double() - location) / scale, (location, scale)
 
 
 def column_splines(

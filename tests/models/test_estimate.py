@@ -196,7 +196,7 @@ def test_any_units_give_the_same_mixture(monkeypatch: pytest.MonkeyPatch):
 
     def candidates(self, features, context):
         yield "MAF", lambda x: mf.MAF(features, context, 1, (8,))
-        yield "MAF over normals", self._over_gaussians
+        yield "MAF over normals", lambda x: self.normals.under_flow(x, self.end)
 
     monkeypatch.setattr(_Run, "_real", candidates)
     x = ring(60).double()
