@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.heads import Head
 
 M = TypeVar("M", bound=nn.Module)
+
+_Pair: TypeAlias = tuple[Tensor, Tensor]
+"""Derivatives with respect to values (...) and to parameters (..., K)."""
 
 _GRID = 20_001
 _REACH = 12.0
@@ -103,59 +106,32 @@ def check_bijection(
     like = torch.empty(0, dtype=torch.float64)
     given = _parameters(bijection, (bijection.outputs,), parameters, points, generator)
     x = 3 * torch.randn(given.shape[:-1], generator=generator).to(like)
+    compared = _Comparison(x, given, tolerance)
     leaf, wanted = x.clone().requires_grad_(), given.clone().requires_grad_()
     with torch.enable_grad():
         y, log_slope = _pair(bijection.forward(leaf, wanted), x, "forward")
         expect(y.requires_grad, "values of forward", "to depend on x by a gradient", "constants")
-        slope, by_parameter = _gradients(y, leaf, wanted)
-        bend, bend_by_parameter = _gradients(log_slope, leaf, wanted)
+        slopes, bends = (_gradients(each, leaf, wanted) for each in (y, log_slope))
         image, known = y.detach().requires_grad_(), given.clone().requires_grad_()
         back, log_inverse = _pair(bijection.inverse(image, known), x, "inverse")
-        back_slopes = _gradients(back, image, known)
-        back_bends = _gradients(log_inverse, image, known)
-
-    def passes(
-        error: Tensor, name: str, expected: Tensor | str, got: Tensor, at: Tensor = x,
-        of: str = "x", advice: str = "",
-    ) -> float:  # fmt: skip
-        wrong = ~(error <= tolerance)
-        if bool(wrong.any()):
-            i = tuple(wrong.nonzero()[0].tolist())
-            words = expected if isinstance(expected, str) else f"{float(expected[i]):.6g}"
-            place = f"at {of}={float(at[i]):.6g} with parameters {given[i].tolist()}"
-            expect(False, name, f"to be {words} {place}", f"{float(got[i]):.6g}{advice}")
-        return float(error.max())
-
+        back_slopes, back_bends = (_gradients(each, image, known) for each in (back, log_inverse))
     with torch.no_grad():
-        rising = torch.where(slope > 0, 0.0, torch.inf)
-        passes(rising, "the derivative of forward", "above 0", slope)
-        exact = slope.log()
-        trip = passes((back - x).abs() / x.abs().clamp(min=1), "inverse(forward(x))", x, back)
+        rising = torch.where(slopes[0] > 0, 0.0, torch.inf)
+        compared.largest(rising, "the derivative of forward", "above 0", slopes[0])
+        exact, error = slopes[0].log(), (back - x).abs() / x.abs().clamp(min=1)
+        trip = compared.largest(error, "inverse(forward(x))", x, back)
         # Noise may be any number, and so may data: nothing is outside the image.
         y = x.flip(0)
         again = bijection.forward(bijection.inverse(y, given)[0], given)[0]
         error = (again - y).abs() / y.abs().clamp(min=1)
-        passes(error, "forward(inverse(y)), whatever the number y,", y, again, y, "y")
-        of_forward = passes((log_slope - exact).abs(), "forward's log-derivative", exact, log_slope)
-        of_inverse = passes(
-            (log_inverse + exact).abs(), "inverse's log-derivative", -exact, log_inverse
-        )
-        # x(y, p) has derivatives 1 / f' and -(df/dp) / f'; log f' at it follows by the chain rule.
-        shift = -by_parameter / slope.unsqueeze(-1)
-        bends = -bend / slope, -bend_by_parameter - bend.unsqueeze(-1) * shift
-        for name, right, found, advice in (
-            ("inverse", (1 / slope, shift), back_slopes, _OF_A_SEARCH),
-            ("inverse's log-derivative", bends, back_bends, ""),
-        ):
-            for of, expected, got in zip(("y", "a parameter"), right, found, strict=True):
-                error = (got - expected).abs() / expected.abs().clamp(min=1)
-                if got.dim() > x.dim():  # the worst parameter of each value stands for all
-                    error, worst = error.max(dim=-1)
-                    expected, got = (
-                        t.gather(-1, worst[..., None])[..., 0] for t in (expected, got)
-                    )
-                gradient = f"the gradient of {name} with respect to {of}"
-                passes(error, gradient, expected, got, advice=advice)
+        compared.largest(error, "forward(inverse(y)), whatever the number y,", y, again, y, "y")
+        error = (log_slope - exact).abs()
+        of_forward = compared.largest(error, "forward's log-derivative", exact, log_slope)
+        error = (log_inverse + exact).abs()
+        of_inverse = compared.largest(error, "inverse's log-derivative", -exact, log_inverse)
+        exact_slopes, exact_bends = _of_inverse(slopes, bends)
+        compared.gradients("inverse", exact_slopes, back_slopes, _OF_A_SEARCH)
+        compared.gradients("inverse's log-derivative", exact_bends, back_bends)
     return BijectionReport(trip, max(of_forward, of_inverse))
 
 
@@ -225,7 +201,50 @@ def check_head(
     return largest
 
 
-def _gradients(of: Tensor, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Comparison:
+    """What is compared at values x (...) under parameters (..., K), up to a tolerance."""
+
+    x: Tensor
+    parameters: Tensor
+    tolerance: float
+
+    def largest(
+        self, error: Tensor, name: str, expected: Tensor | str, got: Tensor,
+        at: Tensor | None = None, of: str = "x", advice: str = "",
+    ) -> float:  # fmt: skip
+        """Return the largest error, or raise a ValueError that names where one is too large."""
+        wrong = ~(error <= self.tolerance)
+        if bool(wrong.any()):
+            i = tuple(wrong.nonzero()[0].tolist())
+            words = expected if isinstance(expected, str) else f"{float(expected[i]):.6g}"
+            value = float((self.x if at is None else at)[i])
+            place = f"at {of}={value:.6g} with parameters {self.parameters[i].tolist()}"
+            expect(False, name, f"to be {words} {place}", f"{float(got[i]):.6g}{advice}")
+        return float(error.max())
+
+    def gradients(self, name: str, exact: _Pair, found: _Pair, advice: str = "") -> None:
+        """Compare the gradients of a map with respect to its values and its parameters."""
+        for of, expected, got in zip(("y", "a parameter"), exact, found, strict=True):
+            error = (got - expected).abs() / expected.abs().clamp(min=1)
+            if got.dim() > self.x.dim():  # the worst parameter of each value stands for all
+                error, worst = error.max(dim=-1)
+                expected, got = (t.gather(-1, worst[..., None])[..., 0] for t in (expected, got))
+            gradient = f"the gradient of {name} with respect to {of}"
+            self.largest(error, gradient, expected, got, advice=advice)
+
+
+def _of_inverse(slopes: _Pair, bends: _Pair) -> tuple[_Pair, _Pair]:
+    """Return the derivatives of the inverse, and of its log-derivative, by those of the map.
+
+    x(y, p) has derivatives 1 / f' and -(df/dp) / f'; log f' at it follows by the chain rule.
+    """
+    (slope, by_parameter), (bend, bend_by_parameter) = slopes, bends
+    shift = -by_parameter / slope.unsqueeze(-1)
+    return (1 / slope, shift), (-bend / slope, -bend_by_parameter - bend.unsqueeze(-1) * shift)
+
+
+def _gradients(of: Tensor, x: Tensor, parameters: Tensor) -> _Pair:
     """Return the derivatives of values (...) with respect to x (...) and parameters (..., K)."""
     if not of.requires_grad:
         return torch.zeros_like(x), torch.zeros_like(parameters)
