@@ -361,22 +361,37 @@ def diagnose(
                 parts.append(weights.reshape(-1))
             else:
                 of_model, of_guide = traces(model, guide)
-                parts.append(_log_weight(of_model, of_guide))
+                weight = of_model.log_prob_sum() - of_guide.log_prob_sum()
+                parts.append(torch.as_tensor(weight).reshape(1))
             draws.append(_latent(of_model, sites, len(parts[-1])))
     together = {name: torch.cat([part[name] for part in draws]) for name in sites}
     found = summary(torch.cat(parts).double().cpu(), together)
     found = replace(found, centred=tuple(name for name in sites if sites[name].centred))
-    if not probe:
-        return found
-    if vectorize:
-        posterior = whitened(model, nesting, sites, together, found.weights)
-    else:
-        few, even = found.resample(_FEW), torch.full((_FEW,), 1 / _FEW).double()
-        posterior = whitened(model, None, sites, few, even)
+    return _probed(found, model, nesting if vectorize else None, sites) if probe else found
+
+
+def _probed(
+    found: Diagnosis,
+    model: Callable[[], Any],
+    nesting: int | None,
+    sites: Mapping[str, LatentSite],
+) -> Diagnosis:
+    """Look beyond a guide's draws: where chains from them go, and where climbs from elsewhere end.
+
+    Args:
+        found: by its draws.
+        model: with its data.
+        nesting: how many dimensions its plates take; None to run it for a point at a time.
+        sites: its latent variables.
+    """
+    draws, weights = found.samples, found.weights
+    if nesting is None:
+        draws, weights = found.resample(_FEW), torch.full((_FEW,), 1 / _FEW).double()
+    posterior = whitened(model, nesting, sites, draws, weights)
     if posterior is None:
         return found
-    looked = probe_beyond(posterior) if vectorize else None
-    climbs, steps = _CLIMBS if vectorize else _CLIMBS_ALONE
+    climbs, steps = _CLIMBS_ALONE if nesting is None else _CLIMBS
+    looked = None if nesting is None else probe_beyond(posterior)
     unseen = unseen_share(posterior, found.log_evidence, climbs, steps)
     return replace(found, probe=looked, unseen=unseen)
 
@@ -431,8 +446,3 @@ def summary(log_weights: Tensor, samples: Mapping[str, Tensor]) -> Diagnosis:
         samples=samples,
         k_hat_parts=tuple(pareto_smooth(part).k_hat for part in log_weights.chunk(_PARTS)),
     )
-
-
-def _log_weight(of_model: Trace, of_guide: Trace) -> Tensor:
-    total = of_model.log_prob_sum() - of_guide.log_prob_sum()
-    return torch.as_tensor(total).reshape(1)

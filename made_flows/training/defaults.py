@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from made_flows._checks import expect, non_negative_integer, positive_integer, real_number
 from made_flows.training.target import Target
 
 _FEW = 2000
@@ -25,6 +26,28 @@ class Settings:
     average: float
 
 
+def checked_settings(**given: Any) -> dict[str, Any]:
+    """Check settings by name; None is one that is to be chosen.
+
+    Raises:
+        TypeError, ValueError: for what is no number, or out of range.
+    """
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name == "batch_size":
+            given[name] = positive_integer(value, name)
+        elif name == "max_epochs":
+            given[name] = non_negative_integer(value, name)
+        elif name == "learning_rate":
+            real_number(value, name, above=0)
+        elif name in ("dropout", "average"):
+            expect(0 <= real_number(value, name) < 1, name, "to be in [0, 1)", value)
+        else:
+            expect(real_number(value, name) >= 0, name, "to be >= 0", value)
+    return given
+
+
 def settings_for(
     rows: int | None, target: Target, given: Mapping[str, Any], *, own_optimizer: bool
 ) -> Settings:
@@ -33,7 +56,7 @@ def settings_for(
     Args:
         rows: how many there are to train on; None for a stream.
         target: what the model takes.
-        given: settings by name, checked; None for one that is to be chosen.
+        given: settings by name, as :func:`checked_settings` gives them.
         own_optimizer: whether weights are trained by an optimizer of :func:`made_flows.fit`.
     """
     features, discrete, mixed = target.features, target.discrete, target.mixed

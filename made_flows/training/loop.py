@@ -26,7 +26,7 @@ from made_flows._checks import (
 from made_flows._torch import modes_kept
 from made_flows.training.checkpoint import Checkpoint, describe_model
 from made_flows.training.data import Rows, Source, open_data
-from made_flows.training.defaults import settings_for
+from made_flows.training.defaults import checked_settings, settings_for
 from made_flows.training.history import History
 from made_flows.training.likelihood import training_loss, units_of
 from made_flows.training.optimization import (
@@ -209,14 +209,10 @@ def fit(
         True
     """
     expect_type(isinstance(model, nn.Module), "model", "to be a torch.nn.Module", model)
-    given: dict[str, Any] = {
-        "batch_size": None if batch_size is None else positive_integer(batch_size, "batch_size"),
-        "max_epochs": (
-            None if max_epochs is None else non_negative_integer(max_epochs, "max_epochs")
-        ),
-        "learning_rate": learning_rate, "weight_decay": weight_decay, "dropout": dropout,
-        "sparsity": sparsity, "average": average,
-    }  # fmt: skip
+    given = checked_settings(
+        batch_size=batch_size, learning_rate=learning_rate, max_epochs=max_epochs,
+        weight_decay=weight_decay, dropout=dropout, sparsity=sparsity, average=average,
+    )  # fmt: skip
     options = Options(
         patience=None if patience is None else positive_integer(patience, "patience"),
         clip_norm=math.inf if clip_norm is None else real_number(clip_norm, "clip_norm", above=0),
@@ -231,14 +227,6 @@ def fit(
         wanted = "to be functions of model and history"
         expect_type(callable(callback), "callbacks", wanted, callback)
     expect(schedule in (None, "cosine"), "schedule", "to be None or 'cosine'", shown(schedule))
-    if learning_rate is not None:
-        real_number(learning_rate, "learning_rate", above=0)
-    for name, value in (("dropout", dropout), ("average", average)):
-        if value is not None:
-            expect(0 <= real_number(value, name) < 1, name, "to be in [0, 1)", value)
-    for name, value in (("weight_decay", weight_decay), ("sparsity", sparsity)):
-        if value is not None:
-            expect(real_number(value, name) >= 0, name, "to be >= 0", value)
     if seed is not None:
         seed = non_negative_integer(seed, "seed")
         expect(seed < 2**64, "seed", "to be below 2**64", seed)
