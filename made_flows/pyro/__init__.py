@@ -28,7 +28,8 @@ from made_flows.pyro.constructors import (
     conditional_spline_autoregressive,
     spline_autoregressive,
 )
-from made_flows.pyro.diagnosis import Diagnosis, diagnose
+from made_flows.pyro.diagnosing import diagnose
+from made_flows.pyro.diagnosis import Diagnosis
 from made_flows.pyro.distributions import (
     BernoulliMADE,
     CategoricalMADE,

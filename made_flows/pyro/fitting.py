@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from made_flows._checks import expect, expect_type, helpful, positive_integer, shown
-from made_flows.pyro.diagnosis import Diagnosis, diagnose, drawn_together, summary
+from made_flows.pyro.diagnosing import diagnose, drawn_together
+from made_flows.pyro.diagnosis import Diagnosis, summary
 from made_flows.pyro.guides import AutoIAF
 from made_flows.pyro.layout import layout
 from made_flows.pyro.mixture_guide import FlowMixture

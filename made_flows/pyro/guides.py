@@ -32,7 +32,8 @@ from made_flows._torch import is_traced
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.models.variational import posterior_flow
-from made_flows.pyro.diagnosis import Diagnosis, diagnose
+from made_flows.pyro.diagnosing import diagnose
+from made_flows.pyro.diagnosis import Diagnosis
 from made_flows.pyro.draws import quantile_levels
 from made_flows.pyro.flat_flow import FlatFlow
 from made_flows.pyro.gradient_guard import GradientGuard

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from made_flows.models.mixtures import Mixture
-from made_flows.pyro.diagnosis import Diagnosis, diagnose
+from made_flows.pyro.diagnosing import diagnose
+from made_flows.pyro.diagnosis import Diagnosis
 from made_flows.pyro.distributions import ModelDistribution, to_pyro
 from made_flows.pyro.guides import AutoIAF
 
