@@ -34,7 +34,7 @@ _ROWS = 20_000
 
 
 @dataclass(frozen=True)
-class Prior:
+class _Prior:
     """What covariances of normal mixtures are shrunk towards, as if by some rows more."""
 
     rows: float
@@ -48,7 +48,7 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class Fold:
+class _Fold:
     """Rows of one fold, where a normal mixture sees them.
 
     Args:
@@ -63,71 +63,15 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Averaged:
+class _Averaged:
     """What was found: a mixture a fold, scores of the rows that it did not see, the best single."""
 
     mixtures: list[Gaussians]
     scores: list[Tensor]
-    best: tuple[Prior, int]
+    best: tuple[_Prior, int]
 
 
-def average_gaussians(
-    folds: Sequence[Fold],
-    priors: Sequence[Prior],
-    *,
-    most: int,
-    width: int,
-    generator: torch.Generator,
-    end: float,
-    least: float,
-) -> Averaged:
-    """Fit normal mixtures by every prior and number of components, weighted by rows left out.
-
-    To choose one loses tenths of a nat on hundreds of rows, and several in many columns.
-
-    Args:
-        folds: the rows.
-        priors: as above.
-        most: components, at most.
-        width: columns of context, W. With some, the best single mixture is taken: weights of what
-            is conditional would depend on the condition.
-        generator: source of randomness.
-        end: on the clock of ``time.perf_counter``, when fits have to end.
-        least: log-density below which all rows are alike.
-    """
-    tried: list[tuple[Prior, int]] = []
-    fits: list[list[Gaussians]] = []
-    scores: list[Tensor] = []
-    rows, columns = folds[0].fitted.shape
-    for prior in priors:
-        worse, highest = 0, -torch.inf
-        for components in _NUMBERS:
-            many = components > most or (components > 1 and components * (2 * columns + 2) > rows)
-            if many or worse == 2 or (fits and time.perf_counter() > end):
-                break
-            found = [prior.fit(fold.fitted, components, generator, end) for fold in folds]
-            score = torch.cat(
-                [_score(fit, fold, width) for fit, fold in zip(found, folds, strict=True)]
-            ).clamp(min=least)
-            mean = float(score.mean())
-            worse, highest = (0, mean) if mean > highest else (worse + 1, highest)
-            tried.append((prior, components))
-            fits.append(found)
-            scores.append(score)
-    each = torch.stack(scores, dim=1)
-    best = int(each.mean(dim=0).argmax())
-    weights = torch.nn.functional.one_hot(torch.tensor(best), len(fits)).double()
-    if not width:
-        weights = sparse_weights(each)
-    mixed = (each + weights.log()).logsumexp(dim=1).clamp(min=least)
-    return Averaged(
-        [merged([found[k] for found in fits], weights) for k in range(len(folds))],
-        list(mixed.split([len(fold.held_out) for fold in folds])),
-        tried[best],
-    )
-
-
-def _score(found: Gaussians, fold: Fold, width: int) -> Tensor:
+def _score(found: Gaussians, fold: _Fold, width: int) -> Tensor:
     score = found.log_prob(fold.held_out) + fold.log_det
     return score - found.leading(width).log_prob(fold.held_out[:, :width]) if width else score
 
@@ -167,7 +111,7 @@ class NormalMixtures:
         self.x, self.context, self.folds = x, context, folds
         self.seed, self.generator = seed, generator
         self.correlated, self.least = correlated, least
-        self.best = (Prior(1.0), 1)  # prior and components
+        self.best = (_Prior(1.0), 1)  # prior and components
 
     def joint(self, most: int, end: float) -> FittedFolds:
         """Fit mixtures to the rows, conditional on a context if there is one."""
@@ -175,7 +119,7 @@ class NormalMixtures:
         given, of_context = self._standard_context()
         joint = torch.cat([given, (self.x.double() - location) / scale], dim=1)
         folds = [
-            Fold(joint[rest[:_ROWS]], joint[fold], -scale.log().sum()) for rest, fold in self.folds
+            _Fold(joint[rest[:_ROWS]], joint[fold], -scale.log().sum()) for rest, fold in self.folds
         ]
         found = self._averaged(folds, most, given.shape[1], end)
         self.best = found.best
@@ -196,8 +140,8 @@ class NormalMixtures:
         for k, (rest, fold) in enumerate(self.folds):
             left = (end - time.perf_counter()) / (len(self.folds) - k + 1)
             x, held_out = self.x[rest], self.x[fold]
-            splines.append(column_splines(x, held_out, units, max(0.2, left), self.seed))
-            folds.append(behind(splines[-1], x[:_ROWS], held_out))
+            splines.append(_column_splines(x, held_out, units, max(0.2, left), self.seed))
+            folds.append(_behind(splines[-1], x[:_ROWS], held_out))
         found = self._averaged(folds, MOST, 0, end)
         models: list[Model] = []
         for spline, mixture in zip(splines, found.mixtures, strict=True):
@@ -217,16 +161,56 @@ class NormalMixtures:
         flow.units.set(location, scale)
         return flow
 
-    def _averaged(self, folds: Sequence[Fold], most: int, width: int, end: float) -> Averaged:
-        priors = [Prior(0.5)]
-        if len(folds) > 1:  # what keeps components from collapsing matters where rows are few
-            rows = (folds[0].fitted.shape[1] + 2.0, 0.5, 1e-3)
-            shapes = (False, True) if self.correlated else (False,)
-            priors = [Prior(count, like) for like in shapes for count in rows]
-        return average_gaussians(
-            folds, priors, most=most, width=width, generator=self.generator, end=end,
-            least=self.least,
-        )  # fmt: skip
+    def _averaged(self, folds: Sequence[_Fold], most: int, width: int, end: float) -> _Averaged:
+        """Fit mixtures by every prior and number of components, weighted by rows left out.
+
+        To choose one loses tenths of a nat on hundreds of rows, and several in many columns.
+
+        Args:
+            folds: the rows.
+            most: components, at most.
+            width: columns of context, W. With some, the best single mixture is taken: weights of
+                what is conditional would depend on the condition.
+            end: on the clock of ``time.perf_counter``, when fits have to end.
+        """
+        tried: list[tuple[_Prior, int]] = []
+        fits: list[list[Gaussians]] = []
+        scores: list[Tensor] = []
+        rows, columns = folds[0].fitted.shape
+        for prior in self._priors(columns):
+            worse, highest = 0, -torch.inf
+            for components in _NUMBERS:
+                many = components > 1 and components * (2 * columns + 2) > rows
+                if components > most or many or worse == 2:
+                    break
+                if fits and time.perf_counter() > end:
+                    break
+                found = [prior.fit(fold.fitted, components, self.generator, end) for fold in folds]
+                each = [_score(fit, fold, width) for fit, fold in zip(found, folds, strict=True)]
+                score = torch.cat(each).clamp(min=self.least)
+                mean = float(score.mean())
+                worse, highest = (0, mean) if mean > highest else (worse + 1, highest)
+                tried.append((prior, components))
+                fits.append(found)
+                scores.append(score)
+        together = torch.stack(scores, dim=1)
+        best = int(together.mean(dim=0).argmax())
+        weights = torch.nn.functional.one_hot(torch.tensor(best), len(fits)).double()
+        if not width:
+            weights = sparse_weights(together)
+        mixed = (together + weights.log()).logsumexp(dim=1).clamp(min=self.least)
+        return _Averaged(
+            [merged([found[k] for found in fits], weights) for k in range(len(folds))],
+            list(mixed.split([len(fold.held_out) for fold in folds])),
+            tried[best],
+        )
+
+    def _priors(self, columns: int) -> list[_Prior]:
+        """Return what keeps components from collapsing: it matters where rows are few."""
+        if len(self.folds) == 1:
+            return [_Prior(0.5)]
+        shapes = (False, True) if self.correlated else (False,)
+        return [_Prior(rows, like) for like in shapes for rows in (columns + 2.0, 0.5, 1e-3)]
 
     def _standard_context(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Put contexts (N, C) in standard units, with these; without any, (N, 0) and none."""
@@ -237,7 +221,7 @@ class NormalMixtures:
         return (self.context.double() - location) / scale, (location, scale)
 
 
-def column_splines(
+def _column_splines(
     x: Tensor, held_out: Tensor, units: tuple[Tensor, Tensor], seconds: float, seed: int
 ) -> Flow:
     """Fit a monotone spline to every column by itself."""
@@ -252,10 +236,10 @@ def column_splines(
 
 
 @torch.no_grad()
-def behind(flow: Flow, x: Tensor, held_out: Tensor) -> Fold:
+def _behind(flow: Flow, x: Tensor, held_out: Tensor) -> _Fold:
     """Map the rows of a fold to noise, where normal mixtures are to see them."""
     (fitted, _), (z, log_det) = flow.to_noise(x), flow.to_noise(held_out)
-    return Fold(fitted.double(), z.double(), log_det.double())
+    return _Fold(fitted.double(), z.double(), log_det.double())
 
 
 def sparse_weights(scores: Tensor) -> Tensor:
