@@ -184,12 +184,11 @@ class MixtureModel(Model, HasConditionals, ABC):
             scores = self._scored(x, context)
         finally:
             self.weights.copy_(before)
-        undefined = scores.isnan().any(dim=0)
-        k = int(undefined.nonzero()[0]) if bool(undefined.any()) else 0
-        expect(not bool(undefined.any()), f"components[{k}]", "to score every row", "NaN")
-        possible = torch.isfinite(scores.amax(dim=1))
-        row = 0 if bool(possible.all()) else int((~possible).nonzero()[0])
-        expect(bool(possible.all()), "x", "to be possible under some component", f"row {row}")
+        for k, column in enumerate(scores.T):
+            expect(not bool(column.isnan().any()), f"components[{k}]", "to score every row", "NaN")
+        impossible = scores.amax(dim=1).isfinite().logical_not().nonzero().flatten().tolist()
+        row = f"row {impossible[0]}" if impossible else ""
+        expect(not impossible, "x", "to be possible under some component", row)
 
         weights, history = fit_sparse_weights(
             scores, iterations=iterations, tolerance=tolerance, threshold=threshold

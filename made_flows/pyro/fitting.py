@@ -303,7 +303,7 @@ def _train(
                 continue
             kept.check()
             if step > plan.steps // 2:
-                kept.check(average)
+                kept.check_average(average)
             recent = [value for value in curve[-50:] if math.isfinite(value)]
             shown = sum(recent) / len(recent) if recent else math.nan
             bar.set_postfix_str(f"ELBO {shown:.3f}, k-hat {kept.last.k_hat:.2f}")
@@ -355,21 +355,25 @@ class _Kept:
         for weight, value in zip(self._weights, values, strict=True):
             weight.copy_(value)
 
-    def check(self, values: list[Tensor] | None = None) -> None:
-        """Diagnose the weights as they are, or others for the time of the check."""
-        now = self._now()
-        if values is not None:
-            self._put(values)
-        found = self._diagnose()
-        if found.elbo > self.best.elbo:
-            self._before = self.best.elbo
+    def check(self) -> None:
+        """Diagnose the weights as they are."""
+        self._before, self.last = self.best.elbo, self._diagnose()
+        self._keep(self.last)
+
+    def check_average(self, values: list[Tensor]) -> None:
+        """Diagnose an average of the weights, which takes their place for so long."""
+        now, before = self._now(), self.best.elbo
+        self._put(values)
+        if self._keep(self._diagnose()):
+            self._before = before
+        self._put(now)
+
+    def _keep(self, found: Diagnosis) -> bool:
+        """Keep the weights as they are, if they are the best so far."""
+        better = found.elbo > self.best.elbo
+        if better:
             self.best, self._values = found, self._now()
-        elif values is None:
-            self._before = self.best.elbo
-        if values is None:
-            self.last = found
-        else:
-            self._put(now)
+        return better
 
     @property
     def settled(self) -> bool:

@@ -138,13 +138,15 @@ class Losses:
         values = zip(torch.stack(losses).tolist(), torch.stack(norms).tolist(), rows, strict=True)
         for loss, norm, count in values:
             self.step += 1
-            for what, value in (("training loss", loss), ("gradient norm", norm)):
-                if not math.isfinite(value):
-                    raise TrainingError(what, value, self.epoch, self.step, self.last, self.history)
-                if what == "training loss":
-                    self.last = value
+            self._expect_finite("training loss", loss)
+            self.last = loss
+            self._expect_finite("gradient norm", norm)
             self.total += loss * count
             self.rows += count
+
+    def _expect_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(what, value, self.epoch, self.step, self.last, self.history)
 
     @property
     def mean(self) -> float:
