@@ -39,6 +39,7 @@ class Candidate:
             their gradients are small.
         sparsity: by which share of the rate direct connections shrink towards zero in a step.
         effort: factor on the number of steps.
+        decay: of the other weights, as AdamW's.
     """
 
     orders: Literal["all"] | int | None = "all"
@@ -52,6 +53,7 @@ class Candidate:
     direct_rate: float = 0.03
     sparsity: float = 0.1
     effort: float = 1.0
+    decay: float = 0.0
 
 
 @dataclass
@@ -101,7 +103,9 @@ def make_optimizer(model: mf.BernoulliMADE, candidate: Candidate) -> SparseAdam:
     direct = [] if model.made.direct is None else list(model.made.direct.parameters())
     chosen = {id(weight) for weight in direct}
     others = [weight for weight in model.parameters() if id(weight) not in chosen]
-    groups: list[dict[str, Any]] = [{"params": others, "lr": candidate.rate}]
+    groups: list[dict[str, Any]] = [
+        {"params": others, "lr": candidate.rate, "weight_decay": candidate.decay}
+    ]
     if direct:
         groups.append(
             {

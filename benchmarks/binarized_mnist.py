@@ -30,17 +30,23 @@ _STEPS = 1000
 """Of which a candidate's own are a multiple."""
 
 
-def _wide(dropout: float, steps: int, order: str = "natural", seed: int = 0) -> Candidate:
-    effort = steps / _STEPS
-    return replace(WIDE, orders=None, dropout=dropout, order=order, seed=seed, effort=effort)
+def _wide(
+    dropout: float, steps: int, *, decay: float = 0.0, order: str = "natural", seed: int = 0
+) -> Candidate:
+    wide = replace(WIDE, orders=None, dropout=dropout, decay=decay, order=order, seed=seed)
+    return replace(wide, effort=steps / _STEPS)
 
 
 CANDIDATES: dict[str, Candidate] = {
-    "20 epochs, dropout 0.25": _wide(0.25, 10_000),
-    "20 epochs, dropout 0.5": _wide(0.5, 10_000),
-    "60 epochs, dropout 0.5": _wide(0.5, 30_000),
-    "20 epochs, dropout 0.5, random order 1": _wide(0.5, 10_000, "random", 1),
-    "20 epochs, dropout 0.5, random order 2": _wide(0.5, 10_000, "random", 2),
+    "dropout 0.25": _wide(0.25, 10_000),
+    "dropout 0.5": _wide(0.5, 10_000),
+    "dropout 0.25, decay 0.2": _wide(0.25, 10_000, decay=0.2),
+    **{
+        f"dropout 0.25, decay 0.2, random order {seed}": _wide(
+            0.25, 10_000, decay=0.2, order="random", seed=seed
+        )
+        for seed in (1, 2, 3)
+    },
 }
 
 
