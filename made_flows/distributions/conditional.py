@@ -247,8 +247,11 @@ class ConditionalMixture(CompletionDistribution):
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         x, observed, context = self._rows()
-        weights = Categorical(logits=self.log_weights.reshape(len(x), -1), validate_args=False)
-        chosen = weights.sample((sample_shape.numel(),)).flatten()
+        count = sample_shape.numel()
+        chosen = torch.zeros(0, dtype=torch.long, device=x.device)
+        if count and len(x):  # torch draws no categories of no rows, nor none of some
+            weights = Categorical(logits=self.log_weights.reshape(len(x), -1), validate_args=False)
+            chosen = weights.sample((count,)).flatten()
 
         def draw(k: int, at: Tensor) -> Tensor:
             rows = at % max(len(x), 1)

@@ -82,7 +82,7 @@ class FlowDistribution(VectorDistribution):
         if self._validate_args:
             self._validate_sample(value)
         z, log_det = self.transform.to_noise(value, self.context)
-        log_prob: Tensor = self._score_noise(z) + log_det
+        log_prob = self._over_batch(self._score_noise(z) + log_det)
         # A device is not waited for where values are not to be checked. A sum is NaN where one of
         # its terms is.
         look = self._validate_args or log_prob.device.type == "cpu"

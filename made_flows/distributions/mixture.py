@@ -57,7 +57,8 @@ class MixtureDistribution(VectorDistribution):
                 :meth:`made_flows.AutoregressiveDistribution.log_prob`.
         """
         each = self.mixture.component_log_probs(value, self.context, observed)
-        return torch.logsumexp(each + self.mixture.log_weights(each), dim=-1)
+        scores = torch.logsumexp(each + self.mixture.log_weights(each), dim=-1)
+        return self._over_batch(scores)
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         """Draw samples (*sample_shape, *batch_shape, D), each from a component drawn for it."""

@@ -227,6 +227,10 @@ def test_shapes(name: str) -> None:
     assert wide.sample((2,)).shape == (2, 7, *batch, 4)
     x = data_of(flow, 7, *batch)
     torch.testing.assert_close(wide.log_prob(x), distribution.log_prob(x))
+    assert wide.log_prob(data_of(flow)).shape == (7, *batch)
+    assert wide.log_prob(data_of(flow, 5, 1, *[1] * len(batch))).shape == (5, 7, *batch)
+    with pytest.raises(ValueError, match="broadcast together"):
+        wide.log_prob(data_of(flow, 6, *batch))
     assert "batch_shape" in repr(wide)
     nothing = distribution.log_prob(data_of(flow, 2, 0, *batch).requires_grad_())
     assert nothing.shape == (2, 0, *batch)

@@ -194,9 +194,18 @@ def test_shapes(name: str, batch: tuple[int, ...], context: int) -> None:
     wider = distribution.expand((6, *batch))
     assert wider.batch_shape == (6, *batch)
     assert wider.sample((2,)).shape == (2, 6, *batch, 4)
+    assert wider.log_prob(torch.zeros(4, dtype=F64)).shape == (6, *batch)
+    assert wider.log_prob(torch.zeros(5, 1, *[1] * len(batch), 4, dtype=F64)).shape == (5, 6, *batch)
+    with pytest.raises(ValueError, match="broadcast together"):
+        wider.log_prob(torch.zeros(7, *batch, 4, dtype=F64))
     with pytest.raises(ValueError, match="broadcast"):
         wider.expand((5, *batch))
     assert "components" in repr(distribution)
+    holes = samples[0, 0].double().masked_fill(torch.arange(4) > 1, torch.nan)
+    for rows in (holes, holes.new_empty(0, *batch, 4)):
+        rest = mixture.conditional(rows, context=c)
+        assert rest.sample((2, 0)).shape == (2, 0, *rows.shape)
+        assert rest.log_prob(rest.sample((3,))).shape == (3, *rows.shape[:-1])
 
 
 def test_a_mixture_is_in_the_mode_of_its_models() -> None:
