@@ -177,7 +177,7 @@ class Plan:
             calls.append(ready.call("step" if stage.sequential else "score", kernel, self._parts))
             symbolic.append(ready.symbolic)
             found = [
-                (way.weight * way.mask).index_select(0, ready.symbolic.layers[index].units)
+                (way.weight * way.factors()).index_select(0, ready.symbolic.layers[index].units)
                 for index, way in sorted((ways or {}).items())
             ]
             rows += found

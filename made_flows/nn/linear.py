@@ -103,10 +103,10 @@ class MaskedLinear(nn.Module):
         bias = self.full_bias(mask) if self.has_mask_weights else self.bias
         blocks = self._blocks_for(x) if mask is None else None
         if blocks is not None:
-            return block_linear(x, self.weight, bias, self._factors(), blocks)
+            return block_linear(x, self.weight, bias, self.factors(), blocks)
         # In every call: to know that a masked weight that was kept is still true means reading
         # both, which is what the product does, and on a GPU to wait for the answer too.
-        return F.linear(x, self.weight * (self._factors() if mask is None else mask), bias)
+        return F.linear(x, self.weight * (self.factors() if mask is None else mask), bias)
 
     def offset(self, mask: Tensor | None = None) -> Tensor | None:
         """Compute what a mask (..., outputs, inputs), or the own, adds to the bias: (..., outputs).
@@ -115,7 +115,7 @@ class MaskedLinear(nn.Module):
         """
         if self.mask_weight is None:
             return None
-        return (self.mask_weight * (self.mask if mask is None else mask)).sum(dim=-1)
+        return (self.mask_weight * (self.factors() if mask is None else mask)).sum(dim=-1)
 
     def full_bias(self, mask: Tensor | None = None) -> Tensor | None:
         """Compute the bias with what the mask adds to it."""
@@ -124,10 +124,12 @@ class MaskedLinear(nn.Module):
             return self.bias if offset is None else offset
         return self.bias + offset
 
-    def _factors(self) -> Tensor:
+    def factors(self) -> Tensor:
         """Return the mask as what weights are quickly multiplied by: numbers, if it is large."""
         mask, dtype = self.mask, self.weight.dtype
-        if mask.dtype != torch.bool or mask.numel() < _LARGE or mask.device.type != "cpu":
+        if mask.dtype != torch.bool:
+            return mask.to(dtype)  # the weights' precision counts, also where a mask has more
+        if mask.numel() < _LARGE or mask.device.type != "cpu":
             return mask
         return _NUMBERS.get(dtype, [mask], lambda: mask.to(dtype))
 

@@ -231,12 +231,15 @@ class MaskedMLP(WithConstants):
         Args:
             directly: whether direct connections count.
         """
-        masks = [mask_of(layer) for layer in self.layers]
-        paths = [masks]
+        *before, last = [mask_of(layer) for layer in self.layers]
         if self.residual:
-            # A block adds to the stream: what the stream could read before, it still can.
-            # Past the first layer every block end has the stream's own connectivity.
-            paths.append([masks[0], masks[-1]])
+            first, *blocks = before
+            stream = mk.connectivity([first])
+            for inner, end in zip(blocks[::2], blocks[1::2], strict=True):
+                # A block adds to the stream: what the stream could read before, it still can.
+                stream = stream | mk.connectivity([stream, inner, end])
+            before = [stream]
+        paths = [[*before, last]]
         if directly and self.direct is not None:
             paths.append([mask_of(self.direct)])
         reach = torch.stack([mk.connectivity(chain) for chain in paths]).any(dim=0)

@@ -213,10 +213,11 @@ def connectivity(masks: Sequence[Tensor]) -> Tensor:
         A boolean matrix of shape (outputs, inputs).
     """
     expect(len(masks) > 0, "masks", "to hold at least one mask", len(masks))
-    reach = masks[0].float()
+    # By whether entries are zero: numbers of either sign, set by hand, must not cancel.
+    reach = (masks[0] != 0).float()
     for mask in masks[1:]:
         # Counts of paths grow without bound with depth; only whether there is one matters.
-        reach = ((mask.float() @ reach) > 0).float()
+        reach = (((mask != 0).float() @ reach) > 0).float()
     return reach > 0
 
 

@@ -54,6 +54,27 @@ def test_a_weight_too_many_in_the_masks_is_named(layer: int) -> None:
     assert f"a dependence on feature {error.input} (by its masks)" in str(error)
 
 
+def _of_both_signs(made: mf.MADE) -> None:
+    signs = torch.ones(12, 12, dtype=made.dtype)
+    signs[:, ::2] = -1
+    made.layers[1].mask = signs
+
+
+def _in_the_second_block(made: mf.MADE) -> None:
+    made.layers[1].mask.zero_()  # past the first block nothing leads
+    made.layers[3].mask.fill_(True)
+    made.layers[4].mask.fill_(True)
+
+
+@pytest.mark.parametrize("change", [_of_both_signs, _in_the_second_block])
+def test_every_way_through_the_masks_is_followed(change: Callable[[mf.MADE], None]) -> None:
+    residual = change is _in_the_second_block
+    made = made_of(features=4, hidden_features=(12, 12, 12), residual=residual)
+    change(made)
+    with pytest.raises(AutoregressiveError, match="by its masks"):
+        mf.check_autoregressive(made)
+
+
 def test_one_weight_too_many_is_found_in_any_order() -> None:
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
         made = made_of(features=3, hidden_features=(), order=order)

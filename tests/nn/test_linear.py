@@ -31,6 +31,10 @@ def _assigned_fractions(layer: MaskedLinear) -> None:
     layer.mask = 0.5 * _mask()
 
 
+def _assigned_doubles(layer: MaskedLinear) -> None:
+    layer.mask = 0.3 * _mask().double()
+
+
 def _assigned_to_state(layer: MaskedLinear) -> None:
     layer.load_state_dict({**layer.state_dict(), "mask": _mask().float()}, assign=True)
 
@@ -58,6 +62,7 @@ def _flipped(layer: MaskedLinear) -> None:
 CHANGES: dict[str, Callable[[MaskedLinear], None]] = {
     "assigned": _assigned,
     "fractions assigned": _assigned_fractions,
+    "numbers of another precision assigned": _assigned_doubles,
     "assigned by load_state_dict": _assigned_to_state,
     "loaded": _loaded,
     "through .data": _through_data,
@@ -69,7 +74,7 @@ CHANGES: dict[str, Callable[[MaskedLinear], None]] = {
 
 def _check(layer: MaskedLinear) -> None:
     x = torch.randn(3, N, requires_grad=True)
-    expected = x @ (layer.weight * layer.mask).t() + layer.bias
+    expected = x @ (layer.weight * layer.mask.to(x.dtype)).t() + layer.bias
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
     parameters = (x, layer.weight)
     found = torch.autograd.grad(layer(x).square().sum(), parameters)
@@ -86,6 +91,14 @@ def test_the_map_follows_the_mask(change: Callable[[MaskedLinear], None]) -> Non
         change(layer)
         _check(layer)
         _check(copy.deepcopy(layer))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("mask_weights", [False, True])
+def test_the_precision_is_that_of_the_weights(dtype: torch.dtype, mask_weights: bool) -> None:
+    layer = MaskedLinear(torch.ones(2, 3, dtype=torch.bool), mask_weights=mask_weights).to(dtype)
+    layer.mask = layer.mask * 0.5  # in float32
+    assert layer(torch.ones(4, 3, dtype=dtype)).dtype == dtype
 
 
 def test_what_is_first_called_in_inference_mode_can_be_trained() -> None:
