@@ -58,6 +58,7 @@ def _plain_steps(flow: Flow) -> list[PlainStep | TriangularAffine] | None:
     if type(flow.base) is not StandardNormal:
         return None
     steps: list[PlainStep | TriangularAffine] = []
+    weights: list[int] = []
     for transform in reversed(flow._chain()):
         if type(transform) is TriangularAffine:
             steps.append(transform)
@@ -75,7 +76,8 @@ def _plain_steps(flow: Flow) -> list[PlainStep | TriangularAffine] | None:
         ):
             return None
         steps.append(PlainStep(transform, bijection, network))
-    return steps
+        weights += [id(tensor) for tensor in network.tensors if isinstance(tensor, nn.Parameter)]
+    return steps if len(set(weights)) == len(weights) else None  # of tied ones, gradients are sums
 
 
 class _SmallChain(NamedTuple):

@@ -95,11 +95,11 @@ class _Plain:
         structure, tensors = step.network.structure, step.network.tensors
         self.ranks, self.layers, self.direct = structure.unpack(tensors)
         # Kept, since weights may change before the way back.
-        self.masked = [layer.weight * layer.mask for layer in self.layers]
+        self.masked = [layer.weight * layer.mask.to(layer.weight.dtype) for layer in self.layers]
         self.inputs: list[Tensor] = []
         direct = None
         if self.direct is not None:
-            self.masked_direct = self.direct.weight * self.direct.mask
+            self.masked_direct = self.direct.weight * self.direct.mask.to(z.dtype)
             direct = partial(F.linear, weight=self.masked_direct)
         kept = [
             partial(self._linear, weight, layer.bias)

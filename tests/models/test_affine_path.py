@@ -94,12 +94,19 @@ def _over(flow: mf.Flow, base: Any) -> mf.Flow:
     return mf.Flow(list(flow.transforms), base)
 
 
+def _tied(flow: mf.Flow) -> mf.Flow:
+    first, second = (flow.transforms[place].conditioner.layers[0] for place in (2, 3))
+    second.weight = first.weight
+    return flow
+
+
 OTHERS = {
     "spline": lambda: posterior_flow(torch.zeros(4), bijection="spline"),
     "residual": lambda: posterior_flow(torch.zeros(4), residual=True),
     "dropout": lambda: posterior_flow(torch.zeros(4), dropout=0.1),
     "silu": lambda: posterior_flow(torch.zeros(4), activation="silu"),
     "hooks": lambda: _hooked(posterior_flow(torch.zeros(4))),
+    "tied weights": lambda: _tied(posterior_flow(torch.zeros(4))),
     "MAF": lambda: mf.MAF(4),
     "another base": lambda: _over(posterior_flow(torch.zeros(4)), mf.GaussianMADE(4)),
 }
