@@ -123,12 +123,17 @@ class FlatFlow(FlowTransform):
 
         Weights that were put into the flow are copied to the vector, but not where the vector
         itself has moved: as to another device, or in a copy.
+
+        Raises:
+            ValueError: for a weight in two places, which can not lie in two pieces of the vector.
         """
         own = [cast(nn.Parameter, table[name]) for table, name in self._slots]
         place, step = self.weights.data_ptr(), self.weights.element_size()
         at, moved = place, place != self._place
         for weight, size in zip(own, self._sizes, strict=True):
             if moved or weight.data_ptr() != at:
+                once = len(set(map(id, own))) == len(own)
+                expect(once, "guide.flow", "to have each weight in one place", "one in two")
                 first = (at - place) // step
                 piece = self.weights.data[first : first + size].view(weight.shape)
                 if not moved:

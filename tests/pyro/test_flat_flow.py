@@ -186,6 +186,14 @@ def test_frozen_weights() -> None:
     assert not guide()["x"].requires_grad
 
 
+def test_a_weight_in_two_places_is_refused() -> None:
+    transform = _flat()
+    first, second = (flow.conditioner.layers[0] for flow in list(transform.flow.transforms)[-2:])
+    second.weight = first.weight
+    with pytest.raises(ValueError, match=r"Expected guide\.flow to have each weight in one place"):
+        transform.to_data(torch.randn(4, 3))
+
+
 def test_the_store_and_pickles_keep_what_was_trained(tmp_path: Any) -> None:
     guide, weights = _trained(lambda g: g.flow.parameters())
     again = pickle.loads(pickle.dumps(guide))
