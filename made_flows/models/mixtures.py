@@ -325,7 +325,8 @@ class OrderMixture(MixtureModel):
         drawn = None
         if schedule.any_degrees or schedule.degrees is not None:
             layers = [schedule.draw_degrees(generator, turn=k) or () for k in range(count)]
-            drawn = torch.stack([torch.cat(tuple(each)) for each in layers])
+            none = torch.zeros(0, dtype=torch.long)  # of a network without hidden layers
+            drawn = torch.stack([torch.cat(tuple(each)) if each else none for each in layers])
         self.register_buffer("degrees", drawn)
         self.set_weights(weights, count)
 

@@ -151,13 +151,14 @@ def any_order_model(
     context: int = 0,
     *,
     order: str = "natural",
+    hidden_features: tuple[int, ...] = (12, 12),
     spread: float = 1.0,
     **options: Any,
 ) -> mf.DensityModel:
     """A scattered float64 model of all orders, or of other options of a DensityModel."""
     made_head = HEADS[head](features)
     made = made_of(
-        features=features, context=context, hidden_features=(12, 12), mask_weights=True,
+        features=features, context=context, hidden_features=hidden_features, mask_weights=True,
         parameters=made_head.outputs, inputs=made_head.inputs, order=order,
     )  # fmt: skip
     model = mf.DensityModel(made, made_head.double(), **(options or {"orders": "all"}))

@@ -44,6 +44,9 @@ MIXTURES: dict[str, Callable[..., Any]] = {
         model_of(**more, orders="all", masks="all"), 4
     ),
     "masks": lambda **more: mf.OrderMixture(model_of(**more, masks=3), 6),
+    "masks of no layers": lambda **more: mf.OrderMixture(
+        model_of(**more, masks="all", hidden_features=()), 3
+    ),
     "fixed orders": lambda **more: mf.OrderMixture(model_of(**more, orders=3, masks=2)),
     "models": lambda **more: mf.Mixture([model_of(**more), model_of(**more)], [0.2, 0.8]),
     "one model": lambda **more: mf.Mixture([model_of(**more)]),
