@@ -67,6 +67,17 @@ class AsDistribution(NflowsDistribution):
         return samples
 
 
+class _AsBase(AsDistribution):
+    """The base of a flow: it takes contexts in the units of the flow's networks."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__(flow.base)
+        self._units = (flow.units,)  # no module of this one's, but of the transform's
+
+    def _given(self, context: Tensor | None) -> Any:
+        return super()._given(self._units[0].standardize_context(context))
+
+
 class AsTransform(NflowsTransform):
     r"""A transform or flow of this library as an nflows transform, from data to noise.
 
@@ -148,5 +159,4 @@ class AsFlow(CheckedFlow, NflowsFlow):
 
     def __init__(self, flow: Flow, embedding_net: nn.Module | None = None) -> None:
         expect_type(isinstance(flow, Flow), "flow", "to be a made_flows.Flow", flow)
-        base: Any = flow.base
-        super().__init__(AsTransform(flow), AsDistribution(base), embedding_net)
+        super().__init__(AsTransform(flow), _AsBase(flow), embedding_net)
