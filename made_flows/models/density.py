@@ -75,7 +75,8 @@ class DensityModel(Model, HasConditionals):
         expect_type(isinstance(head, Head), "head", "to be a Head", head)
         for argument, name in (("parameters", "outputs"), ("inputs", "inputs")):
             wanted = getattr(head, name)
-            wanted = (wanted,) * made.features if isinstance(wanted, int) else tuple(wanted)
+            whole = isinstance(wanted, Integral)
+            wanted = (wanted,) * made.features if whole else tuple(wanted)
             needed = (
                 f"to have {argument}={getattr(head, name)}, as its head {type(head).__name__} needs"
             )

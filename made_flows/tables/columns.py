@@ -237,7 +237,7 @@ class NumberColumn(Column):
         else:
             x = np.sinh(y) if self.base == "asinh" else y
         if self.step:
-            x = np.round(np.round(x / self.step) * self.step, 12)
+            x = _multiples(x, self.step)
         x = np.where(atom, 0.0, x)
         if self.holds == "int" and self.step:
             return x.astype(np.int64)
@@ -383,6 +383,16 @@ def _fitted(y: Any, base: str) -> tuple[float, tuple[float, ...]]:
     tail, skew, location, deviation = chosen
     nats = best - math.log(spread) - 0.5 * math.log(2 * math.pi) - 0.5
     return nats, (middle, spread, tail, skew, location, deviation if deviation > 1e-9 else 1.0)
+
+
+def _multiples(x: Any, step: float) -> Any:
+    """Return the nearest multiples of a step, as they are written: 0.3, where 3 * 0.1 is not."""
+    count = np.round(x / step)
+    for digits in range(13):
+        unit = step * 10.0**digits
+        if abs(unit - round(unit)) <= 1e-9 * unit:
+            return count * round(unit) / 10.0**digits
+    return count * step
 
 
 def _shown(numbers: Sequence[float], holds: str) -> list[str]:

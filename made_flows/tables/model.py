@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
 
 import numpy as np
@@ -207,7 +208,7 @@ class TableMADE(DensityModel):
             The history, whose numbers are those of the network alone.
         """
         x, context = self.schema.encode(table)
-        if validation is not None and not isinstance(validation, (int, float)):
+        if validation is not None and not isinstance(validation, Real):
             validation = self.schema.encode(validation, "validation")
         return self.fit_codes(x, context, validation=validation, average=average, **options)
 
@@ -229,9 +230,9 @@ class TableMADE(DensityModel):
             validation: x and context of other rows, as a pair, the fraction to hold out, or None.
             average, options: as for :meth:`fit`.
         """
-        if isinstance(validation, (int, float)) and 0 < validation < 1:  # fit tells wrong ones
+        if isinstance(validation, Real) and 0 < float(validation) < 1:  # fit tells wrong ones
             generator = torch.Generator().manual_seed(options.get("seed") or 0)
-            kept, left_out = split_indices(len(x), validation, generator)
+            kept, left_out = split_indices(len(x), float(validation), generator)
             parts = [(x[i], None if context is None else context[i]) for i in (kept, left_out)]
             (x, context), validation = parts
         pair = isinstance(validation, tuple)

@@ -217,10 +217,11 @@ def _found(name: str, values: Values, any_number: bool, resolution: float | None
         return _number(name, values, "zero_inflated", any_number=any_number)
     if any_number:
         return _number(name, values, "rounded" if step else "real")
-    if step == 1 and values.holds == "int":
-        return _number(name, values, "count" if known.min() >= 0 else "rounded")
     if step:
-        return _number(name, values, "amount" if known.min() >= 0 else "rounded")
+        # Logarithms of large numbers that differ little do not tell one from the next.
+        told = known.max() < 2**44 * step or known.min() < 0.5 * known.max()
+        by_log = "count" if step == 1 and values.holds == "int" else "amount"
+        return _number(name, values, by_log if known.min() >= 0 and told else "rounded")
     return _number(name, values, "positive" if _log_is_better(known) else "real")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
@@ -56,14 +57,14 @@ class Target:
         features, size = (getattr(model, name, None) for name in ("features", "context"))
         context = getattr(model, "context_shape", None)
         embeds = context is not None
-        if isinstance(size, int) and not embeds:
+        if isinstance(size, Integral) and not embeds:
             context = (size,) if size else ()
         head = getattr(model, "head", None)
         takes_double = takes_double or getattr(head, "value_dtype", None) is torch.float64
         takes_double = takes_double and device.type != "mps"  # which has no double precision
         support = getattr(head, "support", None)
         return cls(
-            features if isinstance(features, int) else None, context, device, dtype,
+            int(features) if isinstance(features, Integral) else None, context, device, dtype,
             check_values=getattr(head, "check_values", None),
             missing=getattr(model, "takes_missing", None), filler=getattr(head, "filler", 0.0),
             takes_double=takes_double, embeds=embeds, moves_rows=moves_rows,

@@ -198,7 +198,8 @@ def test_shapes(name: str, batch: tuple[int, ...], context: int) -> None:
     assert wider.batch_shape == (6, *batch)
     assert wider.sample((2,)).shape == (2, 6, *batch, 4)
     assert wider.log_prob(torch.zeros(4, dtype=F64)).shape == (6, *batch)
-    assert wider.log_prob(torch.zeros(5, 1, *[1] * len(batch), 4, dtype=F64)).shape == (5, 6, *batch)
+    value = torch.zeros(5, 1, *[1] * len(batch), 4, dtype=F64)
+    assert wider.log_prob(value).shape == (5, 6, *batch)
     with pytest.raises(ValueError, match="broadcast together"):
         wider.log_prob(torch.zeros(7, *batch, 4, dtype=F64))
     with pytest.raises(ValueError, match="broadcast"):

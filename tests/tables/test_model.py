@@ -308,6 +308,25 @@ def test_extreme_values_have_a_score() -> None:
     assert np.std(model.sample(500, seed=0)["x"]) < 10
 
 
+STEPS = {
+    "large numbers": (10**12 + np.arange(300) * 7 % 1000, "count"),
+    "large numbers that differ little": (10**15 + np.arange(300) * 7 % 1000, "rounded"),
+    "cents": (np.round(np.arange(300) % 100 * 1234.57 + 9e3, 2), "amount"),
+    "halves": (1e9 + np.arange(300) * 7 % 100 / 2, "amount"),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_numbers_in_steps_come_back_to_the_last_digit(name: str) -> None:
+    x, kind = STEPS[name]
+    model = mf.TableMADE.from_data({"x": x}, hidden_features=(8,))
+    assert model.schema.columns[0].kind == kind
+    codes, _ = model.schema.encode({"x": x})
+    np.testing.assert_array_equal(model.schema.decode(codes)["x"], x)
+    history = model.fit({"x": x}, validation=np.float32(0.1), max_epochs=1, progress=False)
+    assert math.isfinite(history.validation[0])
+
+
 def test_direct_connections_of_mixtures_learn_at_the_rate_of_other_weights() -> None:
     table = {"x": COLUMNS["real"][0], "c": COLUMNS["category"][0]}
     torch.manual_seed(0)
