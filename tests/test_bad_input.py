@@ -191,6 +191,26 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "orders_per_batch": (
         lambda: of_all_orders(orders_per_batch="x"), "orders_per_batch to be an integer or 'row'",
     ),
+    "orders_per_batch, numbers": (
+        lambda: of_all_orders(orders_per_batch=np.ones(3)), "orders_per_batch to be an integer",
+    ),
+    "orders, one number": (
+        lambda: mf.GaussianMADE(3, orders=torch.tensor(NAN)), "orders to be 'all'",
+    ),
+    "degrees, numbers": (
+        lambda: mf.GaussianMADE(3, degrees=np.ones(3)), "degrees to be 'even' or 'random'",
+    ),
+    "direct, numbers": (lambda: mf.MAF(3, direct=np.ones(3)), "direct to be True, False or"),
+    "bijection, numbers": (lambda: mf.MAF(3, bijection=np.ones(3)), "bijection to be a Bijection"),
+    "normalize, numbers": (lambda: mf.MAF(3, normalize=np.ones(3)), "normalize to be None"),
+    "transforms, a number": (lambda: mf.Flow(torch.tensor(1.0)), "transforms to be a sequence"),
+    "a context of numbers": (lambda: mixture().gain(ROWS, [1.0]), "context to be a torch.Tensor"),
+    "values of a flow": (lambda: mf.MAF(3).to_noise(ROWS.numpy()), "x to be a torch.Tensor"),
+    "noise of a flow": (lambda: mf.MAF(3).to_data(None), "z to be a torch.Tensor"),
+    "columns of noise": (lambda: mf.MAF(3).generate(ROWS[:, :2]), r"z of shape \(..., 3\)"),
+    "a context of a flow without": (
+        lambda: mf.MAF(3).to_noise(ROWS, ROWS), "no context, since the flow was made with",
+    ),
     "orders_per_batch alone": (
         lambda: mf.GaussianMADE(3, orders_per_batch=2), "orders_per_batch to be left out",
     ),

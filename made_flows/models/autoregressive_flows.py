@@ -181,13 +181,14 @@ _NORMALIZATIONS: dict[str, Callable[[int], Transform]] = {"batch": BatchNorm, "a
 
 
 def _make_bijection(bijection: str | Bijection, scale: str | ScaleRule | None) -> Bijection:
-    if isinstance(bijection, Bijection) or bijection == "spline":
+    word = bijection if isinstance(bijection, str) else None
+    if isinstance(bijection, Bijection) or word == "spline":
         expect(scale is None, "scale", "to be left out for this bijection", scale)
         return bijection if isinstance(bijection, Bijection) else RationalQuadraticSpline()
     names = ", ".join(_BIJECTIONS)
-    known = bijection in tuple(_BIJECTIONS)
+    known = word in _BIJECTIONS
     expect(known, "bijection", f"to be a Bijection or one of {names}", shown(bijection))
-    kind: Any = _BIJECTIONS[bijection]
+    kind: Any = _BIJECTIONS[cast(str, word)]
     return cast(Bijection, kind() if scale is None else kind(scale))
 
 
@@ -234,7 +235,8 @@ def _stack(
     bijection = _make_bijection(bijection, scale)
     if network["direct"] is None:
         network["direct"] = "first" if type(bijection) is Affine and features <= _LINEAR else False
-    valid = normalize is None or normalize in tuple(_NORMALIZATIONS)
+    word = normalize if isinstance(normalize, str) else None
+    valid = normalize is None or word in _NORMALIZATIONS
     expect(valid, "normalize", "to be None, 'batch' or 'actnorm'", shown(normalize))
     stack: list[Transform] = []
     for arguments in connectivity:

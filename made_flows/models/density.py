@@ -88,7 +88,9 @@ class DensityModel(Model, HasConditionals):
         self.schedule = None
         scheduled = orders is not None or masks is not None
         check_generator(generator, draws=draws_now(orders) or draws_now(masks))
-        if scheduled or orders_per_batch != 1:
+        given: Any = orders_per_batch  # an array is not to be compared with a number
+        one = isinstance(given, Integral) and given == 1
+        if scheduled or not one:
             expect(scheduled, "orders_per_batch", "to be left out without orders or masks",
                    orders_per_batch)  # fmt: skip
             self.schedule = OrderSchedule(made, orders, masks, orders_per_batch, generator)

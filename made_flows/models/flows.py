@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from made_flows._checks import check_context, expect, expect_type
+from made_flows._checks import check_context, check_event, expect, expect_type
 from made_flows._registry import saveable
 from made_flows.distributions.flow import FlowDistribution
 from made_flows.models.base import Model
@@ -55,7 +55,7 @@ class Flow(Model):
     def __init__(self, transforms: Sequence[Transform], base: Any = None) -> None:
         super().__init__()
         given: Any = transforms
-        several = isinstance(given, Iterable) and not isinstance(given, str)
+        several = isinstance(given, Iterable) and not isinstance(given, (str, Tensor))
         expect_type(several, "transforms", "to be a sequence of transforms", transforms)
         transforms = list(transforms)
         for i, transform in enumerate(transforms):
@@ -106,15 +106,25 @@ class Flow(Model):
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data x (..., D) to noise z (..., D), and return log |det dz/dx| (...)."""
-        return Chain(self._chain()).to_noise(x, self.units.standardize_context(context))
+        return Chain(self._chain()).to_noise(x, self._given("x", x, context))
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map noise z (..., D) to data x (..., D), and return log |det dx/dz| (...)."""
-        return Chain(self._chain()).to_data(z, self.units.standardize_context(context))
+        return Chain(self._chain()).to_data(z, self._given("z", z, context))
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map noise to data, without the work for log-determinants."""
-        return Chain(self._chain()).generate(z, self.units.standardize_context(context))
+        return Chain(self._chain()).generate(z, self._given("z", z, context))
+
+    def _given(self, name: str, values: Tensor, context: Tensor | None) -> Tensor | None:
+        """Check values, and a context, which is returned in network units.
+
+        None is left to the transforms: they need none where the base alone does.
+        """
+        check_event(values, name, self.features)
+        if context is not None:
+            check_context(context, self.context, "flow")
+        return self.units.standardize_context(context)
 
     def summary(self) -> str:
         """Say what the flow consists of, and which direction of each transform is sequential.

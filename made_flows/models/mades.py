@@ -37,7 +37,8 @@ class _HeadMADE(DensityModel):
             mask_weights = True if masks is not None else "order" if orders is not None else False
         drawn = draws_now(orders) or draws_now(masks)
         # Not for a network of which nothing is drawn, where orders or masks are.
-        random = "random" in (order if isinstance(order, str) else None, degrees)
+        named = [word for word in (order, degrees) if isinstance(word, str)]
+        random = "random" in named
         made = MADE(
             features, context, hidden_features, head.outputs, inputs=head.inputs, order=order,
             degrees=degrees, mask_weights=mask_weights,

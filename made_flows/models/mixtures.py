@@ -201,6 +201,8 @@ class MixtureModel(Model, HasConditionals, ABC):
         check_event(x, "x", self.features)
         wanted = f"of shape (N, {self.features}), N > 0"
         expect(x.dim() == 2 and len(x) > 0, "x", wanted, tuple(x.shape))
+        known = context is None or isinstance(context, Tensor)
+        expect_type(known, "context", "to be a torch.Tensor or None", context)
         with modes_kept(self.modules()):
             return self.eval().component_log_probs(x, context).double()
 

@@ -68,7 +68,7 @@ class OrderSchedule(WithConstants):
         of_masks = "to be 'all' or a number of sets of degrees"
         expect(not self.any_degrees or masks == "all", "masks", of_masks, shown(masks))
         self.per_batch: int | Literal["row"] = "row"
-        if per_batch != "row":
+        if not (isinstance(per_batch, str) and per_batch == "row"):
             expect_type(
                 isinstance(per_batch, Integral), "orders_per_batch", "to be an integer or 'row'",
                 per_batch,
@@ -169,7 +169,7 @@ def fixed_orders(
         count = positive_integer(orders, "orders")
         return torch.stack([mk.make_order(features, "random", generator) for _ in range(count)])
     several = isinstance(orders, (Sequence, Tensor)) and not isinstance(orders, str)
-    several = several or hasattr(orders, "__array__")
+    several = (several or hasattr(orders, "__array__")) and getattr(orders, "ndim", 1) > 0
     expect_type(several, "orders", wanted, orders)
     expect(len(orders) > 0, "orders", "to hold at least one order", "none")
     return torch.stack([mk.make_order(features, order) for order in orders])

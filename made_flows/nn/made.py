@@ -149,10 +149,13 @@ class MADE(MaskedMLP):
         columns = per_feature(inputs, features, "inputs")
         outputs = per_feature(parameters, features, "parameters")
         widened = _with_block_ends(hidden) if residual else hidden
-        known = isinstance(direct, (bool, np.bool_)) or direct == "first"
+        word = isinstance(direct, str) and direct == "first"
+        known = word or isinstance(direct, (bool, np.bool_))
         expect_type(known, "direct", "to be True, False or 'first'", direct)
-        only_first = direct == "first" and len(hidden) > 0
+        only_first = word and len(hidden) > 0
         shape = Shape(features, context, columns, outputs, widened, residual, only_first)
+        rules = "to be 'even' or 'random'"
+        expect(isinstance(degrees, str), "degrees", rules, shown(degrees))
         named = order if isinstance(order, str) else None
         check_generator(generator, draws=adjacency is None and "random" in (named, degrees))
         if adjacency is None:
