@@ -89,7 +89,7 @@ MUTANTS = [
     Mutant(
         "a forward pass without its mask",
         "made_flows/nn/linear.py",
-        "self.weight * (self._factors() if mask is None else mask)",
+        "self.weight * (self.factors() if mask is None else mask)",
         "self.weight * (1 if mask is None else mask)",
         MASKS,
     ),
