@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar, cast
@@ -152,6 +152,13 @@ def non_negative_integer(value: Any, argument: str) -> int:
     return _integer(value, argument, 0, "non-negative")
 
 
+def checked_seed(value: Any) -> int:
+    """Return a seed as an int, which torch's generators want, below 2**64."""
+    seed = non_negative_integer(value, "seed")
+    expect(seed < 2**64, "seed", "to be below 2**64", seed)
+    return seed
+
+
 def real_number(value: Any, argument: str, *, above: float | None = None) -> float:
     """Return the value as a finite float, strictly above a bound when one is given."""
     real = isinstance(value, Real) and not isinstance(value, bool)
@@ -168,6 +175,15 @@ def boolean(value: Any, argument: str) -> bool:
     whole = isinstance(value, (bool, np.bool_))
     expect_type(whole, argument, "to be True or False", value)
     return bool(value)
+
+
+def expect_word(value: Any, words: Collection[str | None], argument: str, expected: str) -> None:
+    """Raise a ValueError for what is none of some words, of which one may be None.
+
+    An array is no word: to look for it among them would compare its numbers with each.
+    """
+    known = (value is None or isinstance(value, str)) and value in words
+    expect(known, argument, expected, shown(value))
 
 
 def widths(value: Any, argument: str) -> tuple[int, ...]:

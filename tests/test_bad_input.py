@@ -625,6 +625,10 @@ LONG: dict[str, tuple[Callable[[], Any], str]] = {
     "base": (lambda: mf.MAF(3, base=DEEP), "got Sequential"),
     "schedule": (lambda: mf.fit(mf.MAF(3), ROWS, schedule=DEEP), "got Sequential"),
     "budget": (lambda: mf.estimate(ROWS, budget=DEEP), "got Sequential"),
+    "reads": (
+        lambda: mf.AutoregressiveTransform(mf.MADE(3), mf.Affine(), np.ones(3)),
+        "got ndarray|arr",
+    ),
     "degrees": (lambda: mf.MADE(3, degrees=DEEP), "got Sequential"),
 }
 

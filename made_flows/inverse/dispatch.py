@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, shown
+from made_flows._checks import expect, expect_word
 from made_flows._torch import has_concrete_values, own_precision
 from made_flows.inverse import eager
 from made_flows.inverse.compiled.layout import DTYPES
@@ -49,7 +49,7 @@ def backend(choice: str) -> Iterator[None]:
         ...     x = mf.GaussianMADE(3)().sample((2,))
     """
     global _chosen  # noqa: PLW0603
-    expect(choice in _CHOICES, "choice", f"to be one of {', '.join(_CHOICES)}", shown(choice))
+    expect_word(choice, _CHOICES, "choice", f"to be one of {', '.join(_CHOICES)}")
     before, _chosen = _chosen, choice
     try:
         yield
@@ -66,7 +66,7 @@ def _choice() -> str:
 def _default() -> str:
     # Read at the first inverse and not at import: an import should not fail for it.
     choice = os.environ.get(_VARIABLE, "auto")
-    expect(choice in _CHOICES, _VARIABLE, f"to be one of {', '.join(_CHOICES)}", shown(choice))
+    expect_word(choice, _CHOICES, _VARIABLE, f"to be one of {', '.join(_CHOICES)}")
     return choice
 
 

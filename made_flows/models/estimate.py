@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, helpful, non_negative_integer, shown
+from made_flows._checks import boolean, checked_seed, expect, expect_word, helpful, real_number
 from made_flows.models.autoregressive_flows import MAF
 from made_flows.models.base import Model
 from made_flows.models.estimate_gaussians import (
@@ -130,12 +130,14 @@ def estimate(
         >>> bool(model().log_prob(x).mean() > normal.log_prob(x).mean() + 0.3)
         True
     """
-    expect(budget in _SECONDS, "budget", "to be 'fast', 'good' or 'best'", shown(budget))
-    limit = _SECONDS[budget] if max_seconds is None else float(max_seconds)
-    expect(limit > 0, "max_seconds", "to be above 0", max_seconds)
+    expect_word(budget, _SECONDS, "budget", "to be 'fast', 'good' or 'best'")
+    limit = float(_SECONDS[budget])
+    if max_seconds is not None:
+        limit = real_number(max_seconds, "max_seconds", above=0)
+    progress = boolean(progress, "progress")
     if seed is None:
         seed = int(torch.randint(2**62, (), device="cpu"))
-    seed = non_negative_integer(seed, "seed")
+    seed = checked_seed(seed)
     rows, given = checked_rows(x, context)
     kind = kind_of(rows)
     if kind == "real":

@@ -11,7 +11,13 @@ from nflows.transforms import autoregressive as theirs
 from nflows.transforms.splines import rational_quadratic
 from torch import Tensor
 
-from made_flows._checks import expect, expect_type, positive_integer, real_number, shown
+from made_flows._checks import (
+    expect,
+    expect_type,
+    expect_word,
+    positive_integer,
+    real_number,
+)
 from made_flows._registry import own_arguments
 from made_flows.interop.libraries.nflows import FastInverse
 from made_flows.nflows.networks import MADE, Activation
@@ -157,7 +163,7 @@ class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
     ) -> None:
         arguments = own_arguments(locals())
         positive_integer(num_bins, "num_bins")
-        expect(tails in (None, "linear"), "tails", "to be None or 'linear'", shown(tails))
+        expect_word(tails, (None, "linear"), "tails", "to be None or 'linear'")
         real_number(tail_bound, "tail_bound", above=0)
         real_number(min_derivative, "min_derivative", above=0)
         for name, minimum in (("min_bin_width", min_bin_width), ("min_bin_height", min_bin_height)):

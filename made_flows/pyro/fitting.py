@@ -19,7 +19,14 @@ from pyro.infer.autoguide.initialization import init_to_sample, init_to_uniform
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from made_flows._checks import expect, expect_type, helpful, positive_integer, shown
+from made_flows._checks import (
+    boolean,
+    checked_seed,
+    expect_type,
+    expect_word,
+    helpful,
+    positive_integer,
+)
 from made_flows.pyro.diagnosing import diagnose, drawn_together
 from made_flows.pyro.diagnosis import Diagnosis, summary
 from made_flows.pyro.guides import AutoIAF
@@ -148,8 +155,10 @@ def fit_guide(
         'as drawn'
     """
     expect_type(isinstance(guide, AutoIAF), "guide", "to be an AutoIAF(model)", guide)
-    expect(budget in BUDGETS, "budget", f"to be one of {', '.join(BUDGETS)}", shown(budget))
+    expect_word(budget, BUDGETS, "budget", f"to be one of {', '.join(BUDGETS)}")
     modes = positive_integer(modes, "modes")
+    seed = None if seed is None else checked_seed(seed)
+    progress, vectorize = boolean(progress, "progress"), boolean(vectorize, "vectorize")
     model = guide.model_given()
     began = time.perf_counter()
     bound, bound_guide = (partial(function, *args, **kwargs) for function in (model, guide))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect_type, helpful, positive_integer
+from made_flows._checks import checked_seed, expect_type, helpful, positive_integer
 from made_flows._registry import saveable
 from made_flows._torch import modes_kept
 from made_flows.models.density import DensityModel
@@ -231,7 +231,7 @@ class TableMADE(DensityModel):
             average, options: as for :meth:`fit`.
         """
         if isinstance(validation, Real) and 0 < float(validation) < 1:  # fit tells wrong ones
-            generator = torch.Generator().manual_seed(options.get("seed") or 0)
+            generator = torch.Generator().manual_seed(checked_seed(options.get("seed") or 0))
             kept, left_out = split_indices(len(x), float(validation), generator)
             parts = [(x[i], None if context is None else context[i]) for i in (kept, left_out)]
             (x, context), validation = parts
@@ -442,8 +442,9 @@ def fit_table(
         >>> sorted(model.sample(2))
         ['kind', 'size']
     """
-    seed = training.get("seed")
+    given, seed = {} if options is None else options, training.get("seed")
+    expect_type(isinstance(given, Mapping), "options", "to be a mapping of names", options)
     with nullcontext() if seed is None else seeded(seed, torch.device("cpu")):
-        model = TableMADE.from_data(table, columns, context, **(options or {}))
+        model = TableMADE.from_data(table, columns, context, **given)
     model.fit(table, validation=validation, average=average, **training)
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,8 +85,13 @@ class Schema:
                 a kind does not have, by column.
         """
         read_columns, frame = read(table)
+        known = columns is None or isinstance(columns, Mapping)
+        expect_type(known, "columns", "to be a mapping of names to kinds, or None", columns)
         said = dict(columns or {})
-        expect_type(not isinstance(context, str), "context", "to be a list of names", context)
+        given: Any = context
+        listed = isinstance(given, Iterable) and not isinstance(given, (str, Mapping, Tensor))
+        expect_type(listed, "context", "to be a list of names", given)
+        context = list(given)  # once: it may be an iterator
         for argument, names in (("columns", said), ("context", context)):
             unknown = [name for name in names if name not in read_columns]
             expect(not unknown, argument, f"to name columns of the table ({_listed(read_columns)})",

@@ -15,13 +15,13 @@ from torch import nn
 
 from made_flows._checks import (
     boolean,
+    checked_seed,
     expect,
     expect_type,
+    expect_word,
     helpful,
-    non_negative_integer,
     positive_integer,
     real_number,
-    shown,
 )
 from made_flows._torch import modes_kept
 from made_flows.training.checkpoint import Checkpoint, describe_model
@@ -226,11 +226,10 @@ def fit(
     for callback in options.callbacks:
         wanted = "to be functions of model and history"
         expect_type(callable(callback), "callbacks", wanted, callback)
-    expect(schedule in (None, "cosine"), "schedule", "to be None or 'cosine'", shown(schedule))
-    if seed is not None:
-        seed = non_negative_integer(seed, "seed")
-        expect(seed < 2**64, "seed", "to be below 2**64", seed)
-
+    expect_word(schedule, (None, "cosine"), "schedule", "to be None or 'cosine'")
+    standardize = boolean(standardize, "standardize")
+    keep_training_mode = boolean(keep_training_mode, "keep_training_mode")
+    seed = None if seed is None else checked_seed(seed)
     if device is not None:
         model.to(checked_device(device))
     processes = Processes()
@@ -260,7 +259,7 @@ def fit(
         if file.place is not None:
             epochs = f"{schedule} over {settings.max_epochs} epochs" if schedule else None
             request = _request(
-                model, train, held_out, seed=asked, standardize=bool(standardize),
+                model, train, held_out, seed=asked, standardize=standardize,
                 batch_size=settings.batch_size, learning_rate=settings.learning_rate,
                 weight_decay=settings.weight_decay, dropout=settings.dropout,
                 sparsity=settings.sparsity, optimizer=f"{type(adam).__name__} {adam.defaults}",

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from made_flows._checks import expect, expect_type
+from made_flows._checks import checked_seed, expect, expect_type
 from made_flows.nn.made import MADE
 from made_flows.training.defaults import Settings
 
@@ -118,6 +118,7 @@ def left_in_evaluation(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     """Seed the global generators (for dropout, loaders) and put them back afterwards."""
+    seed = checked_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_generators(seed, device)
         yield torch.Generator().manual_seed(seed)

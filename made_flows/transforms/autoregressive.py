@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from made_flows._checks import check_event, expect, expect_type, shown
+from made_flows._checks import check_event, expect, expect_type, expect_word
 from made_flows._registry import saveable
 from made_flows.inverse.parallel import parallel_pass
 from made_flows.inverse.problem import Conditioner
@@ -64,7 +64,7 @@ class AutoregressiveTransform(Transform):
         super().__init__()
         expect_type(isinstance(conditioner, MADE), "conditioner", "to be a MADE", conditioner)
         expect_type(isinstance(bijection, Bijection), "bijection", "to be a Bijection", bijection)
-        expect(reads in ("data", "noise"), "reads", "to be 'data' or 'noise'", shown(reads))
+        expect_word(reads, ("data", "noise"), "reads", "to be 'data' or 'noise'")
         for argument, got, wanted in (
             ("parameters", conditioner.outputs, bijection.outputs),
             ("inputs", conditioner.inputs, 1),

@@ -257,6 +257,14 @@ def test_other_bad_arguments():
         mf.estimate(ring(50), budget="huge")
     with pytest.raises(ValueError, match="context to have 50 rows"):
         mf.estimate(ring(50), normal(40), **QUICK)
+    with pytest.raises(ValueError, match="budget to be 'fast', 'good' or 'best'"):
+        mf.estimate(ring(50), budget=[1])
+    with pytest.raises(ValueError, match="max_seconds to be finite; got nan"):
+        mf.estimate(ring(50), **QUICK, max_seconds=math.nan)
+    with pytest.raises(TypeError, match="max_seconds to be a number"):
+        mf.estimate(ring(50), **QUICK, max_seconds="1")
+    with pytest.raises(ValueError, match=r"seed to be below 2\*\*64"):
+        mf.estimate(ring(50), **QUICK | {"seed": 2**70})
     with pytest.raises(ValueError, match="max_seconds to be above 0"):
         mf.estimate(ring(50), **QUICK, max_seconds=0)
     with pytest.raises(TypeError, match="x to hold numbers"):

@@ -243,6 +243,17 @@ def _nowhere() -> object:
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "guide": (lambda: fit_guide(AutoNormal(funnel)), TypeError, "guide to be an AutoIAF"),
     "budget": (lambda: fit_guide(AutoIAF(funnel), budget="all"), ValueError, "budget"),
+    "budget, numbers": (
+        lambda: fit_guide(AutoIAF(funnel), budget=torch.ones(3)),
+        ValueError,
+        "budget to be one of",
+    ),
+    "seed": (lambda: fit_guide(AutoIAF(funnel), seed="a"), TypeError, "seed to be a non-negative"),
+    "vectorize": (
+        lambda: fit_guide(AutoIAF(funnel), vectorize="no"),
+        TypeError,
+        "vectorize to be True or False",
+    ),
     "modes": (lambda: fit_guide(AutoIAF(funnel), modes=0), ValueError, "modes"),
     "density": (_nowhere, ValueError, "finite density"),
     "units": (lambda: TriangularAffine([0.0, 0.0], origin=[0.0, 0.0]), ValueError, "units"),

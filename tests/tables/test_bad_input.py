@@ -57,6 +57,27 @@ def score(table: Any, model: mf.TableMADE = MODEL) -> Callable[[], object]:
 ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no table": (of(None), TypeError, "table to be a table"),
     "a number": (of(3.0), TypeError, "table to be a table"),
+    "kinds as text": (of(GOOD, columns="real"), TypeError, "columns to be a mapping"),
+    "kinds as an array": (of(GOOD, columns=np.ones(3)), TypeError, "columns to be a mapping"),
+    "context, a number": (of(GOOD, context=1), TypeError, "context to be a list of names"),
+    "context, a mapping": (of(GOOD, context={"kind": 1}), TypeError, "context to be a list of nam"),
+    "options as an array": (
+        lambda: mf.fit_table(GOOD, options=np.ones(3)),
+        TypeError,
+        "options to be a mapping",
+    ),
+    "context, a 0-d tensor": (
+        of(GOOD, context=torch.tensor(1)),
+        TypeError,
+        "context to be a list of names",
+    ),
+    "a seed of draws": (lambda: MODEL.sample(2, seed="a"), TypeError, "seed to be a non-negative"),
+    "half a seed": (lambda: MODEL.fill(GOOD, seed=0.5), TypeError, "seed to be a non-negative"),
+    "a seed of training": (
+        lambda: mf.fit_table(GOOD, seed=[1]),
+        TypeError,
+        "seed to be a non-negative integer",
+    ),
     "text": (of("table.csv"), TypeError, "table to be a table"),
     "a set": (of({1.0, 2.0}), TypeError, "table to be a table"),
     "no columns": (of({}), ValueError, "at least one column; got none"),

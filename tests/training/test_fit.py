@@ -1006,6 +1006,13 @@ BAD = {
     "average of one": (Line, rows(), {"average": 1.0}, ValueError, "average"),
     "another schedule": (Line, rows(), {"schedule": "linear"}, ValueError, "schedule"),
     "a seed as text": (Line, rows(), {"seed": "a"}, TypeError, "seed"),
+    "an array as schedule": (Line, rows(), {"schedule": np.ones(3)}, ValueError, "Expected schedu"),
+    "standardize as text": (
+        Line, rows(), {"standardize": "no"}, TypeError, "standardize to be True or False",
+    ),
+    "modes as an array": (
+        Line, rows(), {"keep_training_mode": np.ones(3)}, TypeError, "keep_training_mode to be Tr",
+    ),
     "another model's optimizer": (
         Line, rows(), {"optimizer": torch.optim.Adam(Line().parameters())}, ValueError, "optimizer",
     ),
