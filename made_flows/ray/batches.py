@@ -51,7 +51,9 @@ class _Worker:
         """Return columns of a batch as (N, columns)."""
         missing = [name for name in names if name not in batch]
         expect(not missing, "batch", f"to have the columns {missing}", sorted(batch))
-        return torch.stack([as_tensor(batch[name], f"column {name!r}") for name in names], dim=1)
+        columns = [as_tensor(batch[name], f"column {name!r}") for name in names]
+        # In NumPy's common dtype: torch's, of integers and single precision, is single precision.
+        return torch.from_numpy(np.stack([column.numpy() for column in columns], axis=1))
 
 
 class Score(_Worker):

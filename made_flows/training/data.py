@@ -202,8 +202,11 @@ class Stream:
     @property
     def generators(self) -> list[torch.Generator]:
         """The generators of a loader's own that say what it gives next."""
-        loader, sampler = self.source, getattr(self.source, "sampler", None)
-        found = (getattr(each, "generator", None) for each in (loader, sampler))
+        loader: Any = self.source
+        batches = getattr(loader, "batch_sampler", None)  # its sampler may be no other's
+        drawing = (loader, getattr(loader, "sampler", None), batches,
+                   getattr(batches, "sampler", None))  # fmt: skip
+        found = (getattr(each, "generator", None) for each in drawing)
         return list(dict.fromkeys(each for each in found if isinstance(each, torch.Generator)))
 
     def described(self) -> str:

@@ -49,6 +49,14 @@ def test_scores_are_those_of_the_model(files: dict[str, str]) -> None:
     )
 
 
+def test_columns_of_other_types_lose_no_digit(files: dict[str, str]) -> None:
+    # Apart in double precision alone: integers beside single precision keep all of theirs.
+    batch = {"a": np.float32([100, 101]), "b": np.array([2**24 + 1, 2**24 + 3])}
+    score = Score(files["flow"], ["a", "b"])
+    assert score.rows(batch, ["b", "a"])[:, 0].tolist() == batch["b"].tolist()
+    assert score(batch)["log_prob"].shape == (2,)
+
+
 @pytest.mark.parametrize("name", ["flow", "table"])
 def test_what_is_drawn_depends_on_the_number_alone(name: str, files: dict[str, str]) -> None:
     columns = ["a", "b"] if name == "flow" else None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import made_flows as mf
 from made_flows.training import checkpoint as module
@@ -31,6 +31,11 @@ def loader(**options: Any) -> DataLoader:
     return DataLoader(
         TensorDataset(X), batch_size=16, shuffle=True, **{"generator": generator} | options
     )
+
+
+def batches() -> BatchSampler:
+    rows = RandomSampler(range(len(X)), generator=torch.Generator().manual_seed(5))
+    return BatchSampler(rows, 16, drop_last=False)
 
 
 def momentum(parameters: Any) -> torch.optim.Optimizer:
@@ -54,6 +59,9 @@ RUNS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "float64 rows": (maf, lambda: X.double().numpy(), {"validation": X[:30]}),
     "dataset": (lambda: maf(dropout=0.3), lambda: TensorDataset(X), {}),
     "loader": (lambda: maf(dropout=0.3), loader, {}),
+    "sampler of batches": (
+        maf, lambda: DataLoader(TensorDataset(X), batch_sampler=batches()), {"validation": X[:30]},
+    ),
     "loader of the global generator": (
         lambda: maf(dropout=0.3), lambda: loader(generator=None), {"validation": X[:30]},
     ),
