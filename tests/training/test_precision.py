@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import made_flows as mf
+from made_flows.univariate.scales import SCALE_RULES
 
 X = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) @ torch.tensor(
     [[2.0, 1.0, 0.0], [0.0, 1.0, -1.0], [0.0, 0.0, 0.3]]
@@ -37,6 +38,29 @@ def test_bfloat16_trains_to_the_same_likelihood(name: str) -> None:
     assert exact.validation != coarse.validation
     assert coarse.validation == pytest.approx(exact.validation, abs=0.05)
     assert coarse.validation[-1] < coarse.validation[0]
+
+
+@pytest.mark.parametrize("rule", SCALE_RULES)
+def test_scales_are_rounded_once_under_autocast(rule: str) -> None:
+    raw = torch.linspace(-0.01, 0.01, 9).bfloat16()
+    exact = mf.ScaleRule(rule)(raw.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = mf.ScaleRule(rule)(raw)
+    torch.testing.assert_close(coarse.double(), exact, atol=1e-6, rtol=0)
+    assert mf.ScaleRule(rule)(raw).dtype is torch.bfloat16  # a model of that precision
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("context", [0, 2])
+def test_scores_under_autocast_are_near(name: str, context: int) -> None:
+    model = MODELS[name]() if not context else mf.MAF(3, context, bijection="gated", **SMALL)
+    model.eval()
+    given = (torch.randn(300, context),) if context else ()
+    with torch.no_grad():
+        exact = model(*given).log_prob(X)
+        with torch.autocast("cpu", torch.bfloat16):
+            coarse = model(*given).log_prob(X)
+    torch.testing.assert_close(coarse, exact, atol=0.1, rtol=0.02)
 
 
 def test_images_are_read_in_bfloat16_too() -> None:
