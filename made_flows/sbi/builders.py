@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from made_flows._checks import (
+    boolean,
     expect,
     expect_type,
+    expect_word,
     helpful,
     non_negative_integer,
     positive_integer,
+    widths,
 )
 from made_flows._registry import own_arguments
 from made_flows.models.autoregressive_flows import IAF, MAF
@@ -63,15 +66,16 @@ class Builder:
                 "Expected density_estimator to be what maf() returns; got the function itself"
             )
         for name, value in (("z_score_theta", z_score_theta), ("z_score_x", z_score_x)):
-            known = value in ("independent", "structured", "none", None)
-            expect(known, name, "to be 'independent', 'structured' or 'none'", repr(value))
+            words = ("independent", "structured", "none", None)
+            expect_word(value, words, name, "to be 'independent', 'structured' or 'none'")
         embedding_net = nn.Identity() if embedding_net is None else embedding_net
         is_module = isinstance(embedding_net, nn.Module)
         expect_type(is_module, "embedding_net", "to be a module", embedding_net)
         if support is not None:  # an error now, not when the trainer calls
             ends_of(getattr(support, "support", support))
         self.model, self.embedding_net, self.support = model, embedding_net, support
-        self.z_score_theta, self.z_score_x, self.likelihood = z_score_theta, z_score_x, likelihood
+        self.z_score_theta, self.z_score_x = z_score_theta, z_score_x
+        self.likelihood = boolean(likelihood, "likelihood")
 
     def __call__(self, theta: Tensor, x: Tensor) -> Estimator:
         """Build the estimator, z-scored by parameters (N, ...) and simulations (N, ...)."""
@@ -114,7 +118,7 @@ def _helpful(function: Callable[P, Builder]) -> Callable[P, Builder]:
 def _widths(hidden_features: int | Sequence[int], num_blocks: int) -> tuple[int, ...]:
     """Return the widths of sbi's networks: a layer, and one more for each block."""
     if isinstance(hidden_features, Sequence):
-        return tuple(hidden_features)
+        return widths(hidden_features, "hidden_features")
     width = positive_integer(hidden_features, "hidden_features")
     return (width,) * (1 + non_negative_integer(num_blocks, "num_blocks"))
 
@@ -207,8 +211,8 @@ def _builder(
         theirs = f"num_{name}"
         if theirs in network:
             network[name] = positive_integer(network.pop(theirs), theirs)
-    widths = _widths(hidden_features, num_blocks)
-    model = partial[Any](kind, hidden_features=widths, dropout=dropout_probability, **network)
+    hidden = _widths(hidden_features, num_blocks)
+    model = partial[Any](kind, hidden_features=hidden, dropout=dropout_probability, **network)
     return Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)
 
 

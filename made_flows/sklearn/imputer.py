@@ -7,7 +7,7 @@ from typing import Any
 from sklearn.base import OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from made_flows._checks import positive_integer
+from made_flows._checks import boolean, positive_integer
 from made_flows._registry import own_arguments
 from made_flows.sklearn.base import TableEstimator
 
@@ -61,7 +61,7 @@ class MADEImputer(OneToOneFeatureMixin, TransformerMixin, TableEstimator):
         """Return X with every missing value filled in, as a table of its kind."""
         check_is_fitted(self)
         X = self._table(X)
-        if self.sample_posterior:
+        if boolean(self.sample_posterior, "sample_posterior"):
             return self.model_.impute(X, orders=self.orders, seed=self._seed())
         return self.model_.fill(X, draws=self.draws, orders=self.orders)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,9 @@ ERRORS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] 
         lambda f: MADEDensity(budget="fast").fit(FRAME), TypeError, "'kind' to hold numbers, as"),
     "budget of holes": (lambda f: MADEDensity(budget="fast").fit(at(3, np.nan)),
                         ValueError, "row 3"),
+    "a draw, as text": (
+        lambda f: copy(f["MADEImputer"]).set_params(sample_posterior="no").transform(X), TypeError,
+        "sample_posterior to be True or False"),
     "no sample": (lambda f: f["MADEDensity"].sample(0), ValueError, "n_samples"),
     "no imputation": (lambda f: f["MADEImputer"].impute(X, 0), ValueError, "count"),
     "narrower": (lambda f: f["MADEOutlierDetector"].predict(X[:, :2]), ValueError, "3 features"),
