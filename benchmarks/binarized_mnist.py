@@ -46,7 +46,7 @@ CANDIDATES: dict[str, Candidate] = {
         f"dropout 0.25, decay 0.2, random order {seed}": _wide(
             0.25, 10_000, decay=0.2, order="random", seed=seed
         )
-        for seed in (1, 2, 3)
+        for seed in (1, 2)
     },
 }
 
@@ -58,7 +58,7 @@ def table_of(results: dict[str, Scores]) -> str:
         parts = (estimate(average(part)) for part in (scores.valid, scores.test))
         rows.append([name, *parts, str(scores.steps), f"{scores.seconds / 60:.0f}"])
     scored, _ = selected(results)["all candidates"]
-    rows.append(["all candidates", "", estimate(scored), "", ""])
+    rows.append(["all candidates", "-", estimate(scored), "-", "-"])
     return markdown_table(["candidate", "validation", "test", "steps", "minutes"], rows)
 
 
