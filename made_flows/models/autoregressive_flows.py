@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch.distributions import Distribution
 
-from made_flows._checks import expect, positive_integer, shown
+from made_flows._checks import expect, expect_word, positive_integer, shown
 from made_flows._registry import own_arguments, saveable
 from made_flows.models.base import Model
 from made_flows.models.flows import Flow
@@ -235,9 +235,8 @@ def _stack(
     bijection = _make_bijection(bijection, scale)
     if network["direct"] is None:
         network["direct"] = "first" if type(bijection) is Affine and features <= _LINEAR else False
-    word = normalize if isinstance(normalize, str) else None
-    valid = normalize is None or word in _NORMALIZATIONS
-    expect(valid, "normalize", "to be None, 'batch' or 'actnorm'", shown(normalize))
+    words = (None, *_NORMALIZATIONS)
+    expect_word(normalize, words, "normalize", "to be None, 'batch' or 'actnorm'")
     stack: list[Transform] = []
     for arguments in connectivity:
         conditioner = MADE(features, parameters=bijection.outputs, **network, **arguments)

@@ -154,8 +154,8 @@ class MaskedLinear(nn.Module):
     ) -> None:
         found, errors = state_dict.get(f"{prefix}mask"), others[-1]
         copied = self.mask.dtype == torch.bool and not metadata.get("assign_to_params_buffers")
-        if copied and isinstance(found, Tensor) and found.is_floating_point():
-            wrong = found.cpu()[(found != 0) & (found != 1)]
+        if copied and isinstance(found, Tensor) and found.is_floating_point() and not found.is_meta:
+            wrong = found[(found != 0) & (found != 1)]
             if len(wrong):
                 errors.append(f"Expected {prefix}mask of zeros and ones; got {float(wrong[0])}")
                 return
