@@ -91,7 +91,7 @@ def accelerate(model: T) -> T:
         try:
             mixin = find(layer)
             if mixin is not None and issubclass(mixin, FastLayer):
-                fast = mixin.made_flows_read(layer)
+                fast = mixin.made_flows_read_of(layer)
                 mix_in(layer, mixin)
                 layer.made_flows_keep(fast)
                 any_fast = True
@@ -146,7 +146,7 @@ def acceleration(model: Any) -> AccelerationReport:
             try:
                 mixin = find(layer)
                 if mixin is not None and issubclass(mixin, FastLayer):
-                    mixin.made_flows_read(layer)
+                    mixin.made_flows_read_of(layer)
                     report.left[name] = (_kind(layer), "not accelerated")
             except NotUnderstoodError as error:
                 report.left[name] = (_kind(layer), str(error))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from made_flows.interop.fast_layer import FastLayer
 from made_flows.nn.validation import NotUnderstoodError
@@ -70,6 +70,24 @@ def _layout(kind: type) -> tuple[int, ...]:
     return kind.__basicsize__, kind.__itemsize__, kind.__dictoffset__, kind.__weakrefoffset__
 
 
+def _unmixed(kind: type) -> type:
+    """Return the original of a class made here; of a class made of that, one made of the original.
+
+    Parametrizations, sharding and Pyro's modules give an object a class of their own, too.
+    """
+    if not issubclass(kind, Swapped):
+        return kind
+    if "_made_flows_original" in vars(kind):
+        return kind._made_flows_original
+    inherited = {"__dict__", "__weakref__"}  # which every class has for itself
+    attributes = {name: value for name, value in vars(kind).items() if name not in inherited}
+    bases = dict.fromkeys(map(_unmixed, kind.__bases__))
+    # What another base extends comes with that one.
+    own = [base for base in bases if sum(issubclass(other, base) for other in bases) == 1]
+    make: Any = type(kind)
+    return cast(type, make(kind.__name__, tuple(own), attributes))
+
+
 def original_class(layer: Any) -> type:
     """Return the class of an object, before :func:`mix_in`."""
     kind = type(layer)
@@ -98,7 +116,7 @@ def unmix(layer: Any) -> bool:
     mixin = kind._made_flows_mixin
     if issubclass(mixin, FastLayer):
         layer.made_flows_forget()
-    layer.__class__ = kind._made_flows_original
+    layer.__class__ = _unmixed(kind)
     if issubclass(mixin, FastLayer):
         mixin.made_flows_rebind(layer)
     return True

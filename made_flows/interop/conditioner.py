@@ -34,8 +34,8 @@ class ForeignConditioner:
         parameter_major: whether output rows are sorted by parameter and then feature.
 
     Raises:
-        NotUnderstoodError: if the masks are not autoregressive, or batch normalisation keeps no
-            running statistics.
+        NotUnderstoodError: if the masks are not autoregressive, weights are under a prior, or batch
+            normalisation keeps no running statistics.
     """
 
     net: nn.Module
@@ -48,6 +48,8 @@ class ForeignConditioner:
     parameter_major: bool = False
 
     def __post_init__(self) -> None:
+        if any(map(priors_of, self.net.modules())):
+            raise NotUnderstoodError("its weights are under a prior, drawn anew at every look")
         self._levels: TensorCache[Tensor] = TensorCache(size=2)
         for layer in self.layers:
             if None in (part.running_mean for part in (layer.norm, layer.reads_norm) if part):
@@ -59,14 +61,14 @@ class ForeignConditioner:
         _ = self.ranks
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return cast(torch.dtype, self.layers[-1].linear.weight.dtype)
+    def like(self) -> Tensor:
+        """A tensor on the device of the weights and of their dtype."""
+        return cast(Tensor, self.layers[-1].linear.weight)
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return cast(torch.device, self.layers[-1].linear.weight.device)
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.like.dtype
 
     @property
     def ranks(self) -> Tensor:
@@ -80,14 +82,14 @@ class ForeignConditioner:
         if not all(map(has_concrete_values, masks)):
             raise NotUnderstoodError("its masks have no values that could be read")
         reaches: list[Tensor] = []
-        reach = torch.eye(self.features, device=self.device)
+        reach = torch.eye(self.features, device=self.like.device)
         for layer in self.layers:
             reach = _reach(layer, reach)
             if layer.adds_to >= 0:
                 reach = torch.maximum(reach, reaches[layer.adds_to])
             reaches.append(reach)
         if self.direct is not None:
-            own = torch.eye(self.features, device=self.device)
+            own = torch.eye(self.features, device=self.like.device)
             reach = torch.maximum(reach, _reach(self.direct, own))
         shape = (self.features, -1, self.features)
         if self.parameter_major:
@@ -97,7 +99,7 @@ class ForeignConditioner:
             levels = adjacency_levels(adjacency)
         except ValueError as error:
             raise NotUnderstoodError(f"its masks are not autoregressive ({error})") from None
-        return levels.to(self.device)
+        return levels.to(self.like.device)
 
     def as_called(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Compute parameters (..., D, K) by the network itself."""
@@ -128,6 +130,11 @@ class ForeignConditioner:
         return NetworkSpec.of_layers(
             self.ranks, layers, direct, (1,), self.counts, self.parameter_major
         )
+
+
+def priors_of(module: nn.Module) -> dict[str, Any]:
+    """Return what draws weights of a module, as Pyro's modules have it."""
+    return cast(dict[str, Any], vars(module).get("_pyro_samples", {}))
 
 
 def _reach(layer: ForeignLayer, reach: Tensor) -> Tensor:

@@ -10,8 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from made_flows._torch import has_concrete_values, is_autocast, is_traced, is_untransformed
-from made_flows.interop.conditioner import ForeignConditioner
+from made_flows._torch import (
+    has_concrete_values,
+    is_autocast,
+    is_traced,
+    is_untransformed,
+    modes_kept,
+)
+from made_flows.interop.conditioner import ForeignConditioner, priors_of
 from made_flows.inverse import dispatch
 from made_flows.inverse.d_pass import warn_of_passes
 from made_flows.inverse.problem import Conditioner
@@ -52,6 +58,7 @@ class Fast:
         net = (inner if isinstance(inner, MADE) else inner.net) if self.net is None else self.net
         self._watch = Watch(net, is_weight_hook)
         self._noisy = [module for module in net.modules() if isinstance(module, _NOISY)]
+        self._priors = [*map(priors_of, net.modules())]
         self._activations = inner.settings() if isinstance(inner, ForeignConditioner) else ()
 
     def holds(self) -> bool:
@@ -79,18 +86,19 @@ class Fast:
         Raises:
             NotUnderstoodError: where it cannot, for a reason that a user may not think of.
         """
+        if not self.steady():  # before its weights are looked at, which a look may change
+            return False
         conditioner = self.conditioner
-        device = next(iter(conditioner.parameters())).device
+        like = conditioner.like
         fits = (
             conditioner.features > 1
-            and device.type != "meta"
-            and self._fits(known, conditioner.features, device)
+            and not like.is_meta
+            and _fits(known, conditioner.features, like)
             and known.numel() > 0
             and (
                 context is None
-                or (conditioner.context > 0 and self._fits(context, conditioner.context, device))
+                or (conditioner.context > 0 and _fits(context, conditioner.context, like))
             )
-            and self.steady()
         )
         looked_at = not is_untransformed(known)  # in operators of torch, autograd does not record
         own = self.differentiable or not (looked_at or self._asks_for_gradient(known, context))
@@ -114,23 +122,25 @@ class Fast:
         return network.structure, sum(map(Tensor.numel, matrices)) // 2  # the others are masks
 
     def steady(self) -> bool:
-        """Tell whether every call computes the same: no dropout, no batch statistics."""
-        return not any(module.training and getattr(module, "p", 1) > 0 for module in self._noisy)
-
-    def _fits(self, tensor: Any, size: int, device: torch.device) -> bool:
-        return (
-            isinstance(tensor, Tensor)
-            and tensor.dim() > 0
-            and tensor.shape[-1] == size
-            and tensor.dtype == self.conditioner.dtype
-            and tensor.device == device
-        )
+        """Tell whether every call computes the same: no dropout, no batch statistics, no priors."""
+        noisy = (module.training and getattr(module, "p", 1) > 0 for module in self._noisy)
+        return not (any(noisy) or any(self._priors))
 
     def _asks_for_gradient(self, *tensors: Tensor | None) -> bool:
         return torch.is_grad_enabled() and (
             any(tensor is not None and tensor.requires_grad for tensor in tensors)
             or any(weight.requires_grad for weight in self.conditioner.parameters())
         )
+
+
+def _fits(tensor: Any, size: int, like: Tensor) -> bool:
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.dim() > 0
+        and tensor.shape[-1] == size
+        and tensor.dtype == like.dtype
+        and tensor.device == like.device
+    )
 
 
 def _expect_reverse_mode_once() -> None:
@@ -159,9 +169,17 @@ def _expect_finite(*tensors: Tensor | None) -> None:
             raise NotUnderstoodError("some of the values are not finite")
 
 
-_NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
-"""Modules that compute something else in training than in evaluation; dropout if its p, which may
-be changed, is not zero."""
+_SPECTRAL = nn.utils.parametrizations._SpectralNorm
+"""In training its estimate changes whenever the weight is looked at."""
+
+_NOISY = (
+    nn.modules.dropout._DropoutNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.RReLU,
+    _SPECTRAL,
+)
+"""Modules that compute something else in every call of training; dropout if its p, which may be
+changed, is not zero."""
 
 
 class FastLayer:
@@ -174,6 +192,25 @@ class FastLayer:
     def made_flows_read(self) -> Fast:
         """Read the layer; raise :class:`NotUnderstoodError` where it cannot be understood."""
         raise NotImplementedError
+
+    @classmethod
+    def made_flows_read_of(cls, layer: Any) -> Fast:
+        """Read a layer, as :meth:`made_flows_read` does, whatever its network was made into.
+
+        Raises:
+            NotUnderstoodError: where it cannot be understood, or has not got what its class has.
+        """
+        estimates = [part for part in layer.modules() if isinstance(part, _SPECTRAL)]
+        try:
+            with modes_kept(estimates):
+                for part in estimates:
+                    part.eval()  # or every look at a weight would change it
+                return cls.made_flows_read(layer)
+        except NotUnderstoodError:
+            raise
+        except Exception as error:
+            reason = f"it is not made as its class makes it ({type(error).__name__}: {error})"
+            raise NotUnderstoodError(reason) from error
 
     def made_flows_settings(self) -> tuple[Any, ...]:
         """Return the network, and everything else that the fast inverse is made of."""
@@ -194,7 +231,7 @@ class FastLayer:
                 return None  # under torch.func masks cannot be read
             if any(weight.is_meta for weight in cast(nn.Module, self).parameters()):
                 return None  # nor where there are no values
-            fast = self.made_flows_keep(self.made_flows_read())
+            fast = self.made_flows_keep(type(self).made_flows_read_of(self))
         return fast
 
     def _made_flows_holds(self, fast: Fast) -> bool:

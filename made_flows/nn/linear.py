@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from made_flows._cache import TensorCache
 from made_flows._checks import expect
@@ -238,5 +239,7 @@ def run_weight_hooks(layers: Iterable[nn.Module | None]) -> None:
 
 def is_weight_hook(hook: Any) -> bool:
     """Say whether a forward pre-hook does nothing but compute a weight, as pruning's does."""
+    if isinstance(hook, SpectralNorm):
+        return False  # in training it improves its estimate, too
     name = getattr(hook, "_tensor_name", getattr(hook, "name", None))
     return isinstance(name, str) and name in ("weight", "bias", "mask_weight")

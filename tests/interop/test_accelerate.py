@@ -26,11 +26,13 @@ import torch
 import zuko
 from nflows.transforms import InputOutsideDomain
 from pyro.infer.autoguide import AutoIAFNormal
+from pyro.nn.module import PyroModule, to_pyro_module_
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import made_flows as mf
 from made_flows.interop import fast_layer
-from made_flows.interop.class_swap import original_class
+from made_flows.interop.class_swap import Swapped, original_class
 from made_flows.inverse import sequential_inverse
 from made_flows.inverse.d_pass import SlowInverseWarning
 from tests.helpers.default_dtype import default_dtype
@@ -403,6 +405,22 @@ def test_restore(name: str) -> None:
     with passes(NETWORKS) as counts, torch.no_grad():
         row.slow(fast, u.clone(), context)
     assert counts["passes"] == 1
+
+
+def test_what_else_was_made_of_a_class_is_not_undone() -> None:
+    class Doubled(nn.Module):
+        def forward(self, value: Tensor) -> Tensor:
+            return 2 * value
+
+    layer = make(LAYERS["nflows"])
+    layer.register_parameter("extra", nn.Parameter(torch.ones(2)))
+    mf.accelerate(layer)
+    parametrize.register_parametrization(layer, "extra", Doubled())
+    to_pyro_module_(layer)
+    mf.undo_acceleration(layer)
+    assert not isinstance(layer, Swapped)
+    assert isinstance(layer, PyroModule)
+    assert layer.extra.tolist() == [2, 2]
 
 
 def test_accelerating_twice_is_accelerating_once() -> None:

@@ -20,11 +20,15 @@ LIBRARIES = tuple(sorted(file.name for file in iter_modules(__path__) if file.na
 """Their names."""
 
 
+_ADAPTER = "pyro.nn.module"
+"""Where classes are made that let Pyro see the weights of any module."""
+
+
 def library_of(layer: Any) -> str | None:
     """Find the library whose class an object's class extends; None for this library's own."""
     for kind in type(layer).__mro__:
         library, _, rest = kind.__module__.partition(".")
-        if library in LIBRARIES:
+        if library in LIBRARIES and kind.__module__ != _ADAPTER:
             return library
         if library == "made_flows" and not rest.startswith("interop"):
             return None
