@@ -57,7 +57,9 @@ _Output = Annotated[
     Path | None, typer.Option("-o", "--output", help=".csv, .parquet or .npy; else on the screen")
 ]
 _Orders = Annotated[int, typer.Option(min=1, help="orders of the columns to mix")]
-_Seed = Annotated[int | None, typer.Option(min=0, help="makes what is random repeat")]
+_Seed = Annotated[
+    int | None, typer.Option(min=0, max=2**64 - 1, help="makes what is random repeat")
+]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
 
 
@@ -105,14 +107,20 @@ def fit_command(
 ) -> None:
     """Fit a density to a table, and save the model."""
     check_output(output, table=False)
-    said = dict(_said(text) for text in columns)
-    if budget is not None and (said or context or checkpoint):
-        words = "--columns, --context and --checkpoint"
+    kinds = [_said(text) for text in columns]
+    said = dict(kinds)
+    if len(said) < len(kinds):
+        words = "Expected --columns once for each column; got one twice, of"
+        raise CommandError(Code.OPTION, f"{words} {', '.join(name for name, _ in kinds)}")
+    if budget is not None and (said or context or checkpoint or max_epochs):
+        words = "--columns, --context, --checkpoint and --max-epochs"
         raise CommandError(Code.OPTION, f"Expected --budget without {words}")
     check_output(checkpoint, table=False)
     check_different({"DATA": data, "--output": output, "--checkpoint": checkpoint})
     seed = _seed_of(0 if checkpoint and seed is None else seed)
     file = TableFile(data, missing)
+    if missing and not file.text:
+        raise CommandError(Code.OPTION, f"Expected --missing for files of text; got {data}")
     piece, count = file.sample(rows or _HELD, seed)
     if count < 2:
         raise CommandError(Code.DATA, f"Expected {data} to have two rows or more; got one")
@@ -168,8 +176,8 @@ def score(
 ) -> None:
     """Write the log-likelihood of every row of a table."""
     found, file = opened(model, data, output)
-    if by_column:
-        check_table(found, model)
+    if by_column or orders > 1:
+        check_table(found, model, "--by-column" if by_column else "--orders")
     total, count, odd = 0.0, 0, None
     with writing(output) as put:
         for given, piece in watched(file, found, "scored", quiet):
@@ -178,6 +186,7 @@ def score(
                 each = found.score_columns(piece.rows) if by_column else {}
             columns = {"log_likelihood": likelihood}
             columns |= {f"log_p_{name}": values for name, values in each.items()}
+            _expect_free([*columns] if least is None else ["file", "row", *columns], given, keep)
             before = dict(zip(given.column_names, given.columns, strict=True)) if keep else {}
             rows = pa.table(
                 before | {name: pa.array(v, from_pandas=True) for name, v in columns.items()}
@@ -217,6 +226,8 @@ def sample(
         words = "with" if conditional else "without"
         raise CommandError(Code.OPTION, f"Expected --given a table {words} context columns, as "
                            f"{model} has {found.context}")  # fmt: skip
+    if orders > 1:
+        check_table(found, model, "--orders")
     random = seeded(_seed_of(seed), torch.device("cpu"))
     with random, writing(output) as put:
         if given is None:
@@ -243,14 +254,18 @@ def impute(
     draw: Annotated[
         bool, typer.Option("--draw", help="a random draw in place of the best guess")
     ] = False,
-    draws: Annotated[int, typer.Option(min=1, help="draws of a best guess")] = 50,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="draws of a best guess", show_default="50")
+    ] = None,
     orders: _Orders = 1,
     seed: _Seed = 0,
     quiet: _Quiet = False,
 ) -> None:
     """Fill in what a table lacks; what it has stays as it is."""
+    if draw and draws is not None:
+        raise CommandError(Code.OPTION, "Expected --draw or --draws, of a best guess; got both")
     found, file = opened(model, data, output)
-    check_table(found, model)
+    check_table(found, model, "what is missing")
     names, cells = found.schema.names, 0
     with seeded(_seed_of(seed), torch.device("cpu")), writing(output) as put:
         for before, piece in watched(file, found, "completed", quiet):
@@ -258,7 +273,7 @@ def impute(
                 filled = (
                     found.impute(piece.rows, orders=orders)
                     if draw
-                    else found.fill(piece.rows, draws=draws, orders=orders, seed=None)
+                    else found.fill(piece.rows, draws=draws or 50, orders=orders, seed=None)
                 )
             after = before
             for i, name in enumerate(before.column_names):
@@ -306,6 +321,13 @@ def _said(text: str) -> tuple[str, Any]:
         expect(kind in KINDS, "the kind", f"to be one of {', '.join(KINDS)}", kind)
         ends = tuple(float(number) for number in numbers)
         return name, (kind, *ends) if ends else kind
+
+
+def _expect_free(names: list[str], table: pa.Table, keep: bool) -> None:
+    taken = [name for name in names if keep and name in table.column_names]
+    if taken:
+        words = "Expected --keep of a table without the columns that are added"
+        raise CommandError(Code.OPTION, f"{words}; got one with {taken}")
 
 
 def _fitted(

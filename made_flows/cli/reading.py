@@ -359,7 +359,9 @@ def _unlike(piece: Piece, name: str, kind: str, advice: str = "") -> CommandErro
     column = piece.rows[name]
     prefixes = range(1, len(column) + 1)
     row = bisect_left(prefixes, True, key=lambda rows: _as(column.slice(0, rows), kind) is None)
-    wanted = {"bool": "true or false", "date": "dates"}.get(kind, "numbers")
+    durations = "durations, which a file .parquet can"
+    known = {"bool": "true or false", "date": "dates", "duration": durations}
+    wanted = known.get(kind, "numbers")
     return CommandError(
         Code.DATA,
         f"Expected column {name!r} of {piece.file} to hold {wanted}; got {column[row].as_py()!r} "

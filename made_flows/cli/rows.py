@@ -43,11 +43,11 @@ def opened(model: Path, data: Path, output: Path | None) -> tuple[Any, TableFile
     return found, TableFile(data, record_of(found).get("missing", ()))
 
 
-def check_table(model: Any, path: Path) -> None:
+def check_table(model: Any, path: Path, what: str) -> None:
     """Refuse a model of numbers alone, for what only a model of a table can do."""
     if not isinstance(model, TableMADE):
-        got = type(model).__name__
-        raise CommandError(Code.MODEL, f"Expected a model of a table in {path}; got {got}")
+        words = f"Expected a model of a table in {path} for {what}"
+        raise CommandError(Code.MODEL, f"{words}; got {type(model).__name__}")
 
 
 def record_of(model: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def check_output(path: Path | None, *, table: bool = True) -> None:
     """Raise a CommandError, before any work, for a file that could not be written in the end."""
     if path is None:
         return
-    if table and (suffix(path) is None or path.suffix not in (".csv", ".gz", ".parquet", ".npy")):
+    if table and not path.name.endswith((".csv", ".csv.gz", ".parquet", ".npy")):
         words = "to end in .csv, .csv.gz, .parquet or .npy"
         raise CommandError(Code.OPTION, f"Expected the output {words}; got {path}")
     with _refusing(path):

@@ -69,7 +69,7 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
         expect_type(kind in FRAMES, argument, "to be a table", table)
         twice = sorted({str(name) for name in names if names.count(name) > 1})
         expect(not twice, argument, "to have columns of different names", ", ".join(twice))
-        columns = {name: np.asarray(table[name]) for name in names}
+        columns = {name: _of_frame(table[name], str(name)) for name in names}
     else:
         matrix = table.detach().cpu().numpy() if isinstance(table, torch.Tensor) else table
         wanted = "to be a table: a frame, a matrix or arrays by name"
@@ -134,6 +134,19 @@ def write(columns: Mapping[str, Any], kind: str, like: Any = None) -> Any:
     return made if like is None else like
 
 
+def _of_frame(column: Any, name: str) -> Any:
+    """Return a frame's column as an array, in which nothing that is missing has become a value."""
+    if hasattr(getattr(column, "type", None), "index_type"):
+        # Arrow numbers categories from 0, and NumPy makes the last one of what is missing.
+        column = column.cast(column.type.value_type)
+    array = np.asarray(column)
+    if array.dtype.kind == "f" and hasattr(column, "fill_null") and np.isnan(array).any():
+        whole = np.asarray(column.fill_null(0))  # integers, which what is missing made floats of
+        if whole.dtype.kind in "iu":
+            _integers(whole.astype(np.float64), whole, name)
+    return array
+
+
 def _array(values: Any) -> Any:
     """Return an array; of objects from lists, whose values NumPy would bring to one type."""
     return np.asarray(values) if hasattr(values, "__array__") else np.asarray(values, dtype=object)
@@ -177,7 +190,7 @@ def _values(column: Any, name: str) -> Values:
 
 def _integers(numbers: Any, given: Any, name: str) -> Values:
     """Refuse integers that double precision would round."""
-    inexact = np.abs(numbers) > _EXACT
+    inexact = np.abs(numbers) >= _EXACT  # as the next integer is, once it is rounded
     if inexact.any():
         row = int(inexact.argmax())
         words = "to hold integers below 2**53 (or, of identifiers, text)"

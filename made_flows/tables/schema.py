@@ -96,6 +96,8 @@ class Schema:
             unknown = [name for name in names if name not in read_columns]
             expect(not unknown, argument, f"to name columns of the table ({_listed(read_columns)})",
                    _listed(unknown))  # fmt: skip
+        twice = [name for name in read_columns if context.count(name) > 1]
+        expect(not twice, "context", "to name each column once", _listed(twice))
         found: dict[str, Column] = {}
         left_out: dict[str, str] = {}
         missing = []

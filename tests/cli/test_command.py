@@ -97,6 +97,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.table({"a": pa.nulls(9)}), place / "nothing.parquet")
     pq.write_table(pa.table({"a": pa.array([b"1", b"2"])}), place / "bytes.parquet")
     mf.save(mf.MADE(2), place / "network.safetensors")
+    taken = pa.table({"row": np.arange(9) % 4, "log_likelihood": RNG.normal(size=9)})
+    spans = pa.table({"span": RNG.integers(0, 9, 9).astype("m8[s]")})
+    for name, table in (("scores", taken), ("spans", spans)):
+        mf.save(mf.TableMADE.from_data(table, hidden_features=(4,)), place / f"{name}.safetensors")
+        pa.csv.write_csv(table, place / f"{name}.csv")
     (place / "empty folder").mkdir()
     os.mkfifo(place / "pipe")
     mixed = place / "mixed folder"
@@ -243,6 +248,26 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "budget and columns": (
         ("fit", "good.npy", "-o", "m", "--budget", "fast", "--columns", "x0=real"), 2, "without",
     ),
+    "budget and epochs": (
+        ("fit", "good.npy", "-o", "m", "--budget", "fast", "--max-epochs", "3"), 2, "--max-epochs"),
+    "a column said twice": (
+        ("fit", "good.csv", "-o", "m", "--columns", "size=real", "--columns", "size=spline"), 2,
+        "once for each column",
+    ),
+    "a context twice": (
+        ("fit", "good.csv", "-o", "m", "--context", "day", "--context", "day"), 3, "column once"),
+    "marks in a matrix": (
+        ("fit", "good.npy", "-o", "m", "--missing", "?"), 2, "for files of text; got good.npy"),
+    "a large seed": (("sample", T, "--seed", str(2**64)), 2, "--seed"),
+    "orders of numbers": (("score", M, "good.npy", "--orders", "2"), 4, "for --orders; got Gauss"),
+    "samples of orders": (("sample", M, "--orders", "2"), 4, "for --orders; got GaussianMADE"),
+    "a draw and draws": (("impute", T, "good.csv", "--draw", "--draws", "9"), 2, "got both"),
+    "names of the scores": (
+        ("score", "scores.safetensors", "scores.csv", "--keep"), 2, "got one with ['log_likeli"),
+    "names of the least": (
+        ("score", "scores.safetensors", "scores.csv", "--keep", "--least", "1"), 2, "['row', 'log"),
+    "a compressed matrix": (("sample", M, "-o", "rows.npy.gz"), 2, "to end in .csv, .csv.gz"),
+    "durations as text": (("score", "spans.safetensors", "spans.csv"), 3, "to hold durations"),
     "no rows": (("sample", T, "-n", "0"), 2, "'--count'"),
     "unknown output": (("sample", T, "-o", "rows.xlsx"), 2, "rows.xlsx"),
     "text in a matrix": (("sample", T, "-o", "rows.npy"), 2, "got column 'kind'"),

@@ -71,6 +71,11 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         "context to be a list of names",
     ),
+    "context, twice": (
+        of(GOOD, context=["kind", "kind"]),
+        ValueError,
+        "each column once; got 'kind",
+    ),
     "a seed of draws": (lambda: MODEL.sample(2, seed="a"), TypeError, "seed to be a non-negative"),
     "half a seed": (lambda: MODEL.fill(GOOD, seed=0.5), TypeError, "seed to be a non-negative"),
     "a seed of training": (

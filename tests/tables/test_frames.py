@@ -109,3 +109,22 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(ImportError, match="pip install pandas"):
         write({"x": np.zeros(2)}, "pandas")
+
+
+@pytest.mark.parametrize("values", ["text", "whole", "real", "day"])
+def test_what_is_missing_of_arrows_categories_is_missing(values: str) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    plain = arrow.array([None, *COLUMNS[values], None])
+    for column in (plain.dictionary_encode(), arrow.chunked_array([plain.dictionary_encode()] * 2)):
+        given = plain.to_pylist() * (len(column) // len(plain))
+        found = read(arrow.table({"a": column}))[0]["a"].missing
+        assert found.tolist() == [value is None or value != value for value in given]
+
+
+@pytest.mark.parametrize("kind", ["polars", "pyarrow"])
+def test_large_integers_beside_what_is_missing_are_refused(kind: str) -> None:
+    library: Any = pytest.importorskip(kind)
+    make = library.DataFrame if kind == "polars" else library.table
+    assert read(make({"a": [1, None, 2**53 - 1]}))[0]["a"].array[2] == 2**53 - 1
+    with pytest.raises(ValueError, match=r"below 2\*\*53 .* got 9007199254740993 in row 2"):
+        read(make({"a": [1, None, 2**53 + 1]}))
