@@ -31,6 +31,7 @@ MISSING = tuple(pa.csv.ConvertOptions().null_values)
 
 _BLOCK = 2**20
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+_LONG = r"^-?\d{16,300}$"
 _TRUTH = "(?i)^(true|false)$"
 _MOSTLY = 0.9
 """The share of a text column's values that are numbers from which on the others are mistakes."""
@@ -43,7 +44,7 @@ _READ_AS: dict[Any, tuple[str, ...]] = {
 
 _TYPES: dict[str, tuple[Any, ...]] = {
     "bool": (pa.bool_(),),
-    "date": (pa.timestamp("us"), pa.timestamp("us", "UTC")),
+    "date": tuple(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")),
     "duration": (),
 }
 """What text of other kinds than numbers is read as, tried one after the other."""
@@ -259,10 +260,10 @@ def _header(path: str, delimiter: str = "") -> tuple[str, list[str]]:
         raw = stream.read(_BLOCK)
     expect(b"\0" not in raw, path, "to be text in UTF-8", "bytes of zero, as in UTF-16")
     start = raw.decode("utf-8-sig", errors="replace")
-    line = next(iter(io.StringIO(start)), "")
+    line = next(io.StringIO(start, newline=""), "")  # which any ending ends
     expect(bool(line.strip()), path, "to begin with the names of columns", "nothing")
     delimiter = delimiter or max(",;\t|", key=line.count)
-    names = next(csv.reader(io.StringIO(start), delimiter=delimiter))
+    names = next(csv.reader(io.StringIO(start, newline=""), delimiter=delimiter))
     _check_names(names, path)
     named = not all(re.fullmatch(r"-?\d*\.\d+(e[-+]?\d+)?", name.strip()) for name in names)
     expect(named, path, "to begin with the names of columns", line.strip())
@@ -348,10 +349,18 @@ def _as(column: Any, kind: str) -> Any:
         return None
     if kind in ("int", "float"):
         column = pc.replace_substring_regex(column, r"^\+", "")
+        long = column.filter(pc.match_substring_regex(column, _LONG)).to_pylist()
+        if any(map(_is_rounded, long)):
+            return None
     for type_ in _TYPES.get(kind, (pa.int64(), pa.float64())):
         with suppress(pa.ArrowInvalid):
             return column.cast(type_)
     return None
+
+
+def _is_rounded(text: str) -> bool:
+    """Tell whether double precision cannot hold an integer."""
+    return int(float(text)) != int(text)
 
 
 def _unlike(piece: Piece, name: str, kind: str, advice: str = "") -> CommandError:
@@ -361,9 +370,7 @@ def _unlike(piece: Piece, name: str, kind: str, advice: str = "") -> CommandErro
     row = bisect_left(prefixes, True, key=lambda rows: _as(column.slice(0, rows), kind) is None)
     durations = "durations, which a file .parquet can"
     known = {"bool": "true or false", "date": "dates", "duration": durations}
-    wanted = known.get(kind, "numbers")
-    return CommandError(
-        Code.DATA,
-        f"Expected column {name!r} of {piece.file} to hold {wanted}; got {column[row].as_py()!r} "
-        f"in row {piece.numbers[row]}{advice}",
-    )
+    got = column[row].as_py()
+    long = "integers below 2**53" if re.search(_LONG, got) else "numbers"
+    words = f"Expected column {name!r} of {piece.file} to hold {known.get(kind, long)}"
+    return CommandError(Code.DATA, f"{words}; got {got!r} in row {piece.numbers[row]}{advice}")

@@ -153,6 +153,8 @@ BAD: dict[str, Callable[[list[str]], bytes]] = {
     ),
     "numbers.csv": lambda lines: b"x0,x1\n1.5,2\n,3\n",
     "huge.csv": lambda lines: b"id,x\n" + b"".join(b"%d,1\n" % (2**60 + i) for i in range(9)),
+    "huger.csv": lambda lines: b"id,x\n" + b"".join(b"%d,1\n" % (10**19 + i) for i in range(9)),
+    "mixed.csv": lambda lines: b"x,y\n0.5,1\n%d,2\n0,3\n" % (2**53 + 1),
     "far.csv": lambda lines: "".join(lines).encode() + b"1e300,2,new,2024-01-01,True\n",
     "overflow.csv": lambda lines: "".join(lines).encode() + b"1e999,2,new,2024-01-01,True\n",
     "utf16.csv": lambda lines: "".join(lines).encode("utf-16"),
@@ -182,6 +184,8 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "names twice": (("fit", "twice.csv", "-o", "m"), 3, "different names; got a"),
     "other bytes": (("fit", "bytes.csv", "-o", "m"), 3, "UTF8"),
     "huge identifiers": (("fit", "huge.csv", "-o", "m"), 3, "below 2**53"),
+    "huger ones": (("fit", "huger.csv", "-o", "m"), 3, "'id' of huger.csv to hold integers below"),
+    "huge beside a fraction": (("fit", "mixed.csv", "-o", "m"), 3, "got '9007199254740993' in row"),
     "infinite": (("fit", "infinite.csv", "-o", "m"), 3, "'size' to be finite; got inf in row 4"),
     "torn Parquet": (("fit", "short.parquet", "-o", "m"), 3, "short.parquet"),
     "no Parquet": (("fit", "fake.parquet", "-o", "m"), 3, "fake.parquet"),
@@ -465,6 +469,26 @@ def test_marks_of_missing_values_are_remembered(folder: Path, tmp_path: Path) ->
 def test_a_delimiter_is_what_parts_the_header(folder: Path, tmp_path: Path) -> None:
     done("fit", folder / "plain.txt", "-o", tmp_path / "m", "--columns", "x=count", *FIT)
     assert set(mf.load(tmp_path / "m").schema.names) == {"x", "y"}
+
+
+TEXTS = {
+    "carriage returns": (b"x,y\r1,2\r3,4\r", {}, {"x": [1, 3], "y": [2, 4]}),
+    "identifiers": (
+        b"x\n18446744073709551617\n1\n", {"x": "category"}, {"x": ["18446744073709551617", "1"]}),
+    "large, but as they are": (b"x\n%d\n0.5\n" % 10**20, {}, {"x": [1e20, 0.5]}),
+    "nanoseconds": (
+        b"x\n2024-01-02 03:04:05.000006007\n2024-01-02\n", {},
+        {"x": [np.datetime64("2024-01-02T03:04:05.000006007"), np.datetime64("2024-01-02")]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_text_is_read_as(name: str, tmp_path: Path) -> None:
+    text, said, expected = TEXTS[name]
+    (tmp_path / "a.csv").write_bytes(text)
+    rows = inferred(TableFile(tmp_path / "a.csv").sample(99, 0)[0], said).rows
+    assert {each: list(np.asarray(rows[each])) for each in rows.column_names} == expected
 
 
 def test_of_many_rows_some_are_drawn(folder: Path, tmp_path: Path) -> None:
