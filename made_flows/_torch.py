@@ -43,6 +43,12 @@ def has_gradient_hooks(modules: Iterable[nn.Module]) -> bool:
     )
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Tell whether hooks take part in a call of a module, or in its gradients."""
+    own = module._forward_hooks or module._forward_pre_hooks
+    return bool(own) or has_global_hooks() or has_gradient_hooks([module])
+
+
 def is_forward_mode() -> bool:
     """Tell whether forward-mode derivatives are being taken (``jvp``, ``jacfwd``, dual tensors)."""
     return bool(torch.autograd.forward_ad._current_level >= 0)

@@ -181,14 +181,14 @@ _NORMALIZATIONS: dict[str, Callable[[int], Transform]] = {"batch": BatchNorm, "a
 
 
 def _make_bijection(bijection: str | Bijection, scale: str | ScaleRule | None) -> Bijection:
-    word = bijection if isinstance(bijection, str) else None
-    if isinstance(bijection, Bijection) or word == "spline":
-        expect(scale is None, "scale", "to be left out for this bijection", scale)
-        return bijection if isinstance(bijection, Bijection) else RationalQuadraticSpline()
-    names = ", ".join(_BIJECTIONS)
-    known = word in _BIJECTIONS
-    expect(known, "bijection", f"to be a Bijection or one of {names}", shown(bijection))
-    kind: Any = _BIJECTIONS[cast(str, word)]
+    needless = "to be left out for this bijection"
+    if isinstance(bijection, Bijection):
+        expect(scale is None, "scale", needless, scale)
+        return bijection
+    wanted = f"to be a Bijection or one of {', '.join(_BIJECTIONS)}"
+    expect_word(bijection, _BIJECTIONS, "bijection", wanted)
+    expect(scale is None or bijection != "spline", "scale", needless, scale)
+    kind: Any = _BIJECTIONS[bijection]
     return cast(Bijection, kind() if scale is None else kind(scale))
 
 
@@ -213,8 +213,7 @@ def _turns(features: int, order: Any) -> tuple[Any, Any]:
     if not isinstance(order, str):
         given = make_order(features, order)
         return given, given.flip(0)
-    wanted = "to be 'reverse', 'random' or a permutation"
-    expect(order in ("reverse", "random"), "order", wanted, shown(order))
+    expect_word(order, ("reverse", "random"), "order", "to be 'reverse', 'random' or a permutation")
     return ("natural", "reversed") if order == "reverse" else ("random", "random")
 
 

@@ -67,13 +67,11 @@ class OrderSchedule(WithConstants):
         self.any_order, self.any_degrees = isinstance(orders, str), isinstance(masks, str)
         of_masks = "to be 'all' or a number of sets of degrees"
         expect(not self.any_degrees or masks == "all", "masks", of_masks, shown(masks))
-        self.per_batch: int | Literal["row"] = "row"
-        if not (isinstance(per_batch, str) and per_batch == "row"):
-            expect_type(
-                isinstance(per_batch, Integral), "orders_per_batch", "to be an integer or 'row'",
-                per_batch,
-            )  # fmt: skip
-            self.per_batch = positive_integer(per_batch, "orders_per_batch")
+        row = isinstance(per_batch, str) and per_batch == "row"
+        known = row or isinstance(per_batch, Integral)
+        expect_type(known, "orders_per_batch", "to be an integer or 'row'", per_batch)
+        count = None if row else positive_integer(per_batch, "orders_per_batch")
+        self.per_batch: int | Literal["row"] = count or "row"
         self.shape = made.shape
         # A tensor: checkpoints of training keep it, and a compiled step reads it anew.
         self.register_buffer("turn", torch.zeros((), dtype=torch.long), persistent=False)

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from made_flows._checks import described, expect, expect_type, shown
+from made_flows._checks import described, expect, expect_type, expect_word
 from made_flows._keys import KeyedModule
 from made_flows._torch import (
     class_of,
     has_concrete_values,
-    has_global_hooks,
-    has_gradient_hooks,
+    is_hooked,
+    is_traced,
     is_transformed,
     modes_kept,
 )
@@ -90,7 +90,7 @@ def make_activation(activation: Any, argument: str = "activation") -> nn.Module:
     """
     if isinstance(activation, str):
         names = ", ".join(ACTIVATIONS)
-        expect(activation in ACTIVATIONS, argument, f"to be one of {names}", shown(activation))
+        expect_word(activation, ACTIVATIONS, argument, f"to be one of {names}")
         return ACTIVATIONS[activation]()
     kind = activation if isinstance(activation, type) else type(activation)
     if isinstance(activation, type) and issubclass(activation, nn.Module):
@@ -180,7 +180,7 @@ def activate(activation: nn.Module, z: Tensor, *, overwrite: bool) -> Tensor:
     if not overwrite:
         return apply(z.clone() if may_overwrite(activation) else z)
     # What nothing else needs here may be needed where a trace of torch.jit is run.
-    kept = _is_hooked(activation) or torch._C._get_tracing_state() is not None
+    kept = is_hooked(activation) or is_traced()
     in_place = None if kept else _IN_PLACE.get(class_of(activation))
     if in_place is None or (isinstance(activation, nn.LeakyReLU) and activation.negative_slope < 0):
         return apply(z)
@@ -192,16 +192,11 @@ def may_overwrite(activation: Any) -> bool:
 
     Modules and functions that are not known may, and so may hooks.
     """
-    if isinstance(activation, _Wrapped) and not _is_hooked(activation):
+    if isinstance(activation, _Wrapped) and not is_hooked(activation):
         return may_overwrite(activation.function)
-    if isinstance(activation, nn.Module) and _is_hooked(activation):
+    if isinstance(activation, nn.Module) and is_hooked(activation):
         return True
     return activation_code(activation) is None or bool(getattr(activation, "inplace", False))
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    own = module._forward_hooks or module._forward_pre_hooks
-    return bool(own) or has_global_hooks() or has_gradient_hooks([module])
 
 
 def activation_name(activation: nn.Module) -> str:

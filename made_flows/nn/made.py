@@ -19,6 +19,7 @@ from made_flows._checks import (
     check_generator,
     expect,
     expect_type,
+    expect_word,
     non_negative_integer,
     per_feature,
     positive_integer,
@@ -27,7 +28,7 @@ from made_flows._checks import (
     widths,
 )
 from made_flows._registry import saveable
-from made_flows._torch import has_global_hooks, has_gradient_hooks
+from made_flows._torch import is_hooked
 from made_flows.nn import masks as mk
 from made_flows.nn import reordering
 from made_flows.nn.connectivity import DependencyWarning, Shape, connect_by_graph, connect_in_order
@@ -154,8 +155,7 @@ class MADE(MaskedMLP):
         expect_type(known, "direct", "to be True, False or 'first'", direct)
         only_first = word and len(hidden) > 0
         shape = Shape(features, context, columns, outputs, widened, residual, only_first)
-        rules = "to be 'even' or 'random'"
-        expect(isinstance(degrees, str), "degrees", rules, shown(degrees))
+        expect_word(degrees, ("even", "random"), "degrees", "to be 'even' or 'random'")
         named = order if isinstance(order, str) else None
         check_generator(generator, draws=adjacency is None and "random" in (named, degrees))
         if adjacency is None:
@@ -368,11 +368,8 @@ class MADE(MaskedMLP):
         return not (
             kind.forward is not MADE.forward
             or kind.__call__ is not MADE.__call__
-            or self._forward_hooks
-            or self._forward_pre_hooks
             or "forward" in self.__dict__
-            or has_global_hooks()
-            or has_gradient_hooks([self])
+            or is_hooked(self)
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -382,7 +379,8 @@ class MADE(MaskedMLP):
         super().__setstate__({"_plans": {}, **state})  # pickled by 0.3.0, it has none
 
     def extra_repr(self) -> str:
-        order = f"order={_shown_order(self.order.tolist())}"
+        listed = self.order.tolist()
+        order = f"order={mk.order_name(listed) or mk.shortened(listed)}"
         parts = [
             f"features={self.features}",
             f"context={self.context}" if self.context else "",
@@ -420,8 +418,3 @@ def _with_block_ends(hidden: tuple[int, ...]) -> tuple[int, ...]:
 
 def _one_or_all(counts: tuple[int, ...]) -> int | tuple[int, ...]:
     return counts[0] if len(set(counts)) == 1 else counts
-
-
-def _shown_order(order: list[int]) -> str:
-    listed = str(order) if len(order) <= 12 else f"{str(order[:6])[:-1]}, ...]"
-    return mk.order_name(order) or listed

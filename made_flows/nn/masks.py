@@ -82,6 +82,11 @@ def order_name(order: Sequence[int]) -> str | None:
     return next((name for name, each in named.items() if each == [*order]), None)
 
 
+def shortened(order: list[int]) -> str:
+    """Write an order in a line: of a long one its first features."""
+    return str(order) if len(order) <= 12 else f"{str(order[:6])[:-1]}, ...]"
+
+
 def _is_permutation(order: Tensor) -> bool:
     places = torch.arange(len(order), device=order.device)
     return holds_integers(order) and torch.equal(order.long().sort().values, places)
@@ -153,7 +158,7 @@ def hidden_degrees(
         generator: source of randomness for ``"random"``.
 
     Raises:
-        ValueError: for an unknown rule or sizes below 1.
+        ValueError: for sizes below 1.
 
     Example:
         >>> hidden_degrees(6, 4)
@@ -167,13 +172,11 @@ def hidden_degrees(
     highest = features - 1
     lowest = min(non_negative_integer(lowest, "lowest"), highest)
     count = highest - lowest + 1
-    if rule == "even":
-        # Counted down from the highest, so that a narrow layer keeps the highest.
-        return highest - (torch.arange(width) * count // width).flip(0)
     if rule == "random":
         drawn = torch.randint(lowest, highest + 1, (width,), generator=generator)
         return drawn.sort().values
-    raise ValueError(f"Expected degrees to be 'even' or 'random'; got {shown(rule)}")
+    # Counted down from the highest, so that a narrow layer keeps the highest.
+    return highest - (torch.arange(width) * count // width).flip(0)
 
 
 def degree_masks(

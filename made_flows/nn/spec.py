@@ -141,19 +141,14 @@ class Structure:
         In a forward pass, which multiplies by masks, such a weight reaches units that do not read
         it, or none where an activation has a limit. In a sweep nothing finite is to come of it.
         """
-        return _nothing_if_finite(self.tainting(tensors))
+        sums = [weight.detach().sum(dtype=torch.float64) for weight in self.tainting(tensors)]
+        return torch.stack(sums).mul(0).sum()
 
     def tainting(self, tensors: Sequence[Any]) -> list[Any]:
         """Return those of a network's tensors of which :meth:`taint` speaks."""
         _, layers, direct = self.unpack(tensors)
         parts = [layer.weight for layer in (*layers, *([] if direct is None else [direct]))]
         return parts + [layer.bias for layer in layers[:-1] if layer.bias is not None]
-
-
-def _nothing_if_finite(weights: Sequence[Tensor]) -> Tensor:
-    """Return zero if all weights are finite, and NaN otherwise."""
-    sums = [weight.detach().sum(dtype=torch.float64) for weight in weights]
-    return torch.stack(sums).mul(0).sum()
 
 
 class LayerSpec(NamedTuple):

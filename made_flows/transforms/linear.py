@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from made_flows._checks import check_generator, positive_integer
 from made_flows._registry import saveable
-from made_flows.nn.masks import make_order, ranks_from_order
+from made_flows.nn.masks import make_order, ranks_from_order, shortened
 from made_flows.transforms.base import Transform
 
 
@@ -52,8 +52,7 @@ class Permutation(Transform):
         return z.index_select(-1, ranks_from_order(self.order)), z.new_zeros(z.shape[:-1])
 
     def extra_repr(self) -> str:
-        order = self.order.tolist()
-        return str(order) if self.features <= 12 else f"{str(order[:6])[:-1]}, ...]"
+        return shortened(self.order.tolist())
 
 
 @saveable

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from made_flows._checks import expect, expect_type, real_number, shown
+from made_flows._checks import expect, expect_type, expect_word, real_number, shown
 from made_flows._registry import saveable
 from made_flows._torch import is_autocast
 
@@ -72,7 +72,7 @@ class ScaleRule(nn.Module):
     ) -> None:
         super().__init__()
         names = ", ".join(SCALE_RULES)
-        expect(rule in SCALE_RULES, "scale rule", f"to be one of {names}", shown(rule))
+        expect_word(rule, SCALE_RULES, "scale rule", f"to be one of {names}")
         self.rule = rule
         self.bound = real_number(bound, "bound", above=0)
         self.low, self.high = real_number(low, "low"), real_number(high, "high")

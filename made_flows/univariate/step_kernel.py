@@ -76,7 +76,7 @@ def has_kernel(owner: nn.Module, scored: bool = False) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _inherits_kernel(kind: type[nn.Module], scored: bool = False) -> bool:
+def _inherits_kernel(kind: type[nn.Module], scored: bool) -> bool:
     """Tell whether the kernel of a head or bijection stands for all that the class does.
 
     A subclass that overrides a part of the map, but not ``kernel``, would otherwise be sampled
