@@ -15,7 +15,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from made_flows._checks import expect, helpful
+from made_flows._checks import expect, helpful, positive_integer
 from made_flows.tables.columns import ATOM, CategoryColumn
 from made_flows.tables.model import TableMADE
 from made_flows.tables.schema import Schema
@@ -76,6 +76,7 @@ class TableEstimator(BaseEstimator):
     def _fit_model(self, X: Any, sample_weight: Any = None, noise: float = 0.0) -> Any:
         """Fit the model, to rows with noise of so many deviations, and return the checked table."""
         X = self._table(X, reset=True)
+        positive_integer(self.orders, "orders")
         seed, rows = self._seed(), X
         if sample_weight is not None:
             rows = _safe_indexing(X, repeated(_check_sample_weight(sample_weight, X), seed))

@@ -10,11 +10,12 @@ from sklearn.base import DensityMixin
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
-from made_flows._checks import positive_integer
+from made_flows._checks import expect, positive_integer
 from made_flows._registry import own_arguments
 from made_flows.models.estimate import estimate
 from made_flows.sklearn.base import TableEstimator, repeated
 from made_flows.tables.frames import read, write
+from made_flows.tables.model import TableMADE
 from made_flows.training.optimization import seeded
 
 
@@ -84,11 +85,17 @@ class MADEDensity(DensityMixin, TableEstimator):
     def score_samples(self, X: Any) -> Any:
         """Return the log-likelihood of every row, (N,)."""
         check_is_fitted(self)
-        if self.budget is None:
+        if isinstance(self.model_, TableMADE):
             return super().score_samples(X)
         rows = torch.from_numpy(self._numbers(X))
         with torch.no_grad():
             return self.model_().log_prob(rows).double().numpy()
+
+    def score_columns(self, X: Any) -> dict[str, Any]:
+        check_is_fitted(self)
+        got = type(self.model_).__name__
+        expect(isinstance(self.model_, TableMADE), "scores of columns", "of budget=None", got)
+        return super().score_columns(X)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return the mean log-likelihood of rows."""
@@ -99,7 +106,7 @@ class MADEDensity(DensityMixin, TableEstimator):
         check_is_fitted(self)
         count = positive_integer(n_samples, "n_samples")
         seed = self._seed(random_state)
-        if self.budget is None:
+        if isinstance(self.model_, TableMADE):
             return self.model_.sample(count, orders=self.orders, seed=seed)
         with seeded(seed, torch.device("cpu")):
             drawn = self.model_().sample((count,)).double().numpy()

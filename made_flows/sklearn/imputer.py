@@ -54,6 +54,8 @@ class MADEImputer(OneToOneFeatureMixin, TransformerMixin, TableEstimator):
 
     def fit(self, X: Any, y: Any = None) -> MADEImputer:
         """Fit the density to rows, of which some values may be missing."""
+        positive_integer(self.draws, "draws")
+        boolean(self.sample_posterior, "sample_posterior")
         self._fit_model(X)
         return self
 

@@ -322,7 +322,8 @@ class TableMADE(DensityModel):
     ) -> Any:
         """Draw rows, as a table of the kind that the model was made from.
 
-        Values are of the columns that are modelled; of categories, those seen in training.
+        Values are of the columns that are modelled (others of a matrix are NaN); of categories,
+        those seen in training.
 
         Args:
             count: how many rows; with a context, how many for each of its rows.

@@ -156,6 +156,11 @@ class Schema:
 
     def table(self, columns: Mapping[str, Any], like: Any = None) -> Any:
         """Return columns as a table of the kind that the model was made from, or of another's."""
+        if like is None and self.frame == "array" and self.left_out:
+            # A matrix has places in place of names: without these columns, others would be there.
+            rows = len(next(iter(columns.values())))
+            every = {**columns, **{name: np.full(rows, np.nan) for name in self.left_out}}
+            columns = {name: every[name] for name in sorted(every, key=lambda name: int(name[1:]))}
         return write(columns, self.frame if like is None else read(like)[1], like)
 
     def _codes(self, which: Sequence[Column], columns: Mapping[str, Values]) -> Tensor:

@@ -50,7 +50,10 @@ ERRORS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] 
         lambda f: MADEDensity(columns={"x0": "normal"}).fit(X), ValueError, "to be one of real"),
     "no component": (lambda f: MADEDensity(components=0).fit(X), ValueError, "components"),
     "no orders": (
-        lambda f: MADEDensity(**{**SMALL, "orders": 0}).fit(X).score(X), ValueError, "orders"),
+        lambda f: MADEDensity(**{**SMALL, "orders": 0}).fit(X), ValueError, "orders"),
+    "no draws": (lambda f: MADEImputer(draws=0).fit(X), ValueError, "draws"),
+    "a word for a draw": (
+        lambda f: MADEImputer(sample_posterior="no").fit(X), TypeError, "sample_posterior"),
     "half an epoch": (lambda f: MADEDensity(max_epochs=0.5).fit(X), TypeError, "max_epochs"),
     "no time": (lambda f: MADEImputer(max_seconds=0).fit(X), ValueError, "max_seconds"),
     "kernels below none": (lambda f: MADEDetector(kernels=-1).fit(X), ValueError, "kernels"),

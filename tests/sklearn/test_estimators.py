@@ -148,6 +148,17 @@ def test_a_density_by_estimate() -> None:
     assert density.score(frame) > -4
     assert density.sample(4, random_state=1).columns.tolist() == ["a", "b"]
     assert not isinstance(density.model_, mf.TableMADE)
+    with pytest.raises(ValueError, match="scores of columns of budget=None; got"):
+        density.score_columns(frame)
+    density.set_params(budget=None)  # for the next fit
+    assert density.score(frame) > -4
+
+
+def test_samples_have_the_places_of_columns_without_values() -> None:
+    x = rows(60)
+    x[:, 1] = np.nan
+    drawn = MADEDensity(**SMALL).fit(x).sample(9)
+    assert np.isnan(drawn).any(axis=0).tolist() == np.isnan(x).any(axis=0).tolist()
 
 
 def test_kernels_are_those_of_scikit_learn_and_leave_out_ones_own() -> None:
