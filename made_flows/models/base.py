@@ -93,7 +93,8 @@ class Model(nn.Module):
     def standardizable(self) -> list[Units]:
         """Return the units in which the model takes its data, where training may set them.
 
-        None by default: of a model that transforms its data itself, and of discrete ones.
+        None by default. A model that transforms its data itself, and one of discrete data, has
+        those of its contexts alone (``of_data`` is false).
         """
         return []
 

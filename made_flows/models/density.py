@@ -85,6 +85,7 @@ class DensityModel(Model, HasConditionals):
         self.made = made
         self.head = head
         self.units = Units(made.features, made.context)
+        self.units.of_data = head.support is constraints.real
         self.schedule = None
         scheduled = orders is not None or masks is not None
         check_generator(generator, draws=draws_now(orders) or draws_now(masks))
@@ -103,7 +104,7 @@ class DensityModel(Model, HasConditionals):
 
     @property
     def _active_units(self) -> Units | None:
-        return self.units if self.units.active else None
+        return None if self.units.location is None else self.units
 
     def distribution(self, context: Tensor | None = None) -> AutoregressiveDistribution:
         """Return the distribution of the features, given the context (..., C)."""
@@ -113,8 +114,8 @@ class DensityModel(Model, HasConditionals):
         )
 
     def standardizable(self) -> list[Units]:
-        """Return the model's units, where its values are real numbers."""
-        return [self.units] if self.head.support is constraints.real else []
+        """Return the model's units: of its contexts alone where values are no real numbers."""
+        return [self.units] if self.units.of_data or self.context else []
 
     def arranged(self, order: Any = None, degrees: Sequence[Tensor] | None = None) -> DensityModel:
         """Share the weights (no copies) with a model in another order.

@@ -22,7 +22,7 @@ from made_flows.models.estimate_gaussians import (
     NormalMixtures,
     sparse_weights,
 )
-from made_flows.models.estimate_rows import check_columns, checked_rows, kind_of
+from made_flows.models.estimate_rows import check_columns, check_parts, checked_rows, kind_of
 from made_flows.models.mades import BernoulliMADE, CategoricalMADE
 from made_flows.models.mades import GaussianMixtureMADE as MixtureMADE
 from made_flows.models.mixtures import Mixture
@@ -145,9 +145,16 @@ def estimate(
     run = _Run(rows, given, kind, budget, seed, progress, time.perf_counter() + limit)
     with seeded(seed, run.device), warnings.catch_warnings():
         # Said once, of all rows: every fold of every candidate would say it again.
-        for said in ("standard deviations out", "nearly linear in one another"):
+        for said in ("standard deviations out", "nearly linear in one another", "hardly vary"):
             warnings.filterwarnings("ignore", message=f".*{said}")
         return run()
+
+
+def _as_floats(x: Tensor) -> Tensor:
+    """Return numbers as they are standardised: integers to the last digit, as far as can be."""
+    if x.dtype in (torch.bool, torch.uint8) or x.itemsize == 2:
+        return x.to(torch.get_default_dtype())
+    return x if x.is_floating_point() else x.double()
 
 
 class _Run:
@@ -163,11 +170,8 @@ class _Run:
         progress: bool,
         end: float,
     ) -> None:
-        default = torch.get_default_dtype()
-        self.x = x if x.is_floating_point() or kind == "categories" else x.to(default)
-        # Real values are standardised, contexts with them; what is not has the network's dtype.
-        exact = kind == "real" and context is not None and context.dtype == torch.float64
-        self.context = context if context is None or exact else context.to(default)
+        self.x = x if kind == "categories" else _as_floats(x)
+        self.context = None if context is None else _as_floats(context)
         self.kind, self.budget = kind, budget
         self.seed, self.progress, self.end = seed, progress, end
         self.generator = torch.Generator().manual_seed(seed)
@@ -175,6 +179,8 @@ class _Run:
         self.least = -1e4 - 100.0 * x.shape[1]  # log-density below which all rows are alike
         self.folds = self._cut()
         self.rests = [self._rest(fold) for fold in self.folds]
+        if kind == "real":
+            check_parts([self.x[rest] for rest in self.rests])
         self.normals = NormalMixtures(
             self.x, self.context, list(zip(self.rests, self.folds, strict=True)), seed,
             self.generator, correlated=budget != "fast", least=self.least,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from made_flows.training.standardization import (
     listed,
     near_dependence,
     robust_moments,
+    warn_of_digits,
     warn_of_outliers,
 )
 
@@ -69,6 +71,7 @@ def check_columns(x: Tensor) -> None:
         )
     z = (x.double() - location) / scale
     warn_of_outliers(z, "x")
+    warn_of_digits(x, location, scale, torch.get_default_dtype(), "x")
     found = near_dependence(z, "x")
     z = z - z.mean(dim=0)
     z = z / z.norm(dim=0)
@@ -101,3 +104,15 @@ def check_columns(x: Tensor) -> None:
             EstimateWarning,
             stacklevel=3,
         )
+
+
+def check_parts(parts: Sequence[Tensor]) -> None:
+    """Refuse columns that are constant in some part of the rows on which candidates are trained."""
+    for part in parts:
+        constant = (robust_moments(part)[1] == 0).nonzero().flatten().tolist()
+        if constant:
+            raise ValueError(
+                f"Expected the columns of x to vary in every part of the rows that candidates are "
+                f"trained on; got some of one value but for few rows: {listed(constant)}. Leave "
+                f"them out: their density is all but infinite"
+            )

@@ -76,6 +76,9 @@ class Flow(Model):
             part.conditioner for part in transforms if isinstance(part, AutoregressiveTransform)
         ]
         self.units.whitens = all(network.graph is None for network in made)
+        inner = self.base.standardizable()
+        free = all(each.unit_free for each in transforms)
+        self.units.of_data = free and all(units.of_data for units in inner)
 
     def _chain(self) -> list[Transform]:
         """List the transforms from data to noise, the units of the data first if there are any."""
@@ -84,12 +87,14 @@ class Flow(Model):
         return chain if units._buffers["location"] is None else [units, *chain]
 
     def standardizable(self) -> list[Units]:
-        """Find the flow's units, if all its transforms are trained and its base is not."""
+        """Find the flow's units, if its base is not trained yet.
+
+        They are those of its contexts alone where not all transforms are trained.
+        """
         inner = self.base.standardizable()
         free = isinstance(self.base, (StandardNormal, StudentT, FixedBase)) or bool(inner)
         free = free and not any(units.active or units.settled for units in inner)
-        free = free and all(cast(Transform, each).unit_free for each in self.transforms)
-        return [self.units] if free else []
+        return [self.units] if free and (self.units.of_data or self.context) else []
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """Return the distribution of the data, given the context (..., C)."""

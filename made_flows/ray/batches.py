@@ -14,7 +14,7 @@ from made_flows._checks import expect, expect_type, non_negative_integer
 from made_flows.serialization.files import load
 from made_flows.tables.model import TableMADE
 from made_flows.training.convert import as_tensor, checksum
-from made_flows.training.likelihood import has_units
+from made_flows.training.likelihood import takes_double
 from made_flows.training.optimization import seeded
 from made_flows.training.target import Target
 
@@ -41,7 +41,7 @@ class _Worker:
             listed = isinstance(value, Sequence) and not isinstance(value, str)
             expect_type(listed, name, "to be a sequence of names of columns", value)
         self.columns, self.context = list(columns or ()), list(context)
-        self.target = Target.of(self.model, has_units(self.model))
+        self.target = Target.of(self.model, takes_double(self.model))
         wanted = self.model.features
         expect(len(self.columns) == wanted, "columns", f"to name {wanted} features", self.columns)
         wanted = self.model.context

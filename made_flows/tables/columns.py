@@ -239,14 +239,15 @@ class NumberColumn(Column):
         if self.step:
             x = _multiples(x, self.step)
         x = np.where(atom, 0.0, x)
-        if self.holds == "int" and self.step:
-            return x.astype(np.int64)
+        if self.holds == "int" and self.step and bool((np.abs(x) < 2**63).all()):
+            return x.astype(np.int64)  # tails may reach further, where they stay as they are
         return _moments(x, self.holds) if self.holds in ("date", "duration") else x
 
     def guess(self, codes: Any) -> Any:
         values = self.values(codes.flatten()).reshape(codes.shape)
         if values.dtype.kind == "f":
-            return np.median(values, axis=0)
+            middle = np.median(values, axis=0)
+            return np.rint(middle) if self.holds == "int" and self.step else middle
         return np.rint(np.median(values.astype(np.int64), axis=0)).astype(values.dtype)
 
     def summary(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
 from numbers import Integral, Real
@@ -90,7 +90,10 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
 
 
 def write(columns: Mapping[str, Any], kind: str, like: Any = None) -> Any:
-    """Return columns as a table of a kind; what ``like``, a table, has besides is kept.
+    """Return columns as a table of a kind.
+
+    Of ``like``, a table, what the columns fill in is replaced alone: its other values stay as they
+    are, to the nanosecond and in their time zones.
 
     Raises:
         ImportError: for frames of a library that is not installed.
@@ -102,7 +105,7 @@ def write(columns: Mapping[str, Any], kind: str, like: Any = None) -> Any:
         whole = {f"x{i}": matrix[:, i] for i in range(matrix.shape[1])} | dict(columns)
         return _matrix(list(whole.values()))
     if kind == "dict":
-        return (dict(like) if like is not None else {}) | dict(columns)
+        return dict(columns) if like is None else _filled_arrays(like, columns)
     try:
         library = importlib.import_module(kind)
     except ImportError as error:
@@ -111,27 +114,80 @@ def write(columns: Mapping[str, Any], kind: str, like: Any = None) -> Any:
             f"{kind}, or set model.schema.frame = 'dict' for arrays by name"
         ) from error
     if kind == "pandas":
-        if like is None:
-            return library.DataFrame(dict(columns))
-        frame = like.copy()
-        for name in frame.columns:
-            if str(name) in columns:
-                new = library.Series(columns[str(name)], index=frame.index)
-                try:
-                    frame[name] = new.astype(frame[name].dtype)
-                except (TypeError, ValueError):  # of integers, where nothing else could be missing
-                    frame[name] = new
-        return frame
+        return library.DataFrame(dict(columns)) if like is None else _filled_pandas(like, columns)
     lists = {name: column.tolist() if column.dtype == object else column
              for name, column in columns.items()}  # fmt: skip
-    if kind == "polars":
-        frame = library.DataFrame(lists)
-        return frame if like is None else like.with_columns(frame)
-    made = library.table(lists)
-    for name in () if like is None else columns:
-        place = like.column_names.index(name)
-        like = like.set_column(place, name, made[name])
-    return made if like is None else like
+    made: Any = library.DataFrame(lists) if kind == "polars" else library.table(lists)
+    if like is None:
+        return made
+    return _filled_polars(like, made) if kind == "polars" else _filled_arrow(like, made)
+
+
+def _missing(like: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Say which values of some of a table's columns are missing."""
+    found, _ = read(like)
+    return {name: found[name].missing for name in names}
+
+
+def _filled_arrays(like: Mapping[Any, Any], columns: Mapping[str, Any]) -> dict[Any, Any]:
+    table = dict(like)
+    missing = _missing(like, columns)
+    for name in like:
+        if str(name) in columns:
+            old, new = _array(like[name]), columns[str(name)]
+            if old.dtype.kind in "Mm":
+                new = np.where(missing[str(name)], new.astype(old.dtype), old)
+            table[name] = new
+    return table
+
+
+def _filled_pandas(like: Any, columns: Mapping[str, Any]) -> Any:
+    library = importlib.import_module("pandas")
+    frame = like.copy()
+    missing = _missing(like, columns)
+    for name in frame.columns:
+        if str(name) not in columns:
+            continue
+        old, new = frame[name], library.Series(columns[str(name)], index=frame.index)
+        try:
+            of_zone = getattr(old.dtype, "tz", None) is not None
+            typed = (new.dt.tz_localize("UTC") if of_zone else new).astype(old.dtype)
+        except (TypeError, ValueError):  # of integers, where nothing else could be missing
+            typed = new
+        # A type of categories may not have that of a guess.
+        new = new.astype(object) if bool(typed.isna().any()) else typed
+        frame[name] = new.where(missing[str(name)], old)
+    return frame
+
+
+def _filled_polars(like: Any, made: Any) -> Any:
+    library = importlib.import_module("polars")
+    for name, missing in _missing(like, made.columns).items():
+        old, new = like[name], made[name]
+        if getattr(old.dtype, "time_zone", None):
+            new = new.dt.replace_time_zone("UTC")
+        whole = new.dtype.is_float() and old.dtype.is_integer()
+        try:
+            typed = new.cast(old.dtype)
+        except library.exceptions.PolarsError:
+            typed = None
+        kept = typed is not None and (not whole or bool((typed == new).all()))
+        new, old = (typed, old) if kept else (new, old.cast(new.dtype))
+        like = like.with_columns(new.zip_with(library.Series(missing), old).alias(name))
+    return like
+
+
+def _filled_arrow(like: Any, made: Any) -> Any:
+    library, compute = (importlib.import_module(f"pyarrow{part}") for part in ("", ".compute"))
+    for name, missing in _missing(like, made.column_names).items():
+        old, new = like[name].combine_chunks(), made[name].combine_chunks()
+        try:
+            new = new.cast(old.type)
+        except library.ArrowException:
+            old = old.cast(new.type)
+        new = compute.if_else(library.array(missing), new, old)
+        like = like.set_column(like.column_names.index(name), name, new)
+    return like
 
 
 def _of_frame(column: Any, name: str) -> Any:
@@ -191,6 +247,7 @@ def _values(column: Any, name: str) -> Values:
 def _integers(numbers: Any, given: Any, name: str) -> Values:
     """Refuse integers that double precision would round."""
     inexact = np.abs(numbers) >= _EXACT  # as the next integer is, once it is rounded
+    inexact = np.abs(numbers) >= _EXACT  # itself is what the next one would be rounded to
     if inexact.any():
         row = int(inexact.argmax())
         words = "to hold integers below 2**53 (or, of identifiers, text)"

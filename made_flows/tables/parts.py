@@ -281,8 +281,11 @@ class Numbers(Part):
     def _cell(self, y: Tensor, z: Tensor, slope: Tensor, parameters: Tensor) -> Tensor:
         """Return log-probabilities of the cells around codes."""
         half = 0.5 * self._of(y, None)[3]
-        x = self._number(y)
-        edges = [self._to_normal(self._code(edge))[0] for edge in (x - half, x + half)]
+        ends = [y - half, y + half]
+        if self.base != "identity":  # in codes, which are small where numbers are large
+            x = self._number(y)
+            ends = [self._code(x - half), self._code(x + half)]
+        edges = [self._to_normal(end)[0] for end in ends]
         logits, means, raw = parameters.double().chunk(3, dim=-1)
         log_scale = self.mixture.scale(raw)
 

@@ -328,12 +328,15 @@ def _step(known: Any) -> float:
     """
     distinct = np.unique(known)
     scale = np.abs(distinct).max(initial=1.0)
+    if scale >= 2**53:  # whole by rounding
+        return 0.0
     few = len(distinct) < 2 or len(distinct) > 0.9 * len(known)
     for digits in range(1 if few else 7):
         shifted = distinct * 10.0**digits
         whole = np.round(shifted)
         error = np.abs(shifted - whole)
-        if bool((error <= (1e-9 * scale * 10.0**digits if digits else 0)).all()):
+        # As far as rounding goes, and a small part of a step: else any number would be a multiple.
+        if bool((error <= (min(1e-9 * scale * 10.0**digits, 1e-3) if digits else 0)).all()):
             told = len(distinct) >= _FEW and np.abs(whole).max() < 2**53
             unit = int(np.gcd.reduce(whole.astype(np.int64))) if told else 1
             return round(unit * 10.0**-digits, digits)

@@ -48,6 +48,8 @@ def as_tensor(x: Any, name: str) -> Tensor:
         raise ValueError(f"Expected the rows of {name} to be of one length; {error}") from None
     expect_type(array.dtype.kind in "biuf", name, "to hold numbers", array.dtype)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        largest = int(array.max(initial=0))
+        expect(largest < 2**63, name, "to hold integers below 2**63", largest)
         array = array.astype(np.int64)  # torch can hold the other unsigned types, not index them
     elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def score(
     """
     expect_type(isinstance(model, nn.Module), "model", "to be a torch.nn.Module", model)
     size = _BATCH if batch_size is None else positive_integer(batch_size, "batch_size")
-    processes, target = Processes(), Target.of(model, has_units(model))
+    processes, target = Processes(), Target.of(model, takes_double(model))
     source = open_data(data, context, target, "data", size, None, once=True)
     with modes_kept(model.modules()):
         return -mean_nll(model, source, size, processes, target.device)
@@ -117,10 +117,14 @@ def units_of(model: nn.Module) -> list[Units]:
     return list(standardizable()) if callable(standardizable) else []
 
 
-def has_units(model: nn.Module) -> bool:
-    """Tell whether a model, or every part of it, takes its data in units of their own."""
+def takes_double(model: nn.Module, found: Sequence[Units] = ()) -> tuple[bool, bool]:
+    """Tell whether a model takes its data, and its contexts, in double precision.
+
+    They are in units of their own, or are to be soon: those found.
+    """
     known = units_of(model)
-    return bool(known) and all(units.active for units in known)
+    active = bool(known) and all(units.active or units in found for units in known)
+    return active and all(units.of_data for units in known), active
 
 
 def negative_log_likelihood(model: nn.Module, batch: Batch) -> Tensor:

@@ -28,7 +28,7 @@ from made_flows.training.checkpoint import Checkpoint, describe_model
 from made_flows.training.data import Rows, Source, open_data
 from made_flows.training.defaults import checked_settings, settings_for
 from made_flows.training.history import History
-from made_flows.training.likelihood import training_loss, units_of
+from made_flows.training.likelihood import takes_double, training_loss, units_of
 from made_flows.training.optimization import (
     Average,
     Optimizer,
@@ -132,9 +132,9 @@ def fit(
             is neither in memory nor a plain ``DataLoader``, one pass is kept in memory, with a
             warning.
         standardize: whether a model of real values, without data transforms of its own, works in
-            standardised units. Values further than twenty standard deviations out count as if
-            they were there. Of more than 2**18 rows, that many at most are measured. A model that
-            was trained or loaded before keeps its units.
+            standardised units, and others read contexts in such units. Values further than twenty
+            standard deviations out count as if they were there. Of more than 2**18 rows, that many
+            at most are measured. A model that was trained or loaded before keeps its units.
         batch_size: rows per step, at most: an epoch is cut into batches of equal size (of two or
             three for an odd number in pairs). By default from 32 for a thousand rows to 256 from
             eight thousand. A stream of batches has its own.
@@ -243,8 +243,8 @@ def fit(
         seed = processes.same(int(torch.randint(2**62, (), device="cpu")))
     known = units_of(model)
     found = [units for units in known if standardize and not units.active and not units.settled]
-    takes_double = bool(known) and all(u in found or u.active for u in known)
-    target = replace(Target.of(model, takes_double, device is not None), compiled=bool(compile))
+    target = Target.of(model, takes_double(model, found), device is not None)
+    target = replace(target, compiled=bool(compile))
     modes = modes_kept(model.modules()) if keep_training_mode else left_in_evaluation(model)
     with seeded(seed, target.device) as generator, modes:
         sources = _sources(data, context, validation, target, given["batch_size"], generator)
@@ -277,7 +277,7 @@ def fit(
             most = settings.max_epochs
             expect(finished <= most, "max_epochs", wanted, most)
             for units, numbers in zip(known, file.saved["units"], strict=True):
-                units.set(*numbers) if numbers[0] is not None else units.clear()
+                units.set(*numbers)
         elif settings.max_epochs:
             set_units(found, train)
             for units in found:

@@ -29,6 +29,9 @@ _DETERMINED, _FINEST = 1e-4, 1e-10
 _COMPARED = 512
 """Columns that are compared with one another, at most: of more, the time would be felt."""
 
+_LOST = 0.1
+"""Part of a deviation that samples may be rounded to without a warning."""
+
 _OUTLYING = 100.0
 _FAR = 20.0
 """Spreads from the median at which values stop counting: an outlier counts as much as one here."""
@@ -40,9 +43,25 @@ def set_units(found: list[Units], train: Source) -> None:
     Raises:
         ValueError: for columns that are constant, by their numbers.
     """
+    found = [units for units in found if units.of_data or not units.embedded]
     if not found:
         return
     x, context = _sample(train)
+    of_context: tuple[Tensor | None, Tensor | None] = None, None
+    if context is not None and any(not units.embedded for units in found):
+        middle, spread = robust_moments(context)
+        of_context = middle, torch.where(spread > 0, spread, 1.0)
+    of_data: tuple[Tensor | None, ...] = None, None, None
+    if any(units.of_data for units in found):
+        of_data = _of_data(train, x, found[0].like.dtype)
+    for units in found:
+        location, scale, factor = of_data if units.of_data else (None, None, None)
+        given = (None, None) if units.embedded else of_context
+        units.set(location, scale, *given, factor if units.whitens else None)
+
+
+def _of_data(train: Source, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Find location, scale and factor of rows to train on, of which x (N, D) were taken."""
     location, scale = robust_moments(x)
     if isinstance(train, Rows) and len(train) > len(x) and bool((scale == 0).any()):
         scale = torch.where(scale > 0, scale, _deviation_of_all(train, location))
@@ -55,19 +74,13 @@ def set_units(found: list[Units], train: Source) -> None:
             f"{each}{more}. A density is infinite there: leave such columns out, add noise to "
             f"them, or train with standardize=False"
         )
-    of_context: tuple[Tensor | None, Tensor | None] = None, None
-    if context is not None and any(not units.embedded for units in found):
-        middle, spread = robust_moments(context)
-        of_context = middle, torch.where(spread > 0, spread, 1.0)
     u = (x.double() - location) / scale
     warn_of_outliers(u, train.name)
+    warn_of_digits(x, location, scale, dtype, train.name)
     dependence = near_dependence(u, train.name)
     if dependence is not None:
-        warnings.warn(dependence.message, stacklevel=4)
-    factor = None if dependence is None else _factor(dependence)
-    for units in found:
-        given = (None, None) if units.embedded else of_context
-        units.set(location, scale, *given, factor if units.whitens else None)
+        warnings.warn(dependence.message, stacklevel=5)
+    return location, scale, None if dependence is None else _factor(dependence)
 
 
 class NearDependence(NamedTuple):
@@ -139,7 +152,26 @@ def warn_of_outliers(u: Tensor, name: str) -> None:
             f"{_OUTLYING:g} standard deviations out: the furthest {float(size.max()):.3g}, in "
             f"column {column} (row {row} of those measured). Few rows will rule the likelihood: "
             f"leave them out, or take logarithms of such columns",
-            stacklevel=4,
+            stacklevel=5,
+        )
+
+
+def warn_of_digits(
+    x: Tensor, location: Tensor, scale: Tensor, dtype: torch.dtype, name: str
+) -> None:
+    """Warn of columns of rows x that a model's dtype cannot hold, though they score as they are."""
+    held = torch.finfo(dtype)
+    step = (held.eps * location.abs()).clamp(min=held.tiny * held.eps)
+    step = torch.where(location.abs() + 10 * scale > held.max, torch.inf, step)
+    given = torch.finfo(x.dtype).eps * location.abs() if x.is_floating_point() else 0.0
+    lost = ((step > _LOST * scale) & (step > given)).nonzero().flatten().tolist()
+    if lost:
+        warnings.warn(
+            f"Columns of {name} hardly vary for how large they are, or are no numbers of "
+            f"{dtype}, the model's: {listed(lost)}. Scores are exact, but samples are rounded to "
+            f"steps of more than a tenth of a standard deviation. Those of model.double() "
+            f"are not",
+            stacklevel=5,
         )
 
 
@@ -193,10 +225,13 @@ def robust_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     limit = torch.where(spread > 0, _FAR * spread, torch.inf)
     # The difference first: a square of 1e9 leaves nothing of 1.
     away = torch.maximum(torch.minimum(rows - middle, limit), -limit)
+    # By a power of two, which rounds nothing: squares of 1e200 and 1e-200 are no numbers.
+    unit = torch.exp2(away.abs().nan_to_num(0.0).amax(dim=0).frexp().exponent.double())
+    away = away / unit
     count = (~away.isnan()).sum(dim=0).clamp(min=1)
     mean = away.nansum(dim=0) / count
     variance = (away - mean).square().nansum(dim=0) / (count - 1).clamp(min=1)
-    scale = variance.sqrt()
+    scale, mean = variance.sqrt() * unit, mean * unit
     noise = resolution * torch.maximum(middle.abs(), mean.abs())
     scale = torch.where(scale > 0.5 * noise, scale, 0.0)
     return middle + mean, scale

@@ -28,7 +28,8 @@ class Target:
     ``missing`` says whether NaN is a missing value to it (None for a model that does not know),
     and ``filler`` what it puts there. A model that standardises its data takes them in double
     precision (``takes_double``): a column of 1e9 +- 1 has nothing left in single precision. So
-    does one whose head has values of that dtype.
+    does one whose head has values of that dtype. Of discrete data, contexts alone are standardised
+    (``context_takes_double``).
     """
 
     features: int | None
@@ -39,6 +40,7 @@ class Target:
     missing: bool | None = None
     filler: float = 0.0
     takes_double: bool = False
+    context_takes_double: bool = False
     discrete: bool = False
     mixed: bool = False
     embeds: bool = False
@@ -46,8 +48,13 @@ class Target:
     compiled: bool = False  # and then it cannot look for missing values while it draws orders
 
     @classmethod
-    def of(cls, model: nn.Module, takes_double: bool = False, moves_rows: bool = False) -> Target:
-        """Read the target off a model: its ``features`` and ``context``, its first float tensor."""
+    def of(
+        cls, model: nn.Module, double: tuple[bool, bool] = (False, False), moves_rows: bool = False
+    ) -> Target:
+        """Read the target off a model: its ``features`` and ``context``, its first float tensor.
+
+        ``double`` says whether data and contexts are taken in double precision.
+        """
         device, dtype = torch.device("cpu"), torch.get_default_dtype()
         for tensor in chain(model.parameters(), model.buffers()):
             device = tensor.device
@@ -60,14 +67,16 @@ class Target:
         if isinstance(size, Integral) and not embeds:
             context = (size,) if size else ()
         head = getattr(model, "head", None)
-        takes_double = takes_double or getattr(head, "value_dtype", None) is torch.float64
-        takes_double = takes_double and device.type != "mps"  # which has no double precision
+        fine = getattr(head, "value_dtype", None) is torch.float64
+        has_double = device.type != "mps"
+        of_data, of_context = (has_double and (fine or each) for each in double)
         support = getattr(head, "support", None)
         return cls(
             int(features) if isinstance(features, Integral) else None, context, device, dtype,
             check_values=getattr(head, "check_values", None),
             missing=getattr(model, "takes_missing", None), filler=getattr(head, "filler", 0.0),
-            takes_double=takes_double, embeds=embeds, moves_rows=moves_rows,
+            takes_double=of_data, context_takes_double=of_context, embeds=embeds,
+            moves_rows=moves_rows,
             discrete=bool(getattr(support, "is_discrete", False)),
             mixed=bool(getattr(support, "is_mixed", False)),
         )  # fmt: skip
@@ -153,7 +162,8 @@ class Target:
         if context and self.embeds:
             return x.dtype if x.dtype in (torch.int64, torch.int32) else self.dtype
         exact = x.dtype in (torch.float64, torch.int64, torch.int32)
-        return torch.float64 if exact and self.takes_double else self.dtype
+        takes_double = self.context_takes_double if context else self.takes_double
+        return torch.float64 if exact and takes_double else self.dtype
 
 
 def expect_paired(x: Any, context: Any, name: str) -> None:

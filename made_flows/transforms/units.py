@@ -29,12 +29,16 @@ class Units(Transform):
     :math:`10^9 \pm 1` is no different from one of :math:`0 \pm 1`, as far as its rows tell them
     apart.
 
+    Discrete data, and data that transforms of a flow put in units themselves, stay as they are:
+    only their contexts are standardised.
+
     Args:
         features: number of features D.
         context: number of context variables C.
 
     Attributes:
         embedded: whether its contexts are embeddings, which are in no units of the data.
+        of_data: whether data are standardised, and not their contexts alone.
         whitens: whether columns may be taken together: the model does not say what each depends on.
         location, scale: m and s, (D,); None where data are not standardised.
         context_location, context_scale: the same of contexts, (C,).
@@ -55,6 +59,7 @@ class Units(Transform):
     factor: Tensor | None
     like: Tensor
     embedded = False
+    of_data = True
     whitens = False
 
     def __init__(self, features: int, context: int = 0) -> None:
@@ -84,13 +89,16 @@ class Units(Transform):
 
     def set(
         self,
-        location: Tensor,
-        scale: Tensor,
+        location: Tensor | None,
+        scale: Tensor | None,
         context_location: Tensor | None = None,
         context_scale: Tensor | None = None,
         factor: Tensor | None = None,
     ) -> None:
-        """Take locations and scales of data (D,) and of contexts (C,), and a factor (D, D)."""
+        """Take locations and scales of data (D,) and of contexts (C,), and a factor (D, D).
+
+        What is None is not standardised.
+        """
         given = (location, scale, context_location, context_scale, factor)
         of_data, of_context = (self.features,), (self.context_features,)
         shapes = (of_data, of_data, of_context, of_context, of_data * 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 
 import pytest
 import torch
@@ -212,6 +213,26 @@ def test_any_units_give_the_same_mixture(monkeypatch: pytest.MonkeyPatch):
     torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
 
 
+@pytest.mark.usefixtures("few_epochs")
+@pytest.mark.parametrize("name", ["rows", "contexts", "contexts of binary rows"])
+def test_large_integers_and_contexts_in_any_units(name: str):
+    """Integers that single precision rounds, and contexts of discrete rows too."""
+    z = (1e3 * normal(60, 2)).round().to(torch.int64)
+    plain = (z, None) if name == "rows" else (z[:, :1] * 1e-3 + 0.1, z)
+    if name == "contexts of binary rows":
+        plain = (z[:, :1] > 0, z)
+    other = [each if each is None or each.dtype != torch.int64 else each + 10**14 for each in plain]
+    options = QUICK | {"max_seconds": 300}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first, second = (mf.estimate(x, c, **options) for x, c in (plain, other))
+    found = [
+        (m() if c is None else m(c)).log_prob(x.double()).double()
+        for m, (x, c) in ((first, plain), (second, other))
+    ]
+    torch.testing.assert_close(*found, rtol=0, atol=0.02)
+
+
 def test_an_outlier_does_not_choose():
     """One row at 1e6 deviations: said once, and the others are as likely as without it."""
     x = normal(200)
@@ -249,6 +270,12 @@ BAD = {
 def test_bad_rows(name: str):
     x, message = BAD[name]
     with pytest.raises(ValueError, match=message):
+        mf.estimate(x, **QUICK)
+
+
+def test_a_column_of_one_value_but_for_a_row():
+    x = with_column(normal(50), 0.5 + (torch.arange(50.0) > 48))
+    with pytest.warns(EstimateWarning), pytest.raises(ValueError, match="few rows: 3"):
         mf.estimate(x, **QUICK)
 
 

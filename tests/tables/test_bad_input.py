@@ -110,6 +110,7 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "dates among text": (of(with_value("kind", date(2020, 1, 1))), TypeError, "of one type"),
     "objects": (of(one("kind", [object()] * N)), TypeError, "'kind' to hold values of one type"),
     "lists": (of(one("kind", np.array([[1], []] * 30, dtype=object))), TypeError, "of one type"),
+    "an integer that is rounded": (of(one("count", [2**53 + 1] * N)), ValueError, "below 2**53"),
     "huge integers": (of(one("count", [2**60 + i for i in range(N)])), ValueError, "below 2**53"),
     "nothing to model": (of({"x": [math.nan] * 5}), ValueError, "a column to model"),
     "only identifiers": (of({"id": np.arange(N)}), ValueError, "a column to model"),

@@ -76,6 +76,64 @@ def test_columns_that_are_not_modelled_are_kept() -> None:
     assert model.impute(typed, seed=0)["text"].dtype == typed["text"].dtype
 
 
+MOMENTS = np.datetime64("2024-01-01T00:00:00.000000001", "ns") + np.arange(N) * np.timedelta64(
+    3_600_000_000_007, "ns"
+)
+FILLED: dict[str, Any] = {  # name: a column, as a function of the library
+    "moments": lambda _: MOMENTS,
+    "zone": lambda _: [
+        datetime.datetime(2024, 1, 1, i % 24, tzinfo=ZONE) + datetime.timedelta(i) for i in range(N)
+    ],
+    "spans": lambda _: (MOMENTS - MOMENTS[0]) * 3,
+    "money": lambda _: [Decimal("1.10") * (i % 7) for i in range(N)],
+    "words": lambda library: (
+        library.array(["a", "b"] * (N // 2)).dictionary_encode()
+        if library.__name__ == "pyarrow"
+        else library.Series(["a", "b"] * (N // 2)).astype("category")
+        if library.__name__ == "pandas"
+        else library.Series(["a", "b"] * (N // 2), dtype=library.Categorical)
+    ),
+    "single": lambda _: np.linspace(0, 1, N, dtype=np.float32) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", FILLED)
+@pytest.mark.parametrize("kind", ["dict", "pandas", "polars", "pyarrow"])
+def test_what_is_observed_stays_as_it_is(kind: str, name: str) -> None:
+    """To the nanosecond, in its time zone, and in its own type."""
+    library: Any = pytest.importorskip("pandas" if kind == "dict" else kind)
+    if name == "money" and kind != "pandas":
+        pytest.skip("arrays by name of objects become numbers; others cannot be made of a list")
+    column, other = FILLED[name](library), np.random.default_rng(0).normal(size=N)
+    if kind == "pyarrow":
+        frame = library.table({"column": column, "other": other})
+        holes = library.compute.if_else(np.arange(N) % 5 == 0, None, frame["column"])
+        holed = frame.set_column(0, "column", holes)
+    elif kind == "polars":
+        frame = library.DataFrame({"column": column, "other": other})
+        gone = library.Series(np.arange(N) % 5 == 0)
+        blank = library.Series([None] * N, dtype=frame["column"].dtype)
+        holed = frame.with_columns(blank.zip_with(gone, frame["column"]).alias("column"))
+    else:
+        frame = library.DataFrame({"column": column, "other": other})
+        holed = frame.assign(column=frame["column"].where(np.arange(N) % 5 > 0))
+    if kind == "dict":
+        holed = {each: holed[each].array if name == "zone" else holed[each].to_numpy()
+                 for each in holed}  # fmt: skip
+    filled = mf.TableMADE.from_data(holed, hidden_features=(8,)).impute(holed, seed=0)
+    assert not read(filled)[0]["column"].missing.any()
+    given, now = (each["column"] for each in (holed, filled))
+    if kind == "pyarrow" and name == "words":  # which are compared by their numbers
+        given, now = given.to_pylist(), now.to_pylist()
+    for i in range(N):
+        if i % 5 and not (kind == "dict" and name == "zone"):
+            assert now[i] == given[i]
+    if kind in ("pandas", "polars"):
+        assert filled["column"].dtype == holed["column"].dtype
+    elif kind == "pyarrow":
+        assert filled.schema == holed.schema
+
+
 def test_matrices_have_columns_by_number() -> None:
     x = np.random.default_rng(0).normal(size=(N, 3))
     x[3, 1] = np.nan

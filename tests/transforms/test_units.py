@@ -109,8 +109,11 @@ def test_they_keep_their_precision_whatever_the_models(name: str):
     """A column of 1e9 +- 1, which float32 cannot tell from a constant."""
     x = rows() + 1e9
     model = made(name)
-    mf.fit(model, x, **QUIET)
+    with pytest.warns(UserWarning, match=r"hardly vary .* torch.float32, the model's: 0, 1, 2"):
+        mf.fit(model, x, **QUIET)
     assert next(model.parameters()).dtype == torch.float32
+    fine = copy.deepcopy(model).double()().sample((500,)) - 1e9
+    assert bool((fine.std(dim=0) > 0.3 * x.std(dim=0)).all())
     reference = made(name)
     mf.fit(reference, rows(), **QUIET)
     there = model().log_prob(x)
@@ -244,6 +247,20 @@ def test_columns_of_mostly_one_value_have_a_scale():
     assert 0 < float(scale) < 1
 
 
+@pytest.mark.parametrize("factor", [1e-300, 1e-160, 1e160, 1e300])
+def test_columns_of_any_size_have_a_scale(factor: float):
+    """Squares of which are no numbers."""
+    for found, plain in zip(robust_moments(rows() * factor), robust_moments(rows()), strict=True):
+        torch.testing.assert_close(found / factor, plain, rtol=1e-12, atol=0)
+    model = made("MAF")
+    with pytest.warns(UserWarning, match=r"hardly vary .* 0, 1, 2"):  # samples would be 0 or inf
+        mf.fit(model, rows() * factor, **QUIET)
+    there = model().log_prob(rows() * factor) + 3 * math.log(factor)
+    other = made("MAF")
+    mf.fit(other, rows(), **QUIET)
+    torch.testing.assert_close(there, other().log_prob(rows()), rtol=0, atol=0.01)
+
+
 def test_constant_columns_are_named():
     x = rows(50)
     x[:, 1] = 7.25
@@ -254,6 +271,56 @@ def test_constant_columns_are_named():
     single = (rows(50) + 1e9).float()  # rounding leaves a few multiples of 64
     with pytest.raises(ValueError, match="vary in every column"):
         mf.fit(mf.GaussianMADE(3, **SHAPE), single, **QUIET)
+
+
+OF_CONTEXTS = {
+    "BernoulliMADE": lambda: mf.BernoulliMADE(3, 2, **SHAPE),
+    "BernoulliMADE of all orders": lambda: mf.BernoulliMADE(3, 2, **SHAPE, orders="all"),
+    "CategoricalMADE": lambda: mf.CategoricalMADE(3, 2, **SHAPE, categories=2),
+    "OrderMixture": lambda: mf.OrderMixture(mf.BernoulliMADE(3, 2, **SHAPE, orders="all"), 3),
+    "dequantized": lambda: mf.Flow([mf.Dequantize(3)], base=mf.MAF(3, 2, 1, **SHAPE)),
+    "standardized": lambda: mf.Flow(
+        [mf.Standardize([0.0] * 3, [2.0] * 3)], base=mf.GaussianMADE(3, 2, **SHAPE)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_CONTEXTS)
+def test_contexts_of_what_is_not_standardised_are(name: str, tmp_path):
+    """Discrete values, and those of data transforms, given contexts in any units."""
+    c = rows(200, 2, seed=1)
+    x = (rows() + c[:, :1] > 0).float()
+    scale, shift = torch.tensor([1e5, 1e-6]).double(), torch.tensor([1e10, 7.0]).double()
+    found = []
+    for given in (c, c * scale + shift):
+        torch.manual_seed(0)
+        model = OF_CONTEXTS[name]()
+        found.append((mf.fit(model, x, given, **QUIET).best, model, given))
+    (first, plain, _), (second, natural, given) = found
+    assert second == pytest.approx(first, abs=1e-3)
+    assert -mf.score(natural, x, given) == pytest.approx(first, abs=0.5)
+    if name != "dequantized":  # whose scores are random
+        there = natural(given).log_prob(x)
+        assert there.dtype == torch.float32
+        torch.testing.assert_close(there, plain(c).log_prob(x), rtol=1e-3, atol=1e-3)
+        mf.save(natural, tmp_path / "model.safetensors")
+        again = mf.load(tmp_path / "model.safetensors")
+        assert torch.equal(again(given).log_prob(x), there)
+    if name == "BernoulliMADE of all orders":
+        some = torch.arange(3) < 1
+        one, other = (
+            m.conditional(x, some.expand(200, 3), context=each).log_prob(x)
+            for m, each in ((plain, c), (natural, given))
+        )
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    drawn = []
+    for model, each in ((plain, c), (natural, given)):
+        torch.manual_seed(0)
+        drawn.append(model(each).sample((5,)))
+    assert float(torch.isclose(*drawn, atol=1e-2).float().mean()) > 0.99
+    again = OF_CONTEXTS[name]()
+    mf.fit(again, x, c, **QUIET, standardize=False)
+    assert not any("units" in key for key in again.state_dict())
 
 
 def test_a_constant_context_is_no_matter():
