@@ -322,8 +322,7 @@ class TableMADE(DensityModel):
     ) -> Any:
         """Draw rows, as a table of the kind that the model was made from.
 
-        Values are of the columns that are modelled (others of a matrix are NaN); of categories,
-        those seen in training.
+        Columns are those that are modelled (a matrix has NaN in others); categories, those seen.
 
         Args:
             count: how many rows; with a context, how many for each of its rows.
