@@ -152,8 +152,10 @@ def non_negative_integer(value: Any, argument: str) -> int:
     return _integer(value, argument, 0, "non-negative")
 
 
-def checked_seed(value: Any) -> int:
-    """Return a seed as an int, which torch's generators want, below 2**64."""
+def checked_seed(value: Any) -> int | None:
+    """Return a seed as an int, which torch's generators want, below 2**64; None stays None."""
+    if value is None:
+        return None
     seed = non_negative_integer(value, "seed")
     expect(seed < 2**64, "seed", "to be below 2**64", seed)
     return seed

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 import typer
 
 from made_flows._checks import expect
@@ -141,7 +140,7 @@ def fit_command(
         if budget is None:
             limits = {"max_epochs": max_epochs, "max_seconds": max_seconds, "progress": bar,
                       "checkpoint": checkpoint}  # fmt: skip
-            with seeded(seed, torch.device("cpu")):
+            with seeded(seed):
                 model = TableMADE.from_data(piece.rows, said, context)
             typer.echo(f"{model.schema}\n", err=True)
             source = file if whole else piece.rows
@@ -228,8 +227,7 @@ def sample(
                            f"{model} has {found.context}")  # fmt: skip
     if orders > 1:
         check_table(found, model, "--orders")
-    random = seeded(_seed_of(seed), torch.device("cpu"))
-    with random, writing(output) as put:
+    with seeded(_seed_of(seed)), writing(output) as put:
         if given is None:
             with progress(count, "drawn", quiet) as done:
                 for start in range(0, count, ROWS):
@@ -267,7 +265,7 @@ def impute(
     found, file = opened(model, data, output)
     check_table(found, model, "what is missing")
     names, cells = found.schema.names, 0
-    with seeded(_seed_of(seed), torch.device("cpu")), writing(output) as put:
+    with seeded(_seed_of(seed)), writing(output) as put:
         for before, piece in watched(file, found, "completed", quiet):
             with errors_in(piece):
                 filled = (

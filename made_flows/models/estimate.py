@@ -135,9 +135,9 @@ def estimate(
     if max_seconds is not None:
         limit = real_number(max_seconds, "max_seconds", above=0)
     progress = boolean(progress, "progress")
+    seed = checked_seed(seed)
     if seed is None:
         seed = int(torch.randint(2**62, (), device="cpu"))
-    seed = checked_seed(seed)
     rows, given = checked_rows(x, context)
     kind = kind_of(rows)
     if kind == "real":

@@ -149,7 +149,7 @@ class MADE(MaskedMLP):
         residual = boolean(residual, "residual") and len(hidden) > 1
         columns = per_feature(inputs, features, "inputs")
         outputs = per_feature(parameters, features, "parameters")
-        widened = _with_block_ends(hidden) if residual else hidden
+        widened = with_block_ends(hidden) if residual else hidden
         word = isinstance(direct, str) and direct == "first"
         known = word or isinstance(direct, (bool, np.bool_))
         expect_type(known, "direct", "to be True, False or 'first'", direct)
@@ -410,7 +410,7 @@ def _without_dropout(network: nn.Module, but: nn.Module | None = None) -> Iterat
             part.training = True
 
 
-def _with_block_ends(hidden: tuple[int, ...]) -> tuple[int, ...]:
+def with_block_ends(hidden: tuple[int, ...]) -> tuple[int, ...]:
     """List the widths of all layers: a residual block ends in a layer of the stream's width."""
     stream, *inner = hidden
     return (stream, *(width for h in inner for width in (h, stream)))

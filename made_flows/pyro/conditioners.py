@@ -14,7 +14,7 @@ from pyro import nn as pyro_nn
 from torch import Tensor, nn
 
 from made_flows._checks import check_event, check_finite, expect_type
-from made_flows._torch import has_global_hooks, has_gradient_hooks
+from made_flows._torch import is_hooked
 from made_flows.interop.libraries import pyro as interop
 from made_flows.nn.made import MADE
 from made_flows.pyro.networks import ConditionalAutoRegressiveNN, MADENetwork
@@ -83,7 +83,7 @@ def parameters_of(network: Any, x: Tensor) -> Tensor:
     """Return parameters (..., D, K) of a network at x (..., D), whatever it returns."""
     network, context = without_context(network)
     # Straight to the layout wanted, unless someone listens to the module's calls.
-    if not _watched(network):
+    if isinstance(network, nn.Module) and not is_hooked(network):
         if isinstance(network, MADENetwork):
             return cast(Tensor, network.made(x, context))
         if isinstance(network, ConditionalAutoRegressiveNN):
@@ -106,10 +106,3 @@ def pass_by_pass(network: Any, bijection: Bijection, y: Tensor) -> Tensor:
         solved = bijection.inverse(y, parameters_of(network, x))[0]
         x = torch.where(columns == index, solved, x)
     return x
-
-
-def _watched(network: Any) -> bool:
-    """Tell whether hooks listen to a network, so that it must be called as a module."""
-    own = vars(network)
-    hooked = own.get("_forward_hooks") or own.get("_forward_pre_hooks") or has_global_hooks()
-    return bool(hooked) or (isinstance(network, nn.Module) and has_gradient_hooks([network]))

@@ -135,9 +135,7 @@ class Diagnosis:
     @property
     def verdict(self) -> str:
         """Two sentences on what of the guide may be used, and how."""
-        parts = ""
-        if self.k_hat_parts:
-            parts = f"{min(self.k_hat_parts):.2f} to {max(self.k_hat_parts):.2f} in quarters; "
+        parts = f"{self._quarters} in quarters; " if self.k_hat_parts else ""
         found = (
             f"k-hat is {self.k_hat:.2f} ({parts}reliable below {self.threshold:.2f}) and the draws "
             f"are worth {self.effective_sample_size:.0f} of {len(self.log_weights)}"
@@ -183,6 +181,10 @@ class Diagnosis:
             "samples could show. The guide misses much of the posterior; its evidence is worth "
             f"nothing.{f' {unseen} {_OTHER_MODES}' if self.unseen else ''}{self._decentre}"
         )
+
+    @property
+    def _quarters(self) -> str:
+        return f"{min(self.k_hat_parts):.2f} to {max(self.k_hat_parts):.2f}"
 
     @property
     def _squares(self) -> str:
@@ -262,10 +264,7 @@ class Diagnosis:
         return to_arviz({name: value.unsqueeze(0) for name, value in draws.items()})
 
     def __repr__(self) -> str:
-        parts = ""
-        if self.k_hat_parts:
-            low, high = min(self.k_hat_parts), max(self.k_hat_parts)
-            parts = f", quarters {low:.2f} to {high:.2f}"
+        parts = f", quarters {self._quarters}" if self.k_hat_parts else ""
         rows = {
             "Pareto k-hat": f"{self.k_hat:.2f} (reliable below {self.threshold:.2f}{parts})",
             "effective sample size": f"{self.effective_sample_size:.0f}",

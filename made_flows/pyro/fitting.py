@@ -157,7 +157,7 @@ def fit_guide(
     expect_type(isinstance(guide, AutoIAF), "guide", "to be an AutoIAF(model)", guide)
     expect_word(budget, BUDGETS, "budget", f"to be one of {', '.join(BUDGETS)}")
     modes = positive_integer(modes, "modes")
-    seed = None if seed is None else checked_seed(seed)
+    seed = checked_seed(seed)
     progress, vectorize = boolean(progress, "progress"), boolean(vectorize, "vectorize")
     model = guide.model_given()
     began = time.perf_counter()

@@ -6,7 +6,6 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal, cast
 
 import pyro
@@ -37,7 +36,6 @@ from made_flows.pyro.diagnosis import Diagnosis
 from made_flows.pyro.draws import quantile_levels
 from made_flows.pyro.flat_flow import FlatFlow
 from made_flows.pyro.gradient_guard import GradientGuard
-from made_flows.pyro.layout import plate_nesting
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger, even_noise, normal_noise
 from made_flows.pyro.refinement import Refinement, refine
 from made_flows.pyro.starts import init_to_prior_median
@@ -164,10 +162,6 @@ class AutoIAF(AutoContinuous):
             value = (value() if callable(value) else value).detach()
             parts.append(biject_to(site["fn"].support).inv(value).reshape(-1))
         return torch.cat(parts)
-
-    def plate_nesting(self, *args: Any, **kwargs: Any) -> int:
-        """Return how many dimensions the plates of the model take, for vectorised particles."""
-        return plate_nesting(*(partial(f, *args, **kwargs) for f in (self.model_given(), self)))
 
     def restart(self, origin: Tensor, units: Tensor) -> None:
         """Begin anew at a normal distribution, in whose units the flow then works.

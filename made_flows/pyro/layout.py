@@ -57,12 +57,6 @@ def traces(model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[Trace, T
     return prune_subsample_sites(of_model), prune_subsample_sites(of_guide)
 
 
-def plate_nesting(model: Callable[[], Any], guide: Callable[[], Any]) -> int:
-    """Return how many dimensions the plates of a model and its guide take."""
-    with torch.no_grad(), poutine.block():
-        return _nesting(traces(model, guide))
-
-
 def _nesting(traces: Iterable[Trace]) -> int:
     nodes = [node for trace in traces for node in trace.nodes.values()]
     frames = [frame for node in nodes for frame in (node.get("cond_indep_stack") or ())]

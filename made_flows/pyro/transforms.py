@@ -13,9 +13,9 @@ from made_flows._checks import (
     boolean,
     check_event,
     expect,
+    expect_word,
     positive_integer,
     real_number,
-    shown,
 )
 from made_flows._registry import own_arguments
 from made_flows._torch import has_concrete_values
@@ -239,12 +239,10 @@ class SplineAutoregressive(_Autoregressive):
         super().__init__(autoregressive_nn)
         input_dim = positive_integer(input_dim, "input_dim")
         expect(input_dim == self.features, "input_dim", f"to be {self.features}", input_dim)
-        known = order in ("linear", "quadratic")
-        expect(known, "order", "to be 'linear' or 'quadratic'", shown(order))
-        expect(
-            positive_integer(count_bins, "count_bins") > 1, "count_bins", "to be at least 2", "1"
-        )
-        self.bijection = PyroSpline(count_bins, real_number(bound, "bound", above=0), order)
+        expect_word(order, ("linear", "quadratic"), "order", "to be 'linear' or 'quadratic'")
+        bins = positive_integer(count_bins, "count_bins")
+        expect(bins > 1, "count_bins", "to be at least 2", bins)
+        self.bijection = PyroSpline(bins, real_number(bound, "bound", above=0), order)
         self.order = order
         self._check_network()
         self._register_load_state_dict_pre_hook(_leave_out_copies)

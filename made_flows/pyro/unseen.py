@@ -153,7 +153,9 @@ class _Mode(NamedTuple):
     def log_q(self, points: Tensor) -> Tensor:
         """Return the normal distribution's log-density (N,) of points (N, D)."""
         z = torch.linalg.solve_triangular(self.factor, (points - self.place).mT, upper=False).mT
-        return _standard_normal(z) - self.factor.diagonal().log().sum()
+        half = len(self.place) * math.log(2 * math.pi) / 2
+        log_q: Tensor = -z.square().sum(dim=-1) / 2 - half
+        return log_q - self.factor.diagonal().log().sum()
 
 
 def _modes(density: Callable[[Tensor], Tensor], ends: Tensor) -> Iterator[_Mode]:
@@ -171,10 +173,6 @@ def _apart(density: Callable[[Tensor], Tensor], first: _Mode, second: _Mode) -> 
 def _heights(density: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     """Return the density (N,) where it and its gradient are numbers, elsewhere minus infinity."""
     return value_and_gradient(density, points)[0]
-
-
-def _standard_normal(z: Tensor) -> Tensor:
-    return -z.square().sum(dim=-1) / 2 - z.shape[-1] * math.log(2 * math.pi) / 2
 
 
 def _begin(posterior: Whitened, climbs: int) -> Tensor:

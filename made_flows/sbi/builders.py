@@ -72,7 +72,7 @@ class Builder:
         is_module = isinstance(embedding_net, nn.Module)
         expect_type(is_module, "embedding_net", "to be a module", embedding_net)
         if support is not None:  # an error now, not when the trainer calls
-            ends_of(getattr(support, "support", support))
+            ends_of(support)
         self.model, self.embedding_net, self.support = model, embedding_net, support
         self.z_score_theta, self.z_score_x = z_score_theta, z_score_x
         self.likelihood = boolean(likelihood, "likelihood")

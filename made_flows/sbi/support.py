@@ -34,8 +34,7 @@ class Bounds(nn.Module):
 
     def __init__(self, support: Any, features: int) -> None:
         super().__init__()
-        ends = ends_of(getattr(support, "support", support))
-        for name, end in zip(("low", "high"), ends, strict=True):
+        for name, end in zip(("low", "high"), ends_of(support), strict=True):
             wide = torch.as_tensor(end, dtype=torch.get_default_dtype()).detach().cpu()
             if wide.dim() > 1 or wide.shape not in ((), (1,), (features,)):
                 raise ValueError(
@@ -47,6 +46,7 @@ class Bounds(nn.Module):
     def transforms(self) -> list[Transform]:
         """Return transforms from the support to the real line, column by column."""
         below, above = self.low.isfinite(), self.high.isfinite()
+        one_sided = below & ~above
         if bool((above & ~below).any()):
             raise ValueError(
                 f"Expected support to have a lower bound where it has an upper one; got "
@@ -57,8 +57,7 @@ class Bounds(nn.Module):
             low, high = (end.where(above, sign * torch.inf) for end, sign in
                          ((self.low, -1), (self.high, 1)))  # fmt: skip
             found.append(Logit(low, high, margin=0.0, softness=_SOFTNESS))
-        if bool((below & ~above).any()):
-            one_sided = below & ~above
+        if bool(one_sided.any()):
             start = self.low.where(one_sided, 0.0)
             found.append(Standardize(start, torch.ones_like(start)))
             found.append(Log(len(start), one_sided.nonzero().flatten().tolist()))
@@ -82,7 +81,8 @@ class Bounds(nn.Module):
 
 
 def ends_of(support: Any) -> tuple[Any, Any]:
-    """Return the lower and upper ends of a constraint: of all columns, or of each."""
+    """Return the ends of a support or a distribution's: one number of all columns, or of each."""
+    support = getattr(support, "support", support)
     if isinstance(support, constraints.independent):
         return ends_of(support.base_constraint)
     if isinstance(support, constraints.cat):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._checks import expect
+from made_flows.nn.made import with_block_ends
 from made_flows.serialization.arguments import Decoder
 
 _FREE = 2**20
@@ -95,9 +96,7 @@ def _made(kind: str, arguments: Mapping[str, Any]) -> int:
     hidden = _integers(arguments["hidden_features"])
     chains = [[inputs, *hidden, outputs]]
     if len(hidden) > 1 and arguments.get("residual", True) is not False:
-        stream, *inner = hidden
-        blocks = [width for each in inner for width in (each, stream)]
-        chains.append([inputs, stream, *blocks, outputs])
+        chains.append([inputs, *with_block_ends(tuple(hidden)), outputs])
     return least + min(sum(a * b for a, b in pairwise(widths)) for widths in chains)
 
 

@@ -80,7 +80,7 @@ class TableEstimator(BaseEstimator):
         seed, rows = self._seed(), X
         if sample_weight is not None:
             rows = _safe_indexing(X, repeated(_check_sample_weight(sample_weight, X), seed))
-        with seeded(seed, torch.device("cpu")):
+        with seeded(seed):
             cell = _CELL if noise else None
             schema = Schema.of(rows, self.columns, any_number=True, resolution=cell)
             # Of noisy numbers, direct connections learn by heart: a detector is better without.

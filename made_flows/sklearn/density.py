@@ -108,7 +108,7 @@ class MADEDensity(DensityMixin, TableEstimator):
         seed = self._seed(random_state)
         if isinstance(self.model_, TableMADE):
             return self.model_.sample(count, orders=self.orders, seed=seed)
-        with seeded(seed, torch.device("cpu")):
+        with seeded(seed):
             drawn = self.model_().sample((count,)).double().numpy()
         if not hasattr(self, "feature_names_in_"):
             return drawn

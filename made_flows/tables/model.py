@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
 
@@ -231,7 +231,7 @@ class TableMADE(DensityModel):
             average, options: as for :meth:`fit`.
         """
         if isinstance(validation, Real) and 0 < float(validation) < 1:  # fit tells wrong ones
-            generator = torch.Generator().manual_seed(checked_seed(options.get("seed") or 0))
+            generator = torch.Generator().manual_seed(checked_seed(options.get("seed")) or 0)
             kept, left_out = split_indices(len(x), float(validation), generator)
             parts = [(x[i], None if context is None else context[i]) for i in (kept, left_out)]
             (x, context), validation = parts
@@ -399,8 +399,7 @@ class TableMADE(DensityModel):
 
     @contextmanager
     def _evaluating(self, seed: int | None = None) -> Iterator[None]:
-        device = self.made.ranks.device
-        seeding = nullcontext() if seed is None else seeded(seed, device)
+        seeding = seeded(checked_seed(seed), self.made.ranks.device)
         with modes_kept(self.modules()), torch.no_grad(), seeding:
             self.eval()
             yield
@@ -442,9 +441,9 @@ def fit_table(
         >>> sorted(model.sample(2))
         ['kind', 'size']
     """
-    given, seed = {} if options is None else options, training.get("seed")
+    given, seed = {} if options is None else options, checked_seed(training.get("seed"))
     expect_type(isinstance(given, Mapping), "options", "to be a mapping of names", options)
-    with nullcontext() if seed is None else seeded(seed, torch.device("cpu")):
+    with seeded(seed):
         model = TableMADE.from_data(table, columns, context, **given)
     model.fit(table, validation=validation, average=average, **training)
     return model

@@ -229,7 +229,7 @@ def fit(
     expect_word(schedule, (None, "cosine"), "schedule", "to be None or 'cosine'")
     standardize = boolean(standardize, "standardize")
     keep_training_mode = boolean(keep_training_mode, "keep_training_mode")
-    seed = None if seed is None else checked_seed(seed)
+    seed = checked_seed(seed)
     if device is not None:
         model.to(checked_device(device))
     processes = Processes()

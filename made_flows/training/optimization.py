@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from made_flows._checks import checked_seed, expect, expect_type
+from made_flows._checks import expect, expect_type
 from made_flows.nn.made import MADE
 from made_flows.training.defaults import Settings
 
@@ -115,10 +115,18 @@ def left_in_evaluation(model: nn.Module) -> Iterator[None]:
         model.eval()
 
 
+_CPU = torch.device("cpu")
+
+
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
-    """Seed the global generators (for dropout, loaders) and put them back afterwards."""
-    seed = checked_seed(seed)
+def seeded(seed: int | None, device: torch.device = _CPU) -> Iterator[torch.Generator]:
+    """Seed the global generators (for dropout, loaders) and put them back afterwards.
+
+    Without a seed they go on as they are.
+    """
+    if seed is None:
+        yield torch.default_generator
+        return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_generators(seed, device)
         yield torch.Generator().manual_seed(seed)

@@ -120,10 +120,9 @@ class Processes:
         """Raise a RuntimeError where weights or buffers are not the first process's."""
         if self.alone:
             return
-        tensors = chain(model.parameters(), model.buffers())
-        sums = [float(t.detach().double().sum()).hex() for t in tensors]  # NaN is as NaN
-        names = [name for name, _ in chain(model.named_parameters(), model.named_buffers())]
-        by_tensor = zip(names, *self.gathered(sums), strict=True)
+        named = chain(model.named_parameters(), model.named_buffers())
+        sums = {name: float(t.detach().double().sum()).hex() for name, t in named}  # NaN is as NaN
+        by_tensor = zip(sums, *self.gathered([*sums.values()]), strict=True)
         if differ := [name for name, *values in by_tensor if len(set(values)) > 1]:
             raise RuntimeError(
                 f"Expected all {self.count} processes to have one model after an epoch; got "
