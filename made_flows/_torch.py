@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -81,6 +82,11 @@ def _has_stand_ins() -> bool:
     """Tell whether a mode of torch has tensors without values, or records what is done to them."""
     keys, mode_of = torch._C._TorchDispatchModeKey, torch._C._get_dispatch_mode
     return mode_of(keys.FAKE) is not None or mode_of(keys.PROXY) is not None
+
+
+def has_finite_sum(x: Tensor) -> bool:
+    """Tell whether the sum is finite, as it is only if all values are: a tenth of their time."""
+    return math.isfinite(x.detach().sum().item())
 
 
 def is_untransformed(x: Tensor) -> bool:

@@ -310,7 +310,7 @@ MUTANTS = [
     ),
     Mutant(
         "weights that are believed to the end",
-        "made_flows/inverse/whole.py",
+        "made_flows/inverse/plans.py",
         "if proof is not None and not proof.holds():",
         "if False:",
         FRESH,

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from made_flows._torch import has_gradient_hooks, is_traced, is_transformed
+from made_flows._torch import has_gradient_hooks, is_forward_mode, is_traced, is_transformed
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.steps import Step
@@ -156,8 +156,7 @@ def reason_for_passes(inverse: Inverse, *, wants_gradient: bool) -> str | None:
         expect_reverse_mode()
         exported = wants_gradient and torch.compiler.is_exporting()
         return "torch.export records its gradient, as it need not in no_grad" if exported else None
-    forward = torch.autograd.forward_ad._current_level >= 0
-    if forward and any(map(_may_have_tangent, inverse.tensors)):
+    if is_forward_mode() and any(map(_may_have_tangent, inverse.tensors)):
         return "forward-mode derivatives are taken of it"
     stack: Sequence[Any] = torch._C._functorch.get_interpreter_stack() or ()
     if sum(level.key().name in _DIFFERENTIATING for level in stack) > 1:
@@ -172,7 +171,7 @@ def reason_for_passes(inverse: Inverse, *, wants_gradient: bool) -> str | None:
 
 def expect_reverse_mode(*tensors: Tensor) -> None:
     """Raise where forward-mode derivatives would be dropped silently, of these tensors if any."""
-    if torch.autograd.forward_ad._current_level < 0:
+    if not is_forward_mode():
         return
     if not tensors or any(map(_may_have_tangent, tensors)):
         raise NotImplementedError(

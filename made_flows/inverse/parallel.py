@@ -16,14 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from made_flows._torch import (
-    as_rows,
-    has_gradient_hooks,
-    own_precision,
-)
+from made_flows._torch import as_rows, has_gradient_hooks, own_precision
 from made_flows.inverse import dispatch
+from made_flows.inverse.plans import batch_of, context_rows, map_alone, shaped, takes
 from made_flows.inverse.steps import BijectionStep, HeadStep
-from made_flows.inverse.whole import batch_of, context_rows, map_alone, shaped, takes
 from made_flows.nn.made import MADE
 
 _LEAST_ROWS, _LEAST_WORK = 32, 4_500_000
@@ -106,8 +102,7 @@ def _with_gradient(
         return None
     weights = [*made.parameters()]
     if (
-        len(x) == 0
-        or any(True for _ in step.owner.parameters())
+        any(True for _ in step.owner.parameters())
         or has_gradient_hooks(made.modules())
         or not {Tensor, nn.Parameter}.issuperset(map(type, weights))
         or any(tensor.is_inference() for tensor in (x, *weights))

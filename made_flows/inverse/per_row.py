@@ -20,6 +20,7 @@ from made_flows.inverse.symbolic import Symbolic, SymbolicLayer, starts_of
 from made_flows.nn.activations import activation_name
 from made_flows.nn.linear import MaskedLinear, run_weight_hooks
 from made_flows.nn.made import MADE
+from made_flows.nn.made_spec import contexts_of
 from made_flows.nn.reordering import expect_own_masks
 from made_flows.nn.spec import LayerSpec, NetworkSpec
 from made_flows.nn.validation import NotUnderstoodError
@@ -137,10 +138,9 @@ def _without_order(made: MADE, context: Tensor | None) -> NetworkSpec:
     which are known.
     """
     linears, last = made.masked_layers(), len(made.layers) - 1
-    ways = {0: made.input_context, last: made.output_context}
+    ways = {} if context is None else contexts_of(made)
     layers = []
     for index, linear in enumerate(linears):
-        way = None if context is None else ways.get(index)
         inner = 0 < index < last
         weight = linear.weight if index else _with_mask_weight(linear)
         layers.append(
@@ -148,9 +148,9 @@ def _without_order(made: MADE, context: Tensor | None) -> NetworkSpec:
                 weight,
                 linear.mask if inner else torch.ones_like(weight),
                 linear.full_bias() if inner else linear.bias,
-                base=None if way is None else way(context),
+                base=ways[index](context) if index in ways else None,
                 activation=activation_name(made.activation),
-                adds_to=index - 2 if index < last and made.adds_to_stream(index) else -1,
+                adds_to=index - 2 if made.adds_to_stream(index) else -1,
             )
         )
     direct = None

@@ -45,7 +45,7 @@ class MADESpec:
         self._watch = Watch(self.modules, allowed=is_weight_hook)
         linears = made.masked_layers()
         run_weight_hooks((*linears, made.direct))
-        self.contexts, self.offsets = _contexts(made), _offsets(made)
+        self.contexts, self.offsets = contexts_of(made), _offsets(made)
         self._code = activation_code(made.activation)
         self.network = self._describe(made, linears, self.offsets)
         self.with_context = self._describe(made, linears, {*self.contexts, *self.offsets})
@@ -62,7 +62,6 @@ class MADESpec:
     def _describe(
         self, made: MaskedMLP, linears: list[MaskedLinear], based: Collection[int]
     ) -> NetworkSpec:
-        last = len(linears) - 1
         layers = [
             LayerSpec(
                 linear.weight,
@@ -70,7 +69,7 @@ class MADESpec:
                 linear.bias,
                 base=linear.weight if index in based else None,  # stands for what each call brings
                 activation=activation_name(made.activation),
-                adds_to=index - 2 if index < last and made.adds_to_stream(index) else -1,
+                adds_to=index - 2 if made.adds_to_stream(index) else -1,
             )
             for index, linear in enumerate(linears)
         ]
@@ -109,7 +108,7 @@ class MADESpec:
         )
 
 
-def _contexts(made: MaskedMLP) -> dict[int, MaskedLinear]:
+def contexts_of(made: MaskedMLP) -> dict[int, MaskedLinear]:
     """Return the layers that a context contributes to, each with the layer that it goes through."""
     last = len(made.layers) - 1
     ways = {0: made.input_context, last: made.output_context}

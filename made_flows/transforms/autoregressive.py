@@ -11,10 +11,10 @@ from torch import Tensor
 from made_flows._checks import check_event, expect, expect_type, expect_word
 from made_flows._registry import saveable
 from made_flows.inverse.parallel import parallel_pass
+from made_flows.inverse.plans import Stage, map_all
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import BijectionStep
-from made_flows.inverse.whole import Stage, map_all
 from made_flows.nn.made import MADE
 from made_flows.transforms.base import Transform
 from made_flows.univariate.bijections import Bijection

@@ -17,13 +17,6 @@ from benchmarks._binary_runs import Candidate, Scores, SparseAdam, average
 SMALL = Candidate(hidden=(6,), dropout=0.0, batch_size=20, orders_per_batch=2)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MADE_FLOWS_DATA", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def _table(features: int = 5) -> Table:
     generator = torch.Generator().manual_seed(0)
     first = torch.rand(120, 1, generator=generator) < 0.5

@@ -14,13 +14,6 @@ from benchmarks import density
 from benchmarks._density_runs import Plan, Result, run
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MADE_FLOWS_DATA", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def _write_power(folder: Path) -> None:
     rng = np.random.default_rng(0)
     (folder / "power").mkdir(parents=True)

@@ -16,22 +16,20 @@ from made_flows.tables.schema import Schema
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MADE_FLOWS_DATA", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+def folder(folder: Path) -> Path:
     rng = np.random.default_rng(0)
-    (tmp_path / "anomaly").mkdir()
+    (folder / "anomaly").mkdir()
     x = rng.normal(size=(120, 3))
     x[:20] += 6
-    np.savez(tmp_path / "anomaly" / "odd.npz", X=x, y=np.arange(120) < 20)
-    (tmp_path / "mixed").mkdir()
+    np.savez(folder / "anomaly" / "odd.npz", X=x, y=np.arange(120) < 20)
+    (folder / "mixed").mkdir()
     kind = rng.choice(["a", "b"], 200)
     size = np.where(kind == "a", 10, 14) + rng.normal(size=200)
     count = rng.poisson(np.where(kind == "a", 30, 60))
     lines = [f"{k},{s:.6f},{c}" for k, s, c in zip(kind, size, count, strict=True)]
     lines[3] = ",,3"
-    (tmp_path / "mixed" / "mine.csv").write_text("\n".join(["kind,size,count", *lines]))
-    return tmp_path
+    (folder / "mixed" / "mine.csv").write_text("\n".join(["kind,size,count", *lines]))
+    return folder
 
 
 def test_the_one_class_setting(folder: Path) -> None:

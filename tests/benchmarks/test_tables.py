@@ -14,17 +14,15 @@ from benchmarks import tables
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MADE_FLOWS_DATA", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+def folder(folder: Path) -> Path:
     rng = np.random.default_rng(0)
-    (tmp_path / "tables").mkdir()
+    (folder / "tables").mkdir()
     x = rng.normal(size=(80, 3))
     few = rng.integers(0, 4, size=(80, 1))
-    np.savez(tmp_path / "tables" / "mine.npz", X=np.hstack([x, few]))
-    (tmp_path / "anomaly").mkdir()
-    np.savez(tmp_path / "anomaly" / "odd.npz", X=x, y=np.arange(80) % 4 == 0)
-    return tmp_path
+    np.savez(folder / "tables" / "mine.npz", X=np.hstack([x, few]))
+    (folder / "anomaly").mkdir()
+    np.savez(folder / "anomaly" / "odd.npz", X=x, y=np.arange(80) % 4 == 0)
+    return folder
 
 
 def test_rows_have_a_density(folder: Path):

@@ -24,6 +24,7 @@ from tests.helpers.density_models import (
     all_vectors,
     context_of,
     made_of,
+    nearly,
     scatter,
     values_of,
 )
@@ -32,10 +33,6 @@ F64 = torch.float64
 
 ORDERED = [name for name in NETWORKS if "graph" not in name and name != "no edge"]
 each_option = pytest.mark.parametrize("option", ORDERED)
-
-
-def nearly(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def told(option: str, features: int = 5, **more: Any) -> mf.MADE:

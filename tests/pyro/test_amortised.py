@@ -247,7 +247,6 @@ LOSSES: dict[str, Any] = {
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_vae_learns_under_every_loss(loss: str) -> None:
-    pyro.clear_param_store()
     x = (torch.rand(40, 5) < torch.tensor([0.9, 0.9, 0.1, 0.5, 0.1])).float()
     model, guide, encoder = vae()
     before = [p.clone() for p in encoder.parameters()]
@@ -259,7 +258,6 @@ def test_a_vae_learns_under_every_loss(loss: str) -> None:
 
 def test_the_elbo_of_vectorised_particles_is_that_of_single_ones() -> None:
     """The log-density that a traced guide reports is that of a fresh distribution."""
-    pyro.clear_param_store()
     _, guide, encoder = vae()
     x = torch.rand(7, 5).round()
     with pyro.plate("particles", 4, dim=-2):

@@ -204,7 +204,6 @@ def test_log_determinant_is_that_of_the_jacobian() -> None:
 
 
 def test_density_model_is_fitted_by_svi_and_predicts() -> None:
-    pyro.clear_param_store()
     pyro.set_rng_seed(0)
     density = ours.GaussianMADE(3, hidden_features=(16,))
     data = torch.randn(200, 3) * 0.5 + 1
@@ -227,7 +226,6 @@ def test_density_model_is_fitted_by_svi_and_predicts() -> None:
 def test_iaf_in_pyros_own_guide_lowers_the_loss() -> None:
     from pyro.infer.autoguide import AutoNormalizingFlow
 
-    pyro.clear_param_store()
     pyro.set_rng_seed(0)
 
     def model() -> None:

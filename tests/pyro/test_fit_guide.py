@@ -48,11 +48,6 @@ def joint(model: Callable[..., None], guide: AutoIAF) -> JointDensity:
     return JointDensity(model, layout(model, guide)[1], (), {})
 
 
-@pytest.fixture(autouse=True)
-def _empty_store() -> None:
-    pyro.clear_param_store()
-
-
 @pytest.fixture(scope="module")
 def fitted() -> tuple[AutoIAF, Tensor, Tensor]:
     torch.manual_seed(0)

@@ -24,11 +24,6 @@ FLOWS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _empty_store() -> None:
-    pyro.clear_param_store()
-
-
 def _flat(name: str = "plain") -> FlatFlow:
     flow = posterior_flow(torch.randn(3), 0.7, hidden_features=(8, 8), **FLOWS[name])
     transform = FlatFlow(flow)

@@ -74,7 +74,6 @@ def _moving_average(y: Tensor) -> None:
 
 
 def test_plain_adam_survives_explosive_draws(caplog: pytest.LogCaptureFixture) -> None:
-    pyro.clear_param_store()  # where a guide of another test has its weights under the same names
     noise = 0.2 * torch.randn(150)
     y = noise[1:] + 0.6 * noise[:-1]
     guide = AutoIAF(_moving_average, transforms=1, init_scale=1.0)

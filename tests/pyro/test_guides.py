@@ -49,12 +49,6 @@ from made_flows.pyro import AutoIAF, Diagnosis, diagnose, fit_guide
 from made_flows.pyro.diagnosis import summary
 from made_flows.pyro.starts import init_to_prior_median
 
-
-@pytest.fixture(autouse=True)
-def _empty_store() -> None:
-    pyro.clear_param_store()
-
-
 # ---------------------------------------------------------------------- models
 
 

@@ -162,7 +162,6 @@ LOSSES: dict[str, Any] = {
 @pytest.mark.parametrize("loss", LOSSES)
 @every
 def test_every_loss_of_observed_rows_is_their_likelihood(name: str, loss: str) -> None:
-    pyro.clear_param_store()
     density, contexts = density_of(name), contexts_of(ROWS)
     x = data_of(density, contexts)
     expected = -density(contexts).log_prob(x).sum()
@@ -181,7 +180,6 @@ LATENT = ["Gaussian", "MAF", "IAF"]
 @pytest.mark.parametrize("name", LATENT)
 def test_a_latent_variable_with_a_learned_prior_and_posterior(name: str, loss: str) -> None:
     """Two models of the library meet: the loss falls, and both are trained."""
-    pyro.clear_param_store()
     prior, posterior = density_of(name, 0), density_of(name, C)
     contexts = contexts_of(ROWS)
 
@@ -303,7 +301,6 @@ def test_weights_under_a_prior_are_those_of_the_trace(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Gaussian", "Bernoulli", "MAF", "IAF"])
 def test_a_bayesian_model_is_fitted_and_predicts(name: str) -> None:
-    pyro.clear_param_store()
     bayesian = Bayesian(MODELS[name](0))
     x = (torch.rand(40, D) < 0.9).float() if name == "Bernoulli" else 0.3 * torch.randn(40, D) + 1
     guide = AutoNormal(bayesian)
@@ -341,7 +338,6 @@ def test_a_mixture_of_orders_becomes_a_pyro_module_and_scores_as_before() -> Non
 
 
 def test_constrained_weights_keep_their_constraint_and_are_trained() -> None:
-    pyro.clear_param_store()
     density = mp.GaussianMADE(2, hidden_features=())
     to_pyro_module_(density)
     (layer,) = density.made.layers
@@ -369,6 +365,7 @@ def test_a_bayesian_model_is_copied_and_pickled() -> None:
         assert set(weights_of(trace)) == set(weights_of(poutine.trace(bayesian).get_trace(ROWS)))
 
 
+@pytest.mark.filterwarnings("ignore::made_flows.inverse.d_pass.SlowInverseWarning")
 def test_a_transform_refuses_weights_that_are_drawn_anew_at_every_look() -> None:
     network = mp.AutoRegressiveNN(D, [8])
     to_pyro_module_(network)

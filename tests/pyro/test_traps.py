@@ -300,7 +300,6 @@ def guide_with(t: Any) -> Any:
 @pytest.mark.filterwarnings("ignore::made_flows.inverse.d_pass.SlowInverseWarning")
 @pytest.mark.parametrize("name", JITTED)
 def test_trap_9_a_traced_loss_is_the_loss(name: str) -> None:
-    pyro.clear_param_store()
     t = scatter(JITTED[name](), 0.3)
     guide = guide_with(t)
     traced = JitTrace_ELBO(ignore_jit_warnings=True)
@@ -321,7 +320,6 @@ def test_trap_9_a_traced_loss_is_the_loss(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::made_flows.inverse.d_pass.SlowInverseWarning")
 @pytest.mark.parametrize("kind", [mp.IAF, mp.MAF])
 def test_trap_9_a_traced_loss_trains(kind: Any) -> None:
-    pyro.clear_param_store()
     t = kind(3, transforms=2, hidden_features=(8,))
     loss = JitTrace_ELBO(ignore_jit_warnings=True)
     svi = SVI(funnel, guide_with(t), pyro.optim.Adam({"lr": 0.02}), loss)
@@ -385,7 +383,6 @@ def test_trap_13_a_guide_of_one_latent_variable(name: str) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(z, 0.5), obs=torch.tensor(1.0))
 
-    pyro.clear_param_store()
     guide = AutoNormalizingFlow(model, lambda features: scatter(ALONE[name](), 0.1))
     loss = Trace_ELBO(num_particles=64, vectorize_particles=True)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.03}), loss)

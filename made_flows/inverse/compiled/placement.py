@@ -243,7 +243,7 @@ def _place(symbolic: Symbolic, table: Integers, targets: set[int], first: int) -
 
 
 def _place_vectors(symbolic: Symbolic, table: Integers) -> None:
-    """Return where each layer's bias, and its norm's scale and shift, stand in the vectors."""
+    """Place each layer's bias, and its norm's scale and shift, in the vectors."""
     place = 0
     for index, letters in enumerate(symbolic.structure.flags):
         units = len(symbolic.layers[index].units)
