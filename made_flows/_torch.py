@@ -9,7 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
+_PLAIN_STATE: Any = getattr(object, "__getstate__", None)  # Python 3.10's objects have none
+Module = TypeVar("Module", bound=nn.Module)
 Rows = TypeVar("Rows", Tensor, None, Tensor | None)
 
 
@@ -97,6 +100,26 @@ def is_untransformed(x: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not is_traced()
     )
+
+
+def module_of_same_parts(module: Module) -> Module:
+    """Make a module of the same tensors and modules, in which others can take their places.
+
+    What ``copy.copy`` would make, which shares their dictionaries, refuses parametrized layers, and
+    which ``torch.compile`` does not trace. As there, a class says by ``__getstate__`` what is of
+    one module alone.
+    """
+    other: Module = object.__new__(type(module))
+    other.__dict__.update(_state_of(module))
+    for name in ("_parameters", "_buffers", "_modules"):
+        other.__dict__[name] = dict(other.__dict__[name])
+    return other
+
+
+def _state_of(module: nn.Module) -> dict[str, Any]:
+    own: Any = getattr(type(module), "__getstate__", None)
+    whole = own is _PLAIN_STATE or is_parametrized(module)  # which refuses
+    return vars(module) if whole else own(module)
 
 
 @contextmanager

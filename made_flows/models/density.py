@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch.distributions import constraints
 
 from made_flows._checks import check_generator, expect, expect_type
 from made_flows._registry import saveable
+from made_flows._torch import module_of_same_parts
 from made_flows.distributions.autoregressive import AutoregressiveDistribution
 from made_flows.distributions.conditional import ConditionalDistribution
 from made_flows.models.base import HasConditionals, Model
@@ -133,10 +133,9 @@ class DensityModel(Model, HasConditionals):
             >>> model.arranged([3, 1, 0, 2])().sample().shape
             torch.Size([4])
         """
-        other = copy.copy(self)
-        schedule = None if self.schedule is None else self.schedule.at_rest()
-        made = self.made.arranged(order, degrees)
-        other._modules = {**self._modules, "made": made, "schedule": schedule}
+        other = module_of_same_parts(self)
+        other._modules["made"] = self.made.arranged(order, degrees)
+        other._modules["schedule"] = None if self.schedule is None else self.schedule.at_rest()
         return other
 
     def conditional(

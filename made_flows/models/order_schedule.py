@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal, cast
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from made_flows._checks import check_batch, expect, expect_type, positive_integer, shown
 from made_flows._constants import WithConstants
-from made_flows._torch import as_rows
+from made_flows._torch import as_rows, module_of_same_parts
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import draw_degrees
 from made_flows.nn.made import MADE
@@ -95,7 +94,7 @@ class OrderSchedule(WithConstants):
 
     def at_rest(self) -> OrderSchedule:
         """Return a view, not a copy, that knows what is trained and draws nothing in training."""
-        view = copy.copy(self)
+        view = module_of_same_parts(self)
         view.resting = True
         return view
 

@@ -19,6 +19,7 @@ from made_flows._torch import (
     has_gradient_hooks,
     is_forward_mode,
     is_untransformed,
+    module_of_same_parts,
 )
 from made_flows.nn.block_linear import SMALLEST, Block, block_linear, blocks_of
 
@@ -180,11 +181,11 @@ def masked(layer: nn.Module, mask: Tensor) -> nn.Module:
     def copied(module: nn.Module) -> nn.Module:
         if all(own is not buffer for buffer in module.buffers()):
             return module
-        other = type(module).__new__(type(module))  # a parametrized layer refuses to be copied
-        children = {k: v if v is None else copied(v) for k, v in module._modules.items()}
-        buffers = {k: mask.to(own) if v is own else v for k, v in module._buffers.items()}
-        other.__dict__ = {**vars(module), "_modules": children, "_buffers": buffers}
-        other._parameters = dict(module._parameters)
+        other = module_of_same_parts(module)
+        for name, buffer in module._buffers.items():
+            other._buffers[name] = mask.to(own) if buffer is own else buffer
+        for name, child in module._modules.items():
+            other._modules[name] = None if child is None else copied(child)
         return other
 
     return copied(layer)

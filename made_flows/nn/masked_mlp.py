@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from made_flows._checks import expect
 from made_flows._constants import WithConstants
+from made_flows._torch import is_autocast
 from made_flows.nn import masks as mk
 from made_flows.nn.activations import activate, make_activation
 from made_flows.nn.connectivity import Connectivity, Shape
@@ -321,6 +322,10 @@ class MaskedMLP(WithConstants):
             masks=masks,
             dropout=dropout,
         )
+        if is_autocast(output):
+            # Products are of half precision. Densities that were worked out in it, from knots of
+            # splines or an offset added, would have a digit or two.
+            output = output.to(self.dtype)
         return self.unpack(output)
 
     def unpack(self, output: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from then on.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, TypeVar, cast
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from made_flows._cache import TensorCache
 from made_flows._checks import expect, expect_type, holds_integers, tensor_or_empty
-from made_flows._torch import has_concrete_values
+from made_flows._torch import has_concrete_values, module_of_same_parts
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import connect_in_order
 from made_flows.nn.linear import mask_of, masked
@@ -173,9 +172,7 @@ def view(made: Network, ranks: Tensor, degrees: Sequence[Tensor] | None = None) 
 
     For a graph, ranks may be any that put parents before their children; its masks stay.
     """
-    other = copy.copy(made)
-    other._modules, other._buffers = dict(made._modules), dict(made._buffers)
-    other._parameters = dict(made._parameters)
+    other = module_of_same_parts(made)
     other._buffers["ranks"] = ranks
     if made.graph is not None:
         return other

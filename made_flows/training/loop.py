@@ -179,9 +179,8 @@ def fit(
         device: where to train, such as ``"cuda"``: the model is moved there, and stays. Rows that
             take no more than a quarter of its free memory are moved at once, others batch by batch.
             None trains where the model is.
-        autocast: multiply matrices in bfloat16 in training steps (validation and weights stay in
-            single precision). For affine and gated flows and Gaussian heads, whose densities are
-            then worked out in single precision; refused for others.
+        autocast: multiply matrices in bfloat16 in training steps. Weights, the densities that are
+            worked out of what networks give, and validation stay in single precision.
         compile: train by ``torch.compile``; a text names its backend. It takes a minute, and pays
             where many small operations do. Refused for data with missing values, for which each
             row has an order of its own.

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from made_flows._checks import expect, expect_type, expect_word, real_number, shown
 from made_flows._registry import saveable
-from made_flows._torch import is_autocast
 
 _CONSTANTS: dict[str, tuple[str, ...]] = {
     "bounded": ("bound",),
@@ -96,10 +95,6 @@ class ScaleRule(nn.Module):
     def forward(self, a: Tensor) -> Tensor:
         """Compute the logarithm of the scale, of a's shape."""
         expect_type(isinstance(a, Tensor), "a", "to be a torch.Tensor", a)
-        if a.dtype in (torch.bfloat16, torch.float16) and is_autocast(a):
-            # Autocast rounds what products give, and no more: an offset added in half precision
-            # would take from a near zero all of its digits but one.
-            a = a.float()
         if self.rule == "bounded":
             return self.bound * torch.tanh(a / self.bound)
         if self.rule == "softsign":

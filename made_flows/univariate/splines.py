@@ -75,8 +75,8 @@ class RationalQuadraticSpline(Bijection):
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         check_parameters(x, parameters, self.outputs, "x")
-        if x.dtype.itemsize < 4:
-            return _in_single_precision(self.forward, x, parameters)
+        if min(x.dtype.itemsize, parameters.dtype.itemsize) < 4:
+            return _precisely(self.forward, x, parameters)
         inside = x.abs() <= self.bound
         # Where the spline is not used it is computed all the same: at a point that cannot fail,
         # since the gradient of torch.where is 0 * inf = NaN for a value that is not taken.
@@ -93,8 +93,8 @@ class RationalQuadraticSpline(Bijection):
 
     def inverse(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         check_parameters(y, parameters, self.outputs, "y")
-        if y.dtype.itemsize < 4:
-            return _in_single_precision(self.inverse, y, parameters)
+        if min(y.dtype.itemsize, parameters.dtype.itemsize) < 4:
+            return _precisely(self.inverse, y, parameters)
         inside = y.abs() <= self.bound
         at = torch.where(inside, y, 0.0)
         (left, right), (bottom, top), (start, end) = self._bins(at, parameters, inverse=True)
@@ -168,11 +168,12 @@ class RationalQuadraticSpline(Bijection):
         return f"bins={self.bins}, bound={self.bound:g}"
 
 
-def _in_single_precision(
+def _precisely(
     function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, parameters: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Map values of half precision, in which a narrow bin would lie beside its place."""
-    values, log_derivatives = function(x.float(), parameters.float())
+    """Map what is of half precision, in which a narrow bin would lie beside its place."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    values, log_derivatives = function(x.to(precise), parameters.to(precise))
     return values.to(x.dtype), log_derivatives.to(x.dtype)
 
 

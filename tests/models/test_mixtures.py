@@ -166,6 +166,19 @@ def test_scores_export_for_any_number_of_rows(name: str) -> None:
         nearly(exported(many), Score()(many))
 
 
+@pytest.mark.parametrize("name", ["orders and masks", "models"])
+def test_mixtures_compile_whole(name: str) -> None:
+    mixture = MIXTURES[name](head="Gaussian", context=2).double().eval()
+    x, context = torch.randn(5, 4, dtype=F64), torch.randn(5, 2, dtype=F64)
+
+    def score(x: Tensor, context: Tensor) -> Tensor:
+        return mixture(context).log_prob(x)
+
+    torch.compiler.reset()
+    compiled = torch.compile(score, fullgraph=True, backend="eager")
+    nearly(compiled(x, context), score(x, context))
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_missing_features_are_not_recorded() -> None:
     """Which are observed decides what is computed, and may be others in a replay."""

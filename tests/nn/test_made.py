@@ -298,13 +298,14 @@ def test_half_precision_runs() -> None:
     assert made(x, c).dtype == torch.bfloat16
 
 
-def test_autocast_takes_float32_to_bfloat16() -> None:
+def test_autocast_multiplies_in_bfloat16_and_returns_float32() -> None:
     made = NETWORKS["residual"]().float()
     x = inputs_of(made, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = made(x)
-    assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(low.float(), made(x), rtol=0.1, atol=0.1)
+    assert low.dtype == torch.float32
+    assert not torch.equal(low, made(x))
+    torch.testing.assert_close(low, made(x), rtol=0.1, atol=0.1)
 
 
 def test_dropout_drops_in_training_only() -> None:

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import made_flows as mf
-from made_flows.univariate.scales import SCALE_RULES
 
 X = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) @ torch.tensor(
     [[2.0, 1.0, 0.0], [0.0, 1.0, -1.0], [0.0, 0.0, 0.3]]
@@ -23,12 +22,19 @@ MODELS = {
     "GaussianMADE": lambda: mf.GaussianMADE(3, **SMALL),
     "mixture": lambda: mf.GaussianMixtureMADE(3, components=2, **SMALL),
     "actnorm": lambda: mf.MAF(3, transforms=2, normalize="actnorm", **SMALL),
+    "spline": lambda: mf.MAF(3, transforms=2, bijection="spline", **SMALL),
+    "bits": lambda: mf.BernoulliMADE(3, **SMALL),
+    "categories": lambda: mf.CategoricalMADE(3, categories=2, **SMALL),
 }
+
+
+def rows_of(name: str) -> Tensor:
+    return (X > 0).float() if name in ("bits", "categories") else X
 
 
 def fitted(name: str, **options: Any) -> mf.History:
     torch.manual_seed(0)
-    return mf.fit(MODELS[name](), X, **OPTIONS | options)
+    return mf.fit(MODELS[name](), rows_of(name), **OPTIONS | options)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -40,14 +46,20 @@ def test_bfloat16_trains_to_the_same_likelihood(name: str) -> None:
     assert coarse.validation[-1] < coarse.validation[0]
 
 
-@pytest.mark.parametrize("rule", SCALE_RULES)
-def test_scales_are_rounded_once_under_autocast(rule: str) -> None:
-    raw = torch.linspace(-0.01, 0.01, 9).bfloat16()
-    exact = mf.ScaleRule(rule)(raw.double())
+@pytest.mark.parametrize("order", [None, [2, 0, 1]])
+def test_what_products_give_under_autocast_is_read_in_single_precision(order: Any) -> None:
+    made = mf.MADE(3, parameters=2, **SMALL)
     with torch.autocast("cpu", torch.bfloat16):
-        coarse = mf.ScaleRule(rule)(raw)
-    torch.testing.assert_close(coarse.double(), exact, atol=1e-6, rtol=0)
-    assert mf.ScaleRule(rule)(raw).dtype is torch.bfloat16  # a model of that precision
+        parameters = made(X, order=order)
+    assert parameters.dtype is torch.float32
+    assert made.bfloat16()(X.bfloat16()).dtype is torch.bfloat16  # a network of that precision
+
+
+def test_knots_of_a_spline_are_in_the_precision_of_its_values() -> None:
+    spline, parameters = mf.RationalQuadraticSpline(), torch.randn(300, 3, 23).bfloat16()
+    exact = spline.forward(X.double(), parameters.double())
+    for found, expected in zip(spline.forward(X, parameters), exact, strict=True):
+        torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", [*MODELS, "gated, context"])
@@ -55,10 +67,11 @@ def test_scores_under_autocast_are_near(name: str) -> None:
     make = MODELS.get(name, lambda: mf.MAF(3, 2, bijection="gated", **SMALL))
     model = make().eval()
     given = (torch.randn(300, 2),) if model.context else ()
+    x = rows_of(name)
     with torch.no_grad():
-        exact = model(*given).log_prob(X)
+        exact = model(*given).log_prob(x)
         with torch.autocast("cpu", torch.bfloat16):
-            coarse = model(*given).log_prob(X)
+            coarse = model(*given).log_prob(x)
     torch.testing.assert_close(coarse, exact, atol=0.1, rtol=0.02)
 
 
@@ -100,12 +113,6 @@ BAD = {
     "another backend": ({"compile": "fast"}, ValueError, "compile to name one of .*got fast"),
     "compile as a number": ({"compile": 1}, TypeError, "compile to be True, False or a backend"),
 }
-COARSE = {
-    "splines": lambda: mf.MAF(3, bijection=mf.RationalQuadraticSpline(), **SMALL),
-    "bits": lambda: mf.BernoulliMADE(3, **SMALL),
-    "categories": lambda: mf.CategoricalMADE(3, categories=2, **SMALL),
-    "double": lambda: mf.GaussianMADE(3, **SMALL).double(),
-}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -115,10 +122,9 @@ def test_bad_input(name: str) -> None:
         fitted("GaussianMADE", **options)
 
 
-@pytest.mark.parametrize("name", COARSE)
-def test_bfloat16_is_refused_where_it_is_too_coarse(name: str) -> None:
+def test_autocast_is_for_single_precision() -> None:
     with pytest.raises(ValueError, match="Expected autocast to be False"):
-        mf.fit(COARSE[name](), (X > 0).float(), autocast=True, **OPTIONS)
+        mf.fit(mf.GaussianMADE(3, **SMALL).double(), X, autocast=True, **OPTIONS)
 
 
 def test_compiled_training_names_what_is_missing() -> None:
