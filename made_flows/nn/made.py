@@ -19,7 +19,6 @@ from made_flows._checks import (
     check_generator,
     expect,
     expect_type,
-    expect_word,
     non_negative_integer,
     per_feature,
     positive_integer,
@@ -155,7 +154,7 @@ class MADE(MaskedMLP):
         expect_type(known, "direct", "to be True, False or 'first'", direct)
         only_first = word and len(hidden) > 0
         shape = Shape(features, context, columns, outputs, widened, residual, only_first)
-        expect_word(degrees, ("even", "random"), "degrees", "to be 'even' or 'random'")
+        mk.check_rule(degrees)
         named = order if isinstance(order, str) else None
         check_generator(generator, draws=adjacency is None and "random" in (named, degrees))
         if adjacency is None:

@@ -26,6 +26,7 @@ from made_flows._checks import (
     check_generator,
     expect,
     expect_type,
+    expect_word,
     holds_integers,
     non_negative_integer,
     positive_integer,
@@ -135,6 +136,11 @@ def _expect_features(given: Any, argument: str) -> None:
     expect(given.dim() > 0, argument, "to be of shape (..., features)", tuple(given.shape))
 
 
+def check_rule(rule: Any) -> None:
+    """Refuse what is no rule of :func:`hidden_degrees`."""
+    expect_word(rule, ("even", "random"), "degrees", "to be 'even' or 'random'")
+
+
 def hidden_degrees(
     width: int,
     features: int,
@@ -158,7 +164,7 @@ def hidden_degrees(
         generator: source of randomness for ``"random"``.
 
     Raises:
-        ValueError: for sizes below 1.
+        ValueError: for an unknown rule or sizes below 1.
 
     Example:
         >>> hidden_degrees(6, 4)
@@ -168,6 +174,7 @@ def hidden_degrees(
     """
     width = positive_integer(width, "width")
     features = positive_integer(features, "features")
+    check_rule(rule)
     check_generator(generator)
     highest = features - 1
     lowest = min(non_negative_integer(lowest, "lowest"), highest)

@@ -246,7 +246,6 @@ def _values(column: Any, name: str) -> Values:
 
 def _integers(numbers: Any, given: Any, name: str) -> Values:
     """Refuse integers that double precision would round."""
-    inexact = np.abs(numbers) >= _EXACT  # as the next integer is, once it is rounded
     inexact = np.abs(numbers) >= _EXACT  # itself is what the next one would be rounded to
     if inexact.any():
         row = int(inexact.argmax())

@@ -146,6 +146,7 @@ def test_random_degrees_leave_no_unit_without_inputs() -> None:
 BAD_DEGREES = {
     "no width": ({"width": 0, "features": 3}, r"width to be a positive integer; got 0"),
     "no features": ({"width": 3, "features": 0}, r"features to be a positive integer; got 0"),
+    "no rule": ({"width": 3, "features": 3, "rule": "odd"}, r"to be 'even' or 'random'; got 'odd'"),
 }
 
 
