@@ -215,10 +215,12 @@ def check_event(x: Any, argument: str, size: int, dtype: torch.dtype | None = No
     if tensor.dim() == 0 or tensor.shape[-1] != size:
         raise ValueError(f"Expected {argument} of shape (..., {size}); got {tuple(tensor.shape)}")
     if dtype is not None and tensor.dtype != dtype and not is_autocast(tensor):
-        raise TypeError(
-            f"Expected {argument} of dtype {dtype}, that of the model; got {tensor.dtype}. "
-            f"Convert the one or the other: {argument}.to({dtype}) or model.to({tensor.dtype})"
-        )
+        convert = f"Convert it: {argument}.to({dtype})"
+        if tensor.is_floating_point():  # no model is of integers
+            convert = f"Convert the one or the other: {argument}.to({dtype})"
+            convert += f" or model.to({tensor.dtype})"
+        words = f"Expected {argument} of dtype {dtype}, that of the model; got {tensor.dtype}"
+        raise TypeError(f"{words}. {convert}")
     return tensor
 
 

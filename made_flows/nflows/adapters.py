@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from made_flows._checks import expect, expect_type
 from made_flows.models.base import check_model
 from made_flows.models.flows import Flow
-from made_flows.nflows.flows import CheckedFlow
+from made_flows.nflows.flows import CheckedFlow, InBatches
 from made_flows.transforms.base import Transform
 from made_flows.transforms.chain import Chain
 
 
-class AsDistribution(NflowsDistribution):
+class AsDistribution(InBatches, NflowsDistribution):
     r"""A density model or flow of this library as an nflows distribution.
 
     It can stand alone or be the base of an nflows flow. A model without a context takes that of

@@ -19,7 +19,25 @@ from made_flows.nflows.networks import Activation
 from made_flows.nflows.transforms import MaskedAffineAutoregressiveTransform
 
 
-class StandardNormal(normal.StandardNormal):
+class InBatches:
+    """Samples drawn so many at a time; nflows joins them by the wrong dimension under a context."""
+
+    def sample(
+        self, num_samples: int, context: Tensor | None = None, batch_size: int | None = None
+    ) -> Tensor:
+        """Draw samples (num_samples, D), or (rows, num_samples, D) with a context of rows."""
+        left = positive_integer(num_samples, "num_samples")
+        most = left if batch_size is None else positive_integer(batch_size, "batch_size")
+        if context is not None:
+            context = torch.as_tensor(context)
+        drawn = []
+        while left > 0:
+            drawn.append(cast(Any, self)._sample(min(most, left), context))
+            left -= most
+        return drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim=0 if context is None else 1)
+
+
+class StandardNormal(InBatches, normal.StandardNormal):
     """nflows' standard normal base, whose samples follow the dtype it has been moved to.
 
     Args:
@@ -42,7 +60,7 @@ class StandardNormal(normal.StandardNormal):
         return torch.randn(*rows, *self._shape, dtype=like.dtype, device=like.device)
 
 
-class CheckedFlow(FastFlow):
+class CheckedFlow(InBatches, FastFlow):
     """A flow of nflows that says what is wrong with what it is made of and given."""
 
     def __init__(self, transform: Any, distribution: Any, embedding_net: Any = None) -> None:
@@ -52,15 +70,6 @@ class CheckedFlow(FastFlow):
         expect_type(known, "distribution", "to be a distribution of nflows", distribution)
         _check_embedding(embedding_net)
         super().__init__(transform, distribution, embedding_net)  # type: ignore[call-arg]
-
-    def sample(
-        self, num_samples: int, context: Tensor | None = None, batch_size: int | None = None
-    ) -> Tensor:
-        """Draw samples (num_samples, D), or (rows, num_samples, D) with a context of rows."""
-        num_samples = positive_integer(num_samples, "num_samples")
-        if batch_size is not None:
-            batch_size = positive_integer(batch_size, "batch_size")
-        return cast(Tensor, super().sample(num_samples, context, batch_size))  # type: ignore[misc]
 
 
 class Flow(CheckedFlow, NflowsFlow):

@@ -538,6 +538,18 @@ def test_densities_as_distributions(name: str) -> None:
         assert distribution.sample(5, torch.zeros(3, 2)).shape == (3, 5, D)
 
 
+def test_samples_in_batches_stay_those_of_their_context() -> None:
+    flow = mf.MAF(D, context=1, transforms=1)
+    context = torch.tensor([[-3.0], [3.0]])
+    base = ours.StandardNormal([D])
+    for each in (ours.AsDistribution(flow), ours.AsFlow(flow), base):
+        assert each.sample(6, context, batch_size=3).shape == (2, 6, D)
+        assert each.sample(5, context, batch_size=2).shape == (2, 5, D)
+    assert base.sample(5, batch_size=2).shape == (5, D)
+    with pytest.raises(ValueError, match="batch_size"):
+        base.sample(5, batch_size=0)
+
+
 def test_rows_of_a_context_belong_to_their_samples() -> None:
     model = shake(mf.GaussianMADE(D, 1))
     context = torch.tensor([[-3.0], [3.0]])
