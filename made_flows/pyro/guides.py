@@ -36,6 +36,7 @@ from made_flows.pyro.diagnosis import Diagnosis
 from made_flows.pyro.draws import quantile_levels
 from made_flows.pyro.flat_flow import FlatFlow
 from made_flows.pyro.gradient_guard import GradientGuard
+from made_flows.pyro.layout import expect_whole
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger, even_noise, normal_noise
 from made_flows.pyro.refinement import Refinement, refine
 from made_flows.pyro.starts import init_to_prior_median
@@ -136,6 +137,7 @@ class AutoIAF(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
+        expect_whole(self.prototype_trace)
         self._pieces = None
         location = self._init_loc()
         flow = posterior_flow(location.cpu(), *self._arguments, **self._flow_arguments)

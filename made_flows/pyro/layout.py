@@ -57,6 +57,19 @@ def traces(model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[Trace, T
     return prune_subsample_sites(of_model), prune_subsample_sites(of_guide)
 
 
+def expect_whole(trace: Any) -> None:
+    """Raise a ValueError for latent variables in plates that draw some of their rows.
+
+    A vector of them all would have another row's value in the same place in every run.
+    """
+    for name, site in trace.iter_stochastic_nodes():
+        for frame in site["cond_indep_stack"]:
+            got = f"{frame.size} of {frame.full_size} of {name!r}, in plate {frame.name!r}"
+            got += ". Guide it by pyro's AutoNormal, beside this guide in an AutoGuideList"
+            whole = frame.full_size in (None, frame.size)
+            expect(whole, "model", "to have all of a latent variable in every run", got)
+
+
 def _nesting(traces: Iterable[Trace]) -> int:
     nodes = [node for trace in traces for node in trace.nodes.values()]
     frames = [frame for node in nodes for frame in (node.get("cond_indep_stack") or ())]

@@ -823,6 +823,11 @@ def _two_latents() -> None:
     pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
+def _subsampled() -> None:
+    with pyro.plate("rows", 8, subsample_size=3):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
 def _called(model: Callable[[], None] = plates) -> AutoIAF:
     guide = AutoIAF(model)
     guide()
@@ -838,6 +843,11 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "context": (lambda: AutoIAF(scalar, context=2), TypeError, "AutoIAF.*context"),  # type: ignore[call-arg]
     "order": (lambda: AutoIAF(scalar, order=3), ValueError, "order to be"),  # type: ignore[arg-type]
     "activation": (lambda: AutoIAF(scalar, activation="tan"), ValueError, "activation"),
+    "subsampled latents": (
+        lambda: _called(_subsampled),
+        ValueError,
+        "all of a latent variable in every run; got 3 of 8 of 'z', in plate 'rows'. .*AutoNormal",
+    ),
     "new guide": (lambda: AutoIAF(scalar).log_prob(torch.zeros(1)), ValueError, "called once"),
     "new transform": (lambda: AutoIAF(scalar).get_transform(), ValueError, "called once"),
     "new weights": (
