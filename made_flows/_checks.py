@@ -187,10 +187,15 @@ def expect_word(value: Any, words: Collection[str | None], argument: str, expect
     expect(known, argument, expected, shown(value))
 
 
+def expect_sequence(value: Any, argument: str, expected: str) -> None:
+    """Raise a TypeError for what is no sequence, or text."""
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    expect_type(several, argument, expected, value)
+
+
 def widths(value: Any, argument: str) -> tuple[int, ...]:
     """Return the value as a tuple of positive layer widths (possibly empty)."""
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    expect_type(several, argument, "to be a sequence of layer widths such as (64, 64)", value)
+    expect_sequence(value, argument, "to be a sequence of layer widths such as (64, 64)")
     return tuple(positive_integer(width, f"{argument}[{i}]") for i, width in enumerate(value))
 
 

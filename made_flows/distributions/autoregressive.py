@@ -68,8 +68,13 @@ class AutoregressiveDistribution(HeadDistribution):
         """Whether NaN stands for a missing value: where all orders are trained."""
         return self.schedule is not None and self.schedule.any_order
 
+    @property
+    def _drawing(self) -> Schedule | None:
+        """The schedule, where it draws orders or masks in every call."""
+        return self.schedule if self.schedule is not None and self.schedule.draws else None
+
     def _random_part(self) -> str:
-        if self.schedule is not None and self.schedule.draws:
+        if self._drawing is not None:
             return "orders or masks that are drawn"
         return self.conditioner.random_part
 
@@ -104,7 +109,7 @@ class AutoregressiveDistribution(HeadDistribution):
         self._warn_of_training_mode()
         if observed is not None or self.takes_missing:
             check_event(value, "value", self.conditioner.features)
-            drawn = self.schedule is not None and self.schedule.draws
+            drawn = self._drawing is not None
             observed = find_observed(value, observed, nan=self.takes_missing, drawn=drawn)
             if observed is not None:
                 return self._marginal(value, observed)
@@ -119,15 +124,15 @@ class AutoregressiveDistribution(HeadDistribution):
     def _score(self, u: Tensor) -> Tensor:
         """Return log-probabilities (...) of values in the network's units."""
         # What is no category raises, in torch operations.
-        if self._validate_args and (self.schedule is None or not self.schedule.draws):
+        if self._validate_args and self._drawing is None:
             return parallel_pass(self.conditioner, HeadStep(self.head), u, self.context)[1]
         inputs = self.head.encode(u, self.conditioner.dtype)
         return HeadStep(self.head).score(u, self._parameters(inputs))[1]
 
     def _parameters(self, inputs: Tensor) -> Tensor:
         """Return parameters (..., D, K), in training those of orders that are drawn now."""
-        if self.schedule is not None and self.schedule.draws:
-            return self.schedule.outputs(self.conditioner, inputs, self.context)
+        if (schedule := self._drawing) is not None:
+            return schedule.outputs(self.conditioner, inputs, self.context)
         parameters: Tensor = self.conditioner(inputs, self.context)
         return parameters
 
@@ -139,7 +144,7 @@ class AutoregressiveDistribution(HeadDistribution):
         if self.units is not None:  # what is filled in is of the network's units
             u = fill(self.head, self.units.standardize(value), observed)
         inputs = self.head.encode(u, self.conditioner.dtype)
-        fresh = self.schedule is not None and self.schedule.draws
+        fresh = self._drawing is not None
         parameters = outputs_for(
             self.conditioner, inputs, self.context, observed, self.schedule, fresh=fresh
         )

@@ -1,7 +1,8 @@
 """The sequential inverse: an autoregressive network inverted in about one pass, exactly.
 
-``sequential`` is the entry; ``symbolic`` says once which unit is computed when; ``eager`` and
-``compiled`` do the sweep; ``gpu`` does the inverse on GPUs.
+``sequential`` is the entry, ``parallel`` that of the other direction, ``plans`` that of several
+networks in one call. ``symbolic`` says once which unit is computed when; ``dispatch`` chooses who
+does the sweep: ``eager``, ``compiled`` or ``gpu``. ``d_pass`` does without it, in D passes.
 """
 
 from made_flows.inverse.problem import Conditioner

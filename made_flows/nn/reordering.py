@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._cache import TensorCache
-from made_flows._checks import expect, expect_type, holds_integers, tensor_or_empty
+from made_flows._checks import expect, expect_sequence, expect_type, holds_integers, tensor_or_empty
 from made_flows._torch import has_concrete_values, module_of_same_parts
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import connect_in_order
@@ -58,8 +58,7 @@ def check_degrees(made: MaskedMLP, degrees: Any) -> tuple[Tensor, ...]:
         TypeError: for anything but a sequence of integer tensors.
     """
     expect(made.graph is None, "degrees", "to be left out for a network of a graph", degrees)
-    sequence = isinstance(degrees, Sequence) and not isinstance(degrees, str)
-    expect_type(sequence, "degrees", "to be a sequence of tensors, one per hidden layer", degrees)
+    expect_sequence(degrees, "degrees", "to be a sequence of tensors, one per hidden layer")
     hidden = made.shape.hidden
     expect(len(degrees) == len(hidden), "degrees", f"of {len(hidden)} layers", len(degrees))
     checked: list[Tensor] = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from made_flows._checks import expect, expect_type, positive_integer
+from made_flows._checks import expect, expect_sequence, positive_integer
 from made_flows.plotting._figures import figure_of, matrix, texts
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ def image_grid(
         (19, 91)
     """
     pixels = matrix(images, "images", missing=True)
-    given: Any = shape
-    several = isinstance(given, Sequence) and not isinstance(given, str)
-    expect_type(several, "shape", "to be (height, width) or (height, width, 3)", shape)
+    expect_sequence(shape, "shape", "to be (height, width) or (height, width, 3)")
     titles = texts(titles, "titles")
     sizes = tuple(positive_integer(size, "shape") for size in shape)
     colour = len(sizes) == 3 and sizes[2] == 3

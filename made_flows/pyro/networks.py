@@ -16,6 +16,7 @@ from made_flows._checks import (
     check_context,
     check_event,
     expect,
+    expect_sequence,
     expect_type,
     non_negative_integer,
     positive_integer,
@@ -40,9 +41,7 @@ class PyroShapes(nn.Module):
 
     def set_shapes(self, input_dim: int, context_dim: int, param_dims: Sequence[int]) -> None:
         self.input_dim, self.context_dim = input_dim, context_dim
-        given: Any = param_dims
-        sized = isinstance(given, Sequence) and not isinstance(given, str)
-        expect_type(sized, "param_dims", "to be a sequence of sizes such as (1, 1)", param_dims)
+        expect_sequence(param_dims, "param_dims", "to be a sequence of sizes such as (1, 1)")
         self.param_dims = [
             positive_integer(p, f"param_dims[{i}]") for i, p in enumerate(param_dims)
         ]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, expect_type, non_negative_integer
+from made_flows._checks import expect, expect_sequence, non_negative_integer
 from made_flows.serialization.files import load
 from made_flows.tables.model import TableMADE
 from made_flows.training.convert import as_tensor, checksum
@@ -38,8 +38,7 @@ class _Worker:
             expect(columns is None and not context, "columns", "to be those of the table", columns)
             return
         for name, value in (("columns", columns), ("context", context)):
-            listed = isinstance(value, Sequence) and not isinstance(value, str)
-            expect_type(listed, name, "to be a sequence of names of columns", value)
+            expect_sequence(value, name, "to be a sequence of names of columns")
         self.columns, self.context = list(columns or ()), list(context)
         self.target = Target.of(self.model, takes_double(self.model))
         wanted = self.model.features

@@ -77,9 +77,8 @@ class TableEstimator(BaseEstimator):
         """Fit the model, to rows with noise of so many deviations, and return the checked table."""
         X = self._table(X, reset=True)
         positive_integer(self.orders, "orders")
-        seed, rows = self._seed(), X
-        if sample_weight is not None:
-            rows = _safe_indexing(X, repeated(_check_sample_weight(sample_weight, X), seed))
+        seed = self._seed()
+        rows = repeated(X, sample_weight, seed)
         with seeded(seed):
             cell = _CELL if noise else None
             schema = Schema.of(rows, self.columns, any_number=True, resolution=cell)
@@ -114,19 +113,22 @@ class TableEstimator(BaseEstimator):
         return cast(dict[str, Any], self.model_.score_columns(self._table(X)))
 
 
-def repeated(weight: Any, seed: int) -> Any:
-    """Return the rows to train on, each as often as its weight says.
+def repeated(X: Any, sample_weight: Any, seed: int) -> Any:
+    """Return the rows to train on, each as often as its weight says; without weights all once.
 
     Whole weights are numbers of repetitions. Others are expected ones, of as many rows in all as
     there are, drawn systematically: within one of their expectation each.
     """
+    if sample_weight is None:
+        return X
+    weight = _check_sample_weight(sample_weight, X)
     expect(bool((weight >= 0).all()), "sample_weight", "to hold no negative number", weight.min())
     expect(bool((weight > 0).any()), "sample_weight", "to hold a number above 0", "none")
     if bool((weight == np.round(weight)).all()):
-        return np.repeat(np.arange(len(weight)), weight.astype(int))
+        return _safe_indexing(X, np.repeat(np.arange(len(weight)), weight.astype(int)))
     ends = np.cumsum(weight) / weight.sum() * len(weight)
     points = np.random.default_rng(seed).random() + np.arange(len(weight))
-    return np.searchsorted(ends, points).clip(max=len(weight) - 1)
+    return _safe_indexing(X, np.searchsorted(ends, points).clip(max=len(weight) - 1))
 
 
 def smoothed(schema: Schema, codes: torch.Tensor, noise: float, seed: int) -> torch.Tensor:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import DensityMixin
-from sklearn.utils import _safe_indexing
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from made_flows._checks import expect, positive_integer
 from made_flows._registry import own_arguments
@@ -62,8 +61,7 @@ class MADEDensity(DensityMixin, TableEstimator):
             self._fit_model(X, sample_weight)
             return self
         X, seed = self._numbers(X, reset=True), self._seed()
-        if sample_weight is not None:
-            X = _safe_indexing(X, repeated(_check_sample_weight(sample_weight, X), seed))
+        X = repeated(X, sample_weight, seed)
         self.model_ = estimate(
             X, budget=self.budget, max_seconds=self.max_seconds, progress=self.progress, seed=seed
         )
