@@ -18,6 +18,7 @@ from made_flows.nn.masks import order_name
 from made_flows.transforms.autoregressive import AutoregressiveTransform
 from made_flows.transforms.base import Transform
 from made_flows.transforms.chain import Chain
+from made_flows.transforms.data import Standardize
 from made_flows.transforms.units import Units
 
 
@@ -76,20 +77,26 @@ class Flow(Model):
             part.conditioner for part in transforms if isinstance(part, AutoregressiveTransform)
         ]
         self.units.whitens = all(network.graph is None for network in made)
+        fixed = [not each.unit_free for each in transforms]
+        before = tuple(transforms[: len(fixed) - fixed[::-1].index(True) if any(fixed) else 0])
         inner = self.base.standardizable()
-        free = all(each.unit_free for each in transforms)
-        self.units.of_data = free and all(units.of_data for units in inner)
+        known = all(units.of_data and not units.before for units in inner)
+        self.units.of_data = known and all(_knows_no_units(each) for each in before)
+        self.units.before = before if self.units.of_data else ()
 
     def _chain(self) -> list[Transform]:
         """List the transforms from data to noise, the units of the data first if there are any."""
         parts: Any = self._modules  # as attributes they take longer, and every call asks
         chain, units = [*parts["transforms"]._modules.values()], parts["units"]
-        return chain if units._buffers["location"] is None else [units, *chain]
+        if units._buffers["location"] is None:
+            return chain
+        place = len(units.before)
+        return [*chain[:place], units, *chain[place:]]
 
     def standardizable(self) -> list[Units]:
         """Find the flow's units, if its base is not trained yet.
 
-        They are those of its contexts alone where not all transforms are trained.
+        They are those of its contexts alone where a transform knows the units of its data.
         """
         inner = self.base.standardizable()
         free = isinstance(self.base, (StandardNormal, StudentT, FixedBase)) or bool(inner)
@@ -163,6 +170,14 @@ class Flow(Model):
             work = f"{sequential} sequential inverses, each about the work of one pass"
             lines.append(f"{name}: {work if sequential else 'parallel'}")
         return "\n".join(lines)
+
+
+def _knows_no_units(transform: Transform) -> bool:
+    """Tell whether what a transform makes of data can be standardised behind it."""
+    if transform.unit_free:
+        return True
+    trained = any(True for _ in transform.parameters())
+    return not (isinstance(transform, Standardize) or trained or transform.context)
 
 
 def _parts(flow: Flow) -> list[tuple[nn.Module, str, str]]:

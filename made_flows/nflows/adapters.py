@@ -17,6 +17,7 @@ from made_flows.models.flows import Flow
 from made_flows.nflows.flows import CheckedFlow, InBatches
 from made_flows.transforms.base import Transform
 from made_flows.transforms.chain import Chain
+from made_flows.transforms.units import Units
 
 
 class AsDistribution(InBatches, NflowsDistribution):
@@ -127,8 +128,10 @@ class AsTransform(NflowsTransform):
 
     def _chain(self) -> Chain:
         active = self.units is not None and self.units.location is not None
-        transforms: list[Any] = [self.units] if active else []
-        return Chain([*transforms, *(cast(Transform, each) for each in self.transforms)])
+        transforms: list[Any] = list(self.transforms)
+        if active:
+            transforms.insert(len(cast(Units, self.units).before), self.units)
+        return Chain(transforms)
 
     def _reduced(self, context: Tensor | None) -> Tensor | None:
         """Return the context in the units of the flow's networks."""

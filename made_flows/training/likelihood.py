@@ -113,7 +113,8 @@ def takes_double(model: nn.Module, found: Sequence[Units] = ()) -> tuple[bool, b
     """
     known = units_of(model)
     active = bool(known) and all(units.active or units in found for units in known)
-    return active and all(units.of_data for units in known), active
+    of_data = all(units.of_data and not units.before for units in known)
+    return active and of_data, active
 
 
 def negative_log_likelihood(model: nn.Module, batch: Batch) -> Tensor:

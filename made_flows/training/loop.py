@@ -131,10 +131,11 @@ def fit(
             tuple (x, context) with contexts), or None. To hold out a fraction of an iterable that
             is neither in memory nor a plain ``DataLoader``, one pass is kept in memory, with a
             warning.
-        standardize: whether a model of real values, without data transforms of its own, works in
-            standardised units, and others read contexts in such units. Values further than twenty
-            standard deviations out count as if they were there. Of more than 2**18 rows, that many
-            at most are measured. A model that was trained or loaded before keeps its units.
+        standardize: whether a model of real values works in standardised units (a flow behind its
+            fixed transforms, unless one is a :class:`~made_flows.Standardize`), and others read
+            contexts in such units. Values further than twenty standard deviations out count as if
+            they were there. Of more than 2**18 rows, that many at most are measured. A model that
+            was trained or loaded before keeps its units.
         batch_size: rows per step, at most: an epoch is cut into batches of equal size (of two or
             three for an odd number in pairs). By default from 32 for a thousand rows to 256 from
             eight thousand. A stream of batches has its own.
@@ -208,6 +209,8 @@ def fit(
         True
     """
     expect_type(isinstance(model, nn.Module), "model", "to be a torch.nn.Module", model)
+    off = "torch.no_grad() or inference_mode()"
+    expect(torch.is_grad_enabled(), "gradients", "to be enabled where fit is called", off)
     given = checked_settings(
         batch_size=batch_size, learning_rate=learning_rate, max_epochs=max_epochs,
         weight_decay=weight_decay, dropout=dropout, sparsity=sparsity, average=average,

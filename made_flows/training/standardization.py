@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from made_flows._checks import expect
 from made_flows.training.data import Rows, Source
+from made_flows.transforms.base import Transform
 from made_flows.transforms.units import Units
 
 _KEPT = 100_000
@@ -51,32 +52,38 @@ def set_units(found: list[Units], train: Source) -> None:
     if context is not None and any(not units.embedded for units in found):
         middle, spread = robust_moments(context)
         of_context = middle, torch.where(spread > 0, spread, 1.0)
-    of_data: tuple[Tensor | None, ...] = None, None, None
-    if any(units.of_data for units in found):
-        of_data = _of_data(train, x, found[0].like.dtype)
+    known: dict[tuple[Transform, ...], tuple[Tensor | None, ...]] = {}
     for units in found:
-        location, scale, factor = of_data if units.of_data else (None, None, None)
+        if units.of_data and units.before not in known:
+            known[units.before] = _of_data(train, x, units)
+        location, scale, factor = known[units.before] if units.of_data else (None, None, None)
         given = (None, None) if units.embedded else of_context
         units.set(location, scale, *given, factor if units.whitens else None)
 
 
-def _of_data(train: Source, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+@torch.no_grad()
+def _of_data(train: Source, x: Tensor, units: Units) -> tuple[Tensor, Tensor, Tensor | None]:
     """Find location, scale and factor of rows to train on, of which x (N, D) were taken."""
+    if units.before:
+        x = train.target.move(x, None)[0]
+    for transform in units.before:
+        x = transform.to_noise(x)[0]
     location, scale = robust_moments(x)
-    if isinstance(train, Rows) and len(train) > len(x) and bool((scale == 0).any()):
-        scale = torch.where(scale > 0, scale, _deviation_of_all(train, location))
+    more = isinstance(train, Rows) and len(train) > len(x) and not units.before
+    if more and bool((scale == 0).any()):
+        scale = torch.where(scale > 0, scale, _deviation_of_all(cast(Rows, train), location))
     constant = (scale == 0).nonzero().flatten().tolist()
     if constant:
         each = ", ".join(f"column {i} constant at {location[i]:g}" for i in constant[:5])
-        more = f" and {len(constant) - 5} more" if len(constant) > 5 else ""
+        others = f" and {len(constant) - 5} more" if len(constant) > 5 else ""
         raise ValueError(
             f"Expected the training rows of {train.name} to vary in every column; got "
-            f"{each}{more}. A density is infinite there: leave such columns out, add noise to "
+            f"{each}{others}. A density is infinite there: leave such columns out, add noise to "
             f"them, or train with standardize=False"
         )
     u = (x.double() - location) / scale
     warn_of_outliers(u, train.name)
-    warn_of_digits(x, location, scale, dtype, train.name)
+    warn_of_digits(x, location, scale, units.like.dtype, train.name)
     dependence = near_dependence(u, train.name)
     if dependence is not None:
         warnings.warn(dependence.message, stacklevel=5)

@@ -29,8 +29,9 @@ class Units(Transform):
     :math:`10^9 \pm 1` is no different from one of :math:`0 \pm 1`, as far as its rows tell them
     apart.
 
-    Discrete data, and data that transforms of a flow put in units themselves, stay as they are:
-    only their contexts are standardised.
+    Of discrete data, and of a flow with a :class:`~made_flows.Standardize` or another transform
+    that knows its units, contexts alone are standardised. Behind transforms such as a
+    :class:`~made_flows.Log` units are those of what comes out of these.
 
     Args:
         features: number of features D.
@@ -39,6 +40,7 @@ class Units(Transform):
     Attributes:
         embedded: whether its contexts are embeddings, which are in no units of the data.
         of_data: whether data are standardised, and not their contexts alone.
+        before: the fixed transforms of a flow behind which they stand.
         whitens: whether columns may be taken together: the model does not say what each depends on.
         location, scale: m and s, (D,); None where data are not standardised.
         context_location, context_scale: the same of contexts, (C,).
@@ -60,6 +62,7 @@ class Units(Transform):
     like: Tensor
     embedded = False
     of_data = True
+    before: tuple[Transform, ...] = ()
     whitens = False
 
     def __init__(self, features: int, context: int = 0) -> None:

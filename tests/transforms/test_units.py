@@ -335,7 +335,6 @@ def test_a_constant_context_is_no_matter():
         lambda: mf.BernoulliMADE(3, **SHAPE),
         lambda: mf.CategoricalMADE(3, categories=2, **SHAPE),
         lambda: mf.Flow([mf.Standardize([1.0] * 3, [2.0] * 3)], base=mf.MAF(3, 0, 1, **SHAPE)),
-        lambda: mf.Flow([mf.Dequantize(3)], base=mf.MAF(3, 0, 1, **SHAPE)),
         lambda: mf.Mixture(
             [mf.BernoulliMADE(3, order="reversed", **SHAPE), mf.BernoulliMADE(3, **SHAPE)]
         ),
@@ -346,6 +345,54 @@ def test_models_with_units_of_their_own_are_left_alone(make):
     model = make()
     mf.fit(model, x, **QUIET)
     assert not any(module.active for module in model.modules() if isinstance(module, Units))
+
+
+@pytest.mark.parametrize("base", ["MAF", "GaussianMixtureMADE", "normal"])
+def test_units_of_flows_stand_behind_their_data_transforms(base: str, tmp_path):
+    def flow() -> mf.Flow:
+        torch.manual_seed(0)
+        tail = [] if base != "normal" else [*mf.MAF(3, transforms=1, **SHAPE).transforms]
+        last = None if base == "normal" else made(base)
+        return mf.Flow([mf.Log(3, [0, 1]), *tail], base=last)
+
+    u = rows()
+    other = u * torch.tensor([1e-3, 5.0, 1e4]).double() + torch.tensor([30.0, -20.0, 1e6]).double()
+    found = []
+    for each in (u, other):
+        x = torch.cat([each[:, :2].exp(), each[:, 2:]], dim=1)
+        model = flow()
+        mf.fit(model, x.float(), **QUIET)
+        there = model().log_prob(x.float()) + each[:, :2].sum(dim=1)  # the density of u
+        found.append((model, x.float(), there.detach() + float(each.std(dim=0).log().sum())))
+    torch.testing.assert_close(found[0][2].double(), found[1][2].double(), rtol=0, atol=0.05)
+    model, x, there = found[1]
+    assert model.summary().splitlines()[2].split()[1] == "Log"
+    drawn = model().sample((500,))
+    assert bool((drawn[:, :2] > 0).all())
+    assert float(drawn[:, 0].log().mean()) == pytest.approx(30.0, abs=0.01)
+    z, _ = model.to_noise(x)
+    torch.testing.assert_close(model.to_data(z)[0], x, rtol=1e-2, atol=1)
+    mf.save(model, tmp_path / "model.safetensors")
+    again, copied = mf.load(tmp_path / "model.safetensors"), copy.deepcopy(model)
+    for each in (again, copied):
+        assert torch.equal(each().log_prob(x), model().log_prob(x))
+
+
+def test_counts_are_dequantized_in_any_units():
+    """A mean of 1e5 had ended at a million nats."""
+    x = torch.poisson(torch.full((300, 2), 1e5), torch.Generator().manual_seed(0))
+    model = mf.Flow([mf.Dequantize(2)], base=mf.GaussianMixtureMADE(2, **SHAPE))
+    best = mf.fit(model, x, progress=False, seed=0, max_epochs=10).best
+    truth = -torch.distributions.Poisson(1e5).log_prob(x).sum(dim=1).mean()
+    assert best == pytest.approx(float(truth), abs=1.5)
+
+
+def test_training_without_gradients_is_refused():
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"to be enabled where fit is called; got torch\.no_grad"),
+    ):
+        mf.fit(mf.MAF(3, transforms=1, **SHAPE), rows(), **QUIET)
 
 
 def test_a_model_keeps_its_units():
