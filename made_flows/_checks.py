@@ -355,6 +355,12 @@ def tensor_or_empty(value: Any) -> Tensor:
         return torch.empty(0)
 
 
+def check_default_device() -> None:
+    """Raise a ValueError where tensors are made without values, of which masks cannot be made."""
+    hint = "to hold values, of which masks are made (make the model elsewhere, then .to('meta'))"
+    expect(torch.empty(0).device.type != "meta", "torch's default device", hint, "meta")
+
+
 def holds_integers(x: Tensor) -> bool:
     """Tell whether a tensor's dtype is one of integers, booleans left out."""
     return not (x.is_floating_point() or x.is_complex() or x.dtype is torch.bool)
@@ -371,7 +377,8 @@ def check_finite(x: Tensor, argument: str, first: int = 0) -> None:
 
 def check_values(x: Tensor, valid: Tensor, argument: str, expected: str, first: int = 0) -> None:
     """Raise a ValueError that names the first row and column where ``valid`` is false."""
-    if not has_concrete_values(x) or bool(valid.all()):
+    # What is expected may be what cannot be read: limits of stacked models, that are mapped over.
+    if not (has_concrete_values(x) and has_concrete_values(valid)) or bool(valid.all()):
         return
     valid = valid.expand(x.shape)
     place = (~valid).nonzero()[0]

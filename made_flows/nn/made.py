@@ -15,6 +15,7 @@ from made_flows._checks import (
     boolean,
     check_broadcast,
     check_context,
+    check_default_device,
     check_event,
     check_generator,
     expect,
@@ -136,6 +137,7 @@ class MADE(MaskedMLP):
         mask_weights: bool | Literal["order"] = False,
         generator: torch.Generator | None = None,
     ) -> None:
+        check_default_device()
         features = positive_integer(features, "features")
         context = non_negative_integer(context, "context")
         chosen = default_widths(features) if hidden_features is None else hidden_features

@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from made_flows._checks import (
     Unsaid,
+    check_default_device,
     check_finite,
     check_parameters,
     check_values,
@@ -307,6 +308,7 @@ class Categorical(Head):
 
     def __init__(self, categories: int | Sequence[int], features: int) -> None:
         super().__init__()
+        check_default_device()
         features = positive_integer(features, "features")
         each = per_feature(categories, features, "categories")
         self.categories = self.outputs = self.inputs = each

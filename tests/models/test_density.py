@@ -477,6 +477,25 @@ def test_scores_under_function_transforms(make: Make) -> None:
     close(per_row(context, x), reference)
 
 
+@few_models
+def test_scores_of_stacked_models(make: Make) -> None:
+    class Score(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+            return self.model(context).log_prob(x)
+
+    models = [Score(make()) for _ in range(2)]
+    context = context_of(models[0].model, 5)
+    x = values_of(models[0].model(context_of(models[0].model)), 5)
+    state = torch.func.stack_module_state(models)
+    call = partial(torch.func.functional_call, models[0])
+    scores = torch.vmap(lambda *each: call(each, (x, context)))(*state)
+    close(scores, torch.stack([model(x, context) for model in models]))
+
+
 # Clamped scales pass gradients straight through, which is not their derivative.
 EXACT = [name for name in FEW if "clamp" not in name]
 

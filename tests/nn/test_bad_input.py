@@ -19,12 +19,21 @@ def _made(**options: Any) -> mf.MADE:
     return mf.MADE(3, **{"hidden_features": (8, 8), **options})
 
 
+def _on_meta(make: Callable[[], Any]) -> None:
+    with torch.device("meta"):
+        make()
+
+
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "residual as a word": (lambda: _made(residual="no"), TypeError,
                            "Expected residual to be True or False; got str 'no'"),
     "residual as a number": (lambda: _made(residual=1), TypeError, "Expected residual to be True"),
     "direct as a word": (lambda: _made(direct="false"), TypeError,
                          "Expected direct to be True, False or 'first'; got str 'false'"),
+    "a device without values": (lambda: _on_meta(_made), ValueError,
+                                "Expected torch's default device to hold values"),
+    "categories on such a device": (lambda: _on_meta(lambda: mf.CategoricalMADE(3, categories=2)),
+                                    ValueError, "default device to hold values"),
     "no direct": (lambda: _made(direct=None), TypeError,
                   "Expected direct to be True, False or 'first'"),
     "mask weights as a number": (lambda: _made(mask_weights=1), TypeError,
