@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -134,7 +135,8 @@ def pyro_spline(context: bool = False, order: str = "linear") -> ForeignLayer:
 
 def zuko_layer(context: bool = False, differentiable: bool = True, **kwargs: Any) -> ForeignLayer:
     def make() -> Any:
-        arguments = {"hidden_features": (12, 10), **kwargs}
+        # Its own: a test may change them in place.
+        arguments = {"hidden_features": (12, 10), **copy.deepcopy(kwargs)}
         return zuko.flows.MaskedAutoregressiveTransform(D, C if context else 0, **arguments)
 
     return ForeignLayer(

@@ -427,6 +427,14 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], object]]] = {
         "nflows, rational-quadratic, tails",
         lambda t: setattr(t, "tail_bound", 0.5),
     ),
+    "nflows, scale of a spline": (
+        "nflows, rational-quadratic",
+        lambda t: setattr(t.autoregressive_net, "hidden_features", 2),
+    ),
+    "zuko, in place": (
+        "zuko, spline",
+        lambda t: t.univariate.keywords.update(slope=0.5),
+    ),
     "Pyro": ("Pyro", lambda t: setattr(t, "log_scale_max_clip", -0.5)),
     "Pyro, spline": ("Pyro, linear spline", lambda t: setattr(t.spline, "bound", 1.0)),
     "Pyro, context": ("Pyro, context", lambda t: t.kwargs.update(log_scale_max_clip=-0.5)),

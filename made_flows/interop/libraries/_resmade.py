@@ -156,8 +156,9 @@ class FastInverse(FastLayer):
         return self.made_flows_ready(inputs, context) if inputs.dim() == 2 else None
 
     def made_flows_settings(self) -> tuple[Any, ...]:
-        own = self.__dict__
-        return self.autoregressive_net, *(own.get(name) for name in _SETTINGS)
+        own, net = self.__dict__, self.autoregressive_net
+        divisor = getattr(net, "hidden_features", None)  # of a spline's sizes, by its root
+        return net, divisor, *(own.get(name) for name in _SETTINGS)
 
 
 _SETTINGS = (

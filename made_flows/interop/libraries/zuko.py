@@ -68,7 +68,9 @@ class FastTransform(FastLayer):
         return Fast(conditioner, bijection, differentiable=differentiable)
 
     def made_flows_settings(self) -> tuple[Any, ...]:
-        return self.hyper, self.univariate, self.shapes, self.passes
+        # What a partial holds may be changed in place.
+        words = self.univariate.keywords if isinstance(self.univariate, partial) else {}
+        return self.hyper, self.univariate, *self.shapes, self.passes, *words, *words.values()
 
 
 class FastInverse(transforms.AutoregressiveTransform):
