@@ -288,6 +288,7 @@ class _Matrix:
         names = [f"x{i}" for i in range(self.x.shape[1])]
         for start in range(0, len(self.x), ROWS):
             some = self.x[start : start + ROWS]
+            some = some.astype(some.dtype.newbyteorder("="))  # as Arrow takes them
             columns = [pa.array(np.ascontiguousarray(column)) for column in some.T]
             yield pa.record_batch(columns, names), self.path, start
 

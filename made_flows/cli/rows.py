@@ -136,6 +136,12 @@ def drawn(model: Any, count: int, orders: int, context: Any = None) -> pa.Table:
         for i, column in enumerate(model.schema.columns):
             if column.whole_days:
                 rows = rows.set_column(i, column.name, rows[column.name].cast(pa.date32()))
+        left_out = list(model.schema.left_out)
+        if left_out and all(re.fullmatch(r"x\d+", name) for name in rows.column_names + left_out):
+            # Of a matrix, whose columns have places in place of names.
+            for name in left_out:
+                rows = rows.append_column(name, pa.nulls(len(rows), pa.float64()))
+            rows = rows.select(sorted(rows.column_names, key=lambda name: int(name[1:])))
         return rows
     with torch.no_grad():
         x = model().sample((count,)).double().numpy()

@@ -449,6 +449,17 @@ def test_matrices_of_numbers(folder: Path, tmp_path: Path) -> None:
     assert np.load(tmp_path / "rows.npy").shape == (5000, 2)
 
 
+def test_matrices_keep_the_places_of_columns_without_values(tmp_path: Path) -> None:
+    x = RNG.normal(size=(N, 3)).astype(">f8")  # as another computer wrote it
+    x[:, 1] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    done("fit", tmp_path / "x.npy", "-o", tmp_path / "m", *FIT)
+    done("sample", tmp_path / "m", "-n", 4, "-o", tmp_path / "drawn.npy")
+    drawn = np.load(tmp_path / "drawn.npy")
+    assert np.isnan(drawn).all(axis=0).tolist() == [False, True, False]
+    assert len(done("score", tmp_path / "m", tmp_path / "drawn.npy").splitlines()) == 5
+
+
 def test_context_columns_and_kinds_are_as_was_said(folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "m"
     done("fit", folder / "good.csv", "-o", model, "--context", "day", "--columns",
