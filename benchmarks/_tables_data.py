@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks._density_data import data_folder
 
-__all__ = ["SMALLEST", "Split", "cut", "load_tables"]
+__all__ = ["SMALLEST", "Split", "cut", "load_tables", "with_density"]
 
 Array = NDArray[np.float64]
 
@@ -55,7 +55,7 @@ def load_tables(names: Sequence[str] | None = None) -> dict[str, Array]:
             found[path.stem] = _read(path)
         for path in sorted((folder / "anomaly").glob("*.npz")):
             found.setdefault(path.stem, _read(path))
-    kept = {name: _with_density(rows) for name, rows in found.items()}
+    kept = {name: with_density(rows) for name, rows in found.items()}
     wanted = list(kept) if names is None else names
     return {name: kept[name] for name in wanted if kept[name].shape[1] >= SMALLEST}
 
@@ -84,7 +84,8 @@ def _read(path: Path) -> Array:
         return rows[saved["y"] == 0] if "y" in saved else rows
 
 
-def _with_density(rows: Array) -> Array:
+def with_density(rows: Array) -> Array:
+    """Rows that differ, of columns that have a density (see :func:`load_tables`)."""
     rows = np.unique(rows, axis=0)
     counts = [np.unique(column, return_counts=True)[1] for column in rows.T]
     rows = rows[:, [len(c) >= _FEWEST and c.max() < _SPIKE * len(rows) for c in counts]]

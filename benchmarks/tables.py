@@ -166,14 +166,16 @@ def _run(
         try:
             scores = CONTENDERS[name](split, seed, **options)
             score, worst = float(scores.mean()), float(scores.min())
+            each = [round(float(one), 4) for one in scores]
         except (RuntimeError, ValueError) as error:
             print(f"{table}, {name}: {error}", flush=True)
             score = worst = -math.inf
+            each = []
     seconds = time.perf_counter() - start
     print(f"{table}, split {seed}, {name}: {score:.3f}, {seconds:.1f} s", flush=True)
     return {
         "limit": limit, "limit_of": "a core",
-        "table": table, "split": seed, "name": name, "score": score, "worst": worst,
+        "table": table, "split": seed, "name": name, "score": score, "worst": worst, "each": each,
         "seconds": seconds, "cpu": time.process_time() - used,
         "rows": len(split.train), "features": split.train.shape[1],
     }  # fmt: skip
@@ -186,7 +188,7 @@ Results = dict[str, dict[str, dict[int, float]]]
 """Scores by table, contender and split."""
 
 
-def _by_table(lines: Sequence[dict[str, Any]]) -> Results:
+def by_table(lines: Sequence[dict[str, Any]]) -> Results:
     results: Results = {}
     for line in lines:
         of_table = results.setdefault(line["table"], {})
@@ -356,7 +358,7 @@ def seconds_section(lines: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _about_estimate(lines: Sequence[dict[str, Any]]) -> str:
+def about_estimate(lines: Sequence[dict[str, Any]]) -> str:
     """What time `estimate` took, of the clock and of a core that others used too."""
     mine = [line for line in lines if line["name"].startswith("estimate")]
     if not mine:
@@ -379,26 +381,29 @@ def ablations_section(path: Path) -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
-def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser, splits: int) -> None:
+    """What is run, and for how long."""
     parser.add_argument("--tables", nargs="+", help="all that are there by default")
     parser.add_argument(
         "--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS)[:-1]
     )
-    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--splits", type=int, default=splits)
     parser.add_argument("--rows", type=int, default=10_000, help="to train on, at most")
     parser.add_argument("--limit", type=float, help="seconds of estimate, instead of its budget's")
     parser.add_argument("--minutes", type=float, default=math.inf, help="of training, about")
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser, splits=3)
     return parse_resumable(parser, "tables", arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    given, settings = parse(arguments)
-    tables = load_tables(given.tables)
+def run_all(tables: dict[str, Array], file: ResultsFile, given: argparse.Namespace) -> None:
+    """Run what is not finished, a result a line."""
     if given.quick:
         tables = {name: rows[:100] for name, rows in list(tables.items())[:1]}
         given.contenders, given.splits = ["normal", "MAF"], 1
-    file = ResultsFile(given.runs)
     done = file.done("table", "split", "name")
     end = time.perf_counter() + 60 * given.minutes
     # Split by split, so that what is there at any time is of all tables.
@@ -409,18 +414,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if (table, seed, name) in done or time.perf_counter() > end:
                     continue
                 file.add(_run(table, name, split, seed, given.limit))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given, settings = parse(arguments)
+    file = ResultsFile(given.runs)
+    run_all(load_tables(given.tables), file, given)
     lines = file.lines
     if not lines:
         print("benchmarks.tables: no data, nothing written", flush=True)
         return
-    results = _by_table(lines)
+    results = by_table(lines)
     sizes = {line["table"]: (line["rows"], line["features"]) for line in lines}
     most = max(len(splits) for of_table in results.values() for splits in of_table.values())
     missing = [table for table in load_tables() if table not in results]
     runs = f"{len(results)} tables of {SMALLEST} columns or more, up to {most} splits each."
     if missing:
         runs += f" **Not run yet:** {', '.join(missing)}."
-    text = TEXT.format(runs=runs, estimate=_about_estimate(lines))
+    text = TEXT.format(runs=runs, estimate=about_estimate(lines))
     sections: list[str | None] = [text, summary(results)]
     sections += [differences_section(results)]
     sections += [estimates_section(results), scores_section(results, sizes), seconds_section(lines)]
