@@ -339,22 +339,21 @@ def differences_section(results: Results) -> str:
     return f"{text}\n\n{markdown_table(headings, rows)}"
 
 
-def seconds_section(lines: Sequence[dict[str, Any]]) -> str:
-    """How long training took."""
+def seconds_section(lines: Sequence[dict[str, Any]], of: str = "seconds") -> str:
+    """How long training took: of the clock, or of a core (``cpu``)."""
     names = [n for n in CONTENDERS if any(line["name"] == n for line in lines)]
     tables = list(dict.fromkeys(line["table"] for line in lines))
     rows = []
     for table in tables:
         cells = [table]
         for n in names:
-            taken = [
-                line["seconds"] for line in lines if (line["table"], line["name"]) == (table, n)
-            ]
+            taken = [line[of] for line in lines if (line["table"], line["name"]) == (table, n)]
             cells.append(f"{np.median(taken):.1f}" if taken else "-")
         rows.append(cells)
+    what = "of the clock" if of == "seconds" else "of a core"
     return (
-        "## Seconds\n\nMedian time of training and scoring, on a machine that did other work at "
-        f"the same time.\n\n{markdown_table(['table', *names], rows)}"
+        f"## Seconds\n\nMedian time {what} of training and scoring, on a machine that did other "
+        f"work at the same time.\n\n{markdown_table(['table', *names], rows)}"
     )
 
 

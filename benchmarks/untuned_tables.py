@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import tables
 from benchmarks._results import ResultsFile
-from benchmarks._untuned_tables import load_untuned, synthetic
+from benchmarks._untuned_tables import TABLES, load_untuned, synthetic
 from benchmarks.harness import Settings, markdown_table, parse_resumable, write_page
 
 TEXT = """Tables that nobody had looked at when the defaults were chosen, by the trials on the page
@@ -28,11 +28,13 @@ of [continuous tables](tables.md): fourteen of R's, drawn from those of the Pyth
 `benchmarks/_untuned_tables.py`, and can be repeated), and four drawn from known densities. What is
 measured, and how, is as on that page: mean log-likelihood of test rows in nats, in units of the
 mean and standard deviation of the training rows; columns of counts that pass its rule are among
-them. One split.
+them. One split; the contenders are those of that page but for the mixture MADE.
 
 {estimate}"""
 
 TIED = 0.05
+NOT_RUN = frozenset({"mixture MADE", "estimate, fast", "estimate, best"})
+"""Contenders of ``benchmarks.tables`` that are left out unless they are asked for."""
 
 Lines = dict[str, dict[str, dict[str, Any]]]
 """Results by table and contender."""
@@ -75,47 +77,63 @@ def comparison(found: Lines, mine: Sequence[str], others: Sequence[str]) -> list
     return rows
 
 
-def _counted(rows: Sequence[Sequence[str]]) -> str:
-    counts = {word: sum(row[-1] == word for row in rows) for word in ("ahead", "tied", "behind")}
-    return ", ".join(f"{word} on {count}" for word, count in counts.items())
+def _counted(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [str(sum(row[-1] == word for row in rows)) for word in ("ahead", "tied", "behind")]
 
 
-def _section(title: str, text: str, rows: list[list[str]], first: str) -> str | None:
-    if not rows:
-        return None
-    headings = ["table", first, "best of the others", "difference", "verdict"]
-    counted = f"Of {len(rows)} tables: {_counted(rows)}."
-    return f"## {title}\n\n{text} {counted}\n\n{markdown_table(headings, rows)}"
+def _section(title: str, text: str, rows: Sequence[Sequence[str]]) -> str:
+    headings = ["table", "ours", "best of the others", "difference", "verdict"]
+    return f"## {title}\n\n{text}\n\n{markdown_table(headings, rows)}"
 
 
 def sections(lines: Sequence[dict[str, Any]]) -> list[str]:
     """The page, from what is finished."""
-    found, results = _by_table(lines), tables.by_table(lines)
+    found = {t: by_name for t, by_name in _by_table(lines).items() if {*tables.OURS} & {*by_name}}
     others = [n for n in tables.CONTENDERS if not n.startswith("estimate")]
-    sizes = {line["table"]: (line["rows"], line["features"]) for line in lines}
-    whole = _section(
-        "estimate",
-        "Against the best of all other contenders, known from the test rows alone: the mean "
-        "difference a row and its standard error over rows. Tied: within that, or 0.05 nats.",
-        comparison(found, ["estimate, good"], others),
-        "ours",
-    )
-    flows = _section(
-        "Flows at their defaults",
-        "The better of this library's affine and spline MAF against the best of zuko's and "
-        "nflows' flows.",
-        comparison(found, tables.OURS[:2], tables.FLOWS),
-        "ours",
-    )
+    wanted = set(tables.CONTENDERS) - NOT_RUN
+    missing = [n for n in (*TABLES, *synthetic()) if wanted - set(found.get(n, ()))]
     text = TEXT.format(estimate=tables.about_estimate(lines))
-    scores = tables.scores_section(results, sizes)
-    every = [text, whole, flows, scores, tables.seconds_section(lines)]
-    return [section for section in every if section]
+    if missing:
+        text += f"\n\n**Not run yet, or not by all contenders:** {', '.join(missing)}."
+    whole = comparison(found, ["estimate, good"], others)
+    flows = comparison(found, tables.OURS[:2], tables.FLOWS)
+    counts = [
+        ["estimate, against all others", str(len(whole)), *_counted(whole)],
+        ["MAF or spline MAF, against zuko and nflows", str(len(flows)), *_counted(flows)],
+    ]
+    summary = markdown_table(["comparison", "tables", "ahead", "tied", "behind"], counts)
+    shown = [line for line in lines if line["table"] in found]
+    sizes = {line["table"]: (line["rows"], line["features"]) for line in shown}
+    return [
+        text,
+        f"## Summary\n\nTied: within one standard error over rows, or 0.05 nats.\n\n{summary}",
+        _section(
+            "estimate",
+            "Against the best of all other contenders, known from the test rows alone: the mean "
+            "difference a row and its standard error over rows.",
+            whole,
+        ),
+        _section(
+            "Flows at their defaults",
+            "The better of this library's affine and spline MAF against the best of zuko's and "
+            "nflows' flows, both known from the test rows.",
+            flows,
+        ),
+        tables.scores_section(tables.by_table(shown), sizes),
+        tables.seconds_section(shown, "cpu"),
+        *_trials(),
+    ]
+
+
+def _trials() -> list[str]:
+    path = Path(__file__).with_name("untuned_tables_trials.md")
+    return [found] if (found := tables.ablations_section(path)) else []
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Settings]:
     parser = argparse.ArgumentParser(description=__doc__)
     tables.add_arguments(parser, splits=1)
+    parser.set_defaults(contenders=[name for name in tables.CONTENDERS if name not in NOT_RUN])
     return parse_resumable(parser, "untuned_tables", arguments)
 
 
