@@ -28,7 +28,9 @@ of [continuous tables](tables.md): fourteen of R's, drawn from those of the Pyth
 `benchmarks/_untuned_tables.py`, and can be repeated), and four drawn from known densities. What is
 measured, and how, is as on that page: mean log-likelihood of test rows in nats, in units of the
 mean and standard deviation of the training rows; columns of counts that pass its rule are among
-them. One split; the contenders are those of that page but for the mixture MADE.
+them. One split; the contenders are those of that page but for the mixture MADE. All runs shared two
+cores with other work, and `estimate` had a small part of the 600 seconds that its budget has by
+default; none was run again with more.
 
 {estimate}"""
 
