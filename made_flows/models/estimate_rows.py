@@ -31,13 +31,15 @@ def checked_rows(x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
         if value is None and name == "context":
             continue
         rows = as_tensor(value, name).detach().cpu()
-        expect(rows.dim() == 2, name, "of shape (N, features)", tuple(rows.shape))
+        columns = "features" if name == "x" else "C"
+        fits = rows.dim() == 2 and rows.shape[1] > 0
+        expect(fits, name, f"of shape (N, {columns})", tuple(rows.shape))
         expect_type(not rows.is_complex(), name, "to be real", rows.dtype)
         if rows.is_floating_point():
             try:
                 check_finite(rows, name)
             except ValueError as error:
-                if not bool(rows.isnan().any()):
+                if name == "context" or not bool(rows.isnan().any()):
                     raise
                 raise ValueError(
                     f"{error}. If NaN stands for a missing value, fit a model made with "

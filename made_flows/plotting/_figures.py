@@ -60,7 +60,9 @@ def tidy(ax: Axes) -> None:
 
 def name_rows(ax: Axes, names: Sequence[str], label: str, *, legend: bool = True) -> None:
     """Give axes a row for each name, the first at the top, with a grid and a legend above."""
-    ax.set_yticks(range(len(names)), names)
+    # Longer ones would leave no room for the axes.
+    shown = [name if len(name) <= 40 else name[:39] + "…" for name in names]
+    ax.set_yticks(range(len(names)), shown)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel(label)
     ax.grid(axis="x", color=GREY, alpha=0.25, lw=0.6)

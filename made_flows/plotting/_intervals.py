@@ -59,7 +59,10 @@ def intervals(
     if reference is not None:
         known = matrix(reference, "reference")
         expect(known.shape[1] == features, "reference", f"to have {features} columns", known.shape)
-        centre, scale = np.median(known, axis=0), known.std(axis=0)
+        centre = np.median(known, axis=0)
+        largest = np.abs(known - centre).max(axis=0)
+        # In units of the largest: squares of 1e200 and of 1e-200 are no numbers.
+        scale = ((known - centre) / np.where(largest > 0, largest, 1.0)).std(axis=0) * largest
         expect(bool((scale > 0).all()), "reference", "to vary in every column", "a constant one")
         sets = [(rows - centre) / scale for rows in (sets[0], known)]
     ax = own_axes(ax, 5.6, 0.26 * features + 1.1)

@@ -263,6 +263,7 @@ BAD = {
     "a constant column": (with_column(normal(50), torch.ones(50)), "constant ones: 3"),
     "a repeated column": (with_column(normal(50), 3 - 2 * normal(50)[:, 1]), "column 3, which is"),
     "one dimension": (normal(50)[:, 0], r"of shape \(N, features\)"),
+    "no columns": (normal(50)[:, :0], r"x of shape \(N, features\); got \(50, 0\)"),
 }
 
 
@@ -284,6 +285,10 @@ def test_other_bad_arguments():
         mf.estimate(ring(50), budget="huge")
     with pytest.raises(ValueError, match="context to have 50 rows"):
         mf.estimate(ring(50), normal(40), **QUICK)
+    with pytest.raises(ValueError, match=r"context of shape \(N, C\); got \(50, 0\)"):
+        mf.estimate(ring(50), normal(50)[:, :0], **QUICK)
+    with pytest.raises(ValueError, match=r"context to be finite; got nan in row 7, column 1$"):
+        mf.estimate(ring(50), NAN, **QUICK)
     with pytest.raises(ValueError, match="budget to be 'fast', 'good' or 'best'"):
         mf.estimate(ring(50), budget=[1])
     with pytest.raises(ValueError, match="max_seconds to be finite; got nan"):

@@ -319,6 +319,22 @@ def test_intervals_are_quantiles_in_units_of_the_reference():
     np.testing.assert_allclose(centres[1], 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_intervals_of_any_size(factor: float):
+    reference = torch.randn(400, 2, dtype=torch.float64) * factor
+    figure = plotting.intervals(2 * reference, reference)
+    low, high = figure.axes[0].get_xlim()
+    assert -10 < low < -2
+    assert 2 < high < 10
+
+
+def test_long_names_leave_room():
+    figure = plotting.column_scores({"x" * 200: [-1.0], "b": [-2.0]}, 0)
+    figure.draw_without_rendering()
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert set(names) == {"b", "x" * 39 + "…"}
+
+
 def test_the_oddest_column_comes_first_and_missing_ones_are_left_out():
     scores = {"a": [-1.0, -2.0, -3.0], "b": [-9.0, -1.0, -2.0], "c": [math.nan, -1.0, -1.0]}
     names = [t.get_text() for t in plotting.column_scores(scores, 0).axes[0].get_yticklabels()]
