@@ -36,10 +36,14 @@ class _Worker:
         self.is_table = isinstance(self.model, TableMADE)
         if self.is_table:
             expect(columns is None and not context, "columns", "to be those of the table", columns)
+            self.model.schema.frame = "dict"  # as batches are, whatever it was made from
             return
         for name, value in (("columns", columns), ("context", context)):
             expect_sequence(value, name, "to be a sequence of names of columns")
         self.columns, self.context = list(columns or ()), list(context)
+        every = [*self.columns, *self.context]
+        twice = sorted({name for name in every if every.count(name) > 1})
+        expect(not twice, "columns and context", "to name each column once", twice)
         self.target = Target.of(self.model, takes_double(self.model))
         wanted = self.model.features
         expect(len(self.columns) == wanted, "columns", f"to name {wanted} features", self.columns)
@@ -101,7 +105,7 @@ class Score(_Worker):
             checked = self.target.check(self.rows(batch, self.columns), given, "batch")
             x, context = self.target.move(*checked)
             scores = self.model(context).log_prob(x).double().cpu().numpy()
-        return {**batch, self.output: scores}
+        return _with(batch, {self.output: scores})
 
 
 class Sample(_Worker):
@@ -149,17 +153,19 @@ class Sample(_Worker):
             seed = checksum(given, self.seed % 2**32)
             with seeded(seed, self.target.device):
                 drawn = self.model(context).sample().cpu().numpy()
-            return {**batch, **dict(zip(self.columns, drawn.T, strict=True))}
+            return _with(batch, dict(zip(self.columns, drawn.T, strict=True)))
         expect(self.id in batch, "batch", f"to have the column {self.id!r}", sorted(batch))
         ids = np.asarray(batch[self.id])
         whole = ids.dtype.kind in "iu" and (len(ids) == 0 or int(ids.min()) >= 0)
         expect(whole, f"column {self.id!r}", "to hold numbers of rows, from 0", ids.dtype)
         blocks = {block: self._block(int(block)) for block in np.unique(ids // _BLOCK)}
-        names = list(next(iter(blocks.values()))) if blocks else []
+        if not blocks:  # of no rows the columns are the same
+            return _with(batch, {name: values[:0] for name, values in self._block(0).items()})
+        names = list(next(iter(blocks.values())))
         new = {
             name: np.array([blocks[i // _BLOCK][name][i % _BLOCK] for i in ids]) for name in names
         }
-        return {**batch, **new}
+        return _with(batch, new)
 
     def _block(self, number: int) -> Mapping[str, Any]:
         seed = (self.seed * 2654435761 + number) % 2**63
@@ -169,3 +175,10 @@ class Sample(_Worker):
         with seeded(seed, self.target.device):
             drawn = self.model().sample((_BLOCK,)).cpu().numpy()
         return dict(zip(self.columns, drawn.T, strict=True))
+
+
+def _with(batch: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch with new columns, in the place of none that it has."""
+    taken = sorted({*batch} & {*new})
+    expect(not taken, "batch", "without the columns that are added", taken)
+    return {**batch, **new}

@@ -71,6 +71,25 @@ def test_what_is_drawn_depends_on_the_number_alone(name: str, files: dict[str, s
     assert (other["a"] != whole["a"]).all()
 
 
+@pytest.mark.parametrize("kind", ["array", "polars", "pyarrow"])
+def test_tables_of_any_kind_draw_columns(kind: str, tmp_path: Path) -> None:
+    table: Any = {"x0": X[:, 0], "x1": X[:, 1]}
+    if kind != "array":
+        library: Any = pytest.importorskip(kind)
+        table = library.DataFrame(table) if kind == "polars" else library.table(table)
+    model = mf.TableMADE.from_data(X if kind == "array" else table, hidden_features=(4,))
+    mf.save(model, tmp_path / "m")
+    draw = Sample(tmp_path / "m")
+    drawn = draw({"id": np.arange(3)})
+    assert {name: values.shape for name, values in drawn.items()} == dict.fromkeys(
+        ["id", "x0", "x1"], (3,)
+    )
+    nothing = draw({"id": np.arange(0)})  # a block of no rows has the same columns
+    assert {name: values.dtype for name, values in nothing.items()} == {
+        name: values.dtype for name, values in drawn.items()
+    }
+
+
 def test_draws_under_contexts_repeat(files: dict[str, str]) -> None:
     draw = Sample(files["given"], ["drawn"], ["b"], seed=3)
     first, second = (draw(TABLE)["drawn"] for _ in range(2))
@@ -99,6 +118,15 @@ BAD = {
     ),
     "numbers below zero": (
         lambda f: Sample(f["flow"], ["a", "b"])({"id": np.array([-1])}), ValueError, "from 0",
+    ),
+    "a column twice": (lambda f: Sample(f["flow"], ["a", "a"]), ValueError, "once; got .'a'"),
+    "a column that is there": (
+        lambda f: Sample(f["flow"], ["a", "b"])({"id": np.arange(2), "a": np.zeros(2)}), ValueError,
+        "without the columns that are added; got .'a'",
+    ),
+    "scores that are there": (
+        lambda f: Score(f["flow"], ["a", "b"])(TABLE | {"log_prob": X[:, 0]}), ValueError,
+        "got .'log_prob'",
     ),
     "a seed": (lambda f: Sample(f["flow"], ["a", "b"], seed=-1), ValueError, "seed"),
 }  # fmt: skip
