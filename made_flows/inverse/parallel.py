@@ -8,19 +8,23 @@ blocks; gradients that are to be differentiated again go through torch operation
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from made_flows._torch import as_rows, has_gradient_hooks, own_precision
 from made_flows.inverse import dispatch
 from made_flows.inverse.plans import batch_of, context_rows, map_alone, shaped, takes
 from made_flows.inverse.steps import BijectionStep, HeadStep
+from made_flows.nn.activations import activation_of_name
 from made_flows.nn.made import MADE
+from made_flows.nn.masked_mlp import masked_pass
+from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
 
 _LEAST_ROWS, _LEAST_WORK = 32, 4_500_000
 """Rows, and multiplications of a dense pass, from which on a training step is faster compiled: with
@@ -84,10 +88,16 @@ def compiled_pass(
 class _Call(NamedTuple):
     made: MADE
     step: HeadStep | BijectionStep
-    weights: Sequence[Tensor]
     kernel: Any
     engine: Any
     """The module with the kernels."""
+    structure: Structure
+    based: int
+    """How many of the tensors that follow the values are contributions of context and masks."""
+
+    def network(self, tensors: Sequence[Tensor]) -> NetworkSpec:
+        """Return the network of contributions and weights, in this order."""
+        return NetworkSpec(self.structure, [*tensors[self.based :]], [*tensors[: self.based]])
 
 
 def _with_gradient(
@@ -111,113 +121,106 @@ def _with_gradient(
     if context is not None:
         single = context.numel() == context.shape[-1]
         context = context.reshape(1, -1) if single else as_rows(context, batch)
-    with torch.no_grad():
-        found = dispatch.gradients_of(step, x, lambda: made.plain_spec(context))
+    # What context and masks contribute is recorded by autograd as it is anywhere else.
+    found = dispatch.gradients_of(step, x, lambda: made.plain_spec(context))
     if found is None:
         return None
-    call = _Call(made, step, weights, *found[:2])
-    result: Any = _Pass.apply(call, found[2], x.contiguous(), context, *weights)
+    kernel, engine, network = found
+    call = _Call(made, step, kernel, engine, network.structure, len(network.bases))
+    result: Any = _Pass.apply(call, x.contiguous(), *network.bases, *network.tensors)
     return (None, result) if isinstance(step, HeadStep) else result
 
 
 class _Pass(torch.autograd.Function):
-    """The recorded pass, and its gradients for values, context and all weights."""
+    """The recorded pass, and its gradients for values, contributions and all weights.
+
+    It keeps all that it was computed by: the way back asks nothing of modules, which may have
+    become others since.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, call: _Call, network: Any, x: Tensor, context: Tensor | None, *weights: Tensor
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(ctx: Any, call: _Call, x: Tensor, *tensors: Tensor) -> Any:
         ctx.set_materialize_grads(False)
         values = call.step.encode(x, call.made.dtype)
-        images, density, recorded = call.engine.record(call.kernel, network, values)
-        # Which tensor of the network is which weight: identities may not outlast hooks on what
-        # is saved.
-        names = {id(weight): place for place, weight in enumerate(weights)}
-        ctx.places = [names.get(id(tensor)) for tensor in network.tensors]
-        ctx.call, ctx.based = call, bool(network.bases)
-        ctx.recorded = recorded._replace(spaces=None)
-        others = [weights[place] for place in {*names.values()}.difference(ctx.places)]
-        ctx.save_for_backward(recorded.spaces, x, context, *network.tensors, *others)
+        images, density, recorded = call.engine.record(call.kernel, call.network(tensors), values)
+        ctx.call, ctx.recorded = call, recorded._replace(spaces=None)
+        ctx.save_for_backward(recorded.spaces, x, *tensors)
         return density if images is None else (images, density)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        spaces, x, context, *saved = ctx.saved_tensors
+        spaces, x, *tensors = ctx.saved_tensors
         call: _Call = ctx.call
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[1:]
         if all(gradient is None for gradient in gradients):
-            return (None,) * (2 + len(needed))
+            return (None,) * (1 + len(needed))
         if torch.is_grad_enabled():  # to be differentiated again
-            leaves = [x, context, *call.weights]
-            return None, None, *_differentiable(call, leaves, needed, gradients)
+            return None, *_differentiable(call, [x, *tensors], needed, gradients)
         recorded = ctx.recorded._replace(spaces=spaces)
         of_images = gradients[0] if len(gradients) > 1 else None
         of_density = gradients[-1]
         of_density = spaces.new_zeros(len(x)) if of_density is None else of_density.contiguous()
         of_images = None if of_images is None else of_images.contiguous()
         values = call.step.encode(x, call.made.dtype)
-        found: list[Tensor | None] = [None] * len(call.weights)
+        bases, weights = tensors[: call.based], tensors[call.based :]
         with own_precision("cpu"):
             of_x = call.engine.pull(recorded, values, of_images, of_density, needed[0])
-            places = enumerate(ctx.places)
-            wanted = {n for n, place in places if place is not None and needed[2 + place]}
-            for n, gradient in call.engine.of_weights(recorded, saved, wanted).items():
-                _add(found, ctx.places[n], gradient)
-            based = ctx.based
-            of_context = (
-                _through_bases(call, recorded, len(x), context, needed, found) if based else None
-            )
-        return None, None, of_x, of_context, *found
-
-
-def _add(found: list[Tensor | None], place: int, gradient: Tensor | None) -> None:
-    known = found[place]
-    if gradient is not None:
-        found[place] = gradient if known is None else known + gradient
-
-
-def _through_bases(
-    call: _Call,
-    recorded: Any,
-    rows: int,
-    context: Tensor | None,
-    needed: Sequence[bool],
-    found: list[Tensor | None],
-) -> Tensor | None:
-    """Take gradients back through what context and masks contribute, in torch operations."""
-    with torch.enable_grad():
-        leaf = None if context is None else context.detach().requires_grad_()
-        bases = call.made.spec(leaf).bases
-    pulled = call.engine.of_bases(recorded, len(bases[0]), rows, [base.shape[-1] for base in bases])
-    places = [place for place, need in enumerate(needed[2:]) if need]
-    leaves = [call.weights[place] for place in places] + ([] if leaf is None else [leaf])
-    pairs = [(base, g) for base, g in zip(bases, pulled, strict=True) if base.requires_grad]
-    if not pairs or not leaves:
-        return None
-    results = torch.autograd.grad(
-        [base for base, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True
-    )
-    for place, gradient in zip(places, results, strict=False):
-        _add(found, place, gradient)
-    return None if leaf is None else results[-1]
+            wanted = {n for n, need in enumerate(needed[1 + call.based :]) if need}
+            of_weights = call.engine.of_weights(recorded, weights, wanted)
+            of_bases: Sequence[Tensor | None] = [None] * call.based
+            if any(needed[1 : 1 + call.based]):
+                widths = [base.shape[-1] for base in bases]
+                of_bases = call.engine.of_bases(recorded, len(bases[0]), len(x), widths)
+        return None, of_x, *of_bases, *map(of_weights.get, range(len(weights)))
 
 
 def _differentiable(
     call: _Call,
-    leaves: Sequence[Any],
+    tensors: Sequence[Tensor],
     needed: Sequence[bool],
     gradients: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Compute gradients that can be differentiated, through the pass in torch operations."""
-    outputs = [out for out in _plain_pass(call.made, call.step, *leaves[:2]) if out is not None]
+    if call.engine.kernel_of(call.step) != call.kernel:
+        raise RuntimeError(
+            f"Expected {type(call.step.owner).__name__} to be what it was in the forward pass, for "
+            "gradients that are to be differentiated again; got other constants"
+        )
+    # Of aliases: what these depend on (one another, where transforms share a context) is the
+    # engine's to follow, and nothing is counted twice.
+    x, *rest = [each.view_as(each) for each in tensors]
+    made, network = call.made, call.network(rest)
+    with own_precision("cpu"):
+        parameters = made.unpack(_outputs(network, call.step.encode(x, made.dtype)))
+    outputs = [out for out in call.step.score(x, parameters) if out is not None]
     pairs = [(out, g) for out, g in zip(outputs, gradients, strict=True) if g is not None]
     results = iter(
         torch.autograd.grad(
             [out for out, _ in pairs],
-            [leaf for leaf, need in zip(leaves, needed, strict=True) if need],
+            [leaf for leaf, need in zip([x, *rest], needed, strict=True) if need],
             [gradient for _, gradient in pairs],
             create_graph=True,
             allow_unused=True,
         )
     )
     return [next(results) if need else None for need in needed]
+
+
+def _outputs(network: NetworkSpec, x: Tensor) -> Tensor:
+    """Compute the outputs (N, ...) of a MADE's network in torch operations."""
+    _, layers, direct = network.structure.unpack(network.tensors, network.bases)
+
+    def of(layer: LayerSpec) -> Callable[[Tensor], Tensor]:
+        def apply(a: Tensor) -> Tensor:
+            z = F.linear(a, layer.weight * layer.mask.to(layer.weight), layer.bias)
+            return z if layer.base is None else z + layer.base
+
+        return apply
+
+    return masked_pass(
+        [*map(of, layers)],
+        activation_of_name(layers[0].activation),
+        x,
+        direct=None if direct is None else of(direct),
+        residual=any(layer.adds_to >= 0 for layer in layers),
+    )

@@ -233,6 +233,76 @@ def test_gradients_can_be_differentiated_again(name: str) -> None:
 
 
 @pytest.mark.usefixtures("always_trained")
+@pytest.mark.parametrize("context", [0, 2])
+def test_gradients_to_be_differentiated_again_count_nothing_twice(context: int) -> None:
+    # Values depend on weights and a context that the network of the second pass has, too.
+    step = STEPS["inverse, affine"](3)
+    made = made_for(step, features=3, context=context, hidden_features=(6,), activation="tanh")
+    x, given = torch.randn(4, 3, dtype=F64), context_of(made, 4)
+    with torch.enable_grad():
+        leaves = [*made.parameters()]
+        leaves += [] if given is None else [given.requires_grad_()]
+
+        def result() -> Any:
+            first = compiled_pass(made, step, x, given)
+            assert first is not None
+            assert first[0] is not None
+            return compiled_pass(made, step, first[0], given)
+
+        recorded = gradients(result(), leaves, create_graph=True)
+        torch.testing.assert_close(recorded, gradients(result(), leaves), rtol=1e-10, atol=1e-10)
+
+
+def _other_mask(made: mf.MADE, step: Any) -> None:
+    made.layers[0].mask = torch.zeros_like(made.layers[0].mask)
+
+
+def _other_weights(made: mf.MADE, step: Any) -> None:
+    made.load_state_dict({k: 2 * v for k, v in made.state_dict().items()}, assign=True)
+
+
+def _other_activation(made: mf.MADE, step: Any) -> None:
+    made.activation = "relu"
+
+
+def _hook(made: mf.MADE, step: Any) -> None:
+    made.layers[0].register_forward_hook(lambda layer, given, result: 2 * result)
+
+
+def _training(made: mf.MADE, step: Any) -> None:
+    made.train()
+
+
+def _other_scale(made: mf.MADE, step: Any) -> None:
+    step.owner.scale = mf.ScaleRule("exp")
+
+
+LATE = (_other_mask, _other_weights, _other_activation, _hook, _training, _other_scale)
+"""What is done to a network between a pass and its gradient."""
+
+
+@pytest.mark.usefixtures("always_trained")
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("change", LATE)
+def test_gradients_are_those_of_the_pass_that_was(change: Any, create_graph: bool) -> None:
+    step = STEPS["inverse, affine"](3)
+    made = made_for(step, features=3, context=2, hidden_features=(6, 6), activation="tanh")
+    made.dropout = nn.Dropout(0.5).eval()
+    x, context = torch.randn(4, 3, dtype=F64), torch.randn(4, 2, dtype=F64)
+    with torch.enable_grad():
+        leaves = [x.requires_grad_(), context.requires_grad_(), *made.parameters()]
+        expected = gradients(compiled_pass(made, step, x, context), leaves)
+        late = compiled_pass(made, step, x, context)
+        change(made, step)
+        if change is _other_scale and create_graph:
+            with pytest.raises(RuntimeError, match="what it was in the forward pass"):
+                gradients(late, leaves, create_graph=True)
+            return
+        found = gradients(late, leaves, create_graph=create_graph)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("always_trained")
 def test_gradients_under_checkpoints_and_after_changes() -> None:
     model = mf.GaussianMADE(4, hidden_features=(8,)).double()
     x = torch.randn(6, 4, dtype=F64)
