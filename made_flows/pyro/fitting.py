@@ -300,9 +300,12 @@ def _train(
     newest = 1 / (_AVERAGED * plan.steps)
     with tqdm(total=plan.steps, desc="fit_guide", disable=not progress, leave=progress) as bar:
         for step in range(1, plan.steps + 1):
-            optimizer.zero_grad()
             loss = draws.loss(plan.particles)
-            loss.backward()
+            # Not by backward(): parameters of the model would keep a sum of gradients, to which the
+            # first step of an SVI after this would add its own.
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
             optimizer.step()
             schedule.step()
             curve.append(-float(loss.detach()))
@@ -333,6 +336,7 @@ def _train(
                 schedule.base_lrs = [rate * 0.1 for rate in schedule.base_lrs]
                 optimizer.state.clear()
     kept.restore()
+    optimizer.zero_grad()
     return curve
 
 

@@ -70,6 +70,13 @@ class Estimator(ConditionalDensityEstimator):
         known = distribution.log_prob(self.bounds.inside(x))
         return torch.where(self.bounds.holds(x), known, -torch.inf)
 
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Raise a TypeError: trainers of ratios (NRE) call classifiers, which this is not."""
+        raise TypeError(
+            "Expected a density estimator to be used by log_prob, loss and sample, as NPE and NLE "
+            "do; got a call of it. Trainers of ratios (NRE) take a classifier, as sbi's 'resnet'"
+        )
+
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:  # noqa: A002
         """Return negative log-densities (rows,).
 
@@ -101,6 +108,8 @@ class Estimator(ConditionalDensityEstimator):
         distribution = self._distribution(condition)
         if not distribution.has_rsample:
             drawn = distribution.sample(sample_shape)
+            # Rounding may carry a sample onto a bound, where the model has no density.
+            drawn = drawn if self.bounds is None else self.bounds.inside(drawn)
             return self._rows(drawn), distribution.log_prob(drawn)
         drawn, scores = distribution.rsample_and_log_prob(sample_shape)
         return self._rows(drawn), scores

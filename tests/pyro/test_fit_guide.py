@@ -196,6 +196,24 @@ def one() -> None:
     pyro.sample("x", dist.Normal(3.0, 1e-3))
 
 
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_it_leaves_no_gradients(vectorize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An SVI after it would add its own to them: of the model's parameters, too."""
+    monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=10))
+
+    def learnt() -> None:
+        middle = pyro.param("middle", torch.tensor(1.0))
+        x = pyro.sample("x", dist.Normal(middle, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(3.0))
+
+    pyro.clear_param_store()
+    guide = AutoIAF(learnt)
+    fit_guide(guide, budget="fast", seed=0, progress=False, vectorize=vectorize)
+    store = pyro.get_param_store()
+    assert all(weight.grad is None for weight in [*guide.parameters(), *store._params.values()])
+    assert pyro.param("middle").item() == 1.0
+
+
 @pytest.mark.parametrize(("distance", "modes"), [(8.0, 2), (1.0, 1)])
 def test_modes_that_differ_in_one_variable_of_many(distance: float, modes: int) -> None:
     """Their distance, in standard deviations, is small in the mean over all variables."""

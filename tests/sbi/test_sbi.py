@@ -115,6 +115,16 @@ def test_densities_on_a_support_are_normalised_and_none_is_outside(name: str) ->
     assert bool((scores[2:] == -torch.inf).all())
 
 
+@pytest.mark.parametrize("name", BUILDERS)
+def test_samples_that_round_to_a_bound_have_scores(name: str) -> None:
+    """Of a box that is short for its distance from zero: some samples are on its ends."""
+    prior = BoxUniform(torch.tensor([1e4]), torch.tensor([1e4 + 0.01]))
+    estimator, _, x = built(name, prior, support=prior)
+    samples, scores = estimator.sample_and_log_prob((500,), x[:2])
+    assert bool(((samples > 1e4) & (samples < 1e4 + 0.01)).all())
+    assert bool(scores.isfinite().all())
+
+
 SUPPORTS: dict[str, tuple[Any, Any]] = {
     "mixed": (MIXED, MIXED),
     "positive": (Independent(LogNormal(torch.zeros(D), 1.0), 1), None),
@@ -178,6 +188,8 @@ def test_first_mistakes_are_named() -> None:
             copy.deepcopy(estimator).loss(*pairs[1 - likelihood])
         estimator.loss(*pairs[likelihood])
     estimator = BUILDERS["maf"](support=PRIOR)(theta, x)
+    with pytest.raises(TypeError, match=r"got a call of it.*\(NRE\) take a classifier"):
+        estimator([theta, x])  # as trainers of ratios do
     with pytest.raises(ValueError, match=r"lie in the support.*got 8 in row 1, column 1"):
         estimator.loss(torch.tensor([[0.0, 0.5, 6.0], [0.0, 8.0, 6.0]]), x[:2])
 
