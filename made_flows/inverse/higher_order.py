@@ -14,10 +14,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from made_flows._torch import has_gradient_hooks, is_forward_mode, is_traced, is_transformed
+from made_flows._torch import (
+    has_gradient_hooks,
+    is_forward_mode,
+    is_traced,
+    is_transformed,
+    own_precision,
+)
 from made_flows.inverse.d_pass import d_pass_inverse, warn_of_passes
 from made_flows.inverse.problem import Conditioner
 from made_flows.inverse.steps import Step
+from made_flows.nn.spec import Structure
+from made_flows.nn.validation import NotUnderstoodError
 
 _DIFFERENTIATING = ("Grad", "Jvp")
 _AGAIN = "derivatives of its derivatives are taken"
@@ -49,6 +57,7 @@ class Inverse:
         self.conditioner, self.step, self.prefix = conditioner, step, prefix
         self.noise, self.context, self.known = noise, context, known
         self._lent = self._weights = weights
+        self._constants = _constants(step)
         self.transformed = is_transformed()
         module = conditioner if isinstance(conditioner, nn.Module) else cast(Any, conditioner).net
         self.modules: list[nn.Module] = [module, step.owner]
@@ -115,6 +124,34 @@ class Inverse:
 
         return self._with_weights(compute)
 
+    def expect_same(self, structure: Structure, masks: Sequence[Tensor]) -> None:
+        """Raise where network or step are others than those that were solved.
+
+        Modules are called once more where gradients are differentiated again, and what they
+        compute then is to be what they computed. Weights are lent to them, and do not count.
+
+        Args:
+            structure: of the network that was solved.
+            masks: its ranks and masks.
+        """
+        rows = self.context
+        try:
+            with torch.no_grad(), own_precision(self.noise.device.type):
+                if rows is not None:
+                    rows = rows.detach().reshape(-1, rows.shape[-1])[:1].to(self.conditioner.dtype)
+                network = self.conditioner.spec(rows)
+            own = [network.tensors[place] for place in network.structure.mask_places]
+            pairs = zip(own, masks, strict=False)
+            same = network.structure is structure and all(a is b or a.equal(b) for a, b in pairs)
+        except NotUnderstoodError:  # it was understood then
+            same = False
+        if not (same and _constants(self.step) == self._constants):
+            raise RuntimeError(
+                "Expected network and map to be what they were when the sequential inverse was "
+                "taken, for gradients that are to be differentiated again; got other masks, "
+                "hooks, activations or constants"
+            )
+
     @property
     def kept(self) -> Tensor:
         """Which features are known, (D,)."""
@@ -135,6 +172,12 @@ class Inverse:
                 dtype=self.conditioner.dtype,
             )
         )
+
+
+def _constants(step: Step) -> Any:
+    """Return what tells a step from others, and from what it becomes by another constant."""
+    kernel = None if torch.compiler.is_compiling() else step.kernel()
+    return None if kernel is None else (kernel, kernel.numbers)
 
 
 class _Holder(nn.Module):
@@ -191,7 +234,12 @@ def _may_have_tangent(tensor: Tensor) -> bool:
 
 
 def gradients(
-    inverse: Inverse, gradient: Tensor, total: Tensor, x: Tensor
+    inverse: Inverse,
+    gradient: Tensor,
+    total: Tensor,
+    x: Tensor,
+    structure: Structure,
+    tensors: Sequence[Tensor],
 ) -> Sequence[Tensor | None]:
     """Return the gradients of all leaves of an inverse, which can be differentiated again.
 
@@ -200,13 +248,21 @@ def gradients(
         gradient: (N, D), of the loss with respect to every value alone.
         total: (N, D), the solution of the transposed system for it.
         x: (N, D), the values.
+        structure, tensors: of the network that was solved.
+
+    Raises:
+        RuntimeError: where the modules are others than they were.
     """
+    masks = [tensors[place] for place in structure.mask_places]
+    inverse.expect_same(structure, masks)
     alone = inverse.of(lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad))
     again = alone.again(x.detach().reshape(inverse.noise.shape[:-1])).reshape(x.shape)
     known = torch.autograd.grad(
         again, alone.leaves, total.detach().to(again.dtype), allow_unused=True
     )
-    results: tuple[Tensor | None, ...] = _Known.apply(inverse, known, gradient, *inverse.leaves)
+    results: tuple[Tensor | None, ...] = _Known.apply(
+        inverse, known, structure, gradient, *masks, *inverse.leaves
+    )
     return results
 
 
@@ -218,18 +274,21 @@ class _Known(torch.autograd.Function):
         ctx: Any,
         inverse: Inverse,
         known: Sequence[Tensor | None],
+        structure: Structure,
         gradient: Tensor,
-        *leaves: Tensor,
+        *others: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        ctx.inverse = inverse
+        ctx.inverse, ctx.structure = inverse, structure
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(gradient, *leaves)
+        ctx.save_for_backward(gradient, *others)
         return tuple(known)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        gradient, *leaves = ctx.saved_tensors  # raises if one of them was written to
-        nothing = (None,) * (3 + len(leaves))
+        gradient, *others = ctx.saved_tensors  # raises if one of them was written to
+        nothing = (None,) * (4 + len(others))
+        count = len(ctx.structure.mask_places)
+        ctx.inverse.expect_same(ctx.structure, others[:count])
         further = torch.is_grad_enabled()
         # Of aliases: what leaves depend on (one another, where transforms share a network) is the
         # engine's to follow, and nothing is counted twice.
@@ -251,7 +310,8 @@ class _Known(torch.autograd.Function):
             second = torch.autograd.grad(
                 chosen, [own, *alone.leaves], given, create_graph=further, allow_unused=True
             )
-        return None, None, *second
+        of_gradient, *of_leaves = second
+        return None, None, None, of_gradient, *(None,) * count, *of_leaves
 
 
 def _alias(tensor: Tensor) -> Tensor:

@@ -123,7 +123,8 @@ class _ImplicitSolution(torch.autograd.Function):
                 sweep = adjoint_sweep(
                     gradient.contiguous(), slopes, x, tensors, bases, ctx.structure
                 )
-            return None, *nothing, *gradients(ctx.inverse, gradient, sweep, x)
+            solved = Structure.of_key(ctx.structure), tensors
+            return None, *nothing, *gradients(ctx.inverse, gradient, sweep, x, *solved)
         else:
             sweep = _apply(_AdjointSweep, gradient, slopes, x, ctx.structure, count, *network)
         return sweep, *nothing, *(None for _ in leaves)

@@ -89,6 +89,7 @@ class _Call(NamedTuple):
     made: MADE
     step: HeadStep | BijectionStep
     kernel: Any
+    numbers: tuple[float, ...]
     engine: Any
     """The module with the kernels."""
     structure: Structure
@@ -126,7 +127,7 @@ def _with_gradient(
     if found is None:
         return None
     kernel, engine, network = found
-    call = _Call(made, step, kernel, engine, network.structure, len(network.bases))
+    call = _Call(made, step, kernel, kernel.numbers, engine, network.structure, len(network.bases))
     result: Any = _Pass.apply(call, x.contiguous(), *network.bases, *network.tensors)
     return (None, result) if isinstance(step, HeadStep) else result
 
@@ -181,7 +182,8 @@ def _differentiable(
     gradients: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Compute gradients that can be differentiated, through the pass in torch operations."""
-    if call.engine.kernel_of(call.step) != call.kernel:
+    kernel = call.engine.kernel_of(call.step)
+    if kernel != call.kernel or kernel.numbers != call.numbers:
         raise RuntimeError(
             f"Expected {type(call.step.owner).__name__} to be what it was in the forward pass, for "
             "gradients that are to be differentiated again; got other constants"

@@ -253,3 +253,44 @@ def test_weights_of_the_step(frozen: bool) -> None:
             found.append([first, *torch.autograd.grad(first, leaf)])
     for mine, reference in zip(*found, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-8, atol=1e-9)
+
+
+def _other_mask(made: Any, step: Any) -> None:
+    made.layers[0].mask = torch.zeros_like(made.layers[0].mask)
+
+
+def _mask_written(made: Any, step: Any) -> None:
+    made.layers[0].mask.zero_()
+
+
+def _other_activation(made: Any, step: Any) -> None:
+    made.activation = "relu"
+
+
+def _hook(made: Any, step: Any) -> None:
+    made.layers[0].register_forward_hook(lambda layer, given, result: 2 * result)
+
+
+def _other_scale(made: Any, step: Any) -> None:
+    step.owner.scale = mf.ScaleRule("exp")
+
+
+def _other_bound(made: Any, step: Any) -> None:
+    step.owner.scale.bound = 0.5
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+@pytest.mark.parametrize(
+    "change", [_other_mask, _mask_written, _other_activation, _hook, _other_scale, _other_bound]
+)
+def test_networks_that_became_others_are_refused(change: Any, differentiated: bool) -> None:
+    made = NETWORKS["context"](4, parameters=2, activation="tanh")
+    step, context = STEPS["sampling, Gaussian"](4), context_of(made, 3)
+    noise = noise_of(step, 3, 4).requires_grad_()
+    total = sequential_inverse(made, step, noise, context).sum()
+    if differentiated:
+        [first] = torch.autograd.grad(total, noise, create_graph=True)
+        total = (first * first).sum()
+    change(made, step)
+    with pytest.raises(RuntimeError, match=r"to be what they were|inplace operation"):
+        torch.autograd.grad(total, noise, create_graph=True)
