@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -76,6 +77,23 @@ def _nesting(traces: Iterable[Trace]) -> int:
     return -min([frame.dim for frame in frames if frame.dim is not None], default=0)
 
 
+def _expect_same_density(model: Callable[[], Any], of_guide: Trace) -> None:
+    """Raise a ValueError for a model that draws what no guide can see: weights would be noise."""
+    with torch.no_grad():
+        first, second = (
+            float(poutine.trace(poutine.replay(model, trace=of_guide)).get_trace().log_prob_sum())
+            for _ in range(2)
+        )
+    hint = (
+        "to have the same density whenever its latent variables are the same, without draws of "
+        "its own: hidden by poutine.block (sum discrete ones in it, as dist.MixtureSameFamily "
+        "does), or of torch, as by dropout"
+    )
+    known = math.isfinite(first) and math.isfinite(second)
+    same = not known or math.isclose(first, second, rel_tol=1e-4, abs_tol=1e-3)
+    expect(same, "model", hint, f"{first:.6g} and {second:.6g}")
+
+
 def layout(model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[int, dict[str, LatentSite]]:
     """Count the dimensions of plates and list the latent sites, of a checked model.
 
@@ -96,6 +114,7 @@ def layout(model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[int, dic
             expect(known, "guide", "to sample every latent variable of the model", f"no {name!r}")
             if trace is of_model and not site["is_observed"]:
                 sites[name] = LatentSite(site["fn"], cast(Tensor, site["value"]))
+    _expect_same_density(model, of_guide)
     nodes: Any = traces(model, guide)[0].nodes  # once more, with other values
     for name, latent in sites.items():
         other = LatentSite(nodes[name]["fn"], nodes[name]["value"])

@@ -8,6 +8,7 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -925,6 +926,10 @@ def test_discrete_variables_are_enumerated() -> None:
         svi.step(y)
     means = torch.stack([y[:20].mean(), y[20:].mean()])
     torch.testing.assert_close(guide.median()["loc"], means, atol=0.1, rtol=0)
+    # Without the sum labels are drawn in every run: of a density that is noise.
+    for judge in (guide.diagnose, partial(fit_guide, guide)):
+        with pytest.raises(ValueError, match=r"same density whenever.*hidden by poutine.block"):
+            judge(y)
 
 
 def test_models_that_cannot_run_at_once_are_told_of_the_option() -> None:
