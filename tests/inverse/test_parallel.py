@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -16,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import made_flows as mf
 from made_flows.inverse import HeadStep, parallel
+from made_flows.inverse.compiled import threads
 from made_flows.inverse.dispatch import backend
 from made_flows.inverse.parallel import compiled_pass
 from made_flows.univariate.heads import Bernoulli, Categorical, Gaussian
@@ -465,3 +469,51 @@ def test_threads_change_nothing(forked: bool, monkeypatch: pytest.MonkeyPatch) -
                 assert torch.equal(a, b)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_an_interrupted_call_waits_for_its_threads(
+    interrupts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They write where it says, which is somebody else's memory once it has returned."""
+    caller, begun, going = threading.current_thread(), threading.Event(), threading.Event()
+    ended: list[bool] = []
+
+    def work(_: int) -> None:
+        if threading.current_thread() is caller:
+            assert begun.wait(60)
+            raise KeyboardInterrupt
+        begun.set()
+        assert going.wait(60)
+        ended.append(True)
+
+    class Interrupted(threading.Condition):
+        """Interrupts the waiting of the one who waits, as signals do, and lets the others go on."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            nonlocal interrupts
+            interrupts -= 1
+            if interrupts:
+                raise KeyboardInterrupt
+            going.set()
+            return super().wait(timeout)
+
+    monkeypatch.setattr(threads, "_FORKED", True)
+    monkeypatch.setattr(threads, "_function", lambda _: work)
+    monkeypatch.setattr(threads, "threading", SimpleNamespace(Condition=Interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        threads.in_threads(0, 0, 2)
+    assert ended == [True]
+
+
+def test_a_pool_that_takes_no_more_leaves_all_to_the_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    monkeypatch.setattr(threads, "_FORKED", True)
+    monkeypatch.setattr(threads, "_POOL", pool)
+    calls: list[int] = []
+    monkeypatch.setattr(threads, "_function", lambda _: calls.append)
+    threads.in_threads(0, 7, 3)
+    assert calls == [7]

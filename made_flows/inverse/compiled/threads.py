@@ -17,7 +17,8 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,10 +95,52 @@ def in_threads(address: int, block: int, threads: int) -> None:
     if threads == 1:
         function(block)
         return
-    others = [_pool().submit(function, block) for _ in range(1, threads)]
-    function(block)
-    for other in others:
-        other.result()
+    help_ = _Help(partial(function, block))
+    try:
+        with suppress(RuntimeError):  # no thread can be started: those that there are do it all
+            for _ in range(1, threads):
+                _pool().submit(help_)
+        function(block)
+    finally:
+        help_.end()
+
+
+class _Help:
+    """What threads of the pool do for a call: while it lasts, and never after it.
+
+    Arguments are addresses of what the caller keeps. When a call ends early, as by Ctrl-C, a thread
+    that went on, or began, would read and write memory that is another's by then.
+    """
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function, self._lasts, self._helping = function, True, 0
+        self._changed = threading.Condition()
+
+    def __call__(self) -> None:
+        with self._changed:
+            if not self._lasts:
+                return
+            self._helping += 1
+        try:
+            self._function()
+        finally:
+            with self._changed:
+                self._helping -= 1
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        """Let nobody begin, and wait for those who did, whatever interrupts; then raise that."""
+        interrupt: BaseException | None = None
+        while True:
+            try:
+                with self._changed:
+                    self._lasts = False
+                    self._changed.wait_for(lambda: not self._helping)
+                break
+            except BaseException as error:  # Ctrl-C, say
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 def next_tile(tiles: Any, work: Any) -> tuple[int, int, int]:
