@@ -72,10 +72,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Leave what stays until the end, ten thousand tests and all modules, out of collections.
 
-    Tests that ask for a collection, and Python itself, then look at what the tests made.
+    Tests that ask for a collection, and Python itself, then look at what the tests made. Python
+    itself does so less often than it is used to: compilers make many objects, and keep them.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _global_state() -> dict[str, object]:

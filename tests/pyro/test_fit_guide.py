@@ -200,6 +200,7 @@ def one() -> None:
 def test_it_leaves_no_gradients(vectorize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """An SVI after it would add its own to them: of the model's parameters, too."""
     monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=10))
+    monkeypatch.setattr(fitting._OneByOne, "judged", 100)
 
     def learnt() -> None:
         middle = pyro.param("middle", torch.tensor(1.0))
@@ -233,7 +234,8 @@ def test_modes_that_differ_in_one_variable_of_many(distance: float, modes: int) 
     assert apart(density, one, other) == (modes == 2)
 
 
-def test_seeds() -> None:
+def test_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=20))
     guide = AutoIAF(funnel, transforms=1, hidden_features=(8,))
     state = torch.get_rng_state()
     first = fit_guide(guide, budget="fast", seed=3, progress=False)
