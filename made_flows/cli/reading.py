@@ -32,6 +32,7 @@ MISSING = tuple(pa.csv.ConvertOptions().null_values)
 _BLOCK = 2**20
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _LONG = r"^-?\d{16,300}$"
+_PADDED = r"^\s*0\d+\s*$"
 _TRUTH = "(?i)^(true|false)$"
 _MOSTLY = 0.9
 """The share of a text column's values that are numbers from which on the others are mistakes."""
@@ -326,12 +327,15 @@ def inferred(piece: Piece, said: Mapping[str, Any]) -> Piece:
         what = said.get(name)
         what = what[0] if isinstance(what, tuple) else what
         kinds = _READ_AS.get(what, ("int",))
+        # 01234 is no number but a text of digits, as of a place or a product, unless it is said.
+        padded = len(kinds) > 1 and pc.any(pc.match_substring_regex(column, _PADDED)).as_py()
+        kinds = tuple(kind for kind in kinds if not (padded and kind == "int"))
         each = (found for kind in kinds if (found := _as(column, kind)) is not None)
         found = next(each, column)
         if found is column and len(column.drop_null()):
             numbers = pc.match_substring_regex(column, _NUMBER)
             mostly = pc.mean(pc.cast(numbers, pa.float64())).as_py() > _MOSTLY
-            if len(kinds) == 1 or (what is None and mostly):
+            if len(kinds) == 1 or (what is None and mostly and not padded):
                 why = "numbers in nearly all others" if what is None else f"--columns {name}={what}"
                 why += ", for dates such as 2024-05-31" if what == "date" else ""
                 advice = (

@@ -130,6 +130,30 @@ def estimate(
         >>> bool(model().log_prob(x).mean() > normal.log_prob(x).mean() + 0.3)
         True
     """
+    return estimate_repeated(
+        x, context, budget=budget, max_seconds=max_seconds, seed=seed, progress=progress
+    )
+
+
+def estimate_repeated(
+    x: Any,
+    context: Any = None,
+    copies: Tensor | None = None,
+    *,
+    budget: Budget,
+    max_seconds: float | None,
+    seed: int | None,
+    progress: bool,
+) -> Mixture:
+    """Do as :func:`estimate` does with rows some of which are copies.
+
+    All copies of a row are left out together: what a model has learnt by heart would be in its
+    favour otherwise.
+
+    Args:
+        x, context, budget, max_seconds, seed, progress: as for :func:`estimate`.
+        copies: (N,) which row each one is, from 0 on; None if all are rows of their own.
+    """
     expect_word(budget, _SECONDS, "budget", "to be 'fast', 'good' or 'best'")
     limit = float(_SECONDS[budget])
     if max_seconds is not None:
@@ -142,7 +166,7 @@ def estimate(
     kind = kind_of(rows)
     if kind == "real":
         check_columns(rows)
-    run = _Run(rows, given, kind, budget, seed, progress, time.perf_counter() + limit)
+    run = _Run(rows, given, copies, kind, budget, seed, progress, time.perf_counter() + limit)
     with seeded(seed, run.device), warnings.catch_warnings():
         # Said once, of all rows: every fold of every candidate would say it again.
         for said in ("standard deviations out", "nearly linear in one another", "hardly vary"):
@@ -164,6 +188,7 @@ class _Run:
         self,
         x: Tensor,
         context: Tensor | None,
+        copies: Tensor | None,
         kind: str,
         budget: Budget,
         seed: int,
@@ -177,7 +202,11 @@ class _Run:
         self.generator = torch.Generator().manual_seed(seed)
         self.device = torch.empty(0).device  # where models are made
         self.least = -1e4 - 100.0 * x.shape[1]  # log-density below which all rows are alike
-        self.folds = self._cut()
+        self.folds = self._cut(len(x))
+        if copies is not None and len(different := copies.unique()) < len(x):
+            expect(len(different) >= 10, "x", "to have at least ten different rows", len(different))
+            folds = self._cut(len(different))
+            self.folds = [torch.isin(copies, different[fold]).nonzero().flatten() for fold in folds]
         self.rests = [self._rest(fold) for fold in self.folds]
         if kind == "real":
             check_parts([self.x[rest] for rest in self.rests])
@@ -218,12 +247,12 @@ class _Run:
 
     # ------------------------------------------------------------------ rows
 
-    def _cut(self) -> list[Tensor]:
-        """Return the rows that are left out, fold by fold."""
-        order = torch.randperm(len(self.x), generator=self.generator)
-        if len(self.x) <= _SMALL:
-            return list(order.tensor_split(min(_FOLDS[self.budget], len(self.x) // 3)))
-        return [order[: min(len(self.x) // 10, 10_000)]]
+    def _cut(self, rows: int) -> list[Tensor]:
+        """Return which of so many rows are left out, fold by fold."""
+        order = torch.randperm(rows, generator=self.generator)
+        if rows <= _SMALL:
+            return list(order.tensor_split(min(_FOLDS[self.budget], rows // 3)))
+        return [order[: min(rows // 10, 10_000)]]
 
     def _rest(self, fold: Tensor) -> Tensor:
         kept = torch.ones(len(self.x), dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from made_flows.tables.columns import ATOM, CategoryColumn
 from made_flows.tables.model import TableMADE
 from made_flows.tables.schema import Schema
 from made_flows.training.defaults import held_out_for
+from made_flows.training.loaders import split_indices
 from made_flows.training.optimization import seeded
 
 _CELL = 0.05
@@ -78,7 +80,8 @@ class TableEstimator(BaseEstimator):
         X = self._table(X, reset=True)
         positive_integer(self.orders, "orders")
         seed = self._seed()
-        rows = repeated(X, sample_weight, seed)
+        places = repetitions(X, sample_weight, seed)
+        rows = X if places is None else _safe_indexing(X, places)
         with seeded(seed):
             cell = _CELL if noise else None
             schema = Schema.of(rows, self.columns, any_number=True, resolution=cell)
@@ -89,7 +92,16 @@ class TableEstimator(BaseEstimator):
             if noise:
                 codes = smoothed(schema, codes, noise, seed)
             model.start_from_codes(codes)
-        part, max_epochs = held_out_for(_num_samples(rows), self.validation, self.max_epochs)
+        copies = np.arange(_num_samples(X)) if places is None else places
+        different = np.unique(copies)
+        part: Any
+        part, max_epochs = held_out_for(len(different), self.validation, self.max_epochs)
+        if len(different) < len(copies) and isinstance(part, Real) and 0 < float(part) < 1:
+            # Copies of a row stay together: what is trained on shows nothing where it is held out.
+            generator = torch.Generator().manual_seed(seed)
+            _, left_out = split_indices(len(different), float(part), generator)
+            held_out = torch.from_numpy(np.isin(copies, different[left_out.numpy()]))
+            codes, part = codes[~held_out], (codes[held_out], None)
         model.fit_codes(
             codes,
             validation=part,
@@ -113,22 +125,22 @@ class TableEstimator(BaseEstimator):
         return cast(dict[str, Any], self.model_.score_columns(self._table(X)))
 
 
-def repeated(X: Any, sample_weight: Any, seed: int) -> Any:
-    """Return the rows to train on, each as often as its weight says; without weights all once.
+def repetitions(X: Any, sample_weight: Any, seed: int) -> Any:
+    """Return places of the rows to train on, each as often as its weight says; None for all once.
 
     Whole weights are numbers of repetitions. Others are expected ones, of as many rows in all as
     there are, drawn systematically: within one of their expectation each.
     """
     if sample_weight is None:
-        return X
+        return None
     weight = _check_sample_weight(sample_weight, X)
     expect(bool((weight >= 0).all()), "sample_weight", "to hold no negative number", weight.min())
     expect(bool((weight > 0).any()), "sample_weight", "to hold a number above 0", "none")
     if bool((weight == np.round(weight)).all()):
-        return _safe_indexing(X, np.repeat(np.arange(len(weight)), weight.astype(int)))
+        return np.repeat(np.arange(len(weight)), weight.astype(int))
     ends = np.cumsum(weight) / weight.sum() * len(weight)
     points = np.random.default_rng(seed).random() + np.arange(len(weight))
-    return _safe_indexing(X, np.searchsorted(ends, points).clip(max=len(weight) - 1))
+    return np.searchsorted(ends, points).clip(max=len(weight) - 1)
 
 
 def smoothed(schema: Schema, codes: torch.Tensor, noise: float, seed: int) -> torch.Tensor:

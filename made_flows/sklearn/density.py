@@ -11,8 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from made_flows._checks import expect, positive_integer
 from made_flows._registry import own_arguments
-from made_flows.models.estimate import estimate
-from made_flows.sklearn.base import TableEstimator, repeated
+from made_flows.models.estimate import estimate_repeated
+from made_flows.sklearn.base import TableEstimator, repetitions
 from made_flows.tables.frames import read, write
 from made_flows.tables.model import TableMADE
 from made_flows.training.optimization import seeded
@@ -61,9 +61,14 @@ class MADEDensity(DensityMixin, TableEstimator):
             self._fit_model(X, sample_weight)
             return self
         X, seed = self._numbers(X, reset=True), self._seed()
-        X = repeated(X, sample_weight, seed)
-        self.model_ = estimate(
-            X, budget=self.budget, max_seconds=self.max_seconds, progress=self.progress, seed=seed
+        places = repetitions(X, sample_weight, seed)
+        self.model_ = estimate_repeated(
+            X if places is None else X[places],
+            copies=None if places is None else torch.from_numpy(places),
+            budget=self.budget,
+            max_seconds=self.max_seconds,
+            progress=self.progress,
+            seed=seed,
         )
         return self
 

@@ -285,6 +285,8 @@ def open_data(
     expect_type(not other, name, "to hold rows of numbers", data)
     if isinstance(data, TensorDataset) and len(data.tensors) <= 2:
         data = data.tensors if len(data.tensors) == 2 else data.tensors[0]
+    if isinstance(data, tuple) and len(data) == 2 and data[1] is None and dimensions(data[0]) == 2:
+        data = data[0]  # rows of a model without a context
     if isinstance(data, tuple) and len(data) == 2 and _is_pair(data):
         _no_context(context, name, "a pair (x, context)")
         return Rows(_as_rows(data[0], name), _as_rows(data[1], f"{name}[1]"), target, name)

@@ -23,6 +23,7 @@ import made_flows as mf
 from made_flows.sklearn import MADEDensity, MADEDetector, MADEImputer, MADEOutlierDetector
 from made_flows.sklearn.base import smoothed
 from made_flows.tables.kernels import RowKernels
+from made_flows.tables.model import TableMADE
 from made_flows.tables.schema import Schema
 
 SMALL: dict[str, Any] = {
@@ -84,6 +85,23 @@ def test_weights_are_repetitions() -> None:
     for wrong in (-np.ones(80), np.zeros(80)):
         with pytest.raises(ValueError, match=r"(?i)sample.weight"):
             density.fit(x, sample_weight=wrong)
+
+
+@pytest.mark.parametrize("weight", [3, 1.5])
+def test_copies_of_a_row_are_held_out_together(
+    weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, parts = rows(60), []
+
+    def fit_codes(model: TableMADE, codes: Any, *_: Any, validation: Any, **__: Any) -> None:
+        parts.append((codes, validation[0]))
+
+    monkeypatch.setattr(TableMADE, "fit_codes", fit_codes)
+    MADEDensity(**SMALL).fit(x, sample_weight=np.repeat([0.0, weight], 30))
+    kept, left_out = ({tuple(row) for row in part.tolist()} for part in parts[0])
+    assert (len(kept), len(left_out)) == (27, 3)
+    assert not kept & left_out
+    assert len(parts[0][0]) + len(parts[0][1]) == (90 if weight == 3 else 60)
 
 
 def test_outliers_are_found_and_explained() -> None:

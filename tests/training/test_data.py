@@ -47,6 +47,14 @@ def test_files_train_as_rows_in_memory(dtype: str, validation, tmp_path, monkeyp
     assert runs[0] == runs[1]
 
 
+def test_a_pair_without_a_context_is_rows() -> None:
+    x = torch.from_numpy(ROWS).float()
+    assert mf.score(model(0), (x, None)) == mf.score(model(0), x)
+    assert mf.fit(model(0), x, validation=(x[:50], None), **QUIET).epochs
+    with pytest.raises(ValueError, match="validation to come with a context"):
+        mf.fit(model(2), x, context=CONTEXT, validation=(x[:50], None), **QUIET)
+
+
 def test_rows_of_files_stay_there(tmp_path) -> None:
     """Nothing but batches is read into memory: the rows kept are those of the file."""
     target = of_data.Target.of(model(0))
