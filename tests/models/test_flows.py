@@ -415,7 +415,7 @@ def test_exports_for_any_number_of_rows(strict: bool, gradient: bool) -> None:
     class Score(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.flow = FLOWS["IAF"]()
+            self.flow = shaken(mf.IAF(4, **_ONE))
 
         def forward(self, x: Tensor) -> Tensor:
             return self.flow().log_prob(x)

@@ -221,18 +221,3 @@ def test_density_model_is_fitted_by_svi_and_predicts() -> None:
     samples = Predictive(model, {}, num_samples=4, guide=lambda: None)()["x"]
     assert samples.shape == (4, 200, 3)
     assert (samples.mean(dim=(0, 1)) - 1).abs().max() < 0.3
-
-
-def test_iaf_in_pyros_own_guide_lowers_the_loss() -> None:
-    from pyro.infer.autoguide import AutoNormalizingFlow
-
-    pyro.set_rng_seed(0)
-
-    def model() -> None:
-        z = pyro.sample("z", dist.Normal(0.0, 3.0))
-        pyro.sample("x", dist.Normal(torch.zeros(2), (z / 2).exp()).to_event(1))
-
-    guide = AutoNormalizingFlow(model, lambda d: ours.affine_autoregressive(d, hidden_dims=[16]))
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(num_particles=8))
-    losses = [svi.step() for _ in range(200)]
-    assert sum(losses[-20:]) < sum(losses[:20])

@@ -162,7 +162,7 @@ def test_both_modes_of_exchanged_labels(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_model_that_runs_for_one_point_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its draws are made together: the ELBO of both ways is one, and it trains."""
-    monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=30))
+    monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=15))
     monkeypatch.setattr(fitting._OneByOne, "judged", 200)
     X = torch.randn(30, 2)
 
@@ -180,7 +180,7 @@ def test_a_model_that_runs_for_one_point_after_the_other(monkeypatch: pytest.Mon
     bound = partial(model, y)
     sites = layout(bound, partial(guide, y))[1]
     density = Density(bound, None, sites, torch.float32)
-    alone = fitting._OneByOne(guide, density).diagnose(300)
+    alone = fitting._OneByOne(guide, density).diagnose(200)
     assert alone.elbo == pytest.approx(
         found.elbo, abs=5 * math.hypot(alone.elbo_error, found.elbo_error)
     )
@@ -236,6 +236,7 @@ def test_modes_that_differ_in_one_variable_of_many(distance: float, modes: int) 
 
 def test_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUDGETS, "fast", BUDGETS["fast"]._replace(steps=20))
+    monkeypatch.setattr(fitting, "diagnose", partial(diagnose, probe=False))
     guide = AutoIAF(funnel, transforms=1, hidden_features=(8,))
     state = torch.get_rng_state()
     first = fit_guide(guide, budget="fast", seed=3, progress=False)

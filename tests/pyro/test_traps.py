@@ -372,8 +372,8 @@ ALONE: dict[str, Any] = {
     "affine": lambda: mp.affine_autoregressive(1),
     "spline": lambda: mp.spline_autoregressive(1),
     "spline, quadratic": lambda: mp.spline_autoregressive(1, order="quadratic"),
-    "IAF": lambda: mp.IAF(1),
-    "MAF": lambda: mp.MAF(1),
+    "IAF": lambda: mp.IAF(1, transforms=2),
+    "MAF": lambda: mp.MAF(1, transforms=2),
 }
 
 
@@ -385,8 +385,8 @@ def test_trap_13_a_guide_of_one_latent_variable(name: str) -> None:
 
     guide = AutoNormalizingFlow(model, lambda features: scatter(ALONE[name](), 0.1))
     loss = Trace_ELBO(num_particles=64, vectorize_particles=True)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.03}), loss)
-    for _ in range(200):
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.99}), loss)
+    for _ in range(140):
         svi.step()
     z = guide.get_posterior().sample((4000,))
     assert z.shape == (4000, 1)
