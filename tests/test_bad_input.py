@@ -240,6 +240,11 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "bijection": (lambda: mf.MAF(3, bijection="x"), "bijection to be a Bijection or one of"),
     "a class of bijection": (lambda: mf.MAF(3, bijection=mf.Affine), "bijection to be a Bijection"),
     "scale of a spline": (lambda: mf.MAF(3, bijection="spline", scale="exp"), "scale to be left o"),
+    "linear of one": (
+        lambda: mf.MAF(3, transforms=1, bijection="spline", linear=True), "linear to be False of o",
+    ),
+    "linear of affine maps": (lambda: mf.MAF(3, linear=True), "linear to be False where transform"),
+    "linear of a word": (lambda: mf.MAF(3, linear="yes"), "linear to be True or False"),
     "a class of base": (lambda: mf.MAF(3, base=Normal), "base to be None, a torch Distribution"),
     "a network as base": (lambda: mf.MAF(3, base=mf.MADE(3)), "base to be None, a torch Distrib"),
     "positive base": (

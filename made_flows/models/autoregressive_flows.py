@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch.distributions import Distribution
 
-from made_flows._checks import expect, expect_word, positive_integer, shown
+from made_flows._checks import boolean, expect, expect_word, positive_integer, shown
 from made_flows._registry import own_arguments, saveable
 from made_flows.models.base import Model
 from made_flows.models.flows import Flow
@@ -61,6 +61,10 @@ class MAF(Flow):
         direct: direct connections, see :class:`~made_flows.MADE`. None is ``"first"`` with an
             affine bijection and at most a hundred features: shifts are then linear but for what
             the hidden layers add, as between columns that nearly determine one another.
+        linear: whether the second of several splines is an affine transform instead, with shifts
+            that are linear but for what the hidden layers add: what a column is by others a spline
+            says bin by bin alone. None is yes with ``bijection="spline"``, 2 to 100 features and
+            several transforms, where neither a context, a graph nor ``direct`` is given.
         degrees, residual, dropout, mask_weights, generator: of every conditioner, as for
             :class:`~made_flows.MADE`.
 
@@ -79,7 +83,8 @@ class MAF(Flow):
     """
 
     _former_defaults: ClassVar[dict[str, Any]] = {
-        "activation": "relu", "hidden_features": (64, 64), "base": None, "direct": False
+        "activation": "relu", "hidden_features": (64, 64), "base": None, "direct": False,
+        "linear": False,
     }  # fmt: skip
 
     def __init__(
@@ -99,6 +104,7 @@ class MAF(Flow):
         activation: Any = "tanh",
         residual: bool = False,
         direct: bool | Literal["first"] | None = None,
+        linear: bool | None = None,
         dropout: float = 0.0,
         mask_weights: bool | Literal["order"] = False,
         generator: torch.Generator | None = None,
@@ -227,19 +233,30 @@ def _stack(
     bijection: Any,
     scale: str | ScaleRule | None,
     adjacency: Any,
+    linear: bool | None = False,
     **network: Any,
 ) -> list[Transform]:
     """Return the transforms of a MAF or IAF, from data to noise."""
     connectivity = _connectivity(features, transforms, order, adjacency)
-    bijection = _make_bijection(bijection, scale)
-    if network["direct"] is None:
-        network["direct"] = "first" if type(bijection) is Affine and features <= _LINEAR else False
+    kinds = [(_make_bijection(bijection, scale), network["direct"])] * len(connectivity)
+    if linear is None:
+        plain = adjacency is None and network["direct"] is None and network["context"] == 0
+        linear = plain and bijection == "spline" and len(kinds) > 1 and 1 < features <= _LINEAR
+    elif boolean(linear, "linear"):
+        expect(len(kinds) > 1, "linear", "to be False of one transform", linear)
+        spline = isinstance(kinds[0][0], RationalQuadraticSpline)
+        expect(spline, "linear", "to be False where transforms are not splines", linear)
+    if linear:
+        kinds[1] = Affine(), network["direct"] or "first"
     words = (None, *_NORMALIZATIONS)
     expect_word(normalize, words, "normalize", "to be None, 'batch' or 'actnorm'")
     stack: list[Transform] = []
-    for arguments in connectivity:
-        conditioner = MADE(features, parameters=bijection.outputs, **network, **arguments)
-        stack.append(AutoregressiveTransform(conditioner, bijection, reads))
+    for (kind, direct), arguments in zip(kinds, connectivity, strict=True):
+        if direct is None:
+            direct = "first" if type(kind) is Affine and features <= _LINEAR else False
+        arguments = network | arguments | {"direct": direct}
+        conditioner = MADE(features, parameters=kind.outputs, **arguments)
+        stack.append(AutoregressiveTransform(conditioner, kind, reads))
         if normalize is not None:
             stack.append(_NORMALIZATIONS[normalize](conditioner.features))
     return stack

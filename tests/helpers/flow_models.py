@@ -148,6 +148,9 @@ FLOWS: dict[str, Callable[..., mf.Flow]] = {
     "MAF, batch norm": lambda D=4: shaken(mf.MAF(D, **_SMALL, normalize="batch")),
     "MAF, actnorm": lambda D=4: shaken(mf.MAF(D, **_SMALL, normalize="actnorm")),
     "MAF, spline": lambda D=4: shaken(mf.MAF(D, 2, **_SMALL, bijection="spline")),
+    "MAF, spline, linear": lambda D=4: shaken(
+        mf.MAF(D, 2, **_SMALL, bijection="spline", linear=True)
+    ),
     "MAF, gated": lambda D=4: shaken(mf.MAF(D, **_SMALL, bijection="gated")),
     "MAF, softplus, residual": lambda D=4: shaken(
         mf.MAF(D, **_SMALL, scale="softplus", residual=True)

@@ -507,6 +507,33 @@ def test_summary_says_what_is_sequential() -> None:
     assert "sample: 5 sequential inverses" in mixture.summary()
 
 
+EDGE = torch.tensor([[0, 0], [1, 0]])
+LINEAR = {
+    "default": (lambda: mf.MAF(3, bijection="spline"), "RARRR"),
+    "two": (lambda: mf.MAF(3, transforms=2, bijection="spline"), "RA"),
+    "said": (lambda: mf.MAF(3, 1, bijection=mf.RationalQuadraticSpline(4), linear=True), "RARRR"),
+    "one transform": (lambda: mf.MAF(3, transforms=1, bijection="spline"), "R"),
+    "one column": (lambda: mf.MAF(1, bijection="spline"), "RRRRR"),
+    "a bijection": (lambda: mf.MAF(3, bijection=mf.RationalQuadraticSpline(4)), "RRRRR"),
+    "a context": (lambda: mf.MAF(3, 1, bijection="spline"), "RRRRR"),
+    "direct": (lambda: mf.MAF(3, bijection="spline", direct=True), "RRRRR"),
+    "a graph": (lambda: mf.MAF(2, transforms=2, bijection="spline", adjacency=EDGE), "RR"),
+    "many columns": (lambda: mf.MAF(101, bijection="spline", hidden_features=(128,)), "RRRRR"),
+    "affine": (lambda: mf.MAF(3), "AAAAA"),
+    "of noise": (lambda: mf.IAF(3, bijection="spline"), "RRRRR"),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_which_splines_give_way_to_a_linear_transform(name: str) -> None:
+    make, kinds = LINEAR[name]
+    flow = make()
+    assert "".join(type(one.bijection).__name__[0] for one in flow.transforms) == kinds
+    if "R" in kinds:
+        linear = [one.conditioner.shape.direct_first for one in flow.transforms]
+        assert linear == [kind == "A" for kind in kinds]
+
+
 def test_repr_shows_the_structure() -> None:
     shown = repr(mf.MAF(3, transforms=2, normalize="batch", bijection="spline"))
     for part in ("order=natural", "order=reversed", "BatchNorm", "bins=8", "StudentT"):

@@ -598,6 +598,15 @@ def test_files_that_leave_defaults_out_have_those_of_their_time(name: str):
         assert torch.equal(loaded().log_prob(x), model().log_prob(x))
 
 
+def test_splines_of_files_that_know_no_linear_transform_are_splines():
+    """Files of 0.3.0 say what ``direct`` is, None, and nothing of ``linear``."""
+    text, tensors = describe(mf.MAF(3, bijection="spline", linear=False))
+    assert text["arguments"].pop("linear") is False
+    assert text["arguments"]["direct"] is None
+    loaded = rebuild(text, tensors)
+    assert [type(one.bijection).__name__[:6] for one in loaded.transforms] == ["Ration"] * 5
+
+
 @pytest.mark.parametrize("name", [name for name in FORMER if name != "MADE"])
 def test_files_say_what_was_a_default_once(name: str):
     text, _ = describe(getattr(mf, name)(3))
