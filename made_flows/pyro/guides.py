@@ -36,7 +36,7 @@ from made_flows.pyro.diagnosis import Diagnosis
 from made_flows.pyro.draws import quantile_levels
 from made_flows.pyro.flat_flow import FlatFlow
 from made_flows.pyro.gradient_guard import GradientGuard
-from made_flows.pyro.layout import expect_whole
+from made_flows.pyro.layout import expect_whole, naming_supports, warn_of_angles
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger, even_noise, normal_noise
 from made_flows.pyro.refinement import Refinement, refine
 from made_flows.pyro.starts import init_to_prior_median
@@ -136,8 +136,10 @@ class AutoIAF(AutoContinuous):
         self._flow_arguments = flow
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
+        with naming_supports():
+            super()._setup_prototype(*args, **kwargs)
         expect_whole(self.prototype_trace)
+        warn_of_angles(self.prototype_trace)
         self._pieces = None
         location = self._init_loc()
         flow = posterior_flow(location.cpu(), *self._arguments, **self._flow_arguments)

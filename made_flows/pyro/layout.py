@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -16,6 +18,8 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from made_flows._checks import expect
+
+_ANGLES = (torch.distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 
 
 class LatentSite:
@@ -69,6 +73,35 @@ def expect_whole(trace: Any) -> None:
             got += ". Guide it by pyro's AutoNormal, beside this guide in an AutoGuideList"
             whole = frame.full_size in (None, frame.size)
             expect(whole, "model", "to have all of a latent variable in every run", got)
+
+
+def warn_of_angles(trace: Any) -> None:
+    """Warn of latent angles: on a line, their density repeats for ever."""
+    for name, site in trace.iter_stochastic_nodes():
+        if isinstance(innermost(site["fn"]), _ANGLES):
+            warnings.warn(
+                f"{name!r} is an angle, whose density repeats every 2 pi: to a guide, on a line, "
+                f"each turn is another mode, and the evidence counts as many as it covers. Let it "
+                f"be c + pyro.sample(name, Uniform(-pi, pi)), with c near its values, and add its "
+                f"distribution's log_prob + log(2 pi) by pyro.factor",
+                stacklevel=4,
+            )
+
+
+@contextmanager
+def naming_supports() -> Iterator[None]:
+    """Say what to do where a latent variable's support has no bijection to numbers."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if "Cannot transform" not in str(error):
+            raise
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"Expected latent variables whose supports map to numbers one to one, as those of "
+            f"positive numbers and simplices do; got one whose does not ({why}). For a positive "
+            f"definite matrix sample scales, and the factor of its correlations by LKJCholesky"
+        ) from error
 
 
 def _nesting(traces: Iterable[Trace]) -> int:

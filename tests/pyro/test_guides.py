@@ -835,6 +835,16 @@ def _called(model: Callable[[], None] = plates) -> AutoIAF:
     return guide
 
 
+_MATRICES = dist.ImproperUniform(dist.constraints.positive_definite, (), (2, 2))
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_angles_are_warned_of(batch: tuple[int, ...]) -> None:
+    prior = dist.VonMises(0.0, 2.0).expand(batch).to_event(len(batch))
+    with pytest.warns(UserWarning, match="'m' is an angle, whose density repeats"):
+        AutoIAF(lambda: pyro.sample("m", prior))()
+
+
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "model": (lambda: AutoIAF(3), TypeError, "model"),  # type: ignore[arg-type]
     "init_loc_fn": (lambda: AutoIAF(scalar, init_loc_fn=0.0), TypeError, "init_loc_fn"),  # type: ignore[arg-type]
@@ -844,6 +854,11 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "context": (lambda: AutoIAF(scalar, context=2), TypeError, "AutoIAF.*context"),  # type: ignore[call-arg]
     "order": (lambda: AutoIAF(scalar, order=3), ValueError, "order to be"),  # type: ignore[arg-type]
     "activation": (lambda: AutoIAF(scalar, activation="tan"), ValueError, "activation"),
+    "positive definite": (
+        lambda: _called(lambda: pyro.sample("S", _MATRICES)),
+        ValueError,
+        r"map to numbers one to one.*\(Cannot transform _PositiveDefinite.*LKJCholesky",
+    ),
     "subsampled latents": (
         lambda: _called(_subsampled),
         ValueError,
