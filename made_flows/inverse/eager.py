@@ -318,5 +318,15 @@ def _derivative(activation: nn.Module, z: Tensor) -> Tensor:
     def total(values: Tensor) -> Tensor:
         return activate(activation, values, overwrite=False).sum()
 
-    derivative: Tensor = torch.func.grad(total)(z)
+    try:
+        derivative: Tensor = torch.func.grad(total)(z)
+    except RuntimeError:
+        # It refuses to work under hooks on saved tensors, as of save_on_cpu, and with functions of
+        # autograd that were not written for it. Autograd does, but inside of an operator.
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            value = total(leaf)
+            if not value.requires_grad:
+                raise
+            [derivative] = torch.autograd.grad(value, leaf)
     return derivative

@@ -119,12 +119,12 @@ class _ImplicitSolution(torch.autograd.Function):
             given = (gradient, slopes, x, ctx.structure, ctx.counts, ctx.inverse, *others)
             return None, *nothing, *_TransformedGradients.apply(*given)
         elif leaves and torch.is_grad_enabled():
+            structure = Structure.of_key(ctx.structure)
             with torch.no_grad():
-                sweep = adjoint_sweep(
-                    gradient.contiguous(), slopes, x, tensors, bases, ctx.structure
+                sweep = transposed_solve(
+                    gradient, slopes, x, NetworkSpec(structure, [*tensors], [*bases])
                 )
-            solved = Structure.of_key(ctx.structure), tensors
-            return None, *nothing, *gradients(ctx.inverse, gradient, sweep, x, *solved)
+            return None, *nothing, *gradients(ctx.inverse, gradient, sweep, x, structure, tensors)
         else:
             sweep = _apply(_AdjointSweep, gradient, slopes, x, ctx.structure, count, *network)
         return sweep, *nothing, *(None for _ in leaves)

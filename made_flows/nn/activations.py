@@ -46,13 +46,15 @@ _FUNCTIONS: dict[Any, nn.Module] = {
     if hasattr(place, name)
 }
 
-# Those whose gradient is a function of their result.
+# Those whose gradient is a function of their result, as it is not below negative constants.
 _IN_PLACE: dict[type, Callable[[Any, Tensor], Tensor]] = {
     nn.ReLU: lambda _, z: torch.relu_(z),
     nn.Tanh: lambda _, z: torch.tanh_(z),
     nn.Sigmoid: lambda _, z: torch.sigmoid_(z),
-    nn.ELU: lambda elu, z: F.elu(z, elu.alpha, inplace=True),
-    nn.LeakyReLU: lambda leaky, z: F.leaky_relu(z, leaky.negative_slope, inplace=True),
+    nn.ELU: lambda elu, z: F.elu(z, elu.alpha, inplace=elu.alpha >= 0),
+    nn.LeakyReLU: lambda leaky, z: F.leaky_relu(
+        z, leaky.negative_slope, inplace=leaky.negative_slope >= 0
+    ),
     nn.Identity: lambda _, z: z,
 }
 
@@ -182,9 +184,7 @@ def activate(activation: nn.Module, z: Tensor, *, overwrite: bool) -> Tensor:
     # What nothing else needs here may be needed where a trace of torch.jit is run.
     kept = is_hooked(activation) or is_traced()
     in_place = None if kept else _IN_PLACE.get(class_of(activation))
-    if in_place is None or (isinstance(activation, nn.LeakyReLU) and activation.negative_slope < 0):
-        return apply(z)
-    return in_place(activation, z)
+    return apply(z) if in_place is None else in_place(activation, z)
 
 
 def may_overwrite(activation: Any) -> bool:

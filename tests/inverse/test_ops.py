@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -297,6 +298,38 @@ def test_gradients_under_checkpoints_and_hooks(choice: str) -> None:
         for loss in (saved, moved):
             for mine, reference in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
                 torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-12)
+
+
+class _OldTanh(torch.autograd.Function):
+    """As functions of autograd were written before there was torch.func, which refuses them."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        [z] = ctx.saved_tensors
+        return gradient / z.cosh().square()
+
+
+@each_backend
+@pytest.mark.parametrize("activation", ["tanh", torch.sin, _OldTanh.apply])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_backward_passes_under_hooks(choice: str, activation: Any, create_graph: bool) -> None:
+    """As where a whole step of training keeps what it saves elsewhere."""
+    model = MODELS["Gaussian | plain"](activation=activation)
+    leaves, noise = [*model.parameters()], noise_of(HeadStep(model.head), 3, 4)
+    expected = torch.autograd.grad(
+        d_pass_inverse(model.made, HeadStep(model.head), noise).pow(2).sum(), leaves
+    )
+    for around in (nullcontext(), torch.autograd.graph.save_on_cpu()):
+        with backend(choice), around:
+            loss = call_of(model)(noise, None).pow(2).sum()
+            ours = torch.autograd.grad(loss, leaves, create_graph=create_graph)
+        for mine, reference in zip(ours, expected, strict=True):
+            torch.testing.assert_close(mine.detach(), reference, rtol=1e-10, atol=1e-12)
 
 
 def test_memory_of_the_gradient_is_that_of_about_one_pass() -> None:

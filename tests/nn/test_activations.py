@@ -79,6 +79,20 @@ def test_an_in_place_activation_gives_what_its_copy_gives() -> None:
         torch.testing.assert_close(one(context).log_prob(x), other(context).log_prob(x))
 
 
+@pytest.mark.parametrize(("kind", "function"), [(nn.ELU, F.elu), (nn.LeakyReLU, F.leaky_relu)])
+@pytest.mark.parametrize("constant", [-0.4, 0.0, 2.5])
+def test_any_constant_can_be_trained(kind: Any, function: Any, constant: float) -> None:
+    """Torch overwrites by those of which results give the gradient: not by negative ones."""
+    own = mf.MADE(4, activation=kind(constant))
+    other = mf.MADE(4, activation=lambda z: function(z, constant))
+    other.load_state_dict(own.state_dict())
+    x = torch.randn(5, 4)
+    ours, theirs = (
+        torch.autograd.grad(made(x).square().sum(), [*made.parameters()]) for made in (own, other)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("name", [*IN_PLACE, "hooked"])
 def test_what_is_needed_is_copied(name: str) -> None:
     module = make_activation(_hooked() if name == "hooked" else IN_PLACE[name]())
