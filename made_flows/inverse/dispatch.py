@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
@@ -195,18 +195,15 @@ def for_plans(x: Tensor) -> ModuleType | None:
 
 
 def gradients_of(
-    step: HeadStep | BijectionStep, x: Tensor, network: Callable[[], NetworkSpec | None]
-) -> tuple[StepKernel, ModuleType, NetworkSpec] | None:
-    """Return a step's kernel, the module that trains it, and what it trains; None for none."""
-    if for_plans(x) is None:
+    step: HeadStep | BijectionStep, network: NetworkSpec
+) -> tuple[StepKernel, ModuleType] | None:
+    """Return a step's kernel and the module that trains a network with it; None for none."""
+    if for_plans(network.tensors[1]) is None or not knows(network):
         return None
     from made_flows.inverse.compiled import gradients
 
     kernel = gradients.kernel_of(step)
-    spec = None if kernel is None else network()
-    if kernel is None or spec is None or not knows(spec):
-        return None
-    return kernel, gradients, spec
+    return None if kernel is None else (kernel, gradients)
 
 
 def path_kernels(z: Tensor) -> ModuleType | None:

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 from made_flows._torch import as_rows, has_gradient_hooks, own_precision
 from made_flows.inverse import dispatch
-from made_flows.inverse.plans import batch_of, context_rows, map_alone, shaped, takes
+from made_flows.inverse.plans import (
+    Plan,
+    batch_of,
+    context_rows,
+    map_alone,
+    plan_alone,
+    shaped,
+    takes,
+)
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.nn.activations import activation_of_name
 from made_flows.nn.made import MADE
@@ -101,6 +109,20 @@ class _Call(NamedTuple):
         return NetworkSpec(self.structure, [*tensors[self.based :]], [*tensors[: self.based]])
 
 
+class _Recipe(NamedTuple):
+    """What a plan keeps for calls with gradients.
+
+    Args:
+        call: what those share.
+        tensors: ranks, masks and weights.
+        empty: what hooks on gradients, and parameters of the step, would stand in.
+    """
+
+    call: _Call
+    tensors: list[Tensor]
+    empty: list[Any]
+
+
 def _with_gradient(
     made: MADE,
     step: HeadStep | BijectionStep,
@@ -109,27 +131,53 @@ def _with_gradient(
     batch: torch.Size,
 ) -> tuple[Tensor | None, Tensor] | None:
     """Compute the pass so that autograd can go back through it."""
-    if len(x) < _LEAST_ROWS or len(x) * made.work < _LEAST_WORK:
-        return None
-    weights = [*made.parameters()]
     if (
-        any(True for _ in step.owner.parameters())
-        or has_gradient_hooks(made.modules())
-        or not {Tensor, nn.Parameter}.issuperset(map(type, weights))
-        or any(tensor.is_inference() for tensor in (x, *weights))
+        len(x) < _LEAST_ROWS
+        or len(x) * made.work < _LEAST_WORK
+        or x.is_inference()
+        or has_gradient_hooks([made])
+        or (made.dropout is not None and made.dropout.training)
     ):
         return None
-    if context is not None:
-        single = context.numel() == context.shape[-1]
-        context = context.reshape(1, -1) if single else as_rows(context, batch)
-    # What context and masks contribute is recorded by autograd as it is anywhere else.
-    found = dispatch.gradients_of(step, x, lambda: made.plain_spec(context))
+    plan = plan_alone(made, step)
+    if plan is None:
+        return None
+    recipe = plan.kept.get("gradients", plan)
+    if recipe is plan:  # nothing is kept yet
+        recipe = plan.kept["gradients"] = _recipe(made, step, plan)
+    if recipe is None or any(recipe.empty):
+        return None
+    call, tensors, _ = recipe
+    bases: list[Tensor] = []
+    if call.based:
+        if context is not None:
+            single = context.numel() == context.shape[-1]
+            context = context.reshape(1, -1) if single else as_rows(context, batch)
+        # What context and masks contribute is recorded by autograd as it is anywhere else.
+        bases = plan.reads[0].at(context).bases
+        if not all(type(base) is Tensor for base in bases):
+            return None
+    result: Any = _Pass.apply(call, x.contiguous(), *bases, *tensors)
+    return (None, result) if isinstance(step, HeadStep) else result
+
+
+def _recipe(made: MADE, step: HeadStep | BijectionStep, plan: Plan) -> _Recipe | None:
+    """Return what calls with gradients share while a plan holds, None where torch is to do it."""
+    weights, parts = [*made.parameters()], [*step.owner.modules()]
+    if not {Tensor, nn.Parameter}.issuperset(map(type, weights)):
+        return None
+    if any(tensor.is_inference() for tensor in weights):
+        return None
+    [read] = plan.reads
+    network = read.with_context if made.context else read.network
+    found = dispatch.gradients_of(step, network)
     if found is None:
         return None
-    kernel, engine, network = found
-    call = _Call(made, step, kernel, kernel.numbers, engine, network.structure, len(network.bases))
-    result: Any = _Pass.apply(call, x.contiguous(), *network.bases, *network.tensors)
-    return (None, result) if isinstance(step, HeadStep) else result
+    kernel, engine = found
+    based = sum(letters.count("c") for letters in network.structure.flags)
+    call = _Call(made, step, kernel, kernel.numbers, engine, network.structure, based)
+    tables = chain.from_iterable((m._backward_hooks, m._backward_pre_hooks) for m in made.modules())
+    return _Recipe(call, network.tensors, [*tables, *(part._parameters for part in parts)])
 
 
 class _Pass(torch.autograd.Function):
@@ -143,9 +191,10 @@ class _Pass(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, x: Tensor, *tensors: Tensor) -> Any:
         ctx.set_materialize_grads(False)
         values = call.step.encode(x, call.made.dtype)
-        images, density, recorded = call.engine.record(call.kernel, call.network(tensors), values)
-        ctx.call, ctx.recorded = call, recorded._replace(spaces=None)
-        ctx.save_for_backward(recorded.spaces, x, *tensors)
+        network = call.network(tensors)
+        images, density, spaces, ctx.recorded = call.engine.record(call.kernel, network, values)
+        ctx.call = call
+        ctx.save_for_backward(spaces, x, *tensors)
         return density if images is None else (images, density)
 
     @staticmethod
@@ -157,7 +206,7 @@ class _Pass(torch.autograd.Function):
             return (None,) * (1 + len(needed))
         if torch.is_grad_enabled():  # to be differentiated again
             return None, *_differentiable(call, [x, *tensors], needed, gradients)
-        recorded = ctx.recorded._replace(spaces=spaces)
+        recorded = ctx.recorded
         of_images = gradients[0] if len(gradients) > 1 else None
         of_density = gradients[-1]
         of_density = spaces.new_zeros(len(x)) if of_density is None else of_density.contiguous()
@@ -165,13 +214,13 @@ class _Pass(torch.autograd.Function):
         values = call.step.encode(x, call.made.dtype)
         bases, weights = tensors[: call.based], tensors[call.based :]
         with own_precision("cpu"):
-            of_x = call.engine.pull(recorded, values, of_images, of_density, needed[0])
-            wanted = {n for n, need in enumerate(needed[1 + call.based :]) if need}
-            of_weights = call.engine.of_weights(recorded, weights, wanted)
+            of_x = recorded.pull(spaces, values, of_images, of_density, needed[0])
+            wanted = [n for n, need in enumerate(needed[1 + call.based :]) if need]
+            of_weights = recorded.of_weights(spaces, weights, wanted)
             of_bases: Sequence[Tensor | None] = [None] * call.based
             if any(needed[1 : 1 + call.based]):
                 widths = [base.shape[-1] for base in bases]
-                of_bases = call.engine.of_bases(recorded, len(bases[0]), len(x), widths)
+                of_bases = recorded.of_bases(spaces, len(bases[0]), len(x), widths)
         return None, of_x, *of_bases, *map(of_weights.get, range(len(weights)))
 
 

@@ -67,6 +67,10 @@ class Plan:
         way: the method by which those are asked.
         parts: parts of noise of a feature.
 
+    Attributes:
+        reads: the networks as they were read.
+        kept: what others keep with it, under their names.
+
     Raises:
         NotUnderstoodError: for networks and maps that the kernels do not know.
     """
@@ -88,7 +92,7 @@ class Plan:
         if len(forms) > 1:
             raise NotUnderstoodError("networks are of several sizes")
         self._parts, self.count = parts, len(stages)
-        self._reads, self._around = reads, [*around]
+        self.reads, self._around = reads, [*around]
 
         self._ways = [*map(_ways, mades, reads)]
         ways = list(chain.from_iterable(ways.values() for ways in self._ways if ways))
@@ -129,6 +133,7 @@ class Plan:
                 self._own += own
         self._said = [own.copy() for own in self._own]
         self._packed: _Packed | None = None
+        self.kept: dict[str, Any] = {}
 
     def _ask(self, stage: Stage) -> tuple[StepKernel, tuple[float, ...]] | None:
         """Return the kernel of a step and its numbers, which may change; None without one."""
@@ -169,7 +174,7 @@ class Plan:
             return None
         calls, symbolic, rows, sizes = [], [], [], []
         for stage, (kernel, _), read, ways in zip(
-            self._stages, self._told, self._reads, self._ways, strict=True
+            self._stages, self._told, self.reads, self._ways, strict=True
         ):
             ready = self._cpu.ready_for(read.with_context if stage.made.context else read.network)
             if ready is None:
@@ -208,7 +213,7 @@ class Plan:
         if packed.weights is not None and context is not None:
             parts = torch.mm(packed.weights, context.mT).split(packed.sizes)
         for place, (stage, read, ways) in enumerate(
-            zip(self._stages, self._reads, self._ways, strict=True)
+            zip(self._stages, self.reads, self._ways, strict=True)
         ):
             if ways:
                 contexts.append((parts[place], context.shape[0]))  # type: ignore[union-attr]
@@ -303,11 +308,16 @@ def plan_for(
     return plan
 
 
+def plan_alone(made: MADE, step: HeadStep | BijectionStep) -> Plan | None:
+    """Return the plan of one network whose values are known; None where torch is to do it."""
+    return plan_for(made, (step.name, "known"), lambda: [Stage(made, step, False)])
+
+
 def map_alone(
     made: MADE, step: HeadStep | BijectionStep, x: Tensor, context: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None] | None:
     """Map known values (N, D) by one network under a context (rows, C), without gradients."""
-    plan = plan_for(made, (step.name, "known"), lambda: [Stage(made, step, False)])
+    plan = plan_alone(made, step)
     return None if plan is None else plan.run(x, context)
 
 

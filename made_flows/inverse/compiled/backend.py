@@ -6,7 +6,7 @@ import threading
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +19,7 @@ from made_flows.inverse.compiled import packing, placement, simd
 from made_flows.inverse.compiled.activations import ActivationRows, function_of
 from made_flows.inverse.compiled.adjoint import Gradients, adjoint_tiles
 from made_flows.inverse.compiled.compilation import Kernel, address_of
-from made_flows.inverse.compiled.layout import Blocks, StepCall, Sweep, Units, Written, numbers_of
-from made_flows.inverse.compiled.packing import Weights
+from made_flows.inverse.compiled.layout import Blocks, StepCall, Sweep, Units, Written
 from made_flows.inverse.compiled.parallel import Scores, score_tiles
 from made_flows.inverse.compiled.placement import Context, Layout
 from made_flows.inverse.compiled.products import SPARE, ProductRows, add_product, add_transposed
@@ -89,13 +88,6 @@ def _over_rows(
     kernel(rows, lanes, size, threads, spaces, *arguments, afterwards=afterwards)
 
 
-def over_spaces(kernel: Kernel, rows: int, work: float, spaces: Tensor, arguments: Any) -> None:
-    """Call a kernel for all rows, whose tiles have workspaces (tiles, height, lanes) each."""
-    _, height, lanes = spaces.shape
-    threads = threads_for(rows, work, spaces.dtype)
-    kernel(rows, lanes, height * lanes, threads, numbers_of(spaces), *arguments)
-
-
 def threads_for(rows: int, work: float, dtype: torch.dtype) -> int:
     """Return how many threads some rows are worth, with so many multiplications in each."""
     if rows * work < _ROWS_ALONE:
@@ -150,11 +142,16 @@ class Call(NamedTuple):
 
 @dataclass
 class Ready:
-    """A network ready for the compiled sweeps, and arguments of theirs once they were needed."""
+    """A network ready for the compiled sweeps, and arguments of theirs once they were needed.
+
+    Args:
+        symbolic, layout: what its masks say.
+        numbers: what :func:`~made_flows.inverse.compiled.packing.pack` made of its weights.
+    """
 
     symbolic: Symbolic
     layout: Layout
-    weights: Weights
+    numbers: NDArray[Any]
     arguments: dict[Any, Written] = field(default_factory=dict)
     calls: dict[Any, Call] = field(default_factory=dict)
 
@@ -167,9 +164,18 @@ class Ready:
 
     def blocks(self, *, transposed: bool = False) -> Written:
         """Return the weights in blocks."""
-        layout, weights = self.layout, self.weights.weights
         name = "blocks", transposed
-        return self.written(name, lambda: blocks_of(weights, layout, transposed=transposed))
+        make = partial(blocks_of, self.numbers, self.layout, transposed=transposed)
+        return self.written(name, make)
+
+    def units(self, table: str, context: Context | None = None) -> Written:
+        """Return what units are made of: the same in every call, but for what a context brings.
+
+        ``table`` is that of the layout's which says where they stand.
+        """
+        make = partial(units_of, self.symbolic.structure, self.layout, self.numbers, table)
+        written = self.written(table, make)
+        return written if context is None else _in_context(written, context)
 
     def call(self, function: str, kernel: StepKernel, parts: int = 1) -> Call:
         """Return all that a kernel is told besides the rows, with a step's function."""
@@ -177,8 +183,8 @@ class Ready:
         key = function, kernel.kind, kernel.numbers, parts, kernel.one_hot
         found = self.calls.get(key)
         if found is None:
-            single, layout = self.weights.weights.dtype == np.float32, self.layout
-            units: Any = units_in(self, None, "table")
+            single, layout = self.numbers.dtype == np.float32, self.layout
+            units: Any = self.units("table")
             step: Any = call_of(*key[1:], single, function)
             ranks: Any = layout.written("ranks")
             blocks: Any = self.blocks()
@@ -208,14 +214,12 @@ def ready_for(network: NetworkSpec) -> Ready | None:
     if not placement.knows(network):
         return None
 
-    return _READY.get(structure.key, tensors, lambda: packed(network))
+    def make() -> Ready:
+        symbolic = symbolic_for(network)
+        layout = layout_of(symbolic)
+        return Ready(symbolic, layout, placement.array_of(packing.pack(symbolic, layout, tensors)))
 
-
-def packed(network: NetworkSpec) -> Ready:
-    """Pack a network that the compiled sweeps know."""
-    symbolic = symbolic_for(network)
-    layout = layout_of(symbolic)
-    return Ready(symbolic, layout, packing.pack(symbolic, layout, network.tensors))
+    return _READY.get(structure.key, tensors, make)
 
 
 def kernel_of(step: Step) -> StepKernel | None:
@@ -257,37 +261,26 @@ def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def blocks_of(weights: NDArray[Any], layout: Layout, *, transposed: bool = False) -> Blocks:
-    """Return weights in blocks, and the function that multiplies by them."""
-    single, function = weights.dtype == np.float32, add_transposed if transposed else add_product
+def blocks_of(numbers: NDArray[Any], layout: Layout, *, transposed: bool = False) -> Blocks:
+    """Return weights in blocks, of what was packed, and the function that multiplies by them."""
+    single, function = numbers.dtype == np.float32, add_transposed if transposed else add_product
     product = address_of(function, single, ProductRows, weights=True)
-    parts: Any = weights, layout.written("blocks"), layout.written("direct_blocks"), product
+    where = layout.written("blocks"), layout.written("direct_blocks")
+    parts: Any = numbers[: layout.size], *where, product
     return Blocks(*parts)
-
-
-def units_in(ready: Ready, context: Context | None, table: str) -> Written:
-    """Return what units are made of: the same in every call, but for what a context contributes.
-
-    ``table`` is that of the layout's which says where they stand.
-    """
-    written = ready.written(table, lambda: _units(ready, table))
-    return written if context is None else _in_context(written, context)
 
 
 def _in_context(written: Written, context: Context) -> Written:
     """Return units, or what begins with them, with what a context contributes to this call."""
-    values, rows = context
-    return Written(
-        written.value, array("q", (values.data_ptr(), values.numel(), rows)) + written.words[3:]
-    )
+    own = array("q", placement.context_words(context))
+    return Written(written.value, own + written.words[len(own) :])
 
 
-def _units(ready: Ready, table: str) -> Units:
-    """Return what units are made of, without what a context contributes."""
-    vectors, slopes = ready.weights.vectors, table == "adjoint_table"
-    functions: Any = _functions(ready.symbolic.structure, vectors.dtype == np.float32, slopes)
-    where, streams, constants = (ready.layout.written(n) for n in (table, "streams", "constants"))
-    parts: Any = vectors[:0], 1, where, streams, constants, vectors, functions
+def units_of(structure: Structure, layout: Layout, numbers: NDArray[Any], table: str) -> Units:
+    """Return what units are made of, of what was packed, without what a context contributes."""
+    functions: Any = _functions(structure, numbers.dtype == np.float32, table == "adjoint_table")
+    where = (layout.written(name) for name in (table, "streams", "constants"))
+    parts: Any = numbers[:0], 1, numbers[layout.size :], *where, functions
     return Units(*parts)
 
 
@@ -367,7 +360,7 @@ def adjoint(ready: Ready, problem: TransposedProblem) -> Tensor:
             slopes.shape[-1],
         )  # fmt: skip
         context = placement.context_of(ready.symbolic, network)
-        units = units_in(ready, context, "adjoint_table")
+        units = ready.units("adjoint_table", context)
         blocks, back = ready.blocks(), ready.blocks(transposed=True)
         arguments = batch, units, layout.written("ranks"), blocks, back, layout.lambda_place
         _over_rows(_ADJOINT, rows, 2 * layout.size, layout.adjoint_rows, dtype, arguments)

@@ -13,10 +13,11 @@ import os
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import llvmlite
@@ -155,6 +156,10 @@ def _address(name: str, write: Callable[[Program], None]) -> int:
     return address
 
 
+_HEAD, _TILES = Struct("4q"), Struct("3q")
+"""What every kernel is told first: two counters and what comes afterwards; rows, lanes, size."""
+
+
 class Kernel:
     """A function over tiles of rows, compiled at its first call for numbers of a precision.
 
@@ -188,17 +193,20 @@ class Kernel:
             arguments: the others: integers, arrays, and named tuples of both.
             afterwards: address of a function that every thread calls at its end, and its argument.
         """
-        single = spaces.value.dtype == np.float32
-        address = self._addresses.get(single)
-        if address is None:
-            address = self._address(single, (spaces, *arguments))
-            self._addresses[single] = address
         words = array("q", (0, 0, *afterwards, rows, lanes, size))
         for argument in (spaces, *arguments):
             put(argument, words)
-        in_threads(address, words.buffer_info()[0], threads)
+        in_threads(self.address(spaces, *arguments), words.buffer_info()[0], threads)
 
-    def _address(self, single: bool, arguments: Any) -> int:
+    def address(self, spaces: Written, *arguments: Any) -> int:
+        """Return where its machine code is for arguments such as these."""
+        single = spaces.value.dtype == np.float32
+        address = self._addresses.get(single)
+        if address is None:
+            address = self._addresses[single] = self._compiled(single, (spaces, *arguments))
+        return address
+
+    def _compiled(self, single: bool, arguments: Any) -> int:
         name = _name(self.function, single)
 
         def write(program: Program) -> None:
@@ -217,6 +225,45 @@ class Kernel:
             builder.ret_void()
 
         return _address(name, write)
+
+
+class Prepared:
+    """A call of a kernel that is written down once, for all but what differs from call to call.
+
+    Args:
+        kernel: the kernel.
+        spaces, arguments: what it takes; those that differ may be any of their kind.
+    """
+
+    def __init__(self, kernel: Kernel, spaces: Written, *arguments: Any) -> None:
+        self._address = kernel.address(spaces, *arguments)
+        self._kept = spaces, arguments  # whose memory is written down
+        self._words = array("q", bytes(_HEAD.size + _TILES.size))
+        self.places = []
+        for argument in (spaces, *arguments):
+            self.places.append(len(self._words))
+            put(argument, self._words)
+
+    def run(
+        self,
+        rows: int,
+        lanes: int,
+        size: int,
+        threads: int,
+        changes: Iterable[tuple[int, Sequence[int]]],
+    ) -> None:
+        """Call it as a :class:`Kernel` is called.
+
+        Args:
+            rows, lanes, size, threads: those of the kernel.
+            changes: what differs, each with the place, in integers, where it begins. ``places``
+                has those of the arguments.
+        """
+        words = self._words[:]
+        _TILES.pack_into(words, _HEAD.size, rows, lanes, size)
+        for place, numbers in changes:
+            words[place : place + len(numbers)] = array("q", numbers)
+        in_threads(self._address, words.buffer_info()[0], threads)
 
 
 def _name(function: Any, single: bool) -> str:

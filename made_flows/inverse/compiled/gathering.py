@@ -6,6 +6,7 @@ is new in every training step.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from made_flows._checks import expect
-from made_flows.inverse.compiled.compilation import Kernel
-from made_flows.inverse.compiled.layout import Integers, Written
-from made_flows.inverse.compiled.placement import array_of
+from made_flows.inverse.compiled.compilation import Kernel, Prepared
+from made_flows.inverse.compiled.layout import Integers, Written, numbers_of
 from made_flows.inverse.compiled.products import SPARE
 from made_flows.inverse.compiled.simd import like, long, matrix, plus_product
 from made_flows.inverse.compiled.threads import next_tile
@@ -140,17 +140,48 @@ def _gather(slot: int, tiles: Any, target: Any, found: Any, tainting: Any, sourc
 _GATHER = Kernel(_gather)
 
 
-def gather(tensors: Sequence[Tensor], found: Written, tainting: Written) -> NDArray[Any]:
-    """Write an array whose numbers are found among tensors of one type where :class:`Places` say.
+class Gathering:
+    """Writes arrays whose numbers are found among tensors of one type.
 
-    After it stands a zero for every piece of ``tainting``, or NaN where a number is not finite.
+    Args:
+        places: where they are found.
+        tainting: pieces of what is to be finite.
+
+    Attributes:
+        count: how many numbers there are.
+        size: the same with one for each of those pieces.
+        places: where they are found, as kernels take it.
     """
-    tensors = [tensor.contiguous() for tensor in tensors]
-    places, pieces = found.value
-    size, jobs = len(places) + len(tainting.value), len(pieces) + len(tainting.value)
-    target = array_of(torch.empty(size + SPARE, dtype=tensors[0].dtype, device="cpu"))[:size]
-    addresses = np.array([*map(Tensor.data_ptr, tensors)], np.int64)
-    numbers = len(places) + int((tainting.value[:, 1] - tainting.value[:, 0]).sum())
-    threads = min(torch.get_num_threads(), -(-numbers // _ALONE))
-    _GATHER(jobs, 1, 0, threads, Written(target), found, tainting, addresses)
-    return target
+
+    def __init__(self, places: Places, tainting: Integers) -> None:
+        self.count, self._places, self._tainting = len(places.places), places, tainting
+        self.places = Written(places)
+        self._jobs = len(places.pieces) + len(tainting)
+        self.size = self.count + len(tainting)
+        numbers = self.count + int((tainting[:, 1] - tainting[:, 0]).sum())
+        self._threads = -(-numbers // _ALONE)
+        self._calls: dict[torch.dtype, Prepared] = {}
+
+    def write(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Write an array: its numbers, and room that may be read.
+
+        After the numbers stands a zero for every piece of what is to be finite, or NaN where a
+        number of it is not.
+        """
+        dtype = tensors[0].dtype
+        call = self._calls.get(dtype)
+        if call is None:
+            none = torch.empty(0, dtype=dtype, device="cpu")
+            given: Any = Written(self._tainting), np.empty(0, np.int64)
+            call = self._calls[dtype] = Prepared(_GATHER, numbers_of(none), self.places, *given)
+        tensors = [tensor.contiguous() for tensor in tensors]
+        target = torch.empty(self.size + SPARE, dtype=dtype, device="cpu")
+        sources = array("q", [*map(Tensor.data_ptr, tensors)])
+        found, _, _, given_sources = call.places
+        threads = min(torch.get_num_threads(), self._threads)
+        changes = (
+            (found, (target.data_ptr(), self.size)),
+            (given_sources, sources.buffer_info()),
+        )
+        call.run(self._jobs, 1, 0, threads, changes)
+        return target

@@ -1,9 +1,14 @@
-"""Gradients of the parallel pass for tensors: the kernels of training, and products for weights."""
+"""Gradients of the parallel pass for tensors: the kernels of training, and products for weights.
+
+Weights are others in every step, and all else is the same: of a network of few features, what a
+step takes besides its kernels is as much as these. What they are told is therefore written down
+once, with the symbolic phase, and a step puts in what is its own: addresses, and numbers of rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from array import array
+from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -12,77 +17,22 @@ import torch
 from torch import Tensor
 
 from made_flows.inverse.compiled import backend, packing, placement
-from made_flows.inverse.compiled.backend import Ready
-from made_flows.inverse.compiled.compilation import Kernel
+from made_flows.inverse.compiled.compilation import Kernel, Prepared
 from made_flows.inverse.compiled.layout import BASE, DELTA, Written
-from made_flows.inverse.compiled.placement import STEP_ROWS, Context
+from made_flows.inverse.compiled.placement import STEP_ROWS, Context, array_of, context_words
 from made_flows.inverse.compiled.simd import VECTOR_BYTES
 from made_flows.inverse.compiled.steps import has_step
 from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles
 from made_flows.inverse.compiled.weights import Recordings, Targets, fill_weights
 from made_flows.inverse.steps import BijectionStep, HeadStep
-from made_flows.nn.spec import NetworkSpec, Structure
+from made_flows.inverse.symbolic import Symbolic, symbolic_for
+from made_flows.nn.spec import NetworkSpec
 from made_flows.univariate.step_kernel import StepKernel
 
-_RECORD, _PULL = Kernel(record_tiles), Kernel(pull_tiles)
-
-
-class Record(NamedTuple):
-    """What the gradient of a pass needs, besides the tensors of the network.
-
-    Args:
-        ready: the network as the kernels take it.
-        units, context: the same, with what a context contributes.
-        kind, numbers: of the step, and what it is told.
-        rows: of the batch.
-        spaces: workspaces of all tiles, (tiles, rows of a workspace, lanes). The last tile may have
-            fewer lanes; its rows are one after the other as well.
-    """
-
-    ready: Ready
-    units: Written
-    context: Context | None
-    kind: str
-    numbers: tuple[float, ...]
-    rows: int
-    spaces: Tensor
-
-    @property
-    def scratch(self) -> int:
-        """The row of a workspace where those begin that a step may use."""
-        return self.ready.layout.adjoint_rows + self.ready.layout.outputs
-
-    @property
-    def inputs(self) -> int:
-        """The row where what the network reads is kept for the gradients of weights."""
-        return self.scratch + STEP_ROWS
-
-    @property
-    def last(self) -> int:
-        """Rows of the last tile: whole vectors, but no more of them than it needs."""
-        tiles, _, lanes = self.spaces.shape
-        vector = VECTOR_BYTES // self.spaces.itemsize
-        return -(-(self.rows - (tiles - 1) * lanes) // vector) * vector
-
-    def run(
-        self, kernel: Kernel, function: str, places: tuple[Any, ...], blocks: Written, *more: Any
-    ) -> None:
-        """Call a kernel, which calls a function of the step, for all rows.
-
-        ``places`` are the number of rows and addresses, those of :class:`Recorded`.
-        """
-        layout, spaces = self.ready.layout, self.spaces
-        single = spaces.dtype == torch.float32
-        call = backend.call_of(self.kind, self.numbers, 1, False, single, function)
-        rows = Recorded(*(*places, layout.adjoint_rows, self.scratch, self.inputs))
-        arguments = rows, self.units, layout.written("ranks"), blocks, call, *more
-        backend.over_spaces(kernel, places[0], layout.size, spaces, arguments)
-
-    def lines(self, start: int, count: int) -> Tensor:
-        """Return rows of all workspaces as a matrix, (count, lanes of all tiles)."""
-        full = self.spaces[:-1, start : start + count].transpose(0, 1).reshape(count, -1)
-        last = self.spaces[-1].flatten()[start * self.last : (start + count) * self.last]
-        return torch.cat([full, last.reshape(count, -1)], dim=1)
+_RECORD, _PULL, _FILL = Kernel(record_tiles), Kernel(pull_tiles), Kernel(fill_weights)
+_NONE = (np.empty(0, np.int64),) * 3
+_KEPT = 4
+"""Steps, or constants of one, that are kept with a network."""
 
 
 def kernel_of(step: HeadStep | BijectionStep) -> StepKernel | None:
@@ -93,75 +43,189 @@ def kernel_of(step: HeadStep | BijectionStep) -> StepKernel | None:
     return kernel
 
 
+class Training:
+    """The pass of networks of one structure with the same masks, and of a step, with its gradient.
+
+    Args:
+        network: one of them.
+        symbolic: what their masks say.
+        kernel: the step.
+    """
+
+    def __init__(self, network: NetworkSpec, symbolic: Symbolic, kernel: StepKernel) -> None:
+        dtype, layout = network.tensors[1].dtype, backend.layout_of(symbolic)
+        self.layout, self.layers, self.dtype = layout, symbolic.layers, dtype
+        numbers = array_of(torch.empty(0, dtype=dtype, device="cpu"))  # each call has its own
+        units = backend.units_of(symbolic.structure, layout, numbers, "adjoint_table")
+        scratch = layout.adjoint_rows + layout.outputs
+        self.inputs = scratch + STEP_ROWS
+        # A row more than there are inputs, since of the last ones whole vectors are read.
+        self.height = self.inputs + len(symbolic.columns) + 1
+        self.bytes_to_vectors = layout.size * dtype.itemsize
+        rows = Recorded(0, 0, 0, 0, 0, layout.adjoint_rows, scratch, self.inputs)
+
+        empty, ranks = Written(numbers), layout.written("ranks")
+
+        def prepared(of: Kernel, function: str, *more: Any) -> Prepared:
+            single, transposed = dtype == torch.float32, function == "pull"
+            call = backend.call_of(kernel.kind, kernel.numbers, 1, False, single, function)
+            blocks = backend.blocks_of(numbers, layout, transposed=transposed)
+            return Prepared(of, empty, rows, Written(units), ranks, Written(blocks), call, *more)
+
+        self.records = prepared(_RECORD, "score")
+        self.pulls = prepared(_PULL, "pull", layout.lambda_place)
+
+        self.gather, none = packing.gather_of(symbolic, layout, network.tensors), Targets(*_NONE)
+        found = self.gather.numbers.places
+        recordings = Recordings(0, 0, 0, 0, 0)
+        self.fills = Prepared(_FILL, empty, recordings, ranks, layout.written_blocks, found, none)
+        places: Any = count()
+        _, layers, direct = symbolic.structure.unpack(places)
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        self.targets: Any = weights, biases, [] if direct is None else [direct.weight]
+
+    def run(
+        self, call: Prepared, record: Record, spaces: Tensor, places: Sequence[Tensor | None]
+    ) -> None:
+        """Call a kernel for all rows; ``places`` are the tensors of :class:`Recorded`."""
+        _, height, lanes = spaces.shape
+        numbers, context = record.numbers.data_ptr(), record.context
+        vectors = numbers + self.bytes_to_vectors, record.numbers.numel() - self.layout.size
+        of_context = (0, 0, 1) if context is None else context_words(context)
+        of_spaces, of_rows, of_units, _, of_blocks, *_ = call.places
+        changes = (
+            (of_spaces, (spaces.data_ptr(), spaces.numel())),
+            (of_rows, (record.rows, *(0 if t is None else t.data_ptr() for t in places))),
+            (of_units, (*of_context, *vectors)),
+            (of_blocks, (numbers, self.layout.size)),
+        )
+        threads = backend.threads_for(record.rows, self.layout.size, self.dtype)
+        call.run(record.rows, lanes, height * lanes, threads, changes)
+
+
+class Record(NamedTuple):
+    """What the gradient of a pass needs, besides the network's tensors, values and workspaces.
+
+    The workspaces of all tiles are (tiles, rows of a workspace, lanes). The last tile may have
+    fewer lanes; its rows are one after the other as well.
+
+    Args:
+        training: what the kernels are told.
+        numbers: the packed weights.
+        context: what a context contributes.
+        rows: of the batch.
+    """
+
+    training: Training
+    numbers: Tensor
+    context: Context | None
+    rows: int
+
+    def pull(
+        self, spaces: Tensor, x: Tensor, images: Tensor | None, density: Tensor, wants_x: bool
+    ) -> Tensor | None:
+        """Take gradients of images and densities back to all units' deltas; that of x is returned.
+
+        Args:
+            spaces: the workspaces.
+            x: what the pass was given, (N, D).
+            images, density: the gradients, (N, D) or None, and (N,).
+            wants_x: whether anybody wants that of x.
+        """
+        gradient = torch.empty(x.shape, dtype=density.dtype, device="cpu") if wants_x else None
+        self.training.run(self.training.pulls, self, spaces, (x, images, density, gradient))
+        return gradient
+
+    def of_weights(
+        self, spaces: Tensor, tensors: Sequence[Tensor], wanted: Iterable[int]
+    ) -> dict[int, Tensor]:
+        """Return the gradients of those weights and biases whose places in the network are wanted.
+
+        Of workspaces that :meth:`pull` has been through.
+        """
+        training, (tiles, height, lanes) = self.training, spaces.shape
+        dtype, layout = spaces.dtype, training.layout
+        found = {n: torch.zeros(tensors[n].shape, dtype=dtype, device="cpu") for n in wanted}
+        addresses = array("q")
+        of_spaces, of_rows, _, _, _, of_targets = training.fills.places
+        targets: list[int] = []
+        for places in training.targets:
+            targets += addresses.itemsize * len(addresses), len(places)
+            addresses.extend([found[n].data_ptr() if n in found else 0 for n in places])
+        start = addresses.buffer_info()[0]
+        targets[::2] = [start + at for at in targets[::2]]
+        recordings = tiles, lanes, self._last(spaces), height * lanes, training.inputs
+        changes = (
+            (of_spaces, (spaces.data_ptr(), spaces.numel())),
+            (of_rows, recordings),
+            (of_targets, targets),
+        )
+        threads = backend.threads_for(self.rows, layout.size, dtype)
+        training.fills.run(layout.blocks.size, 1, 0, threads, changes)
+        if training.gather.factors is not None:  # masks of other numbers than zero and one
+            weights, _, direct = training.targets
+            for n in found.keys() & {*weights, *direct}:
+                found[n] *= tensors[n + 1]
+        return found
+
+    def of_bases(self, spaces: Tensor, rows: int, size: int, widths: Sequence[int]) -> list[Tensor]:
+        """Return the gradients of the context's contributions, each (rows, units).
+
+        Args:
+            spaces: the workspaces, which :meth:`pull` has been through.
+            rows, size: rows of the contributions, and of the batch.
+            widths: units of each.
+        """
+        table, found = self.training.layout.adjoint_table, list[Tensor]()
+        for index, place in enumerate(self.training.layers):
+            if table[index, BASE] >= 0:
+                deltas = self._lines(spaces, table[index, DELTA], len(place.units))[:, :size]
+                summed = deltas.sum(dim=1, keepdim=True) if rows == 1 else deltas
+                summed = summed.reshape(len(place.units), -1, rows).sum(dim=1)
+                full = summed.new_zeros(widths[len(found)], rows)
+                found.append(full.index_copy_(0, place.units, summed).t())
+        return found
+
+    def _last(self, spaces: Tensor) -> int:
+        """Return the rows of the last tile: whole vectors, but no more of them than it needs."""
+        tiles, _, lanes = spaces.shape
+        vector = VECTOR_BYTES // spaces.itemsize
+        return -(-(self.rows - (tiles - 1) * lanes) // vector) * vector
+
+    def _lines(self, spaces: Tensor, start: int, count: int) -> Tensor:
+        """Return rows of all workspaces as a matrix, (count, lanes of all tiles)."""
+        full, lanes = spaces[:-1, start : start + count], self._last(spaces)
+        last = spaces[-1].flatten()[start * lanes : (start + count) * lanes]
+        return torch.cat([full.transpose(0, 1).reshape(count, -1), last.reshape(count, -1)], dim=1)
+
+
 def record(
     kernel: StepKernel, network: NetworkSpec, x: Tensor
-) -> tuple[Tensor | None, Tensor, Record]:
-    """Compute images (N, D), None for a head, densities (N,), and what their gradient needs."""
-    ready, dtype = backend.packed(network), network.tensors[1].dtype
-    layout, context = ready.layout, placement.context_of(ready.symbolic, network)
-    lanes = backend.lanes_of(max(len(x), 2), dtype, torch.get_num_threads())  # a vector, at least
-    # A row more than there are inputs, since of the last ones whole vectors are read.
-    height = layout.adjoint_rows + layout.outputs + STEP_ROWS + len(ready.symbolic.columns) + 1
-    spaces = torch.empty(-(-len(x) // lanes), height, lanes, dtype=dtype, device="cpu")
-    units = backend.units_in(ready, context, "adjoint_table")
-    recorded = Record(ready, units, context, kernel.kind, kernel.numbers, len(x), spaces)
+) -> tuple[Tensor | None, Tensor, Tensor, Record]:
+    """Compute images (N, D), None for a head, densities (N,), and what their gradient needs.
+
+    Returns:
+        Images, densities, the workspaces, and the record.
+    """
+    symbolic, dtype, rows = symbolic_for(network), network.tensors[1].dtype, len(x)
+    training = _training(network, symbolic, kernel)
+    lanes = backend.lanes_of(max(rows, 2), dtype, torch.get_num_threads())  # a vector, at least
+    spaces = torch.empty(-(-rows // lanes), training.height, lanes, dtype=dtype, device="cpu")
     images = None if kernel.head else torch.empty(x.shape, dtype=dtype, device="cpu")
-    density = torch.empty(len(x), dtype=dtype, device="cpu")
-    place = 0 if images is None else images.data_ptr()
-    places = len(x), x.data_ptr(), place, density.data_ptr(), 0
-    recorded.run(_RECORD, "score", places, ready.blocks())
-    return images, density, recorded
+    density = torch.empty(rows, dtype=dtype, device="cpu")
+    numbers = packing.pack(symbolic, training.layout, network.tensors)
+    recorded = Record(training, numbers, placement.context_of(symbolic, network), rows)
+    training.run(training.records, recorded, spaces, (x, images, density))
+    return images, density, spaces, recorded
 
 
-def pull(
-    recorded: Record, x: Tensor, images: Tensor | None, density: Tensor, wants_x: bool
-) -> Tensor | None:
-    """Take gradients of images and densities back to all units' deltas; that of x is returned."""
-    ready = recorded.ready
-    gradient = torch.empty(x.shape, dtype=density.dtype, device="cpu") if wants_x else None
-    given = (0 if part is None else part.data_ptr() for part in (images, density, gradient))
-    places = len(x), x.data_ptr(), *given
-    back = ready.blocks(transposed=True)
-    recorded.run(_PULL, "pull", places, back, ready.layout.lambda_place)
-    return gradient
-
-
-@lru_cache(maxsize=256)
-def _weight_places(structure: Structure) -> tuple[list[Any], list[Any], list[Any]]:
-    """Return where weights, biases and those of the direct connection are among the tensors."""
-    numbers: Any = count()
-    _, layers, direct = structure.unpack(numbers)
-    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-    return weights, biases, [] if direct is None else [direct.weight]
-
-
-def of_weights(recorded: Record, tensors: Sequence[Tensor], wanted: set[int]) -> dict[int, Tensor]:
-    """Return the gradients of those weights and biases whose places in the network are wanted."""
-    symbolic, layout, spaces = recorded.ready.symbolic, recorded.ready.layout, recorded.spaces
-    found = {n: torch.zeros(tensors[n].shape, dtype=spaces.dtype, device="cpu") for n in wanted}
-    places = _weight_places(symbolic.structure)
-    addresses = ([found[n].data_ptr() if n in found else 0 for n in of] for of in places)
-    gather = packing.gather_of(symbolic, layout, tensors)
-    threads = backend.threads_for(recorded.rows, layout.size, spaces.dtype)
-    targets = Targets(*(np.array(each, np.int64) for each in addresses))
-    tiles, height, lanes = spaces.shape
-    held = Recordings(tiles, lanes, recorded.last, height * lanes, recorded.inputs)
-    fill_weights(spaces, held, layout, gather.found, targets, threads)
-    if gather.factors is not None:  # masks of other numbers than zero and one
-        for n in found.keys() & {*places[0], *places[2]}:
-            found[n] *= tensors[n + 1]
-    return found
-
-
-def of_bases(recorded: Record, rows: int, size: int, widths: Sequence[int]) -> list[Tensor]:
-    """Return the gradients of the context's contributions, each (rows, units)."""
-    table = recorded.ready.layout.adjoint_table
-    found: list[Tensor] = []
-    for index, place in enumerate(recorded.ready.symbolic.layers):
-        if table[index, BASE] >= 0:
-            deltas = recorded.lines(table[index, DELTA], len(place.units))[:, :size]
-            summed = deltas.sum(dim=1, keepdim=True) if rows == 1 else deltas
-            summed = summed.reshape(len(place.units), -1, rows).sum(dim=1)
-            full = summed.new_zeros(widths[len(found)], rows)
-            found.append(full.index_copy_(0, place.units, summed).t())
+def _training(network: NetworkSpec, symbolic: Symbolic, kernel: StepKernel) -> Training:
+    """Return what the kernels are told, kept with the symbolic phase."""
+    kept: dict[Any, Training] = symbolic.prepared.setdefault("cpu training", {})
+    key = kernel.kind, kernel.numbers, kernel.head, network.tensors[1].dtype
+    found = kept.get(key)
+    if found is None:
+        if len(kept) >= _KEPT:
+            kept.clear()
+        found = kept[key] = Training(network, symbolic, kernel)
     return found

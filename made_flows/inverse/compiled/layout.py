@@ -109,20 +109,20 @@ class Units(NamedTuple):
     Args:
         context: the context's contributions, unit by unit, which every call brings.
         context_rows: how many there are of each; row n of the batch has row n modulo these.
+        vectors: biases and norms.
         table: a row for each layer, see the columns above.
         streams: places of the units that units add to.
         constants: of the activations.
-        vectors: biases and norms.
         functions: addresses of what applies the activations, and of what gives their slopes,
             (2, layers).
     """
 
     context: NDArray[Any]
     context_rows: int
+    vectors: NDArray[Any]
     table: Integers
     streams: Integers
     constants: NDArray[np.float64]
-    vectors: NDArray[Any]
     functions: Integers
 
 

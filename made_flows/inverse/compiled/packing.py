@@ -5,31 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from made_flows.inverse.compiled.gathering import found_in, gather, pieces_of
-from made_flows.inverse.compiled.layout import BIAS, Integers, Written
+from made_flows.inverse.compiled.gathering import Gathering, found_in, pieces_of
+from made_flows.inverse.compiled.layout import BIAS, Integers
 from made_flows.inverse.compiled.placement import Layout, array_of, inputs_read
 from made_flows.inverse.symbolic import Symbolic
 from made_flows.nn.spec import LayerSpec
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What depends on the weights.
-
-    Args:
-        weights: all blocks, one after the other.
-        vectors: biases and norms.
-    """
-
-    weights: NDArray[Any]
-    vectors: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -41,15 +27,12 @@ class Gather:
 
     Args:
         owners: the tensors' places whose numbers are packed: all but ranks and masks.
-        found: the :class:`~made_flows.inverse.compiled.gathering.Places` of weights in blocks, then
-            biases and norms.
-        tainting: pieces of what is to be finite.
+        numbers: the weights in blocks, then biases and norms.
         factors: of the masks, where they are not all one.
     """
 
     owners: list[int]
-    found: Written
-    tainting: Written
+    numbers: Gathering
     factors: NDArray[np.float64] | None
 
 
@@ -110,19 +93,19 @@ def gather_of(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> 
     return found
 
 
-def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Weights:
-    """Write the weights of a network in blocks."""
+def pack(symbolic: Symbolic, layout: Layout, tensors: Sequence[Tensor]) -> Tensor:
+    """Write the weights of a network in blocks, then biases and norms, in one tensor."""
     found, dtype = gather_of(symbolic, layout, tensors), tensors[1].dtype
     given = (tensors[place] for place in found.owners)
     sources = [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in given]
-    packed = gather(sources, found.found, found.tainting)
-    count = len(found.found.value.places)
+    packed = found.numbers.write(sources)
+    numbers, count = array_of(packed), found.numbers.count
     if found.factors is not None:
-        packed[:count] *= found.factors.astype(packed.dtype)
-    vectors, first = packed[layout.size : count], layout.table[symbolic.structure.depth, BIAS]
-    if packed[count:].any():  # NaN, which is to be seen in every output
-        vectors[first : first + layout.outputs] = np.nan
-    return Weights(packed[: layout.size], vectors)
+        numbers[:count] *= found.factors.astype(numbers.dtype)
+    if numbers[count : found.numbers.size].any():  # NaN, which is to be seen in every output
+        first = layout.size + layout.table[symbolic.structure.depth, BIAS]
+        numbers[first : first + layout.outputs] = np.nan
+    return packed
 
 
 def _gather(layout: Layout, network: _Places, tensors: Sequence[Tensor]) -> Gather:
@@ -145,5 +128,5 @@ def _gather(layout: Layout, network: _Places, tensors: Sequence[Tensor]) -> Gath
             at += len(vector)
     every = np.concatenate([part for _, _, part in parts])
     factors = None if network.factors is None else network.factors[every]
-    places = Written(found_in(every, network.sizes, [part[:2] for part in parts]))
-    return Gather(network.owners, places, Written(network.tainting(tensors)), factors)
+    places = found_in(every, network.sizes, [part[:2] for part in parts])
+    return Gather(network.owners, Gathering(places, network.tainting(tensors)), factors)

@@ -268,6 +268,12 @@ Context = tuple[Tensor, int]
 """A context's contributions, unit by unit, and how many rows there are of them."""
 
 
+def context_words(context: Context) -> tuple[int, int, int]:
+    """Write down what a context contributes, as units of kernels begin with it."""
+    values, rows = context
+    return values.data_ptr(), values.numel(), rows
+
+
 def context_of(symbolic: Symbolic, network: NetworkSpec) -> Context | None:
     """Return the context's contributions, unit by unit, and how many rows there are of them."""
     if not network.bases:

@@ -11,11 +11,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
-from made_flows.inverse.compiled.compilation import Kernel
-from made_flows.inverse.compiled.layout import BIAS, DELTA, SOURCE, Integers, Written, numbers_of
-from made_flows.inverse.compiled.placement import Layout
+from made_flows.inverse.compiled.layout import BIAS, DELTA, SOURCE, Integers
 from made_flows.inverse.compiled.simd import (
     ACCUMULATORS,
     VECTOR_BYTES,
@@ -176,10 +172,20 @@ def _fill_biases(
         _put(target, long(places[first + u]), total)
 
 
-def _fill_weights(
+def fill_weights(
     slot: int, tiles: Any, spaces: Any, recorded: Any, ranks: Any, blocks: Any, found: Any,
     targets: Any,
 ) -> None:  # fmt: skip
+    """Write the gradients of all weights and biases, from the workspaces of all tiles.
+
+    Args:
+        slot, tiles: of blocks, one of which is fetched at a time.
+        spaces, recorded: the workspaces, and what they hold.
+        ranks: which units come when.
+        blocks: where numbers are in what was packed.
+        found: the :class:`~made_flows.inverse.compiled.gathering.Places` of these.
+        targets: addresses of the gradients.
+    """
     keep_apart()
     table, places = blocks.table, found.places
     panels, depth = len(ranks.panels) - 1, len(table) - 1
@@ -208,30 +214,3 @@ def _fill_weights(
             )  # fmt: skip
         first = blocks.vectors + table[layer, BIAS] + u0
         _fill_biases(spaces, recorded, delta, count, targets.biases[layer], places, first)
-
-
-_FILL = Kernel(_fill_weights)
-
-
-def fill_weights(
-    spaces: Tensor,
-    recorded: Recordings,
-    layout: Layout,
-    found: Written,
-    targets: Targets,
-    threads: int,
-) -> None:
-    """Write gradients from the workspaces of all tiles.
-
-    Args:
-        spaces: the workspaces.
-        recorded: what they hold.
-        layout: of the network.
-        found: the :class:`~made_flows.inverse.compiled.gathering.Places` of blocks, and of biases.
-        targets: addresses of the gradients.
-        threads: how many.
-    """
-    _FILL(
-        layout.blocks.size, 1, 0, threads, numbers_of(spaces), recorded,
-        layout.written("ranks"), layout.written_blocks, found, targets,
-    )  # fmt: skip
