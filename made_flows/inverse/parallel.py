@@ -34,11 +34,6 @@ from made_flows.nn.made import MADE
 from made_flows.nn.masked_mlp import masked_pass
 from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
 
-_LEAST_ROWS, _LEAST_WORK = 32, 4_500_000
-"""Rows, and multiplications of a dense pass, from which on a training step is faster compiled: with
-fewer, to pack the weights, which are new in every step, and what a call costs take longer than the
-kernels save (measured for 6 to 784 features and 64 to 1024 units)."""
-
 
 def parallel_pass(
     made: MADE, step: HeadStep | BijectionStep, x: Tensor, context: Tensor | None
@@ -104,6 +99,11 @@ class _Call(NamedTuple):
     based: int
     """How many of the tensors that follow the values are contributions of context and masks."""
 
+    def values(self, x: Tensor) -> Tensor:
+        """Return what the kernels read, which encode by themselves what takes several columns."""
+        dtype = self.made.dtype
+        return x.to(dtype) if self.kernel.one_hot else self.step.encode(x, dtype)
+
     def network(self, tensors: Sequence[Tensor]) -> NetworkSpec:
         """Return the network of contributions and weights, in this order."""
         return NetworkSpec(self.structure, [*tensors[self.based :]], [*tensors[: self.based]])
@@ -132,8 +132,7 @@ def _with_gradient(
 ) -> tuple[Tensor | None, Tensor] | None:
     """Compute the pass so that autograd can go back through it."""
     if (
-        len(x) < _LEAST_ROWS
-        or len(x) * made.work < _LEAST_WORK
+        not len(x)
         or x.is_inference()
         or has_gradient_hooks([made])
         or (made.dropout is not None and made.dropout.training)
@@ -190,7 +189,7 @@ class _Pass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, x: Tensor, *tensors: Tensor) -> Any:
         ctx.set_materialize_grads(False)
-        values = call.step.encode(x, call.made.dtype)
+        values = call.values(x)
         network = call.network(tensors)
         images, density, spaces, ctx.recorded = call.engine.record(call.kernel, network, values)
         ctx.call = call
@@ -211,10 +210,12 @@ class _Pass(torch.autograd.Function):
         of_density = gradients[-1]
         of_density = spaces.new_zeros(len(x)) if of_density is None else of_density.contiguous()
         of_images = None if of_images is None else of_images.contiguous()
-        values = call.step.encode(x, call.made.dtype)
+        values = call.values(x)
         bases, weights = tensors[: call.based], tensors[call.based :]
         with own_precision("cpu"):
-            of_x = recorded.pull(spaces, values, of_images, of_density, needed[0])
+            # Of categories there is no gradient.
+            wants_x = needed[0] and not call.kernel.one_hot
+            of_x = recorded.pull(spaces, values, of_images, of_density, wants_x)
             wanted = [n for n, need in enumerate(needed[1 + call.based :]) if need]
             of_weights = recorded.of_weights(spaces, weights, wanted)
             of_bases: Sequence[Tensor | None] = [None] * call.based

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import made_flows as mf
-from made_flows.inverse import HeadStep, parallel
+from made_flows.inverse import HeadStep
 from made_flows.inverse.compiled import threads
 from made_flows.inverse.dispatch import backend
 from made_flows.inverse.parallel import compiled_pass
@@ -126,19 +126,6 @@ def test_nothing_above_the_diagonal_is_read() -> None:
 
 # ---------------------------------------------------------------------- gradients
 
-TRAINED = [
-    "sampling, Bernoulli",
-    *(name for name in STEPS if "affine" in name or "gated" in name or "damped" in name),
-    *(name for name in STEPS if name.startswith("sampling, Gaussian")),
-]
-
-
-@pytest.fixture
-def always_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let batches of any size take the compiled way."""
-    monkeypatch.setattr(parallel, "_LEAST_ROWS", 0)
-    monkeypatch.setattr(parallel, "_LEAST_WORK", 0)
-
 
 def leaf_of(tensor: Tensor | None) -> Tensor | None:
     if tensor is None or not tensor.is_floating_point():
@@ -180,8 +167,7 @@ def check_gradients(
                 assert ((a - b).abs() <= tolerance * (1 + b.abs().max())).all()
 
 
-@pytest.mark.usefixtures("always_trained")
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", STEPS)
 @settings(
     max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
@@ -200,7 +186,26 @@ def test_gradients_of_random_architectures(
         check_gradients(made.float(), step, x, context, 1e-3)
 
 
-@pytest.mark.usefixtures("always_trained")
+@pytest.mark.parametrize("name", ["forward, spline", "inverse, spline"])
+@pytest.mark.parametrize("size", [0.0, 30.0, 300.0])
+def test_gradients_of_wild_splines_and_at_their_ends(name: str, size: float) -> None:
+    step = STEPS[name](4)
+    made = made_for(step, features=4, hidden_features=(9,))
+    made.layers[-1].bias.mul_(size).add_(size * torch.randn_like(made.layers[-1].bias))
+    bound = owner_of(step).bound
+    x = torch.cat([4 * torch.randn(40, 4, dtype=F64), torch.full((1, 4), 3e5, dtype=F64)])
+    x[0], x[1] = bound, -bound
+    check_gradients(made, step, x, None, 1e-8)
+
+
+def test_categories_have_no_gradient() -> None:
+    model = mf.CategoricalMADE(3, categories=[3, 2, 4], hidden_features=(12,)).double()
+    x = torch.tensor([[2.0, 1.0, 3.0], [0.0, 0.0, 0.0]], dtype=F64, requires_grad=True)
+    with torch.enable_grad():
+        model().log_prob(x).sum().backward()
+    assert x.grad is None or not x.grad.any()
+
+
 @pytest.mark.parametrize("rows", [1, 17, 130])
 def test_gradients_of_many_units_and_shared_contexts(rows: int) -> None:
     step = STEPS["inverse, affine"](7)
@@ -218,7 +223,6 @@ def test_gradients_of_many_units_and_shared_contexts(rows: int) -> None:
     check_gradients(made.float(), step, x.float(), torch.randn(rows, 2), 1e-4)
 
 
-@pytest.mark.usefixtures("always_trained")
 @pytest.mark.parametrize("name", ["inverse, affine", "sampling, Gaussian", "sampling, Bernoulli"])
 def test_gradients_can_be_differentiated_again(name: str) -> None:
     step = STEPS[name](3)
@@ -236,7 +240,6 @@ def test_gradients_can_be_differentiated_again(name: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.usefixtures("always_trained")
 @pytest.mark.parametrize("context", [0, 2])
 def test_gradients_to_be_differentiated_again_count_nothing_twice(context: int) -> None:
     # Values depend on weights and a context that the network of the second pass has, too.
@@ -297,7 +300,6 @@ LATE = (
 """What is done to a network between a pass and its gradient."""
 
 
-@pytest.mark.usefixtures("always_trained")
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("change", LATE)
 def test_gradients_are_those_of_the_pass_that_was(change: Any, create_graph: bool) -> None:
@@ -318,7 +320,6 @@ def test_gradients_are_those_of_the_pass_that_was(change: Any, create_graph: boo
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.usefixtures("always_trained")
 def test_gradients_under_checkpoints_and_after_changes() -> None:
     model = mf.GaussianMADE(4, hidden_features=(8,)).double()
     x = torch.randn(6, 4, dtype=F64)
@@ -337,7 +338,6 @@ def test_gradients_under_checkpoints_and_after_changes() -> None:
             late.backward()
 
 
-@pytest.mark.usefixtures("always_trained")
 def test_hooks_on_gradients_are_seen() -> None:
     made = mf.MADE(4, hidden_features=(8,), parameters=2)
     made.layers[0].register_full_backward_hook(lambda *_: None)
@@ -383,7 +383,6 @@ MODULES: dict[str, Callable[[mf.MADE], None]] = {
 }
 
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "gradients of few rows": torch.enable_grad,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "eager": lambda: backend("eager"),
     "forward mode": torch.autograd.forward_ad.dual_level,

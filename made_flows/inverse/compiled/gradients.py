@@ -21,7 +21,7 @@ from made_flows.inverse.compiled.compilation import Kernel, Prepared
 from made_flows.inverse.compiled.layout import BASE, DELTA, Written
 from made_flows.inverse.compiled.placement import STEP_ROWS, Context, array_of, context_words
 from made_flows.inverse.compiled.simd import VECTOR_BYTES
-from made_flows.inverse.compiled.steps import has_step
+from made_flows.inverse.compiled.steps import find_step, has_step
 from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles
 from made_flows.inverse.compiled.weights import Recordings, Targets, fill_weights
 from made_flows.inverse.steps import BijectionStep, HeadStep
@@ -38,7 +38,9 @@ _KEPT = 4
 def kernel_of(step: HeadStep | BijectionStep) -> StepKernel | None:
     """Return what the kernels should do for a step, None if they do not know its gradient."""
     kernel = backend.score_kernel_of(step)
-    if kernel is None or kernel.one_hot or not has_step(kernel.kind, "pull"):
+    if kernel is None or not has_step(kernel.kind, "pull"):
+        return None
+    if has_step(kernel.kind, "pulls") and not find_step(kernel.kind, "pulls")(kernel.constants):
         return None
     return kernel
 
@@ -68,7 +70,8 @@ class Training:
 
         def prepared(of: Kernel, function: str, *more: Any) -> Prepared:
             single, transposed = dtype == torch.float32, function == "pull"
-            call = backend.call_of(kernel.kind, kernel.numbers, 1, False, single, function)
+            told = kernel.kind, kernel.numbers, 1, kernel.one_hot
+            call = backend.call_of(*told, single, function)
             blocks = backend.blocks_of(numbers, layout, transposed=transposed)
             return Prepared(of, empty, rows, Written(units), ranks, Written(blocks), call, *more)
 
@@ -222,7 +225,7 @@ def record(
 def _training(network: NetworkSpec, symbolic: Symbolic, kernel: StepKernel) -> Training:
     """Return what the kernels are told, kept with the symbolic phase."""
     kept: dict[Any, Training] = symbolic.prepared.setdefault("cpu training", {})
-    key = kernel.kind, kernel.numbers, kernel.head, network.tensors[1].dtype
+    key = kernel.kind, kernel.numbers, kernel.one_hot, network.tensors[1].dtype
     found = kept.get(key)
     if found is None:
         if len(kept) >= _KEPT:

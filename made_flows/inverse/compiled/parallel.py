@@ -46,6 +46,17 @@ def fill_inputs(tile: Any, x: Any, ranks: Any, step: Any, place: int) -> None:
         put_inputs(work, first, last, lanes, values, step.one_hot)
 
 
+def find_known(tile: Any, x: Any, i: int, ranks: Any, step: Any, place: int) -> Any:
+    """Return the row with a sorted feature's values; two after ``place`` where inputs encode it."""
+    keep_apart()
+    known = ranks.input_starts[i]
+    if step.one_hot:
+        known = place + 2
+        values = line(tile.work, known, tile.lanes)
+        gather(x, ranks.features[i], tile.row, tile.lanes, values)
+    return known
+
+
 def fill_block(
     tile: Any, layer: int, p: int, place: int, units: Any, ranks: Any, blocks: Any
 ) -> None:
@@ -97,10 +108,7 @@ def score_tiles(slot: int, tiles: Any, spaces: Any, rows: Any, sweep: Any) -> No
             for i in range(i0, ranks.feature_starts[ranks.panels[p + 1]]):
                 parameters = out + ranks.output_starts[i] - ranks.output_starts[i0]
                 outputs = ranks.output_starts[i + 1] - ranks.output_starts[i]
-                known = ranks.input_starts[i]
-                if step.one_hot:
-                    known = x0 + 2
-                    gather(x, features[i], row, lanes, line(work, known, lanes))
+                known = find_known(tile, x, i, ranks, step, x0)
                 places = (lanes, parameters, outputs, known, scratch, x0)
                 call(step.address, work, step.numbers, places)
                 if rows.images != 0:

@@ -17,7 +17,7 @@ from made_flows.inverse.compiled.adjoint import (
     send_to_units,
 )
 from made_flows.inverse.compiled.layout import DELTA, SCRATCH, A, Tile
-from made_flows.inverse.compiled.parallel import fill_block, fill_inputs
+from made_flows.inverse.compiled.parallel import fill_block, fill_inputs, find_known
 from made_flows.inverse.compiled.simd import call, keep_apart, like, line, matrix
 from made_flows.inverse.compiled.threads import next_tile
 from made_flows.inverse.compiled.units import copy_rows, gather, scatter
@@ -79,7 +79,8 @@ def record_tiles(
         copy_rows(tile, rows.parameters, outputs, ranks.output_starts[count])
         for i in range(count):
             first, last = ranks.output_starts[i], ranks.output_starts[i + 1]
-            places = (lanes, outputs + first, last - first, i, rows.scratch, x0)
+            known = find_known(tile, x, i, ranks, step, x0)
+            places = (lanes, outputs + first, last - first, known, rows.scratch, x0)
             call(step.address, work, step.numbers, places)
             if rows.images != 0:
                 scatter(image, images, features[i], row, here)
@@ -102,6 +103,7 @@ def pull_tiles(
     keep_apart()
     table, starts, features, panels = units.table, ranks.starts, ranks.features, ranks.panels
     depth, count, levels = len(table) - 1, len(features), len(ranks.feature_starts) - 1
+    x = matrix(rows.x, spaces, rows.size, count)
     images = matrix(rows.images, spaces, rows.size, count)
     density = matrix(rows.density, spaces, rows.size, 1)
     gradient = matrix(rows.gradient, spaces, rows.size, count)
@@ -125,7 +127,8 @@ def pull_tiles(
                 gather(images, features[i], row, lanes, image)
                 image[here:] = zero
             first, last = ranks.output_starts[i], ranks.output_starts[i + 1]
-            places = (lanes, outputs + first, last - first, i, rows.scratch, x0)
+            known = find_known(tile, x, i, ranks, step, x0)
+            places = (lanes, outputs + first, last - first, known, rows.scratch, x0)
             call(step.address, work, step.numbers, places)
             copy_rows(tile, x0, place + i, 1)
         clear_deltas(tile, units, ranks)

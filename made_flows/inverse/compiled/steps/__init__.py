@@ -20,7 +20,8 @@ whose ``numbers[0]`` is ``HEAD``, the logarithm of the value's probability is.
 
 A function ``pull``, where there is one, is the gradient of ``score``. The rows of the image and of
 the density hold gradients with respect to these; that of the image becomes the gradient of the
-value by the map alone, parameters become their gradients.
+value by the map alone, parameters become their gradients. Where it does not serve all constants of
+the step, a function ``pulls`` of these says whether it does.
 
 Everything is a loop over lanes without branches, where that can be, since LLVM makes vector
 instructions of such loops. Numbers take the type of the workspace by ``like``.
@@ -32,6 +33,7 @@ import importlib
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import Any
 
 
 @lru_cache(maxsize=64)
@@ -42,8 +44,8 @@ def has_step(kind: str, function: str = "step") -> bool:
     return hasattr(importlib.import_module(f"{__name__}.{kind}"), function)
 
 
-def find_step(kind: str, function: str = "step") -> Callable[..., None]:
+def find_step(kind: str, function: str = "step") -> Callable[..., Any]:
     """Return the step of a kind, or another function of its module, not compiled yet."""
     module = importlib.import_module(f"{__name__}.{kind}")
-    step: Callable[..., None] = getattr(module, function)
+    step: Callable[..., Any] = getattr(module, function)
     return step

@@ -74,6 +74,23 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
         density[j] += chosen[j] - total[j]
 
 
+def pull(work: Any, numbers: Any, rows: Any) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, count, value, scratch, out = rows
+    known, density = line(work, value, lanes), line(work, out + 1, lanes)
+    image, total = line(work, out, lanes), line(work, scratch, lanes)
+    zero, one = like(known[0], 0.0), like(known[0], 1.0)
+    log_sum(work, lanes, parameters, count, scratch)
+    for k in range(count):
+        logits = line(work, parameters + k, lanes)
+        category = like(known[0], k)
+        for j in range(lanes):
+            chosen = one if known[j] == category else zero
+            logits[j] = density[j] * (chosen - exp(logits[j] - total[j]))
+    for j in range(lanes):
+        image[j] = zero
+
+
 def log_sum(work: Any, lanes: int, first: int, count: int, out: int) -> None:
     """Write the logarithm of the sum of exponentials of some rows; the row after it is used."""
     keep_apart()

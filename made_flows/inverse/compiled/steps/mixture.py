@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from made_flows.inverse.compiled.elementwise import exp, log_scale, scale
+from made_flows.inverse.compiled.elementwise import exp, log_scale, log_scale_slope, scale
 from made_flows.inverse.compiled.simd import like, line
 from made_flows.inverse.compiled.steps.categorical import choose, log_sum
 
@@ -51,3 +51,51 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
     log_sum(work, lanes, parameters, components, scratch)
     for j in range(lanes):
         density[j] += weighted[j] - weights[j] - normal
+
+
+def pull(work: Any, numbers: Any, rows: Any) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, count, value, scratch, out = rows
+    components = count // 3
+    known, image = line(work, value, lanes), line(work, out, lanes)
+    density, log_s = line(work, out + 1, lanes), line(work, out + 2, lanes)
+    highest, weighted = line(work, scratch, lanes), line(work, scratch + 1, lanes)
+    weights, one = line(work, scratch + 2, lanes), like(known[0], 1.0)
+    half, zero = like(known[0], 0.5), like(known[0], 0.0)
+    log_sum(work, lanes, parameters, components, scratch + 2)
+    # The sum over components of what is not normalized yet, as weighted * exp(highest).
+    for j in range(lanes):
+        highest[j] = like(one, -math.inf)
+        weighted[j] = zero
+        image[j] = zero
+    for k in range(components):
+        logit = line(work, parameters + k, lanes)
+        mean = line(work, parameters + components + k, lanes)
+        raw = line(work, parameters + 2 * components + k, lanes)
+        for j in range(lanes):
+            log_s[j] = raw[j]
+        log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
+        for j in range(lanes):
+            z = (known[j] - mean[j]) * exp(-log_s[j])
+            each = logit[j] - (half * z * z + log_s[j])
+            top = max(highest[j], each)
+            finite = zero if top == like(one, -math.inf) else top
+            weighted[j] = weighted[j] * exp(highest[j] - finite) + exp(each - finite)
+            highest[j] = top
+    for k in range(components):
+        logit = line(work, parameters + k, lanes)
+        mean = line(work, parameters + components + k, lanes)
+        raw = line(work, parameters + 2 * components + k, lanes)
+        for j in range(lanes):
+            log_s[j] = raw[j]
+        log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
+        log_scale_slope(int(numbers[1]), numbers[2], numbers[3], raw)
+        for j in range(lanes):
+            rate = exp(-log_s[j])
+            z = (known[j] - mean[j]) * rate
+            each = logit[j] - (half * z * z + log_s[j])
+            part = density[j] * exp(each - highest[j]) / weighted[j]
+            logit[j] = part - density[j] * exp(logit[j] - weights[j])
+            mean[j] = part * z * rate
+            image[j] -= mean[j]
+            raw[j] *= part * (z * z - one)

@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from made_flows._llvm import LONG, Array, Numbers, emits
-from made_flows.inverse.compiled.elementwise import exp, log, softplus
+from made_flows.inverse.compiled.elementwise import exp, expm1, log, softplus
 from made_flows.inverse.compiled.simd import adjacent_lines, keep_apart, like, line
 from made_flows.univariate.step_kernel import EDGES, SplineForm
 
@@ -36,6 +36,28 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
     """See :mod:`made_flows.inverse.compiled.steps`."""
     map_value(work, numbers, rows)
     add_log_slope(work, numbers, rows)
+
+
+def pulls(constants: Any) -> bool:
+    """Tell whether :func:`pull` knows the gradient: quadratic, of logits as they are."""
+    spline = SplineForm(*constants)
+    return not (spline.linear or spline.derivative_bound) and math.isinf(spline.bound)
+
+
+def pull(work: Any, numbers: Any, rows: Any) -> None:
+    """See :mod:`made_flows.inverse.compiled.steps`."""
+    lanes, parameters, count, noise, scratch, x = rows
+    spline = form_of(numbers)
+    bins, fixed = int(spline.bins), spline.edges == FIXED
+    # The image stands in no one's way two rows further: its own row has its gradient.
+    map_value(work, numbers, (lanes, parameters, count, noise, scratch, x + 2))
+    pull_to_bin(work, numbers, lanes, scratch, x)
+    derivatives, knots = parameters + 2 * bins, count - 2 * bins
+    pull_to_knots(work, lanes, parameters, bins, derivatives, knots, fixed, scratch)
+    least, divisor = spline.min_width, spline.divisor
+    pull_to_logits(work, lanes, parameters, bins, least, divisor, scratch, 1, 7, 3)
+    least = spline.min_height
+    pull_to_logits(work, lanes, parameters + bins, bins, least, divisor, scratch, 2, 8, 4)
 
 
 def map_value(work: Any, numbers: Any, rows: Any) -> None:
@@ -256,3 +278,122 @@ def add_log_slope(work: Any, numbers: Any, rows: Any) -> None:
         inside = place[j] >= zero and place[j] <= one
         log_slope = log(above / (below * below)) if inside else zero
         density[j] += -log_slope if inverse else log_slope
+
+
+def pull_to_bin(work: Any, numbers: Any, lanes: int, scratch: int, x: int) -> None:
+    """Take gradients back to the value, in row ``x``, and to its bin, from the map's scratch space.
+
+    What the bin's width, height and derivatives were become their gradients, the inner point and
+    the place on the other axis those of its left and bottom.
+    """
+    keep_apart()
+    inverse, spline = numbers[0] != 0.0, form_of(numbers)
+    place, left, bottom, width, height, start, end, inner, image = bin_lines(work, scratch, lanes)
+    outer_start, outer_end = line(work, scratch + 10, lanes), line(work, scratch + 11, lanes)
+    gradient, density = line(work, x, lanes), line(work, x + 1, lanes)
+    zero, one, two = like(place[0], 0.0), like(place[0], 1.0), like(place[0], 2.0)
+    size, least = like(place[0], spline.width), like(place[0], spline.min_derivative)
+    for j in range(lanes):
+        known = (place[j] - bottom[j]) / height[j] if inverse else (place[j] - left[j]) / width[j]
+        known = min(max(known, zero), one)
+        xi, theta = (image[j], known) if inverse else (known, image[j])
+        # Durkan et al. 2019, equations 4 and 5, differentiated with what they call s, xi, delta.
+        slope, rest = height[j] / width[j], one - xi
+        across, turn = xi * rest, one - two * xi
+        bend = one - two * across
+        below = slope * bend + (start[j] + end[j]) * across
+        above = end[j] * xi * xi + two * slope * across + start[j] * rest * rest
+        steep = width[j] * (slope / below) * (slope / below) * above
+        log_by_xi = (end[j] * xi + slope * turn - start[j] * rest) / above
+        log_by_xi = two * (log_by_xi - (start[j] + end[j] - two * slope) * turn / below)
+        of_image = gradient[j] * size
+        of_log = -density[j] if inverse else density[j]
+        # By the place in the bin, which the inverse solves the equation for.
+        along = (of_image * width[j] if inverse else of_image * steep) + of_log * log_by_xi
+        of_y = -along / steep if inverse else of_image
+        scaled, folded = of_y * height[j] / below, two * across / below
+        of_slope = scaled * (xi * xi - theta * bend)
+        of_slope += of_log * two * (one / slope - bend / below + across / above)
+        of_start = scaled * across * (one - theta) + of_log * (rest * rest / above - folded)
+        of_end = of_log * (xi * xi / above - folded) - scaled * across * theta
+        of_left = of_image if inverse else -along / width[j]
+        of_width = of_left * xi - of_slope * slope / width[j]
+        of_height = of_y * theta + of_slope / width[j]
+        # The derivative of softplus, from what it gave.
+        by_start = zero if outer_start[j] > zero else -expm1(least - start[j])
+        by_end = zero if outer_end[j] > zero else -expm1(least - end[j])
+        inside = place[j] >= zero and place[j] <= one
+        back = -of_y if inverse else along / width[j]
+        gradient[j] = back / size if inside else gradient[j]
+        width[j] = of_width if inside else zero
+        height[j] = of_height if inside else zero
+        start[j] = of_start * by_start if inside else zero
+        end[j] = of_end * by_end if inside else zero
+        inner[j] = of_left if inside else zero
+        image[j] = of_y if inside else zero
+
+
+def pull_to_knots(
+    work: Any, lanes: int, widths: int, bins: int, derivatives: int, knots: int, fixed: bool,
+    scratch: int,
+) -> None:  # fmt: skip
+    """Replace raw derivatives by their gradients, which those of the bin's ends are."""
+    keep_apart()
+    from_x, left = line(work, scratch, lanes), line(work, scratch + 1, lanes)
+    start, end = line(work, scratch + 5, lanes), line(work, scratch + 6, lanes)
+    zero = like(left[0], 0.0)
+    for k in range(knots):
+        own = line(work, derivatives + k, lanes)
+        for j in range(lanes):
+            own[j] = zero
+    for j in range(lanes):
+        from_x[j] = zero
+    for k in range(bins):
+        w = line(work, widths + k, lanes)
+        at = line(work, derivatives + edge_row(k, bins, knots, fixed), lanes)
+        for j in range(lanes):
+            at[j] += start[j] if from_x[j] == left[j] else zero
+        at = line(work, derivatives + edge_row(k + 1, bins, knots, fixed), lanes)
+        for j in range(lanes):
+            at[j] += end[j] if from_x[j] == left[j] else zero
+            from_x[j] += w[j]
+
+
+def pull_to_logits(
+    work: Any, lanes: int, first: int, bins: int, smallest: float, divisor: float, scratch: int,
+    begin: int, before: int, own: int,
+) -> None:  # fmt: skip
+    """Replace fractions of the interval by the gradients of their logits.
+
+    ``begin`` is the row of the scratch space that says where the value's bin begins; ``before`` has
+    the gradient of that, which is that of every fraction before, and ``own`` that of the bin's.
+    """
+    keep_apart()
+    sums, total = line(work, scratch, lanes), line(work, scratch + 10, lanes)
+    at, of_begin, of_own = (
+        line(work, scratch + begin, lanes),
+        line(work, scratch + before, lanes),
+        line(work, scratch + own, lanes),
+    )
+    zero, scale = like(at[0], 0.0), like(at[0], divisor)
+    least, rest = like(at[0], smallest), like(at[0], 1.0 - smallest * bins)
+    for j in range(lanes):
+        sums[j] = zero
+        total[j] = zero
+    for k in range(bins):
+        a = line(work, first + k, lanes)
+        for j in range(lanes):
+            of = of_begin[j] if sums[j] < at[j] else zero
+            of = of_own[j] if sums[j] == at[j] else of
+            total[j] += (a[j] - least) * of
+            sums[j] += a[j]
+    for j in range(lanes):
+        total[j] = total[j] / rest
+        sums[j] = zero
+    for k in range(bins):
+        a = line(work, first + k, lanes)
+        for j in range(lanes):
+            of = of_begin[j] if sums[j] < at[j] else zero
+            of = of_own[j] if sums[j] == at[j] else of
+            sums[j] += a[j]
+            a[j] = (a[j] - least) * (of - total[j]) / scale
