@@ -483,8 +483,9 @@ def test_training_draws_orders_for_rows_with_missing_values() -> None:
     assert len(set(distance.indices.tolist())) > 1
 
 
-@pytest.mark.parametrize("masks", [None, "all", 2])
-@pytest.mark.parametrize("per_batch", [1, 2, "row"])
+@pytest.mark.parametrize(
+    ("masks", "per_batch"), [(None, 1), (None, "row"), ("all", 2), ("all", "row"), (2, 1)]
+)
 def test_fitting_rows_with_missing_values(masks: Any, per_batch: Any) -> None:
     torch.manual_seed(0)
     x = correlated(600)

@@ -198,8 +198,8 @@ def test_a_latent_variable_with_a_learned_prior_and_posterior(name: str, loss: s
         with pyro.plate("rows", ROWS, dim=-1):
             pyro.sample("z", posterior(contexts))
 
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), LOSSES[loss]())
-    losses = [svi.step(contexts) for _ in range(60)]
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.03}), LOSSES[loss]())
+    losses = [svi.step(contexts) for _ in range(40)]
     assert sum(losses[-10:]) < sum(losses[:10])
 
 
@@ -304,8 +304,8 @@ def test_a_bayesian_model_is_fitted_and_predicts(name: str) -> None:
     bayesian = Bayesian(MODELS[name](0))
     x = (torch.rand(40, D) < 0.9).float() if name == "Bernoulli" else 0.3 * torch.randn(40, D) + 1
     guide = AutoNormal(bayesian)
-    svi = SVI(bayesian, guide, pyro.optim.Adam({"lr": 0.03}), Trace_ELBO())
-    losses = [svi.step(40, x) for _ in range(100)]
+    svi = SVI(bayesian, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    losses = [svi.step(40, x) for _ in range(60)]
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
     drawn = Predictive(bayesian, guide=guide, num_samples=20)(40)["x"]
     assert drawn.shape == (20, 40, D)
