@@ -37,3 +37,8 @@ class KeyedModule(nn.Module):
     def of_key(key: int) -> Any:
         """Return the living object with a key."""
         return KeyedModule._objects[key]
+
+    @staticmethod
+    def living(key: int) -> KeyedModule | None:
+        """Return the object with a key, None if it is gone."""
+        return KeyedModule._objects.get(key)

@@ -217,3 +217,9 @@ def activation_of_name(name: str) -> nn.Module:
         return wrapped
     options = {CONSTANTS[kind]: float(constant)} if kind in CONSTANTS else {}
     return ACTIVATIONS[kind](**options)
+
+
+def keyed_activation(name: str) -> nn.Module | None:
+    """Return the activation of a model's own that a name stands for while it lives, if it does."""
+    kind, constant = name.split(":")
+    return KeyedModule.living(int(constant)) if kind == "key" else None

@@ -8,6 +8,7 @@ of any library that is described this way.
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -15,6 +16,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+from made_flows.nn.activations import keyed_activation
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +65,20 @@ class Structure:
             # Several threads may come here at once: one of their objects becomes the one.
             structure = Structure._by_value.setdefault(value, Structure(*value))
             Structure._by_key[structure.key] = structure
+            for owner in filter(None, map(keyed_activation, structure.activations)):
+                weakref.finalize(owner, Structure._forget, structure).atexit = False
         return structure
 
     # A compiler does not look inside, but takes the object, which is the same in every call. This
     # is what torch.compiler.assume_constant_result says, which imports the compiler to say it:
     # the import of this library would take twice as long.
     vars()["intern"].__func__._dynamo_marked_constant = True
+
+    @staticmethod
+    def _forget(structure: Structure) -> None:
+        """Forget a structure of which an activation is gone that was one model's own."""
+        Structure._by_value.pop(structure._value, None)
+        Structure._by_key.pop(structure.key, None)
 
     @staticmethod
     def of_key(key: int) -> Structure:

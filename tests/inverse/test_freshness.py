@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from made_flows import _cache
 from made_flows.inverse import HeadStep, sequential_inverse
 from made_flows.inverse.dispatch import backend
 from made_flows.nn.linear import MaskedLinear
+from made_flows.nn.spec import Structure
 from tests.helpers.density_models import MODELS, NETWORKS, context_of, made_of, scatter
 from tests.helpers.forks import hung_children, needs_fork
 from tests.helpers.inverse_checks import (
@@ -265,6 +267,18 @@ def test_weights_changed_between_forward_and_backward_are_an_error(choice: str) 
         _in_place(model)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             x.sum().backward()
+
+
+def test_structures_go_with_an_activation_of_ones_own() -> None:
+    step = STEPS["sampling, Gaussian"](4)
+    known = len(Structure._by_key), len(Structure._by_value)
+    for _ in range(3):
+        made = made_of(features=4, hidden_features=(8,), activation=lambda z: z.sin())
+        check_values(made, step, noise_of(step, 3, 4))
+        assert len(Structure._by_key) == known[0] + 1
+        del made
+        gc.collect()
+    assert (len(Structure._by_key), len(Structure._by_value)) == known
 
 
 def test_models_made_and_dropped_in_a_row_are_told_apart() -> None:
