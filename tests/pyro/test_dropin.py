@@ -20,7 +20,6 @@ from pyro.infer import SVI, Predictive, Trace_ELBO  # noqa: E402
 import made_flows.pyro as ours  # noqa: E402
 
 FEATURES = 5
-BASE = dist.Normal(torch.zeros(FEATURES), 1).to_event(1)
 
 
 def shaken(module: nn.Module, seed: int = 0) -> Any:
