@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from made_flows._checks import expect
-from made_flows.cli.errors import Code, CommandError, errors_of
+from made_flows.cli.errors import Code, CommandError, errors_of, say
 from made_flows.cli.reading import Piece, TableFile, typed
 from made_flows.cli.writing import check_output
 from made_flows.models.base import Model
@@ -67,7 +67,16 @@ def watched(
 ) -> Iterator[tuple[pa.Table, Piece]]:
     """Give the rows of a file as they are, and as the model's columns are, with a bar."""
     if isinstance(model, TableMADE):
-        holds = {c.name: c.holds for c in [*model.schema.columns, *model.schema.context]}
+        columns = [*model.schema.columns, *model.schema.context]
+        holds = {c.name: c.holds for c in columns}
+        for column in columns if file.text else ():
+            lost = sorted({*getattr(column, "categories", ())} & {*file.missing})
+            if lost:
+                say(
+                    f"warning: column {column.name!r} has the value {lost[0]!r} in the model, "
+                    f"which means missing in {file.path}: it is read as none. A file .parquet "
+                    f"keeps it"
+                )
     else:
         holds = dict.fromkeys(names_of(model), "float")
     with progress(file.count, what, quiet) as done:

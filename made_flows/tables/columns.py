@@ -138,9 +138,16 @@ class CategoryColumn(Column):
         return self.values(counts.argmax(axis=0))
 
     def summary(self) -> str:
-        shown = ", ".join(str(value) for value in self.categories[:4])
+        shown = ", ".join(self._shown(self.categories[:4]))
         more = f", ... ({len(self.categories)})" if len(self.categories) > 4 else ""
         return f"{shown}{more}" + (f"; {self.others} rows of others" if self.others else "")
+
+    def _shown(self, some: Sequence[Any]) -> list[str]:
+        if self.whole_days:
+            return _shown(some, "date")
+        if self.holds == "float":  # integers beside missing values, too
+            return [f"{value:.0f}" if value == round(value) else str(value) for value in some]
+        return [str(value) or "''" for value in self.values(range(len(some)))]
 
 
 @saveable

@@ -434,6 +434,14 @@ def test_unseen_categories_have_a_score(folder: Path) -> None:
     assert float(scores[2]) < float(scores[5])
 
 
+def test_categories_that_text_lacks_are_warned_of(tmp_path: Path) -> None:
+    table = {"k": np.array(["", "a", "b"] * 20, object), "n": RNG.normal(size=60)}
+    mf.save(mf.TableMADE.from_data(table), tmp_path / "m")
+    (tmp_path / "t.csv").write_text("k,n\na,1.5\n,0.5\n")
+    result = run("score", tmp_path / "m", tmp_path / "t.csv")
+    assert "column 'k' has the value '' in the model, which means missing" in result.stderr
+
+
 def test_the_version_is_told() -> None:
     assert done("--version") == f"made-flows {mf.__version__}\n"
 

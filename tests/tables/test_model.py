@@ -13,6 +13,7 @@ from scipy import integrate, stats
 
 import made_flows as mf
 from made_flows.tables.parts import _log_ndtr
+from made_flows.tables.schema import Schema
 from tests.helpers.density_models import scatter
 
 RNG = np.random.default_rng(0)
@@ -106,6 +107,22 @@ def test_probability_given_another_column_adds_up_to_its_own(kind: str) -> None:
         assert joint == pytest.approx(alone, abs=2e-5)
         summed += joint
     assert summed == pytest.approx(1.0, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([1.0, 1.0, 2.0, math.nan], "1, 2"),
+        ([0.5, 0.5, 2.0, math.nan], "0.5, 2"),
+        (["", "", "b"], "'', b"),
+        ([True, True, False], "True, False"),
+        (np.array(["2024-01-02", "2024-01-02", "2024-03-04"], "M8[D]"), "2024-01-02, 2024-03-04"),
+        (np.array([60, 60, 120], "m8[s]"), "60000000 microseconds, 120000000 microseconds"),
+    ],
+)
+def test_categories_are_shown_as_a_person_reads_them(values: Any, shown: str) -> None:
+    table = {"x": np.repeat(np.asarray(values), 10)}
+    assert Schema.of(table, {"x": "category"}).columns[0].summary() == shown
 
 
 def test_values_that_repeat_have_a_probability_of_their_own() -> None:
