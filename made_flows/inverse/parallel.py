@@ -221,7 +221,7 @@ class _Pass(torch.autograd.Function):
             of_bases: Sequence[Tensor | None] = [None] * call.based
             if any(needed[1 : 1 + call.based]):
                 widths = [base.shape[-1] for base in bases]
-                of_bases = recorded.of_bases(spaces, len(bases[0]), len(x), widths)
+                of_bases = recorded.of_bases(spaces, len(bases[0]), widths)
         return None, of_x, *of_bases, *map(of_weights.get, range(len(weights)))
 
 

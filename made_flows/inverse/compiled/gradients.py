@@ -18,11 +18,11 @@ from torch import Tensor
 
 from made_flows.inverse.compiled import backend, packing, placement
 from made_flows.inverse.compiled.compilation import Kernel, Prepared
-from made_flows.inverse.compiled.layout import BASE, DELTA, Written
+from made_flows.inverse.compiled.layout import BASE, Written
 from made_flows.inverse.compiled.placement import STEP_ROWS, Context, array_of, context_words
 from made_flows.inverse.compiled.simd import VECTOR_BYTES
 from made_flows.inverse.compiled.steps import find_step, has_step
-from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles
+from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles, spread_tiles
 from made_flows.inverse.compiled.weights import Recordings, Targets, fill_weights
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
@@ -30,6 +30,7 @@ from made_flows.nn.spec import NetworkSpec
 from made_flows.univariate.step_kernel import StepKernel
 
 _RECORD, _PULL, _FILL = Kernel(record_tiles), Kernel(pull_tiles), Kernel(fill_weights)
+_SPREAD = Kernel(spread_tiles)
 _NONE = (np.empty(0, np.int64),) * 3
 _KEPT = 4
 """Steps, or constants of one, that are kept with a network."""
@@ -56,7 +57,7 @@ class Training:
 
     def __init__(self, network: NetworkSpec, symbolic: Symbolic, kernel: StepKernel) -> None:
         dtype, layout = network.tensors[1].dtype, backend.layout_of(symbolic)
-        self.layout, self.layers, self.dtype = layout, symbolic.layers, dtype
+        self.layout, self.dtype = layout, dtype
         numbers = array_of(torch.empty(0, dtype=dtype, device="cpu"))  # each call has its own
         units = backend.units_of(symbolic.structure, layout, numbers, "adjoint_table")
         scratch = layout.adjoint_rows + layout.outputs
@@ -82,6 +83,15 @@ class Training:
         found = self.gather.numbers.places
         recordings = Recordings(0, 0, 0, 0, 0)
         self.fills = Prepared(_FILL, empty, recordings, ranks, layout.written_blocks, found, none)
+        units_of = [array_of(layer.units) for layer in symbolic.layers]
+        starts = np.cumsum([0, *map(len, units_of)])
+        places_of = (
+            layout.written("adjoint_table"),
+            Written(starts),
+            Written(np.concatenate(units_of)),
+        )
+        self.spreads = Prepared(_SPREAD, empty, 0, *places_of, *_NONE[:2])
+
         places: Any = count()
         _, layers, direct = symbolic.structure.unpack(places)
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
@@ -171,35 +181,38 @@ class Record(NamedTuple):
                 found[n] *= tensors[n + 1]
         return found
 
-    def of_bases(self, spaces: Tensor, rows: int, size: int, widths: Sequence[int]) -> list[Tensor]:
+    def of_bases(self, spaces: Tensor, rows: int, widths: Sequence[int]) -> list[Tensor]:
         """Return the gradients of the context's contributions, each (rows, units).
 
         Args:
             spaces: the workspaces, which :meth:`pull` has been through.
-            rows, size: rows of the contributions, and of the batch.
+            rows: those of the contributions.
             widths: units of each.
         """
-        table, found = self.training.layout.adjoint_table, list[Tensor]()
-        for index, place in enumerate(self.training.layers):
-            if table[index, BASE] >= 0:
-                deltas = self._lines(spaces, table[index, DELTA], len(place.units))[:, :size]
-                summed = deltas.sum(dim=1, keepdim=True) if rows == 1 else deltas
-                summed = summed.reshape(len(place.units), -1, rows).sum(dim=1)
-                full = summed.new_zeros(widths[len(found)], rows)
-                found.append(full.index_copy_(0, place.units, summed).t())
-        return found
+        layout, (_, height, lanes) = self.training.layout, spaces.shape
+        layers = (layout.adjoint_table[:, BASE] >= 0).tolist()
+        found = [torch.zeros(self.rows, w, dtype=spaces.dtype, device="cpu") for w in widths]
+        each = iter(found)
+        targets = array("q", [next(each).data_ptr() if based else 0 for based in layers])
+        each_width = iter(widths)
+        sizes = array("q", [next(each_width) if based else 0 for based in layers])
+        of_spaces, of_size, _, _, _, of_targets, of_sizes = self.training.spreads.places
+        changes = (
+            (of_spaces, (spaces.data_ptr(), spaces.numel())),
+            (of_size, (self.rows,)),
+            (of_targets, targets.buffer_info()),
+            (of_sizes, sizes.buffer_info()),
+        )
+        self.training.spreads.run(self.rows, lanes, height * lanes, 1, changes)
+        if rows == self.rows:
+            return found
+        return [each.reshape(-1, rows, each.shape[-1]).sum(dim=0) for each in found]
 
     def _last(self, spaces: Tensor) -> int:
         """Return the rows of the last tile: whole vectors, but no more of them than it needs."""
         tiles, _, lanes = spaces.shape
         vector = VECTOR_BYTES // spaces.itemsize
         return -(-(self.rows - (tiles - 1) * lanes) // vector) * vector
-
-    def _lines(self, spaces: Tensor, start: int, count: int) -> Tensor:
-        """Return rows of all workspaces as a matrix, (count, lanes of all tiles)."""
-        full, lanes = spaces[:-1, start : start + count], self._last(spaces)
-        last = spaces[-1].flatten()[start * lanes : (start + count) * lanes]
-        return torch.cat([full.transpose(0, 1).reshape(count, -1), last.reshape(count, -1)], dim=1)
 
 
 def record(

@@ -283,7 +283,7 @@ def context_of(symbolic: Symbolic, network: NetworkSpec) -> Context | None:
              for letter in letters if letter in "cg"]  # fmt: skip
     # Unit by unit: the rows of a unit, which are lanes, are neighbours.
     parts = [
-        values.detach().to(dtype).index_select(1, own).t().reshape(-1)
+        values.detach().to(dtype).t().index_select(0, own).reshape(-1)
         for values, own in zip(network.bases, units, strict=True)
     ]
     values, device = torch.cat(parts), network.tensors[1].device

@@ -144,3 +144,27 @@ def pull_tiles(
             send_to_inputs(tile, place, p, own, panels[p], units, ranks, back)
         for i in range(count):
             scatter(line(work, place + i, lanes), gradient, features[i], row, here)
+
+
+def spread_tiles(
+    slot: int, tiles: Any, spaces: Any, size: int, table: Any, starts: Any, units: Any,
+    targets: Any, widths: Any,
+) -> None:  # fmt: skip
+    """Write the deltas of layers' units where the network has these, row by row of the batch.
+
+    ``units`` from ``starts[layer]`` on are a layer's, ``targets`` the addresses of matrices
+    (``size``, ``widths[layer]``), 0 for none.
+    """
+    keep_apart()
+    while True:
+        row, here, lanes = next_tile(tiles, spaces)
+        if here <= 0:
+            return
+        begin = row // tiles.lanes * tiles.size
+        work = spaces[begin : begin + tiles.size]
+        for layer in range(len(targets)):
+            if targets[layer] != 0:
+                target = matrix(targets[layer], spaces, size, widths[layer])
+                for u in range(starts[layer + 1] - starts[layer]):
+                    deltas = line(work, table[layer, DELTA] + u, lanes)
+                    scatter(deltas, target, units[starts[layer] + u], row, here)
