@@ -38,7 +38,7 @@ def few_rows_with_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("made_flows.sklearn.base._COPIES", 2)
 
 
-@parametrize_with_checks([kind(**SMALL) for kind in ESTIMATORS])
+@parametrize_with_checks([kind(**SMALL | {"max_epochs": 1}) for kind in ESTIMATORS])
 def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
