@@ -648,6 +648,41 @@ def test_no_error_prints_a_whole_object(name: str) -> None:
     refused(*LONG[name])
 
 
+def exchanged(model: Any, name: str, parameters: int) -> Any:
+    """A model with another network, put there by hand; it was used before."""
+    model.to_noise(ROWS) if isinstance(model, mf.Transform) else model().log_prob(ROWS)
+    setattr(model, name, mf.MADE(3, parameters=parameters))
+    return model
+
+
+EXCHANGED: dict[str, Callable[[int], Any]] = {
+    "scores": lambda k: exchanged(mf.GaussianMADE(3), "made", k)().log_prob(ROWS),
+    "samples": lambda k: exchanged(mf.GaussianMADE(3), "made", k)().sample((4,)),
+    **{
+        f"{way}, which reads {reads}": lambda k, way=way, reads=reads: getattr(
+            exchanged(
+                mf.AutoregressiveTransform(mf.MADE(3, parameters=2), mf.Affine(), reads=reads),
+                "conditioner",
+                k,
+            ),
+            way,
+        )(ROWS)
+        for way in ("to_noise", "to_data")
+        for reads in ("data", "noise")
+    },
+}
+
+
+@pytest.mark.parametrize("name", EXCHANGED)
+@pytest.mark.parametrize("parameters", [1, 3])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_networks_of_other_parameters_put_in_by_hand(
+    name: str, parameters: int, gradients: bool
+) -> None:
+    with torch.set_grad_enabled(gradients):
+        refused(lambda: EXCHANGED[name](parameters), "parameters")
+
+
 BATCHES = [(), (1,), (3,), (0,), (1, 1), (1, 3), (2, 1), (2, 3), (1, 0)]
 
 

@@ -20,7 +20,7 @@ from made_flows.inverse.compiled.layout import DTYPES
 from made_flows.inverse.compiled.placement import activations_of, knows
 from made_flows.inverse.gpu import graphs
 from made_flows.inverse.problem import Problem, TransposedProblem
-from made_flows.inverse.steps import BijectionStep, HeadStep, Step
+from made_flows.inverse.steps import BijectionStep, HeadStep, Step, fits
 from made_flows.nn.spec import NetworkSpec, Structure
 from made_flows.univariate.step_kernel import SplineForm, StepKernel
 
@@ -168,6 +168,12 @@ def solve(problem: Problem) -> Tensor:
     weights = problem.network.tensors[1].device
     if weights != problem.noise.device:  # a kernel would read memory that is not its device's
         expect(False, "noise", f"on the device of the weights, {weights}", problem.noise.device)
+    structure, owner = problem.network.structure, problem.step.owner
+    if not fits(problem.step, structure.inputs, structure.parameters):
+        needed = f"a network of the inputs and parameters that {type(owner).__name__} needs"
+        inputs, parameters = ({*each} for each in (structure.inputs, structure.parameters))
+        got = f"{inputs} and {parameters} of a feature"
+        raise ValueError(f"Expected {needed}; got {got}")
     engine = _backend_for(problem.noise)
     if engine is not None:
         kernel = engine.kernel_of(problem.step)

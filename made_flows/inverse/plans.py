@@ -21,7 +21,7 @@ from made_flows._checks import expect
 from made_flows._torch import as_rows, is_forward_mode, is_untransformed
 from made_flows.inverse import dispatch
 from made_flows.inverse.compiled.placement import context_of, knows
-from made_flows.inverse.steps import BijectionStep, HeadStep
+from made_flows.inverse.steps import BijectionStep, HeadStep, fits
 from made_flows.nn.activations import activation_code
 from made_flows.nn.linear import MaskedLinear, is_weight_hook
 from made_flows.nn.made import MADE, METHODS
@@ -40,6 +40,10 @@ class Stage(NamedTuple):
     step: HeadStep | BijectionStep
     sequential: bool
     """Whether the network reads the result, and not what is given."""
+
+    def fits(self) -> bool:
+        """Tell whether the network has the inputs and outputs that the map reads."""
+        return fits(self.step, self.made.inputs, self.made.outputs)
 
 
 class _Packed(NamedTuple):
@@ -80,8 +84,8 @@ class Plan:
     ) -> None:
         self._cpu, self._stages = cpu, stages
         self._told: list[Any] = [self._ask(stage) for stage in stages]
-        if not stages or None in self._told:
-            raise NotUnderstoodError("there is no map, or one without a kernel")
+        if not stages or None in self._told or not all(map(Stage.fits, stages)):
+            raise NotUnderstoodError("there is no map, one without a kernel, or of another network")
         mades = [stage.made for stage in stages]
         reads: list[Any] = [made.plain_read() for made in mades]
         if not all(read is not None and knows(read.network) for read in reads):

@@ -183,6 +183,17 @@ def _expect_each(x: Tensor, found: tuple[Tensor, ...], name: str) -> None:
         )
 
 
+def fits(step: Step, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> bool:
+    """Tell whether a network of these inputs and outputs of every feature is one for a step.
+
+    Where one was put in the place of another by hand, it need not be, and kernels read what they
+    are told to.
+    """
+    wanted = getattr(step.owner, "inputs", 1), getattr(step.owner, "outputs", outputs)
+    pairs = zip((inputs, outputs), wanted, strict=True)
+    return all(set(got) == {want} if isinstance(want, int) else got == want for got, want in pairs)
+
+
 def step_of_name(name: str) -> Step:
     """Return the step that a name stands for."""
     kind, key = name.split(":")
