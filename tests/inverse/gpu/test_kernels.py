@@ -236,7 +236,7 @@ LAUNCHES: dict[str, tuple[Callable[..., Any], Callable[..., None], int, int, int
     "sample of a MAF": (DEFAULT, _drawn, 5, 4, 10),  # three layers and the direct connections
     "with a context": (partial(DEFAULT, context=3), _drawn, 5, 4, 57),
     "residual": (partial(DEFAULT, residual=True), _drawn, 5, 5, 10),
-    "splines": (partial(DEFAULT, bijection="spline"), _drawn, 5, 3, 10),
+    "splines": (partial(DEFAULT, bijection="spline", linear=False), _drawn, 5, 3, 10),
     "score of an IAF": (partial(mf.IAF, context=3, transforms=5), _mapped, 5, 3, 169),
     "sample of mixtures": (MADE, _drawn, 1, 3, 3),
     "of mixtures with a context": (partial(MADE, context=3), _drawn, 1, 3, 14),
