@@ -66,7 +66,8 @@ def _plain_steps(flow: Flow) -> list[PlainStep | TriangularAffine] | None:
         if type(transform) is not AutoregressiveTransform or transform.reads != "noise":
             return None
         made, bijection = transform.conditioner, transform.bijection
-        network = made.plain_spec() if type(made.activation) in DERIVATIVES else None
+        read = made.plain_read() if type(made.activation) in DERIVATIVES else None
+        network = None if read is None else read.at(None)
         if (
             type(bijection) is not DampedAffine
             or bijection.scale.rule != "bounded"

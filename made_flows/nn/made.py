@@ -336,16 +336,11 @@ class MADE(MaskedMLP):
         """
         return self._read().at(context)
 
-    def plain_spec(self, context: Tensor | None = None) -> NetworkSpec | None:
-        """Describe the network where a call now is its layers and no more; None elsewhere.
+    def plain_read(self) -> MADESpec | None:
+        """Read the network where a call now is its layers and no more; None elsewhere.
 
         Elsewhere it drops units, computes its weights anew in every call, or has hooks.
         """
-        read = self.plain_read()
-        return None if read is None else read.at(context)
-
-    def plain_read(self) -> MADESpec | None:
-        """Read the network as :meth:`plain_spec` does, None where that gives None."""
         if not self.is_plain() or (self.dropout is not None and self.dropout.training):
             return None
         try:

@@ -48,6 +48,16 @@ class Recorded(NamedTuple):
     inputs: int
 
 
+def next_recorded(tiles: Any, spaces: Any) -> Any:
+    """Fetch a tile as :func:`~made_flows.inverse.compiled.threads.next_tile` does, with its space.
+
+    Of no rows, there is none, and it is not to be touched.
+    """
+    row, here, lanes = next_tile(tiles, spaces)
+    begin = row // tiles.lanes * tiles.size
+    return row, here, lanes, spaces[begin : begin + tiles.size]
+
+
 def record_tiles(
     slot: int, tiles: Any, spaces: Any, rows: Any, units: Any, ranks: Any, blocks: Any, step: Any
 ) -> None:
@@ -61,11 +71,9 @@ def record_tiles(
     x0 = rows.scratch + SCRATCH
     levels = len(ranks.feature_starts) - 1
     while True:
-        row, here, lanes = next_tile(tiles, spaces)
+        row, here, lanes, work = next_recorded(tiles, spaces)
         if here <= 0:
             return
-        begin = row // tiles.lanes * tiles.size
-        work = spaces[begin : begin + tiles.size]
         tile = Tile(work, row, lanes)
         image = line(work, x0, lanes)
         total = line(work, x0 + 1, lanes)
@@ -110,11 +118,9 @@ def pull_tiles(
     outputs, x0 = table[depth, DELTA], rows.scratch + SCRATCH
     zero = like(spaces[0], 0.0)
     while True:
-        row, here, lanes = next_tile(tiles, spaces)
+        row, here, lanes, work = next_recorded(tiles, spaces)
         if here <= 0:
             return
-        begin = row // tiles.lanes * tiles.size
-        work = spaces[begin : begin + tiles.size]
         tile = Tile(work, row, lanes)
         image = line(work, x0, lanes)
         total = line(work, x0 + 1, lanes)
@@ -157,11 +163,9 @@ def spread_tiles(
     """
     keep_apart()
     while True:
-        row, here, lanes = next_tile(tiles, spaces)
+        row, here, lanes, work = next_recorded(tiles, spaces)
         if here <= 0:
             return
-        begin = row // tiles.lanes * tiles.size
-        work = spaces[begin : begin + tiles.size]
         for layer in range(len(targets)):
             if targets[layer] != 0:
                 target = matrix(targets[layer], spaces, size, widths[layer])

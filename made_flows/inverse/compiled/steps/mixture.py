@@ -36,21 +36,39 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
     components = count // 3
     known, density = line(work, value, lanes), line(work, out + 1, lanes)
     weighted, weights = line(work, scratch, lanes), line(work, scratch + 2, lanes)
-    half, normal = like(known[0], 0.5), like(known[0], 0.5 * math.log(2 * math.pi))
+    normal = like(known[0], 0.5 * math.log(2 * math.pi))
     log_sum(work, lanes, parameters, components, scratch + 2)
     for k in range(components):
-        logit, mean = (
-            line(work, parameters + k, lanes),
-            line(work, parameters + components + k, lanes),
-        )
-        log_s = line(work, parameters + 2 * components + k, lanes)
+        logit, mean, log_s = component(work, lanes, parameters, components, k)
         log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
         for j in range(lanes):
-            z = (known[j] - mean[j]) * exp(-log_s[j])
-            logit[j] -= half * z * z + log_s[j]
+            _, logit[j] = joint(known[j], logit[j], mean[j], log_s[j])
     log_sum(work, lanes, parameters, components, scratch)
     for j in range(lanes):
         density[j] += weighted[j] - weights[j] - normal
+
+
+def component(work: Any, lanes: int, parameters: int, components: int, k: int) -> Any:
+    """Return a component's logits, means and raw scales."""
+    first = parameters + k
+    return (
+        line(work, first, lanes),
+        line(work, first + components, lanes),
+        line(work, first + 2 * components, lanes),
+    )
+
+
+def joint(known: Any, logit: Any, mean: Any, log_s: Any) -> Any:
+    """Return z, and the logarithm of what a component adds to the density, but for constants."""
+    z = (known - mean) * exp(-log_s)
+    return z, logit - (like(z, 0.5) * z * z + log_s)
+
+
+def log_scales(numbers: Any, raw: Any, log_s: Any) -> None:
+    """Write the logarithms of scales, whose raw values stay as they are."""
+    for j in range(len(raw)):
+        log_s[j] = raw[j]
+    log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
 
 
 def pull(work: Any, numbers: Any, rows: Any) -> None:
@@ -61,7 +79,7 @@ def pull(work: Any, numbers: Any, rows: Any) -> None:
     density, log_s = line(work, out + 1, lanes), line(work, out + 2, lanes)
     highest, weighted = line(work, scratch, lanes), line(work, scratch + 1, lanes)
     weights, one = line(work, scratch + 2, lanes), like(known[0], 1.0)
-    half, zero = like(known[0], 0.5), like(known[0], 0.0)
+    zero = like(known[0], 0.0)
     log_sum(work, lanes, parameters, components, scratch + 2)
     # The sum over components of what is not normalized yet, as weighted * exp(highest).
     for j in range(lanes):
@@ -69,33 +87,22 @@ def pull(work: Any, numbers: Any, rows: Any) -> None:
         weighted[j] = zero
         image[j] = zero
     for k in range(components):
-        logit = line(work, parameters + k, lanes)
-        mean = line(work, parameters + components + k, lanes)
-        raw = line(work, parameters + 2 * components + k, lanes)
+        logit, mean, raw = component(work, lanes, parameters, components, k)
+        log_scales(numbers, raw, log_s)
         for j in range(lanes):
-            log_s[j] = raw[j]
-        log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
-        for j in range(lanes):
-            z = (known[j] - mean[j]) * exp(-log_s[j])
-            each = logit[j] - (half * z * z + log_s[j])
+            _, each = joint(known[j], logit[j], mean[j], log_s[j])
             top = max(highest[j], each)
             finite = zero if top == like(one, -math.inf) else top
             weighted[j] = weighted[j] * exp(highest[j] - finite) + exp(each - finite)
             highest[j] = top
     for k in range(components):
-        logit = line(work, parameters + k, lanes)
-        mean = line(work, parameters + components + k, lanes)
-        raw = line(work, parameters + 2 * components + k, lanes)
-        for j in range(lanes):
-            log_s[j] = raw[j]
-        log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
+        logit, mean, raw = component(work, lanes, parameters, components, k)
+        log_scales(numbers, raw, log_s)
         log_scale_slope(int(numbers[1]), numbers[2], numbers[3], raw)
         for j in range(lanes):
-            rate = exp(-log_s[j])
-            z = (known[j] - mean[j]) * rate
-            each = logit[j] - (half * z * z + log_s[j])
+            z, each = joint(known[j], logit[j], mean[j], log_s[j])
             part = density[j] * exp(each - highest[j]) / weighted[j]
             logit[j] = part - density[j] * exp(logit[j] - weights[j])
-            mean[j] = part * z * rate
+            mean[j] = part * z * exp(-log_s[j])
             image[j] -= mean[j]
             raw[j] *= part * (z * z - one)

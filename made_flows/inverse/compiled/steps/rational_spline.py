@@ -383,8 +383,7 @@ def pull_to_logits(
     for k in range(bins):
         a = line(work, first + k, lanes)
         for j in range(lanes):
-            of = of_begin[j] if sums[j] < at[j] else zero
-            of = of_own[j] if sums[j] == at[j] else of
+            of = of_fraction(sums[j], at[j], of_begin[j], of_own[j])
             total[j] += (a[j] - least) * of
             sums[j] += a[j]
     for j in range(lanes):
@@ -393,7 +392,12 @@ def pull_to_logits(
     for k in range(bins):
         a = line(work, first + k, lanes)
         for j in range(lanes):
-            of = of_begin[j] if sums[j] < at[j] else zero
-            of = of_own[j] if sums[j] == at[j] else of
+            of = of_fraction(sums[j], at[j], of_begin[j], of_own[j])
             sums[j] += a[j]
             a[j] = (a[j] - least) * (of - total[j]) / scale
+
+
+def of_fraction(begin: Any, at: Any, of_begin: Any, of_own: Any) -> Any:
+    """Return the gradient of a fraction that begins somewhere, for a bin that begins at ``at``."""
+    before = of_begin if begin < at else like(at, 0.0)
+    return of_own if begin == at else before
