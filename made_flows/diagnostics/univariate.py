@@ -151,8 +151,8 @@ def check_head(
     parameters. Samples are drawn from torch's global generator, 20000 of each feature.
 
     Args:
-        head: the head. Its values are real, bounded on one or both sides, or integers with a least
-            one (which 20000 hold nearly all of the probability of).
+        head: the head. Its values are real, bounded below or on both sides, or integers with a
+            least one (which 20000 hold nearly all of the probability of).
         parameters: (..., D, K); by default standard normal numbers around its initial parameters.
         points: number of random parameters.
         tolerance: the largest error of a sum that passes.

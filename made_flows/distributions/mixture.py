@@ -24,7 +24,8 @@ class MixtureDistribution(VectorDistribution):
 
     .. math:: \log p(x \mid c) = \log \sum_k w_k\, p_k(x \mid c)
 
-    Components are evaluated one after the other, and rows in chunks: memory is that of one.
+    Components are evaluated one after the other, and rows in chunks: without gradients, memory is
+    that of one.
 
     Args:
         mixture: the components and their weights.

@@ -129,13 +129,13 @@ class IAF(Flow):
         transforms: number of autoregressive transforms; by default 5, or 1 with ``adjacency``.
         hidden_features: widths of the hidden layers of every conditioner; by default two that
             grow with the features, see :class:`~made_flows.MADE`.
-        order, normalize, bijection, scale, base: as for :class:`~made_flows.MAF`. (``"batch"``
+        order, normalize, bijection, scale: as for :class:`~made_flows.MAF`. (``"batch"``
             normalisation never sees data where samples are trained.)
+        base: see :class:`~made_flows.Flow`; by default a standard normal one.
         adjacency: a directed acyclic graph as for a :class:`~made_flows.MADE`, here of the noise:
             with one transform, :math:`x_i` is made of its own noise and that of its parents. The
             density does not factorise by the graph; for that, take a MAF.
-        activation: of every conditioner, see :class:`~made_flows.MADE`. Bounded ones such as the
-            default keep a row unlike all others from costing millions of nats.
+        activation: of every conditioner, see :class:`~made_flows.MADE`.
         degrees, residual, direct, dropout, mask_weights, generator: of every conditioner, as for
             :class:`~made_flows.MADE`.
 

@@ -33,7 +33,7 @@ class MixtureGain:
 
     Args:
         mixture: that of the mixture.
-        components: that of every component alone.
+        components: that of every component alone, but for those of weight zero.
     """
 
     mixture: float
@@ -41,7 +41,7 @@ class MixtureGain:
 
     @property
     def mean(self) -> float:
-        """The mean over components: what a component taken at random gives."""
+        """The mean over components, all alike: what one taken at random gives."""
         return sum(self.components) / len(self.components)
 
     @property

@@ -208,7 +208,7 @@ class MixtureModel(Model, HasConditionals, ABC):
 
     @torch.no_grad()
     def gain(self, x: Tensor, context: Tensor | None = None) -> MixtureGain:
-        """Compare the mean log-likelihood of rows (N, D) with that of each component."""
+        """Compare the mean log-likelihood of rows (N, D) with that of each component in use."""
         scores = self._scored(x, context)
         used = self.weights > 0
         joint = scores[..., used] + self.log_weights(scores)[used]
@@ -274,7 +274,8 @@ class OrderMixture(MixtureModel):
 
     The model is one trained over orders (``orders="all"`` or K of them): each order is a density
     of its own, they disagree, and their mixture is better than their mean (Jensen's inequality).
-    Where masks were trained too, every component has other degrees as well.
+    Where masks were trained too, every component has degrees of its own: fresh ones, or those of a
+    fixed set in turn.
 
     Args:
         model: the density model, used as it is and not copied.

@@ -71,9 +71,9 @@ class MADE(MaskedMLP):
         features: number of features D.
         context: number of context variables C; 0 for none.
         hidden_features: widths of the hidden layers; by default two of four units for each
-            feature, at least 64 (:func:`default_widths`); ``()`` for a linear network. With
-            ``residual=True`` the first is the width of the residual stream, and each further one
-            the inner width of a residual block.
+            feature, in multiples of 64 up to 512, or of D where that is more; ``()`` for a linear
+            network. With ``residual=True`` the first is the width of the residual stream, and each
+            further one the inner width of a residual block.
         parameters: parameters per feature K, the same for all features or one number each.
         inputs: input columns per feature, likewise (a one-hot category takes several).
         order: ``"natural"``, ``"reversed"``, ``"random"`` or a permutation: ``order[k]`` is the

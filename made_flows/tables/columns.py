@@ -252,10 +252,11 @@ class NumberColumn(Column):
 
     def guess(self, codes: Any) -> Any:
         values = self.values(codes.flatten()).reshape(codes.shape)
-        if values.dtype.kind == "f":
-            middle = np.median(values, axis=0)
-            return np.rint(middle) if self.holds == "int" and self.step else middle
-        return np.rint(np.median(values.astype(np.int64), axis=0)).astype(values.dtype)
+        kind, unit = values.dtype.kind, DAY if values.dtype.kind in "Mm" else 1.0
+        middle = np.median(values if kind == "f" else values.astype(np.int64), axis=0)
+        if self.step:  # a median of two values may lie between them, where there is none
+            middle = _multiples(middle / unit, self.step) * unit
+        return middle if kind == "f" else np.rint(middle).astype(np.int64).astype(values.dtype)
 
     def summary(self) -> str:
         ends = _shown(self.ends, self.holds)

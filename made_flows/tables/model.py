@@ -66,9 +66,10 @@ class TableMADE(DensityModel):
     discrete one. All orders of the columns are trained, so that any columns may be missing, in
     training too: their marginal and conditional are exact under an order that puts the observed
     first. Each conditional is mixed with the column's own distribution, as rows that were left out
-    ask for (:class:`~made_flows.tables.head.TableHead`): on them, training ends no worse than
-    independent columns. Made by :meth:`from_data` or :func:`~made_flows.fit_table`; calling it, as
-    any model, gives a distribution of codes (:meth:`~made_flows.tables.schema.Schema.encode`).
+    ask for (:class:`~made_flows.tables.head.TableHead`): on them, in the mean of eight orders,
+    training ends no worse than independent columns. Made by :meth:`from_data` or
+    :func:`~made_flows.fit_table`; calling it, as any model, gives a distribution of codes
+    (:meth:`~made_flows.tables.schema.Schema.encode`).
 
     Args:
         schema: what the columns are.
@@ -352,7 +353,7 @@ class TableMADE(DensityModel):
         """Put the best guess where a table's values are missing, and return it.
 
         The median of draws given the observed values, of categories the most frequent. (Of a
-        column of integers it is rounded to one.)
+        column in steps, such as one of integers, it is rounded to one.)
 
         Args:
             table: the rows.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import time
 import zlib
 from collections.abc import Mapping
@@ -27,6 +28,9 @@ from made_flows.transforms.units import Units
 _KIND = b"made_flows checkpoint 1\n"
 _SHARE = 0.05
 """Part of the time that may be spent on writing."""
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Of an object in memory, which is elsewhere in the next process."""
 
 
 class Checkpoint:
@@ -120,7 +124,7 @@ def _unpacked(content: bytes, place: Path) -> dict[str, Any]:
 
 
 def describe_model(model: nn.Module) -> str:
-    """Say what a model is, whatever its weights: class, sizes, layers and orders of features."""
+    """Say what a model is, whatever its weights: class, sizes, layers, settings, orders."""
     units = {id(b) for m in model.modules() if isinstance(m, Units) for b in m.buffers()}
     tensors = [
         (name, tensor)
@@ -128,7 +132,12 @@ def describe_model(model: nn.Module) -> str:
         if id(tensor) not in units
     ]
     shapes = [(name, tuple(t.shape), str(t.dtype)) for name, t in tensors]
-    kinds = [type(module).__name__ for module in model.modules()]
+    # With what modules say of themselves, such as a scale rule; units are only known in training.
+    kinds = [
+        (type(module).__name__, _ADDRESS.sub("", module.extra_repr()))
+        for module in model.modules()
+        if not isinstance(module, Units)
+    ]
     layout = zlib.crc32(repr(kinds).encode(), zlib.crc32(repr(shapes).encode()))
     fixed = 0
     for _, tensor in tensors:

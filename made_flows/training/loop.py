@@ -147,10 +147,10 @@ def fit(
         patience: stop after this many epochs without a lower NLL; None never does.
         max_seconds: end the epoch after this time, and training with it; None never does.
         clip_norm: gradients are scaled down to this total norm; None leaves them.
-        weight_decay: decoupled weight decay of AdamW, of all parameters. By default 0.3 with the
-            rate that real values have by default, for two thousand rows at most and fewer than a
-            hundred for each column, and then of the weights of masked networks alone, but for
-            direct connections.
+        weight_decay: decoupled weight decay of AdamW, of all parameters. By default, where no
+            ``learning_rate`` is given either, 0.3 for fewer than a hundred rows for each column (of
+            real values also two thousand at most), and then of the weights of masked networks
+            alone, but for direct connections.
         dropout: probability of dropping a hidden unit while training, for networks that have no
             dropout of their own. By default 0.2 where there are fewer than fifty rows for each
             column, none where there are more; for discrete values in 64 columns or more, 0.5
@@ -176,7 +176,8 @@ def fit(
             at whatever moment, the same call goes on from it, and ends with the same weights, bit
             for bit, as if it had not been interrupted; after the end, it returns what there is.
             Refused for another model, other data or other arguments (but ``max_epochs``, without a
-            schedule, and ``max_seconds``). Streams go on from the end of an epoch.
+            schedule, ``max_seconds``, ``device``, ``compile``, ``callbacks`` and ``progress``). Of
+            streams, which go on from the end of an epoch, the rows are not compared.
         device: where to train, such as ``"cuda"``: the model is moved there, and stays. Rows that
             take no more than a quarter of its free memory are moved at once, others batch by batch.
             None trains where the model is.

@@ -95,9 +95,10 @@ class Run:
                 desc=said if isinstance(said, str) else kind,
                 unit="epoch",
             )
-            over = history.stop_reason in ("patience", "callback") or (
-                saved is not None and time.perf_counter() > self.end
-            )
+            late = saved is not None and time.perf_counter() > self.end
+            over = history.stop_reason in ("patience", "callback")
+            if history.epochs < self.settings.max_epochs and not over:
+                history.stop_reason, over = ("max_seconds", True) if late else ("max_epochs", False)
             while history.epochs < self.settings.max_epochs and not over:
                 over = self._epoch(train, held_out, bar)
         except KeyboardInterrupt:
@@ -285,8 +286,6 @@ class Run:
             set_random_state(mine, self.sources, self.parameters[0].device)
         vars(self.history).update(saved["history"])
         self.start -= self.history.seconds
-        if self.history.stop_reason not in ("patience", "callback"):
-            self.history.stop_reason = "max_epochs"
         self.step, self.steps, self.last = saved["steps"]
         if saved["losses"] is not None:
             losses = self.losses = Losses(self.history.epochs + 1, self.last, self.history)

@@ -348,6 +348,21 @@ def test_numbers_in_steps_come_back_to_the_last_digit(name: str) -> None:
     assert math.isfinite(history.validation[0])
 
 
+IN_STEPS = ("count", "amount", "rounded", "date", "zero-inflated count", "amount, some often")
+
+
+@pytest.mark.parametrize("kind", IN_STEPS)
+def test_guesses_of_columns_in_steps_are_values_of_theirs(kind: str) -> None:
+    x, said, values = COLUMNS[kind]
+    held = "M8[us]" if kind == "date" else float
+    table = {"x": x.astype(held)}
+    table["x"][::3] = "NaT" if kind == "date" else np.nan
+    model = mf.TableMADE.from_data(table, {"x": said}, hidden_features=(8,))
+    filled = model.fill(table, draws=2)  # the median of two values may lie between them
+    assert np.isin(filled["x"], values.astype(held)).all()
+    assert np.isfinite(model.score_samples(filled)).all()
+
+
 def test_draws_beyond_the_largest_integer_are_not_turned_round() -> None:
     column = mf.TableMADE.from_data({"n": 2 ** np.arange(50)}).schema.columns[0]
     assert column.kind == "count"

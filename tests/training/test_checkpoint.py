@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import made_flows as mf
+from made_flows.models.bases import StudentT
 from made_flows.training import checkpoint as module
 from made_flows.training.run import Run
 
@@ -132,6 +133,16 @@ def test_a_run_is_extended(tmp_path: Path) -> None:
         run("dropout", tmp_path / "run", max_epochs=2)
 
 
+def test_a_run_that_time_ended_says_so_again(tmp_path: Path) -> None:
+    options = {"max_seconds": 1e-9, "max_epochs": 5}
+    for _ in range(2):
+        history = run("dropout", tmp_path / "run", **options)[1]
+        assert (history.epochs, history.stop_reason) == (1, "max_seconds")
+    history = run("dropout", tmp_path / "run", **options | {"max_seconds": None})[1]
+    assert (history.epochs, history.stop_reason) == (5, "max_epochs")
+    assert run("dropout", tmp_path / "run", **options)[1].stop_reason == "max_epochs"
+
+
 def test_files_of_rows_go_on_from_rows_in_memory(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X.numpy())
     of_file = np.load(tmp_path / "x.npy", mmap_mode="r")
@@ -155,6 +166,8 @@ OTHERS = {
         "the model",
     ),
     "another order": ({"model": lambda: maf(order="random")}, "the model"),
+    "another scale rule": ({"model": lambda: maf(scale="exp")}, "the model"),
+    "other tails": ({"model": lambda: maf(base=StudentT(3, df=3.0))}, "the model"),
     "one value": ({"data": torch.cat([X[:1] + 1e-3, X[1:]])}, "data"),
     "fewer rows": ({"data": X[1:]}, "data"),
     "other validation rows": ({"validation": X[:9]}, "validation|data"),
