@@ -26,6 +26,7 @@ from made_flows.models.estimate_rows import check_columns, check_parts, checked_
 from made_flows.models.mades import BernoulliMADE, CategoricalMADE
 from made_flows.models.mades import GaussianMixtureMADE as MixtureMADE
 from made_flows.models.mixtures import Mixture
+from made_flows.training.copies import find_copies
 from made_flows.training.history import TrainingError
 from made_flows.training.loop import fit
 from made_flows.training.optimization import seed_generators, seeded
@@ -147,12 +148,12 @@ def estimate_repeated(
 ) -> Mixture:
     """Do as :func:`estimate` does with rows some of which are copies.
 
-    All copies of a row are left out together: what a model has learnt by heart would be in its
-    favour otherwise.
+    These, and rows that are equal by no chance, are left out together: what a model has learnt by
+    heart would be in its favour otherwise.
 
     Args:
         x, context, budget, max_seconds, seed, progress: as for :func:`estimate`.
-        copies: (N,) which row each one is, from 0 on; None if all are rows of their own.
+        copies: (N,) which row each one is, from 0 on; None where nothing is known of that.
     """
     expect_word(budget, _SECONDS, "budget", "to be 'fast', 'good' or 'best'")
     limit = float(_SECONDS[budget])
@@ -203,7 +204,10 @@ class _Run:
         self.device = torch.empty(0).device  # where models are made
         self.least = -1e4 - 100.0 * x.shape[1]  # log-density below which all rows are alike
         self.folds = self._cut(len(x))
-        if copies is not None and len(different := copies.unique()) < len(x):
+        copies = find_copies(len(x), self._of, copies)
+        self.copied = 0 if copies is None else int((copies != torch.arange(len(x))).sum())
+        if copies is not None:
+            different = copies.unique()
             expect(len(different) >= 10, "x", "to have at least ten different rows", len(different))
             folds = self._cut(len(different))
             self.folds = [torch.isin(copies, different[fold]).nonzero().flatten() for fold in folds]
@@ -223,6 +227,7 @@ class _Run:
             f"{len(self.x)} rows of {self.x.shape[1]} {self.kind} features"
             + (f", given {self.context.shape[1]}" if self.context is not None else "")
             + f"; {len(self.folds)} folds"
+            + (f"; {self.copied} rows are copies, left out with theirs" if self.copied else "")
         )
         # What takes no time comes first, so that there is always something to return.
         for part, train in self._candidates():

@@ -20,8 +20,8 @@ from made_flows._checks import expect, helpful, positive_integer
 from made_flows.tables.columns import ATOM, CategoryColumn
 from made_flows.tables.model import TableMADE
 from made_flows.tables.schema import Schema
+from made_flows.training.copies import hold_out
 from made_flows.training.defaults import held_out_for
-from made_flows.training.loaders import split_indices
 from made_flows.training.optimization import seeded
 
 _CELL = 0.05
@@ -96,12 +96,15 @@ class TableEstimator(BaseEstimator):
         different = np.unique(copies)
         part: Any
         part, max_epochs = held_out_for(len(different), self.validation, self.max_epochs)
-        if len(different) < len(copies) and isinstance(part, Real) and 0 < float(part) < 1:
+        if isinstance(part, Real) and 0 < float(part) < 1:
             # Copies of a row stay together: what is trained on shows nothing where it is held out.
-            generator = torch.Generator().manual_seed(seed)
-            _, left_out = split_indices(len(different), float(part), generator)
-            held_out = torch.from_numpy(np.isin(copies, different[left_out.numpy()]))
-            codes, part = codes[~held_out], (codes[held_out], None)
+            # (Draws of a smoothed density are no copies.)
+            known = np.arange(len(codes)) if noise else copies
+            kept, held_out = hold_out(
+                len(codes), lambda places: (codes[places], None), float(part),
+                torch.Generator().manual_seed(seed), "X", torch.from_numpy(known),
+            )  # fmt: skip
+            codes, part = codes[kept], (codes[held_out], None)
         model.fit_codes(
             codes,
             validation=part,

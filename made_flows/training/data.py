@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from made_flows._checks import expect, expect_type
 from made_flows.training.convert import as_batch, as_tensor, checksum, dimensions, is_batch
+from made_flows.training.copies import hold_out
 from made_flows.training.defaults import batch_size_for
-from made_flows.training.loaders import split_indices, split_loader
+from made_flows.training.loaders import split_loader
 from made_flows.training.target import Batch, Target, expect_paired
 
 _PIECE = 65_536
@@ -82,8 +83,7 @@ class Rows:
         return self.target.cast(x, context) if self._mapped else (x, context)
 
     def _read(self, rows: slice | Tensor) -> Batch:
-        context = None if self.context is None else _taken(self.context, rows, self.name)
-        return _taken(self.x, rows, self.name), context
+        return reading(self.x, self.context, self.name)(rows)
 
     def steps(self, batch_size: int) -> int:
         """Return the number of batches in an epoch."""
@@ -133,12 +133,22 @@ class Rows:
         return f"{len(self)} of {len(self.x)} rows (checksum {total:08x})"
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[Rows, Rows]:
-        """Split at random in two parts, the second of the given fraction."""
-        kept, held_out = split_indices(len(self), fraction, generator)
+        """Split at random in two parts, the second of the given fraction; copies stay together."""
+        kept, held_out = hold_out(len(self), self.read, fraction, generator, self.name)
         parts = copy(self), copy(self)  # views, of one memory
         for part, rows in zip(parts, (kept, held_out), strict=True):
             part.places = rows
         return parts
+
+
+def reading(x: Any, context: Any, name: str) -> Callable[[slice | Tensor], Batch]:
+    """Return what gives some rows, and their contexts, of tensors or files."""
+
+    def read(rows: slice | Tensor) -> Batch:
+        of_context = None if context is None else _taken(context, rows, name)
+        return _taken(x, rows, name), of_context
+
+    return read
 
 
 def _taken(source: Any, rows: slice | Tensor, name: str) -> Tensor:

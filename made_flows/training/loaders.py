@@ -45,12 +45,24 @@ def split_loader(
     return _over_items(loader, kept, shuffled, False), _over_items(loader, held_out, False, True)
 
 
-def split_indices(rows: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw places of the rows to train on, and of those held out."""
+def split_indices(
+    rows: int, fraction: float, generator: torch.Generator, copies: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw places of the rows to train on, and of those held out.
+
+    Rows for which ``copies`` (N,) has the same number stay together.
+    """
     held_out = max(1, round(fraction * rows))
     expect(held_out < rows, "validation", "to leave rows to train on", f"{fraction} of {rows} rows")
-    order = torch.randperm(rows, generator=generator, device="cpu")
-    return order[held_out:], order[:held_out]
+    if copies is None:
+        order = torch.randperm(rows, generator=generator, device="cpu")
+        return order[held_out:], order[:held_out]
+    different, which, counts = copies.unique(return_inverse=True, return_counts=True)
+    order = torch.randperm(len(different), generator=generator, device="cpu")
+    ends = counts[order].cumsum(0)
+    many = min(int((ends < held_out).sum()) + 1, len(different) - 1)
+    left_out = torch.isin(which, order[:many])
+    return (~left_out).nonzero().flatten(), left_out.nonzero().flatten()
 
 
 def _repeats(sampler: Any) -> bool:
