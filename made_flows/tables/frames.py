@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from made_flows._checks import expect, expect_type
+from made_flows.tables.types import arrow_as, pandas_as, polars_as, with_types
 from made_flows.training.convert import dimensions
 
 FRAMES = ("pandas", "polars", "pyarrow", "array", "dict")
@@ -89,8 +90,13 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
     return {str(name): _values(column, str(name)) for name, column in columns.items()}, kind
 
 
-def write(columns: Mapping[str, Any], kind: str, like: Any = None) -> Any:
-    """Return columns as a table of a kind.
+def write(
+    columns: Mapping[str, Any],
+    kind: str,
+    like: Any = None,
+    types: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Any:
+    """Return columns as a table of a kind, and of the types that were said.
 
     Of ``like``, a table, what the columns fill in is replaced alone: its other values stay as they
     are, to the nanosecond and in their time zones.
@@ -113,13 +119,15 @@ def write(columns: Mapping[str, Any], kind: str, like: Any = None) -> Any:
             f"The model was made from a frame of {kind}, which is not installed: pip install "
             f"{kind}, or set model.schema.frame = 'dict' for arrays by name"
         ) from error
-    if kind == "pandas":
-        return library.DataFrame(dict(columns)) if like is None else _filled_pandas(like, columns)
-    lists = {name: column.tolist() if column.dtype == object else column
-             for name, column in columns.items()}  # fmt: skip
-    made: Any = library.DataFrame(lists) if kind == "polars" else library.table(lists)
+    if kind == "pandas" and like is not None:
+        return _filled_pandas(like, columns)
+    lists: Any = dict(columns)
+    if kind != "pandas":
+        lists = {name: column.tolist() if column.dtype == object else column
+                 for name, column in columns.items()}  # fmt: skip
+    made: Any = library.table(lists) if kind == "pyarrow" else library.DataFrame(lists)
     if like is None:
-        return made
+        return with_types(made, kind, types or {})
     return _filled_polars(like, made) if kind == "polars" else _filled_arrow(like, made)
 
 
@@ -149,30 +157,18 @@ def _filled_pandas(like: Any, columns: Mapping[str, Any]) -> Any:
         if str(name) not in columns:
             continue
         old, new = frame[name], library.Series(columns[str(name)], index=frame.index)
-        try:
-            of_zone = getattr(old.dtype, "tz", None) is not None
-            typed = (new.dt.tz_localize("UTC") if of_zone else new).astype(old.dtype)
-        except (TypeError, ValueError):  # of integers, where nothing else could be missing
-            typed = new
-        # A type of categories may not have that of a guess.
-        new = new.astype(object) if bool(typed.isna().any()) else typed
-        frame[name] = new.where(missing[str(name)], old)
+        typed = pandas_as(new, old.dtype)
+        if typed is new and hasattr(old.dtype, "categories"):
+            typed = new.astype(object)  # a type of categories may not have that of a guess
+        frame[name] = typed.where(missing[str(name)], old)
     return frame
 
 
 def _filled_polars(like: Any, made: Any) -> Any:
     library = importlib.import_module("polars")
     for name, missing in _missing(like, made.columns).items():
-        old, new = like[name], made[name]
-        if getattr(old.dtype, "time_zone", None):
-            new = new.dt.replace_time_zone("UTC")
-        whole = new.dtype.is_float() and old.dtype.is_integer()
-        try:
-            typed = new.cast(old.dtype)
-        except library.exceptions.PolarsError:
-            typed = None
-        kept = typed is not None and (not whole or bool((typed == new).all()))
-        new, old = (typed, old) if kept else (new, old.cast(new.dtype))
+        old, new = like[name], polars_as(made[name], like[name].dtype)
+        old = old if new.dtype == old.dtype else old.cast(new.dtype)
         like = like.with_columns(new.zip_with(library.Series(missing), old).alias(name))
     return like
 
@@ -181,10 +177,8 @@ def _filled_arrow(like: Any, made: Any) -> Any:
     library, compute = (importlib.import_module(f"pyarrow{part}") for part in ("", ".compute"))
     for name, missing in _missing(like, made.column_names).items():
         old, new = like[name].combine_chunks(), made[name].combine_chunks()
-        try:
-            new = new.cast(old.type)
-        except library.ArrowException:
-            old = old.cast(new.type)
+        new = arrow_as(new, old.type)
+        old = old if new.type == old.type else old.cast(new.type)
         new = compute.if_else(library.array(missing), new, old)
         like = like.set_column(like.column_names.index(name), name, new)
     return like

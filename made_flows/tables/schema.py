@@ -13,6 +13,7 @@ from made_flows._checks import expect, expect_type, real_number, shown
 from made_flows._registry import saveable
 from made_flows.tables.columns import Column, fit_categories, fit_number, normal_likelihood
 from made_flows.tables.frames import FRAMES, Values, read, write
+from made_flows.tables.types import types_of
 
 KINDS = (
     "real", "spline", "positive", "bounded", "count", "amount", "rounded", "zero_inflated", "date",
@@ -34,6 +35,8 @@ class Schema:
         left_out: names of columns that are not modelled, and why.
         frame: the kind of table that samples are given as, see
             :data:`~made_flows.tables.frames.FRAMES`.
+        missing: how many values each of the columns lacked.
+        types: what samples have of it by column, see :func:`~made_flows.tables.types.types_of`.
 
     Example:
         >>> import numpy as np
@@ -51,10 +54,11 @@ class Schema:
         left_out: Mapping[str, str] | None = None,
         frame: str = "dict",
         missing: Sequence[int] = (),
+        types: Mapping[str, Any] | None = None,
     ) -> None:
         self.columns, self.context = list(columns), list(context)
         self.left_out = dict(left_out or {})
-        self.frame, self.missing = frame, tuple(missing)
+        self.frame, self.missing, self.types = frame, tuple(missing), dict(types or {})
         expect(len(self.columns) > 0, "the table", "to have a column to model", str(self.left_out))
         expect(frame in FRAMES, "frame", f"to be one of {', '.join(FRAMES)}", shown(frame))
 
@@ -115,7 +119,10 @@ class Schema:
         lost = [name for name in context if name in left_out]
         expect(not lost, "context", "to name columns that can be used", _listed(lost))
         modelled = [column for name, column in found.items() if name not in context]
-        return cls(modelled, [found[name] for name in context], left_out, frame, missing)
+        types = types_of(table, frame)
+        types = {column.name: types[column.name] for column in modelled if column.name in types}
+        given_context = [found[name] for name in context]
+        return cls(modelled, given_context, left_out, frame, missing, types)
 
     @property
     def names(self) -> list[str]:
@@ -161,7 +168,7 @@ class Schema:
             rows = len(next(iter(columns.values())))
             every = {**columns, **{name: np.full(rows, np.nan) for name in self.left_out}}
             columns = {name: every[name] for name in sorted(every, key=lambda name: int(name[1:]))}
-        return write(columns, self.frame if like is None else read(like)[1], like)
+        return write(columns, self.frame if like is None else read(like)[1], like, self.types)
 
     def _codes(self, which: Sequence[Column], columns: Mapping[str, Values]) -> Tensor:
         each = [column.codes(columns[column.name]) for column in which]
