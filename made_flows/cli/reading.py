@@ -50,6 +50,9 @@ _TYPES: dict[str, tuple[Any, ...]] = {
 }
 """What text of other kinds than numbers is read as, tried one after the other."""
 
+_OTHER = {"bool": "int", "int": "bool", "float": "bool"}
+"""What a column may be written as instead: truth values as ones and zeros, and the other way."""
+
 
 class Piece(NamedTuple):
     """Some rows of a file.
@@ -307,7 +310,9 @@ def typed(piece: Piece, holds: Mapping[str, str]) -> Piece:
     for i, name in enumerate(rows.column_names):
         kind = holds.get(name, "text")
         if kind != "text":
-            if (column := _as(rows[name], kind)) is None:
+            other = _OTHER.get(kind, kind)
+            column = next((c for k in (kind, other) if (c := _as(rows[name], k)) is not None), None)
+            if column is None:
                 raise _unlike(piece, name, kind)
             rows = rows.set_column(i, name, column)
     return piece._replace(rows=rows)

@@ -31,6 +31,12 @@ def loaded(path: Path) -> Any:
         expect(isinstance(model, Model), str(path), "to hold a density model", type(model).__name__)
     if isinstance(model, TableMADE):
         model.schema.frame = "pyarrow"
+        # Rows are drawn some at a time: all are to be of one type, whatever integers they hold.
+        types = {name: said for name, said in model.schema.types.items() if "pyarrow" in said}
+        whole = {
+            name for name, said in types.items() if str(said["pyarrow"]).strip("u")[:3] == "int"
+        }
+        model.schema.types = {name: said for name, said in types.items() if name not in whole}
     return model.eval()
 
 
@@ -119,7 +125,8 @@ def matrix(piece: Piece, names: Sequence[str]) -> Any:
     columns = []
     for name in names:
         column = piece.rows[name]
-        numeric = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        tests = pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean
+        numeric = any(test(column.type) for test in tests)
         expect(numeric, f"column {name!r}", "to hold numbers", column.type)
         values = column.cast(pa.float64()).to_numpy()
         wrong = ~np.isfinite(values)
@@ -143,7 +150,7 @@ def drawn(model: Any, count: int, orders: int, context: Any = None) -> pa.Table:
     if isinstance(model, TableMADE):
         rows = model.sample(count, context=context, orders=orders)
         for i, column in enumerate(model.schema.columns):
-            if column.whole_days:
+            if column.whole_days and column.name not in model.schema.types:
                 rows = rows.set_column(i, column.name, rows[column.name].cast(pa.date32()))
         left_out = list(model.schema.left_out)
         if left_out and all(re.fullmatch(r"x\d+", name) for name in rows.column_names + left_out):

@@ -25,6 +25,8 @@ ATOM = -10_000.0
 _MOST = 100
 """Values that have a probability each; categories beyond them share that of the unseen."""
 
+_NUMBERS = ("int", "float")
+
 _CYCLES = {"week": 7.0, "year": 365.2425}
 _TAILS, _SKEWS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.12), (-0.6, -0.3, -0.1, 0.0, 0.1, 0.3, 0.6)
 
@@ -48,13 +50,14 @@ class Column(ABC):
             TypeError: for values of another type.
             ValueError: for values that the column cannot have, naming the row.
         """
-        number = ("int", "float")
-        fits = values.holds == self.holds or (values.holds in number and self.holds in number)
+        values = _as_held(values, self.holds)
+        fits = values.holds == self.holds or (values.holds in _NUMBERS and self.holds in _NUMBERS)
         if not fits and not bool(values.missing.all()):
             row = int((~values.missing).argmax())
+            first = values.array[row : row + 1].tolist()[0]
             raise TypeError(
                 f"Expected column {self.name!r} to hold {self.holds}, as in training; got "
-                f"{values.holds}: {values.array[row]!r} in row {row}"
+                f"{values.holds}: {first!r} in row {row}"
             )
         codes = np.full(len(values.array), np.nan)
         known = ~values.missing
@@ -76,6 +79,11 @@ class Column(ABC):
     def filled(self, known: Values, guesses: Any) -> Any:
         """Put guesses where values are missing."""
         array, missing = known.array, known.missing
+        if known.holds == "bool" and guesses.dtype.kind in "if":
+            if np.isin(guesses, (0, 1)).all():
+                guesses = guesses.astype(bool)
+            else:
+                array = _as_held(known, self.holds).array
         if self.holds in ("date", "duration"):
             array = _moments(np.where(missing, 0.0, array.astype(float)), self.holds)
         array = array.astype(object if guesses.dtype == object else array.dtype)
@@ -85,6 +93,16 @@ class Column(ABC):
     @abstractmethod
     def summary(self) -> str:
         """Say what values there are, in a few words."""
+
+
+def _as_held(values: Values, holds: str) -> Values:
+    """Return truth values as one and zero where a column holds numbers, and the other way round."""
+    array, missing = values.array, values.missing
+    if values.holds == "bool" and holds in _NUMBERS:
+        return Values(np.where(missing, np.nan, array).astype(float), "int")
+    if values.holds in _NUMBERS and holds == "bool" and np.isin(array[~missing], (0, 1)).all():
+        return Values(np.where(missing, None, array.astype(bool)), "bool")
+    return values
 
 
 @saveable

@@ -457,6 +457,35 @@ def test_matrices_of_numbers(folder: Path, tmp_path: Path) -> None:
     assert np.load(tmp_path / "rows.npy").shape == (5000, 2)
 
 
+def test_truth_values_in_files_are_ones_and_zeros(tmp_path: Path) -> None:
+    bits = RNG.normal(size=(N, 3)) > 0
+    np.save(tmp_path / "bits.npy", bits)
+    np.save(tmp_path / "numbers.npy", bits.astype("u1"))
+    for name, kind in (("words", bool), ("digits", int)):
+        table = pa.table({f"x{i}": bits[:, i].astype(kind) for i in range(3)})
+        pa.csv.write_csv(table, tmp_path / f"{name}.csv")
+    files = ("bits.npy", "numbers.npy", "words.csv", "digits.csv")
+    for fitted in files:
+        done("fit", tmp_path / fitted, "-o", tmp_path / "m", *FIT)
+        assert len({done("score", tmp_path / "m", tmp_path / scored) for scored in files}) == 1
+    done("fit", tmp_path / "bits.npy", "-o", tmp_path / "m", "--budget", "fast", "--seed", 0)
+    assert len({done("score", tmp_path / "m", tmp_path / scored) for scored in files}) == 1
+
+
+def test_samples_are_of_the_types_of_the_file(tmp_path: Path) -> None:
+    table = pa.table({
+        "kind": pa.array(["a", "b", "c"] * 20).dictionary_encode(),
+        "single": pa.array(RNG.normal(size=60), pa.float32()),
+        "count": pa.array(RNG.integers(0, 100, 60), pa.int8()),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "a.parquet")
+    done("fit", tmp_path / "a.parquet", "-o", tmp_path / "m", *FIT)
+    done("sample", tmp_path / "m", "-n", 9000, "-o", tmp_path / "drawn.parquet")
+    drawn = pq.read_table(tmp_path / "drawn.parquet")
+    assert drawn.schema.types[:2] == table.schema.types[:2]
+    assert drawn.schema.types[2] == pa.int64()  # of any number, in whichever piece
+
+
 def test_matrices_keep_the_places_of_columns_without_values(tmp_path: Path) -> None:
     x = RNG.normal(size=(N, 3)).astype(">f8")  # as another computer wrote it
     x[:, 1] = np.nan

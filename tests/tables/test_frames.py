@@ -186,3 +186,108 @@ def test_large_integers_beside_what_is_missing_are_refused(kind: str) -> None:
     assert read(make({"a": [1, None, 2**53 - 1]}))[0]["a"].array[2] == 2**53 - 1
     with pytest.raises(ValueError, match=r"below 2\*\*53 .* got 9007199254740993 in row 2"):
         read(make({"a": [1, None, 2**53 + 1]}))
+
+
+def _of_types(kind: str) -> Any:
+    """A frame whose columns are of other types than plain values would be."""
+    library: Any = pytest.importorskip(kind)
+    whole = np.arange(N) ** 2 % 37
+    text = [["low", "high", "mid"][i % 3] for i in range(N)]
+    if kind == "pandas":
+        zone = library.date_range("2024-01-01", periods=N, freq="7h", tz="Europe/Paris")
+        levels = library.CategoricalDtype(["low", "mid", "high", "never"], ordered=True)
+        return library.DataFrame({
+            "Int64": library.array([None, *whole[1:]], dtype="Int64"),
+            "uint8": whole.astype("uint8"),
+            "single": np.linspace(0, 1, N, dtype=np.float32) ** 2,
+            "level": library.Series(text, dtype=levels),
+            "numbers": library.Series(whole % 4, dtype=library.CategoricalDtype([3, 2, 1, 0])),
+            "boolean": library.Series([True, None] * (N // 2), dtype="boolean"),
+            "string": library.Series(text, dtype="string"),
+            "object": library.Series(text, dtype=object),
+            "zone": zone,
+            "second": zone.tz_localize(None).astype("datetime64[s]"),
+        })  # fmt: skip
+    if kind == "polars":
+        return library.DataFrame({
+            "Int16": library.Series(whole, dtype=library.Int16),
+            "single": library.Series(whole / 3, dtype=library.Float32),
+            "category": library.Series(text, dtype=library.Categorical),
+            "enum": library.Series(text, dtype=library.Enum(["low", "mid", "high", "never"])),
+            "zone": library.Series(
+                [datetime.datetime(2024, 1, 1 + i % 28, i % 24) for i in range(N)],
+                dtype=library.Datetime("ms", "UTC"),
+            ),
+        })  # fmt: skip
+    return library.table({
+        "int16": library.array(whole, library.int16()),
+        "single": library.array(whole / 3, library.float32()),
+        "category": library.array(text).dictionary_encode(),
+        "large": library.array(text, library.large_string()),
+        "moment": library.array(MOMENTS, library.timestamp("ns", "UTC")),
+        "money": library.array([Decimal("1.10") * (i % 7) for i in range(N)]),
+    })  # fmt: skip
+
+
+def _types_in(frame: Any) -> list[Any]:
+    return frame.schema.types if hasattr(frame, "schema") and hasattr(frame.schema, "types") else (
+        list(frame.dtypes)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "pyarrow"])
+def test_samples_are_of_the_types_that_were_given(kind: str, tmp_path: Any) -> None:
+    frame = _of_types(kind)
+    model = mf.TableMADE.from_data(frame, hidden_features=(8,))
+    mf.save(model, tmp_path / "model")
+    for each in (model, mf.load(tmp_path / "model")):
+        drawn = each.sample(20, seed=0)
+        assert _types_in(drawn) == _types_in(frame)
+        assert not any(values.missing.any() for values in read(drawn)[0].values())
+    each.schema.frame = "dict"
+    assert each.sample(2)["single"].dtype == float
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "pyarrow"])
+def test_types_that_cannot_hold_values_are_left(kind: str) -> None:
+    library: Any = pytest.importorskip(kind)
+    types: Any = {"pandas": "int8", "polars": "Int8", "pyarrow": "int8"}
+    for values in (np.array([1, 300]), np.array([0.5, 1.0])):
+        made = write({"a": values}, kind, types={"a": {kind: types[kind]}})
+        assert read(made)[0]["a"].array.tolist() == values.tolist()
+    narrow: Any = {"pandas": "float16", "polars": "Float32", "pyarrow": "float"}
+    large = write({"a": np.array([1e90])}, kind, types={"a": {kind: narrow[kind]}})
+    assert read(large)[0]["a"].array.tolist() == [1e90]
+    assert library is not None
+
+
+BITS = np.arange(N) % 3 == 0
+
+
+@pytest.mark.parametrize(
+    "given", [BITS, BITS.astype(int), BITS.astype(float)], ids=["bool", "int", "float"]
+)
+def test_truth_values_are_ones_and_zeros(given: Any) -> None:
+    other = np.arange(N) * 0.7 % 1.0
+    model = mf.TableMADE.from_data({"a": given, "b": other}, hidden_features=(8,))
+    expected = model.score_samples({"a": given, "b": other})
+    for column in (BITS, BITS.astype(int), BITS.astype(float), [bool(b) for b in BITS]):
+        found = model.score_samples({"a": column, "b": other})
+        np.testing.assert_array_equal(found, expected)
+        holes = {"a": [None, *list(column)[1:]], "b": other}
+        filled = model.impute(holes, seed=0)["a"]
+        assert {type(value) for value in list(filled[1:])} <= {
+            type(list(column)[1]),
+            type(filled[1]),
+        }
+        assert set(np.asarray(filled, float)) <= {0.0, 1.0}
+    with pytest.raises((TypeError, ValueError), match="column 'a'"):
+        model.score_samples({"a": ["x"] * N, "b": other})
+
+
+def test_other_numbers_are_no_truth_values() -> None:
+    model = mf.TableMADE.from_data({"a": BITS, "b": np.arange(N)}, hidden_features=(8,))
+    with pytest.raises(
+        TypeError, match=r"column 'a' to hold bool, as in training; got int: 2.0 in"
+    ):
+        model.score_samples({"a": [2] * N, "b": np.arange(N)})
