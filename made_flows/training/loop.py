@@ -36,6 +36,7 @@ from made_flows.training.optimization import (
     dropping,
     left_in_evaluation,
     make_optimizer,
+    moved,
     seeded,
 )
 from made_flows.training.processes import Processes
@@ -233,67 +234,69 @@ def fit(
     standardize = boolean(standardize, "standardize")
     keep_training_mode = boolean(keep_training_mode, "keep_training_mode")
     seed = checked_seed(seed)
-    if device is not None:
-        model.to(checked_device(device))
+    autocast = boolean(autocast, "autocast")
+    place = None if device is None else checked_device(device)
     processes = Processes()
     processes.check_trainable(model)
-    loss = training_loss(model, boolean(autocast, "autocast"), compile)
-    file = Checkpoint(checkpoint, processes)
-    asked = "drawn" if seed is None else str(seed)
-    if seed is None and file.saved is not None:
-        seed = int(file.saved["seed"])
-    elif seed is None:
-        seed = processes.same(int(torch.randint(2**62, (), device="cpu")))
-    known = units_of(model)
-    found = [units for units in known if standardize and not units.active and not units.settled]
-    target = Target.of(model, takes_double(model, found), device is not None)
-    target = replace(target, compiled=bool(compile))
-    modes = modes_kept(model.modules()) if keep_training_mode else left_in_evaluation(model)
-    with seeded(seed, target.device) as generator, modes:
-        sources = _sources(data, context, validation, target, given["batch_size"], generator)
-        train, held_out = sources
-        rows = len(train) if isinstance(train, Rows) else None
-        settings = settings_for(rows, target, given, own_optimizer=optimizer is None)
-        adam, parameters = make_optimizer(
-            optimizer, model, settings, shrinks_all=weight_decay is not None
-        )
-        _expect_callable(model, context)
-        ema = Average(parameters, settings.average) if settings.average else None
-        if file.place is not None:
-            epochs = f"{schedule} over {settings.max_epochs} epochs" if schedule else None
-            request = _request(
-                model, train, held_out, seed=asked, standardize=standardize,
-                batch_size=settings.batch_size, learning_rate=settings.learning_rate,
-                weight_decay=settings.weight_decay, dropout=settings.dropout,
-                sparsity=settings.sparsity, optimizer=f"{type(adam).__name__} {adam.defaults}",
-                schedule=epochs, average=settings.average, patience=patience, autocast=autocast,
-                clip_norm=clip_norm,
+    with moved(model, place) as stay:
+        loss = training_loss(model, autocast, compile)
+        file = Checkpoint(checkpoint, processes)
+        asked = "drawn" if seed is None else str(seed)
+        if seed is None and file.saved is not None:
+            seed = int(file.saved["seed"])
+        elif seed is None:
+            seed = processes.same(int(torch.randint(2**62, (), device="cpu")))
+        known = units_of(model)
+        found = [units for units in known if standardize and not units.active and not units.settled]
+        target = Target.of(model, takes_double(model, found), device is not None)
+        target = replace(target, compiled=bool(compile))
+        modes = modes_kept(model.modules()) if keep_training_mode else left_in_evaluation(model)
+        with seeded(seed, target.device) as generator, modes:
+            sources = _sources(data, context, validation, target, given["batch_size"], generator)
+            train, held_out = sources
+            rows = len(train) if isinstance(train, Rows) else None
+            settings = settings_for(rows, target, given, own_optimizer=optimizer is None)
+            adam, parameters = make_optimizer(
+                optimizer, model, settings, shrinks_all=weight_decay is not None
+            )
+            _expect_callable(model, context)
+            ema = Average(parameters, settings.average) if settings.average else None
+            if file.place is not None:
+                epochs = f"{schedule} over {settings.max_epochs} epochs" if schedule else None
+                request = _request(
+                    model, train, held_out, seed=asked, standardize=standardize,
+                    batch_size=settings.batch_size, learning_rate=settings.learning_rate,
+                    weight_decay=settings.weight_decay, dropout=settings.dropout,
+                    sparsity=settings.sparsity, optimizer=f"{type(adam).__name__} {adam.defaults}",
+                    schedule=epochs, average=settings.average, patience=patience, autocast=autocast,
+                    clip_norm=clip_norm,
+                )  # fmt: skip
+                file.check(request)
+            run = Run(
+                model, adam, parameters, Rates(adam, schedule), ema, generator, options, settings,
+                seed, known, processes, file, loss,
             )  # fmt: skip
-            file.check(request)
-        run = Run(
-            model, adam, parameters, Rates(adam, schedule), ema, generator, options, settings, seed,
-            known, processes, file, loss,
-        )  # fmt: skip
-        if file.saved is not None:
-            finished = len(file.saved["history"]["train"])
-            wanted = f"to be at least {finished}, the epochs of the checkpoint"
-            most = settings.max_epochs
-            expect(finished <= most, "max_epochs", wanted, most)
-            for units, numbers in zip(known, file.saved["units"], strict=True):
-                units.set(*numbers)
-        elif settings.max_epochs:
-            set_units(found, train)
-            for units in found:
-                units.set(*processes.same(units.numbers()))
-        try:
-            with dropping(model, settings.dropout):
-                return run(train, held_out)
-        finally:
-            trained = run.history.best_epoch > 0
-            for units in known if trained else ():
-                units.settle()
-            for units in () if trained else found:  # the model is the one that came
-                units.clear()
+            if file.saved is not None:
+                finished = len(file.saved["history"]["train"])
+                wanted = f"to be at least {finished}, the epochs of the checkpoint"
+                most = settings.max_epochs
+                expect(finished <= most, "max_epochs", wanted, most)
+                for units, numbers in zip(known, file.saved["units"], strict=True):
+                    units.set(*numbers)
+            try:
+                if file.saved is None and settings.max_epochs:
+                    set_units(found, train)
+                    for units in found:
+                        units.set(*processes.same(units.numbers()))
+                stay()
+                with dropping(model, settings.dropout):
+                    return run(train, held_out)
+            finally:
+                trained = run.history.best_epoch > 0
+                for units in known if trained else ():
+                    units.settle()
+                for units in () if trained else found:  # the model is the one that came
+                    units.clear()
 
 
 def _request(

@@ -132,6 +132,22 @@ def seeded(seed: int | None, device: torch.device = _CPU) -> Iterator[torch.Gene
         yield torch.Generator().manual_seed(seed)
 
 
+@contextmanager
+def moved(model: nn.Module, device: torch.device | None) -> Iterator[Callable[[], None]]:
+    """Move a model to a device, and back on an error, until the function given is called."""
+    tensors = chain(model.parameters(), model.buffers())
+    before = next((tensor.device for tensor in tensors), None) if device is not None else None
+    stays: list[bool] = []
+    try:
+        if before is not None:
+            model.to(device)
+        yield lambda: stays.append(True)
+    except BaseException:
+        if before is not None and not stays:
+            model.to(before)
+        raise
+
+
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed the global generators of the CPU and of a device."""
     # Not torch.manual_seed, which would seed every other device for good.
@@ -210,6 +226,12 @@ def _slowed(model: nn.Module, rate: float) -> list[tuple[nn.Parameter, Tensor]]:
     return found
 
 
+def _is_elsewhere(parameter: Tensor, state: dict[str, Any]) -> bool:
+    """Tell whether what an optimizer keeps of a parameter has stayed on another device."""
+    kept = [each for each in state.values() if isinstance(each, Tensor) and each.dim()]
+    return any(each.device != parameter.device for each in kept)
+
+
 def make_optimizer(
     optimizer: Optimizer | None,
     model: nn.Module,
@@ -239,6 +261,8 @@ def make_optimizer(
         expect_type(callable(optimizer), "optimizer", wanted, optimizer)
         optimizer = optimizer(parameters)
     kind_given = type(optimizer).__name__
+    if any(_is_elsewhere(p, state) for p, state in optimizer.state.items()):
+        optimizer.load_state_dict(optimizer.state_dict())  # which moves it to the parameters
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     optional = closure is None or closure.default is not inspect.Parameter.empty
     wanted = "to be one that steps by the gradients it is given, such as Adam or SGD"

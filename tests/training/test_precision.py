@@ -133,3 +133,42 @@ def test_compiled_training_names_what_is_missing() -> None:
     x[5, 1] = torch.nan
     with pytest.raises(ValueError, match=r"compile=False, .*; got nan in row 5, column 1"):
         mf.fit(model, x, compile="eager", max_epochs=1)
+
+
+class Moved(mf.GaussianMADE):
+    """Notes where it is moved."""
+
+    def to(self, *args: object, **kwargs: object) -> Moved:
+        self.__dict__.setdefault("places", []).append(str(args[0]))
+        return super().to(*args, **kwargs)  # type: ignore[return-value]
+
+
+WRONG: dict[str, tuple[dict[str, object], int]] = {  # and how often the model is moved
+    "an argument": ({"patience": 0}, 0),
+    "a folder that is not there": ({"checkpoint": "nowhere/run"}, 2),
+    "a learning rate": ({"learning_rate": -1.0}, 0),
+    "autocast": ({"autocast": 3}, 0),
+    "rows": ({"data": torch.full((40, 3), torch.inf)}, 2),
+    "a constant column": ({"data": torch.zeros(40, 3)}, 2),
+    "validation": ({"validation": 1.5}, 2),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_refused_leaves_the_model_where_it_was(name: str) -> None:
+    options, times = WRONG[name]
+    model = Moved(3, hidden_features=(8,))
+    with pytest.raises((ValueError, TypeError, OSError)):
+        mf.fit(model, **{"data": torch.randn(40, 3), "device": "cpu", **OPTIONS, **options})
+    assert len(vars(model).get("places", [])) == times
+    assert not model.units.active
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_optimizer_goes_on_where_the_model_is() -> None:
+    model = mf.GaussianMADE(3, hidden_features=(8,))
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for device in ("cpu", "cuda", "cpu"):
+        mf.fit(model, torch.randn(60, 3), device=device, optimizer=adam, **OPTIONS)
+        kept = [each for state in adam.state.values() for each in state.values() if each.dim()]
+        assert {each.device.type for each in kept} == {device}
