@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, ParamSpec
 
+import numpy as np
 import torch
 from sbi.utils.nn_utils import get_numel
 from sbi.utils.sbiutils import standardizing_net, z_score_parser, z_standardization
@@ -20,6 +22,7 @@ from made_flows._checks import (
     helpful,
     non_negative_integer,
     positive_integer,
+    real_number,
     widths,
 )
 from made_flows._registry import own_arguments
@@ -29,6 +32,7 @@ from made_flows.models.flows import Flow
 from made_flows.models.mades import GaussianMixtureMADE
 from made_flows.sbi.estimator import Estimator
 from made_flows.sbi.support import Bounds, ends_of
+from made_flows.training.optimization import seeded
 from made_flows.transforms.base import Transform
 from made_flows.transforms.data import Standardize
 from made_flows.univariate.bijections import Bijection
@@ -212,8 +216,34 @@ def _builder(
         if theirs in network:
             network[name] = positive_integer(network.pop(theirs), theirs)
     hidden = _widths(hidden_features, num_blocks)
-    model = partial[Any](kind, hidden_features=hidden, dropout=dropout_probability, **network)
-    return Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)
+    dropped = real_number(dropout_probability, "dropout_probability")
+    expect(0 <= dropped < 1, "dropout_probability", "to be in [0, 1)", dropout_probability)
+    model = partial[Any](kind, hidden_features=hidden, dropout=dropped, **network)
+    builder = Builder(model, z_score_theta, z_score_x, embedding_net, support, likelihood)
+    _check_model(model)
+    return builder
+
+
+def _check_model(model: partial[Any]) -> None:
+    """Make a small model, which raises what is wrong before anything is simulated."""
+    given = model.keywords
+    base = given.get("base")
+    sizes = [size for name in ("order", "adjacency", "orders") for size in _last(given.get(name))]
+    sizes += [*getattr(base, "event_shape", ())[-1:], getattr(base, "features", 2)]
+    # Not of the generator given, whose numbers are for the estimator's own network.
+    own = given["generator"]
+    drawn = {"generator": torch.Generator() if isinstance(own, torch.Generator) else own}
+    with seeded(0, torch.empty(0).device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it will be said of the model itself
+        model(sizes[0], getattr(base, "context", 0) or 1, **drawn)
+
+
+def _last(value: Any) -> tuple[int, ...]:
+    """Return the last size of an array-like, (size,); () of what has none."""
+    try:
+        return tuple(value.shape if hasattr(value, "shape") else np.shape(value))[-1:]
+    except ValueError:  # of lists of several lengths, which the model refuses
+        return ()
 
 
 @_helpful

@@ -168,6 +168,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "transforms": (lambda: ms.spline(num_transforms=0), "num_transforms"),
     "components": (lambda: ms.made(num_components=0), "num_components"),
     "blocks": (lambda: ms.maf(num_blocks=-1), "num_blocks"),
+    # of the network, before anything is simulated
+    "dropout": (lambda: ms.maf(dropout_probability=1.0), r"dropout_probability to be in \[0, 1\)"),
+    "order": (lambda: ms.iaf(order=[0, 0, 1]), "order"),
+    "activation": (lambda: ms.spline(activation="swoosh"), "activation"),
+    "bins": (lambda: ms.spline(num_bins=0), "bins"),
+    "normalize": (lambda: ms.maf(normalize="layer"), "normalize"),  # type: ignore[arg-type]
+    "generator": (lambda: ms.made(generator=3), "generator"),  # type: ignore[arg-type]
+    "orders": (lambda: ms.made(orders=0), "orders"),
 }
 
 
@@ -350,3 +358,22 @@ def test_mixed_estimators() -> None:
         samples = each.sample((6,), theta[:1])
         results.append((samples, each.log_prob(samples, theta[:1])))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
+BASE = mf.GaussianMADE(D, C, hidden_features=(8,))
+FITTING: dict[str, Callable[[], ms.Builder]] = {  # arguments that only fit one size
+    "order": lambda: ms.maf(order=[2, 0, 1], **SMALL),
+    "adjacency": lambda: ms.maf(adjacency=torch.ones(D, D).tril(-1).bool(), **SMALL),
+    "orders": lambda: ms.made(orders=torch.tensor([[2, 0, 1], [0, 1, 2]])),
+    "base": lambda: ms.maf(base=BASE, **SMALL),
+    "a distribution": lambda: ms.iaf(base=Independent(Normal(torch.zeros(D), 1.0), 1), **SMALL),
+}
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_what_fits_is_built_and_draws_nothing_before(name: str) -> None:
+    theta, x = simulations()
+    before = torch.get_rng_state()
+    builder = FITTING[name]()
+    assert torch.equal(before, torch.get_rng_state())
+    assert builder(theta, x).input_shape == (D,)
