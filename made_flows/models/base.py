@@ -98,6 +98,10 @@ class Model(nn.Module):
         """
         return []
 
+    def standardizable_throughout(self) -> bool:
+        """Tell whether all of the model may be standardised: then it takes any dtype."""
+        return bool(self.standardizable())
+
 
 class HasConditionals:
     """What models have in common that answer for missing features."""

@@ -117,5 +117,8 @@ class Embedded(Model, HasConditionals):
     def standardizable(self) -> list[Units]:
         return self.model.standardizable()
 
+    def standardizable_throughout(self) -> bool:
+        return self.model.standardizable_throughout()
+
     def extra_repr(self) -> str:
         return f"context_shape={self.context_shape}"

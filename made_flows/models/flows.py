@@ -77,6 +77,11 @@ class Flow(Model):
             part.conditioner for part in transforms if isinstance(part, AutoregressiveTransform)
         ]
         self.units.whitens = all(network.graph is None for network in made)
+        self._place_units()
+
+    def _place_units(self) -> None:
+        """Tell the units behind which transforms they stand."""
+        transforms = cast(list[Transform], [*self.transforms])
         fixed = [not each.unit_free for each in transforms]
         before = tuple(transforms[: len(fixed) - fixed[::-1].index(True) if any(fixed) else 0])
         inner = self.base.standardizable()
@@ -98,6 +103,8 @@ class Flow(Model):
 
         They are those of its contexts alone where a transform knows the units of its data.
         """
+        if not self.units.active:  # transforms may have been exchanged by hand
+            self._place_units()
         inner = self.base.standardizable()
         free = isinstance(self.base, (StandardNormal, StudentT, FixedBase)) or bool(inner)
         free = free and not any(units.active or units.settled for units in inner)

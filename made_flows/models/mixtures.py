@@ -57,11 +57,14 @@ class MixtureModel(Model, HasConditionals, ABC):
         self.register_buffer("weights", checked)
 
     def standardizable(self) -> list[Units]:
-        """Return the units of all components, where all of them have some that training may set."""
+        """Return the units of the components that have some that training may set."""
         each = [self.component(k).standardizable() for k in range(len(self))]
         # The orders of one model share its units.
         distinct = {id(units): units for found in each for units in found}
-        return list(distinct.values()) if all(each) else []
+        return list(distinct.values())
+
+    def standardizable_throughout(self) -> bool:
+        return all(self.component(k).standardizable_throughout() for k in range(len(self)))
 
     @abstractmethod
     def component(self, k: int) -> Model:

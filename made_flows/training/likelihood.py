@@ -112,7 +112,8 @@ def takes_double(model: nn.Module, found: Sequence[Units] = ()) -> tuple[bool, b
     They are in units of their own, or are to be soon: those found.
     """
     known = units_of(model)
-    active = bool(known) and all(units.active or units in found for units in known)
+    throughout: Any = getattr(model, "standardizable_throughout", lambda: bool(known))
+    active = throughout() and all(units.active or units in found for units in known)
     of_data = all(units.of_data and not units.before for units in known)
     return active and of_data, active
 

@@ -468,3 +468,34 @@ def test_plug_ins_see_them():
     torch.testing.assert_close(adapted.log_prob(x, c), over(c).log_prob(x))
     samples, scores = adapted.sample_and_log_prob(3, c)
     torch.testing.assert_close(scores.T, over(c).log_prob(samples.transpose(0, 1)))
+
+
+@pytest.mark.parametrize("other", ["units of its own", "trained"])
+def test_parts_of_a_mixture_are_standardised_beside_others(other: str):
+    """Beside a part that knows its units no other was: it ended thousands of nats worse."""
+    x = (rows() * SCALE + SHIFT).float()
+    known = mf.Flow([mf.Standardize(x.mean(dim=0), x.std(dim=0))], base=made("MAF"))
+    if other == "trained":
+        known = made("MAF")
+        mf.fit(known, x, **QUIET)
+    alone, mixture = made("GaussianMADE"), mf.Mixture([made("GaussianMADE"), known])
+    mf.fit(alone, x, **QUIET)
+    mf.fit(mixture, x, **QUIET)
+    assert mixture.component(0).units.active
+    found, expected = (m().log_prob(x).mean().item() for m in (mixture.component(0), alone))
+    assert found == pytest.approx(expected, abs=1)
+    scores = torch.stack([mixture.component(k)().log_prob(x) for k in (0, 1)])
+    torch.testing.assert_close(mixture().log_prob(x), scores.logsumexp(dim=0) - math.log(2))
+
+
+def test_units_stand_behind_the_transforms_that_there_are():
+    x, flows = rows()[:, :2].exp() * 1e4, []
+    for columns in ([0, 1], [0]):
+        torch.manual_seed(0)
+        tail = [*mf.MAF(2, transforms=1, **SHAPE).transforms]
+        flows.append(mf.Flow([mf.Log(2, columns), *tail]))
+    expected, flow = flows
+    flow.transforms[0] = mf.Log(2)
+    for each in flows:
+        mf.fit(each, x, **QUIET)
+    torch.testing.assert_close(flow.units.location, expected.units.location)
