@@ -22,8 +22,7 @@ from made_flows.tables.frames import read
 from made_flows.tables.head import ContextCodes, TableHead
 from made_flows.tables.schema import Schema
 from made_flows.training.convert import as_tensor
-from made_flows.training.copies import hold_out
-from made_flows.training.data import reading
+from made_flows.training.data import split_rows
 from made_flows.training.history import History
 from made_flows.training.loop import FitOptions, fit
 from made_flows.training.optimization import seeded
@@ -234,9 +233,8 @@ class TableMADE(DensityModel):
         """
         if isinstance(validation, Real) and 0 < float(validation) < 1:  # fit tells wrong ones
             generator = torch.Generator().manual_seed(checked_seed(options.get("seed")) or 0)
-            read_rows = reading(x, context, "the table")
-            parts = hold_out(len(x), read_rows, float(validation), generator, "the table")
-            (x, context), validation = map(read_rows, parts)
+            parts = split_rows(x, context, float(validation), generator, "the table")
+            (x, context), validation = parts
         pair = isinstance(validation, tuple)
         others = validation[0] if pair and not self.context else validation
         self.head.share.zero_()

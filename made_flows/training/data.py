@@ -151,6 +151,15 @@ def reading(x: Any, context: Any, name: str) -> Callable[[slice | Tensor], Batch
     return read
 
 
+def split_rows(
+    x: Any, context: Any, fraction: float, generator: torch.Generator, name: str
+) -> tuple[Batch, Batch]:
+    """Return rows to train on and those held out, with their contexts; copies stay together."""
+    read = reading(x, context, name)
+    kept, held_out = hold_out(len(x), read, fraction, generator, name)
+    return read(kept), read(held_out)
+
+
 def _taken(source: Any, rows: slice | Tensor, name: str) -> Tensor:
     if isinstance(source, np.memmap):
         return as_tensor(source[rows if isinstance(rows, slice) else rows.numpy()], name)
