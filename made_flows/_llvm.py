@@ -86,8 +86,32 @@ def constant(value: Any, kind: Any = None) -> Any:
     return ir.Constant(kind, float(value) if kind in FLOATS else int(value))
 
 
-def begin_loop(b: Any, first: Any, last: Any, step: int) -> tuple[Any, Any, Any]:
-    """Begin a loop over a range: return the number, where to go on, and what comes after."""
+class _Distinct(ir.MDValue):  # type: ignore[misc]
+    """Metadata that are equal to no others, and may name themselves."""
+
+    def descr(self, buf: list[str]) -> None:
+        """Write them to a module's text."""
+        operands = ", ".join(operand.get_reference() for operand in self.operands)
+        buf += (f"distinct !{{ {operands} }}", "\n")
+
+
+def distinct_metadata(module: Any, *, of: Any = None) -> Any:
+    """Return metadata of a module that are equal to no others: of nothing, or themselves and one.
+
+    The former name a group of loads and stores, the latter a loop.
+    """
+    found = _Distinct(module, (), str(len(module.metadata)))
+    found.operands = () if of is None else (found, of)
+    return found
+
+
+def begin_loop(
+    b: Any, first: Any, last: Any, step: int, *, told: Any = None
+) -> tuple[Any, Any, Any]:
+    """Begin a loop over a range: return the number, where to go on, and what comes after.
+
+    What LLVM is told of the loop are metadata.
+    """
     before = b.block
     head, inside, again, after = (b.append_basic_block() for _ in range(4))
     b.branch(head)
@@ -97,7 +121,9 @@ def begin_loop(b: Any, first: Any, last: Any, step: int) -> tuple[Any, Any, Any]
     b.cbranch(b.icmp_signed("<" if step > 0 else ">", i, constant(last)), inside, after)
     with b.goto_block(again):
         i.add_incoming(b.add(i, LONG(step), flags=("nsw",)), again)
-        b.branch(head)
+        back = b.branch(head)
+        if told is not None:
+            back.set_metadata("llvm.loop", told)
     b.position_at_end(inside)
     return i, again, after
 

@@ -22,6 +22,7 @@ from made_flows.inverse.compiled.parallel import fill_block
 from made_flows.inverse.compiled.simd import keep_apart, like, line, lines, matrix
 from made_flows.inverse.compiled.solve import multiply
 from made_flows.inverse.compiled.threads import next_tile
+from made_flows.inverse.compiled.translation import independent
 from made_flows.inverse.compiled.units import finish_with_slopes, gather, multiply_gate, scatter
 
 
@@ -53,11 +54,11 @@ def finish_deltas(tile: Any, layer: int, first: int, last: int, units: Any) -> N
     delta0, slope0 = table[layer, DELTA], table[layer, SLOPE]
     delta = lines(work, delta0 + first, delta0 + last, lanes)
     slopes = lines(work, slope0 + first, slope0 + last, lanes)
-    for j in range(len(delta)):
+    for j in independent(len(delta)):
         delta[j] *= slopes[j]
     if table[layer, SUM] >= 0:  # later blocks add to this layer's z
         sums = lines(work, table[layer, SUM] + first, table[layer, SUM] + last, lanes)
-        for j in range(len(delta)):
+        for j in independent(len(delta)):
             delta[j] += sums[j]
     earlier = table[layer, STREAM_SUM]
     if earlier >= 0:
@@ -65,7 +66,7 @@ def finish_deltas(tile: Any, layer: int, first: int, last: int, units: Any) -> N
             place = earlier + units.streams[table[layer, STREAM_INDEX] + u]
             earlier_sum = line(work, place, lanes)
             own = line(work, delta0 + u, lanes)
-            for j in range(lanes):
+            for j in independent(lanes):
                 earlier_sum[j] += own[j]
     if table[layer, GATE] >= 0:
         multiply_gate(tile, delta0, layer, first, last, units)
@@ -173,7 +174,7 @@ def adjoint_tiles(
                         at = outputs + ranks.output_starts[i] + k
                         sent = line(work, at, lanes)
                         gather(slopes, f * widest + k, row, lanes, sent)
-                        for j in range(lanes):
+                        for j in independent(lanes):
                             sent[j] *= own[j]
                     scatter(own, solution, f, row, here)
                 # Units of degree r read inputs of lower ranks only: all they fed is done.

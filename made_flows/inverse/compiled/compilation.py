@@ -92,14 +92,18 @@ def _folders() -> Iterator[Path]:
 def _compile(program: Program) -> bytes:
     """Optimise a module, and return its machine code."""
     target = machine()
+    code: bytes = target.emit_object(_optimised(program, target))
+    return code
+
+
+def _optimised(program: Program, target: Any) -> Any:
     module = llvm.parse_assembly(str(program.module))
     module.verify()
     tuning = llvm.create_pipeline_tuning_options(speed_level=3)
     tuning.loop_vectorization = True
     passes = llvm.create_pass_builder(target, tuning)
     passes.getModulePassManager().run(module, passes)
-    code: bytes = target.emit_object(module)
-    return code
+    return module
 
 
 def _kept(path: Path) -> bytes | None:

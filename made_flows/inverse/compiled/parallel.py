@@ -14,6 +14,7 @@ from made_flows.inverse.compiled.layout import SCRATCH, SOURCE, Tile, Z
 from made_flows.inverse.compiled.simd import call, keep_apart, like, line, matrix
 from made_flows.inverse.compiled.solve import multiply, put_inputs
 from made_flows.inverse.compiled.threads import next_tile
+from made_flows.inverse.compiled.translation import independent
 from made_flows.inverse.compiled.units import finish_units, gather, scatter, start_units
 
 
@@ -115,6 +116,6 @@ def score_tiles(slot: int, tiles: Any, spaces: Any, rows: Any, sweep: Any) -> No
                     scatter(image, images, features[i], row, here)
         if rows.adds:
             gather(density, 0, row, lanes, image)
-            for j in range(lanes):
+            for j in independent(lanes):
                 total[j] = image[j] + total[j]
         scatter(total, density, 0, row, here)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from made_flows.inverse.compiled.layout import SCRATCH, SOURCE, Tile, Z
 from made_flows.inverse.compiled.simd import call, keep_apart, like, line, matrix
 from made_flows.inverse.compiled.threads import next_tile
+from made_flows.inverse.compiled.translation import independent
 from made_flows.inverse.compiled.units import finish_units, gather, scatter, start_units
 
 
@@ -42,14 +43,14 @@ def put_inputs(work: Any, first: int, last: int, lanes: int, x: Any, one_hot: bo
     keep_apart()
     if not one_hot:
         column = line(work, first, lanes)
-        for j in range(lanes):
+        for j in independent(lanes):
             column[j] = x[j]
         return
     one, zero = like(x[0], 1.0), like(x[0], 0.0)
     for c in range(first, last):
         column = line(work, c, lanes)
         category = like(x[0], c - first)
-        for j in range(lanes):
+        for j in independent(lanes):
             column[j] = one if x[j] == category else zero
 
 

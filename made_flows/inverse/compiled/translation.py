@@ -6,11 +6,12 @@ with the values of LLVM that it is given, so that types are known; LLVM optimise
 it calls together, once: one second.
 
 What is understood: integers, numbers of both precisions, arrays, tuples and named tuples of these;
-assignments, arithmetic, comparisons, ``if``, ``while``, ``for`` over ranges and tuples, ``return``;
-calls of functions that are understood, and of those marked by ``emits``, which write instructions
-themselves. Integers are of 64 bits; a name keeps its type; an index lies within its array; ``and``
-and ``or`` compute both sides, and so does a choice between names, or items by name. A function that
-returns a value does so in its last statement. Anything else is a ``TypeError`` that names the line.
+assignments, arithmetic, comparisons, ``if``, ``while``, ``return``; ``for`` over tuples and ranges,
+:func:`independent` ones too; calls of functions that are understood, and of those marked by
+``emits``, which write instructions themselves. Integers are of 64 bits; a name keeps its type; an
+index lies within its array; ``and`` and ``or`` compute both sides, and so does a choice between
+names, or items by name. A function that returns a value does so in its last statement. Anything
+else is a ``TypeError`` that names the line.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from made_flows._llvm import (
     Numbers,
     begin_loop,
     constant,
+    distinct_metadata,
     leaves,
     rebuild,
 )
@@ -73,12 +75,31 @@ def _is_plain(node: ast.AST) -> bool:
     return all(isinstance(part, plain) for part in ast.walk(node))
 
 
+def independent(count: int) -> range:
+    """Return the range of a loop of whose iterations none reads what another one writes.
+
+    LLVM need then not ask, each time that it comes by, whether any two of its arrays overlap: for
+    a tile of few lanes and many rows that would take longer than the loop.
+    """
+    return range(count)
+
+
 class Program:
-    """A module of LLVM, and the functions that are in it already."""
+    """A module of LLVM, and the functions that are in it already.
+
+    Attributes:
+        group: metadata of what independent loops load and store.
+    """
 
     def __init__(self) -> None:
         self.module = ir.Module()
+        self.group = distinct_metadata(self.module)
+        self._told = self.module.add_metadata(["llvm.loop.parallel_accesses", self.group])
         self._functions: dict[Any, Any] = {}
+
+    def independent_loop(self) -> Any:
+        """Return what LLVM is told of a loop whose loads and stores are of the group."""
+        return distinct_metadata(self.module, of=self._told)
 
     def function(self, function: Any, arguments: Sequence[Any]) -> Any:
         """Return a function that returns nothing, translated for arguments such as these."""
@@ -99,10 +120,17 @@ class Writer(Numbers):
     """Writes what one function computes."""
 
     def __init__(
-        self, program: Program, builder: Any, function: Any, arguments: Sequence[Any]
+        self,
+        program: Program,
+        builder: Any,
+        function: Any,
+        arguments: Sequence[Any],
+        *,
+        independent: bool = False,
     ) -> None:
         super().__init__(builder)
         self.program, self._function = program, function
+        self._independent = independent  # whether this is within a loop that is
         self._tree = _tree_of(function)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         self._known = {**function.__globals__, **{name: c.cell_contents for name, c in cells}}
@@ -160,7 +188,26 @@ class Writer(Numbers):
                 self._store(value, place)
 
     def _store(self, value: Any, place: Any) -> None:
-        self.builder.store(self.cast(value, place.type.pointee), place)
+        self._group(self.builder.store(self.cast(value, place.type.pointee), place))
+
+    def _load(self, place: Any) -> Any:
+        """Return the number at a place.
+
+        It is "frozen", which changes no number. Of a choice between one as it was loaded and
+        another, stored where the one stands, LLVM makes a store of some lanes alone, which takes
+        AMD's processors twenty times as long as a whole one.
+        """
+        value = self._group(self.builder.load(place))
+        if value.type not in FLOATS:
+            return value
+        frozen = ir.Instruction(self.builder.block, value.type, "freeze", [value])
+        self.builder._insert(frozen)
+        return frozen
+
+    def _group(self, access: Any) -> Any:
+        if self._independent:
+            access.set_metadata("llvm.access.group", self.program.group)
+        return access
 
     def _at(self, start: Any, offset: Any) -> Any:
         return self.builder.gep(start, [constant(offset)], inbounds=True)
@@ -226,7 +273,7 @@ class Writer(Numbers):
             return
         target: Any = node.target
         place = self._place(self._value(target.value), target.slice)
-        before = self.builder.load(place)
+        before = self._load(place)
         self._store(self.arithmetic(sign, before, self._value(node.value)), place)
 
     def _do_return(self, node: ast.Return) -> None:
@@ -275,7 +322,8 @@ class Writer(Numbers):
         call, target = node.iter, node.target
         if not isinstance(target, ast.Name):
             raise TypeError("Expected a loop over one name; got several")
-        if not (isinstance(call, ast.Call) and self._value(call.func) is range):
+        called = self._value(call.func) if isinstance(call, ast.Call) else None
+        if not isinstance(call, ast.Call) or called not in (range, independent):
             for value in self._value(call):
                 self._values[target.id] = value
                 self._run(node.body)
@@ -283,8 +331,13 @@ class Writer(Numbers):
         limits = [self._value(limit) for limit in call.args]
         first, last = limits[:2] if len(limits) > 1 else (0, limits[0])
         step = limits[2] if len(limits) > 2 else 1
-        self._values[target.id], again, after = begin_loop(self.builder, first, last, step)
+        outer, told = self._independent, None
+        if called is independent:
+            self._independent, told = True, self.program.independent_loop()
+        i, again, after = begin_loop(self.builder, first, last, step, told=told)
+        self._values[target.id] = i
         self._loop(node.body, again, after)
+        self._independent = outer
 
     # ------------------------------------------------------------------ expressions
 
@@ -312,7 +365,7 @@ class Writer(Numbers):
         if isinstance(whole, tuple):
             return whole[self._value(node.slice)]
         place = self._place(whole, node.slice)
-        return place if isinstance(place, Array) else self.builder.load(place)
+        return place if isinstance(place, Array) else self._load(place)
 
     def _of_binop(self, node: ast.BinOp) -> Any:
         left, right = self._value(node.left), self._value(node.right)
@@ -375,7 +428,8 @@ class Writer(Numbers):
         """Call a function: one that returns a value is written in place."""
         body = _tree_of(function).body
         if isinstance(body[-1], ast.Return) and body[-1].value is not None:
-            return Writer(self.program, self.builder, function, arguments).write()
+            own = {"independent": self._independent}
+            return Writer(self.program, self.builder, function, arguments, **own).write()
         called = self.program.function(function, arguments)
         self.builder.call(called, leaves(tuple(arguments)))
         return None

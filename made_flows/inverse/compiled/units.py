@@ -17,52 +17,55 @@ from made_flows.inverse.compiled.layout import (
     Z,
 )
 from made_flows.inverse.compiled.simd import call, fill_rows, keep_apart, line, lines
+from made_flows.inverse.compiled.translation import independent
 
 
 def start_units(tile: Any, place: int, layer: int, first: int, last: int, units: Any) -> None:
     """Set z of units [first, last) to their biases and the context's contributions."""
     keep_apart()
-    work, row, lanes = tile
-    context, rows = units.context, units.context_rows
+    work, _, lanes = tile
     bias = units.table[layer, BIAS]
     if lanes == 1:
         for u in range(first, last):
             work[place + u] = units.vectors[bias + u]
     else:
         fill_rows(work, (place + first) * lanes, units.vectors, bias + first, last - first, lanes)
-    base = units.table[layer, BASE]
-    if base < 0:
-        return
-    for u in range(first, last):
-        own = line(work, place + u, lanes)
-        if rows == 1:
-            value = context[base + u]
-            for j in range(lanes):
-                own[j] += value
-            continue
-        values = context[(base + u) * rows : (base + u + 1) * rows]
-        at = row % rows
-        for j in range(lanes):
-            own[j] += values[at]
-            at += 1  # counted on: a division in every lane would take longer than the sum
-            if at == rows:
-                at = 0
+    if units.table[layer, BASE] >= 0:
+        meet_context(tile, place, units.table[layer, BASE], first, last, units, False)
 
 
 def multiply_gate(tile: Any, place: int, layer: int, first: int, last: int, units: Any) -> None:
     """Multiply rows of the workspace, one for each unit in [first, last), by the units' gates."""
+    meet_context(tile, place, units.table[layer, GATE], first, last, units, True)
+
+
+def meet_context(
+    tile: Any, place: int, source: int, first: int, last: int, units: Any, multiplies: bool
+) -> None:
+    """Add what the context contributes to each row of a unit in [first, last), or multiply by it.
+
+    A context of fewer rows than the batch is read again and again.
+    """
     keep_apart()
     work, row, lanes = tile
     context, rows = units.context, units.context_rows
-    gate = units.table[layer, GATE]
+    begin = row % rows
     for u in range(first, last):
         own = line(work, place + u, lanes)
-        at = row % rows
-        for j in range(lanes):
-            own[j] *= context[(gate + u) * rows + at]
-            at += 1
-            if at == rows:
-                at = 0
+        values = context[(source + u) * rows : (source + u + 1) * rows]
+        if rows == 1:
+            value = values[0]
+            for j in independent(lanes):
+                own[j] = own[j] * value if multiplies else own[j] + value
+            continue
+        done, at = 0, begin
+        while done < lanes:
+            here = min(lanes - done, rows - at)
+            for j in independent(here):
+                before, value = own[done + j], values[at + j]
+                own[done + j] = before * value if multiplies else before + value
+            done += here
+            at = 0
 
 
 def copy_rows(tile: Any, source: int, target: int, count: int) -> None:
@@ -71,7 +74,7 @@ def copy_rows(tile: Any, source: int, target: int, count: int) -> None:
     lanes = tile.lanes
     rows = lines(tile.work, target, target + count, lanes)
     given = lines(tile.work, source, source + count, lanes)
-    for j in range(len(rows)):
+    for j in independent(len(rows)):
         rows[j] = given[j]
 
 
@@ -91,7 +94,7 @@ def sum_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
             place = table[layer, STREAM] + unit
             own = line(work, z0 + u, lanes)
             earlier = line(work, place, lanes)
-            for j in range(lanes):
+            for j in independent(lanes):
                 own[j] += earlier[j]
     if z0 != a0:  # another layer will add to this z, which must therefore stay
         copy_rows(tile, z0 + first, a0 + first, last - first)
@@ -101,7 +104,7 @@ def sum_units(tile: Any, layer: int, first: int, last: int, units: Any) -> None:
         for u in range(first, last):
             own = line(work, a0 + u, lanes)
             factor, shift = vectors[norm + u], vectors[norm + count + u]
-            for j in range(lanes):
+            for j in independent(lanes):
                 own[j] = own[j] * factor + shift
 
 
@@ -135,7 +138,7 @@ def finish_with_slopes(tile: Any, layer: int, first: int, last: int, units: Any)
     if norm >= 0:
         for u in range(first, last):
             own = line(work, place + u, lanes)
-            for j in range(lanes):
+            for j in independent(lanes):
                 own[j] *= vectors[norm + u]
     apply(units.functions[0, layer], tile, a0, layer, first, last, units)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from made_flows.inverse.compiled.elementwise import exp, log_scale, log_scale_slope, scale
 from made_flows.inverse.compiled.simd import like, line
+from made_flows.inverse.compiled.translation import independent
 from made_flows.univariate.step_kernel import HEAD
 
 
@@ -19,7 +20,7 @@ def parameter_lines(work: Any, numbers: Any, lanes: int, parameters: int) -> Any
     shift = line(work, parameters + 1 if swapped else parameters, lanes)
     raw = line(work, parameters if swapped else parameters + 1, lanes)
     gain = like(raw[0], numbers[4])
-    for j in range(lanes):
+    for j in independent(lanes):
         raw[j] *= gain
         shift[j] *= gain
     return shift, raw
@@ -32,10 +33,10 @@ def step(work: Any, numbers: Any, rows: Any) -> None:
     u, value = line(work, noise, lanes), line(work, x, lanes)
     scale(int(numbers[1]), numbers[2], numbers[3], s)
     if numbers[0] == 0.0:
-        for j in range(lanes):
+        for j in independent(lanes):
             value[j] = shift[j] + s[j] * u[j]
     else:
-        for j in range(lanes):
+        for j in independent(lanes):
             value[j] = (u[j] - shift[j]) / s[j]
 
 
@@ -47,13 +48,13 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
     density = line(work, out + 1, lanes)
     log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
     if numbers[0] == 0.0:
-        for j in range(lanes):
+        for j in independent(lanes):
             image[j] = shift[j] + exp(log_s[j]) * known[j]
             density[j] += log_s[j]
         return
     half, normal = like(log_s[0], 0.5), like(log_s[0], 0.5 * math.log(2 * math.pi))
     head = numbers[0] == HEAD
-    for j in range(lanes):
+    for j in independent(lanes):
         z = (known[j] - shift[j]) * exp(-log_s[j])
         image[j] = z
         density[j] -= log_s[j] + (half * z * z + normal) if head else log_s[j]
@@ -66,18 +67,18 @@ def pull(work: Any, numbers: Any, rows: Any) -> None:
     known, image = line(work, value, lanes), line(work, out, lanes)
     density, slope = line(work, out + 1, lanes), line(work, scratch, lanes)
     gain, zero = like(log_s[0], numbers[4]), like(log_s[0], 0.0)
-    for j in range(lanes):
+    for j in independent(lanes):
         slope[j] = log_s[j]
     log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
     log_scale_slope(int(numbers[1]), numbers[2], numbers[3], slope)
     if numbers[0] == 0.0:
-        for j in range(lanes):
+        for j in independent(lanes):
             shift[j] = gain * image[j]
             image[j] *= exp(log_s[j])
             log_s[j] = gain * slope[j] * (image[j] * known[j] + density[j])
         return
     head = numbers[0] == HEAD
-    for j in range(lanes):
+    for j in independent(lanes):
         rate = exp(-log_s[j])
         z = (known[j] - shift[j]) * rate
         of_z = image[j] - (density[j] * z if head else zero)

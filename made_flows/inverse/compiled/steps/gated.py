@@ -6,6 +6,7 @@ from typing import Any
 
 from made_flows.inverse.compiled.elementwise import exp, log_scale, log_scale_slope, scale
 from made_flows.inverse.compiled.simd import like, line
+from made_flows.inverse.compiled.translation import independent
 
 
 def step(work: Any, numbers: Any, rows: Any) -> None:
@@ -16,10 +17,10 @@ def step(work: Any, numbers: Any, rows: Any) -> None:
     one = like(s[0], 1.0)
     scale(int(numbers[1]), numbers[2], numbers[3], s)
     if numbers[0] == 0.0:
-        for j in range(lanes):
+        for j in independent(lanes):
             value[j] = s[j] * u[j] + (one - s[j]) * target[j]
     else:
-        for j in range(lanes):
+        for j in independent(lanes):
             value[j] = (u[j] - (one - s[j]) * target[j]) / s[j]
 
 
@@ -32,7 +33,7 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
     one = like(log_s[0], 1.0)
     log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
     inverse = numbers[0] != 0.0
-    for j in range(lanes):
+    for j in independent(lanes):
         s = exp(log_s[j])
         rest = (one - s) * target[j]
         image[j] = (known[j] - rest) / s if inverse else s * known[j] + rest
@@ -46,12 +47,12 @@ def pull(work: Any, numbers: Any, rows: Any) -> None:
     known, image = line(work, value, lanes), line(work, out, lanes)
     density, slope = line(work, out + 1, lanes), line(work, scratch, lanes)
     one = like(log_s[0], 1.0)
-    for j in range(lanes):
+    for j in independent(lanes):
         slope[j] = log_s[j]
     log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
     log_scale_slope(int(numbers[1]), numbers[2], numbers[3], slope)
     sign = -one if numbers[0] != 0.0 else one
-    for j in range(lanes):
+    for j in independent(lanes):
         rate = exp(sign * log_s[j])
         of_image, distance = image[j], known[j] - target[j]
         image[j] = of_image * rate

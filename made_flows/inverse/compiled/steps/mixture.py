@@ -8,6 +8,7 @@ from typing import Any
 from made_flows.inverse.compiled.elementwise import exp, log_scale, log_scale_slope, scale
 from made_flows.inverse.compiled.simd import like, line
 from made_flows.inverse.compiled.steps.categorical import choose, log_sum
+from made_flows.inverse.compiled.translation import independent
 
 
 def step(work: Any, numbers: Any, rows: Any) -> None:
@@ -20,13 +21,13 @@ def step(work: Any, numbers: Any, rows: Any) -> None:
     means = line(work, parameters + components, lanes)
     raw = line(work, parameters + 2 * components, lanes)
     # Each lane takes the mean and the scale of its own component: one scale, not one for each.
-    for j in range(lanes):
+    for j in independent(lanes):
         k = max(int(value[j]), 0)
         m[j] = means[k * lanes + j]
         s[j] = raw[k * lanes + j]
     scale(int(numbers[1]), numbers[2], numbers[3], s)
     zero, nothing = like(v[0], 0.0), like(v[0], math.nan)
-    for j in range(lanes):
+    for j in independent(lanes):
         value[j] = m[j] + s[j] * v[j] if value[j] >= zero else nothing
 
 
@@ -41,10 +42,10 @@ def score(work: Any, numbers: Any, rows: Any) -> None:
     for k in range(components):
         logit, mean, log_s = component(work, lanes, parameters, components, k)
         log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
-        for j in range(lanes):
+        for j in independent(lanes):
             _, logit[j] = joint(known[j], logit[j], mean[j], log_s[j])
     log_sum(work, lanes, parameters, components, scratch)
-    for j in range(lanes):
+    for j in independent(lanes):
         density[j] += weighted[j] - weights[j] - normal
 
 
@@ -66,7 +67,7 @@ def joint(known: Any, logit: Any, mean: Any, log_s: Any) -> Any:
 
 def log_scales(numbers: Any, raw: Any, log_s: Any) -> None:
     """Write the logarithms of scales, whose raw values stay as they are."""
-    for j in range(len(raw)):
+    for j in independent(len(raw)):
         log_s[j] = raw[j]
     log_scale(int(numbers[1]), numbers[2], numbers[3], log_s)
 
@@ -82,14 +83,14 @@ def pull(work: Any, numbers: Any, rows: Any) -> None:
     zero = like(known[0], 0.0)
     log_sum(work, lanes, parameters, components, scratch + 2)
     # The sum over components of what is not normalized yet, as weighted * exp(highest).
-    for j in range(lanes):
+    for j in independent(lanes):
         highest[j] = like(one, -math.inf)
         weighted[j] = zero
         image[j] = zero
     for k in range(components):
         logit, mean, raw = component(work, lanes, parameters, components, k)
         log_scales(numbers, raw, log_s)
-        for j in range(lanes):
+        for j in independent(lanes):
             _, each = joint(known[j], logit[j], mean[j], log_s[j])
             top = max(highest[j], each)
             finite = zero if top == like(one, -math.inf) else top
@@ -99,7 +100,7 @@ def pull(work: Any, numbers: Any, rows: Any) -> None:
         logit, mean, raw = component(work, lanes, parameters, components, k)
         log_scales(numbers, raw, log_s)
         log_scale_slope(int(numbers[1]), numbers[2], numbers[3], raw)
-        for j in range(lanes):
+        for j in independent(lanes):
             z, each = joint(known[j], logit[j], mean[j], log_s[j])
             part = density[j] * exp(each - highest[j]) / weighted[j]
             logit[j] = part - density[j] * exp(logit[j] - weights[j])

@@ -15,6 +15,7 @@ from typing import Any
 from made_flows._llvm import LONG, Array, Numbers, emits
 from made_flows.inverse.compiled.elementwise import exp, expm1, log, softplus
 from made_flows.inverse.compiled.simd import adjacent_lines, keep_apart, like, line
+from made_flows.inverse.compiled.translation import independent
 from made_flows.univariate.step_kernel import EDGES, SplineForm
 
 FIXED = float(EDGES["fixed"])
@@ -76,7 +77,7 @@ def map_value(work: Any, numbers: Any, rows: Any) -> None:
     from_y = line(work, scratch + 9, lanes)
     zero, one = like(u[0], 0.0), like(u[0], 1.0)
     origin, size = like(u[0], spline.left), like(u[0], spline.width)
-    for j in range(lanes):
+    for j in independent(lanes):
         place[j] = (u[j] - origin) / size
         from_x[j] = zero
         from_y[j] = zero
@@ -92,7 +93,7 @@ def map_value(work: Any, numbers: Any, rows: Any) -> None:
         fixed_end = like(u[0], 1.0 if k == bins - 1 and fixed else 0.0)
         first = k == 0
         known = from_y if inverse else from_x
-        for j in range(lanes):
+        for j in independent(lanes):
             take = first or place[j] >= known[j]
             left[j] = from_x[j] if take else left[j]
             bottom[j] = from_y[j] if take else bottom[j]
@@ -103,11 +104,11 @@ def map_value(work: Any, numbers: Any, rows: Any) -> None:
             inner[j] = middle[j] if take else inner[j]
         # Rows that the search is done with tell whether a knot is an outer one.
         outer_start, outer_end = line(work, scratch + 10, lanes), line(work, scratch + 11, lanes)
-        for j in range(lanes):
+        for j in independent(lanes):
             take = first or place[j] >= known[j]
             outer_start[j] = fixed_at if take else outer_start[j]
             outer_end[j] = fixed_end if take else outer_end[j]
-        for j in range(lanes):
+        for j in independent(lanes):
             from_x[j] += w[j]
             from_y[j] += h[j]
     positive(work, numbers, lanes, scratch + 5, scratch + 10)
@@ -118,7 +119,7 @@ def map_value(work: Any, numbers: Any, rows: Any) -> None:
         rational_quadratic(work, lanes, scratch, inverse)
     # Where xi is now: the value's place in its bin on the other axis.
     xi = line(work, scratch + 8, lanes)
-    for j in range(lanes):
+    for j in independent(lanes):
         inside = place[j] >= zero and place[j] <= one
         other = left[j] + width[j] * xi[j] if inverse else bottom[j] + height[j] * xi[j]
         value[j] = origin + size * other if inside else u[j]
@@ -146,26 +147,31 @@ def fractions(
     highest, total = line(work, scratch, lanes), line(work, scratch + 1, lanes)
     one = like(highest[0], 1.0)
     spline = form_of(numbers)
-    divisor, bound = like(one, spline.divisor), like(one, spline.bound)
+    rate, bound = like(one, 1.0 / spline.divisor), like(one, spline.bound)
     least, rest = like(one, smallest), like(one, 1.0 - smallest * bins)
-    for j in range(lanes):
+    bounded = spline.bound < math.inf
+    for j in independent(lanes):
         highest[j] = like(one, -math.inf)
         total[j] = like(one, 0.0)
     for k in range(bins):
         a = line(work, first + k, lanes)
-        for j in range(lanes):
-            scaled = a[j] / divisor
-            a[j] = scaled / (one + abs(scaled) / bound)
+        if bounded:
+            for j in independent(lanes):
+                a[j] /= one + abs(a[j] * rate) / bound
+        for j in independent(lanes):
+            a[j] *= rate
             highest[j] = max(highest[j], a[j])
     for k in range(bins):
         a = line(work, first + k, lanes)
-        for j in range(lanes):
+        for j in independent(lanes):
             a[j] = exp(a[j] - highest[j])
             total[j] += a[j]
+    for j in independent(lanes):
+        total[j] = rest / total[j]
     for k in range(bins):
         a = line(work, first + k, lanes)
-        for j in range(lanes):
-            a[j] = least + rest * a[j] / total[j]
+        for j in independent(lanes):
+            a[j] = least + a[j] * total[j]
 
 
 def positive(work: Any, numbers: Any, lanes: int, row: int, outer: int) -> None:
@@ -177,12 +183,12 @@ def positive(work: Any, numbers: Any, lanes: int, row: int, outer: int) -> None:
     least, bound = like(one, spline.min_derivative), like(one, spline.derivative_bound)
     offset, edge = like(one, spline.derivative_offset), like(one, spline.edge)
     if spline.derivative_bound > 0.0:
-        for j in range(lanes):
+        for j in independent(lanes):
             a[j] = exp(a[j] / (one + abs(a[j]) / bound))
     else:
-        for j in range(lanes):
+        for j in independent(lanes):
             a[j] = least + softplus(a[j] + offset)
-    for j in range(lanes):
+    for j in independent(lanes):
         a[j] = edge if fixed[j] > zero else a[j]
 
 
@@ -192,14 +198,14 @@ def rational_quadratic(work: Any, lanes: int, scratch: int, inverse: bool) -> No
     place, left, bottom, width, height, start, end, _, out = bin_lines(work, scratch, lanes)
     zero, one, two = like(place[0], 0.0), like(place[0], 1.0), like(place[0], 2.0)
     if not inverse:
-        for j in range(lanes):  # Durkan et al. 2019, equation 4
+        for j in independent(lanes):  # Durkan et al. 2019, equation 4
             xi = min(max((place[j] - left[j]) / width[j], zero), one)
             slope = height[j] / width[j]
             across = xi * (one - xi)
             below = slope * (one - two * across) + (start[j] + end[j]) * across
             out[j] = (slope * xi * xi + start[j] * across) / below
         return
-    for j in range(lanes):
+    for j in independent(lanes):
         # The root of Durkan et al. 2019, equations 6-8, with a discriminant that is a sum of
         # squares and without a difference of nearly equal numbers.
         theta = min(max((place[j] - bottom[j]) / height[j], zero), one)
@@ -224,7 +230,7 @@ def rational_linear(work: Any, numbers: Any, lanes: int, scratch: int, inverse: 
     zero, one = like(place[0], 0.0), like(place[0], 1.0)
     nearest = form_of(numbers).min_place
     least, rest = like(one, nearest), like(one, 1.0 - 2.0 * nearest)
-    for j in range(lanes):
+    for j in independent(lanes):
         inner = least + rest / (one + exp(-raw[j]))
         # Weights of the bin's last end and of its inner point, whose height is middle.
         slope = height[j] / width[j]
@@ -258,7 +264,7 @@ def add_log_slope(work: Any, numbers: Any, rows: Any) -> None:
     place, left, bottom, width, height, start, end, inner, image = bin_lines(work, scratch, lanes)
     density = line(work, out + 1, lanes)
     zero, one, two = like(place[0], 0.0), like(place[0], 1.0), like(place[0], 2.0)
-    for j in range(lanes):
+    for j in independent(lanes):
         known = (place[j] - bottom[j]) / height[j] if inverse else (place[j] - left[j]) / width[j]
         known = min(max(known, zero), one)
         xi, theta = (image[j], known) if inverse else (known, image[j])
@@ -293,7 +299,7 @@ def pull_to_bin(work: Any, numbers: Any, lanes: int, scratch: int, x: int) -> No
     gradient, density = line(work, x, lanes), line(work, x + 1, lanes)
     zero, one, two = like(place[0], 0.0), like(place[0], 1.0), like(place[0], 2.0)
     size, least = like(place[0], spline.width), like(place[0], spline.min_derivative)
-    for j in range(lanes):
+    for j in independent(lanes):
         known = (place[j] - bottom[j]) / height[j] if inverse else (place[j] - left[j]) / width[j]
         known = min(max(known, zero), one)
         xi, theta = (image[j], known) if inverse else (known, image[j])
@@ -344,17 +350,17 @@ def pull_to_knots(
     zero = like(left[0], 0.0)
     for k in range(knots):
         own = line(work, derivatives + k, lanes)
-        for j in range(lanes):
+        for j in independent(lanes):
             own[j] = zero
-    for j in range(lanes):
+    for j in independent(lanes):
         from_x[j] = zero
     for k in range(bins):
         w = line(work, widths + k, lanes)
         at = line(work, derivatives + edge_row(k, bins, knots, fixed), lanes)
-        for j in range(lanes):
+        for j in independent(lanes):
             at[j] += start[j] if from_x[j] == left[j] else zero
         at = line(work, derivatives + edge_row(k + 1, bins, knots, fixed), lanes)
-        for j in range(lanes):
+        for j in independent(lanes):
             at[j] += end[j] if from_x[j] == left[j] else zero
             from_x[j] += w[j]
 
@@ -377,21 +383,21 @@ def pull_to_logits(
     )
     zero, scale = like(at[0], 0.0), like(at[0], divisor)
     least, rest = like(at[0], smallest), like(at[0], 1.0 - smallest * bins)
-    for j in range(lanes):
+    for j in independent(lanes):
         sums[j] = zero
         total[j] = zero
     for k in range(bins):
         a = line(work, first + k, lanes)
-        for j in range(lanes):
+        for j in independent(lanes):
             of = of_fraction(sums[j], at[j], of_begin[j], of_own[j])
             total[j] += (a[j] - least) * of
             sums[j] += a[j]
-    for j in range(lanes):
+    for j in independent(lanes):
         total[j] = total[j] / rest
         sums[j] = zero
     for k in range(bins):
         a = line(work, first + k, lanes)
-        for j in range(lanes):
+        for j in independent(lanes):
             of = of_fraction(sums[j], at[j], of_begin[j], of_own[j])
             sums[j] += a[j]
             a[j] = (a[j] - least) * (of - total[j]) / scale
