@@ -205,7 +205,9 @@ class _Run:
         self.least = -1e4 - 100.0 * x.shape[1]  # log-density below which all rows are alike
         self.folds = self._cut(len(x))
         copies = find_copies(len(x), self._of, copies)
-        self.copied = 0 if copies is None else int((copies != torch.arange(len(x))).sum())
+        self.copied = (
+            0 if copies is None else int((copies != torch.arange(len(x), device="cpu")).sum())
+        )
         if copies is not None:
             different = copies.unique()
             expect(len(different) >= 10, "x", "to have at least ten different rows", len(different))

@@ -48,7 +48,7 @@ def hold_out(
     """
     copies = find_copies(rows, read, known)
     if copies is not None and known is None:
-        count = int((copies != torch.arange(rows)).sum())
+        count = int((copies != torch.arange(rows, device="cpu")).sum())
         if count >= _MANY * rows:
             warnings.warn(
                 f"{count} of the {rows} rows of {name} are exact copies of others: copies of a "
@@ -90,13 +90,13 @@ def find_copies(
         >>> find_copies(20, lambda places: (x[places].round(), None)) is None
         True
     """
-    alone = torch.arange(rows)
+    alone = torch.arange(rows, device="cpu")
     own = alone if known is None else first_of_equal(known)
     x, context = read(alone[:: -(-rows // _MEASURED)])
     columns = _by_kind(x)
     if len(columns[0]) or context is not None:
         equal = _first_equal_rows(rows, read)
-        copied = torch.zeros(rows, dtype=torch.bool)
+        copied = torch.zeros(rows, dtype=torch.bool, device="cpu")
         copied[_hardly_by_chance(equal, read, columns)] = True
         own = torch.where(copied[equal], equal, own)
     return None if bool((own == alone).all()) else own
@@ -106,7 +106,7 @@ def first_of_equal(keys: Tensor) -> Tensor:
     """Return the place (N,) at which each of some integers (N,) is found first."""
     order = keys.argsort(stable=True)
     ordered = keys[order]
-    new = torch.ones(len(keys), dtype=torch.bool)
+    new = torch.ones(len(keys), dtype=torch.bool, device="cpu")
     new[1:] = ordered[1:] != ordered[:-1]
     first = torch.empty_like(order)
     first[order] = order[new][new.cumsum(0) - 1]
@@ -125,7 +125,7 @@ def _by_kind(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _first_equal_rows(rows: int, read: Callable[[Tensor], Batch]) -> Tensor:
     """Return the place (N,) of the first row that is equal to each one, context and all."""
-    first = torch.arange(rows)
+    first = torch.arange(rows, device="cpu")
     shared = first
     for columns in (_COLUMNS, None):  # few tell most rows of numbers from all others
         keys = [_key(*read(some), columns) for some in shared.split(_PIECE)]
@@ -160,7 +160,7 @@ def _hardly_by_chance(
         return torch.cat(each, dim=1)
 
     measured = values(different[:: -(-len(different) // _MEASURED)])
-    expected = torch.full(found.shape, float(len(equal)), dtype=torch.float64)
+    expected = torch.full_like(found, len(equal), dtype=torch.float64)
     for known, value in zip(measured, values(found), strict=True):
         known = known.sort().values
         left = (expected > _CHANCE).nonzero().flatten()
@@ -181,7 +181,7 @@ def _parts(x: Tensor, context: Tensor | None, fractions: Tensor, whole: Tensor) 
 
 def _key(x: Tensor, context: Tensor | None = None, columns: int | None = None) -> Tensor:
     """Return integers (N,), equal for equal rows (to chance, for no others)."""
-    key = torch.zeros(len(x), dtype=torch.int64)
+    key = torch.zeros(len(x), dtype=torch.int64, device="cpu")
     for part in (x, context):
         if part is None:
             continue

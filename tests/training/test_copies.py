@@ -80,6 +80,14 @@ def test_copies_are_told_from_equal_rows(name: str) -> None:
     assert len(left_out) == pytest.approx(0.2 * len(x), abs=5)
 
 
+def test_the_default_device_does_not_matter() -> None:
+    x = NORMAL.repeat(2, 1)
+    with torch.device("meta"):
+        copies = find_copies(len(x), reading(x, None, "x"))
+        kept, _ = split_indices(len(x), 0.1, torch.Generator("cpu"), copies)
+    assert kept.device.type == "cpu"
+
+
 def test_known_copies_stay_together_whatever_their_values() -> None:
     x = BITS[:40].repeat(3, 1)
     known = torch.arange(40).repeat(3)
