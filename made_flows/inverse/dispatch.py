@@ -87,7 +87,7 @@ def pays(step: Step, structure: Structure, weights: int, x: Tensor) -> bool:
         x: the values.
     """
     kernel = step.kernel()
-    known = kernel is not None and kernel.follows_rule and activations_of(structure) is not None
+    known = kernel is not None and kernel.gives_values and activations_of(structure) is not None
     if _choice() != "auto" or (known and x.is_cuda):
         return True
     if known and x.dtype in DTYPES and x.is_cpu and _engine("llvmlite") is not None:

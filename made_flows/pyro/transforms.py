@@ -31,7 +31,7 @@ from made_flows.pyro.conditioners import (
     without_context,
 )
 from made_flows.univariate.bijections import Affine, Bijection, GatedAffine
-from made_flows.univariate.scales import ScaleRule, make_scale_rule
+from made_flows.univariate.scales import ScaleRule, make_scale_rule, valued_as_named
 
 
 class _Autoregressive(FastLayer, VectorTransform):
@@ -184,8 +184,9 @@ class ClippedScale(ScaleRule):
     def __init__(self, low: float, high: float) -> None:
         super().__init__("clamp", low=low, high=high)
 
+    @valued_as_named
     def forward(self, a: Tensor) -> Tensor:
-        clipped = a + (a.clamp(self.low, self.high) - a).detach()
+        clipped = super().forward(a)
         if clipped.requires_grad and has_concrete_values(a):
             clipped.register_hook(functools.partial(_inward, a.detach(), self.low, self.high))
         return clipped

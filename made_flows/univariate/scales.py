@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from made_flows._checks import expect, expect_type, expect_word, real_number, shown
 from made_flows._registry import saveable
+
+Pass = TypeVar("Pass", bound=Callable[..., Tensor])
 
 _CONSTANTS: dict[str, tuple[str, ...]] = {
     "bounded": ("bound",),
@@ -122,6 +125,23 @@ class ScaleRule(nn.Module):
     def extra_repr(self) -> str:
         constants = (f"{name}={getattr(self, name):.4g}" for name in _CONSTANTS[self.rule])
         return ", ".join([self.rule, *constants])
+
+
+_VALUED: set[Any] = set()
+
+
+def valued_as_named(forward: Pass) -> Pass:
+    """Say that a subclass's pass has the values of its rule's name, and another gradient.
+
+    Compiled steps that need values alone then take it for that rule.
+    """
+    _VALUED.add(forward)
+    return forward
+
+
+def is_valued_as_named(forward: Any) -> bool:
+    """Tell whether that was said of a pass."""
+    return forward in _VALUED
 
 
 def make_scale_rule(scale: Any) -> ScaleRule:

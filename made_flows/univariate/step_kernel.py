@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from made_flows._torch import has_global_hooks
-from made_flows.univariate.scales import SCALE_RULES, ScaleRule
+from made_flows.univariate.scales import SCALE_RULES, ScaleRule, is_valued_as_named
 
 HEAD = 2.0
 """Stands where other steps say whether to invert, for the score of a head."""
@@ -51,17 +51,28 @@ class StepKernel(NamedTuple):
     def follows_rule(self) -> bool:
         """Whether the scale rule does what its name says, and nothing more."""
         rule = self.rule
-        return rule is None or (
-            type(rule).forward is ScaleRule.forward
-            and "forward" not in vars(rule)
-            and not rule._forward_hooks
-            and not rule._forward_pre_hooks
-            and not has_global_hooks()
-        )
+        return rule is None or _pass_of(rule) is ScaleRule.forward
+
+    @property
+    def gives_values(self) -> bool:
+        """Whether the scale rule has the values that its name says, if with another gradient."""
+        return self.follows_rule or is_valued_as_named(_pass_of(self.rule))
+
+
+def _pass_of(rule: Any) -> Any:
+    """Return the method that a call of a scale rule is; None where hooks or others take part."""
+    if not isinstance(rule, ScaleRule):
+        return None
+    hooked = rule._forward_hooks or rule._forward_pre_hooks or has_global_hooks()
+    own = hooked or "forward" in vars(rule)
+    return None if own else type(rule).forward
 
 
 _FREE = {"__init__", "__doc__", "__module__", "extra_repr", "log_prob", "noise", "check_values"}
 _FREE |= {"initial_parameters", "support", "__annotations__", "__qualname__"}
+# What Python, ABCs and ``saveable`` write into every class.
+_FREE |= {"__abstractmethods__", "_abc_impl", "__static_attributes__", "__firstlineno__"}
+_FREE |= {"_saveable", "_former_defaults"}
 """What a subclass may define without changing what a step does."""
 
 

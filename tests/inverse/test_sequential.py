@@ -15,9 +15,10 @@ from torch import Tensor
 
 import made_flows as mf
 from made_flows.inverse import HeadStep, eager, sequential_inverse
-from made_flows.inverse.dispatch import backend
+from made_flows.inverse.dispatch import backend, gradients_of
 from made_flows.inverse.steps import BijectionStep
 from made_flows.univariate.bijections import Affine
+from made_flows.univariate.scales import valued_as_named
 from made_flows.univariate.splines import RationalQuadraticSpline
 from tests.helpers.architectures import Architecture, architectures
 from tests.helpers.d_pass import d_pass_inverse
@@ -352,6 +353,27 @@ class OwnKnots(RationalQuadraticSpline):
         return 2 * x, 2 * y, derivatives
 
 
+@mf.saveable
+class OwnSupport(mf.heads.Gaussian):
+    """Overrides what no step is made of."""
+
+    def __init__(self) -> None:
+        super().__init__("exp")
+
+    def check_values(self, x: Tensor) -> None:
+        pass
+
+
+class PlainAffine(Affine):
+    pass
+
+
+class OtherGradient(mf.ScaleRule):
+    @valued_as_named
+    def forward(self, a: Tensor) -> Tensor:
+        return super().forward(2 * a.detach() - a)
+
+
 class OwnRule(mf.ScaleRule):
     def forward(self, a: Tensor) -> Tensor:
         return 0.5 * super().forward(a)
@@ -361,6 +383,28 @@ class OwnRule(mf.ScaleRule):
 def test_every_compiled_step_is_in_the_table(kind: str) -> None:
     kernels = [make(3).kernel() for make in STEPS.values()]
     assert kind in {kernel.kind for kernel in kernels if kernel is not None}
+
+
+@pytest.mark.usefixtures("_no_eager")
+@pytest.mark.parametrize("kind", [OwnSupport, PlainAffine])
+def test_subclasses_that_change_no_step_are_compiled(kind: Any) -> None:
+    step = HeadStep(kind()) if kind is OwnSupport else BijectionStep(kind("exp"), "inverse")
+    made = made_for(step, features=3)
+    noise = noise_of(step, 4, 3)
+    plain = STEPS["sampling, Gaussian" if isinstance(step, HeadStep) else "inverse, affine"](3)
+    owner_of(plain).scale = mf.ScaleRule("exp")
+    expected = sequential_inverse(made, plain, noise)
+    assert torch.equal(sequential_inverse(made, step, noise), expected)
+
+
+@pytest.mark.usefixtures("_no_eager")
+def test_rules_with_another_gradient_are_solved_by_the_kernel_and_not_scored_by_it() -> None:
+    step = BijectionStep(Affine(OtherGradient("exp")), "inverse")
+    made, noise = made_for(step, features=3), noise_of(step, 4, 3)
+    expected = sequential_inverse(made, BijectionStep(Affine("exp"), "inverse"), noise)
+    assert torch.equal(sequential_inverse(made, step, noise), expected)
+    assert gradients_of(step, made.spec()) is None
+    assert gradients_of(BijectionStep(Affine("exp"), "inverse"), made.spec()) is not None
 
 
 @pytest.mark.usefixtures("_no_eager")

@@ -16,6 +16,7 @@ import pyro.distributions as dist  # noqa: E402
 
 import made_flows as mf  # noqa: E402
 import made_flows.pyro as mp  # noqa: E402
+from made_flows.inverse.dispatch import backend  # noqa: E402
 from tests.helpers.flow_models import shaken  # noqa: E402
 from tests.helpers.pyro_layers import (  # noqa: E402
     AUTOREGRESSIVE,
@@ -69,6 +70,16 @@ def check_log_determinant(t: Any, x: Tensor) -> None:
 @every
 def test_inverse_undoes_the_transform(name: str, features: int) -> None:
     check_directions(transform(name, features), points(7, features))
+
+
+@pytest.mark.parametrize("name", [*TRANSFORMS, *(f"given a context, {n}" for n in CONDITIONAL)])
+def test_slow_directions_are_compiled(name: str) -> None:
+    pytest.importorskip("llvmlite")
+    of_context = name.removeprefix("given a context, ")
+    t = transform(name, 4) if name in TRANSFORMS else under_context(of_context)
+    with torch.no_grad(), backend("compiled"):  # or it raises
+        t.inv(points(7, 4))
+        t(points(7, 4))
 
 
 @both

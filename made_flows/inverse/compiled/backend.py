@@ -224,18 +224,16 @@ def ready_for(network: NetworkSpec) -> Ready | None:
 
 def kernel_of(step: Step) -> StepKernel | None:
     """Return what the compiled sweep should do for a step, None if it does not know how."""
-    return _known(step.kernel(), "step")
+    kernel = step.kernel()
+    known = kernel is not None and kernel.gives_values and has_step(kernel.kind, "step")
+    return kernel if known else None
 
 
 def score_kernel_of(step: HeadStep | BijectionStep) -> StepKernel | None:
     """Return what the compiled parallel pass should do for a step, None if it does not know how."""
-    return _known(step.score_kernel(), "score")
-
-
-def _known(kernel: StepKernel | None, function: str) -> StepKernel | None:
-    if kernel is None or not kernel.follows_rule or not has_step(kernel.kind, function):
-        return None
-    return kernel
+    kernel = step.score_kernel()
+    known = kernel is not None and kernel.follows_rule and has_step(kernel.kind, "score")
+    return kernel if known else None
 
 
 @lru_cache(maxsize=256)

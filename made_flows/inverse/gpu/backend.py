@@ -168,7 +168,7 @@ def ready_for(network: NetworkSpec) -> Ready | None:
 def kernel_of(step: Step) -> StepKernel | None:
     """Return what the sweep should do for a step, None if it does not know how."""
     kernel = step.kernel()
-    if kernel is None or not kernel.follows_rule or kernel.kind not in KINDS:
+    if kernel is None or not kernel.gives_values or kernel.kind not in KINDS:
         return None
     return kernel
 
