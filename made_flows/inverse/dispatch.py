@@ -181,7 +181,8 @@ def solve(problem: Problem) -> Tensor:
             ready = None if kernel is None else engine.ready_for(problem.network)
             if ready is not None:
                 values: Tensor = engine.solve(ready, kernel, problem)
-                return values.to(problem.dtype)
+                dtype = problem.step.value_dtype(problem.noise.dtype)
+                return values if dtype == values.dtype else values.to(dtype)
         except engine.FAILURES as failure:
             _report(failure)
         _refuse(
@@ -190,8 +191,7 @@ def solve(problem: Problem) -> Tensor:
             else _unknown(problem.network)
         )
     with own_precision(problem.noise.device.type):
-        values = _in_torch(problem.noise).solve(problem)
-    return values.to(problem.dtype)
+        return _in_torch(problem.noise).solve(problem)  # type: ignore[no-any-return]
 
 
 def for_plans(x: Tensor) -> ModuleType | None:
@@ -240,13 +240,12 @@ def adjoint(problem: TransposedProblem) -> Tensor:
             ready = engine.ready_for(problem.network)
             if ready is not None:
                 solution: Tensor = engine.adjoint(ready, problem)
-                return solution.to(problem.gradient.dtype)
+                return solution
         except engine.FAILURES as failure:
             _report(failure)
         _refuse(_unknown(problem.network))
     with own_precision(problem.gradient.device.type):
-        solution = _in_torch(problem.gradient).adjoint(problem)
-    return solution.to(problem.gradient.dtype)
+        return _in_torch(problem.gradient).adjoint(problem)  # type: ignore[no-any-return]
 
 
 def _in_torch(tensor: Tensor) -> ModuleType:

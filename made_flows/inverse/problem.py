@@ -32,11 +32,6 @@ class Conditioner(Protocol):
         """Iterate over the weights."""
 
 
-def value_dtype(step: Step, noise: Tensor, weight: Tensor) -> torch.dtype:
-    """Return the dtype of values, given noise and a weight of the network."""
-    return step.value_dtype(torch.promote_types(noise.dtype, weight.dtype))
-
-
 class Problem(NamedTuple):
     """Find values x with x_r = step(noise_r, p_r(x_<r)) for every rank r.
 
@@ -53,11 +48,6 @@ class Problem(NamedTuple):
     noise: Tensor
     known: Tensor | None = None
     prefix: int = 0
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of values: noise may be of another precision than the network."""
-        return value_dtype(self.step, self.noise, self.network.tensors[1])
 
 
 class TransposedProblem(NamedTuple):

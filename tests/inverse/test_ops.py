@@ -268,23 +268,6 @@ def test_the_operators_pass_the_checks_of_torch() -> None:
     torch.library.opcheck(ops.adjoint_sweep, arguments)
 
 
-@pytest.mark.parametrize("way", ["eager", "auto"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_operators_know_the_dtype_of_what_they_return(dtype: torch.dtype, way: str) -> None:
-    """Of noise and gradients of another precision than the network's, too."""
-    model = MODELS["Gaussian | plain"]()
-    for network_dtype, other in ((F64, dtype), (torch.float32, F64), (torch.float32, dtype)):
-        network = model.to(network_dtype).made.spec(None)
-        tensors, step = [t.detach() for t in network.tensors], HeadStep(model.head)
-        noise, x = noise_of(step, 6, 4).to(other), torch.randn(6, 4, dtype=other)
-        slopes = torch.randn(6, 4, 2, dtype=other)
-        key = network.structure.key
-        with backend(way):
-            arguments = (noise, None, tensors, [], key, step.name, 0)
-            torch.library.opcheck(ops.sequential_inverse, arguments, test_utils="test_faketensor")
-            assert ops.adjoint_sweep(x, slopes, x, tensors, [], key).dtype == other
-
-
 # ---------------------------------------------------------------------- memory
 
 
