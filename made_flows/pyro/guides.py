@@ -40,7 +40,6 @@ from made_flows.pyro.layout import expect_whole, naming_supports, warn_of_angles
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger, even_noise, normal_noise
 from made_flows.pyro.refinement import Refinement, refine
 from made_flows.pyro.starts import init_to_prior_median
-from made_flows.training.optimization import seeded
 from made_flows.univariate.bijections import Bijection
 from made_flows.univariate.scales import ScaleRule
 
@@ -443,8 +442,7 @@ def _check_flow(
     """Make a small flow of these arguments, which raises what is wrong with them."""
     order = flow["order"]
     size = len(order) if hasattr(order, "__len__") and not isinstance(order, str) else 2
-    # Not of the generator given, whose numbers are for the guide's own flow, nor of the global one:
-    # like Pyro's, a guide draws when it is called for the first time.
-    with seeded(0, torch.empty(0).device):
-        arguments = {**flow, "generator": None}
-        posterior_flow(torch.zeros(size), scale, transforms, hidden_features, **arguments)
+    # Not of the generator given, whose numbers are for the guide's own flow.
+    posterior_flow(
+        torch.zeros(size), scale, transforms, hidden_features, **{**flow, "generator": None}
+    )

@@ -964,16 +964,3 @@ def test_models_that_cannot_run_at_once_are_told_of_the_option() -> None:
 
     with pytest.raises(ValueError, match=r"site 'y':.*broadcast.*\[1000, 3\]\)\. Let leading"):
         AutoIAF(shapes).diagnose()
-
-
-def test_making_a_guide_draws_nothing() -> None:
-    """As with Pyro's guides, draws that follow under a seed are the same."""
-    before = torch.get_rng_state()
-    guide = AutoIAF(lambda: pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1)))
-    assert torch.equal(before, torch.get_rng_state())
-    guide()
-    before = torch.get_rng_state()
-    guide.median()
-    guide.get_posterior()
-    copy.deepcopy(guide)
-    assert torch.equal(before, torch.get_rng_state())
