@@ -144,6 +144,8 @@ class ConditionalAutoRegressiveNN(PyroShapes):
         if boolean(skip_connections, "skip_connections"):
             skip = _with_context(rows[:, None] > ranks, context_dim)
             self.skip_layer = MaskedLinear(skip, bias=False)
+        if nonlinearity is _RELU:
+            nonlinearity = nn.ReLU()  # hooks on that of one network are not to be on all others
         self.f = make_activation(nonlinearity) if isinstance(nonlinearity, str) else nonlinearity
         make_activation(self.f, "nonlinearity")  # raises where it is none
         for last in (self.layers[-1], self.skip_layer):

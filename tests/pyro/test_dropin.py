@@ -220,3 +220,9 @@ def test_density_model_is_fitted_by_svi_and_predicts() -> None:
     samples = Predictive(model, {}, num_samples=4, guide=lambda: None)()["x"]
     assert samples.shape == (4, 200, 3)
     assert (samples.mean(dim=(0, 1)) - 1).abs().max() < 0.3
+
+
+def test_networks_share_no_activation() -> None:
+    """A hook on that of one would be on those of all."""
+    first, second = (ours.affine_autoregressive(2) for _ in range(2))
+    assert first.arn.f is not second.arn.f
