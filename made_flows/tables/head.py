@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -175,6 +176,22 @@ class TableHead(Head):
             if bool(known[..., i].any()):
                 weights = mixture_weights(scores[..., i, :][known[..., i]])
                 self.plain[i], self.share[i] = weights[1], weights[2]
+
+    @contextmanager
+    def left_out(self, network: nn.Module) -> Iterator[None]:
+        """Train a network alone, without shares; where it was not changed, they come back."""
+        shares = (self.share, self.plain)
+        before = [each.clone() for each in shares]
+        weights = [p.detach().clone() for p in network.parameters()]
+        for each in shares:
+            each.zero_()
+        try:
+            yield
+        finally:
+            now = zip(network.parameters(), weights, strict=True)
+            if all(torch.equal(p.detach(), value.to(p.device)) for p, value in now):
+                self.share.copy_(before[0])
+                self.plain.copy_(before[1])
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         x = x.double()

@@ -237,12 +237,11 @@ class TableMADE(DensityModel):
             (x, context), validation = parts
         pair = isinstance(validation, tuple)
         others = validation[0] if pair and not self.context else validation
-        self.head.share.zero_()
-        self.head.plain.zero_()
         if options.get("sparsity") is None and options.get("optimizer") is None:
             options["sparsity"] = _SPARSITY if self.made.direct is not None else 0.0
         options.setdefault("weight_decay", 0.0)  # with direct connections, not tried
-        history = fit(self, x, context, validation=others, average=average, **options)
+        with self.head.left_out(self.made):
+            history = fit(self, x, context, validation=others, average=average, **options)
         if history.best_epoch:
             self.trained_rows.fill_(len(x))
         if pair:

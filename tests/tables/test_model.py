@@ -435,3 +435,21 @@ def test_training_ends_no_worse_than_independent_columns_on_rows_left_out() -> N
     assert pooled >= independent
     assert share[0] > 0.5
     assert bool(((share >= 0) & (share <= 1)).all())
+
+
+@pytest.mark.parametrize(
+    "refused", [{"learning_rate": -1.0}, {"device": "gpu"}, {"validation": {"x": ["no number"]}}]
+)
+def test_a_call_of_fit_that_is_refused_leaves_scores_as_they_were(refused: dict[str, Any]) -> None:
+    table = {"x": np.arange(100) % 7, "y": np.arange(100) % 5 / 3.0}
+    training = {"max_epochs": 2, "progress": False, "seed": 0}
+    model = mf.fit_table(table, options={"hidden_features": (8,)}, **training)
+    before, head = model.score_samples(table), model.head
+    assert bool(torch.stack([head.share, head.plain]).any())
+    with pytest.raises((TypeError, ValueError), match="Expected"):
+        model.fit(table, **training | refused)
+    np.testing.assert_array_equal(model.score_samples(table), before)
+    model.fit(table, validation=None, **training | {"max_epochs": 0})  # nor what trains nothing
+    np.testing.assert_array_equal(model.score_samples(table), before)
+    model.fit(table, validation=None, **training)
+    assert not bool(torch.stack([head.share, head.plain]).any())
