@@ -355,6 +355,36 @@ def tensor_or_empty(value: Any) -> Tensor:
         return torch.empty(0)
 
 
+def checked_device(device: Any, *, holds_numbers: bool = True) -> torch.device | None:
+    """Return a device, or raise a ValueError for one that is not there; None stays None.
+
+    Unless it has to hold numbers, it may be "meta".
+    """
+    if device is None:
+        return None
+    found, why = None, ""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        # What torch says of a name that it does not know is a list of all that it knows.
+        why = "" if found is None else f" ({_shortened(str(error))})"
+        found = None
+    if found is None:
+        raise ValueError(
+            f"Expected device to be one of this machine, {_devices()}; got {shown(device)}{why}"
+        )
+    expect(found.type != "meta" or not holds_numbers, "device", "to hold numbers", "'meta'")
+    return found
+
+
+def _devices() -> str:
+    """Name the devices that are there: 'cpu', 'cuda:0' or 'cuda:1'."""
+    kinds = [(kind, getattr(torch, kind).device_count()) for kind in ("cuda", "xpu", "mps")]
+    names = ["'cpu'", *(f"'{kind}:{i}'" for kind, count in kinds for i in range(count))]
+    return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
 def check_default_device() -> None:
     """Raise a ValueError where tensors are made without values, of which masks cannot be made."""
     hint = "to hold values, of which masks are made (make the model elsewhere, then .to('meta'))"

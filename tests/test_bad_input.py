@@ -21,6 +21,7 @@ from torch.distributions import Bernoulli, Exponential, Independent, Normal, Uni
 import made_flows as mf
 from made_flows._checks import check_broadcast
 from made_flows.diagnostics.pareto import pareto_smooth
+from made_flows.ray import Sample, Score
 
 NAN, INF = math.nan, math.inf
 ROWS = torch.full((4, 3), 0.5)
@@ -695,3 +696,35 @@ def test_shapes_broadcast_as_torch_has_it(one: tuple[int, ...], other: tuple[int
             check_broadcast(one=one, other=other)
     else:
         assert check_broadcast(one=one, other=other) == expected
+
+
+# ---------------------------------------------------------------------- devices that are not there
+
+TABLE = {"a": np.arange(20.0), "b": np.arange(20.0) ** 2}
+
+ON_A_DEVICE: dict[str, Callable[[Any], Any]] = {
+    # Whatever else is wrong comes later: no file is opened, no row read.
+    "load": lambda device: mf.load("no file", device),
+    "fit": lambda device: mf.fit(mf.GaussianMADE(3), "no rows", device=device),
+    "fit_table": lambda device: mf.fit_table("no table", device=device),
+    "TableMADE.fit": lambda device: mf.TableMADE.from_data(TABLE).fit("no table", device=device),
+    "Score": lambda device: Score("no file", ["a"], device=device),
+    "Sample": lambda device: Sample("no file", ["a"], device=device),
+}
+
+NOT_THERE: dict[str, tuple[Any, str]] = {
+    "a GPU": ("cuda:99", "to be one of this machine, 'cpu'.*; got 'cuda:99' (.*)"),
+    "a device": (torch.device("cuda:99"), "got device.type='cuda', index=99."),
+    "an accelerator": ("hpu", "got 'hpu' (.*)"),
+    "no name": ("gpu", "got 'gpu'$"),
+    "no device": (1.5, "got 1.5"),
+}
+
+
+@pytest.mark.parametrize("call", ON_A_DEVICE)
+@pytest.mark.parametrize("name", NOT_THERE)
+def test_devices(call: str, name: str) -> None:
+    device, message = NOT_THERE[name]
+    refused(lambda: ON_A_DEVICE[call](device), f"device .*{message}")
+    if call != "load":  # a model may be looked at without its numbers
+        refused(lambda: ON_A_DEVICE[call]("meta"), "device to hold numbers; got 'meta'")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, expect_sequence, non_negative_integer
+from made_flows._checks import checked_device, expect, expect_sequence, non_negative_integer
 from made_flows.serialization.files import load
 from made_flows.tables.model import TableMADE
 from made_flows.training.convert import as_tensor, checksum
@@ -32,7 +32,7 @@ class _Worker:
         context: Sequence[str],
         device: torch.device | str | None,
     ) -> None:
-        self.model = load(path, device).eval()
+        self.model = load(path, checked_device(device)).eval()
         self.is_table = isinstance(self.model, TableMADE)
         if self.is_table:
             expect(columns is None and not context, "columns", "to be those of the table", columns)

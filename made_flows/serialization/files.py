@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from made_flows._checks import expect, expect_type, helpful, shown
+from made_flows._checks import checked_device, expect, expect_type, helpful
 from made_flows._files import expect_place, replacing
 from made_flows._registry import is_saveable
 from made_flows.serialization.record import describe, rebuild, undisturbed
@@ -123,7 +123,7 @@ def load(
         FileNotFoundError: when there is no such file.
         ValueError: for a file that is damaged, is not from this library, was written in a newer
             format, names an unknown class, does not fit the class, or asks for more numbers than
-            it holds; for a device that torch does not know.
+            it holds; for a device that is not there.
 
     Example:
         >>> import tempfile, pathlib, made_flows as mf
@@ -135,18 +135,13 @@ def load(
     """
     floating = dtype is None or getattr(dtype, "is_floating_point", False) is True
     expect_type(floating, "dtype", "to be a floating-point torch.dtype", dtype)
-    if device is not None:
-        try:
-            device = torch.device(device)
-        except (RuntimeError, TypeError):
-            words = "to be a device that torch knows, such as 'cpu' or 'cuda'"
-            expect(False, "device", words, shown(device))
+    to = checked_device(device, holds_numbers=False)
     place = _expect_path(path)
     if not place.is_file():
         raise FileNotFoundError(f"Expected path to be a file; got {path}, which is not one")
     with undisturbed():
         model = _built(place)
-    return model.to(device=device, dtype=dtype)
+    return model.to(device=to, dtype=dtype)
 
 
 def _built(path: Path) -> nn.Module:

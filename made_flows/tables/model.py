@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import checked_seed, expect_type, helpful, positive_integer
+from made_flows._checks import checked_device, checked_seed, expect_type, helpful, positive_integer
 from made_flows._registry import saveable
 from made_flows._torch import modes_kept
 from made_flows.models.density import DensityModel
@@ -208,6 +208,7 @@ class TableMADE(DensityModel):
         Returns:
             The history, whose numbers are those of the network alone.
         """
+        checked_device(options.get("device"))  # before a table is read, which may take long
         x, context = self.schema.encode(table)
         if validation is not None and not isinstance(validation, Real):
             validation = self.schema.encode(validation, "validation")
@@ -441,6 +442,7 @@ def fit_table(
         ['kind', 'size']
     """
     given, seed = {} if options is None else options, checked_seed(training.get("seed"))
+    checked_device(training.get("device"))
     expect_type(isinstance(given, Mapping), "options", "to be a mapping of names", options)
     with seeded(seed):
         model = TableMADE.from_data(table, columns, context, **given)

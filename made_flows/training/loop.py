@@ -15,6 +15,7 @@ from torch import nn
 
 from made_flows._checks import (
     boolean,
+    checked_device,
     checked_seed,
     expect,
     expect_type,
@@ -42,7 +43,7 @@ from made_flows.training.optimization import (
 from made_flows.training.processes import Processes
 from made_flows.training.run import Callback, Options, Run
 from made_flows.training.standardization import set_units
-from made_flows.training.target import Target, checked_device
+from made_flows.training.target import Target
 
 
 class FitOptions(TypedDict, total=False):
@@ -235,7 +236,7 @@ def fit(
     keep_training_mode = boolean(keep_training_mode, "keep_training_mode")
     seed = checked_seed(seed)
     autocast = boolean(autocast, "autocast")
-    place = None if device is None else checked_device(device)
+    place = checked_device(device)
     processes = Processes()
     processes.check_trainable(model)
     with moved(model, place) as stay:

@@ -174,18 +174,3 @@ def expect_paired(x: Any, context: Any, name: str) -> None:
 
 def _rows_of(each: tuple[int | str, ...]) -> str:
     return f"(N, {', '.join(map(str, each))})"
-
-
-def checked_device(device: Any) -> torch.device:
-    """Return a device, or raise a ValueError for one that is not there."""
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        first = str(error).partition("\n")[0]
-        raise ValueError(
-            f"Expected device to be one of this machine, such as 'cpu' or 'cuda'; got "
-            f"{device!r:.60} ({first:.120})"
-        ) from None
-    expect(found.type != "meta", "device", "to hold numbers", "'meta'")
-    return found
