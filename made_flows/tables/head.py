@@ -57,6 +57,7 @@ class TableHead(Head):
     share: Tensor
     plain: Tensor
     noise_parts = 2
+    changing = ("share", "plain")
     has_rsample = False
     value_dtype = torch.float64
     support = TableSupport()

@@ -12,14 +12,18 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+from torch.distributions.transforms import _InverseTransform
+from torch.distributions.utils import lazy_property
 
-from made_flows._checks import expect, expect_type
+from made_flows._checks import expect, expect_type, holds_integers
 from made_flows._files import expect_place, replacing
 from made_flows.training.convert import checksum
 from made_flows.training.processes import Processes
@@ -124,27 +128,70 @@ def _unpacked(content: bytes, place: Path) -> dict[str, Any]:
 
 
 def describe_model(model: nn.Module) -> str:
-    """Say what a model is, whatever its weights: class, sizes, layers, settings, orders."""
+    """Say what a model is, whatever its weights: class, sizes, layers, settings, constants."""
+    modules = [each for each in model.modules() if not isinstance(each, Units)]
     units = {id(b) for m in model.modules() if isinstance(m, Units) for b in m.buffers()}
     tensors = [
         (name, tensor)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        if id(tensor) not in units
+        if id(tensor) not in units  # which are only known in training
     ]
-    shapes = [(name, tuple(t.shape), str(t.dtype)) for name, t in tensors]
-    # With what modules say of themselves, such as a scale rule; units are only known in training.
-    kinds = [
-        (type(module).__name__, _ADDRESS.sub("", module.extra_repr()))
-        for module in model.modules()
-        if not isinstance(module, Units)
-    ]
-    layout = zlib.crc32(repr(kinds).encode(), zlib.crc32(repr(shapes).encode()))
+    shapes = [(name, tuple(t.shape), str(t.dtype), t.requires_grad) for name, t in tensors]
+    kinds: list[Any] = [type(module).__name__ for module in modules]
     fixed = 0
-    for _, tensor in tensors:
-        if tensor.dim() and not tensor.is_floating_point() and tensor.dtype != torch.bool:
-            fixed = checksum(tensor, fixed)
+    for module in modules:
+        for name, value in _constants(module):
+            if isinstance(value, Tensor):
+                kinds.append((name, tuple(value.shape), str(value.dtype)))
+                fixed = checksum(value, fixed)
+            else:
+                kinds.append((name, _ADDRESS.sub("", repr(value))))
+    layout = zlib.crc32(repr(kinds).encode(), zlib.crc32(repr(shapes).encode()))
     numbers = sum(tensor.numel() for _, tensor in tensors)
-    return f"{type(model).__name__} of {numbers} numbers (layers {layout:08x}, orders {fixed:08x})"
+    kind = type(model).__name__
+    return f"{kind} of {numbers} numbers (layers {layout:08x}, constants {fixed:08x})"
+
+
+def _constants(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield what a module was given and training leaves as it is, by name.
+
+    Beside what a module says of itself, such as a scale rule, that is all that one of the library's
+    holds in public, or one of a class made of its classes, but for what it calls ``changing``. Of
+    others it is integers: other numbers may have been drawn, and come from the file as weights do.
+    """
+    if not any(isinstance(value, Distribution) for value in vars(module).values()):
+        yield "extra_repr", module.extra_repr()  # a distribution says what was asked of it before
+    if not any(cls.__module__.startswith("made_flows.") for cls in type(module).__mro__):
+        for name, tensor in module.named_buffers(recurse=False):
+            if tensor.dim() and holds_integers(tensor):
+                yield name, tensor
+        return
+    every = {**vars(module), **module._buffers}
+    changing = {"training", "key", *getattr(module, "changing", ())}
+    for name in sorted(name for name in every if name[0] != "_" and name not in changing):
+        yield from ((name, each) for each in _given(every[name], set()))
+
+
+def _given(value: Any, seen: set[int]) -> Iterator[Any]:
+    """Yield the tensors and plain values that a value holds; of other objects nothing."""
+    if isinstance(value, Tensor):
+        if value.dim() or value.is_floating_point():  # other single numbers count something
+            yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _given(item, seen)
+    elif isinstance(value, (Distribution, Transform)):
+        if id(value) not in seen:  # a transform and its inverse hold each other
+            seen.add(id(value))
+            yield type(value).__name__
+            for name, item in sorted(vars(value).items()):
+                # What is made when it is asked for, or kept of a call, may be there or not.
+                inverse = name == "_inv" and not isinstance(value, _InverseTransform)
+                lazy = isinstance(getattr(type(value), name, None), lazy_property)
+                if not (inverse or lazy or name == "_cached_x_y"):
+                    yield from _given(item, seen)
+    elif isinstance(value, (str, int, float, FunctionType, BuiltinFunctionType)):
+        yield value
 
 
 def random_state(generators: list[torch.Generator], device: torch.device) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -26,6 +27,8 @@ class Transform(WithConstants, ABC):
         differentiable: whether :meth:`to_data` carries gradients.
         unit_free: whether it is trained in whatever units data have, so that
             :func:`made_flows.fit` may standardise them before it.
+        changing: names of buffers and other attributes that training changes: those that a
+            checkpoint's model may have otherwise.
 
     Example:
         >>> import torch
@@ -50,6 +53,7 @@ class Transform(WithConstants, ABC):
     data_pass: Literal["parallel", "sequential"] = "parallel"
     differentiable: bool = True
     unit_free: bool = False
+    changing: Sequence[str] = ()
 
     @abstractmethod
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

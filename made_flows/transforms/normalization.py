@@ -50,6 +50,7 @@ class BatchNorm(Transform):
     batches: Tensor
 
     unit_free = True
+    changing = ("mean", "variance")
 
     def __init__(self, features: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
         super().__init__()

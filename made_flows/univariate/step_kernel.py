@@ -72,7 +72,7 @@ _FREE = {"__init__", "__doc__", "__module__", "extra_repr", "log_prob", "noise",
 _FREE |= {"initial_parameters", "support", "__annotations__", "__qualname__"}
 # What Python, ABCs and ``saveable`` write into every class.
 _FREE |= {"__abstractmethods__", "_abc_impl", "__static_attributes__", "__firstlineno__"}
-_FREE |= {"_saveable", "_former_defaults"}
+_FREE |= {"_saveable", "_former_defaults", "changing"}
 """What a subclass may define without changing what a step does."""
 
 

@@ -11,6 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributions import (
+    AffineTransform,
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    TransformedDistribution,
+)
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import made_flows as mf
@@ -200,6 +208,111 @@ def test_a_checkpoint_of_another_call_is_refused(name: str, written: bytes, tmp_
     with pytest.raises(ValueError, match=f"checkpoint to be of this call; got .*({message})"):
         mf.fit(model, options.pop("data", X), checkpoint=path, **options)
     assert path.read_bytes() == written
+
+
+def flow(*transforms: mf.Transform) -> mf.Flow:
+    return mf.Flow([*transforms, *maf().transforms])
+
+
+class Power(mf.Transform):
+    """A part of one's own, which holds what it is given in attributes alone."""
+
+    changing = ("calls",)
+
+    def __init__(self, exponent: float, scale: float = 1.0) -> None:
+        super().__init__()
+        self.features, self.exponent, self.scale = 3, exponent, torch.tensor(scale)
+        self.calls = 0
+
+    def to_noise(self, x: torch.Tensor, context: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        self.calls += 1
+        z = self.scale * x**self.exponent
+        return z, (self.exponent * z / x).abs().log().sum(dim=-1)
+
+    def to_data(self, z: torch.Tensor, context: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        x = (z / self.scale) ** (1 / self.exponent)
+        return x, -(self.exponent * z / x).abs().log().sum(dim=-1)
+
+
+def base(scale: float, share: float = 0.5) -> Any:
+    parts = Independent(Normal(torch.zeros(2, 3), torch.full((2, 3), scale)), 1)
+    return MixtureSameFamily(Categorical(probs=torch.tensor([share, 1 - share])), parts)
+
+
+def affine(loc: float) -> Any:
+    return TransformedDistribution(base(1.0), [AffineTransform(loc, 1.0, 1, cache_size=1)])
+
+
+def spline(**options: float) -> mf.MAF:
+    return maf(bijection=mf.RationalQuadraticSpline(4, **options))
+
+
+def frozen() -> mf.MAF:
+    model = maf()
+    model.transforms[0].conditioner.layers[0].bias.requires_grad_(False)
+    return model
+
+
+def of_one_mask() -> mf.MAF:
+    model = maf()
+    model.transforms[0].conditioner.layers[0].mask[3:] = False
+    return model
+
+
+LOW, HIGH = [0.0] * 3, [100.0] * 3
+
+GIVEN: dict[str, tuple[Any, Any]] = {
+    # name: two models that differ in what they are given, and in no shape
+    "means": (
+        lambda: flow(mf.Standardize(LOW, HIGH)), lambda: flow(mf.Standardize([0, 1, 0], HIGH)),
+    ),
+    "deviations": (
+        lambda: flow(mf.Standardize(LOW, HIGH)), lambda: flow(mf.Standardize(LOW, [9, 9, 9.5])),
+    ),
+    "bounds": (lambda: flow(mf.Logit(LOW, HIGH)), lambda: flow(mf.Logit(LOW, [100, 100, 101]))),
+    "margin": (
+        lambda: flow(mf.Logit(LOW, HIGH, margin=1e-3)),
+        lambda: flow(mf.Logit(LOW, HIGH, margin=1.0000001e-3)),
+    ),
+    "columns": (lambda: flow(mf.Log(3, [0])), lambda: flow(mf.Log(3, [1]))),
+    "base": (lambda: maf(base=base(1.0)), lambda: maf(base=base(2.0))),
+    "shares of a base": (lambda: maf(base=base(1.0)), lambda: maf(base=base(1.0, 0.4))),
+    "a transformed base": (lambda: maf(base=affine(0.0)), lambda: maf(base=affine(1.0))),
+    "widths of bins": (spline, lambda: spline(min_width=0.01)),
+    "slopes": (spline, lambda: spline(min_derivative=0.01)),
+    "batch normalisation": (
+        lambda: flow(mf.BatchNorm(3)), lambda: flow(mf.BatchNorm(3, epsilon=1e-3)),
+    ),
+    "an activation": (lambda: maf(activation=torch.sin), lambda: maf(activation=torch.cos)),
+    "dependencies": (
+        lambda: maf(adjacency=torch.ones(3, 3).tril(-1)),
+        lambda: maf(adjacency=torch.eye(3).roll(1, 0).tril(-1)),
+    ),
+    "a mask": (maf, of_one_mask),
+    "weights of a mixture": (
+        lambda: mf.Mixture([maf(), maf()], [0.5, 0.5]), lambda: mf.Mixture([maf(), maf()], [1, 2]),
+    ),
+    "what is trained": (maf, frozen),
+    "attributes": (lambda: flow(Power(0.5)), lambda: flow(Power(0.4))),
+    "tensors": (lambda: flow(Power(0.5)), lambda: flow(Power(0.5, 2.0))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_a_model_is_given_tells_its_checkpoint(name: str, tmp_path: Path) -> None:
+    def train(make: Any, **more: Any) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = make()
+        options = OPTIONS | {"max_epochs": 1, "standardize": False} | more
+        return model, mf.fit(model, X.abs(), checkpoint=tmp_path / "run", **options)
+
+    one, other = GIVEN[name]
+    model, _ = train(one)
+    with pytest.raises(ValueError, match=r"of this call; got .* with the model"):
+        train(other)
+    # The same model goes on, made anew and as it is now.
+    assert train(one, max_epochs=2)[1].epochs == 2
+    assert train(lambda: model, max_epochs=3)[1].epochs == 3
 
 
 BAD = {
