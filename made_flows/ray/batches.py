@@ -36,7 +36,9 @@ class _Worker:
         self.is_table = isinstance(self.model, TableMADE)
         if self.is_table:
             expect(columns is None and not context, "columns", "to be those of the table", columns)
-            self.model.schema.frame = "dict"  # as batches are, whatever it was made from
+            schema = self.model.schema
+            schema.frame = "dict"  # as batches are, whatever it was made from
+            self.columns = [column.name for column in (*schema.columns, *schema.context)]
             return
         for name, value in (("columns", columns), ("context", context)):
             expect_sequence(value, name, "to be a sequence of names of columns")
@@ -50,11 +52,16 @@ class _Worker:
         wanted = self.model.context
         expect(len(self.context) == wanted, "context", f"to name {wanted} columns", self.context)
 
-    def rows(self, batch: Mapping[str, Any], names: list[str]) -> Tensor:
-        """Return columns of a batch as (N, columns)."""
+    def chosen(self, batch: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+        """Return some columns of a batch, by name."""
         missing = [name for name in names if name not in batch]
         expect(not missing, "batch", f"to have the columns {missing}", sorted(batch))
-        columns = [as_tensor(batch[name], f"column {name!r}") for name in names]
+        return {name: batch[name] for name in names}
+
+    def rows(self, batch: Mapping[str, Any], names: list[str]) -> Tensor:
+        """Return columns of a batch as (N, columns)."""
+        found = self.chosen(batch, names)
+        columns = [as_tensor(values, f"column {name!r}") for name, values in found.items()]
         # In NumPy's common dtype: torch's, of integers and single precision, is single precision.
         return torch.from_numpy(np.stack([column.numpy() for column in columns], axis=1))
 
@@ -62,10 +69,13 @@ class _Worker:
 class Score(_Worker):
     r"""Add the log-likelihood of every row as a column of it, for ``map_batches``.
 
+    Columns that the model does not take, such as names or numbers of rows, are passed on as they
+    are, whatever they hold.
+
     Args:
         path: the file of the model, which every worker can read.
         columns: names of the features, in the order of the model's; None for a
-            :class:`~made_flows.TableMADE`, which has its own.
+            :class:`~made_flows.TableMADE`, which knows its own by their names.
         context: names of the context's columns.
         output: name of the new column.
         device: where the worker computes; None for the CPU.
@@ -99,7 +109,9 @@ class Score(_Worker):
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch, columns by name, with the new one."""
         if self.is_table:
-            scores = self.model.score_samples(batch)
+            own = self.chosen(batch, self.columns)
+            some = len(next(iter(own.values()))) > 0  # a block may have lost all rows to a filter
+            scores = self.model.score_samples(own) if some else np.zeros(0)
         else:
             given = self.rows(batch, self.context) if self.context else None
             checked = self.target.check(self.rows(batch, self.columns), given, "batch")

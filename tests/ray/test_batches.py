@@ -49,6 +49,27 @@ def test_scores_are_those_of_the_model(files: dict[str, str]) -> None:
     )
 
 
+OTHERS: dict[str, Any] = {
+    "numbers": np.arange(50),
+    "words": np.array([f"row {i}" for i in range(50)]),
+    "vectors": np.zeros((50, 4)),
+    "objects": np.array([{"at": i} for i in range(50)]),
+    "nothing": np.full(50, np.nan),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("name", ["flow", "table"])
+def test_columns_of_no_concern_are_passed_on(name: str, kind: str, files: dict[str, str]) -> None:
+    score, other = Score(files[name], ["a", "b"] if name == "flow" else None), OTHERS[kind]
+    scored = score({"id": other, **TABLE})
+    assert scored["id"] is other
+    np.testing.assert_array_equal(scored["log_prob"], score(TABLE)["log_prob"])
+    empty = score({column: values[:0] for column, values in {"id": other, **TABLE}.items()})
+    assert {column: len(values) for column, values in empty.items()} == dict.fromkeys(scored, 0)
+    assert empty["log_prob"].dtype == scored["log_prob"].dtype
+
+
 def test_columns_of_other_types_lose_no_digit(files: dict[str, str]) -> None:
     # Apart in double precision alone: integers beside single precision keep all of theirs.
     batch = {"a": np.float32([100, 101]), "b": np.array([2**24 + 1, 2**24 + 3])}
@@ -104,6 +125,10 @@ BAD = {
     "a name": (lambda f: Score(f["flow"], "ab"), TypeError, "columns to be a sequence of names"),
     "no context": (lambda f: Score(f["given"], ["a"]), ValueError, "context to name 1 columns"),
     "columns of a table": (lambda f: Score(f["table"], ["a"]), ValueError, "those of the table"),
+    "a table's column that is not there": (
+        lambda f: Score(f["table"])({"id": X[:, 0], "a": X[:, 0], "b": X[:, 1]}), ValueError,
+        r"the columns \['word'\]; got .'a', 'b', 'id'",
+    ),
     "no file": (lambda f: Score("none", ["a"]), FileNotFoundError, "path to be a file"),
     "a column that is not there": (
         lambda f: Score(f["flow"], ["a", "c"])(TABLE), ValueError, r"the columns \['c'\]; got",
