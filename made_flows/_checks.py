@@ -336,7 +336,9 @@ def as_numbers(value: Any, argument: str) -> Tensor:
 
     Raises:
         TypeError: for anything else.
+        ValueError: for values that are masked, of which torch would take what is behind the mask.
     """
+    expect(not np.ma.is_masked(value), argument, "to hold no masked values", "some")
     try:
         tensor = _as_tensor(value)
     except (TypeError, ValueError, RuntimeError):

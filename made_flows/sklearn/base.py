@@ -18,6 +18,7 @@ from sklearn.utils.validation import (
 
 from made_flows._checks import expect, helpful, positive_integer
 from made_flows.tables.columns import ATOM, CategoryColumn
+from made_flows.tables.frames import as_written
 from made_flows.tables.model import TableMADE
 from made_flows.tables.schema import Schema
 from made_flows.training.copies import hold_out
@@ -68,7 +69,12 @@ class TableEstimator(BaseEstimator):
             rows = _num_samples(X)
             expect(rows > 0, "X", "to have a minimum of 1 row", f"0 sample(s) (shape={X.shape})")
             return X
-        return validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
+        if np.ma.isMaskedArray(X):  # scikit-learn takes what is behind the mask
+            X = np.ma.filled(X.astype(np.float64), np.nan)
+        precisions = [np.float64, np.float32]
+        return as_written(
+            validate_data(self, X, reset=reset, dtype=precisions, ensure_all_finite="allow-nan")
+        )
 
     def _seed(self, random_state: Any = None) -> int:
         """Draw a seed, of another random state than the estimator's where one is given."""

@@ -16,7 +16,7 @@ import torch
 
 from made_flows._checks import expect
 from made_flows._registry import saveable
-from made_flows.tables.frames import DAY, Values
+from made_flows.tables.frames import DAY, Values, as_written
 from made_flows.training.standardization import robust_moments
 
 ATOM = -10_000.0
@@ -141,8 +141,16 @@ class CategoryColumn(Column):
         return self.holds == "date" and all(day == round(day) for day in self.categories)
 
     def _codes(self, values: Any, rows: Any) -> Any:
-        code = {value: k for k, value in enumerate(self.categories)}
-        return np.array([code.get(value, len(code)) for value in values.tolist()], dtype=float)
+        code: dict[Any, int] = {}
+        if self.holds == "float":  # of a model that took single precision for what it is exactly
+            with np.errstate(over="ignore"):  # which is no category then
+                exact = np.array(self.categories, np.float32)
+            same = exact == np.array(self.categories)
+            written = as_written(np.where(same, exact, np.float32("nan"))).tolist()
+            code = {value: k for k, value in enumerate(written)}
+        code |= {value: k for k, value in enumerate(self.categories)}
+        unseen = len(self.categories)
+        return np.array([code.get(value, unseen) for value in values.tolist()], dtype=float)
 
     def values(self, codes: Any) -> Any:
         kinds = {"text": object, "bool": bool, "int": np.int64, "date": "M8[us]"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
@@ -62,14 +63,14 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
         ValueError: for columns of different lengths, no rows, equal names, and infinite values.
     """
     if isinstance(table, Mapping):
+        _expect_different(table, argument)
         kind, columns = "dict", {name: _array(column) for name, column in table.items()}
     elif hasattr(table, "columns") and hasattr(table, "shape"):
         names = getattr(table, "column_names", None)  # Arrow's; the others' columns are names
         names = list(table.columns) if names is None else list(names)
         kind = type(table).__module__.partition(".")[0]
         expect_type(kind in FRAMES, argument, "to be a table", table)
-        twice = sorted({str(name) for name in names if names.count(name) > 1})
-        expect(not twice, argument, "to have columns of different names", ", ".join(twice))
+        _expect_different(names, argument)
         columns = {name: _of_frame(table[name], str(name)) for name in names}
     else:
         matrix = table.detach().cpu().numpy() if isinstance(table, torch.Tensor) else table
@@ -90,6 +91,13 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
     return {str(name): _values(column, str(name)) for name, column in columns.items()}, kind
 
 
+def _expect_different(names: Iterable[Any], argument: str) -> None:
+    """Refuse names that are equal, or would be as text: of 1 and "1", one would be lost."""
+    counts = Counter(map(str, names))
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    expect(not twice, argument, "to have columns of different names", ", ".join(twice))
+
+
 def write(
     columns: Mapping[str, Any],
     kind: str,
@@ -108,8 +116,8 @@ def write(
         if like is None:
             return _matrix(list(columns.values()))
         matrix = like.detach().cpu().numpy() if isinstance(like, torch.Tensor) else _array(like)
-        whole = {f"x{i}": matrix[:, i] for i in range(matrix.shape[1])} | dict(columns)
-        return _matrix(list(whole.values()))
+        whole = {f"x{i}": matrix[:, i] for i in range(matrix.shape[1])}
+        return _matrix(list((whole | _filled_arrays(whole, columns)).values()))
     if kind == "dict":
         return dict(columns) if like is None else _filled_arrays(like, columns)
     try:
@@ -143,8 +151,11 @@ def _filled_arrays(like: Mapping[Any, Any], columns: Mapping[str, Any]) -> dict[
     for name in like:
         if str(name) in columns:
             old, new = _array(like[name]), columns[str(name)]
-            if old.dtype.kind in "Mm":
-                new = np.where(missing[str(name)], new.astype(old.dtype), old)
+            if old.dtype.kind in "Mm" or (old.dtype.kind == "f" and old.dtype.itemsize < 8):
+                with np.errstate(over="ignore"):  # of float16: infinity is looked for
+                    typed = new.astype(old.dtype)
+                lost = old.dtype.kind == "f" and bool(np.isinf(typed).any())
+                new = np.where(missing[str(name)], new if lost else typed, old)
             table[name] = new
     return table
 
@@ -199,6 +210,11 @@ def _of_frame(column: Any, name: str) -> Any:
 
 def _array(values: Any) -> Any:
     """Return an array; of objects from lists, whose values NumPy would bring to one type."""
+    if np.ma.isMaskedArray(values):  # NumPy alone would take what is behind the mask
+        gone: Any = {"f": np.nan, "M": "NaT", "m": "NaT"}.get(values.dtype.kind)
+        known = values.data.astype(object if gone is None else values.dtype)  # a copy
+        known[np.ma.getmaskarray(values)] = gone
+        return known
     return np.asarray(values) if hasattr(values, "__array__") else np.asarray(values, dtype=object)
 
 
@@ -226,7 +242,7 @@ def _values(column: Any, name: str) -> Values:
         return Values(np.where(np.isnat(column), np.nan, days), holds)
     expect_type(kind in "iuf", f"column {name!r}", "to hold numbers, text, dates or booleans",
                 column.dtype)  # fmt: skip
-    numbers = column.astype(np.float64)
+    numbers = as_written(column)
     wrong = np.abs(numbers) > _LARGEST
     if wrong.any():
         row = int(wrong.argmax())
@@ -236,6 +252,23 @@ def _values(column: Any, name: str) -> Values:
     if kind in "iu":
         return _integers(numbers, column, name)
     return Values(numbers, "float")
+
+
+def as_written(column: Any) -> Any:
+    """Return numbers in double precision: those of lower precision are the decimals they stand for.
+
+    0.1 of single precision is 0.10000000149 otherwise, no multiple of a step, and not the category
+    0.1.
+    """
+    numbers = column.astype(np.float64)
+    if column.dtype.kind != "f" or column.dtype.itemsize >= 8:
+        return numbers
+    written, left = numbers.copy(), np.isfinite(numbers) & (numbers != np.round(numbers))
+    for digits in range(1, 8):
+        shorter = np.round(numbers, digits)
+        found = left & (shorter.astype(column.dtype) == column)
+        written, left = np.where(found, shorter, written), left & ~found
+    return written
 
 
 def _integers(numbers: Any, given: Any, name: str) -> Values:
@@ -262,7 +295,9 @@ def _of_objects(column: Any, name: str) -> Values:
         advice = "" if len(found) > 1 else ". Others can be text, by astype(str)"
         raise TypeError(f"Expected column {name!r} {one}; got {got}{advice}")
     holds = found.pop() if found else "float"
-    made: Any = {"text": str, "bool": bool, "date": _moment, "duration": _moment}.get(holds, float)
+    made: Any = {"text": str, "bool": bool, "date": _moment, "duration": _moment}.get(
+        holds, _decimal
+    )
     gone: Any = {"text": None, "bool": None, "date": "NaT", "duration": "NaT"}.get(holds, np.nan)
     each = [gone if lost else made(value) for value, lost in zip(column, missing, strict=True)]
     kind: Any = {"text": object, "bool": object, "date": "M8[us]", "duration": "m8[us]"}
@@ -270,6 +305,12 @@ def _of_objects(column: Any, name: str) -> Values:
     if holds == "int":
         return _integers(array, column, name)
     return Values(array, holds) if array.dtype == object else _values(array, name)
+
+
+def _decimal(value: Any) -> float:
+    """Return a number in double precision, see :func:`as_written`."""
+    short = isinstance(value, (np.float16, np.float32))
+    return float(str(value)) if short else float(value)
 
 
 def _is_missing(value: Any) -> bool:

@@ -70,6 +70,9 @@ def pandas_as(new: Any, dtype: Any) -> Any:
     """Return a series in a type, or as it is where the type cannot hold its values."""
     library = importlib.import_module("pandas")
     zone = getattr(dtype, "tz", None) is not None
+    categories = getattr(dtype, "categories", None)
+    if categories is not None and categories.dtype == np.float32:
+        new = new.astype(np.float32)  # 0.1 is none of its categories otherwise
     try:
         with np.errstate(over="ignore"):  # infinity is looked for
             typed = (new.dt.tz_localize("UTC") if zone else new).astype(dtype)

@@ -34,6 +34,42 @@ def as_batch(batch: Any, name: str) -> tuple[Tensor, Tensor | None]:
     return as_tensor(batch, name), None
 
 
+def _unmasked(x: Any, name: str) -> Any:
+    """Return a masked array with NaN where it is masked: NumPy alone gives what is behind that."""
+    if not np.ma.is_masked(x):
+        return x.data
+    if x.dtype.kind in "biu":
+        largest = max(abs(int(x.max())), abs(int(x.min()))) if x.count() else 0
+        wanted = "to hold integers of at most 2**53 where some are masked"
+        expect(largest <= 2**53, name, wanted, largest)
+        x = x.astype(np.float64)
+    return x.filled(np.nan) if x.dtype.kind == "f" else x.data  # what is no number is refused
+
+
+def _columns_together(frame: Any, names: list[Any], name: str) -> Any:
+    """Return the columns of a frame of several types as one array.
+
+    NumPy makes objects of integers that may be missing and of truth values beside numbers.
+
+    Raises:
+        TypeError: for columns that are no numbers, by name.
+    """
+    columns = [np.asarray(frame[each]) for each in names]
+    strange = [
+        f"{each!r} of {getattr(frame[each], 'dtype', column.dtype)}"
+        for each, column in zip(names, columns, strict=True)
+        if column.dtype.kind not in "biuf"
+    ]
+    more = f" and {len(strange) - 4} more" if strange[4:] else ""
+    got = ", ".join(strange[:4]) + more
+    if strange:
+        raise TypeError(
+            f"Expected every column of {name} to hold numbers; got {got}. fit_table takes columns "
+            f"of any kind, and missing values"
+        )
+    return np.stack(columns, axis=1)
+
+
 def as_tensor(x: Any, name: str) -> Tensor:
     """Return a tensor of x, without a copy where it can be."""
     if isinstance(x, Tensor):
@@ -43,9 +79,12 @@ def as_tensor(x: Any, name: str) -> Tensor:
         expect(len(shapes) == 1, f"the rows of {name}", "to be of one shape", sorted(shapes))
         return torch.stack(list(x))
     try:
-        array = np.asarray(x)
+        array = _unmasked(x, name) if np.ma.isMaskedArray(x) else np.asarray(x)
     except ValueError as error:
         raise ValueError(f"Expected the rows of {name} to be of one length; {error}") from None
+    names = list(getattr(x, "column_names", getattr(x, "columns", ())))  # Arrow's first
+    if array.dtype.kind == "O" and array.ndim == 2 and 0 < len(names) == len(set(names)):
+        array = _columns_together(x, names, name)
     expect_type(array.dtype.kind in "biuf", name, "to hold numbers", array.dtype)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         largest = int(array.max(initial=0))

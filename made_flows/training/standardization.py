@@ -197,10 +197,12 @@ def near_dependence(u: Tensor, name: str) -> NearDependence | None:
     values, vectors = torch.linalg.eigh(correlations)
     if float(values[0]) >= _FLAT:
         return None
+    flat = vectors[:, values < _FLAT]
+    involved = (flat.abs() > 0.1).any(dim=1).nonzero().flatten().tolist()
+    count = "one" if flat.shape[1] == 1 else flat.shape[1]
     message = (
-        f"Columns of {name} are nearly linear in one another: "
-        f"{listed((vectors[:, 0].abs() > 0.1).nonzero().flatten().tolist())}. Their joint density "
-        f"is as high as they are close; leave one of them out"
+        f"Columns of {name} are nearly linear in one another: {listed(involved)}. Their joint "
+        f"density is as high as they are close; leave {count} of them out"
     )
     return NearDependence(message, correlations, deviations)
 

@@ -172,6 +172,17 @@ def test_a_density_by_estimate() -> None:
     assert density.score(frame) > -4
 
 
+def test_arrays_of_decimals_and_masks() -> None:
+    """Single precision has the same steps as double, and what is masked is missing."""
+    x = np.round(rows(60), 1)
+    one, other = (MADEDensity(**SMALL).fit(x.astype(dtype)) for dtype in ("f8", "f4"))
+    kinds = {column.kind for each in (one, other) for column in each.model_.schema.columns}
+    assert kinds == {"rounded"}
+    np.testing.assert_array_equal(one.score_samples(x), other.score_samples(x.astype("f4")))
+    masked, holes = np.ma.masked_array(x, x > 1), np.where(x > 1, np.nan, x)
+    np.testing.assert_array_equal(one.score_samples(masked), one.score_samples(holes))
+
+
 def test_samples_have_the_places_of_columns_without_values() -> None:
     x = rows(60)
     x[:, 1] = np.nan

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import made_flows as mf
+from made_flows.tables.columns import fit_categories
 from made_flows.tables.frames import read, write
 
 N = 40
@@ -291,3 +292,84 @@ def test_other_numbers_are_no_truth_values() -> None:
         TypeError, match=r"column 'a' to hold bool, as in training; got int: 2.0 in"
     ):
         model.score_samples({"a": [2] * N, "b": np.arange(N)})
+
+
+MASK = np.arange(N) % 4 == 1
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i8", "?", "U2", "M8[D]", "m8[s]"])
+def test_what_is_masked_is_missing(dtype: str) -> None:
+    """And no value, as what is behind the mask (often -999) had been."""
+    column = np.ma.masked_array((np.arange(N) % 7).astype(dtype), MASK)
+    frame = {"a": column, "b": np.arange(N) ** 1.5}
+    values = read(frame)[0]["a"]
+    assert values.missing.tolist() == MASK.tolist()
+    plain = read({"a": column.data})[0]["a"]
+    assert values.holds == plain.holds
+    assert values.array[~values.missing].tolist() == plain.array[~MASK].tolist()
+    filled = mf.TableMADE.from_data(frame, hidden_features=(8,)).impute(frame, seed=0)["a"]
+    assert not read({"a": filled})[0]["a"].missing.any()
+    assert filled[~MASK].tolist() == column.data[~MASK].tolist()
+
+
+SHORT: dict[str, Any] = {  # decimals, in single and half precision
+    "array": np.asarray,
+    "tensor": lambda x, dtype: torch.from_numpy(np.asarray(x, dtype)),
+    "list": lambda x, dtype: list(np.asarray(x, dtype)),
+    "pandas": lambda x, dtype: pytest.importorskip("pandas").Series(np.asarray(x, dtype)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+@pytest.mark.parametrize("kind", SHORT)
+def test_decimals_of_low_precision_are_those_that_they_stand_for(kind: str, dtype: str) -> None:
+    """Steps and categories are the same, whatever the precision they are stored in."""
+    rng = np.random.default_rng(0)
+    table = {"steps": np.round(rng.normal(size=300), 1), "few": rng.choice([0.1, 0.2, 0.7], 300)}
+    given = {name: SHORT[kind](column, dtype) for name, column in table.items()}
+    for name, values in read(given)[0].items():
+        assert values.array.tolist() == table[name].tolist()
+    models = [mf.TableMADE.from_data(each, hidden_features=(8,)) for each in (table, given)]
+    assert [column.kind for column in models[1].schema.columns] == ["rounded", "category"]
+    for model in models:
+        found, expected = model.score_samples(given), model.score_samples(table)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_categories_of_single_precision_in_files_of_before() -> None:
+    few = np.array([0.1, 0.2, 0.7])[np.arange(N) % 3]
+    exact = read({"few": few.astype(np.float32).astype(np.float64)})[0]["few"]
+    column = fit_categories("few", exact)
+    assert not set(column.categories) & {0.1, 0.2, 0.7}
+    for each in (few, few.astype(np.float32)):
+        found = column.codes(read({"few": each})[0]["few"])
+        assert found.tolist() == column.codes(exact).tolist()
+    assert column.codes(read({"few": np.array([0.3, np.nan, 1e50])})[0]["few"])[0] == 3
+    large = read({"few": np.array([1e50, 0.5])})[0]["few"]
+    assert sorted(fit_categories("few", large).codes(large)) == [0, 1]
+
+
+def test_other_numbers_of_single_precision_stay() -> None:
+    x = np.array([1 / 3, 1e-12, 1e30, 16777217.0, -0.0, np.nan, 1e-45], np.float32)
+    found = read({"x": x})[0]["x"].array
+    np.testing.assert_array_equal(found.astype(np.float32), x)
+    np.testing.assert_allclose(found, x, rtol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_samples_have_the_categories_of_numbers_that_were_given(dtype: Any) -> None:
+    pandas = pytest.importorskip("pandas")
+    column = pandas.Series(np.array([0.1, 0.2, 0.7], dtype)[np.arange(N) % 3]).astype("category")
+    frame = pandas.DataFrame({"a": column})
+    model = mf.TableMADE.from_data(frame, hidden_features=(8,))
+    assert model.sample(5, seed=0)["a"].dtype == column.dtype
+
+
+@pytest.mark.parametrize("kind", ["dict", "pandas"])
+def test_names_that_are_equal_as_text_are_refused(kind: str) -> None:
+    """Of two columns, 1 and "1", one had been lost."""
+    table: Any = {1: np.arange(3.0), "1": np.arange(3.0), 2: np.arange(3.0)}
+    if kind == "pandas":
+        table = pytest.importorskip("pandas").DataFrame(table)
+    with pytest.raises(ValueError, match=r"table to have columns of different names; got 1$"):
+        read(table)

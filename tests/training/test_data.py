@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import made_flows as mf
 from made_flows.training import data as of_data
 from made_flows.training import standardization
+from made_flows.training.convert import as_tensor
 
 ROWS = np.random.default_rng(0).normal(1e3, 5, (203, 3))
 CONTEXT = np.random.default_rng(1).normal(size=(203, 2)).astype(np.float32)
@@ -168,3 +169,37 @@ def test_of_many_rows_some_are_measured_and_rare_values_are_found(monkeypatch) -
     x[101, 2] = 0.1
     with pytest.raises(ValueError, match=r"column 2 constant at 0\.1"):
         mf.fit(model(0), x, validation=None, **QUIET)
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i8", "?"])
+def test_what_is_masked_is_missing(dtype: str) -> None:
+    """And no value, as what is behind the mask (often -999) had been."""
+    x = np.ma.masked_array(ROWS > 1e3 if dtype == "?" else ROWS.astype(dtype), ROWS > 1005)
+    holes = as_tensor(x, "x")
+    assert holes.isnan().numpy().tolist() == x.mask.tolist()
+    assert (holes.numpy()[~x.mask] == x.data[~x.mask]).all()
+    with pytest.raises(ValueError, match="data to be finite; got nan in row"):
+        mf.fit(model(0), x, **QUIET)
+    np.testing.assert_array_equal(as_tensor(x[:0], "x"), x.data[:0])
+    unmasked = np.ma.masked_array(x.data, np.zeros_like(x.mask))
+    assert as_tensor(unmasked, "x").numpy().dtype == x.dtype
+    with pytest.raises(ValueError, match="mean to hold no masked values"):
+        mf.Standardize(x[0] if x.mask[0].any() else x[x.mask.any(axis=1)][0], np.ones(3))
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "pyarrow"])
+def test_frames_of_several_types_of_numbers(kind: str) -> None:
+    library: Any = pytest.importorskip(kind)
+    columns: dict[str, Any] = {"real": ROWS[:, 0], "whole": np.arange(203), "flag": ROWS[:, 1] > 0}
+
+    def frame(**more: Any) -> Any:
+        table = columns | more
+        return library.table(table) if kind == "pyarrow" else library.DataFrame(table)
+
+    whole = frame()
+    if kind == "pandas":
+        whole = whole.astype({"whole": "Int64", "flag": "boolean"})
+    np.testing.assert_array_equal(as_tensor(whole, "x"), np.stack([*columns.values()], axis=1))
+    wrong = r"every column of data to hold numbers; got 'kind' of \w+\. fit_table takes"
+    with pytest.raises(TypeError, match=wrong):
+        mf.fit(model(0), frame(kind=["a", "b", "c", "d", "e", "f", "g"] * 29), **QUIET)

@@ -219,6 +219,16 @@ def test_columns_that_are_linear_in_one_another_are_named(name: str) -> None:
         mf.fit(model, rows, max_epochs=1, progress=False)
 
 
+def test_all_columns_that_are_linear_in_others_are_named() -> None:
+    """Of several such directions one alone had been, and the next when its column was left out."""
+    u = torch.randn(200, 6, dtype=torch.float64)
+    u[:, 1], u[:, 5] = u[:, 0] + 1e-5 * u[:, 1], u[:, 4] - u[:, 3]
+    found = near_dependence(u, "data")
+    assert found is not None
+    assert "one another: 0, 1, 3, 4, 5. " in found.message
+    assert found.message.endswith("leave 2 of them out")
+
+
 def test_flows_take_what_columns_leave_of_one_another(tmp_path):
     """Linear to 1e-4: a flow by itself ends five nats a row behind a normal distribution."""
     x = torch.cat([rows(), rows() @ rows(3, 1, seed=2) + 1e-4 * rows(200, 1, seed=1)], dim=1)
