@@ -91,10 +91,13 @@ class Chain:
                 else:
                     total = _zeros(values) if total is None else total
                     found = 1, *getattr(left[0], way)(values, given)
+            before = values.dtype
             count, values, log_det = found
             left = left[count:]
             if log_det is not None:
                 total = log_det if total is None else total + log_det
+            if total is not None and values.dtype != before and values.is_floating_point():
+                total = total.to(values.dtype)  # units bring values to the precision of the weights
         return values, _zeros(values) if total is None and way != "generate" else total
 
 

@@ -126,6 +126,35 @@ def test_they_keep_their_precision_whatever_the_models(name: str):
     assert again().log_prob(single).dtype == torch.float32
 
 
+BEHIND = {
+    "MAF behind logarithms": lambda c=0: mf.Flow([mf.Log(3, [0]), *mf.MAF(3, c, 1).transforms]),
+    "MAF behind noise": lambda c=0: mf.Flow([mf.Dequantize(3, [0]), *mf.MAF(3, c, 1).transforms]),
+}
+
+
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("name", MODELS | BEHIND)
+def test_scores_have_the_precision_of_the_model_not_of_the_rows(name: str, context: int):
+    torch.manual_seed(0)
+    model = (MODELS | BEHIND)[name](context)
+    x, c = rows().abs(), rows(columns=2) if context else None
+    x[:, 0] = x[:, 0].ceil()
+    mf.fit(model, x, c, **QUIET)
+    for of_model in (torch.float32, torch.float64):
+        model.to(of_model)
+        scores = []
+        for of_rows in (torch.float32, torch.float64):
+            for gradients in (False, True):
+                torch.manual_seed(0)
+                with torch.set_grad_enabled(gradients):
+                    given = model(None if c is None else c.to(of_rows))
+                    scores.append(given.log_prob(x.to(of_rows)))
+                    assert given.sample().dtype == of_model
+        assert {each.dtype for each in scores} == {of_model}
+        if name != "MAF behind noise":  # which is drawn in the precision of the rows
+            torch.testing.assert_close(scores[0], scores[3], rtol=1e-4, atol=1e-4)
+
+
 def test_log_prob_integrates_to_one():
     x = 100 + 5 * rows(300, 1)
     model = mf.GaussianMixtureMADE(1, hidden_features=(8,))
