@@ -181,8 +181,7 @@ def solve(problem: Problem) -> Tensor:
             ready = None if kernel is None else engine.ready_for(problem.network)
             if ready is not None:
                 values: Tensor = engine.solve(ready, kernel, problem)
-                dtype = problem.step.value_dtype(problem.noise.dtype)
-                return values if dtype == values.dtype else values.to(dtype)
+                return values.to(problem.dtype)
         except engine.FAILURES as failure:
             _report(failure)
         _refuse(
@@ -191,7 +190,8 @@ def solve(problem: Problem) -> Tensor:
             else _unknown(problem.network)
         )
     with own_precision(problem.noise.device.type):
-        return _in_torch(problem.noise).solve(problem)  # type: ignore[no-any-return]
+        values = _in_torch(problem.noise).solve(problem)
+    return values.to(problem.dtype)
 
 
 def for_plans(x: Tensor) -> ModuleType | None:

@@ -28,7 +28,7 @@ from made_flows.inverse.higher_order import (
     gradients_at,
     is_seen_outside,
 )
-from made_flows.inverse.problem import Problem, TransposedProblem
+from made_flows.inverse.problem import Problem, TransposedProblem, value_dtype
 from made_flows.inverse.steps import step_of_name
 from made_flows.nn.spec import NetworkSpec, Structure
 
@@ -51,8 +51,8 @@ def sequential_inverse(
 @sequential_inverse.register_fake
 def _(noise: Tensor, known: Any, tensors: list[Tensor], bases: Any, *static: Any) -> Tensor:
     _, step, _ = static
-    weight = tensors[1]  # noise may be of a higher precision than the network
-    return noise.new_empty(noise.shape[:2], dtype=step_of_name(step).value_dtype(weight.dtype))
+    dtype = value_dtype(step_of_name(step), tensors)
+    return noise.new_empty(noise.shape[:2], dtype=dtype)
 
 
 @torch.library.custom_op("made_flows::adjoint_sweep", mutates_args=())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -32,6 +32,14 @@ class Conditioner(Protocol):
         """Iterate over the weights."""
 
 
+def value_dtype(step: Step, tensors: Sequence[Tensor]) -> torch.dtype:
+    """Return the dtype of values: the network's, whatever the precision of the noise.
+
+    Uniform noise is in float32 at least, and autocast may have made noise of half precision.
+    """
+    return step.value_dtype(tensors[1].dtype)
+
+
 class Problem(NamedTuple):
     """Find values x with x_r = step(noise_r, p_r(x_<r)) for every rank r.
 
@@ -48,6 +56,11 @@ class Problem(NamedTuple):
     noise: Tensor
     known: Tensor | None = None
     prefix: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of values."""
+        return value_dtype(self.step, self.network.tensors)
 
 
 class TransposedProblem(NamedTuple):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 import pytest
@@ -266,6 +267,29 @@ def test_the_operators_pass_the_checks_of_torch() -> None:
     slopes = torch.randn(6, 4, 2, dtype=F64)
     arguments = (torch.randn_like(x), slopes, x, tensors, bases, network.structure.key)
     torch.library.opcheck(ops.adjoint_sweep, arguments)
+
+
+@each_backend
+@pytest.mark.parametrize("head", ["Gaussian", "mixture", "Bernoulli", "categorical, various"])
+def test_values_are_of_the_networks_dtype_whatever_that_of_the_noise(
+    head: str, choice: str
+) -> None:
+    every = (torch.bfloat16, torch.float32, F64)
+    for of_network, of_noise in product(every, every):
+        model = MODELS[f"{head} | plain"]().to(of_network)
+        step, spec = HeadStep(model.head), model.made.spec(None)
+        noise, tensors = noise_of(step, 6, 4).to(of_noise), [t.detach() for t in spec.tensors]
+        expected = torch.int64 if head.startswith("cat") else of_network
+        arguments = (noise, None, tensors, [], spec.structure.key, step.name, 0)
+        with backend(choice):
+            assert call_of(model)(noise, None).dtype == expected
+            torch.library.opcheck(ops.sequential_inverse, arguments, test_utils="test_faketensor")
+            if model().has_rsample:  # and so is what the gradient's sweep is given
+                found = call_of(model)(noise.requires_grad_(), None)
+                assert found.dtype == expected
+                found.sum().backward()
+                assert noise.grad is not None
+                assert noise.grad.dtype == of_noise
 
 
 # ---------------------------------------------------------------------- memory
