@@ -30,6 +30,7 @@ from made_flows.training.copies import find_copies
 from made_flows.training.history import TrainingError
 from made_flows.training.loop import fit
 from made_flows.training.optimization import seed_generators, seeded
+from made_flows.training.standardization import context_moments
 
 Budget = Literal["fast", "good", "best"]
 
@@ -119,7 +120,8 @@ def estimate(
     Warns:
         EstimateWarning: for columns of integers, whose density diverges
             (:class:`~made_flows.Dequantize` is the remedy), and of few values.
-        UserWarning: for values more than a hundred standard deviations out.
+        UserWarning: for values more than a hundred standard deviations out, and contexts more than
+            twenty.
 
     Example:
         >>> import made_flows as mf
@@ -167,6 +169,8 @@ def estimate_repeated(
     kind = kind_of(rows)
     if kind == "real":
         check_columns(rows)
+    if given is not None:
+        context_moments(given, "x")  # warns
     run = _Run(rows, given, copies, kind, budget, seed, progress, time.perf_counter() + limit)
     with seeded(seed, run.device), warnings.catch_warnings():
         # Said once, of all rows: every fold of every candidate would say it again.

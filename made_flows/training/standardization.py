@@ -50,8 +50,7 @@ def set_units(found: list[Units], train: Source) -> None:
     x, context = _sample(train)
     of_context: tuple[Tensor | None, Tensor | None] = None, None
     if context is not None and any(not units.embedded for units in found):
-        middle, spread = robust_moments(context)
-        of_context = middle, torch.where(spread > 0, spread, 1.0)
+        of_context = context_moments(context, train.name)
     known: dict[tuple[Transform, ...], tuple[Tensor | None, ...]] = {}
     for units in found:
         if units.of_data and units.before not in known:
@@ -161,6 +160,24 @@ def warn_of_outliers(u: Tensor, name: str) -> None:
             f"leave them out, or take logarithms of such columns",
             stacklevel=5,
         )
+
+
+def context_moments(context: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Return location and scale of contexts (N, C), and warn of those far from most."""
+    middle, spread = robust_moments(context)
+    spread = torch.where(spread > 0, spread, 1.0)
+    size = ((context.double() - middle) / spread).abs()
+    if bool(size.max() > _FAR):
+        row, column = divmod(int(size.argmax()), size.shape[1])
+        rows = int((size > _FAR).any(dim=1).sum())
+        warnings.warn(
+            f"{rows} of the contexts of {name} {'is' if rows == 1 else 'are'} more than {_FAR:g} "
+            f"standard deviations out: the furthest {float(size.max()):.3g}, in column {column} of "
+            f"the context (row {row} of those measured). Beside them a network hardly tells the "
+            f"others apart: take logarithms of such columns",
+            stacklevel=4,
+        )
+    return middle, spread
 
 
 def warn_of_digits(
