@@ -268,7 +268,7 @@ def fit(
                     model, train, held_out, seed=asked, standardize=standardize,
                     batch_size=settings.batch_size, learning_rate=settings.learning_rate,
                     weight_decay=settings.weight_decay, dropout=settings.dropout,
-                    sparsity=settings.sparsity, optimizer=f"{type(adam).__name__} {adam.defaults}",
+                    sparsity=settings.sparsity, optimizer=_settings_of(adam),
                     schedule=epochs, average=settings.average, patience=patience, autocast=autocast,
                     clip_norm=clip_norm,
                 )  # fmt: skip
@@ -307,6 +307,19 @@ def _request(
     validation = None if held_out is None else held_out.described()
     call = {"the model": describe_model(model), "data": train.described(), "validation": validation}
     return {name: str(value) for name, value in (call | arguments).items()}
+
+
+def _settings_of(optimizer: torch.optim.Optimizer) -> str:
+    """Say what an optimizer is: its class, and the settings of its groups that are of their own."""
+    said = f"{type(optimizer).__name__} {optimizer.defaults}"
+    for number, group in enumerate(optimizer.param_groups):
+        own = {
+            name: value
+            for name, value in group.items()
+            if name != "params" and value != optimizer.defaults.get(name)
+        }
+        said += f", group {number} {own}" if own else ""
+    return said
 
 
 def _expect_callable(model: nn.Module, context: Any) -> None:

@@ -298,6 +298,24 @@ GIVEN: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 
 
+def test_rates_of_groups_tell_a_checkpoint(tmp_path: Path) -> None:
+    def train(rate: float, **more: Any) -> mf.History:
+        def slower_biases(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+            biases = [p for p in parameters if p.dim() == 1]
+            weights = [p for p in parameters if p.dim() > 1]
+            return torch.optim.Adam([{"params": weights}, {"params": biases, "lr": rate}], lr=0.01)
+
+        options = OPTIONS | {"optimizer": slower_biases, "max_epochs": 1} | more
+        return mf.fit(maf(), X, checkpoint=tmp_path / "run", **options)
+
+    train(1e-3)
+    with pytest.raises(
+        ValueError, match=r"group 1 .'lr': 0.001., where it is .* group 1 .'lr': 0.002"
+    ):
+        train(2e-3)
+    assert train(1e-3, max_epochs=2).epochs == 2
+
+
 @pytest.mark.parametrize("name", GIVEN)
 def test_what_a_model_is_given_tells_its_checkpoint(name: str, tmp_path: Path) -> None:
     def train(make: Any, **more: Any) -> tuple[Any, Any]:
