@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from made_flows._checks import expect, non_negative_integer, positive_integer, real_number
+from made_flows.training.rates import Schedule
 from made_flows.training.target import Target
 
 _FEW = 2000
@@ -24,6 +25,7 @@ class Settings:
     dropout: float
     sparsity: float
     average: float
+    schedule: Schedule
 
 
 def checked_settings(**given: Any) -> dict[str, Any]:
@@ -49,7 +51,12 @@ def checked_settings(**given: Any) -> dict[str, Any]:
 
 
 def settings_for(
-    rows: int | None, target: Target, given: Mapping[str, Any], *, own_optimizer: bool
+    rows: int | None,
+    target: Target,
+    given: Mapping[str, Any],
+    *,
+    own_optimizer: bool,
+    patient: bool,
 ) -> Settings:
     """Choose what was not given.
 
@@ -58,6 +65,7 @@ def settings_for(
         target: what the model takes.
         given: settings by name, as :func:`checked_settings` gives them.
         own_optimizer: whether weights are trained by an optimizer of :func:`made_flows.fit`.
+        patient: whether training ends for want of progress.
     """
     features, discrete, mixed = target.features, target.discrete, target.mixed
     own_rate = given["learning_rate"] is None  # what goes with the higher rate comes with it alone
@@ -70,7 +78,10 @@ def settings_for(
         "dropout": dropout_for(rows, features, discrete),
         "sparsity": sparsity_for(rows, features, discrete),
         "average": average_for(rows, discrete, mixed) if own_rate and own_optimizer else 0.0,
+        "schedule": "constant",
     }
+    if own_rate and own_optimizer and patient:
+        chosen["schedule"] = schedule_for(rows, discrete)
     said = {name: value for name, value in given.items() if value is not None}
     return Settings(**chosen | said)
 
@@ -135,6 +146,19 @@ def average_for(rows: int | None, discrete: bool = False, mixed: bool = False) -
         (0.99, 0.99, 0.0, 0.0)
     """
     return 0.99 if learning_rate_for(rows, discrete, mixed) > learning_rate_for(None) else 0.0
+
+
+def schedule_for(rows: int | None, discrete: bool = False) -> Schedule:
+    """Return what becomes of the rate: it falls where rows are many and not all values discrete.
+
+    There its noise hides progress: validation stands still and training ends, above all where
+    columns take few values. Of few rows it is the rows that end training.
+
+    Example:
+        >>> schedule_for(5000), schedule_for(500), schedule_for(5000, discrete=True)
+        ('plateau', 'constant', 'constant')
+    """
+    return "plateau" if rows is not None and rows > _FEW and not discrete else "constant"
 
 
 def weight_decay_for(rows: int | None, features: int | None, discrete: bool = False) -> float:

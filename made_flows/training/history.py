@@ -52,7 +52,12 @@ stop_reason='max_epochs')
     @property
     def best(self) -> float:
         """The NLL at the best epoch: validation's where there is any, else training's."""
-        return (self.validation or self.train)[self.best_epoch - 1] if self.best_epoch else math.nan
+        return self.curve[self.best_epoch - 1] if self.best_epoch else math.nan
+
+    @property
+    def curve(self) -> list[float]:
+        """The NLL by which epochs are judged: validation's where there is any, else training's."""
+        return self.validation or self.train
 
     def add(self, train: float, validation: float | None) -> bool:
         """Add an epoch; True when it is the best one so far."""

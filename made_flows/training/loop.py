@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict, get_args
 
 import torch
 from torch import nn
@@ -33,7 +33,6 @@ from made_flows.training.likelihood import takes_double, training_loss, units_of
 from made_flows.training.optimization import (
     Average,
     Optimizer,
-    Rates,
     dropping,
     left_in_evaluation,
     make_optimizer,
@@ -41,6 +40,7 @@ from made_flows.training.optimization import (
     seeded,
 )
 from made_flows.training.processes import Processes
+from made_flows.training.rates import Rates, Schedule
 from made_flows.training.run import Callback, Options, Run
 from made_flows.training.standardization import set_units
 from made_flows.training.target import Target
@@ -60,7 +60,7 @@ class FitOptions(TypedDict, total=False):
     dropout: float | None
     sparsity: float | None
     optimizer: Optimizer | None
-    schedule: Literal["cosine"] | None
+    schedule: Schedule | None
     keep_training_mode: bool
     callbacks: Callback | Sequence[Callback]
     checkpoint: str | os.PathLike[str] | None
@@ -89,7 +89,7 @@ def fit(
     dropout: float | None = None,
     sparsity: float | None = None,
     optimizer: Optimizer | None = None,
-    schedule: Literal["cosine"] | None = None,
+    schedule: Schedule | None = None,
     average: float | None = None,
     keep_training_mode: bool = False,
     callbacks: Callback | Sequence[Callback] = (),
@@ -146,7 +146,8 @@ def fit(
             its own.
         max_epochs: the largest number of passes over the data; by default 200, and for few rows
             as many as make 6000 steps, up to 1000. 0 trains nothing.
-        patience: stop after this many epochs without a lower NLL; None never does.
+        patience: stop after this many epochs without a lower NLL; None never does. With a
+            ``schedule`` of ``"plateau"``, see there.
         max_seconds: end the epoch after this time, and training with it; None never does.
         clip_norm: gradients are scaled down to this total norm; None leaves them.
         weight_decay: decoupled weight decay of AdamW, of all parameters. By default, where no
@@ -164,8 +165,13 @@ def fit(
             weights.
         optimizer: an optimizer of the model's parameters, or a function that makes one from them,
             used instead.
-        schedule: ``"cosine"`` lowers the learning rate to zero over ``max_epochs`` (Loshchilov &
-            Hutter 2017, eq. 5, without restarts).
+        schedule: what becomes of the learning rate. It stays (``"constant"``), goes to zero over
+            ``max_epochs`` (``"cosine"``: Loshchilov & Hutter 2017, eq. 5, without restarts), or
+            falls to 0.3 of what it was whenever half of ``patience`` epochs were no better, three
+            times, each at the latest at seven, eight and nine tenths of ``max_epochs`` or
+            ``max_seconds``, and as many epochs again end training (``"plateau"``). By default a
+            plateau for more than two thousand rows, real or of mixed columns, where neither
+            ``learning_rate`` nor ``optimizer`` is given; otherwise it stays.
         average: the decay, such as 0.999, of an exponential moving average of the weights
             (Polyak & Juditsky 1992), which is then what is validated and kept; its memory is
             shorter in the first steps. 0 for none. By default 0.99 with the rate that real
@@ -177,9 +183,10 @@ def fit(
         checkpoint: a file that says where training stands, written again and again. After a kill,
             at whatever moment, the same call goes on from it, and ends with the same weights, bit
             for bit, as if it had not been interrupted; after the end, it returns what there is.
-            Refused for another model, other data or other arguments (but ``max_epochs``, without a
-            schedule, ``max_seconds``, ``device``, ``compile``, ``callbacks`` and ``progress``). Of
-            streams, which go on from the end of an epoch, the rows are not compared.
+            Refused for another model, other data or other arguments (but ``max_epochs`` where
+            the rate stays, ``max_seconds``, ``device``, ``compile``, ``callbacks`` and
+            ``progress``). Of streams, which go on from the end of an epoch, the rows are not
+            compared.
         device: where to train, such as ``"cuda"``: the model is moved there, and stays. Rows that
             take no more than a quarter of its free memory are moved at once, others batch by batch.
             None trains where the model is.
@@ -218,8 +225,8 @@ def fit(
         batch_size=batch_size, learning_rate=learning_rate, max_epochs=max_epochs,
         weight_decay=weight_decay, dropout=dropout, sparsity=sparsity, average=average,
     )  # fmt: skip
+    patience = None if patience is None else positive_integer(patience, "patience")
     options = Options(
-        patience=None if patience is None else positive_integer(patience, "patience"),
         clip_norm=math.inf if clip_norm is None else real_number(clip_norm, "clip_norm", above=0),
         max_seconds=(
             math.inf if max_seconds is None else real_number(max_seconds, "max_seconds", above=0)
@@ -231,7 +238,10 @@ def fit(
     for callback in options.callbacks:
         wanted = "to be functions of model and history"
         expect_type(callable(callback), "callbacks", wanted, callback)
-    expect_word(schedule, (None, "cosine"), "schedule", "to be None or 'cosine'")
+    words = "to be 'constant', 'plateau', 'cosine' or None"
+    expect_word(schedule, (None, *get_args(Schedule)), "schedule", words)
+    lasting = schedule == "plateau" and patience is None
+    expect(not lasting, "patience", "to be a number of epochs with schedule='plateau'", patience)
     standardize = boolean(standardize, "standardize")
     keep_training_mode = boolean(keep_training_mode, "keep_training_mode")
     seed = checked_seed(seed)
@@ -256,26 +266,31 @@ def fit(
             sources = _sources(data, context, validation, target, given["batch_size"], generator)
             train, held_out = sources
             rows = len(train) if isinstance(train, Rows) else None
-            settings = settings_for(rows, target, given, own_optimizer=optimizer is None)
+            settings = settings_for(
+                rows, target, given | {"schedule": schedule},
+                own_optimizer=optimizer is None, patient=patience is not None,
+            )  # fmt: skip
             adam, parameters = make_optimizer(
                 optimizer, model, settings, shrinks_all=weight_decay is not None
             )
             _expect_callable(model, context)
             ema = Average(parameters, settings.average) if settings.average else None
             if file.place is not None:
-                epochs = f"{schedule} over {settings.max_epochs} epochs" if schedule else None
+                changes: str = settings.schedule
+                if changes != "constant":
+                    changes += f" over {settings.max_epochs} epochs"
                 request = _request(
                     model, train, held_out, seed=asked, standardize=standardize,
                     batch_size=settings.batch_size, learning_rate=settings.learning_rate,
                     weight_decay=settings.weight_decay, dropout=settings.dropout,
-                    sparsity=settings.sparsity, optimizer=_settings_of(adam),
-                    schedule=epochs, average=settings.average, patience=patience, autocast=autocast,
+                    sparsity=settings.sparsity, optimizer=_settings_of(adam), schedule=changes,
+                    average=settings.average, patience=patience, autocast=autocast,
                     clip_norm=clip_norm,
                 )  # fmt: skip
                 file.check(request)
             run = Run(
-                model, adam, parameters, Rates(adam, schedule), ema, generator, options, settings,
-                seed, known, processes, file, loss,
+                model, adam, parameters, Rates(adam, settings.schedule, patience), ema, generator,
+                options, settings, seed, known, processes, file, loss,
             )  # fmt: skip
             if file.saved is not None:
                 finished = len(file.saved["history"]["train"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -69,28 +68,6 @@ class Average:
             current = parameter.clone()
             parameter.copy_(value)
             value.copy_(current)
-
-
-class Rates:
-    """The learning rates of an optimiser, along a schedule."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, schedule: str | None) -> None:
-        self.optimizer = optimizer
-        groups = optimizer.param_groups if schedule == "cosine" else []
-        self.start = [group["lr"] for group in groups]
-
-    def set(self, progress: float) -> None:
-        """Set the rates for a place in training, from 0 at its start to 1 at its end."""
-        self._scale(0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
-
-    def restore(self) -> None:
-        """Set the rates they started from."""
-        self._scale(1.0)
-
-    def _scale(self, factor: float) -> None:
-        # Read anew, as loading a state makes others; none of them without a schedule.
-        for group, rate in zip(self.optimizer.param_groups, self.start, strict=False):
-            group["lr"] = rate * factor
 
 
 @contextmanager

@@ -21,12 +21,12 @@ from made_flows.training.history import History, Losses, TrainingError
 from made_flows.training.likelihood import mean_nll, negative_log_likelihood
 from made_flows.training.optimization import (
     Average,
-    Rates,
     copied_weights,
     restore_weights,
     seed_generators,
 )
 from made_flows.training.processes import Processes, starts_from_data
+from made_flows.training.rates import Rates
 from made_flows.training.target import Batch
 from made_flows.transforms.units import Units
 
@@ -42,7 +42,6 @@ _TOTALS = ("step", "rows", "total", "last")
 class Options:
     """Further arguments of a run that say how long it goes on and how it steps."""
 
-    patience: int | None
     clip_norm: float
     max_seconds: float
     progress: bool | str
@@ -69,6 +68,7 @@ class Run:
     history: History = field(default_factory=History)
     steps: int | None = None  # in an epoch, once counted
     step: int = 0  # those taken in the epoch that goes on
+    spent: float = 0.0  # the part of the time there is, after the last epoch
     last: float | None = None
     end: float = math.inf
     order: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -133,12 +133,13 @@ class Run:
         self.processes.check_alike(self.model)
         bar.set_postfix(history.latest())
         bar.update()
-        late = time.perf_counter() > self.end
-        numbers = [float(any(stopped)), float(late)]
-        stop, late_too = self.processes.added(numbers, self.parameters[0].device)
+        now, limit = time.perf_counter(), self.options.max_seconds
+        numbers = [float(any(stopped)), float(now > self.end), (now - self.start) / limit]
+        stop, late_too, spent = self.processes.added(numbers, self.parameters[0].device)
+        self.spent = spent / self.processes.count  # the same in all, as their rates are
         if late_too:
             history.stop_reason = "max_seconds"
-        elif epoch - history.best_epoch == self.options.patience:
+        elif self.rates.ends(history):
             history.stop_reason = "patience"
         elif stop:
             history.stop_reason = "callback"
@@ -156,7 +157,7 @@ class Run:
         steps = source.steps(self.settings.batch_size) or self.steps
         for taken, batch in enumerate(self._batches(source, epoch), self.step):
             done = epoch - 1 + (min(taken / steps, 1.0) if steps else 0.0)
-            self.rates.set(done / self.settings.max_epochs)
+            self.rates.set(done / self.settings.max_epochs, self.spent, self.history)
             late = time.perf_counter() > self.end
             due = self.checkpoint.is_due and isinstance(source, Rows)
             try:
@@ -286,6 +287,7 @@ class Run:
             set_random_state(mine, self.sources, self.parameters[0].device)
         vars(self.history).update(saved["history"])
         self.start -= self.history.seconds
+        self.spent = self.history.seconds / self.options.max_seconds
         self.step, self.steps, self.last = saved["steps"]
         if saved["losses"] is not None:
             losses = self.losses = Losses(self.history.epochs + 1, self.last, self.history)

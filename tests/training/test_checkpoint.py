@@ -55,6 +55,10 @@ RUNS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     # name: (model, data, options of fit)
     "dropout": (lambda: maf(dropout=0.3), lambda: X, {}),
     "schedule and average": (maf, lambda: X, {"schedule": "cosine", "average": 0.9}),
+    "plateaus": (
+        maf, lambda: X,
+        {"schedule": "plateau", "patience": 2, "learning_rate": 0.1, "max_epochs": 8},
+    ),
     "actnorm": (lambda: maf(normalize="actnorm"), lambda: X, {}),
     "batch normalisation": (lambda: maf(normalize="batch"), lambda: X, {}),
     "all orders": (
@@ -183,7 +187,7 @@ OTHERS = {
     "another rate": ({"learning_rate": 0.1}, "learning_rate 0.003, where it is 0.1"),
     "another batch": ({"batch_size": 8}, "batch_size 16, where it is 8"),
     "another optimizer": ({"optimizer": momentum}, "optimizer Adam"),
-    "a schedule": ({"schedule": "cosine"}, "schedule None, where it is cosine over 3"),
+    "a schedule": ({"schedule": "cosine"}, "schedule constant, where it is cosine over 3"),
     "an average": ({"average": 0.9}, "average 0.99, where it is 0.9 now"),
     "dropout": ({"dropout": 0.1}, "dropout"),
     "patience": ({"patience": 3}, "patience 20, where it is 3"),

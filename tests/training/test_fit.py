@@ -23,6 +23,7 @@ from torch.utils.data import (
 import made_flows as mf
 from made_flows.training.history import History, TrainingError
 from made_flows.training.loop import fit
+from made_flows.training.rates import Rates
 
 QUIET = {"progress": False, "seed": 0}
 
@@ -848,6 +849,75 @@ def test_cosine_schedule_ends_near_zero():
     assert rates[4:] == pytest.approx(0.05 * (1 + np.cos(np.pi * steps[4:] / 20)))
 
 
+@pytest.mark.parametrize(
+    ("values", "epochs", "powers"),
+    [  # patience 4: two epochs that are no better lower the rate
+        ([3, 2, 2, 2, 1, 1, 1, 1, 1, 0, 1, 1] + 20 * [1], 12, [0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3]),
+        (list(range(10, 0, -1)), 10, [0] * 7 + [1, 2, 3]),
+    ],
+)
+def test_plateaus_lower_the_rate_and_end_training(values, epochs, powers):
+    rates: list[float] = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            self.param_groups[0]["lr"] = 1.0  # a script counts whole steps
+            super().step(closure)
+
+    options = {"schedule": "plateau", "patience": 4}
+    model, history = run_script(values, optimizer=lambda p: Spy(p, lr=1.0), **options)
+    assert history.epochs == epochs
+    assert history.stop_reason == ("max_epochs" if epochs == len(values) else "patience")
+    assert rates == pytest.approx([0.3**power for power in powers])
+    assert model.weight.item() == -history.best_epoch
+
+
+def test_rates_fall_before_the_time_is_over(monkeypatch):
+    rates: list[float] = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    # A clock that goes on by a second from epoch to epoch.
+    monkeypatch.setattr("time.perf_counter", lambda: float(len(rates)))
+    options = {"schedule": "plateau", "max_seconds": 10.5, "max_epochs": 100}
+    history = fit(
+        Line(), rows(), optimizer=lambda p: Spy(p, 1e-3), batch_size=200, **QUIET | options
+    )
+    assert (history.epochs, history.stop_reason) == (11, "max_seconds")
+    assert rates == pytest.approx([1e-3 * 0.3**power for power in [0] * 8 + [1, 2, 3]])
+
+
+SCHEDULES = {
+    "many rows": (3000, {}, "plateau"),
+    "few rows": (1500, {}, "constant"),
+    "a rate": (3000, {"learning_rate": 1e-3}, "constant"),
+    "an optimizer": (3000, {"optimizer": sgd}, "constant"),
+    "no patience": (3000, {"patience": None}, "constant"),
+    "none wanted": (3000, {"schedule": "constant"}, "constant"),
+    "wanted": (20, {"schedule": "plateau"}, "plateau"),
+    "a cosine": (3000, {"schedule": "cosine"}, "cosine"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_rates_fall_by_default_for_many_rows(name, monkeypatch):
+    count, options, expected = SCHEDULES[name]
+    seen = []
+
+    class Spy(Rates):
+        def __init__(self, optimizer, schedule, patience):
+            seen.append(schedule)
+            super().__init__(optimizer, schedule, patience)
+
+    monkeypatch.setattr("made_flows.training.loop.Rates", Spy)
+    fit(Line(), rows(count), max_epochs=0, **QUIET | options)
+    assert seen == [expected]
+
+
 def test_average_of_the_weights():
     """Against the recursion written out, for a weight that moves by -1 in every step."""
     values = [float(i) for i in range(30, 0, -1)]
@@ -1005,6 +1075,9 @@ BAD = {
     "negative sparsity": (Line, rows(), {"sparsity": -1.0}, ValueError, "sparsity"),
     "average of one": (Line, rows(), {"average": 1.0}, ValueError, "average"),
     "another schedule": (Line, rows(), {"schedule": "linear"}, ValueError, "schedule"),
+    "plateaus without end": (
+        Line, rows(), {"schedule": "plateau", "patience": None}, ValueError, "patience to be a num",
+    ),
     "a seed as text": (Line, rows(), {"seed": "a"}, TypeError, "seed"),
     "an array as schedule": (Line, rows(), {"schedule": np.ones(3)}, ValueError, "Expected schedu"),
     "standardize as text": (

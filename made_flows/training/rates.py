@@ -1,0 +1,85 @@
+"""The learning rate over the epochs, and when training ends for want of progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+
+from made_flows.training.history import History
+
+Schedule: TypeAlias = Literal["constant", "plateau", "cosine"]
+
+_FACTOR, _LATEST = 0.3, (0.7, 0.8, 0.9)
+"""To what part of it a plateau lowers the rate, and when it falls at the latest, each time."""
+
+
+def plateaus(curve: Sequence[float], wait: int) -> int:
+    """Count plateaus: as many epochs in a row as ``wait`` says, without a lower NLL than before.
+
+    Example:
+        >>> plateaus([3.0, 2.0, 2.5, 2.1, 1.9, 2.0, 2.0, 2.0, 2.0], wait=2)
+        3
+    """
+    found, since, best = 0, 0, math.inf
+    for nll in curve:
+        since = 0 if nll < best else since + 1
+        best = min(best, nll)
+        if since == wait:
+            found, since = found + 1, 0
+    return found
+
+
+class Rates:
+    """The learning rates of an optimiser, along a schedule, and its end.
+
+    What they are follows from the history alone, so that training that goes on from a checkpoint
+    needs nothing else.
+
+    Args:
+        optimizer: has the rates.
+        schedule: how they change.
+        patience: epochs without a lower NLL that end training, None for no end. Of a plateau, half
+            of them lower the rate, three times, and as many more end training.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, schedule: Schedule, patience: int | None
+    ) -> None:
+        self.optimizer, self.schedule, self.patience = optimizer, schedule, patience
+        groups = optimizer.param_groups if schedule != "constant" else []
+        self._start = [group["lr"] for group in groups]
+        self._wait = max(1, (patience or 0) // 2)
+
+    def set(self, progress: float, spent: float, history: History) -> None:
+        """Set the rates for a place in training.
+
+        Args:
+            progress: the part of the epochs that are behind it.
+            spent: the part of the time that is, where that is limited.
+            history: the epochs behind it.
+        """
+        if self.schedule == "cosine":
+            self._scale(0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+        elif self.schedule == "plateau":
+            late = sum(max(progress, spent) >= part for part in _LATEST)
+            self._scale(_FACTOR ** max(plateaus(history.curve, self._wait), late))
+
+    def restore(self) -> None:
+        """Set the rates they started from."""
+        self._scale(1.0)
+
+    def ends(self, history: History) -> bool:
+        """Tell whether training is to end after the last epoch of a history."""
+        if self.patience is None:
+            return False
+        if self.schedule == "plateau":
+            return plateaus(history.curve, self._wait) > len(_LATEST)
+        return history.epochs - history.best_epoch == self.patience
+
+    def _scale(self, factor: float) -> None:
+        # Read anew, as loading a state makes others; none of them where rates do not change.
+        for group, rate in zip(self.optimizer.param_groups, self._start, strict=False):
+            group["lr"] = rate * factor
