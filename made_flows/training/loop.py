@@ -167,11 +167,12 @@ def fit(
             used instead.
         schedule: what becomes of the learning rate. It stays (``"constant"``), goes to zero over
             ``max_epochs`` (``"cosine"``: Loshchilov & Hutter 2017, eq. 5, without restarts), or
-            falls to 0.3 of what it was whenever half of ``patience`` epochs were no better, three
-            times, each at the latest at seven, eight and nine tenths of ``max_epochs`` or
-            ``max_seconds``, and as many epochs again end training (``"plateau"``). By default a
-            plateau for more than two thousand rows, real or of mixed columns, where neither
-            ``learning_rate`` nor ``optimizer`` is given; otherwise it stays.
+            falls to 0.3 of what it was where training would end by ``patience``, and again where
+            half as many epochs were no better, three times in all, each at the latest at seven,
+            eight and nine tenths of ``max_epochs`` or ``max_seconds``; half as many epochs again
+            end training (``"plateau"``). By default a plateau for more than two thousand rows, real
+            or of mixed columns, where neither ``learning_rate`` nor ``optimizer`` is given;
+            otherwise it stays.
         average: the decay, such as 0.999, of an exponential moving average of the weights
             (Polyak & Juditsky 1992), which is then what is validated and kept; its memory is
             shorter in the first steps. 0 for none. By default 0.99 with the rate that real

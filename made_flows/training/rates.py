@@ -16,18 +16,18 @@ _FACTOR, _LATEST = 0.3, (0.7, 0.8, 0.9)
 """To what part of it a plateau lowers the rate, and when it falls at the latest, each time."""
 
 
-def plateaus(curve: Sequence[float], wait: int) -> int:
-    """Count plateaus: as many epochs in a row as ``wait`` says, without a lower NLL than before.
+def plateaus(curve: Sequence[float], patience: int) -> int:
+    """Count plateaus: so many epochs in a row without a lower NLL than before, then half as many.
 
     Example:
-        >>> plateaus([3.0, 2.0, 2.5, 2.1, 1.9, 2.0, 2.0, 2.0, 2.0], wait=2)
+        >>> plateaus([3.0, 2.0, 2.1, 2.2, 2.1, 2.0, 1.9, 2.0, 2.1, 2.0, 2.0], patience=4)
         3
     """
     found, since, best = 0, 0, math.inf
     for nll in curve:
         since = 0 if nll < best else since + 1
         best = min(best, nll)
-        if since == wait:
+        if since >= (max(1, patience // 2) if found else patience):
             found, since = found + 1, 0
     return found
 
@@ -41,8 +41,9 @@ class Rates:
     Args:
         optimizer: has the rates.
         schedule: how they change.
-        patience: epochs without a lower NLL that end training, None for no end. Of a plateau, half
-            of them lower the rate, three times, and as many more end training.
+        patience: epochs without a lower NLL that end training, None for no end. With plateaus they
+            lower the rate instead, so that nothing ends earlier; half of them lower it again, and
+            end training when it was lowered three times.
     """
 
     def __init__(
@@ -51,7 +52,6 @@ class Rates:
         self.optimizer, self.schedule, self.patience = optimizer, schedule, patience
         groups = optimizer.param_groups if schedule != "constant" else []
         self._start = [group["lr"] for group in groups]
-        self._wait = max(1, (patience or 0) // 2)
 
     def set(self, progress: float, spent: float, history: History) -> None:
         """Set the rates for a place in training.
@@ -63,9 +63,9 @@ class Rates:
         """
         if self.schedule == "cosine":
             self._scale(0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
-        elif self.schedule == "plateau":
+        elif self.schedule == "plateau" and self.patience is not None:
             late = sum(max(progress, spent) >= part for part in _LATEST)
-            self._scale(_FACTOR ** max(plateaus(history.curve, self._wait), late))
+            self._scale(_FACTOR ** max(plateaus(history.curve, self.patience), late))
 
     def restore(self) -> None:
         """Set the rates they started from."""
@@ -76,7 +76,7 @@ class Rates:
         if self.patience is None:
             return False
         if self.schedule == "plateau":
-            return plateaus(history.curve, self._wait) > len(_LATEST)
+            return plateaus(history.curve, self.patience) > len(_LATEST)
         return history.epochs - history.best_epoch == self.patience
 
     def _scale(self, factor: float) -> None:

@@ -851,8 +851,12 @@ def test_cosine_schedule_ends_near_zero():
 
 @pytest.mark.parametrize(
     ("values", "epochs", "powers"),
-    [  # patience 4: two epochs that are no better lower the rate
-        ([3, 2, 2, 2, 1, 1, 1, 1, 1, 0, 1, 1] + 20 * [1], 12, [0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3]),
+    [  # patience 4: four epochs that are no better lower the rate, then two
+        (
+            [3, 2, 2, 3, 2, 2, 1, 2, 1, 1, 1, 0, 2, 2] + 20 * [1],
+            14,
+            6 * [0] + 3 * [1] + 2 * [2] + 3 * [3],
+        ),
         (list(range(10, 0, -1)), 10, [0] * 7 + [1, 2, 3]),
     ],
 )
