@@ -149,16 +149,16 @@ def average_for(rows: int | None, discrete: bool = False, mixed: bool = False) -
 
 
 def schedule_for(rows: int | None, discrete: bool = False) -> Schedule:
-    """Return what becomes of the rate: it falls where rows are many and not all values discrete.
+    """Return what becomes of the rate: it falls where it would end training, unless rows stream.
 
-    There its noise hides progress: validation stands still and training ends, above all where
-    columns take few values. Of few rows it is the rows that end training.
+    The noise of the rate hides progress: validation stands still, above all where rows are many
+    or columns take few values. Of discrete values, whose models learn rows by heart, it stays.
 
     Example:
-        >>> schedule_for(5000), schedule_for(500), schedule_for(5000, discrete=True)
+        >>> schedule_for(500), schedule_for(500, discrete=True), schedule_for(None)
         ('plateau', 'constant', 'constant')
     """
-    return "plateau" if rows is not None and rows > _FEW and not discrete else "constant"
+    return "constant" if rows is None or discrete else "plateau"
 
 
 def weight_decay_for(rows: int | None, features: int | None, discrete: bool = False) -> float:

@@ -170,9 +170,8 @@ def fit(
             falls to 0.3 of what it was where training would end by ``patience``, and again where
             half as many epochs were no better, three times in all, each at the latest at seven,
             eight and nine tenths of ``max_epochs`` or ``max_seconds``; half as many epochs again
-            end training (``"plateau"``). By default a plateau for more than two thousand rows, real
-            or of mixed columns, where neither ``learning_rate`` nor ``optimizer`` is given;
-            otherwise it stays.
+            end training (``"plateau"``). By default a plateau for rows of real values or mixed
+            columns, where neither ``learning_rate`` nor ``optimizer`` is given; otherwise it stays.
         average: the decay, such as 0.999, of an exponential moving average of the weights
             (Polyak & Juditsky 1992), which is then what is validated and kept; its memory is
             shorter in the first steps. 0 for none. By default 0.99 with the rate that real
@@ -184,10 +183,9 @@ def fit(
         checkpoint: a file that says where training stands, written again and again. After a kill,
             at whatever moment, the same call goes on from it, and ends with the same weights, bit
             for bit, as if it had not been interrupted; after the end, it returns what there is.
-            Refused for another model, other data or other arguments (but ``max_epochs`` where
-            the rate stays, ``max_seconds``, ``device``, ``compile``, ``callbacks`` and
-            ``progress``). Of streams, which go on from the end of an epoch, the rows are not
-            compared.
+            Refused for another model, other data or other arguments (but ``max_epochs``, without
+            a cosine, ``max_seconds``, ``device``, ``compile``, ``callbacks`` and ``progress``). Of
+            streams, which go on from the end of an epoch, the rows are not compared.
         device: where to train, such as ``"cuda"``: the model is moved there, and stays. Rows that
             take no more than a quarter of its free memory are moved at once, others batch by batch.
             None trains where the model is.
@@ -278,7 +276,7 @@ def fit(
             ema = Average(parameters, settings.average) if settings.average else None
             if file.place is not None:
                 changes: str = settings.schedule
-                if changes != "constant":
+                if changes == "cosine":
                     changes += f" over {settings.max_epochs} epochs"
                 request = _request(
                     model, train, held_out, seed=asked, standardize=standardize,

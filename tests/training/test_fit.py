@@ -711,6 +711,7 @@ def test_a_loss_that_is_not_finite_stops(at: int, value: float):
     model, reference = Breaking(at, value), Line()
     x = rows(100)
     options = {"validation": 0.25, "batch_size": 25, "max_epochs": 5, **QUIET}
+    options["schedule"] = "constant"  # the same in a shorter run
     with pytest.raises(TrainingError, match="Expected a finite training loss") as caught:
         fit(model, x, **options)
     error = caught.value
@@ -799,7 +800,7 @@ def test_weights_of_masked_networks_decay_where_few_rows_have_their_own_rate(giv
     torch.manual_seed(0)
     flow = mf.MAF(2, transforms=2, hidden_features=(8,), direct="first")
     reference = copy.deepcopy(flow)
-    few = {"max_epochs": 3, "dropout": 0.0, **QUIET}
+    few = {"max_epochs": 3, "dropout": 0.0, "schedule": "constant", **QUIET}
     fit(flow, rows(100), **given, **few)
     decays = {n: ".layers." in n and n.endswith("weight") for n, _ in reference.named_parameters()}
     groups = [
@@ -896,20 +897,20 @@ def test_rates_fall_before_the_time_is_over(monkeypatch):
 
 
 SCHEDULES = {
-    "many rows": (3000, {}, "plateau"),
-    "few rows": (1500, {}, "constant"),
-    "a rate": (3000, {"learning_rate": 1e-3}, "constant"),
-    "an optimizer": (3000, {"optimizer": sgd}, "constant"),
-    "no patience": (3000, {"patience": None}, "constant"),
-    "none wanted": (3000, {"schedule": "constant"}, "constant"),
-    "wanted": (20, {"schedule": "plateau"}, "plateau"),
-    "a cosine": (3000, {"schedule": "cosine"}, "cosine"),
+    "rows": (rows, {}, "plateau"),
+    "a stream": (lambda: Again(list(rows().split(50))), {"validation": rows()}, "constant"),
+    "a rate": (rows, {"learning_rate": 1e-3}, "constant"),
+    "an optimizer": (rows, {"optimizer": sgd}, "constant"),
+    "no patience": (rows, {"patience": None}, "constant"),
+    "none wanted": (rows, {"schedule": "constant"}, "constant"),
+    "wanted": (rows, {"schedule": "plateau", "optimizer": sgd}, "plateau"),
+    "a cosine": (rows, {"schedule": "cosine"}, "cosine"),
 }
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_rates_fall_by_default_for_many_rows(name, monkeypatch):
-    count, options, expected = SCHEDULES[name]
+def test_rates_fall_by_default(name, monkeypatch):
+    data, options, expected = SCHEDULES[name]
     seen = []
 
     class Spy(Rates):
@@ -918,7 +919,7 @@ def test_rates_fall_by_default_for_many_rows(name, monkeypatch):
             super().__init__(optimizer, schedule, patience)
 
     monkeypatch.setattr("made_flows.training.loop.Rates", Spy)
-    fit(Line(), rows(count), max_epochs=0, **QUIET | options)
+    fit(Line(), data(), max_epochs=0, **QUIET | options)
     assert seen == [expected]
 
 
