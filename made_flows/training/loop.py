@@ -184,8 +184,9 @@ def fit(
             at whatever moment, the same call goes on from it, and ends with the same weights, bit
             for bit, as if it had not been interrupted; after the end, it returns what there is.
             Refused for another model, other data or other arguments (but ``max_epochs``, without
-            a cosine, ``max_seconds``, ``device``, ``compile``, ``callbacks`` and ``progress``). Of
-            streams, which go on from the end of an epoch, the rows are not compared.
+            a cosine, ``max_seconds``, ``device``, ``compile``, ``callbacks`` and ``progress``); the
+            epochs of a run that is made longer keep the rates that they had. Of streams, which go
+            on from the end of an epoch, the rows are not compared.
         device: where to train, such as ``"cuda"``: the model is moved there, and stays. Rows that
             take no more than a quarter of its free memory are moved at once, others batch by batch.
             None trains where the model is.

@@ -80,7 +80,8 @@ CASES: dict[str, Any] = {
 def resumed(folder: Path) -> Outcome:
     """Train for an epoch, and once more from the checkpoint, with dropout."""
     for epochs in (1, 3):
-        found = outcome(maf(dropout=0.3), X, max_epochs=epochs, checkpoint=folder / "run")
+        options = {"max_epochs": epochs, "schedule": "constant", "checkpoint": folder / "run"}
+        found = outcome(maf(dropout=0.3), X, **options)
     return found
 
 
@@ -131,7 +132,7 @@ def rows_of_a_loader(_: Path) -> list[float]:
 ONLY_TWO = {
     "rows of a loader": rows_of_a_loader,
     "resumed": resumed,
-    "not interrupted": lambda _: outcome(maf(dropout=0.3), X),
+    "not interrupted": lambda _: outcome(maf(dropout=0.3), X, schedule="constant"),
     "batch normalisation": lambda _: refused(maf(normalize="batch")),
     "other buffers": lambda _: refused(Counting()),
 }

@@ -395,7 +395,8 @@ def test_many_rows_of_mixed_columns_keep_the_lower_rate() -> None:
     def first_step(rate: float | None) -> list[torch.Tensor]:
         model = mf.TableMADE.from_data(mixed, hidden_features=(8,))
         with torch.random.fork_rng():
-            model.fit(mixed, learning_rate=rate, max_epochs=1, progress=False, seed=0)
+            options = {"schedule": "constant", "max_epochs": 1, "progress": False, "seed": 0}
+            model.fit(mixed, learning_rate=rate, **options)
         return [p.detach().clone() for p in model.parameters()]
 
     torch.manual_seed(0)
