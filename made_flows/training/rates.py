@@ -35,8 +35,8 @@ def plateaus(curve: Sequence[float], patience: int) -> int:
 class Rates:
     """The learning rates of an optimiser, along a schedule, and its end.
 
-    What they are follows from the history alone, so that training that goes on from a checkpoint
-    needs nothing else.
+    What they are follows from the history and from where in training one is, so that training that
+    goes on from a checkpoint needs nothing else.
 
     Args:
         optimizer: has the rates.
@@ -53,19 +53,25 @@ class Rates:
         groups = optimizer.param_groups if schedule != "constant" else []
         self._start = [group["lr"] for group in groups]
 
-    def set(self, progress: float, spent: float, history: History) -> None:
+    def plateaus(self, history: History) -> int:
+        """Count the plateaus of a history, none where the rates do not fall on them."""
+        if self.schedule != "plateau" or self.patience is None:
+            return 0
+        return plateaus(history.curve, self.patience)
+
+    def set(self, progress: float, spent: float, found: int) -> None:
         """Set the rates for a place in training.
 
         Args:
             progress: the part of the epochs that are behind it.
             spent: the part of the time that is, where that is limited.
-            history: the epochs behind it.
+            found: how many plateaus are behind it, which change from epoch to epoch alone.
         """
         if self.schedule == "cosine":
             self._scale(0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
-        elif self.schedule == "plateau" and self.patience is not None:
+        elif self.schedule == "plateau":
             late = sum(max(progress, spent) >= part for part in _LATEST)
-            self._scale(_FACTOR ** max(plateaus(history.curve, self.patience), late))
+            self._scale(_FACTOR ** max(found, late))
 
     def restore(self) -> None:
         """Set the rates they started from."""
@@ -76,7 +82,7 @@ class Rates:
         if self.patience is None:
             return False
         if self.schedule == "plateau":
-            return plateaus(history.curve, self.patience) > len(_LATEST)
+            return self.plateaus(history) > len(_LATEST)
         return history.epochs - history.best_epoch == self.patience
 
     def _scale(self, factor: float) -> None:

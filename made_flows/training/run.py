@@ -155,9 +155,10 @@ class Run:
         self.model.train()
         losses = self.losses or Losses(epoch, self.last, self.history)
         steps = source.steps(self.settings.batch_size) or self.steps
+        plateaus = self.rates.plateaus(self.history)
         for taken, batch in enumerate(self._batches(source, epoch), self.step):
             done = epoch - 1 + (min(taken / steps, 1.0) if steps else 0.0)
-            self.rates.set(done / self.settings.max_epochs, self.spent, self.history)
+            self.rates.set(done / self.settings.max_epochs, self.spent, plateaus)
             late = time.perf_counter() > self.end
             due = self.checkpoint.is_due and isinstance(source, Rows)
             try:

@@ -149,15 +149,11 @@ def _deviation_of_all(train: Rows, location: Tensor) -> Tensor:
 
 def warn_of_outliers(u: Tensor, name: str) -> None:
     """Warn of values that will rule the likelihood: a normal tail hardly knows them possible."""
-    size = u.abs().nan_to_num(0.0)
-    if bool(size.max() > _OUTLYING):
-        row, column = divmod(int(size.argmax()), u.shape[1])
-        rows = int((size > _OUTLYING).any(dim=1).sum())
+    said = _far_out(u, _OUTLYING, f"rows of {name} to train on", "")
+    if said:
         warnings.warn(
-            f"{rows} of the rows of {name} to train on {'is' if rows == 1 else 'are'} more than "
-            f"{_OUTLYING:g} standard deviations out: the furthest {float(size.max()):.3g}, in "
-            f"column {column} (row {row} of those measured). Few rows will rule the likelihood: "
-            f"leave them out, or take logarithms of such columns",
+            f"{said}. Few rows will rule the likelihood: leave them out, or take logarithms of "
+            f"such columns",
             stacklevel=5,
         )
 
@@ -166,18 +162,29 @@ def context_moments(context: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Return location and scale of contexts (N, C), and warn of those far from most."""
     middle, spread = robust_moments(context)
     spread = torch.where(spread > 0, spread, 1.0)
-    size = ((context.double() - middle) / spread).abs()
-    if bool(size.max() > _FAR):
-        row, column = divmod(int(size.argmax()), size.shape[1])
-        rows = int((size > _FAR).any(dim=1).sum())
+    u = (context.double() - middle) / spread
+    said = _far_out(u, _FAR, f"contexts of {name}", " of the context")
+    if said:
         warnings.warn(
-            f"{rows} of the contexts of {name} {'is' if rows == 1 else 'are'} more than {_FAR:g} "
-            f"standard deviations out: the furthest {float(size.max()):.3g}, in column {column} of "
-            f"the context (row {row} of those measured). Beside them a network hardly tells the "
-            f"others apart: take logarithms of such columns",
+            f"{said}. Beside them a network hardly tells the others apart: take logarithms of such "
+            f"columns",
             stacklevel=4,
         )
     return middle, spread
+
+
+def _far_out(u: Tensor, limit: float, rows: str, of: str) -> str:
+    """Say which standardised rows are further out than a limit, "" where none are."""
+    size = u.abs().nan_to_num(0.0)
+    if not bool(size.max() > limit):
+        return ""
+    row, column = divmod(int(size.argmax()), u.shape[1])
+    count = int((size > limit).any(dim=1).sum())
+    return (
+        f"{count} of the {rows} {'is' if count == 1 else 'are'} more than {limit:g} standard "
+        f"deviations out: the furthest {float(size.max()):.3g}, in column {column}{of} (row {row} "
+        f"of those measured)"
+    )
 
 
 def warn_of_digits(
