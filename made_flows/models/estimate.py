@@ -30,7 +30,7 @@ from made_flows.training.copies import find_copies
 from made_flows.training.history import TrainingError
 from made_flows.training.loop import fit
 from made_flows.training.optimization import seed_generators, seeded
-from made_flows.training.standardization import context_moments
+from made_flows.training.standardization import context_moments, warn_of_contexts
 
 Budget = Literal["fast", "good", "best"]
 
@@ -41,6 +41,14 @@ _SMALL = 2000
 
 _RACED = 20
 """Rows of a first fold that are enough to leave out a candidate without the other folds."""
+
+_SAID = (
+    "standard deviations out",
+    "nearly linear in one another",
+    "hardly vary",
+    "are constant",
+)
+"""Words of warnings that are said once, of all rows: each fold of a candidate would repeat them."""
 
 Make = Callable[[Tensor], Model]
 """Makes a candidate, given the rows that it will be trained on."""
@@ -170,11 +178,10 @@ def estimate_repeated(
     if kind == "real":
         check_columns(rows)
     if given is not None:
-        context_moments(given, "x")  # warns
+        warn_of_contexts(given, *context_moments(given), "x")
     run = _Run(rows, given, copies, kind, budget, seed, progress, time.perf_counter() + limit)
     with seeded(seed, run.device), warnings.catch_warnings():
-        # Said once, of all rows: every fold of every candidate would say it again.
-        for said in ("standard deviations out", "nearly linear in one another", "hardly vary"):
+        for said in _SAID:
             warnings.filterwarnings("ignore", message=f".*{said}")
         return run()
 

@@ -20,7 +20,7 @@ from made_flows.models.gaussian_mixture import (
 )
 from made_flows.models.mixture_weights import fit_sparse_weights
 from made_flows.training.loop import fit
-from made_flows.training.standardization import robust_moments
+from made_flows.training.standardization import context_moments, robust_moments
 
 _LIGHTEST = 0.02
 """Weight under which a part of a mixture is left out."""
@@ -216,8 +216,7 @@ class NormalMixtures:
         """Put contexts (N, C) in standard units, with these; without any, (N, 0) and none."""
         if self.context is None:
             return torch.zeros(len(self.x), 0, dtype=torch.float64), ()
-        location, scale = robust_moments(self.context)
-        scale = torch.where(scale > 0, scale, 1.0)
+        location, scale = context_moments(self.context)
         return (self.context.double() - location) / scale, (location, scale)
 
 

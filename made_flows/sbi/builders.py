@@ -33,6 +33,7 @@ from made_flows.models.mades import GaussianMixtureMADE
 from made_flows.sbi.estimator import Estimator
 from made_flows.sbi.support import Bounds, ends_of
 from made_flows.training.optimization import seeded
+from made_flows.training.standardization import listed
 from made_flows.transforms.base import Transform
 from made_flows.transforms.data import Standardize
 from made_flows.univariate.bijections import Bijection
@@ -104,14 +105,36 @@ class Builder:
         size = get_numel(given, embedding)
         scored, structured = z_score_parser(scores[1])
         if scored:
-            embedding = nn.Sequential(standardizing_net(given, structured), embedding)
+            net = standardizing_net(given, structured)
+            embedding = nn.Sequential(net if structured else _blind(net, given), embedding)
         model = self.model(rows.shape[1], size)
         if isinstance(model, Flow):
             transforms += [part for part in model.transforms if isinstance(part, Transform)]
-            net = Flow(transforms, model.base)
+            flow = Flow(transforms, model.base)
         else:
-            net = Flow(transforms, model)
-        return Estimator(net, embedding, of[0].shape, given[0].shape, bounds, (of, given))
+            flow = Flow(transforms, model)
+        return Estimator(flow, embedding, of[0].shape, given[0].shape, bounds, (of, given))
+
+
+def _blind(net: nn.Module, given: Tensor) -> nn.Module:
+    """Let what is constant in all simulations be zero to an embedding, whatever it is at use.
+
+    sbi divides it by 1e-7: an observation that is other there would be all that a network sees.
+    """
+    std: Any = getattr(net, "_std", None)
+    finite = given[given.flatten(1).isfinite().all(dim=1)]
+    if len(finite) < 2 or not isinstance(std, Tensor):
+        return net
+    constant = finite.amin(dim=0) == finite.amax(dim=0)
+    if bool(constant.any()):
+        std[constant] = torch.inf
+        warnings.warn(
+            f"What the estimator is given is constant in all simulations in columns "
+            f"{listed(constant.flatten().nonzero().flatten().tolist())}. Nothing can be learnt of "
+            f"them: densities and samples will be the same for other values",
+            stacklevel=3,
+        )
+    return net
 
 
 def _helpful(function: Callable[P, Builder]) -> Callable[P, Builder]:

@@ -42,7 +42,7 @@ from made_flows.training.optimization import (
 from made_flows.training.processes import Processes
 from made_flows.training.rates import Rates, Schedule
 from made_flows.training.run import Callback, Options, Run
-from made_flows.training.standardization import set_units
+from made_flows.training.standardization import set_units, warn_of_unseen_contexts
 from made_flows.training.target import Target
 
 
@@ -135,9 +135,10 @@ def fit(
             warning.
         standardize: whether a model of real values works in standardised units (a flow behind its
             fixed transforms, unless one is a :class:`~made_flows.Standardize`), and others read
-            contexts in such units. Values further than twenty standard deviations out count as if
-            they were there. Of more than 2**18 rows, that many at most are measured. A model that
-            was trained or loaded before keeps its units.
+            contexts in such units, whose constant columns are named, and not looked at. Values
+            further than twenty standard deviations out count as if they were there. Of more than
+            2**18 rows, that many at most are measured. A model that was trained or loaded before
+            keeps its units.
         batch_size: rows per step, at most: an epoch is cut into batches of equal size (of two or
             three for an odd number in pairs). By default from 32 for a thousand rows to 256 from
             eight thousand. A stream of batches has its own.
@@ -301,6 +302,7 @@ def fit(
                     units.set(*numbers)
             try:
                 if file.saved is None and settings.max_epochs:
+                    warn_of_unseen_contexts(known, train)
                     set_units(found, train)
                     for units in found:
                         units.set(*processes.same(units.numbers()))

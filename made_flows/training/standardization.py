@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from made_flows._checks import expect
-from made_flows.training.data import Rows, Source
+from made_flows.training.data import Rows, Source, Stream
+from made_flows.training.target import Batch
 from made_flows.transforms.base import Transform
 from made_flows.transforms.units import Units
 
@@ -50,7 +52,12 @@ def set_units(found: list[Units], train: Source) -> None:
     x, context = _sample(train)
     of_context: tuple[Tensor | None, Tensor | None] = None, None
     if context is not None and any(not units.embedded for units in found):
-        of_context = context_moments(context, train.name)
+        location, scale = context_moments(context)
+        if bool(scale.isinf().any()) and _has_more(train, len(context)):
+            of_all = _deviation_of_all(train, location, of_context=True)
+            scale = torch.where(scale.isinf() & (of_all > 0), of_all, scale)
+        of_context = location, scale
+        warn_of_contexts(context, location, scale, train.name)
     known: dict[tuple[Transform, ...], tuple[Tensor | None, ...]] = {}
     for units in found:
         if units.of_data and units.before not in known:
@@ -68,9 +75,8 @@ def _of_data(train: Source, x: Tensor, units: Units) -> tuple[Tensor, Tensor, Te
     for transform in units.before:
         x = transform.to_noise(x)[0]
     location, scale = robust_moments(x)
-    more = isinstance(train, Rows) and len(train) > len(x) and not units.before
-    if more and bool((scale == 0).any()):
-        scale = torch.where(scale > 0, scale, _deviation_of_all(cast(Rows, train), location))
+    if bool((scale == 0).any()) and not units.before and _has_more(train, len(x)):
+        scale = torch.where(scale > 0, scale, _deviation_of_all(train, location))
     constant = (scale == 0).nonzero().flatten().tolist()
     if constant:
         each = ", ".join(f"column {i} constant at {location[i]:g}" for i in constant[:5])
@@ -137,14 +143,34 @@ def _correlations(u: Tensor) -> tuple[Tensor, Tensor]:
     return (z.T @ z).fill_diagonal_(1.0), norms / max(len(u) - 1, 1) ** 0.5
 
 
-def _deviation_of_all(train: Rows, location: Tensor) -> Tensor:
+def _has_more(train: Source, measured: int) -> bool:
+    """Tell whether there may be more rows than so many, which were measured."""
+    return len(train) > measured if isinstance(train, Rows) else 2 * measured > _KEPT
+
+
+def _deviation_of_all(train: Source, location: Tensor, *, of_context: bool = False) -> Tensor:
     """Return every column's deviation from a place, over all rows: of columns that hardly vary."""
-    total, count = torch.zeros_like(location), torch.zeros_like(location)
-    for start in range(0, len(train), _PIECE):
-        away = train.read(slice(start, start + _PIECE))[0].double() - location
+    total, count, furthest = (torch.zeros_like(location) for _ in range(3))
+    resolution = 0.0
+    pieces: Iterable[Batch] = train.read() if isinstance(train, Stream) else _pieces(train)
+    for x, context in pieces:
+        rows = cast(Tensor, context) if of_context else x
+        away = rows.to(location) - location
         total += away.square().nansum(dim=0)
         count += (~away.isnan()).sum(dim=0)
-    return (total / count.clamp(min=1)).sqrt()
+        furthest = torch.maximum(furthest, away.abs().nan_to_num(0.0).amax(dim=0))
+        resolution = _resolution(rows)
+    varies = furthest > 2 * resolution * location.abs()
+    return torch.where(varies, (total / count.clamp(min=1)).sqrt(), 0.0)
+
+
+def _resolution(x: Tensor) -> float:
+    return torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
+
+
+def _pieces(train: Rows) -> Iterator[Batch]:
+    for start in range(0, len(train), _PIECE):
+        yield train.read(slice(start, start + _PIECE))
 
 
 def warn_of_outliers(u: Tensor, name: str) -> None:
@@ -158,11 +184,18 @@ def warn_of_outliers(u: Tensor, name: str) -> None:
         )
 
 
-def context_moments(context: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Return location and scale of contexts (N, C), and warn of those far from most."""
+def context_moments(context: Tensor) -> tuple[Tensor, Tensor]:
+    """Return location and scale of contexts (N, C); the scale of a constant column is infinite.
+
+    Whatever it is at use is nothing to the network then, whose weights of it no row has trained.
+    """
     middle, spread = robust_moments(context)
-    spread = torch.where(spread > 0, spread, 1.0)
-    u = (context.double() - middle) / spread
+    return middle, torch.where(spread > 0, spread, torch.inf)
+
+
+def warn_of_contexts(context: Tensor, location: Tensor, scale: Tensor, name: str) -> None:
+    """Warn of contexts far from most others, and of columns that are constant."""
+    u = (context.double() - location) / scale
     said = _far_out(u, _FAR, f"contexts of {name}", " of the context")
     if said:
         warnings.warn(
@@ -170,7 +203,35 @@ def context_moments(context: Tensor, name: str) -> tuple[Tensor, Tensor]:
             f"columns",
             stacklevel=4,
         )
-    return middle, spread
+    constant = scale.isinf().nonzero().flatten().tolist()
+    if constant:
+        warnings.warn(
+            f"Columns of the context of {name} are constant: {listed(constant)}. Nothing can be "
+            f"learnt of them: scores and samples will be the same for other values",
+            stacklevel=4,
+        )
+
+
+def warn_of_unseen_contexts(known: list[Units], train: Source) -> None:
+    """Warn of contexts that vary now and were constant where the units of a model were set."""
+    blind = [units for units in known if units.context_scale is not None]
+    blind = [units for units in blind if bool(cast(Tensor, units.context_scale).isinf().any())]
+    context = _sample(train)[1] if blind else None
+    if context is None:
+        return
+    for units in blind:
+        location, scale = cast(Tensor, units.context_location), cast(Tensor, units.context_scale)
+        away = (context.to(location) - location).abs().amax(dim=0)
+        other = scale.isinf() & (away > 2 * _resolution(context) * location.abs())
+        columns = other.nonzero().flatten().tolist()
+        if columns:
+            warnings.warn(
+                f"Columns of the context of {train.name} have other values than the one that the "
+                f"model was trained with at first: {listed(columns)}. It does not look at them; "
+                f"train a new one to learn of them",
+                stacklevel=3,
+            )
+            return
 
 
 def _far_out(u: Tensor, limit: float, rows: str, of: str) -> str:
@@ -194,8 +255,12 @@ def warn_of_digits(
     held = torch.finfo(dtype)
     step = (held.eps * location.abs()).clamp(min=held.tiny * held.eps)
     step = torch.where(location.abs() + 10 * scale > held.max, torch.inf, step)
-    given = torch.finfo(x.dtype).eps * location.abs() if x.is_floating_point() else 0.0
-    lost = ((step > _LOST * scale) & (step > given)).nonzero().flatten().tolist()
+    lost = (
+        ((step > _LOST * scale) & (step > _resolution(x) * location.abs()))
+        .nonzero()
+        .flatten()
+        .tolist()
+    )
     if lost:
         warnings.warn(
             f"Columns of {name} hardly vary for how large they are, or are no numbers of "
@@ -252,7 +317,7 @@ def robust_moments(x: Tensor) -> tuple[Tensor, Tensor]:
         (tensor([True]), tensor([True]))
     """
     rows = x.detach().double()
-    resolution = torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
+    resolution = _resolution(x)
     low, middle, high = _quantiles(rows)
     spread = (high - low) / 3.29
     limit = torch.where(spread > 0, _FAR * spread, torch.inf)

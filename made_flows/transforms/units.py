@@ -43,7 +43,8 @@ class Units(Transform):
         before: the fixed transforms of a flow behind which they stand.
         whitens: whether columns may be taken together: the model does not say what each depends on.
         location, scale: m and s, (D,); None where data are not standardised.
-        context_location, context_scale: the same of contexts, (C,).
+        context_location, context_scale: the same of contexts, (C,). The scale of a column that was
+            constant in training is infinite: the network sees zero whatever it is.
         factor: L, (D, D); None for the unit matrix.
 
     Example:
@@ -110,9 +111,11 @@ class Units(Transform):
                 setattr(self, name, None)
                 continue
             expect(tuple(value.shape) == shape, name, f"of shape {shape}", tuple(value.shape))
-            if name.endswith("scale"):
+            if name == "scale":
                 valid = bool((torch.isfinite(value) & (value > 0)).all())
                 expect(valid, name, "to be positive and finite", value.tolist())
+            elif name == "context_scale":
+                expect(bool((value > 0).all()), name, "to be positive", value.tolist())
             setattr(self, name, _exact(value.detach().clone(), self.like.device))
 
     def numbers(self) -> tuple[Tensor | None, ...]:

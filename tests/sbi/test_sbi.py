@@ -219,6 +219,19 @@ def test_an_embedding_net_of_images_and_structured_scores() -> None:
     assert estimator.sample((7,), images[:2]).shape == (7, 2, D)
 
 
+@pytest.mark.parametrize("likelihood", [False, True])
+def test_what_is_constant_in_all_simulations_is_nothing_to_an_estimator(likelihood: bool) -> None:
+    of, given = simulations()
+    given = torch.cat([given, torch.full((ROWS, 1), 0.1)], dim=1)
+    theta, x = (given, of) if likelihood else (of, given)
+    with pytest.warns(UserWarning, match="constant in all simulations in columns 2. Nothing can"):
+        estimator = ms.maf(**SMALL, likelihood=likelihood)(theta, x)
+    other = given + torch.tensor([0.0, 0.0, 5.0])
+    scores = [estimator.log_prob(of[None], each) for each in (given, other)]
+    assert torch.equal(*scores)
+    assert bool(scores[0].isfinite().all())
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_copies_and_state_dicts(name: str) -> None:
     estimator, theta, x = built(name, support=PRIOR)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import made_flows as mf
+from made_flows.training import standardization
 from made_flows.training.standardization import near_dependence, robust_moments
 from made_flows.transforms.units import Units
 
@@ -384,10 +387,61 @@ def test_contexts_of_what_is_not_standardised_are(name: str, tmp_path):
     assert not any("units" in key for key in again.state_dict())
 
 
-def test_a_constant_context_is_no_matter():
-    c = torch.ones(60, 1)
-    model = mf.GaussianMADE(3, 1, **SHAPE)
-    assert math.isfinite(mf.fit(model, rows(60), c, **QUIET).best)
+OF_DATA = {f"{name} of real values": partial(make, 2) for name, make in MODELS.items()}
+
+
+@pytest.mark.parametrize("name", OF_DATA | OF_CONTEXTS)
+def test_a_constant_context_is_named_and_is_nothing_to_the_model(name: str, tmp_path) -> None:
+    """No row trains the weights that read it: at use they would move scores at random."""
+    c = rows(60, 2, seed=1)
+    c[:, 1] = 1e3
+    x = rows(60) + c[:, :1]
+    x = (x > 0).float() if name in OF_CONTEXTS else x
+    torch.manual_seed(0)
+    model = (OF_DATA | OF_CONTEXTS)[name]()
+    with pytest.warns(UserWarning, match="context of data are constant: 1. Nothing can be learnt"):
+        mf.fit(model, x, c, **QUIET)
+    mf.save(model, tmp_path / "model.safetensors")
+    for each in (model, mf.load(tmp_path / "model.safetensors"), copy.deepcopy(model)):
+        found = []
+        for value in (1e3, 1005.0, -1e9):
+            c[:, 1] = value
+            torch.manual_seed(0)
+            distribution = each(c)
+            found.append((distribution.log_prob(x).detach(), distribution.sample((2,))))
+        assert all(map(torch.equal, found[0], other) for other in found[1:])
+        assert bool(found[0][0].isfinite().all())
+    with pytest.warns(UserWarning, match="other values than .* trained with at first: 1. It does"):
+        mf.fit(model, x, c, **QUIET)
+    c[:, 1] = 1e3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mf.fit(model, x, c, **QUIET)
+
+
+@pytest.mark.parametrize("kind", ["rows", "a stream"])
+def test_a_column_that_varies_in_few_of_many_rows_is_not_constant(kind: str, monkeypatch) -> None:
+    monkeypatch.setattr(standardization, "_MOST", 50)
+    monkeypatch.setattr(standardization, "_KEPT", 50)
+    x, c = rows(200), torch.full((200, 1), 0.1)
+    x[:, 0] = 0.1
+    c[101], x[101, 0] = 0.3, 0.3
+    data = (x, c) if kind == "rows" else DataLoader(TensorDataset(x, c), 20)
+    model = made("GaussianMADE", 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*standard deviations out")
+        mf.fit(model, data, validation=None, **QUIET)
+    assert bool(model.units.context_scale.isfinite().all())
+
+
+def test_estimates_name_constant_contexts_once() -> None:
+    c = rows(60, 2, seed=1)
+    c[:, 1] = 3.0
+    with pytest.warns(UserWarning, match="context of x are constant: 1") as caught:
+        model = mf.estimate(rows(60), c, budget="fast", max_seconds=1, progress=False, seed=0)
+    assert len(caught) == 1
+    other = c + torch.tensor([0.0, 7.0])
+    assert torch.equal(model(c).log_prob(rows(60)), model(other).log_prob(rows(60)))
 
 
 @pytest.mark.parametrize(
