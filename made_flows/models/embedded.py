@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from numbers import Integral
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from made_flows._checks import check_finite, expect, expect_type, widths
+from made_flows._checks import check_finite, expect, expect_real, expect_type, widths
 from made_flows._registry import saveable
 from made_flows._torch import is_autocast
 from made_flows.distributions.conditional import CompletionDistribution
 from made_flows.models.base import HasConditionals, Model, check_model
 from made_flows.transforms.units import Units
+
+_TOKENS = (nn.Embedding, nn.EmbeddingBag)
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    """Return the dtype of a module's first numbers that are no integers."""
+    tensors = chain(module.parameters(), module.buffers())
+    found = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    return next(found, torch.get_default_dtype())
 
 
 @saveable
@@ -40,7 +51,8 @@ class Embedded(Model, HasConditionals):
         context: the number of values in a context.
 
     Raises:
-        TypeError: for a model or network of another kind.
+        TypeError: for a model or network of another kind, and at a call for contexts of a dtype
+            that the network does not read, or embeddings of another than the model's.
         ValueError: for a model without context, and at a call for contexts of another shape, or
             embeddings that are not C for every context.
 
@@ -83,18 +95,39 @@ class Embedded(Model, HasConditionals):
         if not isinstance(context, Tensor):
             raise TypeError(f"Expected context to be a torch.Tensor {wanted}; got {context!r:.40}")
         expect(got[-len(shape) :] == shape, "context", wanted, got)
+        expect_type(context.layout == torch.strided, "context", "to be dense", context.layout)
+        expect_real(context, "context")
         check_finite(context, "context")
         batch = got[: len(got) - len(shape)]
         rows = context.reshape(-1, *shape)
-        embedding: Any = self.net(rows)
+        embedding = self._read(rows)
         size = self.model.context
         expect_type(isinstance(embedding, Tensor), "net", "to give a torch.Tensor", embedding)
         given, needed = tuple(embedding.shape), (len(rows), size)
         wanted = f"to give embeddings of shape {needed}, as the model's context has {size}"
         expect(given == needed, "net", wanted, given)
+        dtype = _dtype(self.model)
         if is_autocast(embedding):  # the model is in its own precision
-            embedding = embedding.to(next(self.model.parameters()).dtype)
+            embedding = embedding.to(dtype)
+        wanted = f"to give embeddings of {dtype}, as the model is"
+        expect_type(embedding.dtype == dtype, "net", wanted, embedding.dtype)
         return cast(Tensor, embedding.reshape(*batch, size))
+
+    def _read(self, rows: Tensor) -> Any:
+        """Call the network, whose errors of dtypes say what it can read."""
+        try:
+            return self.net(rows)
+        except RuntimeError as error:
+            own = _dtype(self.net)
+            tokens = any(isinstance(each, _TOKENS) for each in self.net.modules())
+            fits = rows.dtype in (torch.int64, torch.int32) if tokens else rows.dtype == own
+            if fits or isinstance(error, torch.OutOfMemoryError):
+                raise
+            known = "torch.int64 or torch.int32 for tokens, " if tokens else ""
+            raise TypeError(
+                f"Expected context of a dtype that net reads, {known}{own} for numbers; got "
+                f"{rows.dtype} ({error})"
+            ) from error
 
     def distribution(self, context: Tensor | None = None) -> Distribution:
         """Return the distribution of the features, given contexts (..., shape)."""

@@ -181,3 +181,42 @@ def test_bad_input(name: str) -> None:
     call, error, message = BAD[name]
     with pytest.raises(error, match=message):
         call()
+
+
+def of_fives() -> mf.Embedded:
+    return mf.Embedded(MODELS["MAF"](), nn.Linear(5, 4), 5)
+
+
+def of_tokens() -> mf.Embedded:
+    return mf.Embedded(MODELS["MAF"](), NETS["tokens"][0](), 3)
+
+
+FIVES = torch.ones(40, 5)
+NOT_READ = {
+    "doubles": (of_fives, FIVES.double(), "torch.float32 for numbers; got torch.float64"),
+    "halves": (of_fives, FIVES.half(), r"context .*torch.float32 for numbers; got torch.float16"),
+    "integers": (of_fives, FIVES.long(), r"context .*torch.float32 for numbers; got torch.int64"),
+    "bytes for tokens": (of_tokens, torch.ones(40, 3).byte(), "torch.int32 for tokens, .*uint8"),
+    "numbers for tokens": (of_tokens, torch.ones(40, 3), "torch.int32 for tokens, .*got .*float32"),
+    "complex": (of_fives, FIVES.cfloat(), "Expected context to be real; got torch.complex64"),
+    "sparse": (of_fives, FIVES.to_sparse(), "Expected context to be dense; got .*sparse"),
+    "a finer network": (
+        lambda: mf.Embedded(MODELS["MAF"](), nn.Linear(5, 4).double(), 5), FIVES.double(),
+        "Expected net to give embeddings of torch.float32, .*got .*torch.float64",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+def test_contexts_of_a_dtype_that_is_not_read_are_refused(name: str) -> None:
+    make, context, message = NOT_READ[name]
+    with pytest.raises(TypeError, match=message):
+        make()(context)
+
+
+def test_other_errors_of_a_network_are_its_own() -> None:
+    model = mf.Embedded(MODELS["MAF"](), nn.Linear(6, 4), 5)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(FIVES)
+    with pytest.raises(IndexError):
+        of_tokens()(torch.full((40, 3), 100))
