@@ -52,12 +52,7 @@ def set_units(found: list[Units], train: Source) -> None:
     x, context = _sample(train)
     of_context: tuple[Tensor | None, Tensor | None] = None, None
     if context is not None and any(not units.embedded for units in found):
-        location, scale = context_moments(context)
-        if bool(scale.isinf().any()) and _has_more(train, len(context)):
-            of_all = _deviation_of_all(train, location, of_context=True)
-            scale = torch.where(scale.isinf() & (of_all > 0), of_all, scale)
-        of_context = location, scale
-        warn_of_contexts(context, location, scale, train.name)
+        of_context = _of_context(train, context)
     known: dict[tuple[Transform, ...], tuple[Tensor | None, ...]] = {}
     for units in found:
         if units.of_data and units.before not in known:
@@ -65,6 +60,16 @@ def set_units(found: list[Units], train: Source) -> None:
         location, scale, factor = known[units.before] if units.of_data else (None, None, None)
         given = (None, None) if units.embedded else of_context
         units.set(location, scale, *given, factor if units.whitens else None)
+
+
+def _of_context(train: Source, context: Tensor) -> tuple[Tensor, Tensor]:
+    """Find location and scale of the contexts of rows to train on, of which some were taken."""
+    location, scale = context_moments(context)
+    if bool(scale.isinf().any()) and _has_more(train, len(context)):
+        of_all = _deviation_of_all(train, location, of_context=True)
+        scale = torch.where(scale.isinf() & (of_all > 0), of_all, scale)
+    warn_of_contexts(context, location, scale, train.name)
+    return location, scale
 
 
 @torch.no_grad()
