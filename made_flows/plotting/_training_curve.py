@@ -23,6 +23,10 @@ class Curves(Protocol):
     best_epoch: int
 
     @property
+    def falls(self) -> list[int]:
+        """The epochs in which the learning rate fell."""
+
+    @property
     def best(self) -> float:
         """The negative log-likelihood at the best epoch."""
 
@@ -32,7 +36,7 @@ class Curves(Protocol):
 
 
 def training_curve(history: Curves, ax: Axes | None = None) -> Figure:
-    """Draw training and validation NLL by epoch, with the epoch that was kept.
+    """Draw training and validation NLL by epoch, the epoch that was kept, and falls of the rate.
 
     Args:
         history: what :func:`made_flows.fit` returned.
@@ -55,6 +59,9 @@ def training_curve(history: Curves, ax: Axes | None = None) -> Figure:
         if values:
             epochs = range(1, len(values) + 1)
             ax.plot(epochs, values, color=colour, lw=1.6, label=name, marker=marker, ms=4)
+    for number, epoch in enumerate(history.falls):
+        label = "learning rate falls" if number == 0 else None
+        ax.axvline(epoch - 0.5, color=GREY, lw=0.8, ls=":", label=label, zorder=0)
     if history.best_epoch:
         colour = BLUE if history.validation else GREY
         label = f"best: {history.best:.4g} (epoch {history.best_epoch})"

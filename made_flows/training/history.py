@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -31,6 +32,7 @@ class History:
         stop_reason: ``"max_epochs"``, ``"max_seconds"``, ``"patience"`` (no better NLL for that
             many epochs), ``"callback"`` (one returned True), ``"interrupted"`` (Ctrl-C) or
             ``"failed"`` (on a :class:`TrainingError`).
+        rates: the learning rate at the end of each finished epoch, of the optimizer's first group.
 
     Example:
         >>> History([1.5, 1.2, 1.1], [1.4, 1.3, 1.35], 2, 0.8, "max_epochs")
@@ -43,6 +45,7 @@ stop_reason='max_epochs')
     best_epoch: int = 0
     seconds: float = 0.0
     stop_reason: StopReason = "max_epochs"
+    rates: list[float] = field(default_factory=list)
 
     @property
     def epochs(self) -> int:
@@ -59,11 +62,18 @@ stop_reason='max_epochs')
         """The NLL by which epochs are judged: validation's where there is any, else training's."""
         return self.validation or self.train
 
-    def add(self, train: float, validation: float | None) -> bool:
+    @property
+    def falls(self) -> list[int]:
+        """The epochs, from 1, that ended at half the rate of the one before, or less."""
+        pairs = enumerate(pairwise(self.rates), 2)
+        return [epoch for epoch, (before, now) in pairs if now <= 0.5 * before]
+
+    def add(self, train: float, validation: float | None, rate: float) -> bool:
         """Add an epoch; True when it is the best one so far."""
         nll = train if validation is None else validation
         better = not self.best_epoch or nll < self.best
         self.train.append(train)
+        self.rates.append(rate)
         if validation is not None:
             self.validation.append(validation)
         if better:
@@ -73,9 +83,12 @@ stop_reason='max_epochs')
     def latest(self) -> dict[str, str]:
         """Return the last epoch's numbers as short texts, for a progress bar."""
         curves = {"train": self.train, "validation": self.validation}
-        return {name: f"{values[-1]:.4g}" for name, values in curves.items() if values} | (
-            {"best": str(self.best_epoch)} if self.best_epoch else {}
-        )
+        latest = {name: f"{values[-1]:.4g}" for name, values in curves.items() if values}
+        if self.best_epoch:
+            latest["best"] = str(self.best_epoch)
+        if self.falls:
+            latest["rate"] = f"{self.rates[-1]:.2g}"
+        return latest
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the curves: :func:`made_flows.plotting.training_curve`."""
@@ -89,6 +102,7 @@ stop_reason='max_epochs')
             f"epochs={self.epochs}",
             f"best_epoch={self.best_epoch}",
             *(f"{name}={nll[self.best_epoch - 1]:.5g}" for name, nll in curves.items() if nll),
+            *([f"falls={self.falls}"] if self.falls else []),
             f"seconds={self.seconds:.3g}",
             f"stop_reason={self.stop_reason!r}",
         ]

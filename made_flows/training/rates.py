@@ -73,6 +73,11 @@ class Rates:
             late = sum(max(progress, spent) >= part for part in _LATEST)
             self._scale(_FACTOR ** max(found, late))
 
+    @property
+    def now(self) -> float:
+        """The rate of the first group; NaN where an optimizer has no such thing."""
+        return float(self.optimizer.param_groups[0].get("lr", math.nan))
+
     def restore(self) -> None:
         """Set the rates they started from."""
         self._scale(1.0)

@@ -126,7 +126,7 @@ class Run:
                 nll = mean_nll(self.model, held_out, size, self.processes, device)
             if not math.isfinite(nll):
                 raise TrainingError("validation NLL", nll, epoch, 0, self.last, history)
-            if history.add(losses.mean, None if held_out is None else nll):
+            if history.add(losses.mean, None if held_out is None else nll, self.rates.now):
                 self.best = copied_weights(self.model)
             self.model.eval()
             stopped = [bool(callback(self.model, history)) for callback in self.options.callbacks]
@@ -287,6 +287,8 @@ class Run:
             mine = states[self.processes.rank]
             set_random_state(mine, self.sources, self.parameters[0].device)
         vars(self.history).update(saved["history"])
+        before = self.history.epochs - len(self.history.rates)  # of a release without rates
+        self.history.rates[:0] = [math.nan] * before
         self.start -= self.history.seconds
         self.spent = self.history.seconds / self.options.max_seconds
         self.step, self.steps, self.last = saved["steps"]

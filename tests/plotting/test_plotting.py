@@ -102,6 +102,13 @@ def test_curves_are_those_of_the_history():
     assert "2.5 (epoch 2)" in best.get_label()
 
 
+def test_falls_of_the_rate_are_marked_between_epochs():
+    history = History([3.0, 2.0, 1.5, 1.4], [], 4, rates=[0.3, 0.3, 0.1, 0.03])
+    _, *falls, _ = history.plot().axes[0].get_lines()
+    assert [line.get_xdata()[0] for line in falls] == [2.5, 3.5]
+    assert falls[0].get_label() == "learning rate falls"
+
+
 def test_curves_on_axes_of_ones_own():
     from matplotlib.figure import Figure
 

@@ -894,6 +894,9 @@ def test_rates_fall_before_the_time_is_over(monkeypatch):
     )
     assert (history.epochs, history.stop_reason) == (11, "max_seconds")
     assert rates == pytest.approx([1e-3 * 0.3**power for power in [0] * 8 + [1, 2, 3]])
+    assert (history.rates, history.falls) == (rates, [9, 10, 11])
+    assert "falls=[9, 10, 11]" in repr(history)
+    assert float(history.latest()["rate"]) == pytest.approx(rates[-1], rel=0.05)
 
 
 SCHEDULES = {
