@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from made_flows._checks import check_finite, expect, expect_type
-from made_flows.training.convert import as_tensor
+from made_flows._checks import check_finite, expect
+from made_flows.training.convert import Extent, as_tensor
 from made_flows.training.standardization import (
     listed,
     near_dependence,
@@ -34,7 +34,6 @@ def checked_rows(x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
         columns = "features" if name == "x" else "C"
         fits = rows.dim() == 2 and rows.shape[1] > 0
         expect(fits, name, f"of shape (N, {columns})", tuple(rows.shape))
-        expect_type(not rows.is_complex(), name, "to be real", rows.dtype)
         if rows.is_floating_point():
             try:
                 check_finite(rows, name)
@@ -45,6 +44,9 @@ def checked_rows(x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
                     f"{error}. If NaN stands for a missing value, fit a model made with "
                     f"orders='all', which takes it"
                 ) from None
+        extent = Extent(name)
+        extent.add(rows, torch.float64)
+        extent.warn_of_steps()
         given.append(rows)
     count = len(given[0])
     expect(count >= 10, "x", "to have at least ten rows", count)

@@ -18,9 +18,10 @@ from sklearn.utils.validation import (
 
 from made_flows._checks import expect, helpful, positive_integer
 from made_flows.tables.columns import ATOM, CategoryColumn
-from made_flows.tables.frames import as_written
+from made_flows.tables.frames import EXACT, as_written
 from made_flows.tables.model import TableMADE
 from made_flows.tables.schema import Schema
+from made_flows.training.convert import as_array, in_double
 from made_flows.training.copies import hold_out
 from made_flows.training.defaults import held_out_for
 from made_flows.training.optimization import seeded
@@ -71,10 +72,20 @@ class TableEstimator(BaseEstimator):
             return X
         if np.ma.isMaskedArray(X):  # scikit-learn takes what is behind the mask
             X = np.ma.filled(X.astype(np.float64), np.nan)
+        X = as_array(X, "X") if isinstance(X, torch.Tensor) else X
+        if getattr(X, "dtype", None) == np.longdouble:
+            X = in_double(X, "X")
         precisions = [np.float64, np.float32]
-        return as_written(
-            validate_data(self, X, reset=reset, dtype=precisions, ensure_all_finite="allow-nan")
+        checked = validate_data(
+            self, X, reset=reset, dtype=precisions, ensure_all_finite="allow-nan"
         )
+        large = np.argwhere(np.abs(checked) >= EXACT)
+        if len(large) and np.asarray(X).dtype.kind != "f":  # integers, in part rounded
+            row, column = large[0]
+            wanted = "to hold integers below 2**53 (or, of identifiers, text)"
+            got = f"{np.asarray(X)[row, column]} in row {row}, column {column}"
+            expect(False, "X", wanted, got)
+        return as_written(checked)
 
     def _seed(self, random_state: Any = None) -> int:
         """Draw a seed, of another random state than the estimator's where one is given."""

@@ -16,7 +16,7 @@ import torch
 
 from made_flows._checks import expect, expect_type
 from made_flows.tables.types import arrow_as, pandas_as, polars_as, with_types
-from made_flows.training.convert import dimensions
+from made_flows.training.convert import as_array, dimensions, in_double
 
 FRAMES = ("pandas", "polars", "pyarrow", "array", "dict")
 """What a table can be: frames of a library, a matrix, or arrays by name."""
@@ -24,7 +24,8 @@ FRAMES = ("pandas", "polars", "pyarrow", "array", "dict")
 DAY = 86400e6
 """Microseconds."""
 
-_EXACT = 2**53
+EXACT = 2**53
+"""Integers from here on are not all numbers of double precision."""
 
 _LARGEST = 1e100
 """Numbers are squared: of larger ones, that would not be finite."""
@@ -64,7 +65,8 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
     """
     if isinstance(table, Mapping):
         _expect_different(table, argument)
-        kind, columns = "dict", {name: _array(column) for name, column in table.items()}
+        kind = "dict"
+        columns = {name: _array(column, f"column {name!r}") for name, column in table.items()}
     elif hasattr(table, "columns") and hasattr(table, "shape"):
         names = getattr(table, "column_names", None)  # Arrow's; the others' columns are names
         names = list(table.columns) if names is None else list(names)
@@ -73,7 +75,7 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
         _expect_different(names, argument)
         columns = {name: _of_frame(table[name], str(name)) for name in names}
     else:
-        matrix = table.detach().cpu().numpy() if isinstance(table, torch.Tensor) else table
+        matrix = as_array(table, argument) if isinstance(table, torch.Tensor) else table
         wanted = "to be a table: a frame, a matrix or arrays by name"
         if isinstance(matrix, str | Path):
             wanted += f", as pandas.read_csv({str(matrix)!r}) gives (or: made-flows fit {matrix})"
@@ -115,7 +117,7 @@ def write(
     if kind == "array":
         if like is None:
             return _matrix(list(columns.values()))
-        matrix = like.detach().cpu().numpy() if isinstance(like, torch.Tensor) else _array(like)
+        matrix = _array(like)
         whole = {f"x{i}": matrix[:, i] for i in range(matrix.shape[1])}
         return _matrix(list((whole | _filled_arrays(whole, columns)).values()))
     if kind == "dict":
@@ -208,8 +210,10 @@ def _of_frame(column: Any, name: str) -> Any:
     return array
 
 
-def _array(values: Any) -> Any:
+def _array(values: Any, name: str = "table") -> Any:
     """Return an array; of objects from lists, whose values NumPy would bring to one type."""
+    if isinstance(values, torch.Tensor):
+        return as_array(values, name)
     if np.ma.isMaskedArray(values):  # NumPy alone would take what is behind the mask
         gone: Any = {"f": np.nan, "M": "NaT", "m": "NaT"}.get(values.dtype.kind)
         known = values.data.astype(object if gone is None else values.dtype)  # a copy
@@ -242,6 +246,8 @@ def _values(column: Any, name: str) -> Values:
         return Values(np.where(np.isnat(column), np.nan, days), holds)
     expect_type(kind in "iuf", f"column {name!r}", "to hold numbers, text, dates or booleans",
                 column.dtype)  # fmt: skip
+    if kind == "f" and column.dtype.itemsize > 8:
+        column = in_double(column, f"column {name!r}")
     numbers = as_written(column)
     wrong = np.abs(numbers) > _LARGEST
     if wrong.any():
@@ -273,7 +279,7 @@ def as_written(column: Any) -> Any:
 
 def _integers(numbers: Any, given: Any, name: str) -> Values:
     """Refuse integers that double precision would round."""
-    inexact = np.abs(numbers) >= _EXACT  # itself is what the next one would be rounded to
+    inexact = np.abs(numbers) >= EXACT  # itself is what the next one would be rounded to
     if inexact.any():
         row = int(inexact.argmax())
         words = "to hold integers below 2**53 (or, of identifiers, text)"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from made_flows._checks import expect, expect_type
-from made_flows.training.convert import as_batch, as_tensor, checksum, dimensions, is_batch
+from made_flows.training.convert import Extent, as_batch, as_tensor, checksum, dimensions, is_batch
 from made_flows.training.copies import hold_out
 from made_flows.training.defaults import batch_size_for
 from made_flows.training.loaders import split_loader
@@ -56,15 +56,21 @@ class Rows:
     def __init__(self, x: Any, context: Any, target: Target, name: str) -> None:
         self.target, self.name, self.places = target, name, None
         self.x, self.context = x, context
-        if not self._mapped:
+        extents = Extent(name), Extent(f"the context of {name}")
+        if self._mapped and context is not None:
+            expect_paired(x, context, name)
+        if self._mapped:
+            for start in range(0, len(x), _PIECE):
+                piece = self._read(slice(start, start + _PIECE))
+                target.check(*piece, name, start)
+                target.measure(*piece, *extents)
+        else:
             checked = target.check(x, context, name)
             expect(len(x) > 0, name, "to have at least one row", "none")
+            target.measure(x, context, *extents)
             self.x, self.context = target.settle(*checked)
-            return
-        if context is not None:
-            expect_paired(x, context, name)
-        for start in range(0, len(x), _PIECE):
-            target.check(*self._read(slice(start, start + _PIECE)), name, start)
+        for extent in extents:
+            extent.warn_of_steps()
 
     x: Tensor | np.memmap[Any, Any]
     context: Tensor | np.memmap[Any, Any] | None
@@ -300,6 +306,9 @@ def open_data(
     wanted = "to be a tensor, an array, rows, a Dataset or an iterable of batches"
     known = isinstance(data, (Tensor, Dataset, Iterable)) or hasattr(data, "__array__")
     expect_type(known, name, wanted, data)
+    raw = hasattr(data, "__array__") and not isinstance(data, (Tensor, np.memmap))
+    wanted = "to be codes, as model.schema.encode(table)[0] gives (or: model.fit, score_samples)"
+    expect_type(not (raw and target.mixed), name, wanted, data)
     other = isinstance(data, (str, bytes, dict, nn.Module))
     expect_type(not other, name, "to hold rows of numbers", data)
     if isinstance(data, TensorDataset) and len(data.tensors) <= 2:

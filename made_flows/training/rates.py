@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
+from made_flows._checks import expect
 from made_flows.training.history import History
 
 Schedule: TypeAlias = Literal["constant", "plateau", "cosine"]
@@ -52,6 +53,7 @@ class Rates:
         self.optimizer, self.schedule, self.patience = optimizer, schedule, patience
         groups = optimizer.param_groups if schedule != "constant" else []
         self._start = [group["lr"] for group in groups]
+        self._now: list[Any] = []  # what they were set to last
 
     def plateaus(self, history: History) -> int:
         """Count the plateaus of a history, none where the rates do not fall on them."""
@@ -66,7 +68,15 @@ class Rates:
             progress: the part of the epochs that are behind it.
             spent: the part of the time that is, where that is limited.
             found: how many plateaus are behind it, which change from epoch to epoch alone.
+
+        Raises:
+            ValueError: for rates that were changed since, by a callback, which would be lost.
         """
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for number, (rate, was) in enumerate(zip(rates, self._now, strict=False)):
+            wanted = f"to be left to schedule={self.schedule!r} (or schedule='constant')"
+            got = f"{rate:g} where it was set to {was:g}"
+            expect(bool(rate == was), f"learning rates of group {number}", wanted, got)
         if self.schedule == "cosine":
             self._scale(0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
         elif self.schedule == "plateau":
@@ -94,3 +104,4 @@ class Rates:
         # Read anew, as loading a state makes others; none of them where rates do not change.
         for group, rate in zip(self.optimizer.param_groups, self._start, strict=False):
             group["lr"] = rate * factor
+        self._now = [group["lr"] for group in self.optimizer.param_groups[: len(self._start)]]

@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from made_flows._checks import check_finite, check_values, expect, expect_type
+from made_flows._checks import check_finite, check_values, expect
 from made_flows.distributions.missing import ADVICE
+from made_flows.training.convert import Extent
 
 Batch: TypeAlias = tuple[Tensor, Tensor | None]
 """The rows of one step and their contexts."""
@@ -108,8 +109,6 @@ class Target:
     def _check(
         self, x: Tensor, name: str, each: tuple[int, ...] | None, first: int, context: bool = False
     ) -> Tensor:
-        expect_type(not x.is_complex(), name, "to be real", x.dtype)
-        expect_type(x.layout == torch.strided, name, "to be dense", x.layout)
         fits = x.dim() >= 2 if context else x.dim() == 2
         if not fits if each is None else x.dim() == 0 or tuple(x.shape[1:]) != each:
             shape = _rows_of(each or ("C" if context else "features",))
@@ -131,6 +130,12 @@ class Target:
                 raise
             raise ValueError(f"{error}. {ADVICE}") from None
         return x
+
+    def measure(self, x: Tensor, context: Tensor | None, of_x: Extent, of_context: Extent) -> None:
+        """Look at the extent of rows and contexts, where they will be rounded."""
+        for part, extent in ((x, of_x), (context, of_context)):
+            if part is not None:
+                extent.add(part, self._dtype_of(part, extent is of_context))
 
     def _may_miss(self, x: Tensor) -> bool:
         return bool(self.missing) and x.is_floating_point()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("sklearn", minversion="1.6")
 pytest.importorskip("pandas")
@@ -42,6 +43,15 @@ def fitted() -> dict[str, Any]:
 # From fitted estimators to a call, the kind of error, and words of its message.
 ERRORS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
     "infinite": (lambda f: MADEDensity().fit(at(5, np.inf)), ValueError, "inf"),
+    "integers that are rounded": (
+        lambda f: MADEDensity().fit(2**60 + np.arange(40)[:, None]), ValueError,
+        "text); got 1152921504606846976 in row 0, column 0"),
+    "long integers": (
+        lambda f: MADEDensity().fit([[2**70], [1]]), ValueError, "integers below 2**53"),
+    "a sparse tensor": (
+        lambda f: MADEDensity().fit(torch.from_numpy(X).to_sparse()), TypeError, "X to be dense"),
+    "a tensor of half precision": (
+        lambda f: MADEDensity().fit(torch.from_numpy(X).bfloat16()), TypeError, "that NumPy has"),
     "text in an array": (lambda f: MADEDensity().fit([["a", 1], ["b", 2]]), ValueError, "convert"),
     "nothing known": (lambda f: MADEImputer().fit(X * np.nan), ValueError, "a column to model"),
     "unknown column": (

@@ -454,3 +454,18 @@ def test_a_call_of_fit_that_is_refused_leaves_scores_as_they_were(refused: dict[
     np.testing.assert_array_equal(model.score_samples(table), before)
     model.fit(table, validation=None, **training)
     assert not bool(torch.stack([head.share, head.plain]).any())
+
+
+@pytest.mark.parametrize("call", [mf.score, mf.fit])
+@pytest.mark.parametrize("kind", ["a matrix", "a frame"])
+def test_tables_are_no_codes(kind: str, call: Any) -> None:
+    """Of numbers alone, they had been taken for codes: scores were of other values."""
+    table: Any = np.random.default_rng(0).normal(5, 2, size=(40, 2))
+    if kind == "a frame":
+        table = pytest.importorskip("pandas").DataFrame(table, columns=["a", "b"])
+    model = mf.TableMADE.from_data(table, hidden_features=(8,))
+    with pytest.raises(TypeError, match=r"to be codes, as model.schema.encode\(table\)"):
+        call(model, table)
+    assert np.isclose(
+        mf.score(model, model.schema.encode(table)[0]), model.score_samples(table).mean()
+    )

@@ -203,3 +203,93 @@ def test_frames_of_several_types_of_numbers(kind: str) -> None:
     wrong = r"every column of data to hold numbers; got 'kind' of \w+\. fit_table takes"
     with pytest.raises(TypeError, match=wrong):
         mf.fit(model(0), frame(kind=["a", "b", "c", "d", "e", "f", "g"] * 29), **QUIET)
+
+
+X = torch.from_numpy(ROWS - 1e3)
+FINE = 1 + np.arange(609).reshape(203, 3).astype(np.longdouble) * np.longdouble(2) ** -60
+MORE_THAN_DOUBLE = pytest.mark.skipif(
+    np.finfo(np.longdouble).eps == np.finfo(np.float64).eps, reason="long doubles are doubles"
+)
+UNREADABLE: dict[str, tuple[Any, str]] = {
+    "complex": (X + 0j, "to be real; got dtype torch.complex128"),
+    "sparse": (X.to_sparse(), "to be dense; got layout torch.sparse_coo"),
+    "quantized": (
+        torch.ops.aten.quantize_per_tensor(X.float(), 0.1, 0, torch.qint8),
+        "to be dequantized; got dtype torch.qint8",
+    ),
+    "meta": (X.to("meta"), "to hold numbers; got device"),
+    "integers above 2**63": (
+        torch.full((203, 3), -1, dtype=torch.int64).view(torch.uint64), r"integers below 2\*\*"),
+    "bytes": (X.numpy().astype("S"), "to hold numbers|one type|column to model"),
+    "records": (np.zeros(203, dtype=[("a", "f8")]), "to hold numbers|rows and columns"),
+}  # fmt: skip
+ENTRIES: dict[str, Any] = {
+    "fit": lambda x: mf.fit(model(0), x, **QUIET),
+    "context": lambda x: mf.fit(mf.MAF(3, 3, 1), X, x, **QUIET),
+    "batches": lambda x: mf.fit(model(0), [x, x], **QUIET),
+    "score": lambda x: mf.score(model(0), x),
+    "estimate": lambda x: mf.estimate(x, budget="fast", max_seconds=0.1, progress=False),
+    "table": lambda x: mf.fit_table(x, **QUIET),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_holds_no_numbers_is_refused_by_name(name: str, entry: str) -> None:
+    x, message = UNREADABLE[name]
+    with pytest.raises((TypeError, ValueError), match=f"^Expected .*({message})"):
+        ENTRIES[entry](x)
+
+
+@MORE_THAN_DOUBLE
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_what_double_precision_brings_together_is_refused(entry: str) -> None:
+    with pytest.raises(ValueError, match="numbers that double precision tells apart"):
+        ENTRIES[entry](FINE)
+
+
+SAME = {
+    "of eight bits": lambda x: x.to(torch.float8_e5m2),
+    "unsigned": lambda x: (100 * x).abs().to(torch.uint16),
+    "a negative view": lambda x: torch.complex(x, -x).conj().imag,
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_numbers_of_rare_kinds_are_read(name: str) -> None:
+    x = SAME[name](X)
+    assert mf.score(model(0), x) == mf.score(model(0), x.to(torch.float64))
+    assert as_tensor(x, "x").tolist() == x.to(torch.float64).tolist()
+
+
+def far(dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.stack([X[:, 0], 1e9 + 10 * X[:, 1], X[:, 2]], dim=1).to(dtype)
+
+
+ROUNDED = {
+    "rows": lambda: mf.fit(model(0), far(), standardize=False, **QUIET),
+    "integers": lambda: mf.score(model(0), far(torch.int64)),
+    "contexts": lambda: mf.score(mf.Embedded(model(4), torch.nn.Linear(3, 4), 3), X, far()),
+    "integers above 2**53": lambda: mf.score(model(0).double(), far(torch.int64) + 2**61),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_digits_that_are_lost_are_said(name: str, tmp_path) -> None:
+    with pytest.warns(
+        UserWarning, match=r"hardly vary .* to which they are rounded: (1|0, 1, 2)\."
+    ):
+        ROUNDED[name]()
+    if name == "rows":
+        with pytest.warns(UserWarning, match="to which they are rounded: 1"):
+            mf.score(model(0), mapped(tmp_path / "x.npy", far().numpy()))
+
+
+def test_digits_that_are_kept_are_not_said() -> None:
+    flow = model(0)
+    with pytest.warns(UserWarning, match="samples are rounded"):
+        mf.fit(flow, far(), **QUIET)
+    mf.score(flow, far())
+    mf.score(model(0).double(), far())
+    mf.score(model(0), far(torch.float32))
+    mf.score(mf.BernoulliMADE(3), (X > 0).double())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -869,6 +870,7 @@ def test_plateaus_lower_the_rate_and_end_training(values, epochs, powers):
             rates.append(self.param_groups[0]["lr"])
             self.param_groups[0]["lr"] = 1.0  # a script counts whole steps
             super().step(closure)
+            self.param_groups[0]["lr"] = rates[-1]
 
     options = {"schedule": "plateau", "patience": 4}
     model, history = run_script(values, optimizer=lambda p: Spy(p, lr=1.0), **options)
@@ -909,6 +911,27 @@ SCHEDULES = {
     "wanted": (rows, {"schedule": "plateau", "optimizer": sgd}, "plateau"),
     "a cosine": (rows, {"schedule": "cosine"}, "cosine"),
 }
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "constant"])
+@pytest.mark.parametrize("kind", ["a number", "a tensor"])
+def test_rates_that_a_callback_changes_are_not_lost(schedule: str, kind: str) -> None:
+    rate = 1e-3 if kind == "a number" else torch.tensor(1e-3)
+    model = mf.GaussianMADE(2, hidden_features=(4,))
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+
+    def halve(*_: Any) -> None:
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"] / 2
+
+    options: dict[str, Any] = {"optimizer": optimizer, "schedule": schedule, "max_epochs": 3}
+    options |= {"callbacks": halve, "progress": False, "seed": 0}
+    if schedule == "constant":
+        mf.fit(model, X, **options)
+        assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(1e-3 / 8)
+        return
+    with pytest.raises(ValueError, match=rf"rates of group 0 to be left to schedule='{schedule}'"):
+        mf.fit(model, X, **options)
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
