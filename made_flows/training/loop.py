@@ -32,8 +32,8 @@ from made_flows.training.history import History
 from made_flows.training.likelihood import takes_double, training_loss, units_of
 from made_flows.training.optimization import (
     Average,
+    Dropping,
     Optimizer,
-    dropping,
     left_in_evaluation,
     make_optimizer,
     moved,
@@ -292,6 +292,7 @@ def fit(
             run = Run(
                 model, adam, parameters, Rates(adam, settings.schedule, patience), ema, generator,
                 options, settings, seed, known, processes, file, loss,
+                Dropping(model, settings.dropout),
             )  # fmt: skip
             if file.saved is not None:
                 finished = len(file.saved["history"]["train"])
@@ -307,8 +308,7 @@ def fit(
                     for units in found:
                         units.set(*processes.same(units.numbers()))
                 stay()
-                with dropping(model, settings.dropout):
-                    return run(train, held_out)
+                return run(train, held_out)
             finally:
                 trained = run.history.best_epoch > 0
                 for units in known if trained else ():

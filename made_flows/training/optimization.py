@@ -70,17 +70,25 @@ class Average:
             value.copy_(current)
 
 
-@contextmanager
-def dropping(model: nn.Module, probability: float) -> Iterator[None]:
-    """Drop hidden units in the networks that have no dropout of their own, for a while."""
-    made = [m for m in model.modules() if isinstance(m, MADE) and m.dropout is None]
-    for network in made if probability else ():
-        network.dropout = nn.Dropout(probability).train(network.training)
-    try:
-        yield
-    finally:
-        for network in made:
-            network.dropout = None
+class Dropping:
+    """Dropout of hidden units, in networks that have none of their own, while they are trained.
+
+    In between, such as when callbacks copy or save the model, it is what it was.
+    """
+
+    def __init__(self, model: nn.Module, probability: float) -> None:
+        made = [m for m in model.modules() if isinstance(m, MADE) and m.dropout is None]
+        self.layers = [(network, nn.Dropout(probability)) for network in made if probability]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        for network, layer in self.layers:
+            network.dropout = layer.train(network.training)
+        try:
+            yield
+        finally:
+            for network, _ in self.layers:
+                network.dropout = None
 
 
 @contextmanager

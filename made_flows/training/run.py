@@ -21,6 +21,7 @@ from made_flows.training.history import History, Losses, TrainingError
 from made_flows.training.likelihood import mean_nll, negative_log_likelihood
 from made_flows.training.optimization import (
     Average,
+    Dropping,
     copied_weights,
     restore_weights,
     seed_generators,
@@ -65,6 +66,7 @@ class Run:
     processes: Processes
     checkpoint: Checkpoint
     loss: Callable[[nn.Module, Batch], Tensor]
+    dropping: Dropping
     history: History = field(default_factory=History)
     steps: int | None = None  # in an epoch, once counted
     step: int = 0  # those taken in the epoch that goes on
@@ -117,7 +119,8 @@ class Run:
     def _epoch(self, train: Source, held_out: Source | None, bar: Any) -> bool:
         """Train for one epoch and validate; True where it is the last."""
         history, epoch = self.history, self.history.epochs + 1
-        losses = self._train(train, epoch, bar)
+        with self.dropping.applied():
+            losses = self._train(train, epoch, bar)
         self.last = losses.last
         with nullcontext() if self.average is None else self.average.applied():
             nll = losses.mean
@@ -240,9 +243,10 @@ class Run:
         if (train.target.compiled or not self.processes.alone) and starts_from_data(self.model):
             device = self.parameters[0].device
             state = random_state(self.sources, device)
-            self.model.train()
             first = next(train.batches(self.settings.batch_size, self.generator))
-            negative_log_likelihood(self.model, first)
+            with self.dropping.applied():
+                self.model.train()
+                negative_log_likelihood(self.model, first)
             self.generator.set_state(self.order)
             set_random_state(state, self.sources, device)
         self.processes.align(self.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -433,6 +434,23 @@ def test_callbacks_see_what_was_validated_and_may_stop() -> None:
     for wrong in (3, [note, "note"]):
         with pytest.raises(TypeError, match="Expected callbacks to be"):
             mf.fit(maf(), X, callbacks=wrong, **options)
+
+
+def test_callbacks_may_save_and_copy_what_drops_units_in_training(tmp_path: Path) -> None:
+    """Dropout of fit's own is no part of the model: files had been refused, copies had kept it."""
+    found: list[tuple[Any, Any]] = []
+
+    def keep(model: Any, history: Any) -> None:
+        mf.save(model, tmp_path / "model.safetensors")
+        found.append((mf.load(tmp_path / "model.safetensors"), copy.deepcopy(model)))
+
+    model = maf()
+    history = mf.fit(model, X, dropout=0.3, callbacks=keep, validation=X, **OPTIONS)
+    assert history.epochs == len(found) == 3
+    for (loaded, copied), nll in zip(found, history.validation, strict=True):
+        assert -mf.score(loaded, X) == pytest.approx(nll)
+        assert torch.equal(loaded().log_prob(X), copied().log_prob(X))
+        assert not any(isinstance(module, torch.nn.Dropout) for module in copied.modules())
 
 
 def test_a_callback_that_stopped_is_not_asked_again(tmp_path: Path) -> None:
