@@ -13,9 +13,9 @@ import math
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -184,7 +184,14 @@ def _run(
 # ---------------------------------------------------------------------- the page
 
 
-Results = dict[str, dict[str, dict[int, float]]]
+class Score(NamedTuple):
+    """Log-likelihoods of the test rows of a split: their mean, and each (none where it failed)."""
+
+    mean: float
+    each: Sequence[float]
+
+
+Results = dict[str, dict[str, dict[int, Score]]]
 """Scores by table, contender and split."""
 
 
@@ -192,17 +199,25 @@ def by_table(lines: Sequence[dict[str, Any]]) -> Results:
     results: Results = {}
     for line in lines:
         of_table = results.setdefault(line["table"], {})
-        of_table.setdefault(line["name"], {})[line["split"]] = line["score"]
+        of_table.setdefault(line["name"], {})[line["split"]] = Score(line["score"], line["each"])
     return results
 
 
-def _paired(first: dict[int, float], second: dict[int, float]) -> tuple[float, float]:
-    """The mean difference over common splits, and its standard error (NaN of one split)."""
+def paired(first: dict[int, Score], second: dict[int, Score]) -> tuple[float, float]:
+    """The mean difference over common splits and its standard error: of one split, over its rows.
+
+    The error is NaN where one of them failed.
+    """
     both = sorted(set(first) & set(second))
-    differences = np.array([first[s] - second[s] for s in both])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(both)))
+    differences = np.array([first[s].mean - second[s].mean for s in both])
+    mean = float(differences.mean())
+    if len(both) == 1:
+        rows = [each[both[0]].each for each in (first, second)]
+        differences = np.subtract(*rows) if all(map(len, rows)) else differences
+    if len(differences) < 2:
+        return mean, math.nan
+    with np.errstate(invalid="ignore"):  # infinite ones, of failures
+        return mean, float(differences.std(ddof=1) / math.sqrt(len(differences)))
 
 
 def _common(results: Results, names: Sequence[str]) -> dict[str, list[int]]:
@@ -224,7 +239,7 @@ def summary(results: Results) -> str:
     if not common:
         return "Nothing finished yet."
     means = {
-        table: {n: float(np.mean([results[table][n][s] for s in splits])) for n in broad}
+        table: {n: _mean(results[table][n], splits) for n in broad}
         for table, splits in common.items()
     }
     ranks = {
@@ -241,7 +256,8 @@ def summary(results: Results) -> str:
     text = (
         f"## Summary\n\nOver the {len(common)} tables that all of these have finished: mean rank, "
         "and wins / ties / losses of this library's against each (a tie: within one standard error "
-        "of the paired difference over splits, or 0.05 nats)."
+        "of the paired difference, over splits, or over the rows of the one split there is, or "
+        "0.05 nats)."
     )
     behind = ""
     if "estimate, good" in broad or "estimate, fast" in broad:
@@ -259,21 +275,25 @@ def summary(results: Results) -> str:
 def _tally(results: Results, common: dict[str, list[int]], mine: str, other: str) -> str:
     counts = [0, 0, 0]
     for table in common:
-        mean, error = _paired(results[table][mine], results[table][other])
+        mean, error = paired(results[table][mine], results[table][other])
         tie = max(0.05, 0.0 if math.isnan(error) else error)
         counts[0 if mean > tie else 2 if mean < -tie else 1] += 1
     return " / ".join(map(str, counts))
 
 
-def _best(of_table: dict[str, dict[int, float]], names: Sequence[str], splits: set[int]) -> str:
+def _mean(scores: dict[int, Score], splits: Iterable[int]) -> float:
+    return float(np.mean([scores[s].mean for s in splits]))
+
+
+def _best(of_table: dict[str, dict[int, Score]], names: Sequence[str], splits: set[int]) -> str:
     """The contender with the best mean over some splits, among those that finished all of them."""
     there = [n for n in names if splits and splits <= set(of_table.get(n, {}))]
-    return max(there, key=lambda n: np.mean([of_table[n][s] for s in splits]), default="")
+    return max(there, key=lambda n: _mean(of_table[n], splits), default="")
 
 
-def _difference(first: dict[int, float], second: dict[int, float]) -> str:
-    mean, error = _paired(first, second)
-    return f"{mean:+.2f}" + (" (one split)" if math.isnan(error) else f" ± {error:.2f}")
+def _difference(first: dict[int, Score], second: dict[int, Score]) -> str:
+    mean, error = paired(first, second)
+    return f"{mean:+.2f}" + ("" if math.isnan(error) else f" ± {error:.2f}")
 
 
 def estimates_section(results: Results) -> str | None:
@@ -289,7 +309,8 @@ def estimates_section(results: Results) -> str | None:
         return None
     text = (
         "## estimate\n\nAgainst the best of all other contenders on the same splits, which is "
-        "another one from table to table and known from the test rows alone."
+        "another one from table to table and known from the test rows alone: the mean difference "
+        "and its standard error, as in the summary."
     )
     headings = ["table", "budget", "best of the others", "difference"]
     return f"{text}\n\n{markdown_table(headings, rows)}"
@@ -302,7 +323,7 @@ def scores_section(results: Results, sizes: dict[str, tuple[int, int]]) -> str:
     for table, of_table in results.items():
         for splits in sorted({tuple(sorted(scores)) for scores in of_table.values()}, key=len):
             means = {
-                n: float(np.mean([of_table[n][s] for s in splits]))
+                n: _mean(of_table[n], splits)
                 for n in names
                 if set(splits) <= set(of_table.get(n, {}))
             }
@@ -333,7 +354,7 @@ def differences_section(results: Results) -> str:
     text = (
         "## Flows at their defaults\n\nThe better of this library's affine and spline MAF against "
         "the best of zuko's and nflows' flows: the mean difference over the splits that all of "
-        "them have finished, and its standard error."
+        "them have finished, and its standard error, as in the summary."
     )
     headings = ["table", "ours", "theirs", "difference"]
     return f"{text}\n\n{markdown_table(headings, rows)}"

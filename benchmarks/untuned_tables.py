@@ -10,12 +10,9 @@ is by ``benchmarks.tables``; with ``--splits 0`` the page is only written anew.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmarks import tables
 from benchmarks._results import ResultsFile
@@ -51,12 +48,10 @@ def _by_table(lines: Sequence[dict[str, Any]]) -> Lines:
     return found
 
 
-def paired(first: dict[str, Any], second: dict[str, Any]) -> tuple[float, float]:
+def _paired(first: dict[str, Any], second: dict[str, Any]) -> tuple[float, float]:
     """The mean difference of two contenders over the rows tested, and its standard error."""
-    if not (first["each"] and second["each"]):  # one of them failed
-        return first["score"] - second["score"], 0.0
-    differences = np.subtract(first["each"], second["each"])
-    return float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences)))
+    scores = ({0: tables.Score(line["score"], line["each"])} for line in (first, second))
+    return tables.paired(*scores)
 
 
 def _verdict(difference: float, error: float) -> str:
@@ -74,7 +69,7 @@ def comparison(found: Lines, mine: Sequence[str], others: Sequence[str]) -> list
         first, second = (
             max(names, key=lambda n: lines[n]["score"]) for names in (list(mine), there)
         )
-        difference, error = paired(lines[first], lines[second])
+        difference, error = _paired(lines[first], lines[second])
         cells = [table, first, second, f"{difference:+.2f} ± {error:.2f}"]
         rows.append([*cells, _verdict(difference, error)])
     return rows

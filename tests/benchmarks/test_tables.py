@@ -82,6 +82,17 @@ def test_runs_are_resumed_and_a_page_is_written(folder: Path, monkeypatch: pytes
         assert words in page
 
 
+def test_differences_have_errors_over_splits_or_the_rows_of_one():
+    first = {s: tables.Score(float(s), [s - 1.0, s + 1.0]) for s in range(2)}
+    second = {s: tables.Score(0.0, [0.0, 0.0]) for s in range(3)}
+    assert tables.paired(first, second) == (0.5, pytest.approx(0.5))
+    assert tables.paired({1: first[1]}, second) == (1.0, pytest.approx(1.0))
+    failed = {1: tables.Score(-math.inf, [])}
+    mean, error = tables.paired(failed, second)
+    assert mean == -math.inf
+    assert math.isnan(error)
+
+
 def test_a_quick_run(folder: Path):
     pytest.importorskip("sklearn")
     tables.main(["--quick", "--threads", "1", "--tables", "mine"])
