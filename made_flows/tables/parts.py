@@ -83,6 +83,8 @@ class Categories(Part):
         return [(counts / counts.sum()).log() for counts in self._counts]
 
     def encode(self, y: Tensor) -> Tensor:
+        # Another value of a constant column says no more of the others than the one in all rows.
+        y = torch.where(self.head.sizes == 1, 0.0, y)
         return self.head.encode(y, y.dtype)
 
     def log_prob(self, y: Tensor, parameters: Tensor) -> Tensor:

@@ -298,6 +298,24 @@ def test_unseen_values_have_what_laplace_leaves_them() -> None:
     assert (constant.sample(5)["c"] == 7).all()
 
 
+@pytest.mark.parametrize("values", [[3.0, 100.0], ["a", "new"]])
+def test_other_values_of_a_constant_column_say_nothing_of_the_others(values: list[Any]) -> None:
+    x = RNG.normal(size=300)
+    table = {"x": x, "y": np.sin(3 * x) + RNG.normal(size=300) / 10, "c": [values[0]] * 300}
+    other = table | {"c": [values[1]] * 300}
+    options: dict[str, Any] = {
+        "options": {"hidden_features": (32,)},
+        "max_epochs": 3,
+        "progress": False,
+        "seed": 0,
+    }
+    given = mf.fit_table(table, context=["c"], **options)
+    np.testing.assert_array_equal(given.score_samples(table), given.score_samples(other))
+    joint = mf.fit_table(table, **options)
+    apart = joint.score_samples(table) - joint.score_samples(other)
+    np.testing.assert_allclose(apart, np.log(300), rtol=1e-5)
+
+
 def test_counts_down_to_zero_have_gradients() -> None:
     # The cell of zero ends infinitely far out.
     table = {"n": np.arange(30), "x": np.arange(30) / 7}
