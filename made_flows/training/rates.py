@@ -52,6 +52,8 @@ class Rates:
     ) -> None:
         self.optimizer, self.schedule, self.patience = optimizer, schedule, patience
         groups = optimizer.param_groups if schedule != "constant" else []
+        has_rates, wanted = all("lr" in group for group in groups), f"with schedule={schedule!r}"
+        expect(has_rates, "optimizer", f"to have learning rates {wanted}", type(optimizer).__name__)
         self._start = [group["lr"] for group in groups]
         self._now: list[Any] = []  # what they were set to last
 
@@ -72,8 +74,9 @@ class Rates:
         Raises:
             ValueError: for rates that were changed since, by a callback, which would be lost.
         """
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        for number, (rate, was) in enumerate(zip(rates, self._now, strict=False)):
+        pairs = zip(self.optimizer.param_groups, self._now, strict=False)
+        for number, (group, was) in enumerate(pairs):
+            rate = group["lr"]
             wanted = f"to be left to schedule={self.schedule!r} (or schedule='constant')"
             got = f"{rate:g} where it was set to {was:g}"
             expect(bool(rate == was), f"learning rates of group {number}", wanted, got)

@@ -913,6 +913,27 @@ SCHEDULES = {
 }
 
 
+class Signs(torch.optim.Optimizer):
+    """Steps of one size: an optimizer without a learning rate."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter -= 1e-3 * parameter.grad.sign()
+
+
+def test_an_optimizer_may_have_no_rate() -> None:
+    model, options = mf.GaussianMADE(2, hidden_features=(4,)), {"optimizer": Signs, **QUIET}
+    history = mf.fit(model, X, max_epochs=2, **options)
+    assert history.train[1] < history.train[0]
+    with pytest.raises(ValueError, match="to have learning rates with schedule='cosine'; got Sig"):
+        mf.fit(model, X, schedule="cosine", **options)
+
+
 @pytest.mark.parametrize("schedule", ["plateau", "cosine", "constant"])
 @pytest.mark.parametrize("kind", ["a number", "a tensor"])
 def test_rates_that_a_callback_changes_are_not_lost(schedule: str, kind: str) -> None:
