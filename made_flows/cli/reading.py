@@ -22,6 +22,7 @@ import pyarrow.dataset
 
 from made_flows._checks import expect
 from made_flows.cli.errors import Code, CommandError, errors_of
+from made_flows.training.convert import in_double
 
 ROWS = 4096
 """Rows that are read, and scored or completed, at a time."""
@@ -293,6 +294,8 @@ class _Matrix:
         for start in range(0, len(self.x), ROWS):
             some = self.x[start : start + ROWS]
             some = some.astype(some.dtype.newbyteorder("="))  # as Arrow takes them
+            if some.dtype.kind == "f" and some.dtype.itemsize > 8:
+                some = in_double(some, self.path)
             columns = [pa.array(np.ascontiguousarray(column)) for column in some.T]
             yield pa.record_batch(columns, names), self.path, start
 

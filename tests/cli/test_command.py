@@ -89,6 +89,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(place / "infinite.npy", np.array([[1.0, 2.0], [1.0, np.inf]]))
     np.save(place / "wide.npy", np.zeros((3, 3)))
     np.save(place / "complex.npy", np.ones((3, 2), complex))
+    small = np.arange(2 * N).reshape(N, 2).astype(np.longdouble) * np.longdouble(2) ** -60
+    np.save(place / "fine.npy", small + 1 if np.finfo(np.longdouble).eps < 1e-18 else small)
     np.save(place / "objects.npy", np.array([[1, "a"], [2, None]], object))
     np.save(place / "deep.npy", np.zeros((3, 2, 2)))
     np.save(place / "no columns.npy", np.zeros((3, 0)))
@@ -221,6 +223,8 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "blank lines": (("fit", "blank.csv", "-o", "m"), 3, "names of columns; got nothing"),
     "no archive": (("fit", "plain.csv.gz", "-o", "m"), 3, "plain.csv.gz to be read"),
     "an empty matrix": (("fit", "nothing.npy", "-o", "m"), 3, "complete .npy file"),
+    **({"long doubles": (("fit", "fine.npy", "-o", "m"), 3, "that double precision tells apart")}
+       if np.finfo(np.longdouble).eps < 1e-18 else {}),
     "complex numbers": (("fit", "complex.npy", "-o", "m"), 3, "numbers; got complex128"),
     "objects": (("fit", "objects.npy", "-o", "m"), 3, "complete .npy file of numbers"),
     "a deep array": (("fit", "deep.npy", "-o", "m"), 3, "of shape (3, 2, 2)"),
@@ -450,6 +454,11 @@ def test_matrices_of_numbers(folder: Path, tmp_path: Path) -> None:
     model = mf.load(folder / M, dtype=torch.float64)
     done("score", folder / M, folder / "good.npy", "-o", tmp_path / "scores.npy")
     x = torch.from_numpy(np.load(folder / "good.npy"))
+    np.save(tmp_path / "long.npy", x.numpy().astype(np.longdouble))
+    done("score", folder / M, tmp_path / "long.npy", "-o", tmp_path / "long scores.npy")
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "long scores.npy"), np.load(tmp_path / "scores.npy")
+    )
     with torch.no_grad():
         expected = model().log_prob(x).numpy()
     np.testing.assert_array_equal(np.load(tmp_path / "scores.npy")[:, 0], expected)
