@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,13 @@ from torch import Tensor
 
 from made_flows._checks import expect, expect_type, real_number, shown
 from made_flows._registry import saveable
-from made_flows.tables.columns import Column, fit_categories, fit_number, normal_likelihood
+from made_flows.tables.columns import (
+    CategoryColumn,
+    Column,
+    fit_categories,
+    fit_number,
+    normal_likelihood,
+)
 from made_flows.tables.frames import FRAMES, Values, read, write
 from made_flows.tables.types import types_of
 
@@ -154,6 +161,17 @@ class Schema:
         gone = torch.isnan(codes).nonzero().tolist()
         where = f"none in row {gone[0][0]} of {self.context[gone[0][1]].name!r}" if gone else ""
         expect(not gone, "context columns", "to hold a value in every row", where)
+        for column, each in zip(self.context, codes.T, strict=True):
+            if isinstance(column, CategoryColumn) and not column.others:
+                unseen = (each == len(column.categories)).nonzero().flatten().tolist()
+                if unseen:
+                    value = columns[column.name].array[unseen[0]]
+                    text = value if isinstance(value, str) else f"{value:g}"
+                    warnings.warn(
+                        f"Context column {column.name!r} has values that no row had in training, "
+                        f"such as {text!r}: nothing was learnt of them",
+                        stacklevel=4,
+                    )
         return codes
 
     def decode(self, codes: Tensor) -> dict[str, Any]:
