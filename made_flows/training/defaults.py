@@ -81,7 +81,7 @@ def settings_for(
         "schedule": "constant",
     }
     if own_rate and own_optimizer and patient:
-        chosen["schedule"] = schedule_for(rows, discrete)
+        chosen["schedule"] = schedule_for(rows)
     said = {name: value for name, value in given.items() if value is not None}
     return Settings(**chosen | said)
 
@@ -148,17 +148,18 @@ def average_for(rows: int | None, discrete: bool = False, mixed: bool = False) -
     return 0.99 if learning_rate_for(rows, discrete, mixed) > learning_rate_for(None) else 0.0
 
 
-def schedule_for(rows: int | None, discrete: bool = False) -> Schedule:
+def schedule_for(rows: int | None) -> Schedule:
     """Return what becomes of the rate: it falls where it would end training, unless rows stream.
 
     The noise of the rate hides progress: validation stands still, above all where rows are many
-    or columns take few values. Of discrete values, whose models learn rows by heart, it stays.
+    or columns take few values. Models of discrete values learn rows by heart instead; they gain by
+    what goes with it, that training goes on from the best weights.
 
     Example:
-        >>> schedule_for(500), schedule_for(500, discrete=True), schedule_for(None)
-        ('plateau', 'constant', 'constant')
+        >>> schedule_for(500), schedule_for(None)
+        ('plateau', 'constant')
     """
-    return "constant" if rows is None or discrete else "plateau"
+    return "constant" if rows is None else "plateau"
 
 
 def weight_decay_for(rows: int | None, features: int | None, discrete: bool = False) -> float:

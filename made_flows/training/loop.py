@@ -171,8 +171,9 @@ def fit(
             falls to 0.3 of what it was where training would end by ``patience``, and again where
             half as many epochs were no better, three times in all, each at the latest at seven,
             eight and nine tenths of ``max_epochs`` or ``max_seconds``; half as many epochs again
-            end training (``"plateau"``). By default a plateau for rows of real values or mixed
-            columns, where neither ``learning_rate`` nor ``optimizer`` is given; otherwise it stays.
+            end training (``"plateau"``). Without an ``average``, it goes on from the best weights
+            after such epochs. By default a plateau for rows in memory or of a file, where neither
+            ``learning_rate`` nor ``optimizer`` is given; otherwise it stays.
         average: the decay, such as 0.999, of an exponential moving average of the weights
             (Polyak & Juditsky 1992), which is then what is validated and kept; its memory is
             shorter in the first steps. 0 for none. By default 0.99 with the rate that real

@@ -59,9 +59,11 @@ class Rates:
 
     def plateaus(self, history: History) -> int:
         """Count the plateaus of a history, none where the rates do not fall on them."""
-        if self.schedule != "plateau" or self.patience is None:
-            return 0
-        return plateaus(history.curve, self.patience)
+        return self._plateaus(history.curve)
+
+    def ended_plateau(self, history: History) -> bool:
+        """Tell whether the last epoch of a history was the last one of a plateau."""
+        return self._plateaus(history.curve) > self._plateaus(history.curve[:-1])
 
     def set(self, progress: float, spent: float, found: int) -> None:
         """Set the rates for a place in training.
@@ -102,6 +104,11 @@ class Rates:
         if self.schedule == "plateau":
             return self.plateaus(history) > len(_LATEST)
         return history.epochs - history.best_epoch == self.patience
+
+    def _plateaus(self, curve: Sequence[float]) -> int:
+        if self.schedule != "plateau" or self.patience is None:
+            return 0
+        return plateaus(curve, self.patience)
 
     def _scale(self, factor: float) -> None:
         # Read anew, as loading a state makes others; none of them where rates do not change.

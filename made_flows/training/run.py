@@ -159,6 +159,10 @@ class Run:
         losses = self.losses or Losses(epoch, self.last, self.history)
         steps = source.steps(self.settings.batch_size) or self.steps
         plateaus = self.rates.plateaus(self.history)
+        # What came after the best weights may be learnt by heart. Averages stay: with them going
+        # back gained nothing for certain.
+        if self.step == 0 and self.average is None and self.rates.ended_plateau(self.history):
+            restore_weights(self.model, self.best)
         for taken, batch in enumerate(self._batches(source, epoch), self.step):
             done = epoch - 1 + (min(taken / steps, 1.0) if steps else 0.0)
             self.rates.set(done / self.settings.max_epochs, self.spent, plateaus)

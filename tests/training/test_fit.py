@@ -474,13 +474,14 @@ def test_a_seed_leaves_the_global_generators_alone(name: str):
 
 
 class Scripted(nn.Module):
-    """A model whose NLL is given for every epoch; its weight and buffer count the epochs."""
+    """A model whose NLL is given for every epoch; its weight and buffers count the epochs."""
 
     features, context = 1, 0
 
     def __init__(self, validation: list[float], train: float = 1.0) -> None:
         super().__init__()
         self.script, self.train_nll = validation, train
+        self.epochs = 0  # also where weights and buffers go back
         self.weight = nn.Parameter(torch.zeros(1))
         self.register_buffer("epoch", torch.zeros(()))
         self.register_buffer("hidden", torch.zeros(()), persistent=False)
@@ -490,11 +491,12 @@ class Scripted(nn.Module):
 
     def log_prob(self, x: Tensor) -> Tensor:
         if self.training:
+            self.epochs += 1
             self.epoch += 1
             self.hidden += 1
             # A gradient of one: SGD at rate 1 moves the weight by -1 in every step.
             return -(self.weight - self.weight.detach() + self.train_nll).expand(len(x))
-        return torch.full((len(x),), -self.script[int(self.epoch) - 1])
+        return torch.full((len(x),), -self.script[self.epochs - 1])
 
 
 def run_script(values: list[float], **options) -> tuple[Scripted, History]:
@@ -873,11 +875,33 @@ def test_plateaus_lower_the_rate_and_end_training(values, epochs, powers):
             self.param_groups[0]["lr"] = rates[-1]
 
     options = {"schedule": "plateau", "patience": 4}
-    model, history = run_script(values, optimizer=lambda p: Spy(p, lr=1.0), **options)
+    history = run_script(values, optimizer=lambda p: Spy(p, lr=1.0), **options)[1]
     assert history.epochs == epochs
     assert history.stop_reason == ("max_epochs" if epochs == len(values) else "patience")
     assert rates == pytest.approx([0.3**power for power in powers])
-    assert model.weight.item() == -history.best_epoch
+
+
+@pytest.mark.parametrize(
+    ("average", "trained"),  # the epochs of training that the weights have behind them
+    [(0.0, [1, 2, 3, 4, 3, 4, 4, 5]), (1e-9, [1, 2, 3, 4, 5, 6, 7, 8])],
+)
+def test_after_plateaus_training_goes_on_from_the_best_weights(average, trained):
+    weights: list[float] = []
+
+    class Whole(torch.optim.SGD):
+        def step(self, closure=None):
+            self.param_groups[0]["lr"] = 1.0
+            super().step(closure)
+
+    # With a patience of 2 the rate falls after epochs 4 and 6; the best ones are 2 and 5.
+    model, history = run_script(
+        [3.0, 2.0, 2.1, 2.1, 1.9, 2.0, 1.8, 1.7], optimizer=lambda p: Whole(p, lr=1.0),
+        schedule="plateau", patience=2, average=average,
+        callbacks=lambda model, _: weights.append(model.weight.item()),
+    )  # fmt: skip
+    assert (history.epochs, history.best_epoch) == (8, 8)
+    assert weights == pytest.approx([-epochs for epochs in trained], abs=1e-5)
+    assert model.weight.item() == weights[-1]
 
 
 def test_rates_fall_before_the_time_is_over(monkeypatch):
@@ -903,6 +927,7 @@ def test_rates_fall_before_the_time_is_over(monkeypatch):
 
 SCHEDULES = {
     "rows": (rows, {}, "plateau"),
+    "bits": (lambda: torch.eye(2).repeat(10, 1), {}, "plateau"),
     "a stream": (lambda: Again(list(rows().split(50))), {"validation": rows()}, "constant"),
     "a rate": (rows, {"learning_rate": 1e-3}, "constant"),
     "an optimizer": (rows, {"optimizer": sgd}, "constant"),
@@ -958,6 +983,7 @@ def test_rates_that_a_callback_changes_are_not_lost(schedule: str, kind: str) ->
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_rates_fall_by_default(name, monkeypatch):
     data, options, expected = SCHEDULES[name]
+    model = mf.BernoulliMADE(2, hidden_features=(4,)) if name == "bits" else Line()
     seen = []
 
     class Spy(Rates):
@@ -966,7 +992,7 @@ def test_rates_fall_by_default(name, monkeypatch):
             super().__init__(optimizer, schedule, patience)
 
     monkeypatch.setattr("made_flows.training.loop.Rates", Spy)
-    fit(Line(), data(), max_epochs=0, **QUIET | options)
+    fit(model, data(), max_epochs=0, **QUIET | options)
     assert seen == [expected]
 
 
