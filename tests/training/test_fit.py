@@ -890,8 +890,9 @@ def test_after_plateaus_training_goes_on_from_the_best_weights(average, trained)
 
     class Whole(torch.optim.SGD):
         def step(self, closure=None):
-            self.param_groups[0]["lr"] = 1.0
+            rate, self.param_groups[0]["lr"] = self.param_groups[0]["lr"], 1.0
             super().step(closure)
+            self.param_groups[0]["lr"] = rate
 
     # With a patience of 2 the rate falls after epochs 4 and 6; the best ones are 2 and 5.
     model, history = run_script(
