@@ -48,6 +48,12 @@ def described(got: object) -> str:
     return f"{kind} {shown(got)}"
 
 
+def listed(columns: list[int]) -> str:
+    """Name columns by their numbers, the first eight of them."""
+    first = ", ".join(map(str, columns[:8]))
+    return f"{first} and {len(columns) - 8} more" if len(columns) > 8 else first
+
+
 def shown(got: object) -> str:
     """Write a value in a line, as Python does: of a module or tensor, or a long one, not all."""
     if isinstance(got, (nn.Module, Tensor, type)):

@@ -294,8 +294,7 @@ class _Matrix:
         for start in range(0, len(self.x), ROWS):
             some = self.x[start : start + ROWS]
             some = some.astype(some.dtype.newbyteorder("="))  # as Arrow takes them
-            if some.dtype.kind == "f" and some.dtype.itemsize > 8:
-                some = in_double(some, self.path)
+            some = in_double(some, self.path)
             columns = [pa.array(np.ascontiguousarray(column)) for column in some.T]
             yield pa.record_batch(columns, names), self.path, start
 

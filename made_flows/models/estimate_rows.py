@@ -9,10 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from made_flows._checks import check_finite, expect
+from made_flows._checks import check_finite, expect, listed
 from made_flows.training.convert import Extent, as_tensor
 from made_flows.training.standardization import (
-    listed,
     near_dependence,
     robust_moments,
     warn_of_digits,

@@ -20,6 +20,7 @@ from made_flows._checks import (
     expect_type,
     expect_word,
     helpful,
+    listed,
     non_negative_integer,
     positive_integer,
     real_number,
@@ -33,7 +34,6 @@ from made_flows.models.mades import GaussianMixtureMADE
 from made_flows.sbi.estimator import Estimator
 from made_flows.sbi.support import Bounds, ends_of
 from made_flows.training.optimization import seeded
-from made_flows.training.standardization import listed
 from made_flows.transforms.base import Transform
 from made_flows.transforms.data import Standardize
 from made_flows.univariate.bijections import Bijection

@@ -246,8 +246,7 @@ def _values(column: Any, name: str) -> Values:
         return Values(np.where(np.isnat(column), np.nan, days), holds)
     expect_type(kind in "iuf", f"column {name!r}", "to hold numbers, text, dates or booleans",
                 column.dtype)  # fmt: skip
-    if kind == "f" and column.dtype.itemsize > 8:
-        column = in_double(column, f"column {name!r}")
+    column = in_double(column, f"column {name!r}")
     numbers = as_written(column)
     wrong = np.abs(numbers) > _LARGEST
     if wrong.any():

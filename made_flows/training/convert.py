@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, expect_type
+from made_flows._checks import expect, expect_type, listed
 
 
 def dimensions(x: Any) -> int | None:
@@ -72,7 +72,9 @@ def _columns_together(frame: Any, names: list[Any], name: str) -> Any:
 
 
 def in_double(array: Any, name: str) -> Any:
-    """Return numbers of higher precision in double precision; refuse those that are lost in it."""
+    """Return an array, what has more than double precision in that; refuse what is lost in it."""
+    if array.dtype.kind != "f" or array.dtype.itemsize <= 8:
+        return array
     with np.errstate(over="ignore"):  # what is infinite is named by row and column
         rounded = array.astype(np.float64)
     if array.size and array.ndim:
@@ -109,8 +111,7 @@ def as_tensor(x: Any, name: str) -> Tensor:
         largest = int(array.max(initial=0))
         expect(largest < 2**63, name, "to hold integers below 2**63", largest)
         array = array.astype(np.int64)  # torch can hold the other unsigned types, not index them
-    elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        array = in_double(array, name)
+    array = in_double(array, name)
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
@@ -178,11 +179,10 @@ class Extent:
         coarse = (self.high > self.low) & (high - low < _DISTINCT * step)
         columns = coarse.flatten().nonzero().flatten().tolist()
         if columns:
-            shown = ", ".join(map(str, columns[:8]))
-            shown += f" and {len(columns) - 8} more" if columns[8:] else ""
             warnings.warn(
                 f"Columns of {self.name} hardly vary for how large they are in {self.held}, to "
-                f"which they are rounded: {shown}. Subtract what their values have in common",
+                f"which they are rounded: {listed(columns)}. Subtract what their values have in "
+                f"common",
                 stacklevel=5,
             )
 

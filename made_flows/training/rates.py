@@ -79,9 +79,10 @@ class Rates:
         pairs = zip(self.optimizer.param_groups, self._now, strict=False)
         for number, (group, was) in enumerate(pairs):
             rate = group["lr"]
-            wanted = f"to be left to schedule={self.schedule!r} (or schedule='constant')"
-            got = f"{rate:g} where it was set to {was:g}"
-            expect(bool(rate == was), f"learning rates of group {number}", wanted, got)
+            if rate != was:  # no words are made in every step
+                wanted = f"to be left to schedule={self.schedule!r} (or schedule='constant')"
+                got = f"{rate:g} where it was set to {was:g}"
+                expect(False, f"learning rates of group {number}", wanted, got)
         if self.schedule == "cosine":
             self._scale(0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
         elif self.schedule == "plateau":

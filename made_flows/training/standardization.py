@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect
+from made_flows._checks import expect, listed
 from made_flows.training.data import Rows, Source, Stream
 from made_flows.training.target import Batch
 from made_flows.transforms.base import Transform
@@ -165,12 +165,17 @@ def _deviation_of_all(train: Source, location: Tensor, *, of_context: bool = Fal
         count += (~away.isnan()).sum(dim=0)
         furthest = torch.maximum(furthest, away.abs().nan_to_num(0.0).amax(dim=0))
         resolution = _resolution(rows)
-    varies = furthest > 2 * resolution * location.abs()
+    varies = _is_apart(furthest, location, resolution)
     return torch.where(varies, (total / count.clamp(min=1)).sqrt(), 0.0)
 
 
 def _resolution(x: Tensor) -> float:
     return torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
+
+
+def _is_apart(away: Tensor, location: Tensor, resolution: float) -> Tensor:
+    """Tell whether values so far from a place are others than that, and not rounded from it."""
+    return away > 2 * resolution * location.abs()
 
 
 def _pieces(train: Rows) -> Iterator[Batch]:
@@ -227,7 +232,7 @@ def warn_of_unseen_contexts(known: list[Units], train: Source) -> None:
     for units in blind:
         location, scale = cast(Tensor, units.context_location), cast(Tensor, units.context_scale)
         away = (context.to(location) - location).abs().amax(dim=0)
-        other = scale.isinf() & (away > 2 * _resolution(context) * location.abs())
+        other = scale.isinf() & _is_apart(away, location, _resolution(context))
         columns = other.nonzero().flatten().tolist()
         if columns:
             warnings.warn(
@@ -260,12 +265,8 @@ def warn_of_digits(
     held = torch.finfo(dtype)
     step = (held.eps * location.abs()).clamp(min=held.tiny * held.eps)
     step = torch.where(location.abs() + 10 * scale > held.max, torch.inf, step)
-    lost = (
-        ((step > _LOST * scale) & (step > _resolution(x) * location.abs()))
-        .nonzero()
-        .flatten()
-        .tolist()
-    )
+    given = _resolution(x) * location.abs()
+    lost = ((step > _LOST * scale) & (step > given)).nonzero().flatten().tolist()
     if lost:
         warnings.warn(
             f"Columns of {name} hardly vary for how large they are, or are no numbers of "
@@ -299,12 +300,6 @@ def near_dependence(u: Tensor, name: str) -> NearDependence | None:
         f"density is as high as they are close; leave {count} of them out"
     )
     return NearDependence(message, correlations, deviations)
-
-
-def listed(columns: list[int]) -> str:
-    """Name columns by their numbers, the first eight of them."""
-    shown = ", ".join(map(str, columns[:8]))
-    return f"{shown} and {len(columns) - 8} more" if len(columns) > 8 else shown
 
 
 def robust_moments(x: Tensor) -> tuple[Tensor, Tensor]:
