@@ -50,6 +50,9 @@ tested in that split took no part. The other tables took no part."""
 
 OURS = ("MAF", "spline MAF", "mixture MADE")
 FLOWS = ("zuko MAF", "zuko NSF", "nflows MAF")
+VERDICTS = ("ahead", "tied", "behind")
+TIED = 0.05
+"""Nats within which two contenders are tied, whatever the error of their difference."""
 
 
 # ---------------------------------------------------------------------- contenders
@@ -220,6 +223,12 @@ def paired(first: dict[int, Score], second: dict[int, Score]) -> tuple[float, fl
         return mean, float(differences.std(ddof=1) / math.sqrt(len(differences)))
 
 
+def verdict(difference: float, error: float) -> str:
+    """Say how a contender stands by its mean difference to another and the error of that."""
+    tie = TIED if math.isnan(error) else max(TIED, error)
+    return "ahead" if difference > tie else "behind" if difference < -tie else "tied"
+
+
 def _common(results: Results, names: Sequence[str]) -> dict[str, list[int]]:
     """The splits of every table that all these contenders have finished."""
     found = {}
@@ -257,28 +266,24 @@ def summary(results: Results) -> str:
         f"## Summary\n\nOver the {len(common)} tables that all of these have finished: mean rank, "
         "and wins / ties / losses of this library's against each (a tie: within one standard error "
         "of the paired difference, over splits, or over the rows of the one split there is, or "
-        "0.05 nats)."
+        f"{TIED} nats)."
     )
     behind = ""
     if "estimate, good" in broad or "estimate, fast" in broad:
         mine = "estimate, good" if "estimate, good" in broad else "estimate, fast"
         gaps = {t: max(row.values()) - row[mine] for t, row in means.items()}
         worst = max(gaps, key=lambda each: gaps[each])
-        first = sum(gap <= 0.05 for gap in gaps.values())
+        first = sum(gap <= TIED for gap in gaps.values())
         behind = (
-            f"\n\n`{mine}` is first or within 0.05 nats of it on {first} of {len(gaps)} tables; "
+            f"\n\n`{mine}` is first or within {TIED} nats of it on {first} of {len(gaps)} tables; "
             f"the most that it is behind the best contender is {gaps[worst]:.2f} nats ({worst})."
         )
     return f"{text}\n\n{markdown_table(headings, rows)}{behind}"
 
 
 def _tally(results: Results, common: dict[str, list[int]], mine: str, other: str) -> str:
-    counts = [0, 0, 0]
-    for table in common:
-        mean, error = paired(results[table][mine], results[table][other])
-        tie = max(0.05, 0.0 if math.isnan(error) else error)
-        counts[0 if mean > tie else 2 if mean < -tie else 1] += 1
-    return " / ".join(map(str, counts))
+    found = [verdict(*paired(results[table][mine], results[table][other])) for table in common]
+    return " / ".join(str(found.count(word)) for word in VERDICTS)
 
 
 def _mean(scores: dict[int, Score], splits: Iterable[int]) -> float:

@@ -32,7 +32,6 @@ become linear by default, which other tables chose (below); `estimate` has those
 
 {estimate}"""
 
-TIED = 0.05
 NOT_RUN = frozenset({"mixture MADE", "estimate, fast", "estimate, best"})
 """Contenders of ``benchmarks.tables`` that are left out unless they are asked for."""
 
@@ -54,12 +53,6 @@ def _paired(first: dict[str, Any], second: dict[str, Any]) -> tuple[float, float
     return tables.paired(*scores)
 
 
-def _verdict(difference: float, error: float) -> str:
-    if abs(difference) <= max(TIED, error):
-        return "tied"
-    return "ahead" if difference > 0 else "behind"
-
-
 def comparison(found: Lines, mine: Sequence[str], others: Sequence[str]) -> list[list[str]]:
     """The best of mine against the best of the others, table by table, by the rows tested."""
     rows = []
@@ -71,12 +64,12 @@ def comparison(found: Lines, mine: Sequence[str], others: Sequence[str]) -> list
         )
         difference, error = _paired(lines[first], lines[second])
         cells = [table, first, second, f"{difference:+.2f} ± {error:.2f}"]
-        rows.append([*cells, _verdict(difference, error)])
+        rows.append([*cells, tables.verdict(difference, error)])
     return rows
 
 
 def _counted(rows: Sequence[Sequence[str]]) -> list[str]:
-    return [str(sum(row[-1] == word for row in rows)) for word in ("ahead", "tied", "behind")]
+    return [str(sum(row[-1] == word for row in rows)) for word in tables.VERDICTS]
 
 
 def _section(title: str, text: str, rows: Sequence[Sequence[str]]) -> str:
@@ -99,12 +92,13 @@ def sections(lines: Sequence[dict[str, Any]]) -> list[str]:
         ["estimate, against all others", str(len(whole)), *_counted(whole)],
         ["MAF or spline MAF, against zuko and nflows", str(len(flows)), *_counted(flows)],
     ]
-    summary = markdown_table(["comparison", "tables", "ahead", "tied", "behind"], counts)
+    summary = markdown_table(["comparison", "tables", *tables.VERDICTS], counts)
     shown = [line for line in lines if line["table"] in found]
     sizes = {line["table"]: (line["rows"], line["features"]) for line in shown}
     return [
         text,
-        f"## Summary\n\nTied: within one standard error over rows, or 0.05 nats.\n\n{summary}",
+        f"## Summary\n\nTied: within one standard error over rows, or {tables.TIED} nats."
+        f"\n\n{summary}",
         _section(
             "estimate",
             "Against the best of all other contenders, known from the test rows alone: the mean "

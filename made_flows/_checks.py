@@ -48,10 +48,11 @@ def described(got: object) -> str:
     return f"{kind} {shown(got)}"
 
 
-def listed(columns: list[int]) -> str:
-    """Name columns by their numbers, the first eight of them."""
-    first = ", ".join(map(str, columns[:8]))
-    return f"{first} and {len(columns) - 8} more" if len(columns) > 8 else first
+def listed(columns: Iterable[int | str]) -> str:
+    """Name columns by their numbers or names, the first eight of them."""
+    every = [*map(repr, columns)]
+    first = ", ".join(every[:8])
+    return f"{first} and {len(every) - 8} more" if len(every) > 8 else first
 
 
 def shown(got: object) -> str:
@@ -179,8 +180,8 @@ def real_number(value: Any, argument: str, *, above: float | None = None) -> flo
 
 def boolean(value: Any, argument: str) -> bool:
     """Return the value as a bool; a string such as "no" is an error, not true."""
-    whole = isinstance(value, (bool, np.bool_))
-    expect_type(whole, argument, "to be True or False", value)
+    known = isinstance(value, (bool, np.bool_))
+    expect_type(known, argument, "to be True or False", value)
     return bool(value)
 
 

@@ -22,6 +22,7 @@ import pyarrow.dataset
 
 from made_flows._checks import expect
 from made_flows.cli.errors import Code, CommandError, errors_of
+from made_flows.tables.frames import expect_different
 from made_flows.training.convert import in_double
 
 ROWS = 4096
@@ -115,7 +116,7 @@ class TableFile:
         some = False
         with errors_of(Code.DATA, str(self.path)):
             for batch, file, start in self._reader.batches():
-                _check_names(batch.schema.names, file)
+                expect_different(batch.schema.names, file)
                 for at in range(0, batch.num_rows, ROWS):
                     rows = pa.Table.from_batches([batch.slice(at, ROWS)])
                     some = True
@@ -154,11 +155,6 @@ def _thin(kept: list[Piece], keys: list[Any], most: int) -> int:
         kept[i] = Piece(piece.rows.filter(pa.array(stay)), piece.file, piece.numbers[stay])
         keys[i] = key[stay]
     return most
-
-
-def _check_names(names: Sequence[str], file: str) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    expect(not twice, file, "to have columns of different names", ", ".join(twice))
 
 
 def suffix(path: Path) -> str | None:
@@ -269,7 +265,7 @@ def _header(path: str, delimiter: str = "") -> tuple[str, list[str]]:
     expect(bool(line.strip()), path, "to begin with the names of columns", "nothing")
     delimiter = delimiter or max(",;\t|", key=line.count)
     names = next(csv.reader(io.StringIO(start, newline=""), delimiter=delimiter))
-    _check_names(names, path)
+    expect_different(names, path)
     named = not all(re.fullmatch(r"-?\d*\.\d+(e[-+]?\d+)?", name.strip()) for name in names)
     expect(named, path, "to begin with the names of columns", line.strip())
     return delimiter, names

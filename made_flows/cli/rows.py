@@ -21,6 +21,7 @@ from made_flows.cli.reading import Piece, TableFile, typed
 from made_flows.cli.writing import check_output
 from made_flows.models.base import Model
 from made_flows.serialization import load
+from made_flows.tables.frames import expect_columns
 from made_flows.tables.model import TableMADE
 
 
@@ -118,10 +119,7 @@ def errors_in(piece: Piece) -> Iterator[None]:
 
 def matrix(piece: Piece, names: Sequence[str]) -> Any:
     """Return columns of numbers without holes as a matrix."""
-    lacking = [name for name in names if name not in piece.rows.column_names]
-    strange = [name for name in piece.rows.column_names if name not in names]
-    got = f"one without {lacking}" if lacking else f"one with {strange}"
-    expect(not lacking and not strange, "the table", f"to have the columns {list(names)}", got)
+    expect_columns(piece.rows.column_names, names, "the table")
     columns = []
     for name in names:
         column = piece.rows[name]

@@ -18,7 +18,7 @@ from sklearn.utils.validation import (
 
 from made_flows._checks import expect, helpful, positive_integer
 from made_flows.tables.columns import ATOM, CategoryColumn
-from made_flows.tables.frames import EXACT, as_written
+from made_flows.tables.frames import as_written, expect_exact
 from made_flows.tables.model import TableMADE
 from made_flows.tables.schema import Schema
 from made_flows.training.convert import as_array, in_double
@@ -79,12 +79,9 @@ class TableEstimator(BaseEstimator):
         checked = validate_data(
             self, X, reset=reset, dtype=precisions, ensure_all_finite="allow-nan"
         )
-        large = np.argwhere(np.abs(checked) >= EXACT)
-        if len(large) and np.asarray(X).dtype.kind != "f":  # integers, in part rounded
-            row, column = large[0]
-            wanted = "to hold integers below 2**53 (or, of identifiers, text)"
-            got = f"{np.asarray(X)[row, column]} in row {row}, column {column}"
-            expect(False, "X", wanted, got)
+        given = np.asarray(X)
+        if given.dtype.kind != "f":
+            expect_exact(checked, given, "X")
         return as_written(checked)
 
     def _seed(self, random_state: Any = None) -> int:

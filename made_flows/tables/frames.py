@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
 from numbers import Integral, Real
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from made_flows._checks import expect, expect_type
+from made_flows._checks import expect, expect_type, listed
 from made_flows.tables.types import arrow_as, pandas_as, polars_as, with_types
 from made_flows.training.convert import as_array, dimensions, in_double
 
@@ -23,9 +23,6 @@ FRAMES = ("pandas", "polars", "pyarrow", "array", "dict")
 
 DAY = 86400e6
 """Microseconds."""
-
-EXACT = 2**53
-"""Integers from here on are not all numbers of double precision."""
 
 _LARGEST = 1e100
 """Numbers are squared: of larger ones, that would not be finite."""
@@ -64,7 +61,7 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
         ValueError: for columns of different lengths, no rows, equal names, and infinite values.
     """
     if isinstance(table, Mapping):
-        _expect_different(table, argument)
+        expect_different(table, argument)
         kind = "dict"
         columns = {name: _array(column, f"column {name!r}") for name, column in table.items()}
     elif hasattr(table, "columns") and hasattr(table, "shape"):
@@ -72,7 +69,7 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
         names = list(table.columns) if names is None else list(names)
         kind = type(table).__module__.partition(".")[0]
         expect_type(kind in FRAMES, argument, "to be a table", table)
-        _expect_different(names, argument)
+        expect_different(names, argument)
         columns = {name: _of_frame(table[name], str(name)) for name in names}
     else:
         matrix = as_array(table, argument) if isinstance(table, torch.Tensor) else table
@@ -93,11 +90,24 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
     return {str(name): _values(column, str(name)) for name, column in columns.items()}, kind
 
 
-def _expect_different(names: Iterable[Any], argument: str) -> None:
+def expect_different(names: Iterable[Any], argument: str) -> None:
     """Refuse names that are equal, or would be as text: of 1 and "1", one would be lost."""
     counts = Counter(map(str, names))
     twice = sorted(name for name, count in counts.items() if count > 1)
     expect(not twice, argument, "to have columns of different names", ", ".join(twice))
+
+
+def expect_columns(
+    found: Iterable[str], names: Sequence[str], argument: str, spare: Collection[str] = ()
+) -> None:
+    """Refuse columns, by name, that are not those wanted; spare ones may be there or not."""
+    found = list(found)
+    lacking = [name for name in names if name not in found]
+    strange = [name for name in found if name not in names and name not in spare]
+    pairs = (("without", lacking), ("with", strange))
+    parts = [f"{word} {listed(some)}" for word, some in pairs if some]
+    wanted = f"to have the columns {listed(names)}"
+    expect(not parts, argument, wanted, "one " + " and ".join(parts))
 
 
 def write(
@@ -206,7 +216,7 @@ def _of_frame(column: Any, name: str) -> Any:
     if array.dtype.kind == "f" and hasattr(column, "fill_null") and np.isnan(array).any():
         whole = np.asarray(column.fill_null(0))  # integers, which what is missing made floats of
         if whole.dtype.kind in "iu":
-            _integers(whole.astype(np.float64), whole, name)
+            expect_exact(whole.astype(np.float64), whole, f"column {name!r}")
     return array
 
 
@@ -255,8 +265,8 @@ def _values(column: Any, name: str) -> Values:
         words = "to be finite" if np.isinf(numbers[row]) else limit
         expect(False, f"column {name!r}", words, f"{numbers[row]:g} in row {row}")
     if kind in "iu":
-        return _integers(numbers, column, name)
-    return Values(numbers, "float")
+        expect_exact(numbers, column, f"column {name!r}")
+    return Values(numbers, "int" if kind in "iu" else "float")
 
 
 def as_written(column: Any) -> Any:
@@ -276,14 +286,20 @@ def as_written(column: Any) -> Any:
     return written
 
 
-def _integers(numbers: Any, given: Any, name: str) -> Values:
-    """Refuse integers that double precision would round."""
-    inexact = np.abs(numbers) >= EXACT  # itself is what the next one would be rounded to
-    if inexact.any():
-        row = int(inexact.argmax())
-        words = "to hold integers below 2**53 (or, of identifiers, text)"
-        expect(False, f"column {name!r}", words, f"{given[row]} in row {row}")
-    return Values(numbers, "int")
+def expect_exact(numbers: Any, given: Any, argument: str) -> None:
+    """Refuse integers that double precision would round.
+
+    Args:
+        numbers: a column (N,) or a matrix (N, D), in double precision.
+        given: the same as it was given.
+        argument: its name, for errors.
+    """
+    inexact = np.argwhere(np.abs(numbers) >= 2**53)  # itself is what the next one is rounded to
+    if len(inexact):
+        place = tuple(inexact[0].tolist())
+        where = f"row {place[0]}" + "".join(f", column {i}" for i in place[1:])
+        wanted = "to hold integers below 2**53 (or, of identifiers, text)"
+        expect(False, argument, wanted, f"{given[place]} in {where}")
 
 
 def _of_objects(column: Any, name: str) -> Values:
@@ -308,7 +324,8 @@ def _of_objects(column: Any, name: str) -> Values:
     kind: Any = {"text": object, "bool": object, "date": "M8[us]", "duration": "m8[us]"}
     array = np.array(each, dtype=kind.get(holds, float))
     if holds == "int":
-        return _integers(array, column, name)
+        expect_exact(array, column, f"column {name!r}")
+        return Values(array, holds)
     return Values(array, holds) if array.dtype == object else _values(array, name)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, expect_type, real_number, shown
+from made_flows._checks import expect, expect_type, listed, real_number, shown
 from made_flows._registry import saveable
 from made_flows.tables.columns import (
     CategoryColumn,
@@ -19,7 +19,7 @@ from made_flows.tables.columns import (
     fit_number,
     normal_likelihood,
 )
-from made_flows.tables.frames import FRAMES, Values, read, write
+from made_flows.tables.frames import FRAMES, Values, expect_columns, read, write
 from made_flows.tables.types import types_of
 
 KINDS = (
@@ -100,15 +100,15 @@ class Schema:
         expect_type(known, "columns", "to be a mapping of names to kinds, or None", columns)
         said = dict(columns or {})
         given: Any = context
-        listed = isinstance(given, Iterable) and not isinstance(given, (str, Mapping, Tensor))
-        expect_type(listed, "context", "to be a list of names", given)
+        several = isinstance(given, Iterable) and not isinstance(given, (str, Mapping, Tensor))
+        expect_type(several, "context", "to be a list of names", given)
         context = list(given)  # once: it may be an iterator
         for argument, names in (("columns", said), ("context", context)):
             unknown = [name for name in names if name not in read_columns]
-            expect(not unknown, argument, f"to name columns of the table ({_listed(read_columns)})",
-                   _listed(unknown))  # fmt: skip
+            expect(not unknown, argument, f"to name columns of the table ({listed(read_columns)})",
+                   listed(unknown))  # fmt: skip
         twice = [name for name in read_columns if context.count(name) > 1]
-        expect(not twice, "context", "to name each column once", _listed(twice))
+        expect(not twice, "context", "to name each column once", listed(twice))
         found: dict[str, Column] = {}
         left_out: dict[str, str] = {}
         missing = []
@@ -124,7 +124,7 @@ class Schema:
             if name not in context:
                 missing.append(int(values.missing.sum()))
         lost = [name for name in context if name in left_out]
-        expect(not lost, "context", "to name columns that can be used", _listed(lost))
+        expect(not lost, "context", "to name columns that can be used", listed(lost))
         modelled = [column for name, column in found.items() if name not in context]
         types = types_of(table, frame)
         types = {column.name: types[column.name] for column in modelled if column.name in types}
@@ -152,7 +152,7 @@ class Schema:
         if not self.context:
             expect(table is None, "context", "to be left out, as the model has none", "a table")
             return None
-        names = _listed(column.name for column in self.context)
+        names = listed(column.name for column in self.context)
         expect(table is not None, "context", f"to be a table of {names}", "none")
         return self._context_codes(self._read(table, "context", self.context))
 
@@ -193,14 +193,8 @@ class Schema:
         return torch.from_numpy(np.stack(each, axis=1))
 
     def _read(self, table: Any, argument: str, which: Sequence[Column]) -> dict[str, Values]:
-        names = [column.name for column in which]
         columns, _ = read(table, argument)
-        lacking = [name for name in names if name not in columns]
-        strange = [name for name in columns if name not in names and name not in self.left_out]
-        parts = [f"{word} {_listed(some)}" for word, some in
-                 (("without", lacking), ("with", strange)) if some]  # fmt: skip
-        wanted = f"to have the columns {_listed(names)}"
-        expect(not parts, argument, wanted, "one " + " and ".join(parts))
+        expect_columns(columns, [column.name for column in which], argument, self.left_out)
         return columns
 
     def __str__(self) -> str:
@@ -215,17 +209,12 @@ class Schema:
         return "\n".join(line.rstrip() for line in lines)
 
     def __repr__(self) -> str:
-        return f"Schema({len(self.columns)} columns: {_listed(self.names)})"
+        return f"Schema({len(self.columns)} columns: {listed(self.names)})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schema) and vars(self)["_arguments"] == vars(other)["_arguments"]
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _listed(names: Any) -> str:
-    names = list(names)
-    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if names[8:] else "")
 
 
 def _found(name: str, values: Values, any_number: bool, resolution: float | None) -> Column | str:

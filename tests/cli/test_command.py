@@ -299,7 +299,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "scored no truth": (("score", T, "bool.csv"), 3, "true or false; got 'maybe' in row 4"),
     "scored negative": (("score", T, "negative.csv"), 3, "no negative number; got -1 in row 4"),
     "scored hole": (("score", M, "numbers.csv"), 3, "finite number in every row; got nan in row 2"),
-    "scored wide matrix": (("score", M, "wide.npy"), 3, "one with ['x2']"),
+    "scored wide matrix": (("score", M, "wide.npy"), 3, "one with 'x2'"),
     "scored header": (("score", T, "header.csv", *OUT), 3, "at least one row"),
     "torn in the middle": (("score", T, "torn.csv", *OUT), 3, "got 4 in row 60"),
     # what is written
