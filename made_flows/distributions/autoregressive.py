@@ -11,7 +11,7 @@ from made_flows._checks import check_event
 from made_flows._torch import has_concrete_values
 from made_flows.distributions._protocols import Schedule, Units
 from made_flows.distributions.base import HeadDistribution
-from made_flows.distributions.missing import ADVICE, fill, find_observed, outputs_for
+from made_flows.distributions.missing import advised, fill, find_observed, outputs_for
 from made_flows.inverse.parallel import parallel_pass
 from made_flows.inverse.sequential import sequential_inverse
 from made_flows.inverse.steps import HeadStep
@@ -89,9 +89,9 @@ class AutoregressiveDistribution(HeadDistribution):
         try:
             self.head.check_values(value)
         except ValueError as error:
-            if self.takes_missing or not bool(torch.isnan(value).any()):
+            if self.takes_missing:
                 raise
-            raise ValueError(f"{error}. {ADVICE}") from None
+            raise advised(error, value) from None
 
     def log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
         """Return log-probabilities (...) of values (..., D), broadcast with the batch shape.

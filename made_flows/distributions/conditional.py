@@ -17,6 +17,7 @@ from made_flows.distributions.missing import (
     fill,
     find_observed,
     network_for,
+    observed_first,
     outputs_for,
 )
 from made_flows.inverse.per_row import sample_row_orders
@@ -179,8 +180,7 @@ class ConditionalDistribution(HeadDistribution, CompletionDistribution):
         made, head, count = self.conditioner, self.head, sample_shape.numel()
         x, observed, context = self._network_rows()
         noise = head.noise((count * len(x), made.features), made.like)
-        places = made.ranks + made.features * (~observed).to(made.ranks.dtype)
-        orders = places.argsort(dim=-1).repeat(count, 1)
+        orders = observed_first(made.ranks, observed).repeat(count, 1)
         known, prefixes = x.to(dtype).repeat(count, 1), observed.sum(dim=-1).repeat(count)
         contexts = None if context is None else context.repeat(count, 1)
         return sample_row_orders(made, head, noise, orders, known, prefixes, contexts)

@@ -18,7 +18,12 @@ from made_flows.nn import reordering
 from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Head
 
-ADVICE = "If NaN stands for a missing value, use a model made with orders='all', which takes it"
+_ADVICE = "If NaN stands for a missing value, use a model made with orders='all', which takes it"
+
+
+def advised(error: ValueError, x: Tensor) -> ValueError:
+    """Add to an error about values, if there is NaN among them, which models take that."""
+    return ValueError(f"{error}. {_ADVICE}") if bool(torch.isnan(x).any()) else error
 
 
 def find_observed(
@@ -56,6 +61,17 @@ def fill(head: Head, value: Tensor, observed: Tensor) -> Tensor:
     """Put a value of the support where values are missing: nothing may depend on it."""
     filler = torch.as_tensor(head.filler, dtype=value.dtype, device=value.device)
     return torch.where(observed, value, filler)
+
+
+def observed_first(places: Tensor, observed: Tensor) -> Tensor:
+    """Order features (..., D) so that the observed ones come first, both kinds by their places.
+
+    Args:
+        places: of the features among one another: integers below D, or numbers below one.
+        observed: boolean, (..., D).
+    """
+    later = 1 if places.is_floating_point() else places.shape[-1]
+    return (places + later * (~observed).to(places.dtype)).argsort(dim=-1)
 
 
 def check_answerable(made: MADE, observed: Tensor) -> None:
@@ -107,14 +123,11 @@ def outputs_for(
         check_answerable(made, observed)
         return cast(Tensor, made(x, context))
     observed = observed.to(made.ranks.device)
-    degrees = None
+    places, degrees = made.ranks, None
     if fresh:
         places = torch.rand(observed.shape, device="cpu").to(observed.device)
         degrees = schedule.draw_degrees()
-    else:
-        places = made.ranks / made.features
-    order = (places + (~observed).to(places.dtype)).argsort(dim=-1)
-    return cast(Tensor, made(x, context, order, degrees))
+    return cast(Tensor, made(x, context, observed_first(places, observed), degrees))
 
 
 def network_for(made: MADE, observed: Tensor) -> tuple[MADE, int]:

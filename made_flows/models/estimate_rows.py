@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from made_flows._checks import check_finite, expect, listed
+from made_flows.distributions.missing import advised
 from made_flows.training.convert import Extent, as_tensor
 from made_flows.training.standardization import (
     near_dependence,
@@ -37,12 +38,9 @@ def checked_rows(x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
             try:
                 check_finite(rows, name)
             except ValueError as error:
-                if name == "context" or not bool(rows.isnan().any()):
+                if name == "context":
                     raise
-                raise ValueError(
-                    f"{error}. If NaN stands for a missing value, fit a model made with "
-                    f"orders='all', which takes it"
-                ) from None
+                raise advised(error, rows) from None
         extent = Extent(name)
         extent.add(rows, torch.float64)
         extent.warn_of_steps()

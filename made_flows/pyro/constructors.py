@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from made_flows._checks import positive_integer
+from made_flows.interop.libraries.pyro import spline_sizes
 from made_flows.pyro.networks import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from made_flows.pyro.transforms import (
     AffineAutoregressive,
@@ -102,7 +103,8 @@ def spline_autoregressive(
     """
     input_dim = positive_integer(input_dim, "input_dim")
     hidden_dims = [10 * input_dim] * 2 if hidden_dims is None else hidden_dims
-    network = AutoRegressiveNN(input_dim, hidden_dims, _param_dims(count_bins, order))
+    param_dims = spline_sizes(positive_integer(count_bins, "count_bins"), order)
+    network = AutoRegressiveNN(input_dim, hidden_dims, param_dims)
     return SplineAutoregressive(input_dim, network, count_bins, bound, order)
 
 
@@ -131,13 +133,6 @@ def conditional_spline_autoregressive(
     input_dim = positive_integer(input_dim, "input_dim")
     context_dim = positive_integer(context_dim, "context_dim")
     hidden_dims = [10 * input_dim] * 2 if hidden_dims is None else hidden_dims
-    param_dims = _param_dims(count_bins, order)
+    param_dims = spline_sizes(positive_integer(count_bins, "count_bins"), order)
     network = ConditionalAutoRegressiveNN(input_dim, context_dim, hidden_dims, param_dims)
     return ConditionalSplineAutoregressive(input_dim, network, count_bins, bound, order)
-
-
-def _param_dims(count_bins: int, order: str) -> list[int]:
-    """Say what a network gives each feature, where Pyro's constructors know one order only."""
-    count_bins = positive_integer(count_bins, "count_bins")
-    dims = [count_bins, count_bins, count_bins - 1]
-    return [*dims, count_bins] if order == "linear" else dims

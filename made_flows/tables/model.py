@@ -14,6 +14,7 @@ from torch import Tensor
 from made_flows._checks import checked_device, checked_seed, expect_type, helpful, positive_integer
 from made_flows._registry import saveable
 from made_flows._torch import modes_kept
+from made_flows.distributions.missing import observed_first
 from made_flows.models.density import DensityModel
 from made_flows.models.mixtures import OrderMixture
 from made_flows.nn.linear import MaskedLinear
@@ -262,7 +263,7 @@ class TableMADE(DensityModel):
             read = self.units.standardize_context(context)
             for _ in range(_ORDERS):
                 places = torch.randperm(self.features, generator=generator).to(device)
-                order = (places + self.features * missing.to(torch.int64)).argsort(dim=1)
+                order = observed_first(places, ~missing)
                 parameters.append(self.made(inputs, read, order if missing.any() else order[0]))
             head.set_share(x, parameters)
 

@@ -26,6 +26,7 @@ from torch.distributions.utils import lazy_property
 from made_flows._checks import expect, expect_type, holds_integers
 from made_flows._files import expect_place, replacing
 from made_flows.training.convert import checksum
+from made_flows.training.optimization import named_tensors
 from made_flows.training.processes import Processes
 from made_flows.transforms.units import Units
 
@@ -133,7 +134,7 @@ def describe_model(model: nn.Module) -> str:
     units = {id(b) for m in model.modules() if isinstance(m, Units) for b in m.buffers()}
     tensors = [
         (name, tensor)
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        for name, tensor in named_tensors(model)
         if id(tensor) not in units  # which are only known in training
     ]
     shapes = [(name, tuple(t.shape), str(t.dtype), t.requires_grad) for name, t in tensors]

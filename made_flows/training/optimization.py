@@ -24,19 +24,20 @@ Optimizer: TypeAlias = (
 
 def copied_weights(model: nn.Module) -> dict[str, Tensor]:
     """Copy a model's parameters and buffers (those outside the state dict too)."""
-    return {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
+    return {name: tensor.detach().clone() for name, tensor in named_tensors(model)}
 
 
 @torch.no_grad()
 def restore_weights(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Write a copy back in place, so that ties and optimisers keep their tensors."""
-    for name, tensor in _named_tensors(model):
+    for name, tensor in named_tensors(model):
         value = values[name].to(tensor.device)
         if not torch.equal(tensor, value):  # an expanded constant has no room
             tensor.copy_(value)
 
 
-def _named_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield a model's parameters and buffers, by name."""
     return chain(model.named_parameters(), model.named_buffers())
 
 
@@ -120,8 +121,8 @@ def seeded(seed: int | None, device: torch.device = _CPU) -> Iterator[torch.Gene
 @contextmanager
 def moved(model: nn.Module, device: torch.device | None) -> Iterator[Callable[[], None]]:
     """Move a model to a device, and back on an error, until the function given is called."""
-    tensors = chain(model.parameters(), model.buffers())
-    before = next((tensor.device for tensor in tensors), None) if device is not None else None
+    devices = (tensor.device for _, tensor in named_tensors(model))
+    before = None if device is None else next(devices, None)
     stays: list[bool] = []
     try:
         if before is not None:

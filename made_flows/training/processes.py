@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 
 from made_flows._checks import expect
 from made_flows.training.data import Share
+from made_flows.training.optimization import named_tensors, restore_weights
 from made_flows.transforms.normalization import ActNorm, BatchNorm
 
 
@@ -98,12 +98,11 @@ class Processes:
         """Give all processes the first one's weights and buffers."""
         if self.alone:
             return
+        values = {name: tensor.contiguous() for name, tensor in named_tensors(model)}
         with self._listening():
-            for tensor in chain(model.parameters(), model.buffers()):
-                value = tensor.contiguous()
+            for value in values.values():
                 dist.broadcast(value, 0)
-                if not torch.equal(value, tensor):  # an expanded constant has no room
-                    tensor.copy_(value)
+        restore_weights(model, values)
 
     def check_trainable(self, model: nn.Module) -> None:
         """Refuse a model that looks at the rows beside each other, of which each has a part."""
@@ -120,8 +119,10 @@ class Processes:
         """Raise a RuntimeError where weights or buffers are not the first process's."""
         if self.alone:
             return
-        named = chain(model.named_parameters(), model.named_buffers())
-        sums = {name: float(t.detach().double().sum()).hex() for name, t in named}  # NaN is as NaN
+        sums = {  # as text, so that NaN is as NaN
+            name: float(tensor.detach().double().sum()).hex()
+            for name, tensor in named_tensors(model)
+        }
         by_tensor = zip(sums, *self.gathered([*sums.values()]), strict=True)
         if differ := [name for name, *values in by_tensor if len(set(values)) > 1]:
             raise RuntimeError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._checks import check_finite, check_values, expect
-from made_flows.distributions.missing import ADVICE
+from made_flows.distributions.missing import advised
 from made_flows.training.convert import Extent
 
 Batch: TypeAlias = tuple[Tensor, Tensor | None]
@@ -126,9 +126,9 @@ class Target:
         try:
             check_finite(x, name, first)
         except ValueError as error:
-            if context or self.missing is None or not bool(torch.isnan(x).any()):
+            if context or self.missing is None:
                 raise
-            raise ValueError(f"{error}. {ADVICE}") from None
+            raise advised(error, x) from None
         return x
 
     def measure(self, x: Tensor, context: Tensor | None, of_x: Extent, of_context: Extent) -> None:

@@ -88,39 +88,34 @@ class AutoregressiveTransform(Transform):
         return cast(str, made.random_part)
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.reads == "data":
-            return self._map(x, context, "inverse")
-        z = self._solve(x, context, "inverse")
         step = BijectionStep(self.bijection, "inverse")
-        each = step.mapped(x, self.conditioner.as_called(z, context))[1]
-        return z, each.sum(dim=-1)
+        return self._map(step, x, context, parallel=self.reads == "data")
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.reads == "noise":
-            return self._map(z, context, "forward")
-        x = self._solve(z, context, "forward")
         step = BijectionStep(self.bijection, "forward")
-        each = step.mapped(z, self.conditioner.as_called(x, context))[1]
-        return x, each.sum(dim=-1)
+        return self._map(step, z, context, parallel=self.reads == "noise")
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        step = BijectionStep(self.bijection, "forward")
         if self.reads == "noise":
-            return self._map(z, context, "forward")[0]
-        return self._solve(z, context, "forward")
+            return self._map(step, z, context, parallel=True)[0]
+        return self._solve(step, z, context)
 
     def _map(
-        self, known: Tensor, context: Tensor | None, direction: Literal["forward", "inverse"]
+        self, step: BijectionStep, known: Tensor, context: Tensor | None, *, parallel: bool
     ) -> tuple[Tensor, Tensor]:
-        """Take the direction in which what the network reads is known."""
-        step = BijectionStep(self.bijection, direction)
-        return cast(tuple[Tensor, Tensor], parallel_pass(self.conditioner, step, known, context))
+        """Map known values; in the parallel direction they are what the network reads."""
+        if parallel:
+            found = parallel_pass(self.conditioner, step, known, context)
+            return cast(tuple[Tensor, Tensor], found)
+        solution = self._solve(step, known, context)
+        each = step.mapped(known, self.conditioner.as_called(solution, context))[1]
+        return solution, each.sum(dim=-1)
 
-    def _solve(
-        self, known: Tensor, context: Tensor | None, direction: Literal["forward", "inverse"]
-    ) -> Tensor:
+    def _solve(self, step: BijectionStep, known: Tensor, context: Tensor | None) -> Tensor:
+        """Find the values that the network reads where the step makes the known ones of them."""
         check_event(known, "values", self.features, self.conditioner.dtype)
         context = self.conditioner.check_context(context)
-        step = BijectionStep(self.bijection, direction)
         conditioner = cast(Conditioner, self.conditioner)
         return sequential_inverse(conditioner, step, known.unsqueeze(-1), context)
 

@@ -141,7 +141,7 @@ class FastSpline(_FastPyro):
         if spline.nn is not layer.arn:
             raise NotUnderstoodError("its spline has a network of its own")
         bijection = PyroSpline(spline.count_bins, spline.bound, spline.order)
-        return _fast(layer.arn, _sizes(spline.count_bins, spline.order), bijection)
+        return _fast(layer.arn, spline_sizes(spline.count_bins, spline.order), bijection)
 
     def made_flows_settings(self) -> tuple[Any, ...]:
         spline = self.spline
@@ -172,7 +172,7 @@ class FastConditional(FastLayer):
             kind: type = theirs.ConditionalAffineAutoregressive
         else:
             bins, order = layer.kwargs.get("count_bins", 8), layer.kwargs.get("order", "linear")
-            sizes, bijection = _sizes(bins, order), PyroSpline(**layer.kwargs)
+            sizes, bijection = spline_sizes(bins, order), PyroSpline(**layer.kwargs)
             kind = theirs.ConditionalSplineAutoregressive
         _expect_methods(layer, kind, FastConditional, ("condition",))
         return _fast(layer.nn, sizes, bijection)
@@ -283,7 +283,7 @@ def _affine(
     return Affine(ScaleRule("clamp", low=log_scale_min_clip, high=log_scale_max_clip))
 
 
-def _sizes(bins: int, order: str) -> list[int]:
+def spline_sizes(bins: int, order: str) -> list[int]:
     """Return numbers of widths, heights, derivatives and, for a linear spline, lambdas."""
     return [bins, bins, bins - 1, bins] if order == "linear" else [bins, bins, bins - 1]
 
@@ -296,7 +296,7 @@ class PyroSpline(LibraryMap):
     """
 
     def __init__(self, count_bins: int = 8, bound: float = 3.0, order: str = "linear") -> None:
-        sizes = _sizes(count_bins, order)
+        sizes = spline_sizes(count_bins, order)
         compiled = SplineForm(
             bins=count_bins,
             left=-bound,
