@@ -136,7 +136,7 @@ def fit(
         standardize: whether a model of real values works in standardised units (a flow behind its
             fixed transforms, unless one is a :class:`~made_flows.Standardize`), and others read
             contexts in such units, whose constant columns are named, and not looked at. Values
-            further than twenty standard deviations out count as if they were there. Of more than
+            more than twenty standard deviations out count as if they were twenty out. Of more than
             2**18 rows, that many at most are measured. A model that was trained or loaded before
             keeps its units.
         batch_size: rows per step, at most: an epoch is cut into batches of equal size (of two or
@@ -166,14 +166,14 @@ def fit(
             weights.
         optimizer: an optimizer of the model's parameters, or a function that makes one from them,
             used instead.
-        schedule: what becomes of the learning rate. It stays (``"constant"``), goes to zero over
-            ``max_epochs`` (``"cosine"``: Loshchilov & Hutter 2017, eq. 5, without restarts), or
-            falls to 0.3 of what it was where training would end by ``patience``, and again where
-            half as many epochs were no better, three times in all, each at the latest at seven,
-            eight and nine tenths of ``max_epochs`` or ``max_seconds``; half as many epochs again
-            end training (``"plateau"``). Without an ``average``, it goes on from the best weights
-            after such epochs. By default a plateau for rows in memory or of a file, where neither
-            ``learning_rate`` nor ``optimizer`` is given; otherwise it stays.
+        schedule: what becomes of the learning rate. ``"constant"``: it stays. ``"cosine"``: it goes
+            to zero over ``max_epochs`` (Loshchilov & Hutter 2017, eq. 5, without restarts).
+            ``"plateau"``: it falls to 0.3 of what it was when ``patience`` epochs in a row were no
+            better, and twice more when half as many were; at the latest at seven, eight and nine
+            tenths of ``max_epochs`` or ``max_seconds``. Then half as many that are no better end
+            training. Unless there is an ``average``, it goes on from the best weights after such
+            epochs. By default ``"plateau"`` for rows in memory or of a file, where neither
+            ``learning_rate`` nor ``optimizer`` is given, and else ``"constant"``.
         average: the decay, such as 0.999, of an exponential moving average of the weights
             (Polyak & Juditsky 1992), which is then what is validated and kept; its memory is
             shorter in the first steps. 0 for none. By default 0.99 with the rate that real
