@@ -88,7 +88,7 @@ class _Sweep:
 
     def __init__(self, made: MADE, head: Head, context: Tensor | None, values: Tensor) -> None:
         self.made, self.head, self.values = made, head, values.clone()
-        run_weight_hooks((*made.layers, made.direct))
+        run_weight_hooks(made.every_layer())
         network = _without_order(made, context)
         key = network.structure.key, bool(made.mask_weights)
         symbolic = _SYMBOLIC.get(key, [*made.degrees], lambda: _by_degree(made, network))

@@ -226,14 +226,10 @@ def returns_fresh(layer: Any) -> bool:
     )
 
 
-def run_weight_hooks(layers: Iterable[nn.Module | None]) -> None:
-    """Bring weights up to date that are computed before every forward, as pruned ones are.
-
-    Args:
-        layers: the layers, None where there is none. A layer may be another library's.
-    """
+def run_weight_hooks(layers: Iterable[nn.Module]) -> None:
+    """Bring weights of layers up to date that are computed before every forward, as pruned ones."""
     for layer in layers:
-        for hook in tuple(layer._forward_pre_hooks.values()) if layer is not None else ():
+        for hook in tuple(layer._forward_pre_hooks.values()):
             if is_weight_hook(hook):
                 hook(layer, ())
 

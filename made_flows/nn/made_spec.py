@@ -44,15 +44,15 @@ class MADESpec:
         self.modules = _modules(made)
         self._watch = Watch(self.modules, allowed=is_weight_hook)
         linears = made.masked_layers()
-        run_weight_hooks((*linears, made.direct))
+        run_weight_hooks(made.every_layer())
         self.contexts, self.offsets = contexts_of(made), _offsets(made)
         self._code = activation_code(made.activation)
         self.network = self._describe(made, linears, self.offsets)
         self.with_context = self._describe(made, linears, {*self.contexts, *self.offsets})
         places: list[tuple[dict[str, Any], str]] = [(made._buffers, "ranks")]
-        for linear in linears if made.direct is None else [*linears, made.direct]:
-            places += [(linear._parameters, "weight"), (linear._parameters, "bias")]
-            places.append((linear._buffers, "mask"))
+        for layer in made.every_layer():
+            places += [(layer._parameters, "weight"), (layer._parameters, "bias")]
+            places.append((layer._buffers, "mask"))
         # Weights under a parametrization, or pruned, are computed: of now, and not to be kept.
         self.computed = not all(name in table for table, name in places)
         self.places = places
@@ -133,9 +133,7 @@ def expect_layer(layer: nn.Module) -> None:
 
 def _modules(made: MaskedMLP) -> list[nn.Module]:
     """List all modules that take part in the pass, which compute what their classes say."""
-    layers: list[nn.Module] = list(made.layers)
-    if made.direct is not None:
-        layers.append(made.direct)
+    layers = made.every_layer()
     for layer in layers:
         expect_layer(layer)
     # Layers of the context are not read but called, as in every other pass.

@@ -30,6 +30,10 @@ class Masks(NamedTuple):
     layers: tuple[Tensor | RowMask | None, ...]
     direct: Tensor | RowMask | None
 
+    def every(self) -> list[Tensor | RowMask | None]:
+        """List them as :meth:`MaskedMLP.every_layer` does the layers."""
+        return [*self.layers, *([] if self.direct is None else [self.direct])]
+
 
 def masked_pass(
     layers: Sequence[Callable[..., Tensor]],
@@ -225,6 +229,10 @@ class MaskedMLP(WithConstants):
     def masked_layers(self) -> list[MaskedLinear]:
         """List the hidden layers, then the output."""
         return [cast(MaskedLinear, layer) for layer in self.layers]
+
+    def every_layer(self) -> list[nn.Module]:
+        """List the hidden layers, the output, and the direct connection if there is one."""
+        return [*self.layers, *([] if self.direct is None else [self.direct])]
 
     def reach(self, directly: bool = True) -> Tensor:
         """Find which feature's parameters can depend on which: boolean (features, features).

@@ -65,7 +65,7 @@ def forward_row_orders(
     # Numbers in the masks of one order, and those of a row where all have their own.
     masked = sum(hidden[:1] + hidden[-1:]) * made.features + direct
     per_row = 2 * min(made.features, max(hidden, default=1)) * made.features + direct
-    whole = all(map(takes_mask, made.layers)) and (made.direct is None or takes_mask(made.direct))
+    whole = all(map(takes_mask, made.every_layer()))
     if whole and ranks.shape[-2] == 1 and ranks.numel() > made.features:
         orders = ranks.numel() // made.features
         if orders * masked <= min(_STACK, batch.numel() * per_row):

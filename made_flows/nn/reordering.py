@@ -120,17 +120,15 @@ def expect_own_masks(made: MaskedMLP) -> None:
     Raises:
         ValueError: naming the first layer whose mask does not follow from order and degrees.
     """
-    names = [f"layers[{index}]" for index in range(len(made.layers))]
-    layers = [*made.layers, *(() if made.direct is None else (made.direct,))]
-    masks = [mask_of(layer) for layer in layers]
-    if not has_concrete_values(made.ranks) or not all(map(has_concrete_values, masks)):
+    masks = [mask_of(layer) for layer in made.every_layer()]
+    if not all(map(has_concrete_values, [made.ranks, *masks])):
         return
 
     def compare() -> None:
-        expected = masks_of(made, made.ranks, made.degrees)
-        own = [*expected.layers, *(() if made.direct is None else (expected.direct,))]
-        for name, mask, right in zip([*names, "direct"], masks, own, strict=False):
+        expected = masks_of(made, made.ranks, made.degrees).every()
+        for index, (mask, right) in enumerate(zip(masks, expected, strict=True)):
             same = torch.equal(mask, cast(Tensor, right).to(mask))
+            name = f"layers[{index}]" if index < len(made.layers) else "direct"
             wanted = "to follow from order and degrees, for another order to be asked for"
             expect(same, f"the mask of {name}", wanted, "one that was changed by hand")
 
@@ -159,11 +157,9 @@ def resample(
         )
         for old, new in zip(made.degrees, connectivity.degrees, strict=True):
             old.copy_(new)
-    masks = masks_of(made, made.ranks, made.degrees)
-    for layer, mask in zip(made.layers, masks.layers, strict=True):
+    masks = masks_of(made, made.ranks, made.degrees).every()
+    for layer, mask in zip(made.every_layer(), masks, strict=True):
         mask_of(layer).copy_(cast(Tensor, mask))
-    if made.direct is not None:
-        mask_of(made.direct).copy_(cast(Tensor, masks.direct))
 
 
 def view(made: Network, ranks: Tensor, degrees: Sequence[Tensor] | None = None) -> Network:
