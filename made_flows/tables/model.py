@@ -383,8 +383,7 @@ class TableMADE(DensityModel):
                 given = None if context is None else context[rows[some]]
                 conditional = model.conditional(x[rows[some]], context=given)
                 drawn[:, some] = conditional.sample((draws,)).double()
-        columns, _ = read(table)
-        filled = {}
+        columns, filled = read(table)[0], {}
         for i, column in enumerate(self.schema.columns):
             missing = x[rows, i].isnan()
             if bool(missing.any()):

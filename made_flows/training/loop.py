@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from numbers import Real
 from typing import Any, TypedDict, get_args
 
@@ -27,7 +28,7 @@ from made_flows._checks import (
 from made_flows._torch import modes_kept
 from made_flows.training.checkpoint import Checkpoint, describe_model
 from made_flows.training.data import Rows, Source, open_data
-from made_flows.training.defaults import checked_settings, settings_for
+from made_flows.training.defaults import Settings, checked_settings, settings_for
 from made_flows.training.history import History
 from made_flows.training.likelihood import takes_double, training_loss, units_of
 from made_flows.training.optimization import (
@@ -44,6 +45,7 @@ from made_flows.training.rates import Rates, Schedule
 from made_flows.training.run import Callback, Options, Run
 from made_flows.training.standardization import set_units, warn_of_unseen_contexts
 from made_flows.training.target import Target
+from made_flows.transforms.units import Units
 
 
 class FitOptions(TypedDict, total=False):
@@ -227,19 +229,8 @@ def fit(
         batch_size=batch_size, learning_rate=learning_rate, max_epochs=max_epochs,
         weight_decay=weight_decay, dropout=dropout, sparsity=sparsity, average=average,
     )  # fmt: skip
+    options = _options(clip_norm, max_seconds, progress, callbacks)
     patience = None if patience is None else positive_integer(patience, "patience")
-    options = Options(
-        clip_norm=math.inf if clip_norm is None else real_number(clip_norm, "clip_norm", above=0),
-        max_seconds=(
-            math.inf if max_seconds is None else real_number(max_seconds, "max_seconds", above=0)
-        ),
-        progress=progress,
-        callbacks=tuple(callbacks) if isinstance(callbacks, Sequence) else (callbacks,),
-    )
-    expect_type(isinstance(progress, (bool, str)), "progress", "to be a bool or a text", progress)
-    for callback in options.callbacks:
-        wanted = "to be functions of model and history"
-        expect_type(callable(callback), "callbacks", wanted, callback)
     words = "to be 'constant', 'plateau', 'cosine' or None"
     expect_word(schedule, (None, *get_args(Schedule)), "schedule", words)
     lasting = schedule == "plateau" and patience is None
@@ -278,18 +269,11 @@ def fit(
             _expect_callable(model, context)
             ema = Average(parameters, settings.average) if settings.average else None
             if file.place is not None:
-                changes: str = settings.schedule
-                if changes == "cosine":
-                    changes += f" over {settings.max_epochs} epochs"
-                request = _request(
-                    model, train, held_out, seed=asked, standardize=standardize,
-                    batch_size=settings.batch_size, learning_rate=settings.learning_rate,
-                    weight_decay=settings.weight_decay, dropout=settings.dropout,
-                    sparsity=settings.sparsity, optimizer=_settings_of(adam), schedule=changes,
-                    average=settings.average, patience=patience, autocast=autocast,
+                file.check(_request(
+                    model, train, held_out, settings, optimizer=_settings_of(adam), seed=asked,
+                    standardize=standardize, patience=patience, autocast=autocast,
                     clip_norm=clip_norm,
-                )  # fmt: skip
-                file.check(request)
+                ))  # fmt: skip
             run = Run(
                 model, adam, parameters, Rates(adam, settings.schedule, patience), ema, generator,
                 options, settings, seed, known, processes, file, loss,
@@ -302,7 +286,7 @@ def fit(
                 expect(finished <= most, "max_epochs", wanted, most)
                 for units, numbers in zip(known, file.saved["units"], strict=True):
                     units.set(*numbers)
-            try:
+            with _settled(known, found, run.history):
                 if file.saved is None and settings.max_epochs:
                     warn_of_unseen_contexts(known, train)
                     set_units(found, train)
@@ -310,20 +294,50 @@ def fit(
                         units.set(*processes.same(units.numbers()))
                 stay()
                 return run(train, held_out)
-            finally:
-                trained = run.history.best_epoch > 0
-                for units in known if trained else ():
-                    units.settle()
-                for units in () if trained else found:  # the model is the one that came
-                    units.clear()
+
+
+def _options(clip_norm: Any, max_seconds: Any, progress: Any, callbacks: Any) -> Options:
+    """Check the arguments that say how a run steps, how long, and who is told."""
+    expect_type(isinstance(progress, (bool, str)), "progress", "to be a bool or a text", progress)
+    each = tuple(callbacks) if isinstance(callbacks, Sequence) else (callbacks,)
+    for callback in each:
+        wanted = "to be functions of model and history"
+        expect_type(callable(callback), "callbacks", wanted, callback)
+    limits = {"clip_norm": clip_norm, "max_seconds": max_seconds}
+    for name, value in limits.items():
+        limits[name] = math.inf if value is None else real_number(value, name, above=0)
+    return Options(**limits, progress=progress, callbacks=each)
+
+
+@contextmanager
+def _settled(known: list[Units], found: list[Units], history: History) -> Iterator[None]:
+    """Let the known units be those of trained weights; clear those found, if none were trained."""
+    try:
+        yield
+    finally:
+        trained = history.best_epoch > 0
+        for units in known if trained else ():
+            units.settle()
+        for units in () if trained else found:  # the model is the one that came
+            units.clear()
 
 
 def _request(
-    model: nn.Module, train: Source, held_out: Source | None, **arguments: Any
+    model: nn.Module,
+    train: Source,
+    held_out: Source | None,
+    settings: Settings,
+    **arguments: Any,
 ) -> dict[str, str]:
     """Say what is trained on what, so that a checkpoint of another call is told from this one's."""
     validation = None if held_out is None else held_out.described()
-    call = {"the model": describe_model(model), "data": train.described(), "validation": validation}
+    call: dict[str, Any] = {
+        "the model": describe_model(model), "data": train.described(), "validation": validation,
+        **asdict(settings),
+    }  # fmt: skip
+    epochs = call.pop("max_epochs")  # more of them are the same call, but for a cosine
+    if settings.schedule == "cosine":
+        call["schedule"] += f" over {epochs} epochs"
     return {name: str(value) for name, value in (call | arguments).items()}
 
 
