@@ -270,9 +270,8 @@ def fit(
             ema = Average(parameters, settings.average) if settings.average else None
             if file.place is not None:
                 file.check(_request(
-                    model, train, held_out, settings, optimizer=_settings_of(adam), seed=asked,
-                    standardize=standardize, patience=patience, autocast=autocast,
-                    clip_norm=clip_norm,
+                    model, train, held_out, settings, adam, seed=asked, standardize=standardize,
+                    patience=patience, autocast=autocast, clip_norm=clip_norm,
                 ))  # fmt: skip
             run = Run(
                 model, adam, parameters, Rates(adam, settings.schedule, patience), ema, generator,
@@ -327,18 +326,25 @@ def _request(
     train: Source,
     held_out: Source | None,
     settings: Settings,
+    optimizer: torch.optim.Optimizer,
     **arguments: Any,
 ) -> dict[str, str]:
     """Say what is trained on what, so that a checkpoint of another call is told from this one's."""
-    validation = None if held_out is None else held_out.described()
-    call: dict[str, Any] = {
-        "the model": describe_model(model), "data": train.described(), "validation": validation,
-        **asdict(settings),
-    }  # fmt: skip
-    epochs = call.pop("max_epochs")  # more of them are the same call, but for a cosine
-    if settings.schedule == "cosine":
-        call["schedule"] += f" over {epochs} epochs"
-    return {name: str(value) for name, value in (call | arguments).items()}
+    call = asdict(settings)
+    epochs, average, schedule = (call.pop(name) for name in ("max_epochs", "average", "schedule"))
+    if schedule == "cosine":  # other schedules do not depend on the number of epochs
+        schedule += f" over {epochs} epochs"
+    said: dict[str, Any] = {
+        "the model": describe_model(model),
+        "data": train.described(),
+        "validation": None if held_out is None else held_out.described(),
+        **call,
+        "optimizer": _settings_of(optimizer),
+        "schedule": schedule,  # after the optimizer, on which both depend: the first is named
+        "average": average,
+        **arguments,
+    }
+    return {name: str(value) for name, value in said.items()}
 
 
 def _settings_of(optimizer: torch.optim.Optimizer) -> str:
