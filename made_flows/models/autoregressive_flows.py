@@ -58,13 +58,13 @@ class MAF(Flow):
             transform (Wehenkel & Louppe 2021, *Graphical Normalizing Flows*).
         activation: of every conditioner, see :class:`~made_flows.MADE`. Bounded ones such as the
             default keep a row unlike all others from costing millions of nats.
-        direct: direct connections, see :class:`~made_flows.MADE`. None is ``"first"`` with an
-            affine bijection and at most a hundred features: shifts are then linear but for what
-            the hidden layers add, as between columns that nearly determine one another.
-        linear: whether the second of several splines is an affine transform instead, with shifts
-            that are linear but for what the hidden layers add: what a column is by others a spline
-            says bin by bin alone. None is yes with ``bijection="spline"``, 2 to 100 features and
-            several transforms, where neither a context, a graph nor ``direct`` is given.
+        direct: direct connections, see :class:`~made_flows.MADE`. By default ``"first"`` with an
+            affine bijection and at most a hundred features, so that shifts have a linear part, as
+            columns need that nearly determine one another; else False.
+        linear: whether the second of several splines is an affine transform instead, whose shifts
+            have a linear part: splines can follow a linear dependence only bin by bin. By default
+            True with ``bijection="spline"``, 2 to 100 features and several transforms, where
+            neither a context, a graph nor ``direct`` is given.
         degrees, residual, dropout, mask_weights, generator: of every conditioner, as for
             :class:`~made_flows.MADE`.
 

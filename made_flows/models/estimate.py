@@ -29,8 +29,8 @@ from made_flows.models.mixtures import Mixture
 from made_flows.training.copies import find_copies
 from made_flows.training.history import TrainingError
 from made_flows.training.loop import fit
+from made_flows.training.moments import context_moments, warn_of_contexts
 from made_flows.training.optimization import seed_generators, seeded
-from made_flows.training.standardization import context_moments, warn_of_contexts
 
 Budget = Literal["fast", "good", "best"]
 
@@ -85,7 +85,7 @@ def estimate(
     seed: int | None = None,
     progress: bool = True,
 ) -> Mixture:
-    r"""Estimate a density from rows, for who wants the likelihood and not the choice of a model.
+    r"""Estimate a density from rows, without a choice of a model.
 
     Candidates of different kinds are trained, each on several parts of the rows, and scored on the
     rows left out. The result is their mixture
@@ -98,12 +98,14 @@ def estimate(
     For real values the candidates are a joint normal distribution (with a context: linear in it),
     mixtures of joint normal distributions (averaged over numbers of components and priors), the
     same behind a monotone spline a column, affine and spline autoregressive flows and mixture
-    MADEs; for zeros and ones and for categories, MADEs in several orders. Up to 2000 rows are cut
-    into three, five or ten folds by the budget, and the models of all folds are kept; a candidate
-    of no weight on the first fold is left out. Of more rows, a tenth is left out (at most ten
-    thousand). All candidates are trained on the first fold, the quick ones first, before any is on
-    the second, and then those of most weight first: where the limit ends it, a candidate has the
-    models of the folds that it has finished, and weights are by the rows that all have left out.
+    MADEs; for zeros and ones and for categories, MADEs in several orders.
+
+    Up to 2000 rows are cut into three, five or ten folds, by the budget: for each fold, candidates
+    are trained on the rows outside of it, and the models of all folds are kept. Of more rows, a
+    tenth is left out once (at most ten thousand). All candidates are trained for the first fold,
+    the quick ones first. Those without weight there are dropped; the others go on to the next
+    folds, those of most weight first. When the time is over, a candidate has the models of the
+    folds that it has finished, and the weights are those of the rows that all have left out.
 
     Args:
         x: rows (N, D), as for :func:`~made_flows.fit`. Booleans, or zeros and ones alone, are

@@ -20,7 +20,7 @@ from made_flows.models.gaussian_mixture import (
 )
 from made_flows.models.mixture_weights import fit_sparse_weights
 from made_flows.training.loop import fit
-from made_flows.training.standardization import context_moments, robust_moments
+from made_flows.training.moments import context_moments, robust_moments
 
 _LIGHTEST = 0.02
 """Weight under which a part of a mixture is left out."""

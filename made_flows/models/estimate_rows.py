@@ -12,7 +12,7 @@ from torch import Tensor
 from made_flows._checks import check_finite, expect, listed
 from made_flows.distributions.missing import advised
 from made_flows.training.convert import Extent, as_tensor
-from made_flows.training.standardization import (
+from made_flows.training.moments import (
     near_dependence,
     robust_moments,
     warn_of_digits,

@@ -66,8 +66,8 @@ class GaussianMADE(_HeadMADE):
             :class:`~made_flows.MADE`.
         orders, masks, orders_per_batch: the orders and degrees that are trained, as for
             :class:`~made_flows.DensityModel`.
-        mask_weights: as for :class:`~made_flows.MADE`; None for what ``orders`` and ``masks`` gain
-            from: ``"order"`` with orders, all layers with masks, none without either.
+        mask_weights: as for :class:`~made_flows.MADE`; by default True with ``masks``, ``"order"``
+            with ``orders`` alone, and False without either.
 
     References:
         Papamakarios et al. 2017, *Masked Autoregressive Flow*, section 2.2.
@@ -121,8 +121,8 @@ class GaussianMixtureMADE(_HeadMADE):
             :class:`~made_flows.MADE`.
         orders, masks, orders_per_batch: the orders and degrees that are trained, as for
             :class:`~made_flows.DensityModel`.
-        mask_weights: as for :class:`~made_flows.MADE`; None for what ``orders`` and ``masks`` gain
-            from: ``"order"`` with orders, all layers with masks, none without either.
+        mask_weights: as for :class:`~made_flows.MADE`; by default True with ``masks``, ``"order"``
+            with ``orders`` alone, and False without either.
 
     References:
         Papamakarios et al. 2017, *Masked Autoregressive Flow*, section 4.1 (MADE MoG).
@@ -178,8 +178,8 @@ class BernoulliMADE(_HeadMADE):
             :class:`~made_flows.MADE`.
         orders, masks, orders_per_batch: the orders and degrees that are trained, as for
             :class:`~made_flows.DensityModel`.
-        mask_weights: as for :class:`~made_flows.MADE`; None for what ``orders`` and ``masks`` gain
-            from: ``"order"`` with orders, all layers with masks, none without either.
+        mask_weights: as for :class:`~made_flows.MADE`; by default True with ``masks``, ``"order"``
+            with ``orders`` alone, and False without either.
 
     References:
         Germain et al. 2015, *MADE: Masked Autoencoder for Distribution Estimation*.
@@ -232,8 +232,8 @@ class CategoricalMADE(_HeadMADE):
             :class:`~made_flows.MADE`.
         orders, masks, orders_per_batch: the orders and degrees that are trained, as for
             :class:`~made_flows.DensityModel`.
-        mask_weights: as for :class:`~made_flows.MADE`; None for what ``orders`` and ``masks`` gain
-            from: ``"order"`` with orders, all layers with masks, none without either.
+        mask_weights: as for :class:`~made_flows.MADE`; by default True with ``masks``, ``"order"``
+            with ``orders`` alone, and False without either.
 
     Example:
         >>> import made_flows as mf

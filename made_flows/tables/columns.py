@@ -17,7 +17,7 @@ import torch
 from made_flows._checks import expect
 from made_flows._registry import saveable
 from made_flows.tables.frames import DAY, Values, as_written
-from made_flows.training.standardization import robust_moments
+from made_flows.training.moments import robust_moments
 
 ATOM = -10_000.0
 """The code of the value that has a mass of its own; no logarithm of a number is near it."""

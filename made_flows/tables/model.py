@@ -66,9 +66,9 @@ class TableMADE(DensityModel):
     with a density for every continuous column, per unit of the column, and a probability for every
     discrete one. All orders of the columns are trained, so that any columns may be missing, in
     training too: their marginal and conditional are exact under an order that puts the observed
-    first. Each conditional is mixed with the column's own distribution, as rows that were left out
-    ask for (:class:`~made_flows.tables.head.TableHead`): on them, in the mean of eight orders,
-    training ends no worse than independent columns. Made by :meth:`from_data` or
+    first. Each conditional is mixed with the column's own distribution, by weights that are fitted
+    to the rows held out (:class:`~made_flows.tables.head.TableHead`): on these, in the mean of
+    eight orders, training ends no worse than independent columns. Made by :meth:`from_data` or
     :func:`~made_flows.fit_table`; calling it, as any model, gives a distribution of codes
     (:meth:`~made_flows.tables.schema.Schema.encode`).
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import made_flows as mf
 from made_flows.training import standardization
-from made_flows.training.standardization import near_dependence, robust_moments
+from made_flows.training.moments import near_dependence, robust_moments
 from made_flows.transforms.units import Units
 
 QUIET = {"progress": False, "seed": 0, "max_epochs": 2}
