@@ -21,6 +21,7 @@ from torch.distributions import biject_to
 from made_flows._checks import (
     check_broadcast,
     check_event,
+    check_finite,
     expect,
     expect_type,
     helpful,
@@ -36,7 +37,7 @@ from made_flows.pyro.diagnosis import Diagnosis
 from made_flows.pyro.draws import quantile_levels
 from made_flows.pyro.flat_flow import FlatFlow
 from made_flows.pyro.gradient_guard import GradientGuard
-from made_flows.pyro.layout import expect_whole, naming_supports, warn_of_angles
+from made_flows.pyro.layout import expect_whole, naming_supports, unconstrained, warn_of_angles
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger, even_noise, normal_noise
 from made_flows.pyro.refinement import Refinement, refine
 from made_flows.pyro.starts import init_to_prior_median
@@ -271,7 +272,9 @@ class AutoIAF(AutoContinuous):
             (...).
 
         Raises:
-            ValueError: for other shapes or other sites.
+            TypeError: for another dtype, and what is no tensor.
+            ValueError: for other shapes or sites, and values that are not finite or not in a site's
+                support. At the end of a support the density is zero.
 
         Example:
             >>> import pyro, pyro.distributions as dist
@@ -286,26 +289,23 @@ class AutoIAF(AutoContinuous):
         dtype = self._base.zero.dtype
         if isinstance(values, Tensor):
             check_event(values, "values", self.latent_dim, dtype)
+            check_finite(values, "values")
             return cast(Tensor, posterior.log_prob(values))
         expect_type(isinstance(values, Mapping), "values", "to be a tensor or a dict", values)
         trace: Any = self.prototype_trace
         sites: dict[str, Any] = dict(trace.iter_stochastic_nodes())
         expect(set(values) == set(sites), "values", f"of sites {list(sites)}", list(values))
-        parts, log_dets = [], []
-        for name, site in sites.items():
-            value, shape = values[name], tuple(site["value"].shape)
-            got = tuple(value.shape)
-            fits = got[len(got) - len(shape) :] == shape
-            expect(fits, f"values[{name!r}]", f"of shape (..., {str(shape)[1:]}", got)
-            transform = biject_to(site["fn"].support)
-            u = transform.inv(value)
-            batch = got[: len(got) - len(shape)]
-            log_det = transform.log_abs_det_jacobian(u, value)
-            parts.append(u.reshape(*batch, -1))
-            log_dets.append(log_det.reshape(*batch, -1).sum(dim=-1))
-        batch = check_broadcast(**{name: log_dets[i].shape for i, name in enumerate(sites)})
-        u = torch.cat([part.expand(*batch, -1) for part in parts], dim=-1)
-        return cast(Tensor, posterior.log_prob(u) - sum(log_dets))
+        each = [
+            unconstrained(site["fn"], values[name], f"values[{name!r}]", site["value"].shape, dtype)
+            for name, site in sites.items()
+        ]
+        batch = check_broadcast(**{n: e[1].shape[:-1] for n, e in zip(sites, each, strict=True)})
+        u = torch.cat([part.expand(*batch, -1) for part, _ in each], dim=-1)
+        log_det = sum(log_det.sum(dim=-1) for _, log_det in each)
+        # The density of an unconstrained value falls faster at infinity than a Jacobian grows.
+        ends = ~u.isfinite().all(dim=-1)
+        found = posterior.log_prob(torch.where(ends.unsqueeze(-1), 0.0, u)) - log_det
+        return torch.where(ends, -torch.inf, found)
 
     # ------------------------------------------------------------------ summaries
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
-from made_flows._checks import expect
+from made_flows._checks import check_finite, check_values, expect, expect_type
+from made_flows._torch import has_concrete_values
 
 _ANGLES = (torch.distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 
@@ -60,6 +61,53 @@ def traces(model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[Trace, T
     of_guide = poutine.trace(guide).get_trace()
     of_model = poutine.trace(poutine.replay(model, trace=of_guide)).get_trace()
     return prune_subsample_sites(of_model), prune_subsample_sites(of_guide)
+
+
+def unconstrained(
+    fn: Any, value: Any, argument: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Bring values of a site to where its guide works.
+
+    Args:
+        fn: its distribution.
+        value: values (..., *shape).
+        argument: their name, for errors.
+        shape, dtype: of one value, and of the guide.
+
+    Returns:
+        the unconstrained values and the log-determinants there, (..., S) each with S of any size.
+        Values at an end of the support may be infinite.
+
+    Raises:
+        TypeError, ValueError: for what is no tensor of these, and values outside the support.
+    """
+    expect_type(isinstance(value, Tensor), argument, "to be a torch.Tensor", value)
+    got = tuple(value.shape)
+    fits = got[len(got) - len(shape) :] == shape
+    expect(fits, argument, f"of shape (..., {str(shape)[1:]}", got)
+    expect_type(value.dtype == dtype, argument, f"of dtype {dtype}, that of the guide", value.dtype)
+    check_finite(value, argument)
+    transform = biject_to(fn.support)
+    u = transform.inv(value)
+    if has_concrete_values(value):
+        # There and back, values beyond an end come out within it; sums of many shares may miss one
+        # by more than torch's own check lets pass.
+        error = 100 * torch.finfo(dtype).eps
+        inside = fn.support.check(value)
+        same = torch.isclose(transform(u), value, rtol=error, atol=error)
+        inside = inside | _as_rows(same, inside.shape).all(dim=-1)
+        words = f"to be in {' '.join(str(fn.support).split())}"
+        if inside.shape == value.shape:
+            check_values(value, inside, argument, words)
+        elif not bool(inside.all()):
+            expect(False, argument, words, value[~inside][0].tolist())
+    batch = got[: len(got) - len(shape)]
+    log_det = transform.log_abs_det_jacobian(u, value)
+    return _as_rows(u, batch), _as_rows(log_det, batch)
+
+
+def _as_rows(x: Tensor, batch: tuple[int, ...]) -> Tensor:
+    return x.reshape(*batch, math.prod(x.shape[len(batch) :]))
 
 
 def expect_whole(trace: Any) -> None:

@@ -35,10 +35,12 @@ class Values(NamedTuple):
         array: float64 with NaN where one is missing (dates and durations in days), or, of text and
             booleans, objects with None there.
         holds: ``"float"``, ``"int"``, ``"bool"``, ``"text"``, ``"date"`` or ``"duration"``.
+        category: whether the frame says that they are categories, whatever they are written as.
     """
 
     array: Any
     holds: str
+    category: bool = False
 
     @property
     def missing(self) -> Any:
@@ -60,6 +62,7 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
         TypeError: for anything else, and for columns of mixed or unknown types, by name.
         ValueError: for columns of different lengths, no rows, equal names, and infinite values.
     """
+    categories: set[str] = set()
     if isinstance(table, Mapping):
         expect_different(table, argument)
         kind = "dict"
@@ -71,6 +74,7 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
         expect_type(kind in FRAMES, argument, "to be a table", table)
         expect_different(names, argument)
         columns = {name: _of_frame(table[name], str(name)) for name in names}
+        categories = {str(name) for name in names if _has_categories(table[name])}
     else:
         matrix = as_array(table, argument) if isinstance(table, torch.Tensor) else table
         wanted = "to be a table: a frame, a matrix or arrays by name"
@@ -87,7 +91,10 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
     lengths = {len(column) for column in columns.values()}
     expect(len(lengths) == 1, f"the columns of {argument}", "to be of one length", _shapes(columns))
     expect(lengths != {0}, argument, "to have at least one row", "none")
-    return {str(name): _values(column, str(name)) for name, column in columns.items()}, kind
+    found = {str(name): _values(column, str(name)) for name, column in columns.items()}
+    return {
+        name: values._replace(category=name in categories) for name, values in found.items()
+    }, kind
 
 
 def expect_different(names: Iterable[Any], argument: str) -> None:
@@ -205,6 +212,13 @@ def _filled_arrow(like: Any, made: Any) -> Any:
         new = compute.if_else(library.array(missing), new, old)
         like = like.set_column(like.column_names.index(name), name, new)
     return like
+
+
+def _has_categories(column: Any) -> bool:
+    """Tell whether a frame's column is of a type of categories: of pandas, polars or Arrow."""
+    kind = getattr(column, "dtype", getattr(column, "type", None))
+    listed = hasattr(kind, "categories") or hasattr(kind, "index_type")
+    return listed or type(kind).__name__ == "Categorical"
 
 
 def _of_frame(column: Any, name: str) -> Any:

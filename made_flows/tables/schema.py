@@ -223,9 +223,10 @@ def _found(name: str, values: Values, any_number: bool, resolution: float | None
     if not len(known):
         return "no values"
     distinct = len(set(known.tolist()))
-    if values.holds in ("text", "bool"):
+    if values.category or values.holds in ("text", "bool"):
         if distinct > max(_FEW, len(known) // 2):
-            example = f"{distinct} different texts in {len(known)} rows, as {shown(known[0])}"
+            what = "texts" if values.holds == "text" else "categories"
+            example = f"{distinct} different {what} in {len(known)} rows, as {shown(known[0])}"
             return f"{example}: an identifier or free text"
         return fit_categories(name, values)
     if resolution is not None and distinct > 2 and values.holds in ("int", "float"):

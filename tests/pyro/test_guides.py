@@ -147,6 +147,49 @@ def test_log_prob_of_sites_is_that_of_the_trace(name: str) -> None:
     torch.testing.assert_close(one, found[0], atol=1e-4, rtol=1e-4)
 
 
+def bounded() -> None:
+    pyro.sample("share", dist.Uniform(-1.0, 3.0))
+    pyro.sample("scale", dist.HalfNormal(1.0))
+    pyro.sample("parts", dist.Dirichlet(torch.ones(3)))
+    pyro.sample("factor", dist.LKJCholesky(2, 1.0))
+
+
+INSIDE = {
+    "share": torch.tensor(0.5),
+    "scale": torch.tensor(1.0),
+    "parts": torch.tensor([0.2, 0.3, 0.5]),
+    "factor": torch.eye(2),
+}
+OUTSIDE: dict[str, tuple[str, Any, str]] = {
+    "beyond an end": ("share", torch.tensor(5.0), r"'share'\] to be in Interval.*got 5"),
+    "in one of rows": ("share", torch.tensor([[0.5], [-3.0]]), "got -3 in row 1, column 0"),
+    "negative": ("scale", torch.tensor(-1.0), r"'scale'\] to be in .*got -1"),
+    "another sum": ("parts", torch.tensor([0.2, 0.3, 0.499]), r"to be in Simplex\(\); got \[0.2"),
+    "no correlations": ("factor", 2 * torch.eye(2), r"'factor'\] to be in CorrCholesky"),
+    "no number": ("share", torch.tensor(float("nan")), r"'share'\] to be finite"),
+    "infinite": ("scale", torch.tensor(float("inf")), r"'scale'\] to be finite"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_values_outside_a_support_are_refused(name: str) -> None:
+    """They were taken for the nearest ones inside, with a number for their density, or NaN."""
+    guide, (site, value, words) = _called(bounded), OUTSIDE[name]
+    assert guide.log_prob(INSIDE).isfinite()
+    with pytest.raises(ValueError, match=words):
+        guide.log_prob({**INSIDE, site: value})
+
+
+@pytest.mark.parametrize("site", ["scale", "parts"])
+def test_the_density_at_the_end_of_a_support_is_zero(site: str) -> None:
+    guide = _called(bounded)
+    end = {"scale": torch.tensor(0.0), "parts": torch.tensor([1.0, 0.0, 0.0])}[site]
+    two = {**INSIDE, site: torch.stack([INSIDE[site], end])}
+    found = guide.log_prob(two)
+    torch.testing.assert_close(found[0], guide.log_prob(INSIDE))
+    assert found[1] == -math.inf
+
+
 def test_density_integrates_to_one() -> None:
     guide = doubled(scalar).requires_grad_(False)
     u = torch.linspace(-20, 20, 20_001, dtype=torch.float64)
@@ -875,6 +918,13 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "shape": (lambda: _called().log_prob(torch.zeros(4)), ValueError, "values"),
     "dtype": (lambda: _called().log_prob(torch.zeros(5).double()), TypeError, "values"),
     "kind": (lambda: _called().log_prob([0.0]), TypeError, "values"),  # type: ignore[arg-type]
+    "no number": (lambda: _called().log_prob(torch.full((5,), math.nan)), ValueError, "finite"),
+    "site kind": (lambda: _called(scalar).log_prob({"x": 1.0}), TypeError, "'x'"),  # type: ignore[dict-item]
+    "site dtype": (
+        lambda: _called(scalar).log_prob({"x": torch.tensor(1.0).double()}),
+        TypeError,
+        "'x'.*of the guide",
+    ),
     "sites": (lambda: _called().log_prob({"mu": torch.zeros(())}), ValueError, "sites"),
     "site shape": (
         lambda: (

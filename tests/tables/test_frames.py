@@ -13,6 +13,7 @@ import torch
 import made_flows as mf
 from made_flows.tables.columns import fit_categories
 from made_flows.tables.frames import read, write
+from made_flows.tables.schema import Schema
 
 N = 40
 ZONE = datetime.timezone(datetime.timedelta(hours=2))
@@ -363,6 +364,33 @@ def test_samples_have_the_categories_of_numbers_that_were_given(dtype: Any) -> N
     frame = pandas.DataFrame({"a": column})
     model = mf.TableMADE.from_data(frame, hidden_features=(8,))
     assert model.sample(5, seed=0)["a"].dtype == column.dtype
+
+
+def _of_categories(kind: str, values: list[Any]) -> Any:
+    library: Any = pytest.importorskip(kind)
+    if kind == "pandas":
+        return library.DataFrame({"a": library.Categorical(values)})
+    if kind == "polars":
+        return library.DataFrame({"a": library.Series(list(map(str, values)))}).select(
+            library.col("a").cast(library.Categorical)
+        )
+    return library.table({"a": library.array(values).dictionary_encode()})
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "pyarrow"])
+def test_numbers_of_a_type_of_categories_are_categories(kind: str) -> None:
+    """Numbers of shops were counts, of which draws were others than there are."""
+    shops = [1000 + 7 * (i % 28) for i in range(60)]
+    table = _of_categories(kind, shops)
+    schema = Schema.of(table)
+    assert schema.columns[0].kind == "category"
+    assert Schema.of(table, any_number=True, resolution=0.05).columns == schema.columns
+    drawn = mf.TableMADE(schema, (8,)).sample(50, seed=0)
+    assert {*map(int, read(drawn)[0]["a"].array)} <= {*shops}
+    if kind != "polars":  # whose categories are text
+        assert Schema.of(table, {"a": "count"}).columns[0].kind == "count"
+    with pytest.raises(ValueError, match="identifier"):
+        Schema.of(_of_categories(kind, list(range(60))))
 
 
 @pytest.mark.parametrize("kind", ["dict", "pandas"])
