@@ -11,6 +11,29 @@ from torch import Tensor
 
 _LIMIT = 100.0
 _REMEMBERED = 50
+_COUNTS = 1e-6
+"""Share of the largest weight from which on a draw says what is usual."""
+
+
+class DrawWeights:
+    """How much each draw counts in an objective: the size of the derivative by its log-density.
+
+    That is the same for all in an ELBO. In bounds that weigh draws, as by importance, it is the
+    weight of each, which a gradient has as a factor.
+    """
+
+    def __init__(self) -> None:
+        self._found: Tensor | None = None
+
+    def add(self, gradient: Tensor) -> None:
+        """Note the gradient (...) of draws' log-densities, which come before those of draws."""
+        size = gradient.detach().abs()
+        self._found = size if self._found is None else self._found + size
+
+    def take(self) -> Tensor | None:
+        """Return the weights (...) of a backward pass; None where no density takes part."""
+        found, self._found = self._found, None
+        return found
 
 
 class GradientGuard:
@@ -18,10 +41,10 @@ class GradientGuard:
 
     A draw in a region where the model overflows has a gradient of NaN, or one so large that Adam's
     average of squares keeps every later step small for hundreds of steps. With :math:`g_n` the
-    gradient of draw n and m the median of :math:`\max_i |g_{ni}|` over the draws of the last
-    fifty steps,
+    gradient of draw n, :math:`w_n` its weight (:class:`DrawWeights`) and m the median of
+    :math:`\max_i |g_{ni}| / w_n` over the draws of the last fifty steps,
 
-    .. math:: g_n \leftarrow g_n \min\bigl(1, 100\, m / \max_i |g_{ni}|\bigr),
+    .. math:: g_n \leftarrow g_n \min\bigl(1, 100\, m\, w_n / \max_i |g_{ni}|\bigr),
 
     and zero where it is not finite. The limit is relative, so that it knows nothing of units; where
     gradients are usual for their time it does nothing. What it limits first is said once, on the
@@ -38,11 +61,12 @@ class GradientGuard:
         self._usual: deque[float] = deque(maxlen=_REMEMBERED)
         self._said = False
 
-    def __call__(self, gradient: Tensor) -> Tensor:
-        """Return the gradient (..., D) of draws, guarded."""
+    def __call__(self, gradient: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the gradient (..., D) of draws of weights (...), all one if not given, guarded."""
         # The largest entry and not the norm: squares overflow long before the numbers do.
         sizes = gradient.abs().amax(dim=-1, keepdim=True)
-        ordered = sizes.flatten().sort().values.tolist()  # what is no number comes last
+        sizes, counts = _by_weight(sizes, weights)
+        ordered = sizes[counts].sort().values.tolist()  # what is no number comes last
         count = len(ordered)
         while ordered and not math.isfinite(ordered[-1]):
             ordered.pop()
@@ -50,17 +74,30 @@ class GradientGuard:
             self._usual.append(ordered[(len(ordered) - 1) // 2])
         usually = sorted(self._usual)[(len(self._usual) - 1) // 2] if self._usual else 0.0
         limit = _LIMIT * usually if usually > 0 else math.inf  # nothing is known, or all are zero
-        if len(ordered) == count and (not ordered or ordered[-1] <= limit):
+        if len(ordered) == count == sizes.numel() and (not ordered or ordered[-1] <= limit):
             return gradient
-        finite = sizes.isfinite()
+        finite = gradient.isfinite().all(dim=-1, keepdim=True)
         usual = finite & (sizes <= limit)
-        if not self._said:
+        if not self._said and bool((counts & ~usual).any()):
             self._said = True
             logging.getLogger("made_flows").warning(
                 "A draw of the guide had a gradient of %s, more than %g times what is usual: it is "
                 "limited, and others after it without a word",
-                f"{float(sizes[~usual][0]):.3g}",
+                f"{float(sizes[counts & ~usual][0]):.3g}",
                 _LIMIT,
             )
-        limited = gradient * torch.where(usual, 1.0, limit / sizes)
-        return torch.where(finite, limited, 0.0)
+        shares = torch.where(usual, 1.0, limit / sizes).to(gradient.dtype)
+        return torch.where(finite, gradient * shares, 0.0)
+
+
+def _by_weight(sizes: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Divide sizes (..., 1) by weights (...); say which are large enough for what is usual."""
+    if weights is None or weights.shape != sizes.shape[:-1]:
+        return sizes, torch.ones_like(sizes, dtype=torch.bool)
+    weights = weights.unsqueeze(-1).double()  # where products with small ones are numbers yet
+    largest = weights.max() if weights.numel() else weights.new_zeros(())
+    if not (bool(largest.isfinite()) and bool(largest > 0)):
+        return sizes, torch.ones_like(sizes, dtype=torch.bool)
+    counts = weights > _COUNTS * largest
+    # Of a draw that does not count, neither does what its gradient may be.
+    return torch.where(sizes > 0, sizes / weights, 0.0), counts

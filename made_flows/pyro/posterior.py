@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -19,7 +20,7 @@ from made_flows._torch import is_traced, is_untransformed
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow
 from made_flows.pyro.flat_flow import FlatFlow
-from made_flows.pyro.gradient_guard import GradientGuard
+from made_flows.pyro.gradient_guard import DrawWeights, GradientGuard
 
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 _NONE = cast(Tensor, 0)
@@ -92,11 +93,14 @@ class FlowPosterior(dist.TransformedDistribution):
             x, log_det, score = self._transform.sample_with_score(noise)
         else:
             x, log_det = cast(tuple[Tensor, Tensor], self._transform.to_data(noise))
+        weights = None
         if self.guard is not None and plain and x.requires_grad:
-            x.register_hook(self.guard)
+            weights = DrawWeights()
+            x.register_hook(partial(_guarded, self.guard, weights))
         traced = is_traced()
         can_tell = (plain or traced) and not x.is_inference()
-        self._last = _Sample(self._transform, noise, x, log_det, score) if can_tell else None
+        made = self._transform, noise, x, log_det, score, weights
+        self._last = _Sample(*made) if can_tell else None
         return x
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -106,6 +110,7 @@ class FlowPosterior(dist.TransformedDistribution):
             constant = last.noise.shape[-1] * _HALF_LOG_2_PI
             of_noise = last.noise.square().sum(dim=-1).mul_(-0.5).sub_(constant)
             last.log_prob = of_noise - last.log_det
+            last.weigh(last.log_prob)
             return last.log_prob
         noise, log_det = self._transform.to_noise(x)
         return cast(Tensor, self.base_dist.log_prob(noise)) - log_det
@@ -118,16 +123,28 @@ class FlowPosterior(dist.TransformedDistribution):
         if not last.score.isfinite().all():  # a Jacobian that is singular, to rounding
             return ScoreParts(log_prob, _NONE, log_prob)
         path = log_prob.detach() + (last.score * (x - x.detach())).sum(dim=-1)
+        last.weigh(path)
         return ScoreParts(log_prob, _NONE, path)
+
+
+def _guarded(guard: GradientGuard, weights: DrawWeights, gradient: Tensor) -> Tensor:
+    return guard(gradient, weights.take())
 
 
 class _Sample:
     """A sample, what it was made of, and the state of all that it was made by."""
 
     def __init__(
-        self, transform: FlatFlow, noise: Tensor, x: Tensor, log_det: Tensor, score: Tensor | None
+        self,
+        transform: FlatFlow,
+        noise: Tensor,
+        x: Tensor,
+        log_det: Tensor,
+        score: Tensor | None,
+        weights: DrawWeights | None,
     ) -> None:
         self.noise, self.x, self.log_det, self.score = noise, x, log_det, score
+        self._weights = weights
         self._transform = transform
         self._fixed, self._stamp = transform.stamp(), Stamp.of([transform.weights, x])
         self._used = False
@@ -137,6 +154,11 @@ class _Sample:
 
     def _forget(self, *_: Any) -> None:
         self._used = True
+
+    def weigh(self, log_prob: Tensor) -> None:
+        """Let the guard know how much each draw counts, by a log-density (...) of the sample."""
+        if self._weights is not None and log_prob.requires_grad:
+            log_prob.register_hook(self._weights.add)
 
     def holds(self, x: Tensor) -> bool:
         """Tell whether x is the sample, of weights that are what they were."""

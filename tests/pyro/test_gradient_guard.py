@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from torch import Tensor
 
 from made_flows.pyro import AutoIAF
@@ -59,6 +59,47 @@ def test_usual_gradients_are_the_very_same_and_nothing_is_said(
         for _ in range(20):
             rows = torch.randn(16, 5)
             assert guard(rows) is rows
+    assert not caplog.records
+
+
+def test_gradients_are_held_against_their_weights() -> None:
+    """Where an objective weighs draws, one may have all of the gradient, and rightly so."""
+    rows = torch.tensor([[1.0, -0.5], [0.3, 1.0], [-400.0, 0.0], [NAN, 1.0], [5e4, 0.0]])
+    weights = torch.tensor([1e-2, 1.0, 1e-3, 1e-2, 1e-40])
+    kept = torch.tensor([[1.0, -0.5], [0.3, 1.0], [-100.0, 0.0], [0.0, 0.0], [100.0, 0.0]])
+    found = GradientGuard()(rows * weights[:, None], weights)
+    torch.testing.assert_close(found, kept * weights[:, None], atol=1e-37, rtol=1e-4)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("path_gradient", [True, False])
+def test_bounds_that_weigh_draws_train_as_without_a_guard(
+    vectorize: bool, path_gradient: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the best draw said was limited to a hundred times what the worst ones did."""
+    y = 1 + 2 * torch.randn(90)
+
+    def model() -> None:
+        m = pyro.sample("m", dist.Normal(0.0, 2.0))
+        s = pyro.sample("s", dist.InverseGamma(3.0, 2.0))
+        with pyro.plate("rows", 90):
+            pyro.sample("y", dist.Normal(m, s), obs=y)
+
+    ends = []
+    for guarded in (True, False):
+        torch.manual_seed(0)
+        guide = AutoIAF(model, 1, (8,), init_scale=1.0, path_gradient=path_gradient)
+        guide()
+        if not guarded:
+            guide._guard = None  # type: ignore[assignment]
+        elbo = RenyiELBO(0.0, 8, max_plate_nesting=1, vectorize_particles=vectorize)
+        optimizer = torch.optim.Adam(guide.parameters(), 0.01)
+        for _ in range(5):
+            optimizer.zero_grad()
+            elbo.loss_and_grads(model, guide)
+            optimizer.step()
+        ends.append(guide.flow.generate(torch.ones(1, 2)).detach())
+    torch.testing.assert_close(*ends)
     assert not caplog.records
 
 
