@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import check_keywords
+from made_flows._keywords import check_keywords
 
 REGISTRY: dict[str, type] = {}
 """The classes that can be loaded, by the names that files give them."""

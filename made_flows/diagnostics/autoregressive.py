@@ -9,14 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from made_flows._checks import (
-    check_generator,
-    expect,
-    expect_type,
-    helpful,
-    positive_integer,
-    shown,
-)
+from made_flows._checks import check_generator, expect, expect_type, positive_integer, shown
+from made_flows._keywords import helpful
 from made_flows.nn import masks as mk
 from made_flows.nn.made import MADE
 

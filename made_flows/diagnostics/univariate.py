@@ -19,7 +19,7 @@ from made_flows._checks import (
     real_number,
 )
 from made_flows.univariate.bijections import Bijection
-from made_flows.univariate.heads import Head
+from made_flows.univariate.heads import Head, value_support
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -297,8 +297,7 @@ def _parameters(
 
 def _places(support: Any, features: int) -> tuple[Tensor, Tensor]:
     """Spread values (N, D) over a support, with the length or number (N, D) of each."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+    support = value_support(support)
     if isinstance(support, type(constraints.boolean)):
         x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
         return x.expand(-1, features), torch.ones(2, features)

@@ -14,6 +14,7 @@ from made_flows._registry import former_defaults
 from made_flows.distributions.conditional import CompletionDistribution
 from made_flows.nn.made import MADE
 from made_flows.transforms.units import Units
+from made_flows.univariate.heads import value_support
 
 
 class Model(nn.Module):
@@ -156,13 +157,6 @@ def same_support(one: Any, other: Any) -> bool:
         and bounds.keys() == others.keys()
         and all(_equal(bounds[name], others[name]) for name in bounds)
     )
-
-
-def value_support(support: Any) -> Any:
-    """Return the constraint of a single value, of one of vectors."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -14,7 +14,8 @@ from torch.distributions import Distribution, Independent, Normal, Transform, co
 from made_flows._checks import expect, expect_type, positive_integer, real_number, shown
 from made_flows._constants import with_value
 from made_flows._registry import saveable
-from made_flows.models.base import Model, is_everywhere, value_support
+from made_flows.models.base import Model, is_everywhere
+from made_flows.univariate.heads import value_support
 
 
 class _Normal(Normal):

@@ -13,7 +13,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from made_flows._checks import boolean, checked_seed, expect, expect_word, helpful, real_number
+from made_flows._checks import boolean, checked_seed, expect, expect_word, real_number
+from made_flows._keywords import helpful
 from made_flows.models.autoregressive_flows import MAF
 from made_flows.models.base import Model
 from made_flows.models.estimate_gaussians import (
@@ -26,7 +27,7 @@ from made_flows.models.estimate_rows import check_columns, check_parts, checked_
 from made_flows.models.mades import BernoulliMADE, CategoricalMADE
 from made_flows.models.mades import GaussianMixtureMADE as MixtureMADE
 from made_flows.models.mixtures import Mixture
-from made_flows.training.copies import find_copies
+from made_flows.training.copies import copied_rows, find_copies
 from made_flows.training.history import TrainingError
 from made_flows.training.loop import fit
 from made_flows.training.moments import context_moments, warn_of_contexts
@@ -218,9 +219,7 @@ class _Run:
         self.least = -1e4 - 100.0 * x.shape[1]  # log-density below which all rows are alike
         self.folds = self._cut(len(x))
         copies = find_copies(len(x), self._of, copies)
-        self.copied = (
-            0 if copies is None else int((copies != torch.arange(len(x), device="cpu")).sum())
-        )
+        self.copied = copied_rows(copies)
         if copies is not None:
             different = copies.unique()
             expect(len(different) >= 10, "x", "to have at least ten different rows", len(different))

@@ -24,11 +24,12 @@ from made_flows._registry import saveable
 from made_flows._torch import has_concrete_values, modes_kept
 from made_flows.distributions.conditional import ConditionalMixture
 from made_flows.distributions.mixture import MixtureDistribution, in_chunks
-from made_flows.models.base import HasConditionals, Model, check_model, same_support, value_support
+from made_flows.models.base import HasConditionals, Model, check_model, same_support
 from made_flows.models.density import DensityModel
 from made_flows.models.mixture_weights import MixtureGain, WeightFit, fit_sparse_weights
 from made_flows.models.order_schedule import OrderSchedule, fixed_orders
 from made_flows.transforms.units import Units
+from made_flows.univariate.heads import value_support
 
 
 class MixtureModel(Model, HasConditionals, ABC):

@@ -11,7 +11,8 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
 import made_flows.models.autoregressive_flows as core
-from made_flows._checks import check_broadcast, check_event, expect, helpful, positive_integer
+from made_flows._checks import check_broadcast, check_event, expect, positive_integer
+from made_flows._keywords import helpful
 from made_flows._registry import own_arguments
 from made_flows.pyro.flow_transforms import FlowTransform, check_flow
 from made_flows.univariate.bijections import Bijection

@@ -13,7 +13,8 @@ from pyro.infer.importance import vectorized_importance_weights
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from made_flows._checks import expect, expect_type, helpful, positive_integer
+from made_flows._checks import expect, expect_type, positive_integer
+from made_flows._keywords import helpful
 from made_flows.pyro.diagnosis import Diagnosis, summary
 from made_flows.pyro.layout import LatentSite, layout, traces
 from made_flows.pyro.probe import probe_beyond

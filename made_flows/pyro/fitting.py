@@ -19,14 +19,8 @@ from pyro.infer.autoguide.initialization import init_to_sample, init_to_uniform
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from made_flows._checks import (
-    boolean,
-    checked_seed,
-    expect_type,
-    expect_word,
-    helpful,
-    positive_integer,
-)
+from made_flows._checks import boolean, checked_seed, expect_type, expect_word, positive_integer
+from made_flows._keywords import helpful
 from made_flows.pyro.diagnosing import diagnose, drawn_together
 from made_flows.pyro.diagnosis import Diagnosis, summary
 from made_flows.pyro.guides import AutoIAF

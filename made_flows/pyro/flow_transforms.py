@@ -10,14 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import made_flows.models.autoregressive_flows as core
-from made_flows._checks import (
-    check_broadcast,
-    check_event,
-    described,
-    expect,
-    expect_type,
-    helpful,
-)
+from made_flows._checks import check_broadcast, check_event, described, expect, expect_type
+from made_flows._keywords import helpful
 from made_flows._registry import own_arguments
 from made_flows.models.flows import Flow
 from made_flows.pyro.base import VectorTransform

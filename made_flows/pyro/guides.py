@@ -24,10 +24,10 @@ from made_flows._checks import (
     check_finite,
     expect,
     expect_type,
-    helpful,
     positive_integer,
     real_number,
 )
+from made_flows._keywords import helpful
 from made_flows._torch import is_traced
 from made_flows.models.bases import StandardNormal
 from made_flows.models.flows import Flow

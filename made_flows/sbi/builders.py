@@ -19,13 +19,13 @@ from made_flows._checks import (
     expect,
     expect_type,
     expect_word,
-    helpful,
     listed,
     non_negative_integer,
     positive_integer,
     real_number,
     widths,
 )
+from made_flows._keywords import helpful
 from made_flows._registry import own_arguments
 from made_flows.models.autoregressive_flows import IAF, MAF
 from made_flows.models.base import Model

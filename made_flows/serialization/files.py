@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from made_flows._checks import checked_device, expect, expect_type, helpful
+from made_flows._checks import checked_device, expect, expect_type
 from made_flows._files import expect_place, replacing
+from made_flows._keywords import helpful
 from made_flows._registry import is_saveable
 from made_flows.serialization.record import describe, rebuild, undisturbed
 

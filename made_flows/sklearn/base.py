@@ -16,7 +16,8 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from made_flows._checks import expect, helpful, positive_integer
+from made_flows._checks import expect, positive_integer
+from made_flows._keywords import helpful
 from made_flows.tables.columns import ATOM, CategoryColumn
 from made_flows.tables.frames import as_written, expect_exact
 from made_flows.tables.model import TableMADE

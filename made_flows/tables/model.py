@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import checked_device, checked_seed, expect_type, helpful, positive_integer
+from made_flows._checks import checked_device, checked_seed, expect_type, positive_integer
+from made_flows._keywords import helpful
 from made_flows._registry import saveable
-from made_flows._torch import modes_kept
+from made_flows._torch import in_groups, modes_kept
 from made_flows.distributions.missing import observed_first
 from made_flows.models.density import DensityModel
 from made_flows.models.mixtures import OrderMixture
@@ -280,14 +281,13 @@ class TableMADE(DensityModel):
         model = self._of_orders(orders)
 
         def score(x: Tensor, context: Tensor | None) -> Tensor:
+            def some(_: int, rows: Tensor) -> Tensor:
+                of_rows = None if context is None else context[rows]
+                scores: Tensor = model.distribution(of_rows).log_prob(x[rows])
+                return scores.double()
+
             # Rows without missing values are scored together, as they take one order.
-            scores = x.new_empty(len(x))
-            holes = x.isnan().any(dim=1)
-            for rows in (holes, ~holes):
-                if bool(rows.any()):
-                    of_rows = None if context is None else context[rows]
-                    scores[rows] = model.distribution(of_rows).log_prob(x[rows]).double()
-            return scores
+            return in_groups(x.isnan().any(dim=1).long(), some)
 
         return self._in_pieces(table, score).numpy()
 

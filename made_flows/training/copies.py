@@ -48,7 +48,7 @@ def hold_out(
     """
     copies = find_copies(rows, read, known)
     if copies is not None and known is None:
-        count = int((copies != torch.arange(rows, device="cpu")).sum())
+        count = copied_rows(copies)
         if count >= _MANY * rows:
             warnings.warn(
                 f"{count} of the {rows} rows of {name} are exact copies of others: copies of a "
@@ -100,6 +100,11 @@ def find_copies(
         copied[_hardly_by_chance(equal, read, columns)] = True
         own = torch.where(copied[equal], equal, own)
     return None if bool((own == alone).all()) else own
+
+
+def copied_rows(copies: Tensor | None) -> int:
+    """Count the rows that :func:`find_copies` found to be copies of earlier ones."""
+    return 0 if copies is None else int((copies != torch.arange(len(copies), device="cpu")).sum())
 
 
 def first_of_equal(keys: Tensor) -> Tensor:

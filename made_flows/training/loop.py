@@ -21,10 +21,10 @@ from made_flows._checks import (
     expect,
     expect_type,
     expect_word,
-    helpful,
     positive_integer,
     real_number,
 )
+from made_flows._keywords import helpful
 from made_flows._torch import modes_kept
 from made_flows.training.checkpoint import Checkpoint, describe_model
 from made_flows.training.data import Rows, Source, open_data

@@ -356,6 +356,13 @@ class Categorical(Head):
         return f"categories={self.categories[0] if same else self.categories}"
 
 
+def value_support(support: Any) -> Any:
+    """Return the constraint of a single value, given one of vectors."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
 def _uniform(shape: Sequence[int], like: Tensor) -> Tensor:
     """Draw uniform numbers, of float32 at least.
 
