@@ -86,7 +86,7 @@ class MADESpec:
 
     def _bases(self, contexts: dict[int, MaskedLinear], context: Tensor | None) -> list[Tensor]:
         """Compute what is added to the layers that are based on something, each (rows, units)."""
-        rows = 1 if context is None else len(context)
+        rows = 1 if context is None else context.shape[0]  # len(context) is no symbol
         bases = []
         for index in sorted({*contexts, *self.offsets}):
             parts = [contexts[index](context)] if index in contexts else []

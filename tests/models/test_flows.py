@@ -411,22 +411,27 @@ def test_compiles_without_a_graph_break(name: str) -> None:
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("gradient", [False, True])
-def test_exports_for_any_number_of_rows(strict: bool, gradient: bool) -> None:
+@pytest.mark.parametrize("context", [0, 2])
+def test_exports_for_any_number_of_rows(strict: bool, gradient: bool, context: int) -> None:
     class Score(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.flow = shaken(mf.IAF(4, **_ONE))
+            self.flow = shaken(mf.IAF(4, context, **_ONE))
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.flow().log_prob(x)
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return self.flow(context).log_prob(x)
 
     score = Score()
-    rows = {"x": {0: torch.export.Dim("rows")}}
+    few, many = (
+        tuple(t for t in (data_of(score.flow, n), context_of(score.flow, n)) if t is not None)
+        for n in (5, 9)
+    )
+    rows = torch.export.Dim("rows")
     with torch.set_grad_enabled(gradient):
         exported = torch.export.export(
-            score, (data_of(score.flow, 5),), dynamic_shapes=rows, strict=strict
+            score, few, dynamic_shapes=tuple({0: rows} for _ in few), strict=strict
         ).module()
-        found, expected = exported(x := data_of(score.flow, 9)), score(x)
+        found, expected = exported(*many), score(*many)
         torch.testing.assert_close(found, expected)
         if gradient:
             weights = dict(exported.named_parameters()), dict(score.named_parameters())
