@@ -13,7 +13,7 @@ from made_flows._checks import expect, positive_integer
 from made_flows._registry import own_arguments
 from made_flows.models.estimate import estimate_repeated
 from made_flows.sklearn.base import TableEstimator, repetitions
-from made_flows.tables.frames import read, write
+from made_flows.tables.frames import expect_columns, read, write
 from made_flows.tables.model import TableMADE
 from made_flows.training.optimization import seeded
 
@@ -74,11 +74,17 @@ class MADEDensity(DensityMixin, TableEstimator):
 
     def _numbers(self, X: Any, *, reset: bool = False) -> Any:
         X = self._table(X, reset=reset)
+        if reset:
+            self.names_: Any = None
         if not hasattr(X, "columns"):
             return X
         columns, frame = read(X, "X")
         if reset:
-            self.frame_ = frame
+            self.frame_, self.names_ = frame, list(getattr(X, "column_names", X.columns))
+        # Columns have places in the model, and scikit-learn looks at names of text alone.
+        names = list(map(str, getattr(self, "names_", None) or columns))
+        expect_columns(columns, names, "X")
+        columns = {name: columns[name] for name in names}
         for name, values in columns.items():
             words = "to hold numbers, as all do where budget is set"
             if values.holds not in ("int", "float"):
@@ -113,6 +119,9 @@ class MADEDensity(DensityMixin, TableEstimator):
             return self.model_.sample(count, orders=self.orders, seed=seed)
         with seeded(seed):
             drawn = self.model_().sample((count,)).double().numpy()
-        if not hasattr(self, "feature_names_in_"):
-            return drawn
-        return write(dict(zip(self.feature_names_in_, drawn.T, strict=True)), self.frame_)
+        names = getattr(self, "names_", None)
+        if names is None:
+            names = getattr(self, "feature_names_in_", None)  # of a pickle of before
+        return (
+            drawn if names is None else write(dict(zip(names, drawn.T, strict=True)), self.frame_)
+        )

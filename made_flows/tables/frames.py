@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from made_flows._checks import expect, expect_type, listed
-from made_flows.tables.types import arrow_as, pandas_as, polars_as, with_types
+from made_flows.tables.types import arrow_as, as_named, pandas_as, polars_as, with_types
 from made_flows.training.convert import as_array, dimensions, in_double
 
 FRAMES = ("pandas", "polars", "pyarrow", "array", "dict")
@@ -138,7 +138,8 @@ def write(
         whole = {f"x{i}": matrix[:, i] for i in range(matrix.shape[1])}
         return _matrix(list((whole | _filled_arrays(whole, columns)).values()))
     if kind == "dict":
-        return dict(columns) if like is None else _filled_arrays(like, columns)
+        named = zip(as_named(columns, types or {}), columns.values(), strict=True)
+        return dict(named) if like is None else _filled_arrays(like, columns)
     try:
         library = importlib.import_module(kind)
     except ImportError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -24,11 +24,12 @@ def types_of(table: Any, kind: str) -> dict[str, dict[str, Any]]:
     """Say of what type columns are, by their names, as numbers and words that a file can hold.
 
     Args:
-        table: a frame.
+        table: a frame, or arrays by name.
         kind: the library whose frame it is; other tables have no types.
 
     Returns:
-        By column, the type by library. Types of plain values are left out, and unknown ones.
+        By column, the type by library, and the name of one whose name is no text. Types of plain
+        values are left out, and unknown ones.
 
     Example:
         >>> import pandas
@@ -36,16 +37,30 @@ def types_of(table: Any, kind: str) -> dict[str, dict[str, Any]]:
         >>> types_of(table, "pandas")
         {'a': {'pandas': 'Int8'}}
     """
-    if kind not in _PLAIN:
+    if kind == "array":
         return {}
-    names = table.column_names if kind == "pyarrow" else list(table.columns)
+    names = table.column_names if kind == "pyarrow" else list(getattr(table, "columns", table))
     said: Any = {"pandas": _said_of_pandas, "polars": _said_of_polars, "pyarrow": _said_of_arrow}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in names:
-        word = said[kind](table[name])
+        word = said[kind](table[name]) if kind in said else None
         if word is not None and word not in _PLAIN[kind]:
             found[str(name)] = {kind: word}
+        parts = list(name) if isinstance(name, tuple) else [name]  # of several levels
+        if not isinstance(name, str) and all(type(part) in (int, str) for part in parts):
+            found.setdefault(str(name), {})["name"] = parts if isinstance(name, tuple) else name
     return found
+
+
+def as_named(names: Iterable[str], types: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """Return the names that columns had, such as numbers.
+
+    Example:
+        >>> as_named(["0", "b"], {"0": {"name": 0}})
+        [0, 'b']
+    """
+    given = [types.get(name, {}).get("name", name) for name in names]
+    return [tuple(name) if isinstance(name, list) else name for name in given]
 
 
 def with_types(made: Any, kind: str, types: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -60,6 +75,8 @@ def with_types(made: Any, kind: str, types: Mapping[str, Mapping[str, Any]]) -> 
                 place = made.column_names.index(name)
                 column = arrow_as(made[name].combine_chunks(), _arrow_type(said[kind]))
                 made = made.set_column(place, name, column)
+    if kind == "pandas":
+        made.columns = as_named(made.columns, types)
     return made
 
 

@@ -172,6 +172,19 @@ def test_a_density_by_estimate() -> None:
     assert density.score(frame) > -4
 
 
+def test_columns_with_numbers_for_names_are_told_by_them() -> None:
+    """As scikit-learn compares names of text alone, they had been taken by place."""
+    frame = pytest.importorskip("pandas").DataFrame(rows(60)[:, :2] * [1.0, 10.0])
+    for options in (SMALL, {"budget": "fast", "max_seconds": 1, "random_state": 0}):
+        density = MADEDensity(**options).fit(frame)
+        found = density.score_samples(frame)
+        np.testing.assert_allclose(density.score_samples(frame[[1, 0]]), found)
+        with pytest.raises(ValueError, match="to have the columns"):
+            density.score_samples(frame.rename(columns={1: 3}))
+        assert density.sample(2, random_state=0).columns.tolist() == [0, 1]
+    assert isinstance(density.fit(frame.to_numpy()).sample(2), np.ndarray)
+
+
 def test_arrays_of_decimals_and_masks() -> None:
     """Single precision has the same steps as double, and what is masked is missing."""
     x = np.round(rows(60), 1)

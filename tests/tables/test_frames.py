@@ -393,6 +393,24 @@ def test_numbers_of_a_type_of_categories_are_categories(kind: str) -> None:
         Schema.of(_of_categories(kind, list(range(60))))
 
 
+@pytest.mark.parametrize("names", [[0, 1], [("a", "x"), ("a", "y")], [7, "b"], [0.5, "b"]])
+@pytest.mark.parametrize("kind", ["dict", "pandas"])
+def test_samples_have_the_names_that_were_given(kind: str, names: list[Any], tmp_path: Any) -> None:
+    """Beside rows of a frame whose columns have numbers for names, they were other columns."""
+    table: Any = {name: np.random.default_rng(0).normal(size=30) for name in names}
+    if kind == "pandas":
+        table = pytest.importorskip("pandas").DataFrame(table)
+    model = mf.TableMADE.from_data(table, hidden_features=(8,))
+    mf.save(model, tmp_path / "model")
+    wanted = ["0.5", "b"] if names[0] == 0.5 else names  # no name that a file holds as it is
+    for each in (model, mf.load(tmp_path / "model")):
+        drawn = each.sample(3)
+        assert list(drawn) == wanted
+        assert np.isfinite(each.score_samples(drawn)).all()
+    if kind == "pandas" and names != [0.5, "b"]:
+        assert drawn.columns.equals(table.columns)
+
+
 @pytest.mark.parametrize("kind", ["dict", "pandas"])
 def test_names_that_are_equal_as_text_are_refused(kind: str) -> None:
     """Of two columns, 1 and "1", one had been lost."""
