@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,9 @@ KINDS = (
 
 _FEW = 20
 """Numbers of so few values, each of ten rows or more, are categories."""
+
+_INDEX = r"|Unnamed: \d+|__index_level_\d+__"
+"""Names that pandas gives the index of a frame in files, and takes from them."""
 
 
 @saveable
@@ -223,6 +227,10 @@ def _found(name: str, values: Values, any_number: bool, resolution: float | None
     if not len(known):
         return "no values"
     distinct = len(set(known.tolist()))
+    whole = values.holds not in ("text", "bool") and bool((known == np.round(known)).all())
+    each = whole and distinct == len(known) >= _FEW
+    if each and values.holds in ("int", "float") and re.fullmatch(_INDEX, name):
+        return "different numbers in all rows, the index of a frame: an identifier"
     if values.category or values.holds in ("text", "bool"):
         if distinct > max(_FEW, len(known) // 2):
             what = "texts" if values.holds == "text" else "categories"
@@ -236,8 +244,7 @@ def _found(name: str, values: Values, any_number: bool, resolution: float | None
         return fit_categories(name, values)
     if values.holds == "date":
         return _number(name, values, "date")
-    whole = bool((known == np.round(known)).all())
-    if whole and distinct == len(known) >= _FEW and known.max() - known.min() == distinct - 1:
+    if each and known.max() - known.min() == distinct - 1:
         return "numbers one after the other: an identifier"
     step = _step(known)
     if _inflated(known):

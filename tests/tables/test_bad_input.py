@@ -265,6 +265,19 @@ def test_kinds_are_found(name: str) -> None:
     assert len(model.sample(3)["x"]) == 3
 
 
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "__index_level_0__"])
+def test_the_index_of_a_frame_is_no_column_of_it(name: str) -> None:
+    """Of some rows of a frame, in a file, it was a count."""
+    index = RNG.permutation(900)[:50]
+    table = {name: index, "x": RNG.normal(size=50)}
+    assert kinds(table) == {name: "left out", "x": "real"}
+    assert kinds({"id": index, "x": table["x"]})["id"] == "count"
+    assert kinds({**table, name: index // 20})[name] != "left out"
+    assert Schema.of(table, {name: "count"}).columns[0].kind == "count"
+    days = np.datetime64("2024-01-01") + index
+    assert kinds({**table, name: days})[name] == "date"
+
+
 def test_the_schema_is_a_table_and_can_be_overridden() -> None:
     table = {**GOOD, "id": np.arange(N), "fare": np.maximum(GOOD["size"], 0.0)}
     text = str(Schema.of(table, {"fare": "real", "count": "leave_out"}, ["kind"]))
