@@ -210,8 +210,11 @@ class Plan:
         packed = self._weights(proofs)
         if packed is None:
             return None
-        if context is not None and not context.is_cpu:
-            expect(False, "context", "on the device of the weights, cpu", context.device)
+        for name, given in (("noise", x), ("context", context)):
+            if given is not None and not given.is_cpu:  # a kernel would read from nowhere
+                lost = " (what no state dict has is lost there: make the model anew)"
+                got = f"{given.device}{lost if given.is_meta and given is x else ''}"
+                expect(False, name, "on the device of the weights, cpu", got)
         contexts: list[Any] = []
         parts: Any = ()
         if packed.weights is not None and context is not None:

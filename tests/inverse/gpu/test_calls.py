@@ -152,6 +152,15 @@ def test_noise_and_weights_are_on_one_device() -> None:
         sequential_inverse(made, GAUSSIAN, noise_of(GAUSSIAN, 2, 3))
 
 
+def test_noise_without_values_is_refused() -> None:
+    """Of a model that was moved to ``meta`` and had weights assigned, it ended the process."""
+    flow = mf.MAF(features=3, transforms=2)
+    empty = mf.MAF(features=3, transforms=2).to("meta")
+    empty.load_state_dict(flow.state_dict(), assign=True)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"weights, cpu; got meta .*model anew"):
+        empty().sample((2,))
+
+
 def test_what_a_context_contributes_lies_where_the_weights_do() -> None:
     made = made_for(GAUSSIAN, features=3, context=2, hidden_features=(5,))
     network = made.spec(torch.zeros(4, 2, dtype=torch.float64))
