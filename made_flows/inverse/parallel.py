@@ -19,19 +19,12 @@ from torch import Tensor, nn
 
 from made_flows._torch import as_rows, has_gradient_hooks, own_precision
 from made_flows.inverse import dispatch
-from made_flows.inverse.plans import (
-    Plan,
-    batch_of,
-    context_rows,
-    map_alone,
-    plan_alone,
-    shaped,
-    takes,
-)
+from made_flows.inverse.batches import batch_of, context_rows, shaped, takes
+from made_flows.inverse.plans import Plan, map_alone, plan_alone
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.nn.activations import activation_of_name
 from made_flows.nn.made import MADE
-from made_flows.nn.masked_mlp import masked_pass
+from made_flows.nn.masked_mlp import dropped_layers, masked_pass
 from made_flows.nn.spec import LayerSpec, NetworkSpec, Structure
 
 
@@ -98,6 +91,8 @@ class _Call(NamedTuple):
     structure: Structure
     based: int
     """How many of the tensors that follow the values are contributions of context and masks."""
+    dropped: dict[int, int]
+    """Hidden layers that drop units, each with its number of units."""
 
     def values(self, x: Tensor) -> Tensor:
         """Return what the kernels read, which encode by themselves what takes several columns."""
@@ -131,14 +126,9 @@ def _with_gradient(
     batch: torch.Size,
 ) -> tuple[Tensor | None, Tensor] | None:
     """Compute the pass so that autograd can go back through it."""
-    if (
-        not len(x)
-        or x.is_inference()
-        or has_gradient_hooks([made])
-        or (made.dropout is not None and made.dropout.training)
-    ):
+    if not len(x) or x.is_inference() or has_gradient_hooks([made]):
         return None
-    plan = plan_alone(made, step)
+    plan = plan_alone(made, step, dropping=made.drops)
     if plan is None:
         return None
     recipe = plan.kept.get("gradients", plan)
@@ -156,7 +146,8 @@ def _with_gradient(
         bases = plan.reads[0].at(context).bases
         if not all(type(base) is Tensor for base in bases):
             return None
-    result: Any = _Pass.apply(call, x.contiguous(), *bases, *tensors)
+    factors = _drawn_factors(made, call.dropped, len(x))
+    result: Any = _Pass.apply(call, factors, x.contiguous(), *bases, *tensors)
     return (None, result) if isinstance(step, HeadStep) else result
 
 
@@ -174,9 +165,25 @@ def _recipe(made: MADE, step: HeadStep | BijectionStep, plan: Plan) -> _Recipe |
         return None
     kernel, engine = found
     based = sum(letters.count("c") for letters in network.structure.flags)
-    call = _Call(made, step, kernel, kernel.numbers, engine, network.structure, based)
+    layers = made.masked_layers()[:-1] if made.drops else []
+    places = dropped_layers(len(layers), made.residual)
+    dropped = {place: layers[place].out_features for place in places}
+    call = _Call(made, step, kernel, kernel.numbers, engine, network.structure, based, dropped)
     tables = chain.from_iterable((m._backward_hooks, m._backward_pre_hooks) for m in made.modules())
     return _Recipe(call, network.tensors, [*tables, *(part._parameters for part in parts)])
+
+
+@torch.no_grad()
+def _drawn_factors(made: MADE, dropped: dict[int, int], rows: int) -> dict[int, Tensor]:
+    """Draw what each unit is multiplied by, (N, units) for each layer: torch's own dropout of ones.
+
+    What it draws is what it would of the activations themselves.
+    """
+    drop: Any = made.dropout  # one of torch's, where anything is dropped at all
+    return {
+        place: F.dropout(made.like.new_ones(rows, units), drop.p, training=True)
+        for place, units in dropped.items()
+    }
 
 
 class _Pass(torch.autograd.Function):
@@ -187,12 +194,16 @@ class _Pass(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, x: Tensor, *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any, call: _Call, factors: dict[int, Tensor], x: Tensor, *tensors: Tensor
+    ) -> Any:
         ctx.set_materialize_grads(False)
         values = call.values(x)
         network = call.network(tensors)
-        images, density, spaces, ctx.recorded = call.engine.record(call.kernel, network, values)
-        ctx.call = call
+        images, density, spaces, ctx.recorded = call.engine.record(
+            call.kernel, network, values, factors
+        )
+        ctx.call, ctx.factors = call, factors
         ctx.save_for_backward(spaces, x, *tensors)
         return density if images is None else (images, density)
 
@@ -200,11 +211,12 @@ class _Pass(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         spaces, x, *tensors = ctx.saved_tensors
         call: _Call = ctx.call
-        needed = ctx.needs_input_grad[1:]
+        needed = ctx.needs_input_grad[2:]
         if all(gradient is None for gradient in gradients):
-            return (None,) * (1 + len(needed))
+            return (None,) * (2 + len(needed))
         if torch.is_grad_enabled():  # to be differentiated again
-            return None, *_differentiable(call, [x, *tensors], needed, gradients)
+            found = _differentiable(call, ctx.factors, [x, *tensors], needed, gradients)
+            return None, None, *found
         recorded = ctx.recorded
         of_images = gradients[0] if len(gradients) > 1 else None
         of_density = gradients[-1]
@@ -222,11 +234,12 @@ class _Pass(torch.autograd.Function):
             if any(needed[1 : 1 + call.based]):
                 widths = [base.shape[-1] for base in bases]
                 of_bases = recorded.of_bases(spaces, len(bases[0]), widths)
-        return None, of_x, *of_bases, *map(of_weights.get, range(len(weights)))
+        return None, None, of_x, *of_bases, *map(of_weights.get, range(len(weights)))
 
 
 def _differentiable(
     call: _Call,
+    factors: dict[int, Tensor],
     tensors: Sequence[Tensor],
     needed: Sequence[bool],
     gradients: Sequence[Tensor | None],
@@ -243,7 +256,8 @@ def _differentiable(
     x, *rest = [each.view_as(each) for each in tensors]
     made, network = call.made, call.network(rest)
     with own_precision("cpu"):
-        parameters = made.unpack(_outputs(network, call.step.encode(x, made.dtype)))
+        values = call.step.encode(x, made.dtype)
+        parameters = made.unpack(_outputs(network, values, factors))
     outputs = [out for out in call.step.score(x, parameters) if out is not None]
     pairs = [(out, g) for out, g in zip(outputs, gradients, strict=True) if g is not None]
     results = iter(
@@ -258,8 +272,9 @@ def _differentiable(
     return [next(results) if need else None for need in needed]
 
 
-def _outputs(network: NetworkSpec, x: Tensor) -> Tensor:
+def _outputs(network: NetworkSpec, x: Tensor, factors: dict[int, Tensor]) -> Tensor:
     """Compute the outputs (N, ...) of a MADE's network in torch operations."""
+    each = iter(factors.values())
     _, layers, direct = network.structure.unpack(network.tensors, network.bases)
 
     def of(layer: LayerSpec) -> Callable[[Tensor], Tensor]:
@@ -275,4 +290,5 @@ def _outputs(network: NetworkSpec, x: Tensor) -> Tensor:
         x,
         direct=None if direct is None else of(direct),
         residual=any(layer.adds_to >= 0 for layer in layers),
+        dropout=(lambda a: a * next(each)) if factors else None,
     )

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from made_flows._cache import Proof, Stamp
 from made_flows._checks import expect
-from made_flows._torch import as_rows, is_forward_mode, is_untransformed
+from made_flows._torch import as_rows
 from made_flows.inverse import dispatch
+from made_flows.inverse.batches import batch_of, context_rows, is_plain_call, shaped, takes
 from made_flows.inverse.compiled.placement import context_of, knows
 from made_flows.inverse.steps import BijectionStep, HeadStep, fits
 from made_flows.nn.activations import activation_code
@@ -70,6 +71,7 @@ class Plan:
         around: the transforms that they are of, if they are of some.
         way: the method by which those are asked.
         parts: parts of noise of a feature.
+        dropping: whether it is of networks that drop units, with gradients, and of no others.
 
     Attributes:
         reads: the networks as they were read.
@@ -80,14 +82,20 @@ class Plan:
     """
 
     def __init__(
-        self, cpu: Any, stages: Sequence[Stage], around: Sequence[Any], way: str, parts: int
+        self,
+        cpu: Any,
+        stages: Sequence[Stage],
+        around: Sequence[Any],
+        way: str,
+        parts: int,
+        dropping: bool,
     ) -> None:
         self._cpu, self._stages = cpu, stages
         self._told: list[Any] = [self._ask(stage) for stage in stages]
         if not stages or None in self._told or not all(map(Stage.fits, stages)):
             raise NotUnderstoodError("there is no map, one without a kernel, or of another network")
         mades = [stage.made for stage in stages]
-        reads: list[Any] = [made.plain_read() for made in mades]
+        reads: list[Any] = [made.plain_read(dropping=dropping) for made in mades]
         if not all(read is not None and knows(read.network) for read in reads):
             raise NotUnderstoodError("a network is not its layers alone, or they are not known")
         self.features, self.dtype = mades[0].features, mades[0].dtype
@@ -101,14 +109,15 @@ class Plan:
         self._ways = [*map(_ways, mades, reads)]
         ways = list(chain.from_iterable(ways.values() for ways in self._ways if ways))
         owners = [step.owner.modules() for _, step, _ in stages]
-        layers = [read.modules for read in reads]
-        self._watch = Watch(chain(self._around, *layers, *owners, ways), allowed=is_weight_hook)
+        self._drops = [made.dropout for made in mades if made.dropout is not None]
+        self._dropping = dropping
+        watched = [*(read.modules for read in reads), self._drops if dropping else []]
+        self._watch = Watch(chain(self._around, *watched, *owners, ways), allowed=is_weight_hook)
         everywhere = nn.modules.module
         self._hooks: list[Any] = [
             everywhere._global_backward_hooks, everywhere._global_backward_pre_hooks,
             *(hooks for made in mades for hooks in (made._backward_hooks, made._backward_pre_hooks))
         ]  # fmt: skip
-        self._drops = [made.dropout for made in mades if made.dropout is not None]
         self._reading = [each.reads for each in self._around]
 
         absent = [(vars(each), way) for each in self._around]
@@ -161,7 +170,7 @@ class Plan:
             and not any(map(dict.__contains__, self._owners, self._absent))
             and all(map(operator.is_, map(dict.get, self._tables, self._names), self._held))
             and [each.reads for each in self._around] == self._reading
-            and not (self._drops and any(drop.training for drop in self._drops))
+            and (not self._drops or self._dropping == any(d.training for d in self._drops))
             and (not self._asked or all(ask(of) == answer for ask, of, answer in self._asked))
         )
 
@@ -284,6 +293,7 @@ def plan_for(
     around: Sequence[Any] = (),
     way: str = "",
     parts: int = 1,
+    dropping: bool = False,
 ) -> Plan | None:
     """Return the plan that is kept of a row, made anew where it holds no more.
 
@@ -294,7 +304,7 @@ def plan_for(
         name: what it is kept under.
         stages: names the networks and maps.
         around: what begins with the transforms that these are of, if they are of some.
-        way, parts: those of the plan.
+        way, parts, dropping: those of the plan.
 
     Returns:
         None where each is to be taken by itself.
@@ -306,7 +316,7 @@ def plan_for(
     if plan is None or not plan.holds(around):
         row = stages()
         try:
-            plan = Plan(cpu, row, around[: len(row)], way, parts)
+            plan = Plan(cpu, row, around[: len(row)], way, parts, dropping)
         except NotUnderstoodError:
             return None
         if len(made._plans) >= _PLANS:
@@ -315,9 +325,12 @@ def plan_for(
     return plan
 
 
-def plan_alone(made: MADE, step: HeadStep | BijectionStep) -> Plan | None:
+def plan_alone(
+    made: MADE, step: HeadStep | BijectionStep, *, dropping: bool = False
+) -> Plan | None:
     """Return the plan of one network whose values are known; None where torch is to do it."""
-    return plan_for(made, (step.name, "known"), lambda: [Stage(made, step, False)])
+    name = step.name, "known, and dropping" if dropping else "known"
+    return plan_for(made, name, lambda: [Stage(made, step, False)], dropping=dropping)
 
 
 def map_alone(
@@ -391,59 +404,3 @@ def map_all(
         return None
     found = plan.run(as_rows(x, batch), context_rows(context, batch))
     return None if found is None else (plan.count, *shaped(*found, batch))
-
-
-def context_rows(context: Tensor | None, batch: torch.Size) -> Tensor | None:
-    """Return the context as (rows, C), so that row n of the batch has row n modulo rows of it."""
-    if context is None:
-        return None
-    context = context.detach()
-    while context.dim() > 1 and context.shape[0] == 1:
-        context = context.squeeze(0)
-    shape = context.shape[:-1]
-    if shape != batch[len(batch) - len(shape) :]:
-        shape = batch
-    return as_rows(context, shape)
-
-
-def shaped(values: Tensor | None, density: Tensor | None, batch: torch.Size) -> Any:
-    """Return values (N, D) and densities (N,), where there are such, in the shape of a batch."""
-    if len(batch) == 1:
-        return values, density
-    images = None if values is None else values.reshape(*batch, values.shape[-1])
-    return images, None if density is None else density.reshape(batch)
-
-
-def takes(made: Any, context: Tensor | None) -> bool:
-    """Tell whether a context is of the network's (or plan's) size and dtype."""
-    if context is None or not made.context:
-        return context is None and not made.context
-    return (context.shape[-1:], context.dtype) == ((made.context,), made.dtype)
-
-
-def is_plain_call(x: Tensor) -> bool:
-    """Tell whether kernels may read values: no mode, compiler or transform looks on."""
-    return (
-        not is_forward_mode()
-        and not torch.is_autocast_enabled("cpu")
-        # What is no tensor, or none of the right shape, is for the pass in torch to refuse.
-        and is_untransformed(x)
-        and x.layout is torch.strided
-    )
-
-
-def batch_of(x: Tensor, context: Tensor | None) -> torch.Size | None:
-    """Return the batch shape of values and context, None where torch operations are to do it."""
-    if not is_plain_call(x) or x.dim() == 0:
-        return None
-    batch = x.shape[:-1]
-    if context is None:
-        return batch
-    if not is_plain_call(context):
-        return None
-    if context.shape[:-1] != batch:
-        try:
-            batch = torch.broadcast_shapes(batch, context.shape[:-1])
-        except RuntimeError:
-            return None
-    return batch

@@ -16,8 +16,9 @@ from torch import Tensor
 from made_flows._checks import check_broadcast
 from made_flows._torch import is_forward_mode, is_untransformed, own_precision
 from made_flows.inverse import ops as operators
+from made_flows.inverse.batches import context_rows
 from made_flows.inverse.higher_order import Inverse, reason_for_passes
-from made_flows.inverse.plans import context_rows, solve_alone
+from made_flows.inverse.plans import solve_alone
 from made_flows.inverse.problem import Conditioner, Problem
 from made_flows.inverse.steps import Step
 from made_flows.nn.spec import NetworkSpec

@@ -336,12 +336,17 @@ class MADE(MaskedMLP):
         """
         return self._read().at(context)
 
-    def plain_read(self) -> MADESpec | None:
+    def plain_read(self, *, dropping: bool = False) -> MADESpec | None:
         """Read the network where a call now is its layers and no more; None elsewhere.
 
-        Elsewhere it drops units, computes its weights anew in every call, or has hooks.
+        Elsewhere it computes its weights anew in every call, has hooks, or drops units.
+
+        Args:
+            dropping: whether it is read where torch's own dropout drops units, and there alone.
         """
-        if not self.is_plain() or (self.dropout is not None and self.dropout.training):
+        if not self.is_plain() or self.drops != dropping:
+            return None
+        if dropping and type(self.dropout) is not nn.Dropout:
             return None
         try:
             read = self._read()

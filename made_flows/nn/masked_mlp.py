@@ -45,7 +45,7 @@ def masked_pass(
     first_term: Tensor | None = None,
     last_term: Tensor | None = None,
     masks: Masks | None = None,
-    dropout: nn.Module | None = None,
+    dropout: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     r"""Compute the outputs of masked layers: the one statement of a forward pass.
 
@@ -64,7 +64,7 @@ def masked_pass(
         first_term: what the context adds to the first hidden layer, (..., units).
         last_term: what the context adds to the outputs.
         masks: other masks than the layers' own.
-        dropout: applied to every activation, None for none.
+        dropout: applied to the activations of :func:`dropped_layers`, None for none.
 
     Returns:
         outputs (..., outputs).
@@ -97,6 +97,22 @@ def masked_pass(
     if direct is not None:
         output = output + _call(direct, x, None if masks is None else masks.direct)
     return output if last_term is None else output + last_term
+
+
+def dropped_layers(hidden: int, residual: bool) -> list[int]:
+    """List the hidden layers whose activations :func:`masked_pass` drops, in its order.
+
+    All are; of residual blocks, those within a block, and the last.
+
+    Args:
+        hidden: how many hidden layers there are.
+        residual: whether they are residual blocks.
+
+    Example:
+        >>> dropped_layers(3, residual=False), dropped_layers(5, residual=True)
+        ([0, 1, 2], [1, 3, 4])
+    """
+    return [i for i in range(hidden) if not residual or i % 2 == 1 or i == hidden - 1]
 
 
 def _call(layer: Any, x: Tensor, mask: Tensor | RowMask | None) -> Tensor:
@@ -182,8 +198,12 @@ class MaskedMLP(WithConstants):
     @property
     def random_part(self) -> str:
         """What makes a call random at this moment: dropout; empty if nothing does."""
-        dropping = self.dropout is not None and self.dropout.training
-        return "units that are dropped" if dropping else ""
+        return "units that are dropped" if self.drops else ""
+
+    @property
+    def drops(self) -> bool:
+        """Whether a call drops hidden units at this moment."""
+        return self.dropout is not None and self.dropout.training
 
     @property
     def order(self) -> Tensor:

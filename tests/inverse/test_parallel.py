@@ -154,11 +154,16 @@ def check_gradients(
             for leaf in (given, condition, *made.parameters())
             if leaf is not None and leaf.requires_grad
         ]
+        torch.manual_seed(1)  # both drop the same units
         found = compiled_pass(made, step, given, condition)
         assert found is not None
         assert found[1].grad_fn is not None
         assert "_Pass" in repr(found[1].grad_fn.next_functions) + repr(found[1].grad_fn)
+        torch.manual_seed(1)
         expected = plain(made, step, given, condition)
+        for a, b in zip([part for part in found if part is not None], expected, strict=True):
+            finite = b.isfinite()
+            assert ((a - b)[finite].abs() <= tolerance * (1 + b[finite].abs())).all()
         theirs = gradients(expected, leaves)
         for _ in range(2):  # what is kept for the gradient stays as it is
             ours = gradients(found, leaves, retain_graph=True)
@@ -171,12 +176,18 @@ def check_gradients(
 @settings(
     max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
-@given(architectures(), st.sampled_from([(5,), (2, 3), ()]), st.booleans())
+@given(
+    architectures(),
+    st.sampled_from([(5,), (2, 3), ()]),
+    st.booleans(),
+    st.sampled_from([0.0, 0.4, 1.0]),
+)
 def test_gradients_of_random_architectures(
-    name: str, architecture: Architecture, batch: tuple[int, ...], single: bool
+    name: str, architecture: Architecture, batch: tuple[int, ...], single: bool, dropped: float
 ) -> None:
     step = STEPS[name](architecture.features)
     made = made_for(step, **architecture.arguments)
+    made.dropout = nn.Dropout(dropped) if dropped else None
     x, context = values_of(step, *batch, architecture.features), context_of(made, *batch[-1:])
     check_gradients(made, step, x, context, 1e-11)
     if single:
@@ -223,20 +234,24 @@ def test_gradients_of_many_units_and_shared_contexts(rows: int) -> None:
     check_gradients(made.float(), step, x.float(), torch.randn(rows, 2), 1e-4)
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("name", ["inverse, affine", "sampling, Gaussian", "sampling, Bernoulli"])
-def test_gradients_can_be_differentiated_again(name: str) -> None:
-    step = STEPS[name](3)
-    made = made_for(step, features=3, context=1, hidden_features=(6,), activation="tanh")
+def test_gradients_can_be_differentiated_again(name: str, residual: bool) -> None:
+    step, hidden = STEPS[name](3), (6, 5)
+    made = made_for(
+        step, features=3, context=1, hidden_features=hidden, residual=residual, activation="tanh"
+    )
+    made.dropout = nn.Dropout(0.3) if residual else None
     x, context = values_of(step, 4, 3).double(), torch.randn(4, 1, dtype=F64)
     with torch.enable_grad():
         leaves = [context.requires_grad_(), *made.parameters()]
 
-        def second(result: Any) -> list[Tensor]:
-            first = gradients(result, leaves, create_graph=True)
+        def second(computed: Callable[..., Any]) -> list[Tensor]:
+            torch.manual_seed(1)  # both drop the same units
+            first = gradients(computed(made, step, x, context), leaves, create_graph=True)
             return gradients([g for g in first if g.requires_grad], leaves)
 
-        ours = second(compiled_pass(made, step, x, context))
-        for a, b in zip(ours, second(plain(made, step, x, context)), strict=True):
+        for a, b in zip(second(compiled_pass), second(plain), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -344,6 +359,50 @@ def test_hooks_on_gradients_are_seen() -> None:
     step = STEPS["inverse, affine"](4)
     with torch.enable_grad():
         assert compiled_pass(made, step, torch.randn(5, 4), None) is None
+
+
+@pytest.mark.parametrize("rows", [1, 31, 130])
+def test_units_are_dropped_by_what_torch_draws(rows: int) -> None:
+    step = STEPS["inverse, affine"](7)
+    made = made_for(step, features=7, context=2, hidden_features=(330, 350), direct=True)
+    made.dropout = nn.Dropout(0.5)
+    x, context = torch.randn(rows, 7, dtype=F64), torch.randn(rows, 2, dtype=F64)
+    check_gradients(made, step, x, context)
+    made.dropout.p = 0.1
+    check_gradients(made, step, x, context)
+    made.dropout.eval()
+    with torch.enable_grad():
+        kept, again = (compiled_pass(made, step, x, context) for _ in range(2))
+    torch.testing.assert_close(kept, again, rtol=0, atol=0)
+
+
+def _hooked_dropout() -> nn.Module:
+    drop = nn.Dropout(0.5)
+    drop.register_forward_hook(lambda module, given, result: 2 * result)
+    return drop
+
+
+def _dropout_with_gradient_hook() -> nn.Module:
+    drop = nn.Dropout(0.5)
+    drop.register_full_backward_hook(lambda *_: None)
+    return drop
+
+
+class _OwnDropout(nn.Dropout):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [_hooked_dropout, _dropout_with_gradient_hook, _OwnDropout, lambda: nn.AlphaDropout(0.5)],
+)
+def test_dropout_that_is_not_torchs_own_is_called(make: Callable[[], nn.Module]) -> None:
+    made, step = mf.MADE(4, hidden_features=(8,), parameters=2), STEPS["inverse, affine"](4)
+    values = torch.randn(5, 4)
+    with torch.enable_grad():
+        for drop, taken in ((nn.Dropout(0.5), True), (make(), False), (None, True)):
+            made.dropout = drop
+            assert (compiled_pass(made, step, values, None) is not None) == taken
 
 
 # ---------------------------------------------------------------------- where it steps aside

@@ -74,13 +74,16 @@ def finish_deltas(tile: Any, layer: int, first: int, last: int, units: Any) -> N
 
 def fill_activations(tile: Any, units: Any, ranks: Any, blocks: Any) -> None:
     """Compute all hidden units of a tile whose inputs are all known."""
-    table, starts = units.table, ranks.starts
     for p in range(len(ranks.panels) - 1):
-        r0, r1 = ranks.panels[p], ranks.panels[p + 1]
-        for layer in range(len(table) - 1):
-            u0, u1 = starts[layer, r0], starts[layer, r1]
-            fill_block(tile, layer, p, table[layer, Z] + u0, units, ranks, blocks)
-            finish_with_slopes(tile, layer, u0, u1, units)
+        for layer in range(len(units.table) - 1):
+            fill_panel(tile, layer, p, units, ranks, blocks)
+
+
+def fill_panel(tile: Any, layer: int, p: int, units: Any, ranks: Any, blocks: Any) -> None:
+    """Compute the hidden units of a panel, and their slopes, from layers that are there."""
+    starts, r0, r1 = ranks.starts[layer], ranks.panels[p], ranks.panels[p + 1]
+    fill_block(tile, layer, p, units.table[layer, Z] + starts[r0], units, ranks, blocks)
+    finish_with_slopes(tile, layer, starts[r0], starts[r1], units)
 
 
 def clear_deltas(tile: Any, units: Any, ranks: Any) -> None:

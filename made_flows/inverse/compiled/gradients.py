@@ -8,7 +8,7 @@ once, with the symbolic phase, and a step puts in what is its own: addresses, an
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -22,7 +22,13 @@ from made_flows.inverse.compiled.layout import BASE, Written
 from made_flows.inverse.compiled.placement import STEP_ROWS, Context, array_of, context_words
 from made_flows.inverse.compiled.simd import VECTOR_BYTES
 from made_flows.inverse.compiled.steps import find_step, has_step
-from made_flows.inverse.compiled.training import Recorded, pull_tiles, record_tiles, spread_tiles
+from made_flows.inverse.compiled.training import (
+    Dropped,
+    Recorded,
+    pull_tiles,
+    record_tiles,
+    spread_tiles,
+)
 from made_flows.inverse.compiled.weights import Recordings, Targets, fill_weights
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
@@ -76,21 +82,19 @@ class Training:
             blocks = backend.blocks_of(numbers, layout, transposed=transposed)
             return Prepared(of, empty, rows, Written(units), ranks, Written(blocks), call, *more)
 
-        self.records = prepared(_RECORD, "score")
+        units_of = [array_of(layer.units) for layer in symbolic.layers]
+        starts = np.cumsum([0, *map(len, units_of)])
+        places_of: Any = Written(starts), Written(np.concatenate(units_of))
+        self.depth = len(units_of) - 1
+        self.records = prepared(_RECORD, "score", Dropped(*_NONE[:2], *places_of))
         self.pulls = prepared(_PULL, "pull", layout.lambda_place)
 
         self.gather, none = packing.gather_of(symbolic, layout, network.tensors), Targets(*_NONE)
         found = self.gather.numbers.places
         recordings = Recordings(0, 0, 0, 0, 0)
         self.fills = Prepared(_FILL, empty, recordings, ranks, layout.written_blocks, found, none)
-        units_of = [array_of(layer.units) for layer in symbolic.layers]
-        starts = np.cumsum([0, *map(len, units_of)])
-        places_of = (
-            layout.written("adjoint_table"),
-            Written(starts),
-            Written(np.concatenate(units_of)),
-        )
-        self.spreads = Prepared(_SPREAD, empty, 0, *places_of, *_NONE[:2])
+        table = layout.written("adjoint_table")
+        self.spreads = Prepared(_SPREAD, empty, 0, table, *places_of, *_NONE[:2])
 
         places: Any = count()
         _, layers, direct = symbolic.structure.unpack(places)
@@ -98,9 +102,17 @@ class Training:
         self.targets: Any = weights, biases, [] if direct is None else [direct.weight]
 
     def run(
-        self, call: Prepared, record: Record, spaces: Tensor, places: Sequence[Tensor | None]
+        self,
+        call: Prepared,
+        record: Record,
+        spaces: Tensor,
+        places: Sequence[Tensor | None],
+        more: Iterable[tuple[int, Sequence[int]]] = (),
     ) -> None:
-        """Call a kernel for all rows; ``places`` are the tensors of :class:`Recorded`."""
+        """Call a kernel for all rows; ``places`` are the tensors of :class:`Recorded`.
+
+        ``more`` are further changes of what is written down.
+        """
         _, height, lanes = spaces.shape
         numbers, context = record.numbers.data_ptr(), record.context
         vectors = numbers + self.bytes_to_vectors, record.numbers.numel() - self.layout.size
@@ -111,6 +123,7 @@ class Training:
             (of_rows, (record.rows, *(0 if t is None else t.data_ptr() for t in places))),
             (of_units, (*of_context, *vectors)),
             (of_blocks, (numbers, self.layout.size)),
+            *more,
         )
         threads = backend.threads_for(record.rows, self.layout.size, self.dtype)
         call.run(record.rows, lanes, height * lanes, threads, changes)
@@ -216,9 +229,15 @@ class Record(NamedTuple):
 
 
 def record(
-    kernel: StepKernel, network: NetworkSpec, x: Tensor
+    kernel: StepKernel, network: NetworkSpec, x: Tensor, factors: Mapping[int, Tensor]
 ) -> tuple[Tensor | None, Tensor, Tensor, Record]:
     """Compute images (N, D), None for a head, densities (N,), and what their gradient needs.
+
+    Args:
+        kernel: the step.
+        network: the network.
+        x: what it reads, (N, D).
+        factors: what the units of hidden layers are multiplied by, (N, units), by layer.
 
     Returns:
         Images, densities, the workspaces, and the record.
@@ -231,7 +250,13 @@ def record(
     density = torch.empty(rows, dtype=dtype, device="cpu")
     numbers = packing.pack(symbolic, training.layout, network.tensors)
     recorded = Record(training, numbers, placement.context_of(symbolic, network), rows)
-    training.run(training.records, recorded, spaces, (x, images, density))
+    drops: list[tuple[int, Sequence[int]]] = []
+    if factors:
+        layers = range(training.depth)
+        at = array("q", [factors[n].data_ptr() if n in factors else 0 for n in layers])
+        widths = array("q", [factors[n].shape[1] if n in factors else 0 for n in layers])
+        drops = [(training.records.places[-1], (*at.buffer_info(), *widths.buffer_info()))]
+    training.run(training.records, recorded, spaces, (x, images, density), drops)
     return images, density, spaces, recorded
 
 

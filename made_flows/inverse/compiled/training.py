@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 
 from made_flows.inverse.compiled.adjoint import (
     clear_deltas,
-    fill_activations,
+    fill_panel,
     finish_deltas,
     send_to_inputs,
     send_to_units,
 )
-from made_flows.inverse.compiled.layout import DELTA, SCRATCH, A, Tile
+from made_flows.inverse.compiled.layout import DELTA, SCRATCH, SLOPE, A, Integers, Tile
 from made_flows.inverse.compiled.parallel import fill_block, fill_inputs, find_known
 from made_flows.inverse.compiled.simd import call, keep_apart, like, line, matrix
 from made_flows.inverse.compiled.threads import next_tile
+from made_flows.inverse.compiled.translation import independent
 from made_flows.inverse.compiled.units import copy_rows, gather, scatter
 from made_flows.inverse.compiled.weights import turn
 
@@ -48,6 +49,22 @@ class Recorded(NamedTuple):
     inputs: int
 
 
+class Dropped(NamedTuple):
+    """What hidden units are multiplied by: in another number of rows, zero or one over a share.
+
+    Args:
+        factors: addresses of the factors of layers, (rows of the batch, units), 0 for none; of no
+            layers where nothing is dropped.
+        widths: units of each.
+        starts, units: where a layer's units begin, and which of the network's they are.
+    """
+
+    factors: Integers
+    widths: Integers
+    starts: Integers
+    units: Integers
+
+
 def next_recorded(tiles: Any, spaces: Any) -> Any:
     """Fetch a tile as :func:`~made_flows.inverse.compiled.threads.next_tile` does, with its space.
 
@@ -58,9 +75,37 @@ def next_recorded(tiles: Any, spaces: Any) -> Any:
     return row, here, lanes, spaces[begin : begin + tiles.size]
 
 
-def record_tiles(
-    slot: int, tiles: Any, spaces: Any, rows: Any, units: Any, ranks: Any, blocks: Any, step: Any
+def drop_units(
+    tile: Any, layer: int, first: int, last: int, count: int, units: Any, dropped: Any, place: int
 ) -> None:
+    """Multiply units [first, last) by their factors, and their slopes: what comes back is, too.
+
+    Args:
+        tile: a tile of the ``count`` rows of the batch.
+        layer, first, last: which units.
+        count: rows of the batch.
+        units, dropped: what they are made of, and multiplied by.
+        place: a row of the workspace that may be used.
+    """
+    keep_apart()
+    if len(dropped.factors) == 0 or dropped.factors[layer] == 0:
+        return
+    work, row, lanes = tile
+    factors = matrix(dropped.factors[layer], work, count, dropped.widths[layer])
+    factor = line(work, place, lanes)
+    for u in range(first, last):
+        gather(factors, dropped.units[dropped.starts[layer] + u], row, lanes, factor)
+        own = line(work, units.table[layer, A] + u, lanes)
+        slope = line(work, units.table[layer, SLOPE] + u, lanes)
+        for j in independent(lanes):
+            own[j] *= factor[j]
+            slope[j] *= factor[j]
+
+
+def record_tiles(
+    slot: int, tiles: Any, spaces: Any, rows: Any, units: Any, ranks: Any, blocks: Any, step: Any,
+    dropped: Any,
+) -> None:  # fmt: skip
     """Score a batch as ``score_tiles`` does, and keep what its gradient needs."""
     keep_apart()
     features, depth = ranks.features, len(units.table) - 1
@@ -79,8 +124,12 @@ def record_tiles(
         total = line(work, x0 + 1, lanes)
         total[:] = like(work[0], 0.0)
         fill_inputs(tile, x, ranks, step, x0)
-        fill_activations(tile, units, ranks, blocks)
         for p in range(len(ranks.panels) - 1):
+            for layer in range(depth):
+                u0 = ranks.starts[layer, ranks.panels[p]]
+                u1 = ranks.starts[layer, ranks.panels[p + 1]]
+                fill_panel(tile, layer, p, units, ranks, blocks)
+                drop_units(tile, layer, u0, u1, rows.size, units, dropped, x0)
             place = rows.parameters + ranks.starts[depth, ranks.panels[p]]
             fill_block(tile, depth, p, place, units, ranks, blocks)
         # The step may overwrite them: it has the rows where their gradients will stand.
