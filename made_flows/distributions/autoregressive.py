@@ -115,8 +115,7 @@ class AutoregressiveDistribution(HeadDistribution):
                 return self._marginal(value, observed)
         if self._validate_args:
             self._validate_sample(value)
-        u = value if self.units is None else self.units.standardize(value)
-        each = self._score(u)
+        each = self._score(self._standardized(value))
         if self.units is not None:
             each = each - self.units.log_scale().sum()
         return self._over_batch(each)
@@ -140,9 +139,7 @@ class AutoregressiveDistribution(HeadDistribution):
         value = fill(self.head, value, observed)
         if self._validate_args:
             self._validate_sample(value)
-        u = value
-        if self.units is not None:  # what is filled in is of the network's units
-            u = fill(self.head, self.units.standardize(value), observed)
+        u = self._standardized(value, observed)
         inputs = self.head.encode(u, self.conditioner.dtype)
         fresh = self._drawing is not None
         parameters = outputs_for(
@@ -153,9 +150,7 @@ class AutoregressiveDistribution(HeadDistribution):
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         made = self.conditioner
         noise = self.head.noise(self._extended_shape(sample_shape), made.like)
-        u = sequential_inverse(made, HeadStep(self.head), noise, self.context)
-        self.head.check_drawn(u)
-        return u if self.units is None else self.units.restore(u)
+        return self._restored(sequential_inverse(made, HeadStep(self.head), noise, self.context))
 
     def _summary(self) -> str:
         return f"{type(self.head).__name__} head"

@@ -20,6 +20,7 @@ from made_flows._checks import (
     check_sample_shape,
 )
 from made_flows.distributions._protocols import Units
+from made_flows.distributions.missing import fill
 from made_flows.inverse.steps import HeadStep
 from made_flows.nn.made import MADE
 from made_flows.univariate.heads import Head
@@ -165,6 +166,18 @@ class HeadDistribution(VectorDistribution):
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether samples carry gradients."""
         return HeadStep(self.head).differentiable
+
+    def _standardized(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Convert values (..., D) to the network's units; those not observed are filled in anew."""
+        if self.units is None:
+            return x
+        u = self.units.standardize(x)
+        return u if observed is None else fill(self.head, u, observed)
+
+    def _restored(self, u: Tensor) -> Tensor:
+        """Convert what was drawn in the network's units back to values."""
+        self.head.check_drawn(u)
+        return u if self.units is None else self.units.restore(u)
 
     def _sum_of(self, u: Tensor, parameters: Tensor, counted: Tensor) -> Tensor:
         """Sum log-probabilities of those values (..., D) in the network's units that count."""

@@ -126,18 +126,17 @@ class ConditionalDistribution(HeadDistribution, CompletionDistribution):
         value = torch.where(self.observed, self.x.to(value.dtype), value)
         if has_concrete_values(value):
             self.head.check_values(value)
-        if self.units is not None:
-            value = self.units.standardize(value)
-        inputs = self.head.encode(value, self.conditioner.dtype)
+        u = self._standardized(value)
+        inputs = self.head.encode(u, self.conditioner.dtype)
         parameters = outputs_for(
             self.conditioner, inputs, self.context, self.observed, self.schedule
         )
-        return self._sum_of(value, parameters, ~self.observed)
+        return self._sum_of(u, parameters, ~self.observed)
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         made, step = self.conditioner, HeadStep(self.head)
-        dtype = step.value_dtype(made.dtype)
-        x, observed, context = self._network_rows()
+        x, observed, context = self._rows()
+        x = self._standardized(x, observed).to(step.value_dtype(made.dtype))
         if not (torch.compiler.is_dynamo_compiling() or has_concrete_values(observed)):
             raise NotImplementedError(
                 "Expected to know which features are observed, by which it is decided what is "
@@ -148,10 +147,11 @@ class ConditionalDistribution(HeadDistribution, CompletionDistribution):
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         many = len(patterns) > max(_PATTERNS, made.features // 16)
         if many and made.graph is None and not torch.is_grad_enabled():
-            return self._restored(self._draw_by_rank(sample_shape, dtype).reshape(shape))
+            drawn = self._draw_by_rank(sample_shape.numel(), x, observed, context)
+            return self._kept(self._restored(drawn.reshape(shape)))
 
         def draw(number: int, rows: Tensor) -> Tensor:
-            known = x[rows].to(dtype).expand(sample_shape.numel(), -1, -1)
+            known = x[rows].expand(sample_shape.numel(), -1, -1)
             if bool(patterns[number].all()):
                 return known.transpose(0, 1)
             network, prefix = network_for(made, patterns[number])
@@ -161,27 +161,18 @@ class ConditionalDistribution(HeadDistribution, CompletionDistribution):
             return drawn.transpose(0, 1)
 
         if not len(x):
-            return x.new_empty(shape, dtype=dtype)
-        return self._restored(in_groups(group, draw).transpose(0, 1).reshape(shape))
+            return x.new_empty(shape)
+        samples = in_groups(group, draw).transpose(0, 1).reshape(shape)
+        return self._kept(self._restored(samples))
 
-    def _network_rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return values in the units of the network, masks and contexts as lists of rows."""
-        x, observed, context = self._rows()
-        if self.units is not None:
-            x = fill(self.head, self.units.standardize(x), observed)
-        return x, observed, context
-
-    def _restored(self, samples: Tensor) -> Tensor:
-        self.head.check_drawn(samples)
-        return self._kept(samples if self.units is None else self.units.restore(samples))
-
-    def _draw_by_rank(self, sample_shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Return rows (samples * rows, D), those of all patterns together."""
-        made, head, count = self.conditioner, self.head, sample_shape.numel()
-        x, observed, context = self._network_rows()
+    def _draw_by_rank(
+        self, count: int, x: Tensor, observed: Tensor, context: Tensor | None
+    ) -> Tensor:
+        """Return rows (count * rows, D), those of all patterns together."""
+        made, head = self.conditioner, self.head
         noise = head.noise((count * len(x), made.features), made.like)
         orders = observed_first(made.ranks, observed).repeat(count, 1)
-        known, prefixes = x.to(dtype).repeat(count, 1), observed.sum(dim=-1).repeat(count)
+        known, prefixes = x.repeat(count, 1), observed.sum(dim=-1).repeat(count)
         contexts = None if context is None else context.repeat(count, 1)
         return sample_row_orders(made, head, noise, orders, known, prefixes, contexts)
 
