@@ -141,7 +141,8 @@ def fit_command(
             limits = {"max_epochs": max_epochs, "max_seconds": max_seconds, "progress": bar,
                       "checkpoint": checkpoint}  # fmt: skip
             with seeded(seed):
-                model = TableMADE.from_data(piece.rows, said, context)
+                known = dict.fromkeys(file.categories, "category")
+                model = TableMADE.from_data(piece.rows, known | said, context)
             typer.echo(f"{model.schema}\n", err=True)
             source = file if whole else piece.rows
             record["history"] = _fitted(model, source, seed, limits, output, quiet)

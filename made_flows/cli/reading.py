@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,11 +88,13 @@ class TableFile:
         files: the files that it is in.
         text: whether cells come as text.
         count: how many rows there are, where this is known without reading them.
+        categories: names of columns of numbers that were of a type of categories in pandas.
     """
 
     def __init__(self, path: Path, missing: Sequence[str] = ()) -> None:
         self.path, self.missing = path, (*MISSING, *missing)
         self.count: int | None = None
+        self.categories: list[str] = []
         self.files, kind = [path], suffix(path)
         if path.is_dir():
             every = sorted(path.rglob("[!._]*"))
@@ -200,6 +203,14 @@ class _Parquet(_Files):
         super().__init__(file.path, "parquet")
         expect(bool(self.fragments), str(file.path), "to hold files of Parquet or CSV", "none")
         file.count = sum(fragment.count_rows() for fragment in self.fragments)
+        noted = (self.data.schema.metadata or {}).get(b"pandas", b"{}")  # Parquet has texts alone
+        file.categories = [
+            column["name"]
+            for column in json.loads(noted).get("columns", ())
+            if column.get("pandas_type") == "categorical"
+            and column.get("name") in self.data.schema.names
+            and pa.types.is_primitive(self.data.schema.field(column["name"]).type)
+        ]
 
 
 class _Csv(_Files):

@@ -495,6 +495,19 @@ def test_samples_are_of_the_types_of_the_file(tmp_path: Path) -> None:
     assert drawn.schema.types[2] == pa.int64()  # of any number, in whichever piece
 
 
+def test_numbers_that_were_categories_in_pandas_are_some(tmp_path: Path) -> None:
+    """Parquet keeps such types of text alone: numbers of shops came as counts."""
+    pandas = pytest.importorskip("pandas")
+    shops = np.arange(90) * 7 % 31 + 100
+    frame = pandas.DataFrame({"shop": pandas.Categorical(shops), "size": shops * 1.5})
+    frame.to_parquet(tmp_path / "table.parquet", index=False)
+    for more, kind in (((), "category"), (("--columns", "shop=count"), "count")):
+        model = tmp_path / "model.safetensors"
+        told = run("fit", tmp_path / "table.parquet", "-o", model, "--max-epochs", 1, *more)
+        assert told.exit_code == 0
+        assert mf.load(model).schema.columns[0].kind == kind
+
+
 def test_matrices_keep_the_places_of_columns_without_values(tmp_path: Path) -> None:
     x = RNG.normal(size=(N, 3)).astype(">f8")  # as another computer wrote it
     x[:, 1] = np.nan
