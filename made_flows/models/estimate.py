@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +22,15 @@ from made_flows.models.estimate_gaussians import (
     NormalMixtures,
     sparse_weights,
 )
-from made_flows.models.estimate_rows import check_columns, check_parts, checked_rows, kind_of
+from made_flows.models.estimate_kernels import fit_kernels
+from made_flows.models.estimate_rows import (
+    as_floats,
+    check_columns,
+    check_parts,
+    checked_rows,
+    kind_of,
+    without_warnings_of_rows,
+)
 from made_flows.models.mades import BernoulliMADE, CategoricalMADE
 from made_flows.models.mades import GaussianMixtureMADE as MixtureMADE
 from made_flows.models.mixtures import Mixture
@@ -43,14 +50,6 @@ _SMALL = 2000
 _RACED = 20
 """Rows of a first fold that are enough to leave out a candidate without the other folds."""
 
-_SAID = (
-    "standard deviations out",
-    "nearly linear in one another",
-    "hardly vary",
-    "are constant",
-)
-"""Words of warnings that are said once, of all rows: each fold of a candidate would repeat them."""
-
 Make = Callable[[Tensor], Model]
 """Makes a candidate, given the rows that it will be trained on."""
 
@@ -61,9 +60,9 @@ class _Part:
 
     Args:
         name: what it is, for the report.
-        make: makes it; None for normal mixtures, which are fitted on all folds at once.
+        make: makes it; None for what is fitted on all folds at once.
         number: of its seeds.
-        models: one a fold.
+        models: one a fold, or one of all rows.
         scores: log-densities of the rows of each fold, by the model that did not see them.
         seconds: that the first fold took; infinite where the limit cut it.
     """
@@ -84,6 +83,7 @@ def estimate(
     budget: Budget = "good",
     max_seconds: float | None = None,
     seed: int | None = None,
+    kernels: bool = True,
     progress: bool = True,
 ) -> Mixture:
     r"""Estimate a density from rows, without a choice of a model.
@@ -98,8 +98,9 @@ def estimate(
 
     For real values the candidates are a joint normal distribution (with a context: linear in it),
     mixtures of joint normal distributions (averaged over numbers of components and priors), the
-    same behind a monotone spline a column, affine and spline autoregressive flows and mixture
-    MADEs; for zeros and ones and for categories, MADEs in several orders.
+    same behind a monotone spline a column, affine and spline autoregressive flows, mixture MADEs
+    and, without a context, kernels around rows (at most 5000, which the model then holds, and files
+    of it); for zeros and ones and for categories, MADEs in several orders.
 
     Up to 2000 rows are cut into three, five or ten folds, by the budget: for each fold, candidates
     are trained on the rows outside of it, and the models of all folds are kept. Of more rows, a
@@ -117,6 +118,7 @@ def estimate(
         max_seconds: another limit than the budget's, of the clock; what was trained until then is
             mixed, every model with the weights of its best epoch.
         seed: of splits, weights and training; without, one is drawn from torch's generator.
+        kernels: whether kernels around rows are a candidate; without, the model holds no row.
         progress: print what was tried, what was chosen, and what the limit left out.
 
     Returns:
@@ -144,9 +146,8 @@ def estimate(
         >>> bool(model().log_prob(x).mean() > normal.log_prob(x).mean() + 0.3)
         True
     """
-    return estimate_repeated(
-        x, context, budget=budget, max_seconds=max_seconds, seed=seed, progress=progress
-    )
+    options: Any = {"budget": budget, "max_seconds": max_seconds, "seed": seed}
+    return estimate_repeated(x, context, kernels=kernels, progress=progress, **options)
 
 
 def estimate_repeated(
@@ -158,6 +159,7 @@ def estimate_repeated(
     max_seconds: float | None,
     seed: int | None,
     progress: bool,
+    kernels: bool = True,
 ) -> Mixture:
     """Do as :func:`estimate` does with rows some of which are copies.
 
@@ -165,14 +167,14 @@ def estimate_repeated(
     heart would be in its favour otherwise.
 
     Args:
-        x, context, budget, max_seconds, seed, progress: as for :func:`estimate`.
+        x, context, budget, max_seconds, seed, progress, kernels: as for :func:`estimate`.
         copies: (N,) which row each one is, from 0 on; None where nothing is known of that.
     """
     expect_word(budget, _SECONDS, "budget", "to be 'fast', 'good' or 'best'")
     limit = float(_SECONDS[budget])
     if max_seconds is not None:
         limit = real_number(max_seconds, "max_seconds", above=0)
-    progress = boolean(progress, "progress")
+    progress, kernels = boolean(progress, "progress"), boolean(kernels, "kernels")
     seed = checked_seed(seed)
     if seed is None:
         seed = int(torch.randint(2**62, (), device="cpu"))
@@ -182,18 +184,10 @@ def estimate_repeated(
         check_columns(rows)
     if given is not None:
         warn_of_contexts(given, *context_moments(given), "x")
-    run = _Run(rows, given, copies, kind, budget, seed, progress, time.perf_counter() + limit)
-    with seeded(seed, run.device), warnings.catch_warnings():
-        for said in _SAID:
-            warnings.filterwarnings("ignore", message=f".*{said}")
+    end = time.perf_counter() + limit
+    run = _Run(rows, given, copies, kind, budget, seed, progress, end, kernels)
+    with seeded(seed, run.device), without_warnings_of_rows():
         return run()
-
-
-def _as_floats(x: Tensor) -> Tensor:
-    """Return numbers as they are standardised: integers to the last digit, as far as can be."""
-    if x.dtype in (torch.bool, torch.uint8) or x.itemsize == 2:
-        return x.to(torch.get_default_dtype())
-    return x if x.is_floating_point() else x.double()
 
 
 class _Run:
@@ -209,9 +203,11 @@ class _Run:
         seed: int,
         progress: bool,
         end: float,
+        kernels: bool,
     ) -> None:
-        self.x = x if kind == "categories" else _as_floats(x)
-        self.context = None if context is None else _as_floats(context)
+        self.x = x if kind == "categories" else as_floats(x)
+        self.context = None if context is None else as_floats(context)
+        self.kernels = kernels
         self.kind, self.budget = kind, budget
         self.seed, self.progress, self.end = seed, progress, end
         self.generator = torch.Generator().manual_seed(seed)
@@ -293,14 +289,17 @@ class _Run:
         ]
         if self.kind == "real":
             one = partial(self.normals.joint, 1)
-            yield _Part("linear normal" if context else "joint normal"), self._normal(one)
+            yield _Part("linear normal" if context else "joint normal"), self._fitted(one)
         if self.kind == "real" and not context and len(self.x) >= 4 * features + 4:
             several = partial(self.normals.joint, MOST)
-            yield _Part("joint normal mixtures"), self._normal(several)
+            yield _Part("joint normal mixtures"), self._fitted(several)
+            if self.kernels:
+                around = partial(fit_kernels, self.x, self.normals.folds, self.least)
+                yield _Part("kernels around rows"), self._fitted(around)
             yield from trained[:1]  # a mixture MADE, which is quick as well
             trained = trained[1:]
             behind = self.normals.behind_splines
-            yield _Part("normal mixtures behind splines"), self._normal(behind)
+            yield _Part("normal mixtures behind splines"), self._fitted(behind)
         yield from trained
 
     def _real(self, features: int, context: int) -> Iterator[tuple[str, Make]]:
@@ -400,8 +399,8 @@ class _Run:
                 if cut is None or (over and not weight):
                     self.parts.remove(part)
 
-    def _normal(self, fit: Callable[[float], FittedFolds]) -> Callable[[_Part], bool]:
-        """Train normal mixtures, on all folds at once, in a third of the time that is left."""
+    def _fitted(self, fit: Callable[[float], FittedFolds]) -> Callable[[_Part], bool]:
+        """Fit a candidate to all folds at once, in a third of the time that is left."""
 
         def train(part: _Part) -> bool:
             now = time.perf_counter()

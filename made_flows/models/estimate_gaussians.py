@@ -11,6 +11,7 @@ from torch import Tensor
 
 from made_flows.models.autoregressive_flows import MAF
 from made_flows.models.base import Model
+from made_flows.models.estimate_rows import thinned
 from made_flows.models.flows import Flow
 from made_flows.models.gaussian_mixture import (
     Gaussians,
@@ -119,7 +120,8 @@ class NormalMixtures:
         given, of_context = self._standard_context()
         joint = torch.cat([given, (self.x.double() - location) / scale], dim=1)
         folds = [
-            _Fold(joint[rest[:_ROWS]], joint[fold], -scale.log().sum()) for rest, fold in self.folds
+            _Fold(joint[thinned(rest, _ROWS)], joint[fold], -scale.log().sum())
+            for rest, fold in self.folds
         ]
         found = self._averaged(folds, most, given.shape[1], end)
         self.best = found.best
@@ -141,7 +143,7 @@ class NormalMixtures:
             left = (end - time.perf_counter()) / (len(self.folds) - k + 1)
             x, held_out = self.x[rest], self.x[fold]
             splines.append(_column_splines(x, held_out, units, max(0.2, left), self.seed))
-            folds.append(_behind(splines[-1], x[:_ROWS], held_out))
+            folds.append(_behind(splines[-1], thinned(x, _ROWS), held_out))
         found = self._averaged(folds, MOST, 0, end)
         models: list[Model] = []
         for spline, mixture in zip(splines, found.mixtures, strict=True):
@@ -155,7 +157,7 @@ class NormalMixtures:
         """Return a flow that starts as the best joint mixture of rows x, its base."""
         location, scale = robust_moments(x)
         prior, components = self.best
-        u = ((x.double() - location) / scale)[:_ROWS]
+        u = (thinned(x, _ROWS).double() - location) / scale
         base = gaussian_model(prior.fit(u, components, self.generator, end))
         flow = MAF(x.shape[1], transforms=2, base=base, direct=False)
         flow.units.set(location, scale)

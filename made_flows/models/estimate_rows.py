@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,14 @@ from made_flows.training.moments import (
     warn_of_digits,
     warn_of_outliers,
 )
+
+_SAID = (
+    "standard deviations out",
+    "nearly linear in one another",
+    "hardly vary",
+    "are constant",
+)
+"""Words of warnings of rows."""
 
 
 class EstimateWarning(UserWarning):
@@ -117,3 +126,31 @@ def check_parts(parts: Sequence[Tensor]) -> None:
                 f"trained on; got some of one value but for few rows: {listed(constant)}. Leave "
                 f"them out: their density is all but infinite"
             )
+
+
+def as_floats(x: Tensor) -> Tensor:
+    """Return numbers as they are standardised: integers to the last digit, as far as can be."""
+    if x.dtype in (torch.bool, torch.uint8) or x.itemsize == 2:
+        return x.to(torch.get_default_dtype())
+    return x if x.is_floating_point() else x.double()
+
+
+@contextmanager
+def without_warnings_of_rows() -> Iterator[None]:
+    """Leave out the warnings that were given of all rows: each fold of a candidate repeats them."""
+    with warnings.catch_warnings():
+        for said in _SAID:
+            warnings.filterwarnings("ignore", message=f".*{said}")
+        yield
+
+
+def thinned(rows: Tensor, most: int) -> Tensor:
+    """Return at most so many of some rows, from the first to the last: files are often sorted.
+
+    Example:
+        >>> thinned(torch.arange(10), 4).tolist()
+        [0, 2, 5, 7]
+    """
+    if len(rows) <= most:
+        return rows
+    return rows[torch.arange(most, device=rows.device) * len(rows) // most]

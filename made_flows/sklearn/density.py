@@ -27,7 +27,7 @@ class MADEDensity(DensityMixin, TableEstimator):
     Args:
         budget: None for a :class:`made_flows.TableMADE`; ``"fast"``, ``"good"`` or ``"best"`` for
             what :func:`made_flows.estimate` makes of continuous columns without missing values, in
-            at most ``max_seconds`` (the other arguments are not used then).
+            at most ``max_seconds`` (the other arguments are not used then). It may hold some rows.
         columns, orders, hidden_features, components, max_epochs, max_seconds, validation, progress,
             random_state: see :class:`~made_flows.sklearn.base.TableEstimator`.
 

@@ -159,7 +159,7 @@ def test_wherever_the_limit_cuts_no_finished_part_is_better(
         monkeypatch.setattr(f"made_flows.models.{module}.fit", fit)
     with monkeypatch.context() as patch:
         patch.setattr(time, "perf_counter", Clock(step))
-        run = _Run(x, None, None, "real", "fast", 0, True, 50.0)
+        run = _Run(x, None, None, "real", "fast", 0, True, 50.0, False)
         mixture = run()
     output = capsys.readouterr().out
     for word in (said, f"{len(x)} rows of {x.shape[1]} real features", "weight", "nats a row left"):
@@ -387,9 +387,9 @@ def test_gaussians_of_few_rows_do_not_collapse():
 
 def test_copies_of_a_row_are_left_out_together() -> None:
     x, copies = torch.randn(40, 2), torch.arange(20).repeat(2)
-    run = _Run(x, None, copies, "real", "fast", 0, False, 0.0)
+    run = _Run(x, None, copies, "real", "fast", 0, False, 0.0, False)
     assert sorted(torch.cat(run.folds).tolist()) == list(range(40))
     for fold, rest in zip(run.folds, run.rests, strict=True):
         assert not torch.isin(copies[fold], copies[rest]).any()
     with pytest.raises(ValueError, match="at least ten different rows; got 5"):
-        _Run(x, None, torch.arange(5).repeat(8), "real", "fast", 0, False, 0.0)
+        _Run(x, None, torch.arange(5).repeat(8), "real", "fast", 0, False, 0.0, False)
