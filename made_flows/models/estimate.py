@@ -99,7 +99,7 @@ def estimate(
     For real values the candidates are a joint normal distribution (with a context: linear in it),
     mixtures of joint normal distributions (averaged over numbers of components and priors), the
     same behind a monotone spline a column, affine and spline autoregressive flows, mixture MADEs
-    and, without a context, kernels around rows (at most 5000, which the model then holds, and files
+    and, without a context, kernels around rows (at most 3000, which the model then holds, and files
     of it); for zeros and ones and for categories, MADEs in several orders.
 
     Up to 2000 rows are cut into three, five or ten folds, by the budget: for each fold, candidates

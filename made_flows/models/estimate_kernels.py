@@ -18,7 +18,7 @@ from made_flows.training.moments import robust_moments
 _WIDTHS = tuple(0.05 * 1.35**i for i in range(14))
 _KINDS = [Kernel(*each) for each in product((False, True), (False, True), _WIDTHS)]
 
-_ROWS = 5000
+_ROWS = 3000
 """Rows that kernels are put around, at most: a score looks at all of them."""
 
 _WEIGHED = 1000

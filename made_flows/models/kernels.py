@@ -25,9 +25,13 @@ _OWN = 0.01
 """Part of a covariance that columns have for themselves, so that it has a factor."""
 
 _FAR = 5.0
+"""How far out a row has a part in the shape of kernels, in units of its columns."""
 
-_CELLS = 2**21
-"""Numbers that are compared at a time."""
+_COPY = 1e-10
+"""Squared distance of rows that are copies of one another."""
+
+_CELLS = 2**20
+"""Pairs of values and rows that are compared at a time."""
 
 
 class Kernel(NamedTuple):
@@ -119,7 +123,7 @@ class KernelDensity(Model):
         found = []
         for some in self.places.double().split(self._at_once()):
             squares = self._squares(some, shape)
-            squares[squares == 0] = math.inf  # its own place, and that of its copies
+            squares[squares < _COPY] = math.inf  # its own place, and that of its copies
             found.append(squares.topk(count, largest=False).values[:, -1])
         logs = 0.5 * torch.cat(found).log()
         known = logs.isfinite()
@@ -129,17 +133,17 @@ class KernelDensity(Model):
         return logs.exp().clamp(min=_NARROWEST)
 
     def _at_once(self) -> int:
-        return max(1, _CELLS // self.places.numel())
+        return max(1, _CELLS // self.rows)
 
     def _squares(self, x: Tensor, shape: int) -> Tensor:
         """Return squared distances of values (N, D) to the rows, in units of a shape: (N, n)."""
         factor = self.factors[shape].double()
         eye = torch.eye(self.features, dtype=factor.dtype, device=factor.device)
         inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-        # Differences, and not products: of rows that almost repeat these keep no digit.
-        apart = (x @ inverse.T)[:, None] - self.places.double() @ inverse.T
-        squares: Tensor = apart.square().sum(dim=2)
-        return squares
+        z, places = x @ inverse.T, self.places.double() @ inverse.T
+        # In double precision the rounding of products is far below the width of any kernel.
+        sizes = z.square().sum(dim=1)[:, None] + places.square().sum(dim=1)
+        return torch.addmm(sizes, z, places.T, alpha=-2).clamp(min=0.0)
 
     def each(self, x: Tensor) -> Tensor:
         """Return log-densities (N, J) of values (N, D) under each kind by itself."""

@@ -62,7 +62,7 @@ def test_scores_are_those_of_all_kernels(columns: int, batch: tuple[int, ...]) -
 def test_many_values_are_scored_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = model_of(20, 3), rows(50, 3, 1)
     expected = model().log_prob(x)
-    monkeypatch.setattr("made_flows.models.kernels._CELLS", 400)
+    monkeypatch.setattr("made_flows.models.kernels._CELLS", 140)
     torch.testing.assert_close(model().log_prob(x), expected)
     other = model_of(20, 3)
     torch.testing.assert_close(other.widths, model.widths)
