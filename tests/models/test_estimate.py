@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 
 import made_flows as mf
 from made_flows.models.estimate import _Run
-from made_flows.models.estimate_gaussians import sparse_weights
+from made_flows.models.estimate_gaussians import NormalMixtures, sparse_weights
 from made_flows.models.estimate_rows import EstimateWarning
 from made_flows.models.gaussian_mixture import fit_gaussians, gaussian_model, merged
 
@@ -374,6 +374,20 @@ def test_mixtures_behind_splines_are_densities(monkeypatch: pytest.MonkeyPatch):
     with torch.no_grad():
         mass = model().log_prob(torch.cartesian_prod(edges, edges)).double().exp().sum()
     assert float(mass * (edges[1] - edges[0]) ** 2) == pytest.approx(1, abs=0.02)
+
+
+def test_normal_mixtures_of_some_of_many_rows_see_them_all(monkeypatch: pytest.MonkeyPatch):
+    """Files are often sorted: the first rows are of one kind."""
+    monkeypatch.setattr("made_flows.models.estimate_gaussians._ROWS", 60)
+    x = torch.cat([normal(150, 2), normal(150, 2) + 60]).double()
+    fold = torch.arange(0, 300, 10)
+    rest = torch.arange(300)[~torch.isin(torch.arange(300), fold)]
+    normals = NormalMixtures(
+        x, None, [(rest, fold)], 0, torch.Generator().manual_seed(0), correlated=False, least=-1e4
+    )
+    found = [normals.joint(2, math.inf), normals.behind_splines(time.perf_counter() + 5)]
+    for scores in (each.scores[0] for each in found):
+        assert float(scores.min()) > -20
 
 
 def test_gaussians_of_few_rows_do_not_collapse():
