@@ -146,7 +146,7 @@ def _with_gradient(
         bases = plan.reads[0].at(context).bases
         if not all(type(base) is Tensor for base in bases):
             return None
-    factors = _drawn_factors(made, call.dropped, len(x))
+    factors = _drawn_factors(made, call.dropped, len(x)) if call.dropped else {}
     result: Any = _Pass.apply(call, factors, x.contiguous(), *bases, *tensors)
     return (None, result) if isinstance(step, HeadStep) else result
 
