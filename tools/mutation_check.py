@@ -148,9 +148,23 @@ MUTANTS = [
     Mutant(
         "a last tile as wide as the others for the gradients of weights",
         "made_flows/inverse/compiled/weights.py",
-        "some, wide = 1, recorded.last",
-        "some, wide = 1, lanes",
+        "some, wide, rows = 1, recorded.last, recorded.rows",
+        "some, wide, rows = 1, lanes, recorded.rows",
         f"{TRAINED}::test_gradients_of_many_units_and_shared_contexts",
+    ),
+    Mutant(
+        "gradients of a weight that nobody writes",
+        "made_flows/inverse/compiled/gradients.py",
+        "if len(units) == height and all(",
+        "if all(",
+        f"{TRAINED}::test_gradients_where_nothing_reads_a_unit_or_a_unit_nothing",
+    ),
+    Mutant(
+        "gradients of inputs in another order than weights have them",
+        "made_flows/inverse/compiled/gradients.py",
+        "(inputs[:read] == np.arange(read)).all()",
+        "True",
+        f"{TRAINED}::test_gradients_of_random_architectures",
     ),
     Mutant(
         "activations that are turned by another width than they are read",

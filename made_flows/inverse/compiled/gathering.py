@@ -117,24 +117,24 @@ def _transpose(target: Any, piece: Any, source: Any) -> None:
 
 
 def _gather(slot: int, tiles: Any, target: Any, found: Any, tainting: Any, sources: Any) -> None:
-    zero, copied = like(target[0], 0.0), len(found.pieces)
+    zero, tainted = like(target[0], 0.0), len(tainting)
     while True:
         job, here, _ = next_tile(tiles, target)
         if here <= 0:
             return
-        if job < copied:
-            piece = found.pieces[job]
+        if job < tainted:  # in one stream: what is copied then comes from a cache
+            part, total = tainting[job], zero
+            numbers = matrix(sources[part[2]], target, 1, 1)
+            for i in range(part[0], part[1]):
+                total = plus_product(total, numbers[0, i], zero)
+            target[len(found.places) + job] = total
+        else:
+            piece = found.pieces[job - tainted]
             source = matrix(sources[piece[2]], target, 1, 1)
             if piece[5] < 0:
                 _copy(target, found.places, piece[0], piece[1], source)
             else:
                 _transpose(target, piece, source)
-        else:
-            part, total = tainting[job - copied], zero
-            tainted = matrix(sources[part[2]], target, 1, 1)
-            for i in range(part[0], part[1]):
-                total = plus_product(total, tainted[0, i], zero)
-            target[len(found.places) + job - copied] = total
 
 
 _GATHER = Kernel(_gather)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import count
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +18,14 @@ from torch import Tensor
 
 from made_flows.inverse.compiled import backend, packing, placement
 from made_flows.inverse.compiled.compilation import Kernel, Prepared
-from made_flows.inverse.compiled.layout import BASE, Written
-from made_flows.inverse.compiled.placement import STEP_ROWS, Context, array_of, context_words
+from made_flows.inverse.compiled.layout import BASE, Integers, Written
+from made_flows.inverse.compiled.placement import (
+    STEP_ROWS,
+    Context,
+    array_of,
+    context_words,
+    inputs_read,
+)
 from made_flows.inverse.compiled.simd import VECTOR_BYTES
 from made_flows.inverse.compiled.steps import find_step, has_step
 from made_flows.inverse.compiled.training import (
@@ -29,7 +35,7 @@ from made_flows.inverse.compiled.training import (
     record_tiles,
     spread_tiles,
 )
-from made_flows.inverse.compiled.weights import Recordings, Targets, fill_weights
+from made_flows.inverse.compiled.weights import BlockRows, Recordings, Targets, fill_weights
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.inverse.symbolic import Symbolic, symbolic_for
 from made_flows.nn.spec import NetworkSpec
@@ -91,8 +97,10 @@ class Training:
 
         self.gather, none = packing.gather_of(symbolic, layout, network.tensors), Targets(*_NONE)
         found = self.gather.numbers.places
-        recordings = Recordings(0, 0, 0, 0, 0)
-        self.fills = Prepared(_FILL, empty, recordings, ranks, layout.written_blocks, found, none)
+        recordings = Recordings(0, 0, 0, 0, 0, 0)
+        rows_of, self.whole = _rows_of_blocks(symbolic, self.gather, network)
+        told: Any = layout.written_blocks, found, Written(rows_of)
+        self.fills = Prepared(_FILL, empty, recordings, ranks, *told, none)
         table = layout.written("adjoint_table")
         self.spreads = Prepared(_SPREAD, empty, 0, table, *places_of, *_NONE[:2])
 
@@ -171,16 +179,22 @@ class Record(NamedTuple):
         """
         training, (tiles, height, lanes) = self.training, spaces.shape
         dtype, layout = spaces.dtype, training.layout
-        found = {n: torch.zeros(tensors[n].shape, dtype=dtype, device="cpu") for n in wanted}
+        found = {}
+        for n in wanted:
+            make = torch.empty if n in training.whole else torch.zeros
+            found[n] = make(tensors[n].shape, dtype=dtype, device="cpu")
         addresses = array("q")
-        of_spaces, of_rows, _, _, _, of_targets = training.fills.places
+        of_spaces, of_rows, *_, of_targets = training.fills.places
         targets: list[int] = []
         for places in training.targets:
             targets += addresses.itemsize * len(addresses), len(places)
             addresses.extend([found[n].data_ptr() if n in found else 0 for n in places])
         start = addresses.buffer_info()[0]
         targets[::2] = [start + at for at in targets[::2]]
-        recordings = tiles, lanes, self._last(spaces), height * lanes, training.inputs
+        last = self.rows - (tiles - 1) * lanes
+        vector = VECTOR_BYTES // spaces.itemsize  # a tile has whole ones, but no more than it needs
+        of_tiles = tiles, lanes, -(-last // vector) * vector, last
+        recordings = *of_tiles, height * lanes, training.inputs
         changes = (
             (of_spaces, (spaces.data_ptr(), spaces.numel())),
             (of_rows, recordings),
@@ -221,11 +235,42 @@ class Record(NamedTuple):
             return found
         return [each.reshape(-1, rows, each.shape[-1]).sum(dim=0) for each in found]
 
-    def _last(self, spaces: Tensor) -> int:
-        """Return the rows of the last tile: whole vectors, but no more of them than it needs."""
-        tiles, _, lanes = spaces.shape
-        vector = VECTOR_BYTES // spaces.itemsize
-        return -(-(self.rows - (tiles - 1) * lanes) // vector) * vector
+
+def _rows_of_blocks(
+    symbolic: Symbolic, gather: packing.Gather, network: NetworkSpec
+) -> tuple[Integers, frozenset[int]]:
+    """Return where gradients of blocks' weights go: :class:`BlockRows`, layer by layer.
+
+    Also which of the network's tensors all of whose gradients are written, zeros included.
+    """
+    layout, depth = backend.layout_of(symbolic), symbolic.structure.depth
+    ranks, places = layout.ranks, gather.numbers.places.value.places
+    numbers: Any = range(len(network.tensors))
+    _, layers, direct = symbolic.structure.unpack(numbers)
+    every = [(n, n, layer.weight, symbolic.inputs_of(n)) for n, layer in enumerate(layers)]
+    if direct is not None:
+        every.append((depth, 0, direct.weight, symbolic.columns))
+    found: list[BlockRows] = []
+    whole: list[int] = []
+    begins_of = (*layout.blocks, layout.direct_blocks)
+    for (layer, reads, weight, of_inputs), begins in zip(every, begins_of, strict=False):
+        number: Any = weight
+        height, columns = network.tensors[number].shape
+        units, inputs = array_of(symbolic.layers[layer].units), array_of(of_inputs)
+        own = []
+        for begin, (r0, r1) in zip(begins, pairwise(ranks.panels), strict=True):
+            here = units[ranks.starts[layer, r0] : ranks.starts[layer, r1]]
+            read = inputs_read(symbolic, reads, r1)
+            known = places[begin : begin + read * len(here)].reshape(read, len(here)) >= 0
+            adjoin = (np.diff(here) == 1).all() and (inputs[:read] == np.arange(read)).all()
+            straight = int(np.logical_and.accumulate(known.all(axis=1)).sum()) if adjoin else 0
+            first = int(here[0]) if adjoin and len(here) else -1
+            own.append(BlockRows(len(here), first, columns, straight, 0))
+        if len(units) == height and all(rows.first >= 0 for rows in own if rows.units):
+            own = [rows._replace(whole=1) for rows in own]
+            whole.append(number)
+        found += own
+    return np.array(found, np.int64), frozenset(whole)
 
 
 def record(

@@ -196,12 +196,13 @@ def unit_product(size: int) -> Any:
 def row_products(units: int, vectors: int, most: int) -> Any:
     """Make an intrinsic that sums products of two rows over the rows of a batch.
 
-    The intrinsic's arguments are an array, places c0 and a0 in the first tile, inputs, lanes, size
-    and count, and an array of sums. Each of ``count`` tiles has ``size`` numbers. For unit u the
-    row begins at c0 + u * lanes, as units' rows do; what it is multiplied with was turned: the
-    inputs of one row of the batch begin at a0, those of the next after so many ``inputs``. The sum
-    of unit u and input k grows by that of all products, at u * (numbers in ``most`` vectors) + k;
-    what is read after the inputs makes sums that mean nothing.
+    The intrinsic's arguments are an array, places c0 and a0 in the first tile, inputs, lanes, rows,
+    size and count, and an array of sums. Each of ``count`` tiles has ``size`` numbers, and as many
+    of its lanes as there are ``rows`` count. For unit u the row begins at c0 + u * lanes, as units'
+    rows do; what it is multiplied with was turned: the inputs of one row of the batch begin at a0,
+    those of the next after so many ``inputs``. The sum of unit u and input k grows by that of all
+    products, at u * (numbers in ``most`` vectors) + k; what is read after the inputs makes sums
+    that mean nothing.
 
     Args:
         units: units in the block; their sums and one row of inputs must fit in the registers.
@@ -211,8 +212,8 @@ def row_products(units: int, vectors: int, most: int) -> Any:
 
     @emits
     def product(
-        w: Numbers, a: Any, c0: Any, a0: Any, inputs: Any, lanes: Any, size: Any, count: Any,
-        found: Any,
+        w: Numbers, a: Any, c0: Any, a0: Any, inputs: Any, lanes: Any, rows: Any, size: Any,
+        count: Any, found: Any,
     ) -> None:  # fmt: skip
         b, width = w.builder, VECTOR_BYTES // a.itemsize
         vector = ir.VectorType(a.element, width)
@@ -232,7 +233,7 @@ def row_products(units: int, vectors: int, most: int) -> Any:
                 spread = [_spread(b, delta, vector) for delta in deltas]
                 _add_products(b, sums, [(each, value) for each in spread for value in values])
 
-            w.each(lanes, add_row)
+            w.each(rows, add_row)
 
         w.each(count, add)
         for number, total in enumerate(sums):

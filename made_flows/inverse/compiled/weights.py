@@ -27,6 +27,7 @@ from made_flows.inverse.compiled.simd import (
     row_products,
 )
 from made_flows.inverse.compiled.threads import next_tile
+from made_flows.inverse.compiled.translation import independent
 
 _INPUTS = 3
 """Vectors of inputs in a block."""
@@ -48,7 +49,8 @@ class Recordings(NamedTuple):
 
     Args:
         tiles: how many there are.
-        lanes, last: rows of a tile, and of the last one.
+        lanes, last: lanes of a tile, and of the last one.
+        rows: of the batch, in the last one: the lanes after them count for nothing.
         size: numbers in the workspace of a tile.
         inputs: where the network's inputs were turned to.
     """
@@ -56,8 +58,28 @@ class Recordings(NamedTuple):
     tiles: int
     lanes: int
     last: int
+    rows: int
     size: int
     inputs: int
+
+
+class BlockRows(NamedTuple):
+    """Where the gradients of a block's weights go, if its units and inputs are neighbours.
+
+    Args:
+        units: how many the block has.
+        first: the row of the first of them, -1 if they, or their inputs, are not neighbours.
+        columns: of a row.
+        straight: of so many inputs no unit's weight is masked.
+        whole: 1 where all columns are to be written, with zeros where weights are masked; 0 where
+            they are zero already.
+    """
+
+    units: int
+    first: int
+    columns: int
+    straight: int
+    whole: int
 
 
 class Targets(NamedTuple):
@@ -98,9 +120,41 @@ def _put(target: Any, place: int, total: Any) -> None:
         target[0, place] = total
 
 
+def _put_units(
+    target: Any, u: int, units: int, k: int, inputs: int, found: Any, rows: Any, places: Any
+) -> None:
+    """Write the gradients of some units' weights of some inputs, from the u-th and the k-th on.
+
+    ``places`` are those of these weights, of one input after the other as the block has them.
+    """
+    keep_apart()
+    width = _INPUTS * (VECTOR_BYTES // found.itemsize)
+    straight = max(0, min(inputs, rows.straight - k))
+    for i in range(units):
+        row, own = (rows.first + u + i) * rows.columns + k, i * width
+        for j in independent(straight):
+            target[0, row + j] = found[own + j]
+        for j in range(straight, inputs):
+            place = long(places[j * rows.units + i])
+            if place >= 0:
+                target[0, place] = found[own + j]
+            elif rows.whole > 0:
+                target[0, row + j] = like(found[0], 0.0)
+
+
+def _clear_units(target: Any, rows: Any, inputs: int) -> None:
+    """Write the gradients, zeros, of the weights of inputs that no unit of a block reads."""
+    keep_apart()
+    zero = like(target[0, 0], 0.0)
+    for i in range(rows.units):
+        row = (rows.first + i) * rows.columns
+        for j in independent(rows.columns - inputs):
+            target[0, row + inputs + j] = zero
+
+
 def _fill_block(
-    spaces: Any, recorded: Any, delta: int, count: int, source: int, total: int, inputs: int,
-    address: int, places: Any, block: int,
+    spaces: Any, recorded: Any, delta: int, source: int, total: int, inputs: int, address: int,
+    places: Any, block: int, rows: Any,
 ) -> None:  # fmt: skip
     """Write the gradients of the weights of a block, if there is an address for them.
 
@@ -109,7 +163,7 @@ def _fill_block(
     keep_apart()
     if address == 0:
         return
-    target = matrix(address, spaces, 1, 1)
+    target, count = matrix(address, spaces, 1, 1), rows.units
     width = _INPUTS * (VECTOR_BYTES // spaces.itemsize)
     found = room(spaces, _GROUP * width)
     for u in range(0, count, _GROUP):
@@ -120,10 +174,10 @@ def _fill_block(
             _sum_block(
                 spaces, recorded, delta + u, units, source + k, min(width, total - k), here, found
             )
-            for i in range(units):
-                for j in range(here):
-                    place = long(places[block + (k + j) * count + u + i])
-                    _put(target, place, found[i * width + j])
+            first = places[block + k * count + u : block + inputs * count]
+            _put_units(target, u, units, k, here, found, rows, first)
+    if rows.whole > 0:
+        _clear_units(target, rows, inputs)
 
 
 def _sum_block(
@@ -137,9 +191,9 @@ def _sum_block(
     width = _INPUTS * vector
     full, step, tile = tiles - 1, max(1, _ROWS // lanes), 0
     while tile < tiles:
-        some, wide = min(step, full - tile), lanes
+        some, wide, rows = min(step, full - tile), lanes, lanes
         if tile == full:
-            some, wide = 1, recorded.last
+            some, wide, rows = 1, recorded.last, recorded.rows
         work = spaces[tile * size : tiles * size]
         for part in _BLOCKS:
             if inputs <= part[0] * vector and inputs > (part[0] - 1) * vector:
@@ -148,7 +202,7 @@ def _sum_block(
                     while count - u >= inner[0]:
                         sums = found[u * width : count * width]
                         c0, a0 = (delta + u) * wide, source * wide
-                        inner[1](work, c0, a0, turned, wide, size, some, sums)
+                        inner[1](work, c0, a0, turned, wide, rows, size, some, sums)
                         u += inner[0]
         tile += some
 
@@ -172,9 +226,15 @@ def _fill_biases(
         _put(target, long(places[first + u]), total)
 
 
+def _rows_of(table: Any, block: int) -> Any:
+    return BlockRows(
+        table[block, 0], table[block, 1], table[block, 2], table[block, 3], table[block, 4]
+    )
+
+
 def fill_weights(
     slot: int, tiles: Any, spaces: Any, recorded: Any, ranks: Any, blocks: Any, found: Any,
-    targets: Any,
+    rows: Any, targets: Any,
 ) -> None:  # fmt: skip
     """Write the gradients of all weights and biases, from the workspaces of all tiles.
 
@@ -184,6 +244,7 @@ def fill_weights(
         ranks: which units come when.
         blocks: where numbers are in what was packed.
         found: the :class:`~made_flows.inverse.compiled.gathering.Places` of these.
+        rows: the :class:`BlockRows` of all blocks, layer by layer, of the direct connection last.
         targets: addresses of the gradients.
     """
     keep_apart()
@@ -204,13 +265,13 @@ def fill_weights(
         total = ranks.starts[layer - 1, levels] if layer > 0 else read
         inputs = ranks.starts[layer - 1, r1] if layer > 0 else columns
         _fill_block(
-            spaces, recorded, delta, count, source, total, inputs, targets.weights[layer], places,
-            blocks.blocks[layer, p],
+            spaces, recorded, delta, source, total, inputs, targets.weights[layer], places,
+            blocks.blocks[layer, p], _rows_of(rows, layer * panels + p),
         )  # fmt: skip
         if layer == depth and len(blocks.direct) > 0:
             _fill_block(
-                spaces, recorded, delta, count, recorded.inputs, read, columns,
-                targets.direct[0], places, blocks.direct[p],
+                spaces, recorded, delta, recorded.inputs, read, columns, targets.direct[0],
+                places, blocks.direct[p], _rows_of(rows, (depth + 1) * panels + p),
             )  # fmt: skip
         first = blocks.vectors + table[layer, BIAS] + u0
         _fill_biases(spaces, recorded, delta, count, targets.biases[layer], places, first)
