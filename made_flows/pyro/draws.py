@@ -40,7 +40,7 @@ def moved_by(samples: Mapping[str, Tensor], weights: Tensor) -> Moved:
     for draws in samples.values():
         x = _columns(draws)
         mean, deviation = weighted_moments(x, weights)
-        known = deviation > 0
+        known = _varying(draws)
         if bool(known.any()):
             before, spread = weighted_moments(x, torch.full_like(weights, 1 / len(weights)))
             means.append(float(((before - mean) / deviation)[known].abs().max()))
@@ -61,9 +61,9 @@ def heaviest_squares(
     found = {}
     for name, draws in samples.items():
         x = _columns(draws)
-        mean, deviation = weighted_moments(x, weights)
+        mean, _ = weighted_moments(x, weights)
         logs = log_weights.unsqueeze(-1) + 2 * (x - mean).abs().log()
-        usable = (deviation > 0) & ~logs.isnan().any(dim=0)
+        usable = _varying(draws) & ~logs.isnan().any(dim=0)
         shapes = [pareto_smooth(column).k_hat for column in logs.mT[usable]]
         found[name] = max(shapes, default=0.0)
     return found
@@ -97,6 +97,18 @@ def weighted_quantiles(draws: Tensor, weights: Tensor, wanted: Tensor) -> Tensor
 
 def _columns(draws: Tensor) -> Tensor:
     return draws.detach().reshape(len(draws), draws[0].numel()).double().cpu()
+
+
+def _varying(draws: Tensor) -> Tensor:
+    """Tell which variables of draws (S, *shape) are more than a constant, rounded now and then.
+
+    Sites have constants, such as the 1 in a corner of a Cholesky factor of correlations: their
+    deviation is that of rounding, which nothing is to be measured in.
+    """
+    x = _columns(draws)
+    size, spread = x.abs().amax(dim=0), x.amax(dim=0) - x.amin(dim=0)
+    digits = torch.finfo(draws.dtype).eps if draws.is_floating_point() else 0.0
+    return ~(spread <= 8 * digits * size)  # what is no number varies
 
 
 def to_arviz(chains: Mapping[str, Tensor]) -> Any:

@@ -788,6 +788,18 @@ def test_deviations_count_as_means_do() -> None:
     assert "no standard deviation" not in exact.verdict
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_constants_of_a_site_have_no_deviation(dtype: torch.dtype) -> None:
+    """The corner of a Cholesky factor is 1: weights had moved it by 565 times its rounding."""
+    x = torch.randn(4000, dtype=dtype)
+    ones = 1 + torch.finfo(dtype).eps * torch.randint(2, (4000,))
+    log_weights = 0.01 * x.double()
+    found = summary(log_weights, {"L": torch.stack([ones, x, 0 * x], dim=1)})
+    assert found.grade == "as drawn"
+    assert found.moved == summary(log_weights, {"x": x}).moved
+    assert found.without_deviation == ()
+
+
 def test_the_verdict_says_which_sites_to_decentre() -> None:
     def model() -> None:
         mu, tau = pyro.sample("mu", dist.Normal(0.0, 1.0)), pyro.sample("tau", dist.HalfNormal(1.0))
