@@ -77,17 +77,21 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
         categories = {str(name) for name in names if _has_categories(table[name])}
     else:
         matrix = as_array(table, argument) if isinstance(table, torch.Tensor) else table
-        wanted = "to be a table: a frame, a matrix or arrays by name"
-        if isinstance(matrix, str | Path):
-            wanted += f", as pandas.read_csv({str(matrix)!r}) gives (or: made-flows fit {matrix})"
         known = isinstance(matrix, (np.ndarray, Sequence)) and not isinstance(matrix, str)
-        expect_type(known, argument, wanted, table)
+        records = known and len(matrix) > 0 and all(isinstance(row, Mapping) for row in matrix)
+        wanted = "to be a table: a frame, a matrix or arrays by name"
+        expect_type(known and not records, argument, wanted + _advice(matrix, argument), table)
         kind, matrix = "array", _array(matrix)
-        expect(dimensions(matrix) == 2, argument, "to have rows and columns", matrix.shape)
+        vector = f". Of one row, take {argument}[None]; of one column, {argument}[:, None]"
+        got = f"one of shape {matrix.shape}{vector if matrix.ndim == 1 else ''}"
+        expect(dimensions(matrix) == 2, argument, "to have rows and columns", got)
         columns = {f"x{i}": matrix[:, i] for i in range(matrix.shape[1])}
     expect(len(columns) > 0, argument, "to have at least one column", "none")
     flat = all(column.ndim == 1 for column in columns.values())
-    expect(flat, f"the columns of {argument}", "to have one dimension each", _shapes(columns))
+    single = all(column.ndim == 0 for column in columns.values())
+    row = ". Of one row, every value is a list of one" if single else ""
+    wide = _shapes(columns) + row
+    expect(flat, f"the columns of {argument}", "to have one dimension each", wide)
     lengths = {len(column) for column in columns.values()}
     expect(len(lengths) == 1, f"the columns of {argument}", "to be of one length", _shapes(columns))
     expect(lengths != {0}, argument, "to have at least one row", "none")
@@ -95,6 +99,17 @@ def read(table: Any, argument: str = "table") -> tuple[dict[str, Values], str]:
     return {
         name: values._replace(category=name in categories) for name, values in found.items()
     }, kind
+
+
+def _advice(what: Any, argument: str) -> str:
+    """Say what makes a table of something that is none, where that is known."""
+    if isinstance(what, str | Path):
+        return f", as pandas.read_csv({str(what)!r}) gives (or: made-flows fit {what})"
+    if hasattr(what, "to_frame"):  # a Series of pandas or polars
+        return f", as {argument}.to_frame() is of one column, and frame[:1] of one row"
+    if isinstance(what, Sequence):
+        return f", as pandas.DataFrame.from_records({argument}) makes of mappings"
+    return ""
 
 
 def expect_different(names: Iterable[Any], argument: str) -> None:

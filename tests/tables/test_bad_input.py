@@ -54,6 +54,12 @@ def score(table: Any, model: mf.TableMADE = MODEL) -> Callable[[], object]:
     return lambda: model.score_samples(table)
 
 
+class Series:
+    """A column of pandas or polars."""
+
+    def to_frame(self) -> None: ...
+
+
 ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no table": (of(None), TypeError, "table to be a table"),
     "a number": (of(3.0), TypeError, "table to be a table"),
@@ -89,7 +95,21 @@ ERRORS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no rows": (of({"x": []}), ValueError, "at least one row; got none"),
     "empty matrix": (of(np.zeros((0, 3))), ValueError, "at least one row; got none"),
     "no wide matrix": (of(np.zeros((3, 0))), ValueError, "at least one column"),
-    "a vector": (of(np.zeros(5)), ValueError, "to have rows and columns"),
+    "a vector": (
+        of(np.zeros(5)),
+        ValueError,
+        "got one of shape (5,). Of one row, take table[None]",
+    ),
+    "rows as mappings": (of([{"x": 1.0}] * 3), TypeError, "pandas.DataFrame.from_records(table)"),
+    "a Series": (of(Series()), TypeError, "as table.to_frame() is of one column"),
+    "one row of values": (of({"x": 1.0, "y": "a"}), ValueError, "every value is a list of one"),
+    "dates as text, later": (
+        score(one("day", ["2024-01-01"] * N)),
+        TypeError,
+        "pandas.to_datetime",
+    ),
+    "numbers as text, later": (score(one("size", ["1.5"] * N)), TypeError, "pandas.to_numeric"),
+    "text as numbers, later": (score(one("kind", [3] * N)), TypeError, "astype(str) makes text"),
     "a cube": (of(np.zeros((5, 2, 2))), ValueError, "to have rows and columns"),
     "unequal lengths": (of({"x": [1.0], "y": [1.0, 2.0]}), ValueError, "to be of one length"),
     "a scalar column": (of({"x": 1.0}), ValueError, "one dimension each"),
