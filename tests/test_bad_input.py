@@ -281,6 +281,10 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         r"components\[1\] to have the first one's support",
     ),
     "a network": (lambda: mf.Mixture([mf.MADE(3)]), r"components\[0\] to be a model with features"),
+    "models on two devices": (
+        lambda: mf.Mixture([mf.MAF(3), mf.MAF(3).to("meta")])().sample(),
+        "components to be on one device, .* got some on cpu, meta",
+    ),
     "one model": (lambda: mf.Mixture(mf.MAF(3)), "components to be a sequence of models; got MAF"),
     "models by name": (lambda: mf.Mixture({"a": mf.MAF(3)}), "components to be a sequence"),
     "weights as text": (lambda: mf.Mixture([mf.MAF(3)], weights="a"), "weights to hold numbers"),

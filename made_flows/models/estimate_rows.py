@@ -42,14 +42,16 @@ def checked_rows(x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
         rows = as_tensor(value, name).detach().cpu()
         columns = "features" if name == "x" else "C"
         fits = rows.dim() == 2 and rows.shape[1] > 0
-        expect(fits, name, f"of shape (N, {columns})", tuple(rows.shape))
+        one = f". One column is {name}.reshape(-1, 1), of a Series {name}.to_frame()"
+        got = f"{tuple(rows.shape)}{one if rows.dim() == 1 else ''}"
+        expect(fits, name, f"of shape (N, {columns})", got)
         if rows.is_floating_point():
             try:
                 check_finite(rows, name)
             except ValueError as error:
                 if name == "context":
                     raise
-                raise advised(error, rows) from None
+                raise ValueError(f"{advised(error, rows)}; fit_table takes holes, too") from None
         extent = Extent(name)
         extent.add(rows, torch.float64)
         extent.warn_of_steps()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from numbers import Integral
 from typing import Any, cast
 
@@ -84,6 +85,14 @@ class MixtureModel(Model, HasConditionals, ABC):
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    def __repr__(self) -> str:
+        """Show the weights: not by ``extra_repr``, which says what training leaves as it is."""
+        text = super().__repr__()
+        if not has_concrete_values(self.weights) or len({*self.weights.tolist()}) == 1:
+            return text
+        weights = ", ".join(f"{weight:.3g}" for weight in self.weights.tolist())
+        return text.replace("(\n", f"(\n  weights=({weights})\n", 1)
 
     def distribution(self, context: Tensor | None = None) -> MixtureDistribution:
         """Return the distribution of the features, given the context (..., C)."""
@@ -268,6 +277,14 @@ class Mixture(MixtureModel):
 
     def component(self, k: int) -> Model:
         return cast(Model, self.components[k])
+
+    def distribution(self, context: Tensor | None = None) -> MixtureDistribution:
+        tensors = [next(chain(m.parameters(), m.buffers()), self.weights) for m in self.components]
+        places = [tensor.device for tensor in tensors]
+        if any(place != places[0] for place in places):  # samples of both would be mixed up
+            wanted = "to be on one device, as mixture.to(device) puts them"
+            expect(False, "components", wanted, f"some on {', '.join(sorted({*map(str, places)}))}")
+        return super().distribution(context)
 
 
 @saveable

@@ -102,7 +102,13 @@ class Builder:
             width = rows.shape[1]
             transforms.append(Standardize(mean.expand(width), std.expand(width)))
         embedding = self.embedding_net
-        size = get_numel(given, embedding)
+        try:
+            size = get_numel(given, embedding)
+        except RuntimeError as error:
+            shape = tuple(given.shape[1:])
+            raise ValueError(
+                f"Expected embedding_net to take rows of shape {shape}; got {error}"
+            ) from error
         scored, structured = z_score_parser(scores[1])
         if scored:
             net = standardizing_net(given, structured)

@@ -26,9 +26,7 @@ _MOST = 100
 """Values that have a probability each; categories beyond them share that of the unseen."""
 
 _NUMBERS = ("int", "float")
-_OF_TEXT = {"date": "to_datetime", "duration": "to_timedelta"} | dict.fromkeys(
-    _NUMBERS, "to_numeric"
-)
+_OF_TEXT = {"date": "datetime", "duration": "timedelta", "int": "numeric", "float": "numeric"}
 
 _CYCLES = {"week": 7.0, "year": 365.2425}
 _TAILS, _SKEWS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.12), (-0.6, -0.3, -0.1, 0.0, 0.1, 0.3, 0.6)
@@ -101,7 +99,7 @@ class Column(ABC):
 def _converted(holds: str, found: str) -> str:
     """Say what makes values of one type of those of another, where something does."""
     if found == "text" and holds in _OF_TEXT:
-        return f". pandas.{_OF_TEXT[holds]} makes them of text"
+        return f". pandas.to_{_OF_TEXT[holds]} makes them of text"
     return ". astype(str) makes text of them" if holds == "text" and found in _NUMBERS else ""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import expect, expect_type, listed
+from made_flows._checks import described, expect, expect_type, listed
 
 
 def dimensions(x: Any) -> int | None:
@@ -106,7 +106,9 @@ def as_tensor(x: Any, name: str) -> Tensor:
     names = list(getattr(x, "column_names", getattr(x, "columns", ())))  # Arrow's first
     if array.dtype.kind == "O" and array.ndim == 2 and 0 < len(names) == len(set(names)):
         array = _columns_together(x, names, name)
-    expect_type(array.dtype.kind in "biuf", name, "to hold numbers", array.dtype)
+    if array.dtype.kind not in "biuf":
+        got = described(x) if isinstance(x, (str, bytes)) else f"values of dtype {array.dtype}"
+        raise TypeError(f"Expected {name} to hold numbers; got {got}")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         largest = int(array.max(initial=0))
         expect(largest < 2**63, name, "to hold integers below 2**63", largest)

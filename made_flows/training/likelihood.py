@@ -121,7 +121,16 @@ def takes_double(model: nn.Module, found: Sequence[Units] = ()) -> tuple[bool, b
 def negative_log_likelihood(model: nn.Module, batch: Batch) -> Tensor:
     """Return the negative log-likelihood of every row of a batch."""
     x, context = batch
-    distribution = model() if context is None else model(context)
+    try:
+        distribution = model() if context is None else model(context)
+    except (NotImplementedError, RuntimeError) as error:
+        if not callable(getattr(model, "log_prob", None)):
+            raise
+        raise TypeError(
+            f"Expected model to give a distribution, whose log_prob scores rows, when it is "
+            f"called; got a {type(model).__name__}, which has a log_prob of its own, and of a call "
+            f"{type(error).__name__}: {error} Train it by that, or from a module that calls it"
+        ) from error
     score: Any = getattr(distribution, "log_prob", None)
     wanted = "to give a distribution, whose log_prob scores rows, when it is called"
     expect_type(callable(score), "model", wanted, distribution)

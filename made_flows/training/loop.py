@@ -38,6 +38,7 @@ from made_flows.training.optimization import (
     left_in_evaluation,
     make_optimizer,
     moved,
+    named_tensors,
     seeded,
 )
 from made_flows.training.processes import Processes
@@ -225,6 +226,11 @@ def fit(
     expect_type(isinstance(model, nn.Module), "model", "to be a torch.nn.Module", model)
     off = "torch.no_grad() or inference_mode()"
     expect(torch.is_grad_enabled(), "gradients", "to be enabled where fit is called", off)
+    trainable = not any(tensor.is_inference() for _, tensor in named_tensors(model))
+    got = (
+        "one made in it, which torch cannot train. Load its state_dict() into a model made outside"
+    )
+    expect(trainable, "model", "to be made outside of torch.inference_mode()", got)
     given = checked_settings(
         batch_size=batch_size, learning_rate=learning_rate, max_epochs=max_epochs,
         weight_decay=weight_decay, dropout=dropout, sparsity=sparsity, average=average,

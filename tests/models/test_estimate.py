@@ -259,10 +259,10 @@ NAN = normal(50)
 NAN[7, 1] = math.nan
 BAD = {
     "few rows": (normal(9), "at least ten rows; got 9"),
-    "NaN": (NAN, r"got nan in row 7, column 1.*orders='all'"),
+    "NaN": (NAN, r"got nan in row 7, column 1.*orders='all'.*fit_table"),
     "a constant column": (with_column(normal(50), torch.ones(50)), "constant ones: 3"),
     "a repeated column": (with_column(normal(50), 3 - 2 * normal(50)[:, 1]), "column 3, which is"),
-    "one dimension": (normal(50)[:, 0], r"of shape \(N, features\)"),
+    "one dimension": (normal(50)[:, 0], r"of shape \(N, features\).*x.reshape\(-1, 1\)"),
     "no columns": (normal(50)[:, :0], r"x of shape \(N, features\); got \(50, 0\)"),
 }
 
@@ -289,6 +289,8 @@ def test_other_bad_arguments():
         mf.estimate(ring(50), normal(50)[:, :0], **QUICK)
     with pytest.raises(ValueError, match=r"context to be finite; got nan in row 7, column 1$"):
         mf.estimate(ring(50), NAN, **QUICK)
+    with pytest.raises(TypeError, match="context to hold numbers; got str 'a'"):
+        mf.estimate(ring(50), "a", **QUICK)
     with pytest.raises(ValueError, match="budget to be 'fast', 'good' or 'best'"):
         mf.estimate(ring(50), budget=[1])
     with pytest.raises(ValueError, match="max_seconds to be finite; got nan"):

@@ -218,6 +218,8 @@ def test_shapes(name: str, batch: tuple[int, ...], context: int) -> None:
     with pytest.raises(ValueError, match="broadcast"):
         wider.expand((5, *batch))
     assert "components" in repr(distribution)
+    uneven = not torch.allclose(mixture.weights, mixture.weights[0])
+    assert ("\n  weights=(" in repr(mixture)) == uneven
     holes = samples[0, 0].double().masked_fill(torch.arange(4) > 1, torch.nan)
     for rows in (holes, holes.new_empty(0, *batch, 4)):
         rest = mixture.conditional(rows, context=c)

@@ -158,6 +158,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "simplex": (lambda: built("maf", support=constraints.simplex), "each in an interval"),
     "integers": (lambda: built("maf", support=constraints.nonnegative_integer), "real columns"),
     "from above": (lambda: built("maf", support=constraints.less_than(20.0)), "lower bound"),
+    "embedding": (lambda: built("maf", embedding_net=nn.Linear(9, 2)), r"to take rows of shape"),
     "size": (lambda: built("maf", support=BoxUniform(torch.zeros(2), torch.ones(2))), "3 columns"),
     "rows outside": (lambda: built("maf", support=constraints.unit_interval), "lie in the support"),
     "z-score, numbers": (lambda: ms.maf(z_score_x=torch.ones(3)), "z_score_x to be 'indep"),  # type: ignore[arg-type]

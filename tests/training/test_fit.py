@@ -1071,12 +1071,29 @@ class PerFeature(Line):
         return super().forward(context).base_dist
 
 
+class OfItsOwn(Line):
+    """A flow as nflows has them, whose forward is none."""
+
+    def forward(self, *args: Any) -> Distribution:
+        raise RuntimeError("Forward method cannot be called")
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return super().forward().log_prob(x)
+
+
 BAD = {
     # name: (model, data, options, error, message)
     "no module": (None, rows(), {}, TypeError, "model"),
     "a layer": (lambda: nn.Linear(2, 2), rows(), {}, TypeError, r"distribution.*got a Linear"),
     "a layer and a context": (
         lambda: nn.Linear(2, 2), rows(), {"context": rows()}, TypeError, "to give a distribution",
+    ),
+    "made in inference mode": (
+        torch.inference_mode()(lambda: mf.GaussianMADE(2)), rows(), {}, ValueError,
+        r"outside of torch.inference_mode\(\); got one made in it",
+    ),
+    "a log_prob of its own": (
+        OfItsOwn, rows(), {}, TypeError, "got a OfItsOwn, which has a log_prob of its own",
     ),
     "a bare network": (lambda: mf.MADE(2), rows(), {}, TypeError, r"distribution.*got a MADE"),
     "a seed of too many bits": (Line, rows(), {"seed": 2**70}, ValueError, r"below 2\*\*64"),
