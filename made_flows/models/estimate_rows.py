@@ -14,6 +14,7 @@ from made_flows._checks import check_finite, expect, listed
 from made_flows.distributions.missing import advised
 from made_flows.training.convert import Extent, as_tensor
 from made_flows.training.moments import (
+    FAR,
     near_dependence,
     robust_moments,
     warn_of_digits,
@@ -85,9 +86,7 @@ def check_columns(x: Tensor) -> None:
     warn_of_outliers(z, "x")
     warn_of_digits(x, location, scale, torch.get_default_dtype(), "x")
     found = near_dependence(z, "x")
-    z = z - z.mean(dim=0)
-    z = z / z.norm(dim=0)
-    same = ((z.T @ z).abs() > 1 - 1e-12).triu(1).nonzero().tolist()
+    same = _repeated(z).nonzero().tolist()
     if same:
         first, second = same[0]
         raise ValueError(
@@ -116,6 +115,31 @@ def check_columns(x: Tensor) -> None:
             EstimateWarning,
             stacklevel=3,
         )
+
+
+def _repeated(z: Tensor) -> Tensor:
+    """Tell which columns of standardised rows (N, D) are others in other units: (D, D), upper."""
+    found = _in_line(z, torch.ones_like(z)) == 1
+    if bool(found.any()):
+        # A row far out in two columns is all that is seen of them; what do the others say?
+        found &= _in_line(z, (z.abs() <= FAR).to(z)) != 0
+    return found.triu(1)
+
+
+def _in_line(z: Tensor, counted: Tensor) -> Tensor:
+    """Tell which columns (N, D) are linear in one another, by the values that count in both.
+
+    Returns:
+        (D, D): 1 where they are, 0 where not, NaN where one of them is constant.
+    """
+    count = counted.T @ counted
+    z = z - (z * counted).sum(dim=0) / counted.sum(dim=0)
+    z = z * counted
+    sums = z.T @ counted  # of the one column, where the other counts
+    squares = z.square().T @ counted - sums.square() / count
+    products = z.T @ z - sums * sums.T / count
+    size = (squares * squares.T).sqrt()
+    return torch.where(size > 0, (products.abs() > (1 - 1e-12) * size).to(z), torch.nan)
 
 
 def check_parts(parts: Sequence[Tensor]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from made_flows._checks import expect, positive_integer
+from made_flows._checks import check_finite, expect, positive_integer
 from made_flows._registry import saveable
+from made_flows._torch import has_concrete_values
+from made_flows.distributions.base import VectorDistribution
 from made_flows.models.base import Model
 
 _NEIGHBOUR = 10
@@ -24,11 +26,17 @@ would have kernels as narrow as their rounding."""
 _OWN = 0.01
 """Part of a covariance that columns have for themselves, so that it has a factor."""
 
+_CONSTANT = 1e-12
+"""Variance of a column that is constant, but for rounding, in units of its scale."""
+
 _FAR = 5.0
 """How far out a row has a part in the shape of kernels, in units of its columns."""
 
 _COPY = 1e-10
 """Squared distance of rows that are copies of one another."""
+
+_LARGE = 1e5
+"""Squared distance from the origin from which on products lose what tells rows apart."""
 
 _CELLS = 2**20
 """Pairs of values and rows that are compared at a time."""
@@ -96,8 +104,8 @@ class KernelDensity(Model):
         """Put kernels around rows.
 
         Args:
-            x: rows (n, D) in units of their columns' scales, at least two of which differ in every
-                column. Those further out than five are taken for five, to find a shape.
+            x: rows (n, D) in units of their columns' scales. Those further out than five are taken
+                for five, to find a shape; a column in which all are the same has its scale.
             kinds: kinds of kernel, at least one.
             weights: of the kinds, (J,); the same by default.
         """
@@ -106,6 +114,9 @@ class KernelDensity(Model):
         x = x.double()
         near = x.clamp(-_FAR, _FAR)
         covariance = near.T.cov(correction=0).reshape(features, features)
+        # They may be some of many rows, and a column have other values in few of these alone.
+        constant = covariance.diagonal() < _CONSTANT
+        covariance = covariance + constant.to(covariance).diag()
         variances = covariance.diagonal().diag()
         whole = torch.lerp(covariance, variances, _OWN)
         model.places.copy_(x)
@@ -141,9 +152,16 @@ class KernelDensity(Model):
         eye = torch.eye(self.features, dtype=factor.dtype, device=factor.device)
         inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
         z, places = x @ inverse.T, self.places.double() @ inverse.T
-        # In double precision the rounding of products is far below the width of any kernel.
-        sizes = z.square().sum(dim=1)[:, None] + places.square().sum(dim=1)
-        return torch.addmm(sizes, z, places.T, alpha=-2).clamp(min=0.0)
+        # In double precision the rounding of products is far below the width of any kernel, but
+        # for rows far out. Where that cannot be asked, columns are taken one by one as well.
+        of_places = places.square().sum(dim=1)
+        if has_concrete_values(of_places) and bool(of_places.max() < _LARGE):
+            sizes = z.square().sum(dim=1)[:, None] + of_places
+            return torch.addmm(sizes, z, places.T, alpha=-2).clamp(min=0.0)
+        squares: Tensor = z.new_zeros(len(z), len(places))
+        for a, b in zip(z.T, places.T, strict=True):
+            squares = squares + (a[:, None] - b).square()
+        return squares
 
     def each(self, x: Tensor) -> Tensor:
         """Return log-densities (N, J) of values (N, D) under each kind by itself."""
@@ -168,36 +186,43 @@ class KernelDensity(Model):
         return f"features={self.features}, rows={self.rows}, kinds={self.kinds}"
 
 
-class _Kernels(Distribution):
+class _Kernels(VectorDistribution):
     """A kernel density as a distribution of vectors."""
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (as torch declares it)
+    context = None
     support = constraints.real_vector
+    _batched = ()
 
-    def __init__(self, model: KernelDensity, batch_shape: Sequence[int] = ()) -> None:
+    def __init__(self, model: KernelDensity) -> None:
         self.model = model
-        event = torch.Size((model.features,))
-        super().__init__(torch.Size(batch_shape), event, validate_args=False)
+        super().__init__((), model.features)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
-        return _Kernels(self.model, batch_shape)
+    def _modules(self) -> Iterator[nn.Module]:
+        return self.model.modules()
+
+    def _validate_sample(self, value: Tensor) -> None:
+        super()._validate_sample(value)
+        check_finite(value, "value")
 
     def log_prob(self, value: Tensor) -> Tensor:
         model = self.model
+        if self._validate_args:
+            self._validate_sample(value)
         each = model.each(value.reshape(-1, model.features)) + model.weights.double().log()
-        return torch.logsumexp(each, dim=1).to(value.dtype).reshape(value.shape[:-1])
+        scores = torch.logsumexp(each, dim=1)
+        dtype = value.dtype if value.is_floating_point() else model.places.dtype
+        return self._over_batch(scores.to(dtype).reshape(value.shape[:-1]))
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        shape, model = self._extended_shape(torch.Size(sample_shape)), self.model
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        shape, model = self._extended_shape(sample_shape), self.model
         like = model.places
-        with torch.no_grad():
-            count = math.prod(shape[:-1])
-            if not count:
-                return like.new_zeros(shape)
-            kinds = torch.multinomial(model.weights.float(), count, replacement=True)
-            rows = torch.randint(model.rows, (count,), device=like.device)
-            noise = torch.randn(count, model.features, dtype=like.dtype, device=like.device)
-            of_shapes = noise @ model.factors.mT  # (2, count, D)
-            shapes = torch.tensor(model.shapes, device=like.device)[kinds]
-            away = of_shapes[shapes, torch.arange(count, device=like.device)]
-            return (like[rows] + model.widths[kinds, rows, None] * away).reshape(shape)
+        count = math.prod(shape[:-1])
+        if not count:
+            return like.new_zeros(shape)
+        kinds = torch.multinomial(model.weights.float(), count, replacement=True)
+        rows = torch.randint(model.rows, (count,), device=like.device)
+        noise = torch.randn(count, model.features, dtype=like.dtype, device=like.device)
+        of_shapes = noise @ model.factors.mT  # (2, count, D)
+        shapes = torch.tensor(model.shapes, device=like.device)[kinds]
+        away = of_shapes[shapes, torch.arange(count, device=like.device)]
+        return (like[rows] + model.widths[kinds, rows, None] * away).reshape(shape)

@@ -22,7 +22,7 @@ _LOST = 0.1
 _OUTLYING = 100.0
 """Standard deviations from which on a value is said to rule the likelihood."""
 
-_FAR = 20.0
+FAR = 20.0
 """Spreads from the median from which on values count as if they were there, or not at all."""
 
 
@@ -43,7 +43,7 @@ def robust_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     rows = x.detach().double()
     low, middle, high = _quantiles(rows)
     spread = (high - low) / 3.29
-    limit = torch.where(spread > 0, _FAR * spread, torch.inf)
+    limit = torch.where(spread > 0, FAR * spread, torch.inf)
     # The difference first: a square of 1e9 leaves nothing of 1.
     away = torch.maximum(torch.minimum(rows - middle, limit), -limit)
     # By a power of two, which rounds nothing: squares of 1e200 and 1e-200 are no numbers.
@@ -107,7 +107,7 @@ def warn_of_outliers(u: Tensor, name: str) -> None:
 def warn_of_contexts(context: Tensor, location: Tensor, scale: Tensor, name: str) -> None:
     """Warn of contexts far from most others, and of columns that are constant."""
     u = (context.double() - location) / scale
-    said = _far_out(u, _FAR, f"contexts of {name}", " of the context")
+    said = _far_out(u, FAR, f"contexts of {name}", " of the context")
     if said:
         warnings.warn(
             f"{said}. Beside them a network hardly tells the others apart: take logarithms of such "
@@ -178,7 +178,7 @@ def near_dependence(u: Tensor, name: str) -> NearDependence | None:
     if u.shape[1] > _COMPARED:
         return None
     # Rows far out would be in line with all others; those of NaN go with them.
-    u = u[(u.abs() <= _FAR).all(dim=1)]
+    u = u[(u.abs() <= FAR).all(dim=1)]
     if len(u) <= u.shape[1]:
         return None
     correlations, deviations = _correlations(u)

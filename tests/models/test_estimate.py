@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 import made_flows as mf
 from made_flows.models.estimate import _Run
 from made_flows.models.estimate_gaussians import NormalMixtures, sparse_weights
-from made_flows.models.estimate_rows import EstimateWarning
+from made_flows.models.estimate_rows import EstimateWarning, check_columns
 from made_flows.models.gaussian_mixture import fit_gaussians, gaussian_model, merged
 
 QUICK = {"budget": "fast", "progress": False, "seed": 0}
@@ -278,6 +278,18 @@ def test_a_column_of_one_value_but_for_a_row():
     x = with_column(normal(50), 0.5 + (torch.arange(50.0) > 48))
     with pytest.warns(EstimateWarning), pytest.raises(ValueError, match="few rows: 3"):
         mf.estimate(x, **QUICK)
+
+
+@pytest.mark.parametrize("far", [1e9, 1e15])
+def test_a_row_far_out_makes_no_columns_one(far: float):
+    x = normal(50).double()
+    x[3] = far
+    with pytest.warns(UserWarning, match="standard deviations out"):
+        check_columns(x)
+    x[:, 2] = 3 - 2 * x[:, 1]
+    repeats = pytest.raises(ValueError, match="column 2, which is column 1")
+    with pytest.warns(UserWarning, match="standard deviations out"), repeats:
+        check_columns(x)
 
 
 def test_other_bad_arguments():

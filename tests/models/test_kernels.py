@@ -117,6 +117,49 @@ def test_copies_of_a_row_and_rows_that_almost_repeat() -> None:
     assert KernelDensity.around(pair, KINDS)().log_prob(pair.float()).isfinite().all()
 
 
+def test_rows_far_out_are_told_apart() -> None:
+    """Products of what is a million from zero keep nothing of a distance of one."""
+    x = rows(20, 2)
+    x[:3] = 1e9 + torch.arange(3.0, dtype=F64)[:, None]
+    x[3, 1], x[4, 1] = -1e6, -1e6 + 0.5
+    model = KernelDensity.around(x, KINDS).double()
+    torch.testing.assert_close(model().log_prob(x + 0.01), told(model).log_prob(x + 0.01))
+    mapped = torch.func.vmap(lambda row: model().log_prob(row))(x)
+    torch.testing.assert_close(mapped, model().log_prob(x))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 4e-9])
+def test_columns_constant_in_the_rows_that_are_taken(value: float) -> None:
+    """Other values, symmetric ones, are in rows between those that kernels are put around."""
+    x = rows(6400, 2)
+    x[:, 0] = value
+    x[1:6000:3000, 0], x[3:6000:3000, 0] = value + 1, value - 1
+    every = torch.arange(len(x))
+    taken = x[thinned(every[:6000], 3000), 0]
+    assert (taken == taken[0]).all()
+    found = fit_kernels(x, [(every[:6000], every[6000:])], -1e4, math.inf)
+    assert found.scores[0].isfinite().all()
+    assert found.scores[0].mean() > -5
+    assert found.models[0]().log_prob(x[:100].float()).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.zeros(4, 2), r"value of shape \(\.\.\., 3\)"),
+        (torch.zeros(6), r"value of shape \(\.\.\., 3\)"),
+        (torch.full((4, 3), math.nan), "value to be finite"),
+    ],
+)
+def test_values_of_another_kind(value: Tensor, message: str) -> None:
+    model = model_of(9, 3)
+    with pytest.raises(ValueError, match=message):
+        model().log_prob(value)
+    whole = torch.arange(6).reshape(2, 3)
+    torch.testing.assert_close(model().log_prob(whole), model().log_prob(whole.double()))
+    assert model().expand((4, 2)).log_prob(whole).shape == (4, 2)
+
+
 def clusters(n: int, seed: int) -> Tensor:
     """Sixty places of all sizes, which rows are near to."""
     generator = torch.Generator().manual_seed(0)
