@@ -345,7 +345,7 @@ def inferred(piece: Piece, said: Mapping[str, Any]) -> Piece:
         padded = len(kinds) > 1 and pc.any(pc.match_substring_regex(column, _PADDED)).as_py()
         kinds = tuple(kind for kind in kinds if not (padded and kind == "int"))
         each = (found for kind in kinds if (found := _as(column, kind)) is not None)
-        found = next(each, column)
+        found = days(next(each, column))
         if found is column and len(column.drop_null()):
             numbers = pc.match_substring_regex(column, _NUMBER)
             mostly = pc.mean(pc.cast(numbers, pa.float64())).as_py() > _MOSTLY
@@ -359,6 +359,14 @@ def inferred(piece: Piece, said: Mapping[str, Any]) -> Piece:
                 raise _unlike(piece, name, kinds[0], advice)
         rows = rows.set_column(i, name, found)
     return piece._replace(rows=rows)
+
+
+def days(column: Any) -> Any:
+    """Return moments that are all midnight as days, which are written without a time."""
+    if not pa.types.is_timestamp(column.type) or column.type.tz is not None:
+        return column
+    midnights = pc.all(pc.equal(pc.floor_temporal(column, unit="day"), column), min_count=0)
+    return column.cast(pa.date32()) if midnights.as_py() else column
 
 
 def _as(column: Any, kind: str) -> Any:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from made_flows._checks import expect
 from made_flows.cli.errors import Code, CommandError, errors_of, say
-from made_flows.cli.reading import Piece, TableFile, typed
+from made_flows.cli.reading import Piece, TableFile, days, typed
 from made_flows.cli.writing import check_output
 from made_flows.models.base import Model
 from made_flows.serialization import load
@@ -162,6 +162,21 @@ def drawn(model: Any, count: int, orders: int, context: Any = None) -> pa.Table:
     return pa.table({name: x[:, i] for i, name in enumerate(names_of(model))})
 
 
+def _categories(values: Any, before: Any) -> Any:
+    """Return values as the categories of a column, in their order, and others after these."""
+    kind = before.type
+    if values.type != kind.value_type:
+        return values
+    known = before.unify_dictionaries().combine_chunks().dictionary
+    others = pc.unique(values.filter(pc.invert(pc.is_in(values, value_set=known))))
+    every = pa.concat_arrays([known, others.drop_null()])
+    try:
+        places = pc.index_in(values.combine_chunks(), value_set=every).cast(kind.index_type)
+    except pa.ArrowInvalid:  # more of them than it can number
+        return values
+    return pa.DictionaryArray.from_arrays(places, every, ordered=kind.ordered)
+
+
 def is_missing(column: Any) -> Any:
     """Tell which values of a column are missing."""
     return pc.is_null(column, nan_is_null=True)
@@ -171,15 +186,12 @@ def completed(before: Any, filled: Any) -> Any:
     """Put what was filled in where a column lacks a value, as what the column holds."""
     kind = before.type
     if pa.types.is_dictionary(kind):
-        before = before.cast(kind.value_type)
-        kind = before.type
+        return _categories(completed(before.cast(kind.value_type), filled), before)
     if pa.types.is_string(kind) and pa.types.is_boolean(filled.type):
         known = before.drop_null()
         if len(known) and known[0].as_py()[0].isupper():  # True, as Python writes it
             filled = pc.utf8_capitalize(filled.cast(kind))
-    days = pa.types.is_timestamp(filled.type) and pa.types.is_string(kind)
-    if days and pc.all(pc.equal(pc.floor_temporal(filled, unit="day"), filled)).as_py():
-        filled = filled.cast(pa.date32())
+    filled = days(filled) if pa.types.is_string(kind) else filled
     if pa.types.is_integer(kind):
         filled = pc.round(filled)
     try:

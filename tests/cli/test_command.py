@@ -410,6 +410,7 @@ def test_samples_repeat_by_seed_and_can_be_scored(folder: Path, tmp_path: Path) 
     assert first == second != other
     assert len(first.splitlines()) == 6
     assert first.splitlines()[0] == "size,count,kind,day,ok"
+    assert all(len(row["day"]) == 10 for row in csv.DictReader(first.splitlines()))  # no times
     (tmp_path / "rows.csv").write_text(first)
     scores = done("score", folder / T, tmp_path / "rows.csv", "--keep").splitlines()
     assert scores[1].startswith(first.splitlines()[1])
@@ -493,6 +494,30 @@ def test_samples_are_of_the_types_of_the_file(tmp_path: Path) -> None:
     drawn = pq.read_table(tmp_path / "drawn.parquet")
     assert drawn.schema.types[:2] == table.schema.types[:2]
     assert drawn.schema.types[2] == pa.int64()  # of any number, in whichever piece
+
+
+def test_categories_of_a_file_are_filled_in_as_such(tmp_path: Path) -> None:
+    """They had become text, or numbers, in columns that had lacked some."""
+    some = RNG.random(9000) < 0.2
+    table = pa.table({
+        "kind": pa.array(["a", "b", "c"] * 3000, mask=some).dictionary_encode(),
+        "shop": pa.array([7, 9, 4] * 3000, pa.int16(), mask=some).dictionary_encode(),
+        "size": pa.DictionaryArray.from_arrays(
+            pa.array([0, 1, 2] * 3000, pa.int8(), mask=some), ["S", "M", "L"], ordered=True
+        ),
+        "x": pa.array(RNG.normal(size=9000)),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "a.parquet")
+    done("fit", tmp_path / "a.parquet", "-o", tmp_path / "m", *FIT)
+    done("impute", tmp_path / "m", tmp_path / "a.parquet", "-o", tmp_path / "b.parquet")
+    before, after = (pq.read_table(tmp_path / name) for name in ("a.parquet", "b.parquet"))
+    assert after.schema.types == before.schema.types
+    for name in ("kind", "shop", "size"):
+        assert after[name].null_count == 0
+        known = before[name].is_valid()
+        assert after[name].filter(known).to_pylist() == before[name].filter(known).to_pylist()
+    sizes = after["size"].combine_chunks().dictionary.to_pylist()
+    assert sizes == ["S", "M", "L"]
 
 
 def test_numbers_that_were_categories_in_pandas_are_some(tmp_path: Path) -> None:
