@@ -37,6 +37,13 @@ def of_all_orders(**more: Any) -> mf.GaussianMADE:
     return mf.GaussianMADE(3, orders="all", hidden_features=(8,), **more)
 
 
+def assigned(model: Any) -> Any:
+    """Lose the buffers that no state dict has."""
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.to("meta").load_state_dict(weights, assign=True)
+    return model
+
+
 def mixture() -> mf.Mixture:
     return mf.Mixture([mf.GaussianMADE(3, hidden_features=(8,)), mf.MAF(3, hidden_features=(8,))])
 
@@ -281,6 +288,9 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         r"components\[1\] to have the first one's support",
     ),
     "a network": (lambda: mf.Mixture([mf.MADE(3)]), r"components\[0\] to be a model with features"),
+    "buffers left on meta": (
+        lambda: assigned(of_all_orders())().log_prob(ROWS), "buffers beside its weights; .* anew",
+    ),
     "models on two devices": (
         lambda: mf.Mixture([mf.MAF(3), mf.MAF(3).to("meta")])().sample(),
         "components to be on one device, .* got some on cpu, meta",

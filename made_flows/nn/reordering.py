@@ -123,6 +123,8 @@ def expect_own_masks(made: MaskedMLP) -> None:
     masks = [mask_of(layer) for layer in made.every_layer()]
     if not all(map(has_concrete_values, [made.ranks, *masks])):
         return
+    lost = "some on meta. What no state dict has is lost there: make the model anew, and load that"
+    expect(not made.input_features.is_meta, "a network's buffers", "beside its weights", lost)
 
     def compare() -> None:
         expected = masks_of(made, made.ranks, made.degrees).every()

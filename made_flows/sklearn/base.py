@@ -77,9 +77,15 @@ class TableEstimator(BaseEstimator):
         if getattr(X, "dtype", None) == np.longdouble:
             X = in_double(X, "X")
         precisions = [np.float64, np.float32]
-        checked = validate_data(
-            self, X, reset=reset, dtype=precisions, ensure_all_finite="allow-nan"
-        )
+        try:
+            checked = validate_data(
+                self, X, reset=reset, dtype=precisions, ensure_all_finite="allow-nan"
+            )
+        except ValueError as error:
+            if "could not convert" not in str(error):
+                raise
+            words = "to hold numbers, or to be a frame of any columns, as pandas.DataFrame(X) is"
+            raise ValueError(f"Expected X {words}; got text: {error}") from error
         given = np.asarray(X)
         if given.dtype.kind != "f":
             expect_exact(checked, given, "X")

@@ -231,6 +231,9 @@ def fit(
         "one made in it, which torch cannot train. Load its state_dict() into a model made outside"
     )
     expect(trainable, "model", "to be made outside of torch.inference_mode()", got)
+    lost = [name for name, tensor in named_tensors(model) if tensor.is_meta]
+    anew = "on meta. What no state dict has is lost there: make the model anew, and load that"
+    expect(not lost, "model", "to hold numbers", f"{', '.join(lost[:3])} {anew}")
     given = checked_settings(
         batch_size=batch_size, learning_rate=learning_rate, max_epochs=max_epochs,
         weight_decay=weight_decay, dropout=dropout, sparsity=sparsity, average=average,

@@ -52,7 +52,8 @@ ERRORS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] 
         lambda f: MADEDensity().fit(torch.from_numpy(X).to_sparse()), TypeError, "X to be dense"),
     "a tensor of half precision": (
         lambda f: MADEDensity().fit(torch.from_numpy(X).bfloat16()), TypeError, "that NumPy has"),
-    "text in an array": (lambda f: MADEDensity().fit([["a", 1], ["b", 2]]), ValueError, "convert"),
+    "text in an array": (
+        lambda f: MADEDensity().fit([["a", 1], ["b", 2]]), ValueError, "a frame of any columns"),
     "nothing known": (lambda f: MADEImputer().fit(X * np.nan), ValueError, "a column to model"),
     "unknown column": (
         lambda f: MADEDensity(columns={"z": "real"}).fit(X), ValueError, "columns to name columns"),

@@ -1092,6 +1092,7 @@ BAD = {
         torch.inference_mode()(lambda: mf.GaussianMADE(2)), rows(), {}, ValueError,
         r"outside of torch.inference_mode\(\); got one made in it",
     ),
+    "on meta": (lambda: mf.MAF(2).to("meta"), rows(), {}, ValueError, "numbers; got .*on meta"),
     "a log_prob of its own": (
         OfItsOwn, rows(), {}, TypeError, "got a OfItsOwn, which has a log_prob of its own",
     ),
