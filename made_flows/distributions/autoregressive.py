@@ -96,6 +96,8 @@ class AutoregressiveDistribution(HeadDistribution):
     def log_prob(self, value: Tensor, observed: Tensor | None = None) -> Tensor:
         """Return log-probabilities (...) of values (..., D), broadcast with the batch shape.
 
+        They are -inf for values so far out that numbers overflow, and NaN where weights are.
+
         Where values are missing, that of the observed ones (their marginal), under an order that
         puts these first: exactly the marginal of the model in that order.
 
@@ -118,7 +120,7 @@ class AutoregressiveDistribution(HeadDistribution):
         each = self._score(self._standardized(value))
         if self.units is not None:
             each = each - self.units.log_scale().sum()
-        return self._over_batch(each)
+        return self._defined(self._over_batch(each), value)
 
     def _score(self, u: Tensor) -> Tensor:
         """Return log-probabilities (...) of values in the network's units."""
@@ -145,7 +147,7 @@ class AutoregressiveDistribution(HeadDistribution):
         parameters = outputs_for(
             self.conditioner, inputs, self.context, observed, self.schedule, fresh=fresh
         )
-        return self._over_batch(self._sum_of(u, parameters, observed))
+        return self._defined(self._over_batch(self._sum_of(u, parameters, observed)), value)
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         made = self.conditioner

@@ -6,6 +6,7 @@ import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from math import isnan
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -19,6 +20,7 @@ from made_flows._checks import (
     check_finite,
     check_sample_shape,
 )
+from made_flows._torch import has_concrete_values
 from made_flows.distributions._protocols import Units
 from made_flows.distributions.missing import fill
 from made_flows.inverse.steps import HeadStep
@@ -110,6 +112,24 @@ class VectorDistribution(Distribution):
         if not self._batch_shape:
             return scores
         return scores.expand(check_broadcast(value=scores.shape, batch_shape=self.batch_shape))
+
+    def _defined(self, scores: Tensor, value: Tensor) -> Tensor:
+        """Make scores -inf where finite values are so far out that their numbers overflow.
+
+        They stay NaN where values, contexts or weights are.
+        """
+        # A device is not waited for where values are not to be checked. A sum is NaN where one of
+        # its terms is.
+        look = self._validate_args or scores.device.type == "cpu"
+        if look and has_concrete_values(scores) and not isnan(scores.detach().sum().item()):
+            return scores
+        # Of numbers that are finite, only those that overflow make NaN. Noise that overflows has
+        # no density, rather than an undefined one.
+        overflowed = scores.isnan() & weights_are_finite(self._modules())
+        overflowed = overflowed & ~value.isnan().any(dim=-1)
+        if self.context is not None:
+            overflowed = overflowed & ~self.context.isnan().any(dim=-1)
+        return torch.where(overflowed, -torch.inf, scores)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw samples of shape (*sample_shape, *batch_shape, D)."""

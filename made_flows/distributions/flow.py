@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import isnan
 from typing import Any
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from made_flows._checks import check_broadcast, check_finite, check_sample_shape
-from made_flows._torch import has_concrete_values
 from made_flows.distributions._protocols import Invertible
-from made_flows.distributions.base import VectorDistribution, weights_are_finite
+from made_flows.distributions.base import VectorDistribution
 
 
 class FlowDistribution(VectorDistribution):
@@ -82,19 +80,7 @@ class FlowDistribution(VectorDistribution):
         if self._validate_args:
             self._validate_sample(value)
         z, log_det = self.transform.to_noise(value, self.context)
-        log_prob = self._over_batch(self._score_noise(z) + log_det)
-        # A device is not waited for where values are not to be checked. A sum is NaN where one of
-        # its terms is.
-        look = self._validate_args or log_prob.device.type == "cpu"
-        if look and has_concrete_values(log_prob) and not isnan(log_prob.detach().sum().item()):
-            return log_prob
-        # Of numbers that are finite, only those that overflow make NaN. Noise that overflows has
-        # no density, rather than an undefined one.
-        overflowed = log_prob.isnan() & weights_are_finite(self._modules())
-        overflowed = overflowed & ~value.isnan().any(dim=-1)
-        if self.context is not None:
-            overflowed = overflowed & ~self.context.isnan().any(dim=-1)
-        return torch.where(overflowed, -torch.inf, log_prob)
+        return self._defined(self._over_batch(self._score_noise(z) + log_det), value)
 
     def _score_noise(self, z: Tensor) -> Tensor:
         if not isinstance(self.base, VectorDistribution):

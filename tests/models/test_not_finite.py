@@ -49,14 +49,21 @@ def test_a_weight_that_is_no_number_is_not_hidden(name: str, which: str) -> None
     assert bool(scores.isnan().all()), scores
 
 
-@pytest.mark.parametrize("name", FLOWS)
-def test_noise_that_overflows_has_no_density(name: str) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_what_overflows_has_no_density(name: str) -> None:
     model = MODELS[name](0).eval()
     with torch.no_grad():
         for weight in weights_of(model):
             weight.normal_()
     for size in (1e25, 3e38):
         assert model().log_prob(torch.full((3,), size)) == -math.inf
+    far = torch.tensor([[0.0] * 3, [1e300] * 3, [1e300, -1e300, 0.0]], dtype=torch.float64)
+    for units in model.standardizable():  # double precision is taken to the units, of float32
+        units.set(torch.zeros(3), torch.ones(3))
+    if model.standardizable_throughout():
+        near, *others = model().log_prob(far).tolist()
+        assert math.isfinite(near)
+        assert others == [-math.inf] * 2
 
 
 @pytest.mark.parametrize("name", MODELS)
