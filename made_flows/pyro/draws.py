@@ -40,7 +40,7 @@ def moved_by(samples: Mapping[str, Tensor], weights: Tensor) -> Moved:
     for draws in samples.values():
         x = _columns(draws)
         mean, deviation = weighted_moments(x, weights)
-        known = _varying(draws)
+        known = varying(draws)
         if bool(known.any()):
             before, spread = weighted_moments(x, torch.full_like(weights, 1 / len(weights)))
             means.append(float(((before - mean) / deviation)[known].abs().max()))
@@ -63,7 +63,7 @@ def heaviest_squares(
         x = _columns(draws)
         mean, _ = weighted_moments(x, weights)
         logs = log_weights.unsqueeze(-1) + 2 * (x - mean).abs().log()
-        usable = _varying(draws) & ~logs.isnan().any(dim=0)
+        usable = varying(draws) & ~logs.isnan().any(dim=0)
         shapes = [pareto_smooth(column).k_hat for column in logs.mT[usable]]
         found[name] = max(shapes, default=0.0)
     return found
@@ -99,7 +99,7 @@ def _columns(draws: Tensor) -> Tensor:
     return draws.detach().reshape(len(draws), draws[0].numel()).double().cpu()
 
 
-def _varying(draws: Tensor) -> Tensor:
+def varying(draws: Tensor) -> Tensor:
     """Tell which variables of draws (S, *shape) are more than a constant, rounded now and then.
 
     Sites have constants, such as the 1 in a corner of a Cholesky factor of correlations: their

@@ -15,7 +15,7 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from made_flows._checks import expect, expect_type, positive_integer
-from made_flows.pyro.draws import to_arviz
+from made_flows.pyro.draws import to_arviz, varying
 
 _R_HAT = 1.01
 _ENOUGH = 100
@@ -139,11 +139,33 @@ def refine(
         with torch.no_grad():
             found.append(_by_site(guide, neutra, mcmc.get_samples()[site]))
     samples = {name: torch.stack([chain[name] for chain in found]) for name in found[0]}
-    return Refinement(
-        samples,
-        {name: split_gelman_rubin(value, 0, 1) for name, value in samples.items()},
-        {name: effective_sample_size(value, 0, 1) for name, value in samples.items()},
-    )
+    return Refinement(samples, *agreement(samples))
+
+
+def agreement(samples: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return split R-hats and effective sample sizes of chains by site, (chains, draws, *shape).
+
+    Chains agree on what is constant in a site. Where nothing varies they never moved, and the
+    numbers are none.
+    """
+    columns = {
+        name: value.reshape(value.shape[:2].numel(), value[0, 0].numel())
+        for name, value in samples.items()
+    }
+    varies = {name: varying(each).to(each.device) for name, each in columns.items()}
+    moved = any(bool(each.any()) for each in varies.values())
+    r_hats, sizes = {}, {}
+    for name, value in samples.items():
+        some = varies[name] if moved else torch.ones_like(varies[name])
+        chains, draws, *shape = value.shape
+        agreed, size = columns[name].new_ones(2, len(some))
+        size *= chains * draws
+        if bool(some.any()):  # alone: pyro's sizes are of all columns together
+            each = columns[name][:, some].reshape(chains, draws, -1)
+            agreed[some] = split_gelman_rubin(each, 0, 1)
+            size[some] = effective_sample_size(each, 0, 1)
+        r_hats[name], sizes[name] = agreed.reshape(shape), size.reshape(shape)
+    return r_hats, sizes
 
 
 def _by_site(guide: AutoContinuous, neutra: NeuTraReparam, z: Tensor) -> dict[str, Tensor]:

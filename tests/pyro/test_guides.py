@@ -48,6 +48,7 @@ from made_flows.models.path_gradient import sample_with_score
 from made_flows.models.variational import DampedAffine, TriangularAffine, posterior_flow
 from made_flows.pyro import AutoIAF, Diagnosis, diagnose, fit_guide
 from made_flows.pyro.diagnosis import summary
+from made_flows.pyro.refinement import Refinement, agreement
 from made_flows.pyro.starts import init_to_prior_median
 
 # ---------------------------------------------------------------------- models
@@ -798,6 +799,10 @@ def test_constants_of_a_site_have_no_deviation(dtype: torch.dtype) -> None:
     assert found.grade == "as drawn"
     assert found.moved == summary(log_weights, {"x": x}).moved
     assert found.without_deviation == ()
+    chains = {"L": torch.stack([ones, x, 0 * x], dim=1).reshape(2, 2000, 3)}
+    assert Refinement(chains, *agreement(chains)).converged
+    stuck = {"x": torch.ones(2, 2000, dtype=dtype)}
+    assert not Refinement(stuck, *agreement(stuck)).converged
 
 
 def test_the_verdict_says_which_sites_to_decentre() -> None:
