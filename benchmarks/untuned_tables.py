@@ -26,9 +26,11 @@ of [continuous tables](tables.md): fourteen of R's, drawn from those of the Pyth
 measured, and how, is as on that page: mean log-likelihood of test rows in nats, in units of the
 mean and standard deviation of the training rows; columns of counts that pass its rule are among
 them. One split; the contenders are those of that page but for the mixture MADE. All runs shared two
-cores with other work, and `estimate` had a small part of the 600 seconds that its budget has by
-default; none was run again with more. The spline MAF was run again after one of its splines had
-become linear by default, which other tables chose (below); `estimate` has those of before.
+cores with other work, and `estimate` had a part of the 600 seconds that its budget has by default,
+written down before it was run; none was run again with more. All were run anew with the defaults
+of now, three of which are of after these tables had been seen, and were chosen by other tables: one
+of the splines is linear, the learning rate falls (both below), and `estimate` has kernels around
+rows among its candidates.
 
 {estimate}"""
 
