@@ -312,16 +312,16 @@ class _Run:
         if not context:
             yield "MAF over the normal mixture", lambda x: self.normals.under_flow(x, self.end)
         yield "mixture MADE, reversed", lambda _: MixtureMADE(**sizes, order="reversed")
-        if len(self.x) > _SMALL:
-            wide: dict[str, Any] = {**sizes, "hidden_features": (256, 256)}
-            yield "wide spline MAF", lambda _: MAF(**wide, bijection="spline")
-            yield "wide mixture MADE", lambda _: MixtureMADE(**wide, components=16)
         # The folds of few rows bring several models of a kind, which other orders bring here.
         orders = 3 if self.budget == "best" else int(len(self.x) > _SMALL)
         drawn: dict[str, Any] = {**sizes, "order": "random"}
         for number in range(1, 1 + orders):
             yield f"spline MAF, order {number}", lambda _: MAF(**drawn, bijection="spline")
             yield f"mixture MADE, order {number}", lambda _: MixtureMADE(**drawn)
+        if len(self.x) > _SMALL:
+            wide: dict[str, Any] = {**sizes, "hidden_features": (256, 256)}
+            yield "wide spline MAF", lambda _: MAF(**wide, bijection="spline")
+            yield "wide mixture MADE", lambda _: MixtureMADE(**wide, components=16)
 
     def _discrete(self, features: int, context: int) -> Iterator[tuple[str, Make]]:
         categories = [int(column.max()) + 1 for column in self.x.T]
