@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from made_flows._torch import has_concrete_values, has_finite_sum, is_autocast
 
+LOST_ON_META = "what no state dict has is lost there: make the model anew, and load that"
+"""What to do where buffers are left on the device that holds no numbers."""
+
 _LONGEST = 80
 """Characters of a value that an error shows."""
 

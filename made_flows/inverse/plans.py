@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._cache import Proof, Stamp
-from made_flows._checks import expect
+from made_flows._checks import LOST_ON_META, expect
 from made_flows._torch import as_rows
 from made_flows.inverse import dispatch
 from made_flows.inverse.batches import batch_of, context_rows, is_plain_call, shaped, takes
@@ -221,8 +221,8 @@ class Plan:
             return None
         for name, given in (("noise", x), ("context", context)):
             if given is not None and not given.is_cpu:  # a kernel would read from nowhere
-                lost = " (what no state dict has is lost there: make the model anew)"
-                got = f"{given.device}{lost if given.is_meta and given is x else ''}"
+                lost = f" ({LOST_ON_META})" if given.is_meta and given is x else ""
+                got = f"{given.device}{lost}"
                 expect(False, name, "on the device of the weights, cpu", got)
         contexts: list[Any] = []
         parts: Any = ()

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._cache import TensorCache
-from made_flows._checks import expect, expect_sequence, expect_type, holds_integers, tensor_or_empty
+from made_flows._checks import (
+    LOST_ON_META,
+    expect,
+    expect_sequence,
+    expect_type,
+    holds_integers,
+    tensor_or_empty,
+)
 from made_flows._torch import has_concrete_values, module_of_same_parts
 from made_flows.nn import masks as mk
 from made_flows.nn.connectivity import connect_in_order
@@ -123,8 +130,8 @@ def expect_own_masks(made: MaskedMLP) -> None:
     masks = [mask_of(layer) for layer in made.every_layer()]
     if not all(map(has_concrete_values, [made.ranks, *masks])):
         return
-    lost = "some on meta. What no state dict has is lost there: make the model anew, and load that"
-    expect(not made.input_features.is_meta, "a network's buffers", "beside its weights", lost)
+    got = f"some on meta ({LOST_ON_META})"
+    expect(not made.input_features.is_meta, "a network's buffers", "beside its weights", got)
 
     def compare() -> None:
         expected = masks_of(made, made.ranks, made.degrees).every()

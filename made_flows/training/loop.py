@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from made_flows._checks import (
+    LOST_ON_META,
     boolean,
     checked_device,
     checked_seed,
@@ -226,14 +227,7 @@ def fit(
     expect_type(isinstance(model, nn.Module), "model", "to be a torch.nn.Module", model)
     off = "torch.no_grad() or inference_mode()"
     expect(torch.is_grad_enabled(), "gradients", "to be enabled where fit is called", off)
-    trainable = not any(tensor.is_inference() for _, tensor in named_tensors(model))
-    got = (
-        "one made in it, which torch cannot train. Load its state_dict() into a model made outside"
-    )
-    expect(trainable, "model", "to be made outside of torch.inference_mode()", got)
-    lost = [name for name, tensor in named_tensors(model) if tensor.is_meta]
-    anew = "on meta. What no state dict has is lost there: make the model anew, and load that"
-    expect(not lost, "model", "to hold numbers", f"{', '.join(lost[:3])} {anew}")
+    _expect_trainable(model)
     given = checked_settings(
         batch_size=batch_size, learning_rate=learning_rate, max_epochs=max_epochs,
         weight_decay=weight_decay, dropout=dropout, sparsity=sparsity, average=average,
@@ -302,6 +296,19 @@ def fit(
                         units.set(*processes.same(units.numbers()))
                 stay()
                 return run(train, held_out)
+
+
+def _expect_trainable(model: nn.Module) -> None:
+    """Refuse models whose tensors torch cannot train, or that are not there."""
+    tensors = dict(named_tensors(model))
+    trainable = not any(tensor.is_inference() for tensor in tensors.values())
+    got = (
+        "one made in it, which torch cannot train. Load its state_dict() into a model made outside"
+    )
+    expect(trainable, "model", "to be made outside of torch.inference_mode()", got)
+    lost = [name for name, tensor in tensors.items() if tensor.is_meta]
+    got = f"{', '.join(lost[:3])} on meta ({LOST_ON_META})"
+    expect(not lost, "model", "to hold numbers", got)
 
 
 def _options(clip_norm: Any, max_seconds: Any, progress: Any, callbacks: Any) -> Options:
