@@ -42,7 +42,8 @@ from made_flows.models.mixtures import Mixture, OrderMixture
 from made_flows.nn.connectivity import DependencyWarning
 from made_flows.nn.made import MADE
 from made_flows.serialization.files import load, save
-from made_flows.tables.model import TableMADE, fit_table
+from made_flows.tables.fitting import fit_table
+from made_flows.tables.model import TableMADE
 from made_flows.training.history import History, TrainingError
 from made_flows.training.likelihood import score
 from made_flows.training.loop import fit

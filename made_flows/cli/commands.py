@@ -269,10 +269,11 @@ def impute(
     with seeded(_seed_of(seed)), writing(output) as put:
         for before, piece in watched(file, found, "completed", quiet):
             with errors_in(piece):
+                given: Any = {"orders": orders, "seed": None, "progress": False}
                 filled = (
-                    found.impute(piece.rows, orders=orders)
+                    found.impute(piece.rows, **given)
                     if draw
-                    else found.fill(piece.rows, draws=draws or 50, orders=orders, seed=None)
+                    else found.fill(piece.rows, draws=draws or 50, **given)
                 )
             after = before
             for i, name in enumerate(before.column_names):

@@ -146,7 +146,7 @@ def scores(model: Any, piece: Piece, orders: int) -> Any:
 def drawn(model: Any, count: int, orders: int, context: Any = None) -> pa.Table:
     """Draw rows; of dates whose times are all midnight, the days."""
     if isinstance(model, TableMADE):
-        rows = model.sample(count, context=context, orders=orders)
+        rows = model.sample(count, context=context, orders=orders, progress=False)
         for i, column in enumerate(model.schema.columns):
             if column.whole_days and column.name not in model.schema.types:
                 rows = rows.set_column(i, column.name, rows[column.name].cast(pa.date32()))

@@ -182,7 +182,7 @@ class Sample(_Worker):
     def _block(self, number: int) -> Mapping[str, Any]:
         seed = (self.seed * 2654435761 + number) % 2**63
         if self.is_table:
-            table: Mapping[str, Any] = self.model.sample(_BLOCK, seed=seed)
+            table: Mapping[str, Any] = self.model.sample(_BLOCK, seed=seed, progress=False)
             return {name: np.asarray(table[name]) for name in table}
         with seeded(seed, self.target.device):
             drawn = self.model().sample((_BLOCK,)).cpu().numpy()

@@ -47,7 +47,8 @@ class TableEstimator(BaseEstimator):
             :func:`made_flows.fit`.
         validation: the fraction of rows to stop training by; of fewer than twenty none are held
             out, and training takes ``max_epochs`` or thirty epochs.
-        progress: whether training shows a bar.
+        progress: whether training shows a bar, and drawing rows and missing values one after two
+            seconds.
         random_state: seed, generator or None.
         model_: the :class:`~made_flows.TableMADE`, in double precision.
         n_features_in_, feature_names_in_: as always.

@@ -116,7 +116,8 @@ class MADEDensity(DensityMixin, TableEstimator):
         count = positive_integer(n_samples, "n_samples")
         seed = self._seed(random_state)
         if isinstance(self.model_, TableMADE):
-            return self.model_.sample(count, orders=self.orders, seed=seed)
+            given: Any = {"orders": self.orders, "seed": seed, "progress": self.progress}
+            return self.model_.sample(count, **given)
         with seeded(seed):
             drawn = self.model_().sample((count,)).double().numpy()
         names = getattr(self, "names_", None)

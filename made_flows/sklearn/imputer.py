@@ -64,12 +64,14 @@ class MADEImputer(OneToOneFeatureMixin, TransformerMixin, TableEstimator):
         check_is_fitted(self)
         X = self._table(X)
         if boolean(self.sample_posterior, "sample_posterior"):
-            return self.model_.impute(X, orders=self.orders, seed=self._seed())
-        return self.model_.fill(X, draws=self.draws, orders=self.orders)
+            seed = self._seed()
+            return self.model_.impute(X, orders=self.orders, seed=seed, progress=self.progress)
+        return self.model_.fill(X, draws=self.draws, orders=self.orders, progress=self.progress)
 
     def impute(self, X: Any, count: int = 5) -> list[Any]:
         """Return several imputations: X filled by as many independent draws."""
         check_is_fitted(self)
         X, seed = self._table(X), self._seed()
         count = positive_integer(count, "count")
-        return [self.model_.impute(X, orders=self.orders, seed=seed + k) for k in range(count)]
+        given: Any = {"orders": self.orders, "progress": self.progress}
+        return [self.model_.impute(X, seed=seed + k, **given) for k in range(count)]

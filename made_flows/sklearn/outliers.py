@@ -83,7 +83,8 @@ class MADEOutlierDetector(OutlierMixin, TableEstimator):
         if most:
             rng = check_random_state(self._seed())
             rows = np.sort(rng.permutation(_num_samples(X))[:most])
-            whole = self.model_.impute(_safe_indexing(X, rows), seed=self._seed())
+            some = _safe_indexing(X, rows)
+            whole = self.model_.impute(some, seed=self._seed(), progress=self.progress)
             self.kernels_ = RowKernels(self.model_.schema.columns, whole)
         parts = self._parts(X)
         if most:

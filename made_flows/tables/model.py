@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from made_flows._checks import checked_device, checked_seed, expect_type, positive_integer
+from made_flows._checks import (
+    boolean,
+    checked_device,
+    checked_seed,
+    expect_type,
+    positive_integer,
+)
 from made_flows._keywords import helpful
 from made_flows._registry import saveable
 from made_flows._torch import in_groups, modes_kept
@@ -20,6 +26,7 @@ from made_flows.models.density import DensityModel
 from made_flows.models.mixtures import OrderMixture
 from made_flows.nn.linear import MaskedLinear
 from made_flows.nn.made import MADE, default_widths
+from made_flows.tables.drawing import draw_missing, draw_rows
 from made_flows.tables.frames import read
 from made_flows.tables.head import ContextCodes, TableHead
 from made_flows.tables.schema import Schema
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _ROWS = 2048
-"""Rows that are scored or completed at a time."""
+"""Rows that are scored at a time."""
 
 _SHOWN = 9
 """Columns that a model shows of its schema."""
@@ -319,7 +326,13 @@ class TableMADE(DensityModel):
         return {name: scores[:, i] for i, name in enumerate(self.schema.names)}
 
     def sample(
-        self, count: int, *, context: Any = None, orders: int = 1, seed: int | None = None
+        self,
+        count: int,
+        *,
+        context: Any = None,
+        orders: int = 1,
+        seed: int | None = None,
+        progress: bool = True,
     ) -> Any:
         """Draw rows, as a table of the kind that the model was made from.
 
@@ -330,26 +343,33 @@ class TableMADE(DensityModel):
             context: a table of the context columns, if the model has some.
             orders: how many orders to mix.
             seed: makes draws repeat; without one, torch's global generator goes on.
+            progress: whether to show a bar after two seconds.
         """
-        count = positive_integer(count, "count")
+        count, progress = positive_integer(count, "count"), boolean(progress, "progress")
         codes = self.schema.encode_context(context)
         with self._evaluating(seed):
-            drawn = self._of_orders(orders).distribution(codes).sample((count,))
-        if codes is not None:
-            drawn = drawn.transpose(0, 1).flatten(0, 1)
+            drawn = draw_rows(self._of_orders(orders).distribution, codes, count, progress)
         return self.schema.table(self.schema.decode(drawn))
 
     def impute(  # type: ignore[override]
-        self, table: Any, *, orders: int = 1, seed: int | None = None
+        self, table: Any, *, orders: int = 1, seed: int | None = None, progress: bool = True
     ) -> Any:
         """Draw the missing values of a table's rows given the observed ones, and return it filled.
 
         What is observed, and columns that are not modelled, stay as they are. Called again (with
         another seed), it gives another of multiple imputations.
         """
-        return self._filled(table, 1, orders, seed)
+        return self._filled(table, 1, orders, seed, progress)
 
-    def fill(self, table: Any, *, draws: int = 50, orders: int = 1, seed: int | None = 0) -> Any:
+    def fill(
+        self,
+        table: Any,
+        *,
+        draws: int = 50,
+        orders: int = 1,
+        seed: int | None = 0,
+        progress: bool = True,
+    ) -> Any:
         """Put the best guess where a table's values are missing, and return it.
 
         The median of draws given the observed values, of categories the most frequent. (Of a
@@ -360,8 +380,9 @@ class TableMADE(DensityModel):
             draws: how many values to draw for each missing one.
             orders: how many orders to mix.
             seed: of the draws.
+            progress: whether to show a bar after two seconds.
         """
-        return self._filled(table, positive_integer(draws, "draws"), orders, seed)
+        return self._filled(table, positive_integer(draws, "draws"), orders, seed, progress)
 
     def __repr__(self) -> str:
         rows = int(self.trained_rows)
@@ -373,16 +394,14 @@ class TableMADE(DensityModel):
 
     # ------------------------------------------------------------------ how
 
-    def _filled(self, table: Any, draws: int, orders: int, seed: int | None) -> Any:
+    def _filled(self, table: Any, draws: int, orders: int, seed: int | None, progress: bool) -> Any:
+        progress = boolean(progress, "progress")
         x, context = self.schema.encode(table)
         model = self._of_orders(orders)
         rows = x.isnan().any(dim=1).nonzero().flatten()
-        drawn = x[rows].expand(draws, -1, -1).clone()
+        given = None if context is None else context[rows]
         with self._evaluating(seed):
-            for some in torch.arange(len(rows)).split(max(_ROWS // draws, 1)):
-                given = None if context is None else context[rows[some]]
-                conditional = model.conditional(x[rows[some]], context=given)
-                drawn[:, some] = conditional.sample((draws,)).double()
+            drawn = draw_missing(model, x[rows], given, draws, progress)
         columns, filled = read(table)[0], {}
         for i, column in enumerate(self.schema.columns):
             missing = x[rows, i].isnan()
@@ -413,38 +432,3 @@ class TableMADE(DensityModel):
                 given = None if context is None else context[rows].to(device)
                 parts.append(score(x[rows].to(device), given).cpu())
         return torch.cat(parts)
-
-
-@helpful
-def fit_table(
-    table: Any,
-    columns: Mapping[str, Any] | None = None,
-    context: Sequence[str] = (),
-    *,
-    options: TableOptions | None = None,
-    validation: Any = 0.1,
-    average: float | None = 0.99,
-    **training: Unpack[FitOptions],
-) -> TableMADE:
-    """Fit a density model to a table of any columns, and return it trained.
-
-    Args:
-        table, columns, context: as for :meth:`TableMADE.from_data`.
-        options: of :class:`TableMADE`, by name.
-        validation, average, training: as for :meth:`TableMADE.fit`.
-
-    Example:
-        >>> import numpy as np, made_flows as mf
-        >>> rng = np.random.default_rng(0)
-        >>> table = {"size": rng.lognormal(size=200), "kind": rng.choice(["a", "b"], 200)}
-        >>> model = mf.fit_table(table, max_epochs=1, progress=False, seed=0)
-        >>> sorted(model.sample(2))
-        ['kind', 'size']
-    """
-    given, seed = {} if options is None else options, checked_seed(training.get("seed"))
-    checked_device(training.get("device"))
-    expect_type(isinstance(given, Mapping), "options", "to be a mapping of names", options)
-    with seeded(seed):
-        model = TableMADE.from_data(table, columns, context, **given)
-    model.fit(table, validation=validation, average=average, **training)
-    return model
