@@ -141,9 +141,10 @@ def drawn_together(
         # Both have run for one sample before.
         raise ValueError(
             "Expected model and guide to run for all samples at once, within a plate of "
-            f"{samples}; got {type(error).__name__}: {_first_words(error)}. Let "
-            "leading dimensions broadcast, as x[..., 0] and (X * b.unsqueeze(-2)).sum(-1) do and "
-            "X @ b does not, and put rows of data into a pyro.plate; or give vectorize=False"
+            f"{samples}; got {type(error).__name__}: {_first_words(error)}. Let leading dimensions "
+            "broadcast, as x[..., 0] does and X @ b does not: (X * b).sum(-1) in a pyro.plate of "
+            "rows, which b then has a dimension for, and (X * b.unsqueeze(-2)).sum(-1) where rows "
+            "are an event, of to_event(1), and in no plate; or give vectorize=False"
         ) from error
     return weights, of_model
 

@@ -164,7 +164,10 @@ class Diagnosis:
                 f"{self._squares} {unseen}"
             )
         if self.grade == "not yet":
-            why = f"{found}, so that even weighted averages are biased"
+            averages = "even weighted averages are biased"
+            if self.k_hat < self.threshold:
+                averages = "weighted averages are of few of them"
+            why = f"{found}, so that {averages}"
             if self._wandered or self.unseen:
                 why = (
                     f"there is mass where none of its draws fell. {unseen} By weights alone {found}"

@@ -26,7 +26,14 @@ from made_flows.pyro.diagnosis import Diagnosis, summary
 from made_flows.pyro.guides import AutoIAF
 from made_flows.pyro.layout import layout
 from made_flows.pyro.mixture_guide import FlowMixture
-from made_flows.pyro.starts import JointDensity, NormalStart, apart, find_starts
+from made_flows.pyro.starts import (
+    JointDensity,
+    NormalStart,
+    apart,
+    expect_proper,
+    find_starts,
+    init_point,
+)
 from made_flows.pyro.unseen import highest_ends
 from made_flows.pyro.whitened import Density
 from made_flows.training.optimization import seeded
@@ -166,6 +173,8 @@ def fit_guide(
         if seed is not None:
             stack.enter_context(seeded(seed, own.device))
         plan = BUDGETS[budget]
+        joint = JointDensity(model, sites, args, kwargs)
+        expect_proper(joint, own, sites)
         ends: list[Tensor] = []
         density = Density(bound, nesting if vectorize else None, sites, own.dtype)
         if vectorize:
@@ -173,7 +182,6 @@ def fit_guide(
                 # Or refuses, before any work.
                 drawn_together(bound, bound_guide, 3, nesting)
             ends = list(highest_ends(density, own, *_CLIMBS, modes))
-        joint = JointDensity(model, sites, args, kwargs)
         starts = _starts(guide, joint, plan.starts, modes, ends)
         # Copies first: the guide given is the best mode's.
         guides = [guide, *(copy.deepcopy(guide) for _ in starts[1:])]
@@ -204,7 +212,7 @@ def _starts(
     for index in range(random_starts if modes == 1 else max(random_starts, 4 * modes)):
         kind = (init_to_uniform, init_to_sample)[index % 2]
         try:
-            point = guide.init_point(kind)
+            point = init_point(guide.prototype_trace, kind)
         except NotImplementedError:  # improper priors cannot be drawn from
             continue
         if bool(point.isfinite().all()):

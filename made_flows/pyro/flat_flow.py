@@ -199,6 +199,10 @@ class FlatFlow(FlowTransform):
 
     # ------------------------------------------------------------------ as if it had the flow's
 
+    def extra_repr(self) -> str:
+        transforms, weights = len(self._chain()), self.weights.numel()
+        return f"features={self.features}, transforms={transforms}, weights={weights}"
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FlatFlow:
         self.flow._apply(fn)
         super()._apply(fn, recurse)
@@ -217,6 +221,7 @@ class FlatFlow(FlowTransform):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        self._tie()  # or what is loaded would count as older than a vector put in its place
         for name, module in self.flow.named_modules(prefix=f"{prefix}flow"):
             module._load_from_state_dict(state_dict, f"{name}.", *args, **kwargs)
         self._tie()

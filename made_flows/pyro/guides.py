@@ -38,6 +38,7 @@ from made_flows.pyro.draws import quantile_levels
 from made_flows.pyro.flat_flow import FlatFlow
 from made_flows.pyro.gradient_guard import GradientGuard
 from made_flows.pyro.layout import expect_whole, naming_supports, unconstrained, warn_of_angles
+from made_flows.pyro.matching import KnownData
 from made_flows.pyro.posterior import FlowPosterior, SiteMessenger, even_noise, normal_noise
 from made_flows.pyro.refinement import Refinement, refine
 from made_flows.pyro.starts import init_to_prior_median
@@ -132,7 +133,7 @@ class AutoIAF(AutoContinuous):
         super().__init__(model, init_loc_fn=init_loc_fn)
         self._given_model = (model,)
         self._path_gradient = path_gradient
-        self._guard, self._claimed = GradientGuard(), False
+        self._guard, self._claimed, self._data = GradientGuard(), False, KnownData()
         self._arguments = (start, transforms, hidden_features)
         self._flow_arguments = flow
 
@@ -157,16 +158,12 @@ class AutoIAF(AutoContinuous):
         (model,) = self._given_model
         return model
 
-    def init_point(self, init_loc_fn: Callable[..., Any]) -> Tensor:
-        """Return where an initialisation function would start: unconstrained, (latent_dim,)."""
+    def extra_repr(self) -> str:
         trace: Any = self.prototype_trace
-        parts = []
-        for name, site in trace.iter_stochastic_nodes():
-            given = {**site, "name": name}
-            value = init_loc_fn(given)
-            value = (value() if callable(value) else value).detach()
-            parts.append(biject_to(site["fn"].support).inv(value).reshape(-1))
-        return torch.cat(parts)
+        if trace is None:
+            return "latent variables are found in the first call"
+        sites = trace.iter_stochastic_nodes()
+        return ", ".join(f"{name}={tuple(site['value'].shape)}" for name, site in sites)
 
     def restart(self, origin: Tensor, units: Tensor) -> None:
         """Begin anew at a normal distribution, in whose units the flow then works.
@@ -256,6 +253,8 @@ class AutoIAF(AutoContinuous):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample the latent variables, with the arguments of the model; a dict by site."""
+        model = self.model if cast(Any, self._given_model) else None  # unpickled without
+        self._data.expect_same(model, self.prototype_trace, args, kwargs)
         with SiteMessenger():
             return cast(dict[str, Tensor], super().forward(*args, **kwargs))
 
@@ -336,7 +335,8 @@ class AutoIAF(AutoContinuous):
         """
         zero = self._base.zero
         wanted = quantile_levels(quantiles).to(zero)
-        draws = self._built().flow.generate(even_noise(self.latent_dim).to(zero)).sort(dim=0).values
+        drawn, _ = self._built().to_data(even_noise(self.latent_dim).to(zero))
+        draws = drawn.sort(dim=0).values
         place = wanted * (len(draws) - 1)
         low = place.floor().long()
         high = place.ceil().long()

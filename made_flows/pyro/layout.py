@@ -19,6 +19,7 @@ from torch.distributions.transforms import Transform
 
 from made_flows._checks import check_finite, check_values, expect, expect_type
 from made_flows._torch import has_concrete_values
+from made_flows.pyro.matching import Matching, samples
 
 _ANGLES = (torch.distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 
@@ -181,20 +182,13 @@ def layout(model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[int, dic
     Args:
         model, guide: with the data that both take.
     """
-    of_model, of_guide = traces(model, guide)
+    of_model, of_guide = _matched_traces(model, guide)
     sites = {}
-    for trace in (of_model, of_guide):
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample":
-                continue
-            for frame in site["cond_indep_stack"]:
-                whole = frame.full_size in (None, frame.size)
-                got = f"plate {frame.name!r} with {frame.size} of {frame.full_size}"
-                expect(whole, "model", "without subsampling, whose weights are noise", got)
-            known = trace is of_guide or site["is_observed"] or name in of_guide.nodes
+    for name, site in samples(of_model):
+        if not site["is_observed"]:
+            known = name in of_guide.nodes
             expect(known, "guide", "to sample every latent variable of the model", f"no {name!r}")
-            if trace is of_model and not site["is_observed"]:
-                sites[name] = LatentSite(site["fn"], cast(Tensor, site["value"]))
+            sites[name] = LatentSite(site["fn"], cast(Tensor, site["value"]))
     _expect_same_density(model, of_guide)
     nodes: Any = traces(model, guide)[0].nodes  # once more, with other values
     for name, latent in sites.items():
@@ -205,3 +199,36 @@ def layout(model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[int, dic
         moves = f"{name!r}, whose support changes with the values of others"
         expect(same, "model", hint, moves)
     return _nesting((of_model, of_guide)), sites
+
+
+def expect_known_density(model: Callable[[], Any], guide: Callable[[], Any]) -> None:
+    """Raise a ValueError for a model without a density of what a guide samples, or of other data.
+
+    Latent variables that the guide leaves out may be enumerated.
+
+    Args:
+        model, guide: with the data that both take.
+    """
+    of_model, of_guide = _matched_traces(model, guide)
+    if all(site["is_observed"] or name in of_guide.nodes for name, site in samples(of_model)):
+        _expect_same_density(model, of_guide)
+
+
+def _matched_traces(model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[Trace, Trace]:
+    """Return traces of a model and its guide, of the same variables in whole plates."""
+    of_guide = poutine.trace(guide).get_trace()
+    replayed = poutine.trace(poutine.replay(model, trace=of_guide))
+    of_guide = prune_subsample_sites(of_guide)
+    guided = [name for name, site in samples(of_guide) if not site["infer"].get("is_auxiliary")]
+    with Matching(of_guide, guided):
+        of_model = prune_subsample_sites(replayed.get_trace())
+    for trace in (of_model, of_guide):
+        for _, site in samples(trace):
+            for frame in site["cond_indep_stack"]:
+                whole = frame.full_size in (None, frame.size)
+                got = f"plate {frame.name!r} with {frame.size} of {frame.full_size}"
+                expect(whole, "model", "without subsampling, whose weights are noise", got)
+    for name in guided:
+        foreign = f"{name!r} (infer={{'is_auxiliary': True}} says that it is meant)"
+        expect(name in of_model.nodes, "guide", "to sample variables of the model alone", foreign)
+    return of_model, of_guide

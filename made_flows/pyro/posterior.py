@@ -81,7 +81,7 @@ class FlowPosterior(dist.TransformedDistribution):
     @property
     def flow(self) -> Flow:
         """The flow."""
-        return cast(Flow, self._transform.flow)
+        return self._transform.shared()
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw samples (*sample_shape, *batch_shape, D) that carry gradients."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from made_flows._checks import expect, expect_type, positive_integer
 from made_flows.pyro.draws import to_arviz, varying
+from made_flows.pyro.layout import expect_known_density
 
 _R_HAT = 1.01
 _ENOUGH = 100
@@ -96,7 +98,8 @@ def refine(
 
     Raises:
         TypeError: for a guide of another kind.
-        ValueError: for numbers out of range, and a guide that was never called.
+        ValueError: for numbers out of range, a guide that was never called or for other data, and
+            a model with subsampling or with draws that the guide cannot see.
 
     References:
         Hoffman et al. 2019, *NeuTra-lizing Bad Geometry in Hamiltonian Monte Carlo Using Neural
@@ -120,6 +123,8 @@ def refine(
     expect(draws >= 4, "draws", "to be at least 4, for R-hat", draws)
     trace: Any = guide.prototype_trace
     expect(trace is not None, "guide", "that was called once", "a new one")
+    with torch.no_grad(), poutine.block():
+        expect_known_density(partial(model, *args, **kwargs), partial(guide, *args, **kwargs))
     neutra = NeuTraReparam(guide)
     warped = poutine.reparam(model, config=neutra._reparam_config)
     first = next(name for name, _ in trace.iter_stochastic_nodes())

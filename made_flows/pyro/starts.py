@@ -31,6 +31,9 @@ _APART = 3.0
 _DIP, _BETWEEN = 3.0, 15
 """Nats by which a density falls between two modes, and the places where it is looked at."""
 
+_FAR = 1e4
+"""How far numbers are moved that a density does not seem to depend on."""
+
 _HESSIAN_UP_TO = 200
 """Dimensions up to which second derivatives are taken, one backward pass for each."""
 
@@ -63,6 +66,21 @@ def init_to_prior_median(site: dict[str, Any]) -> Tensor:
         constrain = biject_to(fn.support)
         zeros = torch.zeros(constrain.inverse_shape(fn.shape()))
         return cast(Tensor, constrain(zeros))
+
+
+def init_point(trace: Any, init_loc_fn: Callable[..., Any]) -> Tensor:
+    """Return where an initialisation function would start: unconstrained, (latent_dim,).
+
+    Args:
+        trace: of the latent variables.
+        init_loc_fn: one of Pyro's initialisation functions.
+    """
+    parts = []
+    for name, site in trace.iter_stochastic_nodes():
+        value = init_loc_fn({**site, "name": name})
+        value = (value() if callable(value) else value).detach()
+        parts.append(biject_to(site["fn"].support).inv(value).reshape(-1))
+    return torch.cat(parts)
 
 
 def _exact_median(fn: Any) -> Tensor | None:
@@ -155,6 +173,37 @@ class JointDensity:
             yield
         finally:
             torch.set_default_dtype(before)
+
+
+def expect_proper(density: JointDensity, point: Tensor, sites: Mapping[str, LatentSite]) -> None:
+    """Raise a ValueError for latent variables on the real line that a density says nothing of.
+
+    Such a posterior has no end, and an ELBO rises for ever as a guide widens.
+
+    Args:
+        density: of the joint distribution.
+        point: where to look (D,), off by a little, since slopes may vanish at a median.
+        sites: the latent variables.
+    """
+    off = torch.randn(len(point), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    here = (point.cpu().double() + off).to(point.device, density.dtype)
+    value, gradient = density.value_and_gradient(here)
+    flat = gradient == 0
+    if not (math.isfinite(value) and bool(flat.any())):
+        return
+    if any(density.value_and_gradient(here + far * flat)[0] != value for far in (-_FAR, _FAR)):
+        return
+    parts = flat.split([site.unconstrained.numel() for site in sites.values()])
+    counts = [
+        f"{int(part.sum())} of {len(part)} numbers of {name!r}"
+        for name, part in zip(sites, parts, strict=True)
+        if bool(part.any())
+    ]
+    raise ValueError(
+        f"Expected model to have a density that falls far out; got {', '.join(counts)} of which it "
+        "says nothing: of a flat prior without data, or masked, as by obs_mask, which has a latent "
+        "variable for every row. There, poutine.mask(mask=...) with obs= leaves out missing rows"
+    )
 
 
 def _widened(value: Any) -> Any:

@@ -256,6 +256,13 @@ def _nowhere() -> object:
         return fit_guide(AutoIAF(model), progress=False)
 
 
+def _masked() -> None:
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    mask = torch.tensor([True, True, False])
+    with pyro.plate("rows", 3):
+        pyro.sample("y", dist.Normal(0.0, scale), obs=torch.ones(3), obs_mask=mask)
+
+
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "guide": (lambda: fit_guide(AutoNormal(funnel)), TypeError, "guide to be an AutoIAF"),
     "budget": (lambda: fit_guide(AutoIAF(funnel), budget="all"), ValueError, "budget"),
@@ -272,6 +279,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "modes": (lambda: fit_guide(AutoIAF(funnel), modes=0), ValueError, "modes"),
     "density": (_nowhere, ValueError, "finite density"),
+    "flat": (lambda: fit_guide(AutoIAF(_masked), progress=False), ValueError, "2 of 3.*'y_unobs"),
     "units": (lambda: TriangularAffine([0.0, 0.0], origin=[0.0, 0.0]), ValueError, "units"),
     "upper": (
         lambda: TriangularAffine([0.0] * 2, origin=[0.0] * 2, units=[[1.0, 2.0], [0.0, 1.0]]),

@@ -46,7 +46,7 @@ from made_flows.inverse.d_pass import SlowInverseWarning
 from made_flows.models import affine_steps
 from made_flows.models.path_gradient import sample_with_score
 from made_flows.models.variational import DampedAffine, TriangularAffine, posterior_flow
-from made_flows.pyro import AutoIAF, Diagnosis, diagnose, fit_guide
+from made_flows.pyro import AutoIAF, Diagnosis, diagnose, fit_guide, refine
 from made_flows.pyro.diagnosis import summary
 from made_flows.pyro.refinement import Refinement, agreement
 from made_flows.pyro.starts import init_to_prior_median
@@ -889,9 +889,15 @@ def _subsampled() -> None:
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
-def _called(model: Callable[[], None] = plates) -> AutoIAF:
-    guide = AutoIAF(model)
-    guide()
+def _effects(y: Tensor | None = None) -> None:
+    with pyro.plate("rows", 4 if y is None else len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def _called(model: Callable[..., None] = plates, *args: Any, kind: Any = AutoIAF) -> Any:
+    guide = kind(model)
+    guide(*args)
     return guide
 
 
@@ -954,6 +960,34 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "quantiles": (lambda: _called().quantiles([0.5, 1.5]), ValueError, "quantiles"),
     "few samples": (lambda: _called().diagnose(samples=10), ValueError, "samples"),
     "missing site": (lambda: diagnose(_two_latents, lambda: _normal(1.0)), ValueError, "'z'"),
+    "other plates": (
+        lambda: _called(_effects, torch.zeros(4))(torch.zeros(3)),
+        ValueError,
+        "plate 'rows' of 3, which had 4. Make a new guide",
+    ),
+    "other plates to judge": (
+        lambda: diagnose(
+            _effects, _called(_effects, torch.zeros(4), kind=AutoNormal), torch.ones(3)
+        ),
+        ValueError,
+        "plate 'rows' of 3, which had 4",
+    ),
+    "made without data": (
+        lambda: _called(_effects)(torch.zeros(4)),
+        ValueError,
+        "got 'y' observed, which the guide samples",
+    ),
+    "made without data, to judge": (
+        lambda: diagnose(_effects, _called(_effects, kind=AutoNormal), torch.zeros(4)),
+        ValueError,
+        "got 'y' observed, which the guide samples",
+    ),
+    "made without data, to refine": (
+        lambda: refine(_effects, _called(_effects, kind=AutoMultivariateNormal), torch.zeros(4)),
+        ValueError,
+        "got 'y' observed, which the guide samples",
+    ),
+    "not of the model": (lambda: diagnose(scalar, _two_latents), ValueError, "alone; got 'z'"),
     "no guide": (lambda: diagnose(scalar, None), TypeError, "guide"),  # type: ignore[arg-type]
     "gain": (lambda: DampedAffine(0.0), ValueError, "gain"),
     "location": (lambda: TriangularAffine(torch.zeros(2, 2)), ValueError, "location"),
@@ -967,6 +1001,35 @@ def test_bad_arguments(name: str) -> None:
     call, kind, message = BAD[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_data_of_other_sizes() -> None:
+    """Where plates of latent variables stay, or there are none, data may have any size."""
+    known = _called(_effects, torch.zeros(4))
+    state = torch.get_rng_state()
+    assert known()["z"].shape == known(y=torch.zeros(4))["z"].shape == (4,)  # no data: not asked
+    for _ in range(2):
+        with pytest.raises(ValueError, match="plate 'rows'"):
+            known(torch.zeros(3))
+    torch.set_rng_state(state)
+    first = known(torch.zeros(4))["z"]
+    torch.set_rng_state(state)
+    assert torch.equal(known(y=torch.zeros(4))["z"], first)  # a look takes no random numbers
+
+    def shared(y: Tensor) -> None:
+        with pyro.plate("three", 3):
+            pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    guide = _called(shared, torch.zeros(4))
+    assert guide(torch.zeros(7))["b"].shape == (3,)
+
+
+def test_a_guide_shows_its_latent_variables() -> None:
+    assert "found in the first call" in repr(AutoIAF(scalar))
+    assert "z=(4,)\n" in repr(_called(_effects, torch.zeros(4)))
+    assert "FlatFlow(features=4, transforms=4, weights=" in repr(_called(_effects, torch.zeros(4)))
 
 
 # ---------------------------------------------------------------------- beside other things of Pyro
@@ -1009,7 +1072,7 @@ def test_discrete_variables_are_enumerated() -> None:
     means = torch.stack([y[:20].mean(), y[20:].mean()])
     torch.testing.assert_close(guide.median()["loc"], means, atol=0.1, rtol=0)
     # Without the sum labels are drawn in every run: of a density that is noise.
-    for judge in (guide.diagnose, partial(fit_guide, guide)):
+    for judge in (guide.diagnose, guide.refine, partial(fit_guide, guide)):
         with pytest.raises(ValueError, match=r"same density whenever.*hidden by poutine.block"):
             judge(y)
 
