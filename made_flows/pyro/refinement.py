@@ -118,6 +118,8 @@ def refine(
     """
     expect_type(callable(model), "model", "to be a function or module", model)
     expect_type(isinstance(guide, AutoContinuous), "guide", "to be an AutoContinuous guide", guide)
+    warps = type(guide).get_transform is not AutoContinuous.get_transform
+    expect_type(warps, "guide", "with a transform from noise, which mixtures have not", guide)
     draws, chains = positive_integer(draws, "draws"), positive_integer(chains, "chains")
     warmup = positive_integer(warmup, "warmup")
     expect(draws >= 4, "draws", "to be at least 4, for R-hat", draws)

@@ -48,6 +48,7 @@ from made_flows.models.path_gradient import sample_with_score
 from made_flows.models.variational import DampedAffine, TriangularAffine, posterior_flow
 from made_flows.pyro import AutoIAF, Diagnosis, diagnose, fit_guide, refine
 from made_flows.pyro.diagnosis import summary
+from made_flows.pyro.mixture_guide import FlowMixture
 from made_flows.pyro.refinement import Refinement, agreement
 from made_flows.pyro.starts import init_to_prior_median
 
@@ -988,6 +989,11 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "got 'y' observed, which the guide samples",
     ),
     "not of the model": (lambda: diagnose(scalar, _two_latents), ValueError, "alone; got 'z'"),
+    "no transform to refine": (
+        lambda: refine(scalar, FlowMixture(scalar, [_called(scalar)])),
+        TypeError,
+        "transform from noise.*got FlowMixture",
+    ),
     "no guide": (lambda: diagnose(scalar, None), TypeError, "guide"),  # type: ignore[arg-type]
     "gain": (lambda: DampedAffine(0.0), ValueError, "gain"),
     "location": (lambda: TriangularAffine(torch.zeros(2, 2)), ValueError, "location"),
