@@ -61,6 +61,7 @@ def mixture_weights(
     scores: Tensor,
     *,
     start: Tensor | None = None,
+    prior: Tensor | None = None,
     iterations: int = 1000,
     tolerance: float = 1e-7,
     history: list[float] | None = None,
@@ -70,6 +71,7 @@ def mixture_weights(
     Args:
         scores: log-probabilities (N, K) of the rows under every component.
         start: weights to begin from (a zero stays one); None for equal ones.
+        prior: how many rows more every component has (K,), which are its own; None for none.
         iterations: the largest number of EM steps.
         tolerance: stop when a step gains less than this many nats per row.
         history: a list to which the mean log-likelihood of every step is added.
@@ -80,17 +82,18 @@ def mixture_weights(
         tensor([0.7500, 0.2500])
     """
     weights = torch.full_like(scores[0], 1 / scores.shape[1]) if start is None else start
+    prior = torch.zeros_like(weights) if prior is None else prior
     last = -torch.inf
     for step in range(iterations + 1):
         joint = scores + weights.log()
         total = joint.logsumexp(dim=1, keepdim=True)
-        mean = float(total.mean())
+        mean = float(total.mean() + torch.xlogy(prior, weights).sum() / len(scores))
         if history is not None:
             history.append(mean)
         if step == iterations or mean - last < tolerance:
             break
         last = mean
-        weights = (joint - total).exp().mean(dim=0)
+        weights = (joint - total).exp().sum(dim=0) + prior
         weights /= weights.sum()
     return weights
 

@@ -19,6 +19,12 @@ from made_flows.tables.parts import Categories, Numbers, Part, Splines
 from made_flows.transforms.units import Units
 from made_flows.univariate.heads import GaussianMixture, Head
 
+_PRIOR = 5
+"""Rows of a column for which the shares that all columns together have count."""
+
+_POOLED = 50_000
+"""Values by which these are found, at most."""
+
 
 class TableSupport(constraints.Constraint):
     """Codes of the columns of a table: finite numbers."""
@@ -164,6 +170,8 @@ class TableHead(Head):
     def set_share(self, codes: Tensor, parameters: Sequence[Tensor]) -> None:
         """Set the shares under which rows that were not trained on are most likely, by EM.
 
+        Those of a column of which they know nothing are what all columns together have.
+
         Args:
             codes: (N, D), NaN where one is missing.
             parameters: (N, D, K) of the network, several times: in several orders.
@@ -173,10 +181,21 @@ class TableHead(Head):
         scores = torch.stack([self._scores(x, each) for each in parameters]).double()
         scores[:, :, ~self._often.any(dim=1), 1] = -torch.inf  # where they say the same
         known = observed & torch.isfinite(scores.amax(dim=-1))
+        if not bool(known.any()):
+            return
+        # Few rows tell little of a column: what all columns tell counts as some rows of each.
+        each = scores[known]
+        each[:, 1] = torch.where(torch.isinf(each[:, 1]), each[:, 0], each[:, 1])
+        pooled = mixture_weights(each[:: max(1, len(each) // _POOLED)])
         for i in range(codes.shape[1]):
-            if bool(known[..., i].any()):
-                weights = mixture_weights(scores[..., i, :][known[..., i]])
-                self.plain[i], self.share[i] = weights[1], weights[2]
+            weights = pooled
+            if not bool(self._often[i].any()):
+                weights = torch.stack([pooled[0] + pooled[1], pooled[1] * 0, pooled[2]])
+            of_column = scores[..., i, :][known[..., i]]
+            if len(of_column):
+                prior = _PRIOR * len(parameters) * weights
+                weights = mixture_weights(of_column, prior=prior)
+            self.plain[i], self.share[i] = weights[1], weights[2]
 
     @contextmanager
     def left_out(self, network: nn.Module) -> Iterator[None]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from made_flows.tables.columns import ATOM, CategoryColumn, NumberColumn
+from made_flows.tables.mixture_fit import fit_mixture
 from made_flows.univariate.heads import Categorical, GaussianMixture
 from made_flows.univariate.scales import ScaleRule
 from made_flows.univariate.splines import RationalQuadraticSpline
@@ -161,7 +162,8 @@ class Numbers(Part):
                     width = 0.3 * slope.exp().clamp(max=1.0)
                 else:
                     width = torch.zeros_like(z)
-                start = _fit_mixture(z, width, start)
+                weights, means, scales = fit_mixture(z, width, start.chunk(3)[1])
+                start = torch.cat([weights.log(), means, raw_scale(scales)])
                 around = self._around(start, torch.tensor(k))[: len(logits)]
                 logits = logits - around.float()
             each.append(torch.cat([start, logits]).float())
@@ -350,31 +352,6 @@ class Splines(Numbers):
 
 def _log_cosh(t: Tensor) -> Tensor:
     return t.abs() + torch.log1p(torch.exp(-2 * t.abs())) - math.log(2)
-
-
-def _fit_mixture(z: Tensor, width: Tensor, start: Tensor) -> Tensor:
-    """Fit a mixture of normals to values z (N,) by EM, and return its parameters.
-
-    Args:
-        z: the values.
-        width: deviations below which a component may not fall at a value, (N,).
-        start: parameters to start from: logits, means, scales.
-    """
-    some = torch.arange(len(z))[:: max(1, len(z) // 2000)]
-    z, width = z[some], width[some]
-    _, means, _ = start.double().chunk(3)
-    count = len(means)
-    weights, scales = torch.full_like(means, 1 / count), torch.full_like(means, 2 / count)
-    for _ in range(30 if len(z) > 1 else 0):
-        log_p = weights.log() - scales.log() - 0.5 * ((z[:, None] - means) / scales).square()
-        parts = torch.softmax(log_p, dim=1)
-        # Half a row more for each component, where it is: none dies or collapses.
-        total = parts.sum(0) + 0.5
-        weights = total / total.sum()
-        means = (parts.T @ z + 0.5 * means) / total
-        spread = (parts * ((z[:, None] - means).square() + width[:, None].square())).sum(0)
-        scales = ((spread + 0.5 * 0.01) / total).sqrt().clamp(1e-2, 0.99)
-    return torch.cat([weights.log(), means, raw_scale(scales)])
 
 
 def raw_scale(scale: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import made_flows as mf
 from made_flows.distributions import mixture as mixture_module
+from made_flows.models.mixture_weights import mixture_weights
 from tests.helpers.density_models import (
     CONTINUOUS,
     MODELS,
@@ -435,3 +436,14 @@ def test_mistakes_are_refused(name: str) -> None:
 def test_a_model_of_one_order_has_no_mixture_of_orders(name: str) -> None:
     with pytest.raises(ValueError, match=r"made with orders or masks, .* got a model of one"):
         mf.OrderMixture(CONTINUOUS[name](4), 3)
+
+
+def test_rows_more_of_every_component_count_as_rows_do() -> None:
+    prior = torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64)
+    says_nothing = torch.zeros(5, 3, dtype=torch.float64)
+    torch.testing.assert_close(
+        mixture_weights(says_nothing, prior=prior), prior / 3, atol=1e-3, rtol=0
+    )
+    rows = torch.tensor([[0.0, -torch.inf, -torch.inf]], dtype=torch.float64)
+    found = mixture_weights(rows.expand(2, 3), prior=prior)
+    torch.testing.assert_close(found, torch.tensor([0.6, 0.4, 0.0], dtype=torch.float64))

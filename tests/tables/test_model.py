@@ -458,6 +458,27 @@ def test_training_ends_no_worse_than_independent_columns_on_rows_left_out() -> N
     assert bool(((share >= 0) & (share <= 1)).all())
 
 
+@pytest.mark.parametrize("rows", [1, 400])
+def test_shares_of_few_rows_are_about_those_of_all_columns(rows: int) -> None:
+    rng = np.random.default_rng(0)
+    table = {"x": rng.normal(size=50), "y": rng.normal(size=50)}
+    model = mf.TableMADE.from_data(table, hidden_features=(8,))
+    head: Any = model.head
+    codes = torch.zeros(rows, 2)
+    parameters = head.margin.expand(rows, 2, -1).clone()
+    parameters[:, 0, 8:16] += 3.0  # of x the network's means are far off,
+    parameters[:, 1, 16:24] -= 4.0  # of y its normals are narrower, and right
+    parameters[:, 1, 8:16] = codes[:, 1:]
+    head.set_share(codes, [parameters] * 8)
+    share = head.share.tolist()
+    assert share[0] > share[1]
+    if rows == 1:
+        assert share[0] - share[1] < 0.5
+    else:
+        assert share[0] > 0.95
+        assert share[1] < 0.05
+
+
 @pytest.mark.parametrize(
     "refused", [{"learning_rate": -1.0}, {"device": "gpu"}, {"validation": {"x": ["no number"]}}]
 )
