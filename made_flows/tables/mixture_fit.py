@@ -10,7 +10,7 @@ from torch import Tensor
 _SOME = 2000
 """Values that a mixture is fitted to, at most."""
 
-_FEW = 500
+_FEW = 150
 """Values up to which the mixture is drawn to a standard normal, as far as they ask for it."""
 
 _PULLS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
