@@ -11,8 +11,42 @@ from torch import Tensor
 
 _LIMIT = 100.0
 _REMEMBERED = 50
+_NEWEST, _DROWNS = 0.2, 10.0
 _COUNTS = 1e-6
 """Share of the largest weight from which on a draw says what is usual."""
+
+
+class PathBalance:
+    r"""Tells where a flow's own score would drown the model's gradient.
+
+    Path gradients are :math:`\nabla_x \log q(x) - \nabla_x \log p(x)` at a draw x. Where a flow has
+    become nearly singular the first is huge, and what is left of the second is noise: with Adam, a
+    few such steps take a guide to places that it does not come back from. The gradient of
+    :math:`\log q` by the weights has the same mean, and none of that. It is taken while, in some
+    coordinate, the first is ten times as large as the second, in the mean of the last few steps;
+    both are as large where q is p.
+
+    Example:
+        >>> balance = PathBalance()
+        >>> balance.note(torch.tensor([[1.0, 50.0]]), torch.tensor([[2.0, 3.0]]))
+        >>> balance.drowns()
+        True
+    """
+
+    def __init__(self) -> None:
+        self._sizes: Tensor | None = None
+
+    def note(self, score: Tensor, of_model: Tensor) -> None:
+        """Note the gradients (..., D), but for signs, of both log-densities at a step's draws."""
+        both = torch.stack([score, of_model]).reshape(2, -1, score.shape[-1]).abs().mean(dim=1)
+        known = both if self._sizes is None else self._sizes
+        finite = both.isfinite().all(dim=0)
+        self._sizes = torch.where(finite, torch.lerp(known, both, _NEWEST), known)
+
+    def drowns(self) -> bool:
+        """Tell whether the weights' gradient is to be taken in place of the path's."""
+        sizes = self._sizes
+        return sizes is not None and bool((sizes[0] > _DROWNS * sizes[1]).any())
 
 
 class DrawWeights:
@@ -20,10 +54,16 @@ class DrawWeights:
 
     That is the same for all in an ELBO. In bounds that weigh draws, as by importance, it is the
     weight of each, which a gradient has as a factor.
+
+    Attributes:
+        score: the slope of the draws' log-densities, where an ELBO is asked that has a path.
+        by_path: whether it then gets path gradients.
     """
 
     def __init__(self) -> None:
         self._found: Tensor | None = None
+        self.score: Tensor | None = None
+        self.by_path = True
 
     def add(self, gradient: Tensor) -> None:
         """Note the gradient (...) of draws' log-densities, which come before those of draws."""
@@ -50,6 +90,9 @@ class GradientGuard:
     gradients are usual for their time it does nothing. What it limits first is said once, on the
     logger ``made_flows``.
 
+    Attributes:
+        balance: what it noted of path gradients.
+
     Example:
         >>> guard = GradientGuard()
         >>> guard(torch.tensor([[1.0, 2.0], [0.5, float("nan")], [3e9, 1.0], [2.0, 2.0]]))[:2]
@@ -58,6 +101,7 @@ class GradientGuard:
     """
 
     def __init__(self) -> None:
+        self.balance = PathBalance()
         self._usual: deque[float] = deque(maxlen=_REMEMBERED)
         self._said = False
 

@@ -57,7 +57,8 @@ class AutoIAF(AutoContinuous):
 
     Gradients of the ELBO are *path gradients*: those of :math:`\log q(u)` with respect to the
     sample u alone, since the rest has mean zero. Their noise vanishes as the guide approaches the
-    posterior. The density itself has all its gradients. (``JitTrace_ELBO`` gets those.) The
+    posterior. The density itself has all its gradients. (``JitTrace_ELBO`` gets those, and so do
+    steps in which the flow's slope would drown the model's, as where a rate is large.) The
     gradient of a single draw that is no number, or a hundred times what is usual, is limited, so
     that no draw ends a run.
 

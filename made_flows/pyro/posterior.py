@@ -99,7 +99,7 @@ class FlowPosterior(dist.TransformedDistribution):
             x.register_hook(partial(_guarded, self.guard, weights))
         traced = is_traced()
         can_tell = (plain or traced) and not x.is_inference()
-        made = self._transform, noise, x, log_det, score, weights
+        made = self._transform, noise, x, log_det, score, weights, self.guard
         self._last = _Sample(*made) if can_tell else None
         return x
 
@@ -122,13 +122,19 @@ class FlowPosterior(dist.TransformedDistribution):
             return ScoreParts(log_prob, _NONE, log_prob)
         if not last.score.isfinite().all():  # a Jacobian that is singular, to rounding
             return ScoreParts(log_prob, _NONE, log_prob)
+        if last.drowns():
+            return ScoreParts(log_prob, _NONE, log_prob)
         path = log_prob.detach() + (last.score * (x - x.detach())).sum(dim=-1)
         last.weigh(path)
         return ScoreParts(log_prob, _NONE, path)
 
 
 def _guarded(guard: GradientGuard, weights: DrawWeights, gradient: Tensor) -> Tensor:
-    return guard(gradient, weights.take())
+    found, score = weights.take(), weights.score
+    if found is not None and score is not None and found.shape == gradient.shape[:-1]:
+        of_model = gradient / found.unsqueeze(-1)
+        guard.balance.note(score, of_model - score if weights.by_path else of_model)
+    return guard(gradient, found)
 
 
 class _Sample:
@@ -142,7 +148,9 @@ class _Sample:
         log_det: Tensor,
         score: Tensor | None,
         weights: DrawWeights | None,
+        guard: GradientGuard | None,
     ) -> None:
+        self._guard = guard
         self.noise, self.x, self.log_det, self.score = noise, x, log_det, score
         self._weights = weights
         self._transform = transform
@@ -159,6 +167,14 @@ class _Sample:
         """Let the guard know how much each draw counts, by a log-density (...) of the sample."""
         if self._weights is not None and log_prob.requires_grad:
             log_prob.register_hook(self._weights.add)
+
+    def drowns(self) -> bool:
+        """Tell whether path gradients are to be left alone for now; let the guard compare both."""
+        if self._weights is None or self._guard is None:
+            return False
+        self._weights.score = self.score
+        self._weights.by_path = not self._guard.balance.drowns()
+        return not self._weights.by_path
 
     def holds(self, x: Tensor) -> bool:
         """Tell whether x is the sample, of weights that are what they were."""
