@@ -38,9 +38,11 @@ def draw_rows(
         for group in groups:
             size, drawn = 1 if group is None else len(group), []
             of_group = distribution(group)
-            for some in torch.arange(count).split(max(_ROWS // max(size, 1), 1)):
-                drawn.append(of_group.sample((len(some),)))
-                bar.update(len(some) * size)
+            step = max(_ROWS // max(size, 1), 1)
+            for first in range(0, count, step):
+                some = min(step, count - first)
+                drawn.append(of_group.sample((some,)))
+                bar.update(some * size)
             rows = torch.cat(drawn)
             found.append(rows if group is None else rows.transpose(0, 1).flatten(0, 1))
     return torch.cat(found)
@@ -58,11 +60,12 @@ def draw_missing(
         draws: how many of each.
         progress: whether to show a bar where it takes long.
     """
-    drawn = x.expand(draws, -1, -1).clone()
+    drawn, step = x.expand(draws, -1, -1).clone(), max(_HOLES // draws, 1)
     with bar_of(len(x), "fill", progress) as bar:
-        for some in torch.arange(len(x)).split(max(_HOLES // draws, 1)):
+        for first in range(0, len(x), step):
+            some = slice(first, first + step)
             given = None if context is None else context[some]
             conditional = model.conditional(x[some], context=given)
             drawn[:, some] = conditional.sample((draws,)).double()
-            bar.update(len(some))
+            bar.update(len(x[some]))
     return drawn

@@ -186,7 +186,9 @@ class TableHead(Head):
         # Few rows tell little of a column: what all columns tell counts as some rows of each.
         each = scores[known]
         each[:, 1] = torch.where(torch.isinf(each[:, 1]), each[:, 0], each[:, 1])
-        pooled = mixture_weights(each[:: max(1, len(each) // _POOLED)])
+        generator = torch.Generator().manual_seed(0)
+        some = torch.randperm(len(each), generator=generator, device="cpu")[:_POOLED]
+        pooled = mixture_weights(each[some.to(each.device)])
         for i in range(codes.shape[1]):
             weights = pooled
             if not bool(self._often[i].any()):

@@ -37,18 +37,18 @@ def fit_mixture(z: Tensor, width: Tensor, means: Tensor) -> tuple[Tensor, Tensor
     Returns:
         Weights, means and deviations (C,), of double precision.
     """
-    some = torch.arange(len(z))[:: max(1, len(z) // _SOME)]
+    some = slice(None, None, max(1, len(z) // _SOME))
     z, width, means = z[some], width[some], means.double()
-    pull = torch.zeros(1, dtype=torch.float64)
+    pull = z.new_zeros(1)
     if 1 < len(z) <= _FEW:
         generator = torch.Generator().manual_seed(0)
-        fold = torch.randperm(len(z), generator=generator) % _FOLDS
+        fold = torch.randperm(len(z), generator=generator, device="cpu").to(z.device) % _FOLDS
         left = torch.nn.functional.one_hot(fold, _FOLDS).T.bool().repeat(len(_PULLS), 1)
-        pulls = torch.tensor(_PULLS, dtype=torch.float64).repeat_interleave(_FOLDS)
+        pulls = z.new_tensor(_PULLS).repeat_interleave(_FOLDS)
         likely = _log_density(z, width, *_expect(z, width, means, pulls, ~left))
         gained = torch.where(left, likely, 0.0).reshape(len(_PULLS), -1).sum(dim=1)
         pull = pulls.reshape(len(_PULLS), -1)[gained.argmax(), :1]
-    known = torch.ones(1, len(z), dtype=torch.bool)
+    known = torch.ones_like(z, dtype=torch.bool)[None]
     weights, means, scales = _expect(z, width, means, pull, known)
     return weights[0], means[0], scales[0]
 
@@ -58,7 +58,7 @@ def _expect(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fit mixtures, by one pull (B,) each, to the values that are known to each, (B, N)."""
     count, rows = len(start), known.to(z).unsqueeze(-1)
-    weights = torch.full((len(pull), count), 1 / count, dtype=torch.float64)
+    weights = z.new_full((len(pull), count), 1 / count)
     means, scales = start.expand_as(weights), torch.full_like(weights, 2 / count)
     pull = pull[:, None]
     for _ in range(_STEPS if len(z) > 1 else 0):
