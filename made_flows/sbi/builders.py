@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,8 +10,7 @@ from typing import Any, Literal, ParamSpec
 
 import numpy as np
 import torch
-from sbi.utils.nn_utils import get_numel
-from sbi.utils.sbiutils import standardizing_net, z_score_parser, z_standardization
+from sbi.utils.sbiutils import z_score_parser
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -19,7 +19,6 @@ from made_flows._checks import (
     expect,
     expect_type,
     expect_word,
-    listed,
     non_negative_integer,
     positive_integer,
     real_number,
@@ -31,6 +30,13 @@ from made_flows.models.autoregressive_flows import IAF, MAF
 from made_flows.models.base import Model
 from made_flows.models.flows import Flow
 from made_flows.models.mades import GaussianMixtureMADE
+from made_flows.sbi.conditions import (
+    check_rows,
+    check_varies,
+    embedded_size,
+    moments,
+    scoring,
+)
 from made_flows.sbi.estimator import Estimator
 from made_flows.sbi.support import Bounds, ends_of
 from made_flows.training.optimization import seeded
@@ -84,9 +90,14 @@ class Builder:
 
     def __call__(self, theta: Tensor, x: Tensor) -> Estimator:
         """Build the estimator, z-scored by parameters (N, ...) and simulations (N, ...)."""
+        check_rows(theta, "theta")
+        check_rows(x, "x")
+        expect(len(x) == len(theta), "x", f"to be {len(theta)} rows, as theta is", len(x))
         of, given = (x, theta) if self.likelihood else (theta, x)
+        names = ("theta", "x")[:: -1 if self.likelihood else 1]
         scores = (self.z_score_theta, self.z_score_x)[:: -1 if self.likelihood else 1]
         rows = of.flatten(1)
+        check_varies(rows, names[0])
         bounds = None if self.support is None else Bounds(self.support, rows.shape[1])
         transforms: list[Transform] = [] if bounds is None else bounds.transforms()
         if bounds is not None:
@@ -98,49 +109,27 @@ class Builder:
                 rows = transform.to_noise(rows)[0]
         scored, structured = z_score_parser(scores[0])
         if scored:
-            mean, std = z_standardization(rows, structured)
+            mean, std = moments(rows, structured, names[0])
             width = rows.shape[1]
             transforms.append(Standardize(mean.expand(width), std.expand(width)))
-        embedding = self.embedding_net
-        try:
-            size = get_numel(given, embedding)
-        except RuntimeError as error:
-            shape = tuple(given.shape[1:])
-            raise ValueError(
-                f"Expected embedding_net to take rows of shape {shape}; got {error}"
-            ) from error
+        # Copies, as estimators of one builder, an ensemble's say, are trained each by itself.
+        embedding = copy.deepcopy(self.embedding_net)
+        own = {
+            name: copy.deepcopy(value)
+            for name, value in self.model.keywords.items()
+            if isinstance(value, nn.Module)
+        }
+        size = embedded_size(embedding, given)
         scored, structured = z_score_parser(scores[1])
         if scored:
-            net = standardizing_net(given, structured)
-            embedding = nn.Sequential(net if structured else _blind(net, given), embedding)
-        model = self.model(rows.shape[1], size)
+            embedding = nn.Sequential(scoring(given, structured, names[1]), embedding)
+        model = self.model(rows.shape[1], size, **own)
         if isinstance(model, Flow):
             transforms += [part for part in model.transforms if isinstance(part, Transform)]
             flow = Flow(transforms, model.base)
         else:
             flow = Flow(transforms, model)
         return Estimator(flow, embedding, of[0].shape, given[0].shape, bounds, (of, given))
-
-
-def _blind(net: nn.Module, given: Tensor) -> nn.Module:
-    """Let what is constant in all simulations be zero to an embedding, whatever it is at use.
-
-    sbi divides it by 1e-7: an observation that is other there would be all that a network sees.
-    """
-    std: Any = getattr(net, "_std", None)
-    finite = given[given.flatten(1).isfinite().all(dim=1)]
-    if len(finite) < 2 or not isinstance(std, Tensor):
-        return net
-    constant = finite.amin(dim=0) == finite.amax(dim=0)
-    if bool(constant.any()):
-        std[constant] = torch.inf
-        warnings.warn(
-            f"What the estimator is given is constant in all simulations in columns "
-            f"{listed(constant.flatten().nonzero().flatten().tolist())}. Nothing can be learnt of "
-            f"them: densities and samples will be the same for other values",
-            stacklevel=3,
-        )
-    return net
 
 
 def _helpful(function: Callable[P, Builder]) -> Callable[P, Builder]:
@@ -192,7 +181,7 @@ def maf(
         z_score_x: likewise.
         hidden_features: the width of all hidden layers, or all widths.
         num_transforms: number of autoregressive transforms.
-        embedding_net: of simulations; of parameters for a likelihood.
+        embedding_net: of simulations; of parameters for a likelihood. Every estimator has a copy.
         num_blocks: residual blocks of two hidden layers after the first layer; with
             ``residual=False`` as many layers.
         dropout_probability: of hidden units, while training.

@@ -160,6 +160,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "from above": (lambda: built("maf", support=constraints.less_than(20.0)), "lower bound"),
     "embedding": (lambda: built("maf", embedding_net=nn.Linear(9, 2)), r"to take rows of shape"),
     "size": (lambda: built("maf", support=BoxUniform(torch.zeros(2), torch.ones(2))), "3 columns"),
+    "one row": (lambda: ms.maf()(torch.ones(1, 3), torch.ones(1, 3)), "two rows or more"),
+    "constants": (lambda: ms.maf()(torch.ones(9, 3), torch.rand(9, 3)), "theta to vary .*0, 1, 2"),
+    "flat rows": (lambda: ms.maf()(torch.rand(9, 3), torch.ones(9)), r"x of shape \(N, ...\)"),
+    "other rows": (lambda: ms.maf()(torch.rand(9, 3), torch.ones(8, 3)), "x to be 9 rows"),
+    "integers given": (
+        lambda: ms.maf()(torch.rand(9, 3), torch.ones(9, 3, dtype=torch.int)),
+        "x to be of a floating-point dtype",
+    ),
+    "embedding of no rows": (lambda: built("maf", embedding_net=nn.Flatten(0)), "one row for each"),
     "rows outside": (lambda: built("maf", support=constraints.unit_interval), "lie in the support"),
     "z-score, numbers": (lambda: ms.maf(z_score_x=torch.ones(3)), "z_score_x to be 'indep"),  # type: ignore[arg-type]
     "likelihood": (lambda: ms.maf(likelihood="no"), "likelihood to be True or False"),  # type: ignore[arg-type]
@@ -215,9 +224,73 @@ def test_an_embedding_net_of_images_and_structured_scores() -> None:
     builder = ms.maf(embedding_net=net, z_score_x="structured", **SMALL)
     estimator = builder(theta, images)
     estimator.loss(theta, images).mean().backward()
-    assert net[1].weight.grad is not None
+    assert all(p.grad is not None for p in estimator.embedding_net.parameters())
     assert estimator.condition_shape == (4, 5)
     assert estimator.sample((7,), images[:2]).shape == (7, 2, D)
+
+
+# Shapes of one simulation, networks, and what they are called with.
+EMBEDDINGS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module], dict[str, Any]]] = {
+    "batch norm": ((2,), lambda: nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)), {}),
+    "a channel": (
+        (1, 4, 5),
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.LazyLinear(3)
+        ),
+        {"z_score_x": "structured"},
+    ),
+    "a number": ((1,), lambda: nn.Linear(1, 2), {"z_score_x": "structured"}),
+}
+
+
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_embeddings(name: str) -> None:
+    shape, make, more = EMBEDDINGS[name]
+    theta, x = PRIOR.sample((ROWS,)), 3 + 5 * torch.randn(ROWS, *shape)
+    estimator = ms.maf(embedding_net=make(), **SMALL, **more)(theta, x)
+    norms = [m for m in estimator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert all(int(norm.num_batches_tracked) == 0 and norm.training for norm in norms)
+    scored = estimator.embedding_net[0](x)
+    torch.testing.assert_close(scored.mean(), torch.tensor(0.0), atol=1e-4, rtol=0.0)
+    torch.testing.assert_close(scored.std(), torch.tensor(1.0), atol=0.1, rtol=0.0)
+    estimator.loss(theta, x).mean().backward()
+    assert estimator.eval().sample((7,), x[:1]).shape == (7, 1, D)
+
+
+SHARED: dict[str, Callable[[], ms.Builder]] = {
+    "embedding": lambda: ms.maf(embedding_net=nn.Linear(C, 4), **SMALL),
+    "base": lambda: ms.maf(base=mf.GaussianMADE(D, hidden_features=(8,)), **SMALL),
+    "activation": lambda: ms.made(activation=nn.PReLU()),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_estimators_of_one_builder_share_no_weights(name: str) -> None:
+    """Of an ensemble: the second's training had changed the first."""
+    builder, rows = SHARED[name](), simulations()
+    one, other = builder(*rows), builder(*rows)
+    expected = one.loss(*rows)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    torch.testing.assert_close(one.loss(*rows), expected)
+
+
+@pytest.mark.parametrize("likelihood", [False, True])
+def test_units_do_not_matter(likelihood: bool) -> None:
+    """sbi's z-scores have a least deviation, of 1e-7: in amperes a network saw next to nothing."""
+    of, given = simulations()
+    scores = []
+    for unit in (1.0, 1e-12):
+        torch.manual_seed(0)
+        rows = (unit * given, of * unit**2) if likelihood else (of * unit**2, unit * given)
+        estimator = ms.maf(**SMALL, likelihood=likelihood)(*rows)
+        with torch.no_grad():
+            for parameter in estimator.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        inner = rows[::-1] if likelihood else rows
+        scores.append(-estimator.loss(*inner) + 2 * D * torch.tensor(unit).log())
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("likelihood", [False, True])
