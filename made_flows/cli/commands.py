@@ -220,6 +220,7 @@ def sample(
 ) -> None:
     """Draw rows from a model."""
     check_output(output)
+    check_different({"--given": given, "--output": output})
     found = loaded(model)
     conditional = bool(found.context)
     if conditional != (given is not None) or (conditional and not isinstance(found, TableMADE)):

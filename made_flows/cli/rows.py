@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from made_flows._checks import expect
 from made_flows.cli.errors import Code, CommandError, errors_of, say
 from made_flows.cli.reading import Piece, TableFile, days, typed
-from made_flows.cli.writing import check_output
+from made_flows.cli.writing import check_different, check_output
 from made_flows.models.base import Model
 from made_flows.serialization import load
 from made_flows.tables.frames import expect_columns
@@ -44,6 +44,7 @@ def loaded(path: Path) -> Any:
 def opened(model: Path, data: Path, output: Path | None) -> tuple[Any, TableFile]:
     """Check the output, load the model, and open the table."""
     check_output(output)
+    check_different({"DATA": data, "--output": output})
     found = loaded(model)
     if found.context and not isinstance(found, TableMADE):
         raise CommandError(Code.MODEL, f"Expected a model without a context in {model}; got one")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from made_flows._checks import check_broadcast, check_finite, check_sample_shape
+from made_flows._checks import check_broadcast, check_event, check_finite, check_sample_shape
 from made_flows.distributions._protocols import Invertible
 from made_flows.distributions.base import VectorDistribution
 
@@ -79,6 +79,8 @@ class FlowDistribution(VectorDistribution):
         self._warn_of_training_mode()
         if self._validate_args:
             self._validate_sample(value)
+        else:  # torch.compile turns checks of values off, for the whole process
+            check_event(value, "value", self.event_shape[0])
         z, log_det = self.transform.to_noise(value, self.context)
         return self._defined(self._over_batch(self._score_noise(z) + log_det), value)
 

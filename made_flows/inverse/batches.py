@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from made_flows._checks import LOST_ON_META, expect
 from made_flows._torch import as_rows, is_forward_mode, is_untransformed
 
 
@@ -64,3 +65,12 @@ def batch_of(x: Tensor, context: Tensor | None) -> torch.Size | None:
         except RuntimeError:
             return None
     return batch
+
+
+def expect_on_cpu(noise: Tensor, context: Tensor | None = None, *, name: str = "noise") -> None:
+    """Raise a ValueError for values on another device: a kernel would read from nowhere."""
+    for argument, given in ((name, noise), ("context", context)):
+        if given is not None and not given.is_cpu:
+            lost = f" ({LOST_ON_META})" if given.is_meta and given is noise else ""
+            wanted = "on the device of the weights, cpu"
+            expect(False, argument, wanted, f"{given.device}{lost}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from made_flows._torch import as_rows, has_gradient_hooks, own_precision
 from made_flows.inverse import dispatch
-from made_flows.inverse.batches import batch_of, context_rows, shaped, takes
+from made_flows.inverse.batches import batch_of, context_rows, expect_on_cpu, shaped, takes
 from made_flows.inverse.plans import Plan, map_alone, plan_alone
 from made_flows.inverse.steps import BijectionStep, HeadStep
 from made_flows.nn.activations import activation_of_name
@@ -136,6 +136,7 @@ def _with_gradient(
         recipe = plan.kept["gradients"] = _recipe(made, step, plan)
     if recipe is None or any(recipe.empty):
         return None
+    expect_on_cpu(x, context, name="values")
     call, tensors, _ = recipe
     bases: list[Tensor] = []
     if call.based:

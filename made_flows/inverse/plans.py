@@ -17,10 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from made_flows._cache import Proof, Stamp
-from made_flows._checks import LOST_ON_META, expect
 from made_flows._torch import as_rows
 from made_flows.inverse import dispatch
-from made_flows.inverse.batches import batch_of, context_rows, is_plain_call, shaped, takes
+from made_flows.inverse.batches import (
+    batch_of,
+    context_rows,
+    expect_on_cpu,
+    is_plain_call,
+    shaped,
+    takes,
+)
 from made_flows.inverse.compiled.placement import context_of, knows
 from made_flows.inverse.steps import BijectionStep, HeadStep, fits
 from made_flows.nn.activations import activation_code
@@ -219,11 +225,8 @@ class Plan:
         packed = self._weights(proofs)
         if packed is None:
             return None
-        for name, given in (("noise", x), ("context", context)):
-            if given is not None and not given.is_cpu:  # a kernel would read from nowhere
-                lost = f" ({LOST_ON_META})" if given.is_meta and given is x else ""
-                got = f"{given.device}{lost}"
-                expect(False, name, "on the device of the weights, cpu", got)
+        name = "noise" if self._stages[0].sequential else "values"
+        expect_on_cpu(x, context, name=name)
         contexts: list[Any] = []
         parts: Any = ()
         if packed.weights is not None and context is not None:

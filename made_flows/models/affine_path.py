@@ -90,7 +90,8 @@ class _SmallChain(NamedTuple):
 
 def _small_chain(steps: Steps, z: Tensor, flat: Tensor) -> _SmallChain | None:
     """Return steps as a chain where the kernel can be had for them, and takes less time."""
-    known = z.dtype in (torch.float32, torch.float64) and z.dtype == flat.dtype
+    known = z.dtype in (torch.float32, torch.float64)
+    known = known and (z.dtype, z.device) == (flat.dtype, flat.device)
     if not known or path_kernels(z) is None or flat.numel() > SMALL:
         return None
     *before, outer = steps

@@ -524,6 +524,19 @@ def test_a_density_of_its_own_is_the_one_that_scores(kind: type[mf.Head]) -> Non
     torch.testing.assert_close(model().log_prob(x), expected)
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+def test_values_elsewhere_are_refused(gradients: bool) -> None:
+    """With gradients, what was on another device than the weights ended the process."""
+    x, where = torch.randn(5, 3, device="meta"), "on the device of the weights, cpu; got meta"
+    iaf = mf.IAF(3, transforms=1)
+    with torch.set_grad_enabled(gradients):
+        for ask in (mf.MAF(3)().log_prob, mf.GaussianMADE(3)().log_prob, iaf.to_data):
+            with pytest.raises(ValueError, match=f"values {where}"):
+                ask(x)
+        with pytest.raises(ValueError, match=f"context {where}"):
+            mf.MAF(3, context=2)(x[:, :2]).log_prob(torch.zeros(5, 3))
+
+
 def test_values_that_are_no_category_raise_without_checks() -> None:
     model = mf.CategoricalMADE(3, categories=4).eval()
     distribution = model()
