@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,14 +34,24 @@ class EstimateWarning(UserWarning):
     """Rows whose density is not what it seems: columns of integers or of few values."""
 
 
-def checked_rows(x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
+class Names(NamedTuple):
+    """What rows and contexts are called in messages."""
+
+    x: str = "x"
+    context: str = "context"
+
+
+NAMES = Names()
+
+
+def checked_rows(x: Any, context: Any, names: Names) -> tuple[Tensor, Tensor | None]:
     """Return rows and contexts as finite tensors."""
     given: list[Tensor] = []
-    for value, name in ((x, "x"), (context, "context")):
-        if value is None and name == "context":
+    for value, name in zip((x, context), names, strict=True):
+        if value is None and name == names.context:
             continue
         rows = as_tensor(value, name).detach().cpu()
-        columns = "features" if name == "x" else "C"
+        columns = "features" if name == names.x else "C"
         fits = rows.dim() == 2 and rows.shape[1] > 0
         one = f". One column is {name}.reshape(-1, 1), of a Series {name}.to_frame()"
         got = f"{tuple(rows.shape)}{one if rows.dim() == 1 else ''}"
@@ -50,7 +60,7 @@ def checked_rows(x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
             try:
                 check_finite(rows, name)
             except ValueError as error:
-                if name == "context":
+                if name == names.context:
                     raise
                 raise ValueError(f"{advised(error, rows)}; fit_table takes holes, too") from None
         extent = Extent(name)
@@ -58,9 +68,11 @@ def checked_rows(x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
         extent.warn_of_steps()
         given.append(rows)
     count = len(given[0])
-    expect(count >= 10, "x", "to have at least ten rows", count)
+    expect(count >= 10, names.x, "to have at least ten rows", count)
     if len(given) == 2 and len(given[1]) != count:
-        raise ValueError(f"Expected context to have {count} rows, as x has; got {len(given[1])}")
+        raise ValueError(
+            f"Expected {names.context} to have {count} rows, as {names.x} has; got {len(given[1])}"
+        )
     return given[0], given[1] if len(given) == 2 else None
 
 
@@ -73,26 +85,26 @@ def kind_of(x: Tensor) -> Literal["binary", "categories", "real"]:
     return "real"
 
 
-def check_columns(x: Tensor) -> None:
+def check_columns(x: Tensor, name: str = "x") -> None:
     """Refuse columns that have no density, and warn of those whose density diverges."""
     location, scale = robust_moments(x)
     constant = (scale == 0).nonzero().flatten().tolist()
     if constant:
         raise ValueError(
-            f"Expected the columns of x to vary; got constant ones: {listed(constant)}. Leave "
+            f"Expected the columns of {name} to vary; got constant ones: {listed(constant)}. Leave "
             f"them out: their density is infinite"
         )
     z = (x.double() - location) / scale
-    warn_of_outliers(z, "x")
-    warn_of_digits(x, location, scale, torch.get_default_dtype(), "x")
-    found = near_dependence(z, "x")
+    warn_of_outliers(z, name)
+    warn_of_digits(x, location, scale, torch.get_default_dtype(), name)
+    found = near_dependence(z, name)
     same = _repeated(z).nonzero().tolist()
     if same:
         first, second = same[0]
         raise ValueError(
-            f"Expected columns of x that do not repeat one another; got column {second}, which is "
-            f"column {first} in other units ({len(same)} such pairs). Leave one of each out: "
-            f"their joint density is infinite"
+            f"Expected columns of {name} that do not repeat one another; got column {second}, "
+            f"which is column {first} in other units ({len(same)} such pairs). Leave one of each "
+            f"out: their joint density is infinite"
         )
     if found is not None:
         warnings.warn(found.message, EstimateWarning, stacklevel=3)
@@ -100,8 +112,8 @@ def check_columns(x: Tensor) -> None:
     integers = whole.nonzero().flatten().tolist()
     if integers:
         warnings.warn(
-            f"Columns of x hold integers only: {listed(integers)}. Densities diverge at values "
-            f"that repeat, so that likelihoods mean little. Spread them first: "
+            f"Columns of {name} hold integers only: {listed(integers)}. Densities diverge at "
+            f"values that repeat, so that likelihoods mean little. Spread them first: "
             f"Flow([Dequantize({x.shape[1]}, {integers})], base=model)",
             EstimateWarning,
             stacklevel=3,
@@ -110,8 +122,8 @@ def check_columns(x: Tensor) -> None:
     few = [i for i, count in enumerate(counts) if count < len(x) / 10 and i not in integers]
     if few:
         warnings.warn(
-            f"Columns of x hold few values: {listed(few)} ({counts[few[0]]} in column {few[0]}). "
-            f"Densities diverge at values that repeat, so that likelihoods mean little",
+            f"Columns of {name} hold few values: {listed(few)} ({counts[few[0]]} in column "
+            f"{few[0]}). Densities diverge at values that repeat, so that likelihoods mean little",
             EstimateWarning,
             stacklevel=3,
         )
@@ -142,15 +154,15 @@ def _in_line(z: Tensor, counted: Tensor) -> Tensor:
     return torch.where(size > 0, (products.abs() > (1 - 1e-12) * size).to(z), torch.nan)
 
 
-def check_parts(parts: Sequence[Tensor]) -> None:
+def check_parts(parts: Sequence[Tensor], name: str) -> None:
     """Refuse columns that are constant in some part of the rows on which candidates are trained."""
     for part in parts:
         constant = (robust_moments(part)[1] == 0).nonzero().flatten().tolist()
         if constant:
             raise ValueError(
-                f"Expected the columns of x to vary in every part of the rows that candidates are "
-                f"trained on; got some of one value but for few rows: {listed(constant)}. Leave "
-                f"them out: their density is all but infinite"
+                f"Expected the columns of {name} to vary in every part of the rows that candidates "
+                f"are trained on; got some of one value but for few rows: {listed(constant)}. "
+                f"Leave them out: their density is all but infinite"
             )
 
 

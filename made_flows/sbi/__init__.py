@@ -13,6 +13,7 @@ except ImportError as error:
     ) from error
 
 from made_flows.sbi.builders import Builder, iaf, made, maf, spline
+from made_flows.sbi.estimating import estimate
 from made_flows.sbi.estimator import Estimator
 
 _NAMES = {"nsf": "spline", "maf_rqs": "spline", "zuko_nsf": "spline", "zuko_maf": "maf"}
@@ -23,4 +24,4 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module 'made_flows.sbi' has no attribute '{name}'{hint}")
 
 
-__all__ = ["Builder", "Estimator", "iaf", "made", "maf", "spline"]
+__all__ = ["Builder", "Estimator", "estimate", "iaf", "made", "maf", "spline"]

@@ -99,14 +99,10 @@ class Builder:
         rows = of.flatten(1)
         check_varies(rows, names[0])
         bounds = None if self.support is None else Bounds(self.support, rows.shape[1])
-        transforms: list[Transform] = [] if bounds is None else bounds.transforms()
+        transforms: list[Transform] = []
         if bounds is not None:
-            outside = (~bounds.holds(rows)).nonzero().flatten().tolist()
             name = "x (with likelihood=True)" if self.likelihood else "theta"
-            expect(not outside, name, "to lie in the support", f"row {outside[:1]} outside")
-            rows = bounds.inside(rows)
-            for transform in transforms:
-                rows = transform.to_noise(rows)[0]
+            rows, transforms = bounds.opened(rows, name)
         scored, structured = z_score_parser(scores[0])
         if scored:
             mean, std = moments(rows, structured, names[0])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from made_flows._checks import shown
+from made_flows._checks import expect, shown
 from made_flows.transforms.base import Transform
 from made_flows.transforms.data import Log, Logit, Standardize
 
@@ -62,6 +62,19 @@ class Bounds(nn.Module):
             found.append(Standardize(start, torch.ones_like(start)))
             found.append(Log(len(start), one_sided.nonzero().flatten().tolist()))
         return found
+
+    def opened(self, x: Tensor, name: str) -> tuple[Tensor, list[Transform]]:
+        """Return rows (N, D) on the real line, and the transforms that took them there.
+
+        Raises:
+            ValueError: for rows outside; the first is named.
+        """
+        outside = (~self.holds(x)).nonzero().flatten().tolist()
+        expect(not outside, name, "to lie in the support", f"row {outside[:1]} outside")
+        x, transforms = self.inside(x), self.transforms()
+        for transform in transforms:
+            x = transform.to_noise(x)[0]
+        return x, transforms
 
     def holds(self, x: Tensor) -> Tensor:
         """Tell which rows (..., D) lie within, bounds included."""

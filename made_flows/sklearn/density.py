@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from made_flows._checks import expect, positive_integer
 from made_flows._registry import own_arguments
-from made_flows.models.estimate import estimate_repeated
+from made_flows.models.estimate import estimated
 from made_flows.sklearn.base import TableEstimator, repetitions
 from made_flows.tables.frames import expect_columns, read, write
 from made_flows.tables.model import TableMADE
@@ -62,7 +62,7 @@ class MADEDensity(DensityMixin, TableEstimator):
             return self
         X, seed = self._numbers(X, reset=True), self._seed()
         places = repetitions(X, sample_weight, seed)
-        self.model_ = estimate_repeated(
+        self.model_ = estimated(
             X if places is None else X[places],
             copies=None if places is None else torch.from_numpy(places),
             budget=self.budget,

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 import made_flows as mf
-from made_flows.models.estimate import _Run
 from made_flows.models.estimate_gaussians import NormalMixtures, sparse_weights
 from made_flows.models.estimate_rows import EstimateWarning, check_columns
+from made_flows.models.estimate_run import Run
 from made_flows.models.gaussian_mixture import fit_gaussians, gaussian_model, merged
 
 QUICK = {"budget": "fast", "progress": False, "seed": 0}
@@ -39,7 +39,7 @@ def few_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(*arguments, **options):
         return mf.fit(*arguments, **options | {"max_epochs": 4})
 
-    for module in ("estimate", "estimate_gaussians"):
+    for module in ("estimate_run", "estimate_gaussians"):
         monkeypatch.setattr(f"made_flows.models.{module}.fit", fit)
 
 
@@ -153,13 +153,13 @@ def test_wherever_the_limit_cuts_no_finished_part_is_better(
         yield "MAF", lambda _: mf.MAF(**sizes, transforms=1)
         yield "spline MAF", lambda _: mf.MAF(**sizes, transforms=1, bijection="spline")
 
-    monkeypatch.setattr(_Run, "_real", candidates)
-    monkeypatch.setattr("made_flows.models.estimate._SMALL", 20 if "one part" in name else 200)
-    for module in ("estimate", "estimate_gaussians"):
+    monkeypatch.setattr(Run, "_real", candidates)
+    monkeypatch.setattr("made_flows.models.estimate_run._SMALL", 20 if "one part" in name else 200)
+    for module in ("estimate_run", "estimate_gaussians"):
         monkeypatch.setattr(f"made_flows.models.{module}.fit", fit)
     with monkeypatch.context() as patch:
         patch.setattr(time, "perf_counter", Clock(step))
-        run = _Run(x, None, None, "real", "fast", 0, True, 50.0, False)
+        run = Run(x, None, None, "real", "fast", 0, True, 50.0, False)
         mixture = run()
     output = capsys.readouterr().out
     for word in (said, f"{len(x)} rows of {x.shape[1]} real features", "weight", "nats a row left"):
@@ -199,7 +199,7 @@ def test_any_units_give_the_same_mixture(monkeypatch: pytest.MonkeyPatch):
         yield "MAF", lambda x: mf.MAF(features, context, 1, (8,))
         yield "MAF over normals", lambda x: self.normals.under_flow(x, self.end)
 
-    monkeypatch.setattr(_Run, "_real", candidates)
+    monkeypatch.setattr(Run, "_real", candidates)
     x = ring(60).double()
     x = torch.cat([x, x.square() + 0.1 * normal(60, 2).double()], dim=1)
     generator = torch.Generator().manual_seed(4)
@@ -380,7 +380,7 @@ def test_a_correlated_prior_keeps_correlations():
 
 def test_mixtures_behind_splines_are_densities(monkeypatch: pytest.MonkeyPatch):
     """Of skewed rows they are the better candidate, and integrate to one."""
-    monkeypatch.setattr(_Run, "_real", lambda self, features, context: iter([]))
+    monkeypatch.setattr(Run, "_real", lambda self, features, context: iter([]))
     x = (0.4 * normal(200, 2)).exp()
     model = mf.estimate(x, **QUICK, max_seconds=60)
     assert any(isinstance(part, mf.Flow) for part in model.components)
@@ -415,9 +415,9 @@ def test_gaussians_of_few_rows_do_not_collapse():
 
 def test_copies_of_a_row_are_left_out_together() -> None:
     x, copies = torch.randn(40, 2), torch.arange(20).repeat(2)
-    run = _Run(x, None, copies, "real", "fast", 0, False, 0.0, False)
+    run = Run(x, None, copies, "real", "fast", 0, False, 0.0, False)
     assert sorted(torch.cat(run.folds).tolist()) == list(range(40))
     for fold, rest in zip(run.folds, run.rests, strict=True):
         assert not torch.isin(copies[fold], copies[rest]).any()
     with pytest.raises(ValueError, match="at least ten different rows; got 5"):
-        _Run(x, None, torch.arange(5).repeat(8), "real", "fast", 0, False, 0.0, False)
+        Run(x, None, torch.arange(5).repeat(8), "real", "fast", 0, False, 0.0, False)

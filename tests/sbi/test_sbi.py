@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import made_flows as mf
 pytest.importorskip("sbi")
 
 from sbi.diagnostics import run_sbc, run_tarp
-from sbi.inference import NLE, NPE
+from sbi.inference import NLE, NPE, likelihood_estimator_based_potential
 from sbi.inference.posteriors import DirectPosterior
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators.categorical_net import CategoricalMADE
@@ -48,12 +49,14 @@ def simulations(prior: Any = PRIOR) -> tuple[Tensor, Tensor]:
     return theta, theta[:, :C] + 0.3 * torch.randn(ROWS, C)
 
 
+QUICK: dict[str, Any] = {"max_seconds": 1, "progress": False, "seed": 0}
 SMALL: dict[str, Any] = {"hidden_features": 12, "num_transforms": 2}
-BUILDERS: dict[str, Callable[..., ms.Builder]] = {
+BUILDERS: dict[str, Callable[..., Callable[..., Any]]] = {
     "maf": lambda **more: ms.maf(**SMALL, **more),
     "spline": lambda **more: ms.spline(**SMALL, num_bins=4, **more),
     "iaf": lambda **more: ms.iaf(**SMALL, **more),
     "made": lambda **more: ms.made(hidden_features=(12,), num_components=3, **more),
+    "estimate": lambda **more: partial(ms.estimate, **QUICK, **more),
 }
 
 
@@ -62,7 +65,7 @@ def built(name: str, prior: Any = PRIOR, **more: Any) -> tuple[Any, Tensor, Tens
     theta, x = simulations(prior)
     estimator = BUILDERS[name](**more)(theta, x).eval()
     with torch.no_grad():
-        for parameter in estimator.parameters():
+        for parameter in estimator.parameters() if name != "estimate" else ():  # trained already
             parameter.add_(0.2 * torch.randn_like(parameter))
     return estimator, theta, x
 
@@ -154,6 +157,8 @@ def test_supports(name: str) -> None:
     )
 
 
+TEN = torch.rand(10, 3, generator=torch.Generator().manual_seed(0)) * 6
+TEN[0] = 0
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "simplex": (lambda: built("maf", support=constraints.simplex), "each in an interval"),
     "integers": (lambda: built("maf", support=constraints.nonnegative_integer), "real columns"),
@@ -178,6 +183,19 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "transforms": (lambda: ms.spline(num_transforms=0), "num_transforms"),
     "components": (lambda: ms.made(num_components=0), "num_components"),
     "blocks": (lambda: ms.maf(num_blocks=-1), "num_blocks"),
+    "to estimate: no numbers": (lambda: ms.estimate(["a"], ["b"]), "theta to hold numbers"),
+    "to estimate: flat rows": (lambda: ms.estimate(TEN, TEN[:, 0]), r"x of shape \(N, ...\)"),
+    "to estimate: other rows": (lambda: ms.estimate(TEN, TEN[:9]), "x to have 10 rows, as theta"),
+    "to estimate: few": (lambda: ms.estimate(TEN[:9], TEN[:9]), "theta to have at least ten"),
+    "to estimate: not finite": (lambda: ms.estimate(TEN, TEN / TEN[:, :1]), "x .*row 0, column 0"),
+    "to estimate: constants": (lambda: ms.estimate(0 * TEN + 2, TEN), "columns of theta to vary"),
+    "to estimate: zeros and ones": (lambda: ms.estimate(TEN > 3, TEN), "theta to hold real val"),
+    "to estimate: outside": (
+        lambda: ms.estimate(TEN, TEN, support=constraints.interval(0, 5)),
+        r"theta to lie in the support; got row \[2\]",
+    ),
+    "to estimate: a budget": (lambda: ms.estimate(TEN, TEN, budget="all"), "budget"),  # type: ignore[arg-type]
+    "to estimate: likelihood": (lambda: ms.estimate(TEN, TEN, likelihood="no"), "likelihood"),  # type: ignore[arg-type]
     # of the network, before anything is simulated
     "dropout": (lambda: ms.maf(dropout_probability=1.0), r"dropout_probability to be in \[0, 1\)"),
     "order": (lambda: ms.iaf(order=[0, 0, 1]), "order"),
@@ -320,10 +338,12 @@ def test_copies_and_state_dicts(name: str) -> None:
 # ---------------------------------------------------------------------- with sbi
 
 
-@pytest.fixture(scope="module", params=["maf", "spline"])
+@pytest.fixture(scope="module", params=["maf", "spline", "estimate"])
 def posterior(request: pytest.FixtureRequest) -> Iterator[Any]:
     torch.manual_seed(0)
     theta, x = simulations()
+    if request.param == "estimate":
+        return DirectPosterior(ms.estimate(theta, x, support=PRIOR, **QUICK), PRIOR)
     trainer = NPE(PRIOR, density_estimator=BUILDERS[request.param](support=PRIOR))
     trainer.append_simulations(theta, x).train(
         max_num_epochs=2, training_batch_size=20, show_train_summary=False
@@ -372,6 +392,22 @@ def test_likelihoods_by_mcmc_and_variational_posteriors() -> None:
         max_num_iters=3, n_particles=8, warm_up_rounds=1, quality_control=False, **QUIET
     )
     assert vi.sample((8,), **QUIET).shape == (8, D)
+
+
+def test_likelihoods_without_a_choice_of_a_network() -> None:
+    theta, images = PRIOR.sample((ROWS,)), torch.rand(ROWS, 2, 2)
+    images = images * theta[:, None, :2] ** 2
+    estimator = ms.estimate(
+        theta, images, likelihood=True, support=constraints.nonnegative, **QUICK
+    )
+    assert (estimator.input_shape, estimator.condition_shape) == ((2, 2), (D,))
+    assert bool((estimator.sample((50,), theta[:3]) > 0).all())
+    assert estimator.log_prob(-images[None], theta).eq(-torch.inf).all()
+    potential, _ = likelihood_estimator_based_potential(estimator, PRIOR, images[:1])
+    torch.testing.assert_close(
+        potential(theta),
+        estimator.log_prob(images[:1].expand(1, ROWS, 2, 2), theta)[0] + PRIOR.log_prob(theta),
+    )
 
 
 # ---------------------------------------------------------------------- accelerating sbi's own
