@@ -67,7 +67,7 @@ PUBLIC = {
         MixtureOfGaussiansMADE StandardNormal TrainingModeWarning
     """,
     "made_flows.ray": "Sample Score",
-    "made_flows.sbi": "Builder Estimator iaf made maf spline",
+    "made_flows.sbi": "Builder Estimator estimate iaf made maf spline",
     "made_flows.sklearn": "MADEDensity MADEDetector MADEImputer MADEOutlierDetector",
     "made_flows.plotting": """
         column_scores connections coverage image_grid intervals masks pair_plot pit_histogram
