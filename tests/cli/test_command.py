@@ -310,7 +310,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
         ("fit", "good.csv", "-o", "m", "--checkpoint", "/proc/c"), 5, "/proc/c to be written"),
     "a pipe": (("fit", "good.csv", "-o", "pipe"), 5, "pipe, a device or pipe"),
     "the table itself": (("fit", "good.csv", "-o", "good.csv"), 2, "DATA and --output to be diff"),
-    "scores in its place": (("score", T, "good.csv", "-o", "./good.csv"), 2, "DATA and --output to"),
+    "scores in place": (("score", T, "good.csv", "-o", "./good.csv"), 2, "DATA and --output to"),
     "filled in its place": (("impute", T, "good.csv", "-o", "good.csv"), 2, "DATA and --output to"),
     "the model as checkpoint": (
         ("fit", "good.csv", "-o", "m", "--checkpoint", "./m"), 2, "--output and --checkpoint"),
