@@ -116,6 +116,44 @@ def module_of_same_parts(module: Module) -> Module:
     return other
 
 
+def has_lent_weights(module: nn.Module) -> bool:
+    """Tell whether ``torch.func.functional_call`` has put tensors in the place of weights.
+
+    Without gradients and transforms, where every microsecond counts, by the first weights alone:
+    who asks for a model of other weights then gives all of them.
+    """
+    quick = not torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
+    every: list[nn.Module | None] = [module]
+    for each in every:
+        if each is None:
+            continue
+        if weights := each._parameters:
+            for weight in weights.values():
+                # Those of other classes (DTensor, say) are parameters by their mark.
+                if type(weight) is nn.Parameter or isinstance(weight, nn.Parameter):
+                    if quick:
+                        return False
+                elif weight is not None:
+                    return True
+        if inner := each._modules:
+            every += inner.values()
+    return False
+
+
+def keeping_weights(module: Module) -> Module:
+    """Make a module of the tensors that another has now, whatever it is given later."""
+    made: dict[int, Any] = {}
+
+    def keep(each: Any) -> Any:
+        if each is not None and id(each) not in made:
+            other = made[id(each)] = module_of_same_parts(each)
+            other._modules.update({name: keep(one) for name, one in each._modules.items()})
+        return made.get(id(each))
+
+    kept: Module = keep(module)
+    return kept
+
+
 def _state_of(module: nn.Module) -> dict[str, Any]:
     own: Any = getattr(type(module), "__getstate__", None)
     whole = own is _PLAIN_STATE or is_parametrized(module)  # which refuses

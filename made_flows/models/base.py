@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from made_flows._checks import Unsaid, expect_type, positive_integer
 from made_flows._registry import former_defaults
+from made_flows._torch import has_lent_weights, keeping_weights
 from made_flows.distributions.conditional import CompletionDistribution
 from made_flows.nn.made import MADE
 from made_flows.transforms.units import Units
@@ -89,6 +90,9 @@ class Model(nn.Module):
             whole = [m for m in self.modules() if isinstance(m, MADE) and not _is_sharded(m)]
             advice = "fully_shard(m) for every made_flows.MADE m of model.modules()"
             expect_type(not whole, "the model", f"to be sharded by networks: {advice}", self)
+        if not torch.compiler.is_compiling() and has_lent_weights(self):
+            # The distribution is asked when the call is over, and the weights have been given back.
+            return keeping_weights(self).distribution(context)
         return self.distribution(context)
 
     def standardizable(self) -> list[Units]:

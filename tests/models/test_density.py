@@ -496,6 +496,36 @@ def test_scores_of_stacked_models(make: Make) -> None:
     close(scores, torch.stack([model(x, context) for model in models]))
 
 
+@few_models
+@pytest.mark.parametrize("given", ["all", "one"])
+def test_other_weights_for_a_call_stay_with_the_distribution(make: Make, given: str) -> None:
+    """It is asked after the call: scores were the model's own, and gradients zero."""
+    model, other = make(), make()
+    context = context_of(model, 5)
+    x = values_of(model(context_of(model)), 5)
+    weights = {name: weight.detach() for name, weight in other.named_parameters()}
+    if given == "one":
+        weights = dict([next((n, w) for n, w in weights.items() if w.numel())])
+
+    def score(weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, weights, (context,)).log_prob(x)
+
+    got = [score(weights), torch.vmap(score)({n: w[None] for n, w in weights.items()})[0]]
+    gradients = torch.func.grad(lambda each: score(each).sum())(weights)
+    with torch.no_grad():
+        got += [score(weights)] if given == "all" else []
+        sampled = torch.func.functional_call(model, weights, (context,)).sample((2,))
+    model.load_state_dict({**model.state_dict(), **weights})
+    expected = model(context).log_prob(x)
+    for each in got:
+        close(each, expected)
+    assert sampled.shape == model(context).sample((2,)).shape
+    leaves = [weight for name, weight in model.named_parameters() if name in weights]
+    found = torch.autograd.grad(expected.sum(), leaves, allow_unused=True)
+    for gradient, wanted in zip(gradients.values(), found, strict=True):
+        close(gradient, torch.zeros_like(gradient) if wanted is None else wanted)
+
+
 # Clamped scales pass gradients straight through, which is not their derivative.
 EXACT = [name for name in FEW if "clamp" not in name]
 
