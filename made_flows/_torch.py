@@ -127,7 +127,8 @@ def has_lent_weights(module: nn.Module) -> bool:
     for each in every:
         if each is None:
             continue
-        if weights := each._parameters:
+        weights: dict[str, Any] = each._parameters
+        if weights:
             for weight in weights.values():
                 # Those of other classes (DTensor, say) are parameters by their mark.
                 if type(weight) is nn.Parameter or isinstance(weight, nn.Parameter):
