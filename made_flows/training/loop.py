@@ -45,7 +45,11 @@ from made_flows.training.optimization import (
 from made_flows.training.processes import Processes
 from made_flows.training.rates import Rates, Schedule
 from made_flows.training.run import Callback, Options, Run
-from made_flows.training.standardization import set_units, warn_of_unseen_contexts
+from made_flows.training.standardization import (
+    set_units,
+    warn_of_other_units,
+    warn_of_unseen_contexts,
+)
 from made_flows.training.target import Target
 from made_flows.transforms.units import Units
 
@@ -142,7 +146,7 @@ def fit(
             contexts in such units, whose constant columns are named, and not looked at. Values
             more than twenty standard deviations out count as if they were twenty out. Of more than
             2**18 rows, that many at most are measured. A model that was trained or loaded before
-            keeps its units.
+            keeps its units, with a warning where the rows are in quite other ones.
         batch_size: rows per step, at most: an epoch is cut into batches of equal size (of two or
             three for an odd number in pairs). By default from 32 for a thousand rows to 256 from
             eight thousand. A stream of batches has its own.
@@ -291,6 +295,7 @@ def fit(
             with _settled(known, found, run.history):
                 if file.saved is None and settings.max_epochs:
                     warn_of_unseen_contexts(known, train)
+                    warn_of_other_units(known, train)
                     set_units(found, train)
                     for units in found:
                         units.set(*processes.same(units.numbers()))

@@ -34,6 +34,9 @@ _MOST = 2**18
 
 _PIECE = 2**16
 
+_COMPARED, _UNLIKE = 4096, 10.0
+"""Rows that are compared with a model's units, and how many times as wide is unlike them."""
+
 _DETERMINED, _FINEST = 1e-4, 1e-10
 """Variance of a column given those before it under which they determine it; what counts as none."""
 
@@ -169,6 +172,40 @@ def warn_of_unseen_contexts(known: list[Units], train: Source) -> None:
                 stacklevel=3,
             )
             return
+
+
+@torch.no_grad()
+def warn_of_other_units(known: list[Units], train: Source) -> None:
+    """Warn of rows unlike those that a model has its units of, which it keeps."""
+    known = [units for units in known if units.active]
+    if not known or not isinstance(train, Rows):  # a stream would be read once more
+        return
+    some = train.read(torch.arange(0, len(train), -(-len(train) // _COMPARED)))
+    for units in known:
+        x, context = some
+        if units.location is not None:
+            x = x if not units.before else train.target.move(x, None)[0]
+            for transform in units.before:
+                x = transform.to_noise(x)[0]
+        pairs = (
+            ("", x, units.location, units.scale),
+            ("the context of ", context, units.context_location, units.context_scale),
+        )
+        for of, rows, location, scale in pairs:
+            if rows is None or location is None or scale is None:
+                continue
+            middle, spread = robust_moments(rows)
+            away = (middle - location).abs() > _UNLIKE * scale
+            wide = (spread > _UNLIKE * scale) | ((spread > 0) & (spread * _UNLIKE < scale))
+            columns = ((away | wide) & scale.isfinite()).nonzero().flatten().tolist()
+            if columns:
+                warnings.warn(
+                    f"Columns of {of}{train.name} are in other units than those that the model was "
+                    f"trained on at first, or far from them: {listed(columns)}. It keeps the units "
+                    f"of those; train a new one, or expect many more epochs",
+                    stacklevel=3,
+                )
+                return
 
 
 def _sample(train: Source) -> tuple[Tensor, Tensor | None]:

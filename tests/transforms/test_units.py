@@ -233,12 +233,12 @@ def test_contexts_far_out_are_said(kind: str) -> None:
     """With contexts from 1e-4 to 1e4 a mixture ends 1.3 nats behind one of their logarithms."""
     context = torch.randn(200, 2)
     context[:, 1] = (3 * torch.randn(200)).exp()
-    x, model = (torch.randn(200, 2), mf.GaussianMADE(2, 2, **SHAPE))
+    x, model = torch.randn(200, 2), mf.GaussianMADE
     if kind == "discrete":
-        x, model = (x > 0).float(), mf.BernoulliMADE(2, 2, **SHAPE)
+        x, model = (x > 0).float(), mf.BernoulliMADE
     words = "of the contexts of data .*than 20 standard deviations out.*column 1 of the context"
     with pytest.warns(UserWarning, match=words) as caught:
-        mf.fit(model, x, context=context, **QUIET)
+        mf.fit(model(2, 2, **SHAPE), x, context=context, **QUIET)
     assert len(caught) == 1
     with pytest.warns(UserWarning, match=words.replace("data", "x")) as caught:
         mf.estimate(x, context, budget="fast", max_seconds=1, progress=False, seed=0)
@@ -246,7 +246,7 @@ def test_contexts_far_out_are_said(kind: str) -> None:
     context[:, 1] = context[:, 1].log()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        mf.fit(model, x, context=context, **QUIET)
+        mf.fit(model(2, 2, **SHAPE), x, context=context, **QUIET)
 
 
 def test_what_rows_far_out_alone_share_is_no_dependence() -> None:
@@ -390,6 +390,31 @@ def test_contexts_of_what_is_not_standardised_are(name: str, tmp_path):
 OF_DATA = {f"{name} of real values": partial(make, 2) for name, make in MODELS.items()}
 
 
+@pytest.mark.parametrize("what", ["data", "context", "behind a log", "missing"])
+def test_rows_in_other_units_than_the_first_are_named(what: str) -> None:
+    """The model keeps its units: it was trained from 16,000 nats a row, without a word."""
+    x, c = torch.randn(200, 2), torch.randn(200, 2)
+    sizes = torch.tensor([1.0, 30.0])
+    models = {
+        "context": lambda: mf.GaussianMADE(2, context=2, hidden_features=(8,)),
+        "behind a log": lambda: mf.Flow([mf.Log(2)], mf.MAF(2, hidden_features=(8,))),
+        "missing": lambda: mf.GaussianMADE(2, orders="all", hidden_features=(8,)),
+    }
+    model = models.get(what, lambda: mf.MAF(2, transforms=1, hidden_features=(8,)))()
+
+    def train(size: Tensor | float) -> None:
+        rows = x if what == "context" else x * size
+        rows = torch.where(torch.rand(200, 2) < 0.2, torch.nan, rows) if what == "missing" else rows
+        rows = rows.exp() if what == "behind a log" else rows
+        mf.fit(model, rows, c * size if what == "context" else None, **QUIET)
+
+    train(0.2)
+    train(0.4)  # like enough: nothing is said
+    of = "the context of data" if what == "context" else "data"
+    with pytest.warns(UserWarning, match=f"Columns of {of} are in other units .*: 1. It keeps"):
+        train(0.2 * sizes)
+
+
 @pytest.mark.parametrize("name", OF_DATA | OF_CONTEXTS)
 def test_a_constant_context_is_named_and_is_nothing_to_the_model(name: str, tmp_path) -> None:
     """No row trains the weights that read it: at use they would move scores at random."""
@@ -514,7 +539,8 @@ def test_a_model_keeps_its_units():
     model = mf.MAF(3, transforms=1, **SHAPE)
     mf.fit(model, rows(), **QUIET)
     location = model.units.location.clone()
-    mf.fit(model, rows() + 50, **QUIET)
+    with pytest.warns(UserWarning, match="0, 1, 2. It keeps"):
+        mf.fit(model, rows() + 50, **QUIET)
     assert torch.equal(model.units.location, location)
     trained = mf.MAF(3, transforms=1, **SHAPE)
     mf.fit(trained, rows(), **QUIET, standardize=False)
