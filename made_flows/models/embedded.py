@@ -123,10 +123,11 @@ class Embedded(Model, HasConditionals):
             fits = rows.dtype in (torch.int64, torch.int32) if tokens else rows.dtype == own
             if fits or isinstance(error, torch.OutOfMemoryError):
                 raise
-            known = "torch.int64 or torch.int32 for tokens, " if tokens else ""
+            known = "torch.int64 or torch.int32 for tokens" if tokens else ""
+            if rows.dtype != own:  # which it did not read
+                known += f"{', ' if known else ''}{own} for numbers"
             raise TypeError(
-                f"Expected context of a dtype that net reads, {known}{own} for numbers; got "
-                f"{rows.dtype} ({error})"
+                f"Expected context of a dtype that net reads, {known}; got {rows.dtype} ({error})"
             ) from error
 
     def distribution(self, context: Tensor | None = None) -> Distribution:
