@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Exponential, Independent, Normal, Uniform
+from torch.utils.data import DataLoader
 
 import made_flows as mf
 from made_flows._checks import check_broadcast
@@ -469,6 +470,16 @@ MORE_CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     # diagnostics
     "check a number": (lambda: mf.check_autoregressive(3), "conditioner to be a MADE or a functio"),
     "check without features": (lambda: mf.check_autoregressive(LAYER), "features, the number of t"),
+    "check a model": (
+        lambda: mf.check_autoregressive(of_all_orders()), "such as model.made; got GaussianMADE",
+    ),
+    "check a flow": (
+        lambda: mf.check_autoregressive(mf.MAF(3)), "such as model.transforms.0.conditioner, mo",
+    ),
+    "batches by name": (
+        lambda: mf.fit(mf.MAF(3), DataLoader([{"x": row} for row in ROWS], 2)),  # type: ignore[arg-type]
+        "batch 1 of data to hold numbers; got dict {'x'",
+    ),
     "check features as text": (lambda: mf.check_autoregressive(LAYER, "3"), "features to be a pos"),
     "check other features": (
         lambda: mf.check_autoregressive(mf.MADE(3), 4), "features to be 3, as the MADE has them; g",

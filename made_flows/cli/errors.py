@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -41,6 +42,10 @@ def errors_of(code: Code, where: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError, OSError) as error:
         message = str(error)
+        if "invalid UTF8" in message:  # Arrow's words, behind a whole chain of them
+            row = re.search(r"Row #(\d+)", message)
+            at = f" in row {int(row[1]) - 1}" if row else ""
+            message = f"Expected {where} to be text in UTF-8; got other bytes{at}"
         if not message.startswith("Expected"):  # not one of ours
             message = f"Expected {where} to be read; got: {message}"
         at = "" if where in message else f" ({where})"

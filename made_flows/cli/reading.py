@@ -40,6 +40,9 @@ _TRUTH = "(?i)^(true|false)$"
 _MOSTLY = 0.9
 """The share of a text column's values that are numbers from which on the others are mistakes."""
 
+_MOST, _FEW = 0.5, 20
+"""Likewise where these are one text, and there are more different numbers than so many."""
+
 _READ_AS: dict[Any, tuple[str, ...]] = {
     "date": ("date",),
     **dict.fromkeys((None, "category", "binary", "leave_out"), ("int", "bool", "date")),
@@ -348,9 +351,16 @@ def inferred(piece: Piece, said: Mapping[str, Any]) -> Piece:
         found = days(next(each, column))
         if found is column and len(column.drop_null()):
             numbers = pc.match_substring_regex(column, _NUMBER)
-            mostly = pc.mean(pc.cast(numbers, pa.float64())).as_py() > _MOSTLY
+            share = pc.mean(pc.cast(numbers, pa.float64())).as_py()
+            # One text beside many numbers stands for a missing value, most likely.
+            marked = (
+                share > _MOST and pc.count_distinct(column.filter(pc.invert(numbers))).as_py() == 1
+            )
+            marked = marked and pc.count_distinct(column.filter(numbers)).as_py() > _FEW
+            mostly = share > _MOSTLY or marked
             if len(kinds) == 1 or (what is None and mostly and not padded):
-                why = "numbers in nearly all others" if what is None else f"--columns {name}={what}"
+                why = "numbers in all others" if marked else "numbers in nearly all others"
+                why = why if what is None else f"--columns {name}={what}"
                 why += ", for dates such as 2024-05-31" if what == "date" else ""
                 advice = (
                     "Mend it, or say --missing for what stands for a missing value, or --columns"

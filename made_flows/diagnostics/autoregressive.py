@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from made_flows._checks import check_generator, expect, expect_type, positive_integer, shown
 from made_flows._keywords import helpful
@@ -110,6 +110,10 @@ def check_autoregressive(
         checked: tuple[str, ...] = ("masks", "autograd")
     else:
         if features is None:
+            parts = conditioner.named_modules() if isinstance(conditioner, nn.Module) else ()
+            inside = [name for name, part in parts if isinstance(part, MADE)]
+            words = f"to be a MADE, such as model.{', model.'.join(inside[:2])}"
+            expect_type(not inside, "conditioner", words, conditioner)
             raise ValueError("Expected features, the number of them, for a function; got none")
         features = positive_integer(features, "features")
         ranks = mk.ranks_from_order(mk.make_order(features, order))

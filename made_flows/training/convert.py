@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,11 @@ def as_tensor(x: Any, name: str) -> Tensor:
     if array.dtype.kind == "O" and array.ndim == 2 and 0 < len(names) == len(set(names)):
         array = _columns_together(x, names, name)
     if array.dtype.kind not in "biuf":
-        got = described(x) if isinstance(x, (str, bytes)) else f"values of dtype {array.dtype}"
+        got = (
+            described(x)
+            if isinstance(x, (str, bytes, Mapping))
+            else f"values of dtype {array.dtype}"
+        )
         raise TypeError(f"Expected {name} to hold numbers; got {got}")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         largest = int(array.max(initial=0))

@@ -233,7 +233,8 @@ class GaussianMixture(Head):
         return mean + scale * noise[..., 1].to(mean.dtype)
 
     def initial_parameters(self) -> Tensor:
-        places = (torch.arange(self.components) + 0.5) / self.components
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # ndtri needs it
+        places = (torch.arange(self.components, dtype=dtype) + 0.5) / self.components
         start = torch.zeros(3, self.components)
         start[1] = torch.special.ndtri(places)
         return start.flatten()

@@ -153,6 +153,9 @@ BAD: dict[str, Callable[[list[str]], bytes]] = {
     "mark.csv": lambda lines: (
         b"x,y\n" + b"".join(b"%d,%d\n" % (i % 7, i) for i in range(60)) + b"?,3\n"
     ),
+    "marks.csv": lambda lines: (
+        b"x,y\n" + b"".join(b"%d,%d.5\n" % (i % 7, i) if i % 3 else b"1,-\n" for i in range(60))
+    ),
     "numbers.csv": lambda lines: b"x0,x1\n1.5,2\n,3\n",
     "huge.csv": lambda lines: b"id,x\n" + b"".join(b"%d,1\n" % (2**60 + i) for i in range(9)),
     "huger.csv": lambda lines: b"id,x\n" + b"".join(b"%d,1\n" % (10**19 + i) for i in range(9)),
@@ -184,7 +187,8 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a mark among numbers": (("fit", "mark.csv", "-o", "m"), 3, "got '?' in row 61, and numbers"),
     "no names": (("fit", "headless.csv", "-o", "m"), 3, "names of columns; got 0.5,-1.2"),
     "names twice": (("fit", "twice.csv", "-o", "m"), 3, "different names; got a"),
-    "other bytes": (("fit", "bytes.csv", "-o", "m"), 3, "UTF8"),
+    "marks among numbers": (("fit", "marks.csv", "-o", "m"), 3, "got '-' in row 1, and numbers in"),
+    "other bytes": (("fit", "bytes.csv", "-o", "m"), 3, "UTF-8; got other bytes in row 4"),
     "huge identifiers": (("fit", "huge.csv", "-o", "m"), 3, "below 2**53"),
     "huger ones": (("fit", "huger.csv", "-o", "m"), 3, "'id' of huger.csv to hold integers below"),
     "huge beside a fraction": (("fit", "mixed.csv", "-o", "m"), 3, "got '9007199254740993' in row"),

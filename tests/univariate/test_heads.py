@@ -484,3 +484,15 @@ def test_models_draw_in_half_precision_as_they_score(dtype: torch.dtype) -> None
     x = model.to(dtype)().sample((100_000,))
     assert x.dtype == dtype
     assert 30 <= int(x.float().sum()) <= 120
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_mixtures_are_made_in_half_precision(dtype: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        start = heads.GaussianMixture(5).initial_parameters()
+    finally:
+        torch.set_default_dtype(before)
+    assert start.dtype == dtype
+    close(start.float(), heads.GaussianMixture(5).initial_parameters(), rtol=1e-2, atol=1e-6)
