@@ -48,6 +48,10 @@ class Estimator(ConditionalDensityEstimator):
         self._built_on = rows
         self._embedding_net, self.bounds = embedding_net, bounds
 
+    def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
+        self._built_on = None  # weights that were trained: files of them are to hold no simulations
+        super()._load_from_state_dict(*arguments, **more)
+
     @property
     def embedding_net(self) -> nn.Module:
         """What turns conditions into contexts, the z-score first."""

@@ -332,6 +332,10 @@ def test_copies_and_state_dicts(name: str) -> None:
     fresh.load_state_dict(estimator.state_dict())
     for each in (copy.deepcopy(estimator), pickle.loads(pickle.dumps(estimator)), fresh):
         torch.testing.assert_close(each.log_prob(theta, x), expected)
+    for trained in (fresh, copy.deepcopy(estimator)):
+        if trained is not fresh:
+            trained.loss(theta, x)
+        assert trained._built_on is None  # no pickle of it holds simulations
     pickle.dumps(BUILDERS[name](support=PRIOR))
 
 
