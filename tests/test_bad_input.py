@@ -104,6 +104,19 @@ def test_values(name: str, value: str) -> None:
         refused(lambda: distribution.log_prob(given), message.replace("value", "(value|values|x)"))
 
 
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_what_has_no_formula_is_estimated_by_samples(name: str) -> None:
+    distribution = DISTRIBUTIONS[name]()
+    asked = {"mean": "mean", "variance": "variance", "stddev": "variance"}
+    for what, told in asked.items():
+        with pytest.raises(NotImplementedError, match=rf"got {told}. Samples .*: d\.sample"):
+            getattr(distribution, what)
+    with pytest.raises(
+        NotImplementedError, match=r"got entropy. Samples estimate it: -d\.log_prob"
+    ):
+        distribution.entropy()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_sample_shapes(name: str, shape: str) -> None:

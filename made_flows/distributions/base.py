@@ -149,6 +149,26 @@ class VectorDistribution(Distribution):
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         """Draw samples (*sample_shape, *batch_shape, D), with gradients if there are any."""
 
+    @property
+    def mean(self) -> Tensor:
+        """Raise a NotImplementedError: there is no formula."""
+        raise self._unknown("mean", "sample((1000,)).mean(dim=0)")
+
+    @property
+    def variance(self) -> Tensor:
+        """Raise a NotImplementedError: there is no formula."""
+        raise self._unknown("variance", "sample((1000,)).var(dim=0)")
+
+    def entropy(self) -> Tensor:
+        """Raise a NotImplementedError: there is no formula."""
+        raise self._unknown("entropy", "log_prob(d.sample((1000,))).mean(dim=0)", sign="-")
+
+    def _unknown(self, what: str, estimate: str, sign: str = "") -> NotImplementedError:
+        return NotImplementedError(
+            f"Expected what a {type(self).__name__} d has a formula of; got {what}. Samples "
+            f"estimate it: {sign}d.{estimate}"
+        )
+
     def _check_rsample(self) -> None:
         if not self.has_rsample:
             raise NotImplementedError(
